@@ -1,0 +1,88 @@
+"""The model directory's `model.json`: what a model is, where it came from, and how far it can be trusted.
+
+    weights.safetensors   the network's parameters
+    model.onnx            uint8 images (N, size, size, 3) named `images` to float32 `logits` (N, classes) and
+                          `predicted_loss` (N,); normalisation is inside the graph
+    model.json            this card
+    README.md             the card for a clinician
+"""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from wbc_model.classes import CLASSES
+from wbc_model.errors import WbcError
+
+WEIGHTS, ONNX, CARD, README = "weights.safetensors", "model.onnx", "model.json", "README.md"
+
+
+class Architecture(BaseModel):
+    """What rebuilds the network from its weights."""
+
+    model_config = ConfigDict(extra="forbid")
+    network: str = "AttentionResNet18"
+    attention: str
+    lossnet: bool
+
+
+class Normalisation(BaseModel):
+    """(pixel / 255 - mean) / std per RGB channel; applied inside the network and the ONNX graph."""
+
+    model_config = ConfigDict(extra="forbid")
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class ModelCard(BaseModel):
+    """`model.json`. `temperature` divides the logits before the softmax; `conformal_threshold` is the probability at or
+    above which a class joins the prediction set (split conformal, calibrated on the validation pool)."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    name: str = "wbc"
+    version: str
+    created_at: str
+    classes: tuple[str, ...] = CLASSES
+    input_size: int
+    normalisation: Normalisation
+    architecture: Architecture
+    temperature: float = 1.0
+    conformal_coverage: float = 0.95
+    conformal_threshold: float = 0.0
+    pool_version: str = ""
+    data_source: str = ""
+    rendered: bool = False
+    git_commit: str = ""
+    parameters: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
+    sha256: dict[str, str] = {}
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_card(directory: Path, verify: bool = True) -> ModelCard:
+    """Read and check a model directory; raises WbcError naming the file that is missing, damaged or changed."""
+    path = directory / CARD
+    try:
+        card = ModelCard.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise WbcError(f"{directory} is not a model directory: {CARD} is missing") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise WbcError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    if card.classes != CLASSES:
+        raise WbcError(f"{path}: classes are {list(card.classes)}, this version knows {list(CLASSES)}")
+    for name, expected in card.sha256.items() if verify else ():
+        file = directory / os.path.basename(name)
+        if not file.is_file():
+            raise WbcError(f"{directory}: {name} is missing")
+        if file_sha256(file) != expected:
+            raise WbcError(f"{file} is damaged: its sha256 is not the one in {CARD}")
+    return card

@@ -1,0 +1,66 @@
+"""Writing files so that a crash at any moment leaves either the old content or the new, never a half."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+
+def _fsync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write a whole file: temporary name in the same directory, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+    _fsync_directory(path.parent)
+
+
+def append_durably(path: Path, text: str) -> None:
+    """Append whole lines and fsync; a torn last line that an earlier crash left is cut off first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as file:
+        file.seek(0)
+        content = file.read()
+        whole = content.rfind(b"\n") + 1
+        if whole != len(content):
+            file.truncate(whole)
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
+    _fsync_directory(path.parent)
+
+
+def replace_directory(temporary: Path, final: Path) -> None:
+    """Put a finished directory in the place of another on the same file system.
+
+    The files of `temporary` are fsynced first. Between the two renames `final` is missing for an instant, never half
+    written; what it held is deleted last.
+    """
+    for file in sorted(temporary.rglob("*")):
+        if file.is_file():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+    final.parent.mkdir(parents=True, exist_ok=True)
+    old = final.with_name(f".{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        final.rename(old)
+    temporary.rename(final)
+    _fsync_directory(final.parent)
+    shutil.rmtree(old, ignore_errors=True)

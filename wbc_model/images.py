@@ -1,0 +1,113 @@
+"""Decoding and preprocessing of one cell image: the same code in training, scoring and serving.
+
+An image is untrusted bytes until `decode` has returned. Pure Pillow and NumPy, so that the service needs no PyTorch.
+"""
+
+import io
+import warnings
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from wbc_model.errors import ImageRejected
+
+FORMATS: Final = ("JPEG", "PNG", "BMP", "TIFF")
+MAX_BYTES: Final = 32 * 2**20
+MAX_PIXELS: Final = 40_000_000  # a 40-megapixel smear photograph is not a cell; 120 MB decoded is the most one image may cost
+MIN_SIDE: Final = 16
+# Modes that hold 8 bits a channel and so have one RGB form; 16-bit grey, float and Lab images do not.
+RGB_CONVERTIBLE: Final = frozenset({"RGB", "RGBA", "RGBX", "L", "LA", "P", "PA", "CMYK", "YCbCr", "1"})
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What the header of an accepted image says: `width` and `height` in pixels as stored, `format`, Pillow `mode`."""
+
+    width: int
+    height: int
+    format: str
+    mode: str
+
+
+def _open(data: bytes) -> Image.Image:
+    if not data:
+        raise ImageRejected("undecodable", "the file is empty")
+    if len(data) > MAX_BYTES:
+        raise ImageRejected("too_large", f"{len(data):,} bytes, at most {MAX_BYTES:,} are accepted")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # our own pixel limit below is stricter than Pillow's warning
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise ImageRejected("too_large", f"more than {MAX_PIXELS:,} pixels") from None
+    except (OSError, SyntaxError, ValueError, TypeError, OverflowError, EOFError):
+        raise ImageRejected("undecodable", f"not a readable {', '.join(FORMATS)} image") from None
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ImageRejected("too_large", f"{width}x{height} pixels, at most {MAX_PIXELS:,} are accepted")
+    if min(width, height) < MIN_SIDE:
+        raise ImageRejected("too_small", f"{width}x{height} pixels, at least {MIN_SIDE}x{MIN_SIDE} are needed")
+    if image.mode not in RGB_CONVERTIBLE:
+        raise ImageRejected("undecodable", f"pixel mode {image.mode} has no 8-bit RGB form")
+    return image
+
+
+def decode(data: bytes, at_least: int | None = None) -> tuple[Image.Image, ImageFacts]:
+    """Decode untrusted bytes to an upright RGB image.
+
+    `at_least` lets a JPEG be decoded at a half, quarter or eighth of its size as long as no side falls under that many
+    pixels (DCT scaling), which is several times faster; the facts always give the stored size.
+    Transparent pixels are laid on white, the background of a smear.
+
+    Raises ImageRejected with reason `undecodable`, `truncated`, `too_large` or `too_small`.
+    """
+    image = _open(data)
+    facts = ImageFacts(*image.size, str(image.format), image.mode)
+    if at_least is not None and image.format == "JPEG" and image.mode in ("RGB", "L"):
+        image.draft(image.mode, (at_least, at_least))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image.load()
+            image = ImageOps.exif_transpose(image)
+            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+                layer = image.convert("RGBA")
+                image = Image.new("RGB", layer.size, "white")
+                image.paste(layer, mask=layer.getchannel("A"))
+            return image.convert("RGB"), facts
+    except OSError as error:
+        if "truncated" in str(error) or "broken" in str(error) or "incomplete" in str(error):
+            raise ImageRejected("truncated", "the image ends before its last row") from None
+        raise ImageRejected("undecodable", f"damaged {facts.format} data") from None
+    except (SyntaxError, ValueError, TypeError, IndexError, KeyError, OverflowError, EOFError, MemoryError):
+        raise ImageRejected("undecodable", f"damaged {facts.format} data") from None
+    except Exception as error:  # struct.error and zlib.error escape Pillow's plugins on hostile files
+        if type(error).__module__ not in ("struct", "zlib"):
+            raise
+        raise ImageRejected("undecodable", f"damaged {facts.format} data") from None
+
+
+def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
+    """The network's view of a decoded image: uint8 array (size, size, 3), the longer side resized to `size`.
+
+    A crop that is not square is laid on the mean colour of its own border, so that the cell keeps its shape.
+    """
+    if image.width != image.height:
+        pixels = np.asarray(image)
+        border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+        colour = tuple(int(value) for value in border.mean(axis=0).round())
+        square = Image.new("RGB", (max(image.size),) * 2, colour)
+        square.paste(image, ((square.width - image.width) // 2, (square.height - image.height) // 2))
+        image = square
+    if image.width != size:
+        image = image.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=None)
+    return np.asarray(image)
+
+
+def preprocess(data: bytes, size: int) -> NDArray[np.uint8]:
+    """Untrusted bytes to the network's input, uint8 (size, size, 3); raises ImageRejected. The one way an image takes."""
+    image, _ = decode(data, at_least=size)
+    return to_square(image, size)
