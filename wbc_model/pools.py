@@ -248,6 +248,17 @@ class Pools:
             raise WbcError(f"cell {sha256} is labelled {present[sha256]} already and now comes as {label}; decide which is right")
         return set(known["sha256"])
 
+    def plus(self, rows: Mapping[str, pd.DataFrame]) -> Self:
+        """The pools with these rows added, a DataFrame with the columns COLUMNS per pool name. Raises WbcError when the
+        result would break a rule of `check()`."""
+        frames = dict(self.frames)
+        for name, new in rows.items():
+            if len(new):
+                frames[name] = _sorted(pd.concat([frames[name], _typed(new)], ignore_index=True))
+        pools = type(self)(frames)
+        pools.check()
+        return pools
+
     def without(self, sha256s: set[str]) -> Self:
         """The pools without these cells (the quarantined ones)."""
         return type(self)(
