@@ -44,7 +44,7 @@ class ModelCard(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
     name: str = "wbc"
     version: str
-    created_at: str
+    created_at: str = ""
     classes: tuple[str, ...] = CLASSES
     input_size: int
     normalisation: Normalisation

@@ -1,0 +1,140 @@
+"""The model directory: weights as safetensors, the network as ONNX, the card as JSON and as a page for a clinician."""
+
+import logging
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+
+import onnx
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from wbc_model.card import CARD, ONNX, README, WEIGHTS, ModelCard, file_sha256, read_card
+from wbc_model.files import replace_directory, write_atomic
+from wbc_model.network import AttentionResNet18
+
+
+class _Served(nn.Module):
+    """The graph that is served: uint8 images (N, S, S, 3) to logits and predicted loss, normalisation inside."""
+
+    def __init__(self, network: AttentionResNet18) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        output = self.network(images.permute(0, 3, 1, 2).float() / 255)
+        return output.logits, output.predicted_loss
+
+
+def export_onnx(network: AttentionResNet18, size: int, path: Path) -> None:
+    """Write the network as ONNX with a dynamic batch: `images` uint8 to `logits` and `predicted_loss` float32."""
+    served = _Served(network).eval()
+    example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns of its own internals
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        torch.onnx.export(
+            served,
+            (example,),
+            str(path),
+            input_names=["images"],
+            output_names=["logits", "predicted_loss"],
+            dynamo=False,
+            dynamic_axes={name: {0: "batch"} for name in ("images", "logits", "predicted_loss")},
+            opset_version=18,
+        )
+    onnx.checker.check_model(str(path), full_check=True)
+
+
+def render_readme(card: ModelCard) -> str:
+    """The model card as Markdown, in the words of those who will rely on it."""
+    validation = card.metrics.get("validation", {})
+    rows = [
+        f"| {name} | {_percent(values['recall'])} | {_percent(values['precision'])} | {values['support']} |"
+        for name, values in validation.get("per_class", {}).items()
+    ]
+    source = card.data_source or "not stated"
+    drawn = (
+        "\n> **Drawn cells.** This model was trained on cells that a program rendered. It knows nothing about real blood and its "
+        "figures say nothing about accuracy on patients.\n"
+        if card.rendered
+        else ""
+    )
+    return f"""# {card.name} {card.version}
+
+Classifies single-cell crops of stained peripheral blood smears into {len(card.classes)} leukocyte classes:
+{", ".join(card.classes)}.
+{drawn}
+## Intended use
+
+Pre-classification for a differential count that a qualified person reviews. It is not a diagnostic device by itself. It was
+trained on crops with one leukocyte in the middle; it does not find cells in a field of view, and does not know immature
+granulocytes, erythroblasts, platelets, artefacts or malignant cells: it will give them one of its {len(card.classes)} names.
+
+## Where it came from
+
+| | |
+|---|---|
+| training data | {source} |
+| pool version | `{card.pool_version}` |
+| code and data commit | `{card.git_commit or "not under git"}` |
+| network | {card.architecture.network}, attention `{card.architecture.attention}`, LossNet {"yes" if card.architecture.lossnet else "no"} |
+| input | {card.input_size} x {card.input_size} pixels, RGB |
+| temperature | {card.temperature:.3f} |
+| prediction set | classes with probability of {card.conformal_threshold:.3f} or more (coverage {card.conformal_coverage:.0%} at the site it was calibrated for) |
+
+## How well it did on its validation pool
+
+{validation.get("n", 0)} cells, accuracy {_percent(validation.get("accuracy"))}, macro-F1 {_percent(validation.get("macro_f1"))}.
+These cells chose the best weights and the temperature, so the figures flatter a little; the test pool's are with the
+registered version.
+
+| class | recall | precision | cells |
+|---|---|---|---|
+{chr(10).join(rows)}
+
+## What to be careful about
+
+- Another stain, camera or magnification can bring accuracy down without warning. Measure on your own labelled cells first
+  (`wbc evaluate --model DIR --data DATA`).
+- The probabilities and the prediction set are calibrated for the site of the training data only.
+"""
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
+
+
+def save_model(directory: Path, network: AttentionResNet18, card: ModelCard) -> ModelCard:
+    """Write a whole model directory in the place of an older one; returns the card with the files' digests."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
+    try:
+        network = network.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+        save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, temporary / WEIGHTS)
+        export_onnx(network, card.input_size, temporary / ONNX)
+        digests = {name: file_sha256(temporary / name) for name in (WEIGHTS, ONNX)}
+        card = card.model_copy(update={"sha256": digests, "version": card.version or digests[WEIGHTS][:12]})
+        write_card(temporary, card)
+        temporary.chmod(0o755)
+        replace_directory(temporary, directory)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return card
+
+
+def write_card(directory: Path, card: ModelCard) -> None:
+    """(Re)write `model.json` and `README.md` of a model directory."""
+    write_atomic(directory / CARD, card.model_dump_json(indent=2) + "\n")
+    write_atomic(directory / README, render_readme(card))
+
+
+def load_model(directory: Path) -> tuple[AttentionResNet18, ModelCard]:
+    """The network in evaluation mode, on the CPU, and its card; raises WbcError when the directory is damaged."""
+    card = read_card(directory)
+    network = AttentionResNet18(card.architecture.attention, card.architecture.lossnet, len(card.classes))
+    network.load_state_dict(load_file(directory / WEIGHTS))
+    return network.eval(), card

@@ -1,0 +1,116 @@
+"""The one definition of every classification metric, with bootstrap confidence intervals.
+
+Macro averages run over the classes that occur among the labels: a class without a cell has no recall to average.
+"""
+
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wbc_model.classes import CLASSES
+from wbc_model.errors import WbcError
+
+Floats = NDArray[np.float64]
+ECE_BINS: Final = 15
+RESAMPLES: Final = 1000
+
+
+def softmax(logits: NDArray[Any], temperature: float = 1.0) -> Floats:
+    """Probabilities (N, C) of logits (N, C) divided by the temperature."""
+    scaled = np.asarray(logits, dtype=np.float64) / temperature
+    exponent = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    return exponent / exponent.sum(axis=1, keepdims=True)
+
+
+def confusion_matrix(labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Counts (C, C): row is the label, column the prediction."""
+    size = len(CLASSES)
+    return np.bincount(labels * size + predicted, minlength=size * size).reshape(size, size)
+
+
+def _divide(a: Floats, b: Floats) -> Floats:
+    return np.divide(a, b, out=np.full(np.broadcast_shapes(a.shape, b.shape), np.nan), where=b > 0)
+
+
+def _from_confusion(confusion: Floats) -> dict[str, Floats]:
+    """Metrics of confusion matrices (..., C, C); each value has the leading shape, `recall` etc. add (C,). NaN: undefined."""
+    hits = np.diagonal(confusion, axis1=-2, axis2=-1)
+    support, guessed = confusion.sum(-1), confusion.sum(-2)
+    recall, precision = _divide(hits, support), _divide(hits, guessed)
+    f1 = np.where(support > 0, _divide(2 * hits, support + guessed), np.nan)
+    return {
+        "accuracy": hits.sum(-1) / confusion.sum((-2, -1)),
+        "macro_f1": np.nanmean(f1, axis=-1),
+        "balanced_accuracy": np.nanmean(recall, axis=-1),
+        "recall": recall,
+        "precision": precision,
+    }
+
+
+def _calibration_bins(probabilities: Floats, labels: NDArray[np.int64]) -> Floats:
+    """(N, ECE_BINS): each row holds confidence minus correctness in the column of its bin."""
+    confidence, predicted = probabilities.max(axis=1), probabilities.argmax(axis=1)
+    bins = np.minimum((confidence * ECE_BINS).astype(int), ECE_BINS - 1)
+    gaps = np.zeros((len(labels), ECE_BINS))
+    gaps[np.arange(len(labels)), bins] = confidence - (predicted == labels)
+    return gaps
+
+
+def expected_calibration_error(probabilities: Floats, labels: NDArray[np.int64]) -> float:
+    """Top-label ECE with equal-width bins (Guo et al., ICML 2017, equation 3)."""
+    return float(np.abs(_calibration_bins(probabilities, labels).sum(axis=0)).sum() / len(labels))
+
+
+def _bootstrap(probabilities: Floats, labels: NDArray[np.int64], seed: int) -> dict[str, Floats]:
+    """RESAMPLES values of each metric under resampling of the cells with replacement, in blocks of bounded memory."""
+    count, size = len(labels), len(CLASSES)
+    cell = labels * size + probabilities.argmax(axis=1)
+    one_hot = np.zeros((count, size * size))
+    one_hot[np.arange(count), cell] = 1
+    gaps = _calibration_bins(probabilities, labels)
+    rng = np.random.default_rng(seed)
+    block = max(1, min(RESAMPLES, 5_000_000 // count))
+    parts: list[dict[str, Floats]] = []
+    for start in range(0, RESAMPLES, block):
+        draws = rng.multinomial(count, np.full(count, 1 / count), size=min(block, RESAMPLES - start)).astype(np.float64)
+        values = _from_confusion((draws @ one_hot).reshape(-1, size, size))
+        parts.append({**values, "ece": np.abs(draws @ gaps).sum(axis=1) / count})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def classification_metrics(probabilities: NDArray[Any], labels: NDArray[Any], seed: int = 0) -> dict[str, Any]:
+    """All metrics of probabilities (N, C) against labels (N,) int class indices.
+
+    Returns `n`, `accuracy`, `macro_f1`, `balanced_accuracy`, `ece`, `per_class` {class: recall, precision, support} (None
+    where undefined) and `intervals` {metric: [low, high]}, 95 % percentile bootstrap over cells; per-class recalls are
+    there as `recall_<class>`. Raises WbcError when there is no cell.
+    """
+    if len(labels) == 0:
+        raise WbcError("there is no labelled cell to evaluate on")
+    probabilities, labels = np.asarray(probabilities, dtype=np.float64), np.asarray(labels, dtype=np.int64)
+    confusion = confusion_matrix(labels, probabilities.argmax(axis=1))
+    point = _from_confusion(confusion.astype(np.float64))
+    draws = _bootstrap(probabilities, labels, seed)
+    per_class = {}
+    intervals: dict[str, list[float]] = {}
+    for name in ("accuracy", "macro_f1", "balanced_accuracy", "ece"):
+        intervals[name] = [float(x) for x in np.percentile(draws[name], [2.5, 97.5])]
+    for index, name in enumerate(CLASSES):
+        recall, precision = float(point["recall"][index]), float(point["precision"][index])
+        per_class[name] = {
+            "recall": None if np.isnan(recall) else recall,
+            "precision": None if np.isnan(precision) else precision,
+            "support": int(confusion[index].sum()),
+        }
+        if not np.isnan(recall):
+            intervals[f"recall_{name}"] = [float(x) for x in np.nanpercentile(draws["recall"][:, index], [2.5, 97.5])]
+    return {
+        "n": len(labels),
+        "accuracy": float(point["accuracy"]),
+        "macro_f1": float(point["macro_f1"]),
+        "balanced_accuracy": float(point["balanced_accuracy"]),
+        "ece": expected_calibration_error(probabilities, labels),
+        "per_class": per_class,
+        "intervals": intervals,
+    }
