@@ -1,0 +1,192 @@
+"""The HTTP interface: routes, and the layer around them that every request passes."""
+
+import asyncio
+import time
+from typing import Annotated, Any
+
+from fastapi import APIRouter, FastAPI, Security
+from fastapi.security import APIKeyHeader
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.classify import Classifier
+from serving.keys import HEADER, ApiKeys
+from serving.limits import InFlight, Limits
+from serving.metrics import exposition, process_metrics
+from serving.problems import MEDIA_TYPE, Problem, answer_defect, answer_http, answer_problem
+from serving.schemas import CLASSIFY_BODY, Classification, Classified, NoneUsable, ProblemDocument, Rejected
+from serving.upload import read_images
+from wbc_model import __version__
+from wbc_model.card import ModelCard
+
+DISCARD_SECONDS = 2.0
+SECURITY_HEADERS = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
+
+
+class Running:
+    """What a started service works with; the routes find it in `request.app.state.running`."""
+
+    def __init__(self, classifier: Classifier, keys: ApiKeys, limits: Limits) -> None:
+        self.classifier = classifier
+        self.keys = keys
+        self.limits = limits
+        self.in_flight = InFlight(limits.in_flight_bytes)
+        self.metrics = process_metrics()
+
+
+def _running(request: Request) -> Running:
+    running: Running = request.app.state.running
+    return running
+
+
+async def _authorise(request: Request, key: Annotated[str | None, Security(APIKeyHeader(name=HEADER, auto_error=False))]) -> None:
+    _running(request).keys.check(key)
+
+
+def _problem(description: str, model: type[ProblemDocument] = ProblemDocument) -> dict[str, Any]:
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {"description": description, "content": {MEDIA_TYPE: {"schema": schema}}}
+
+
+router = APIRouter(prefix="/v1", dependencies=[Security(_authorise)], responses={401: _problem("No accepted key in X-API-Key")})
+
+
+@router.post(
+    "/classify",
+    response_model=Classification,
+    openapi_extra=CLASSIFY_BODY,
+    responses={
+        408: _problem("The body did not arrive in time"),
+        413: _problem("Too many images, an image too large, or the body too large"),
+        415: _problem("Not multipart/form-data"),
+        422: _problem("A field that is unknown, missing or not a file; or no usable image (then with `results`)", NoneUsable),
+        503: _problem("Too many images are being worked on; try again"),
+    },
+)
+async def classify(request: Request) -> Response:
+    """Classify 1 to 256 images of one leukocyte each. An unusable image is rejected in its place and spoils nothing else."""
+    running = _running(request)
+    try:
+        async with read_images(request, running.limits, running.in_flight) as files:
+            results = await running.classifier.classify(files)
+    except ClientDisconnect:
+        return Response(status_code=499)  # nobody is there to read it; the metrics count it
+    running.metrics.results(results)
+    if not any(isinstance(result, Classified) for result in results):
+        rejected = [result.model_dump() for result in results]
+        detail = f"None of the {len(results)} images could be used; `results` says why for each."
+        raise Problem(422, "no-usable-image", "No usable image", detail, results=rejected)
+    answer = Classification(model=running.classifier.model, results=results)
+    return Response(answer.model_dump_json(), media_type="application/json")
+
+
+@router.get("/model", response_model=ModelCard)
+async def model(request: Request) -> Response:
+    """The card of the model that answers: where it came from, how it was calibrated, how well it did."""
+    return Response(_running(request).classifier.card.model_dump_json(), media_type="application/json")
+
+
+@router.get("/openapi.json", include_in_schema=False)
+async def openapi(request: Request) -> dict[str, Any]:
+    """This interface as an OpenAPI document."""
+    app: FastAPI = request.app
+    return app.openapi()
+
+
+async def metrics(request: Request) -> Response:
+    """Prometheus metrics of all processes of this server."""
+    content, media_type = await run_in_threadpool(exposition)
+    return Response(content, media_type=media_type)
+
+
+class _Api(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        """FastAPI's document plus the schemas that only the problem responses refer to."""
+        document = super().openapi()
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        for kind in (ProblemDocument, NoneUsable, Rejected):
+            schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas.update({**schema.pop("$defs", {}), kind.__name__: schema})
+        return document
+
+
+def create_app() -> FastAPI:
+    """The routes without a model: whoever serves them sets `app.state.running`."""
+    app = _Api(
+        title="Leukocyte classification",
+        version=__version__,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        description="Pre-classification of single leukocytes for a differential count that a qualified person reviews.",
+    )
+    app.include_router(router)
+    app.add_route("/metrics", metrics, include_in_schema=False)
+    app.add_exception_handler(Problem, answer_problem)
+    app.add_exception_handler(HTTPException, answer_http)
+    app.add_exception_handler(Exception, answer_defect)
+    return app
+
+
+class Around:
+    """The ASGI layer around the routes: counts requests, sets headers, and lets a client that is still sending hear a refusal.
+
+    It is no Starlette application, so that BentoML hands it every path that is not its own and 404 and 405 are ours.
+    """
+
+    def __init__(self, app: FastAPI) -> None:
+        self.app: ASGIApp = app
+        self.state = app.state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        # A mount leaves a root path behind that the routes must not see.
+        scope = {**scope, "root_path": ""}
+        exchange = _Exchange(scope, receive, send)
+        try:
+            await self.app(scope, exchange.receive, exchange.send)
+        finally:
+            running: Running = self.state.running
+            seconds = time.perf_counter() - exchange.started
+            running.metrics.request(scope["path"], exchange.status, seconds, running.classifier.card.version)
+
+
+class _Exchange:
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.started = time.perf_counter()
+        self.status = 500
+        self._receive = receive
+        self._send = send
+        self._headers = dict(scope["headers"])
+        self._unread = b"transfer-encoding" in self._headers or self._headers.get(b"content-length", b"0") != b"0"
+        self._asked_first = b"expect" in self._headers
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._asked_first = False
+        self._unread = message["type"] == "http.request" and message.get("more_body", False)
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            # A client that waits for `100 Continue` has sent nothing yet and must not be told to begin.
+            if self._unread and not self._asked_first:
+                await self._discard()
+            message = {**message, "headers": [*message.get("headers", []), *SECURITY_HEADERS]}
+        await self._send(message)
+
+    async def _discard(self) -> None:
+        """Read on for a moment and keep nothing: closing on a sender resets the connection before it has read the answer."""
+        try:
+            async with asyncio.timeout(DISCARD_SECONDS):
+                while self._unread:
+                    await self.receive()
+        except TimeoutError:
+            return

@@ -1,0 +1,116 @@
+"""From posted files to results: decoding and inference in threads, off the event loop."""
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from math import ceil
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.engine import Answer, Engine, open_engine, thread_count
+from serving.problems import PREFIX
+from serving.schemas import AMBIGUOUS, Classified, ImageProblem, ModelName, Reason, Rejected, Result, Review
+from wbc_model.card import ModelCard, read_card
+from wbc_model.errors import ImageRejected
+from wbc_model.images import preprocess
+
+# bf16 moves a logit by a few hundredths. That cannot be seen in a probability of 0.9 or more, but it can turn a near tie; so
+# whatever is less sure is computed again in float32, and the service never names another class than the offline evaluation.
+SURE: Final = 0.9
+
+
+def softmax(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float64]:
+    """Probabilities (N, C) of logits (N, C) divided by the temperature."""
+    scaled = logits.astype(np.float64) / temperature
+    exponentials: NDArray[np.float64] = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    exponentials /= exponentials.sum(axis=1, keepdims=True)
+    return exponentials
+
+
+class Classifier:
+    """A model, its engine and the threads that use it."""
+
+    def __init__(self, card: ModelCard, engine: Engine, threads: int) -> None:
+        self.card = card
+        self.engine = engine
+        self.model = ModelName(name=card.name, version=card.version)
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads, "classify")
+
+    @classmethod
+    def open(cls, directory: Path) -> "Classifier":
+        """Check and load a model directory; raises WbcError in one clear line."""
+        card = read_card(directory)
+        threads = thread_count()
+        return cls(card, open_engine(directory, card, threads), threads)
+
+    def close(self) -> None:
+        """Let the threads finish what they do and end them."""
+        self._pool.shutdown(cancel_futures=True)
+
+    async def classify(self, files: Sequence[bytes]) -> list[Result]:
+        """One result a file, in order.
+
+        A thread takes a chunk of files all the way from bytes to results, so that while one waits for the engine another
+        decodes; a small request is cut so that every thread gets a share.
+        """
+        loop = asyncio.get_running_loop()
+        step = min(self.engine.chunk, ceil(len(files) / self._threads))
+        chunks = [files[start : start + step] for start in range(0, len(files), step)]
+        done = await asyncio.gather(*(loop.run_in_executor(self._pool, self.classify_chunk, chunk) for chunk in chunks))
+        return [result for chunk in done for result in chunk]
+
+    def classify_chunk(self, files: Sequence[bytes]) -> list[Result]:
+        """One result a file, in order; blocks."""
+        digests = [hashlib.sha256(data).hexdigest() for data in files]
+        results: list[Result | None] = [None] * len(files)
+        pixels, places = [], []
+        for place, data in enumerate(files):
+            try:
+                pixels.append(preprocess(data, self.card.input_size))
+                places.append(place)
+            except ImageRejected as error:
+                results[place] = _rejected(error, digests[place])
+        if pixels:
+            probabilities, losses = self._infer(np.stack(pixels))
+            for place, row, loss in zip(places, probabilities, losses, strict=True):
+                results[place] = self._classified(row, float(loss), digests[place])
+        return [result for result in results if result is not None]
+
+    def _infer(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+        answer = self.engine.infer(images)
+        probabilities = softmax(answer.logits, self.card.temperature)
+        unsure = np.flatnonzero(probabilities.max(axis=1) < SURE)
+        if self.engine.reduced and len(unsure):
+            exact: Answer = self.engine.infer(images[unsure], exact=True)
+            probabilities[unsure] = softmax(exact.logits, self.card.temperature)
+            answer.predicted_loss[unsure] = exact.predicted_loss
+        return probabilities, answer.predicted_loss
+
+    def _classified(self, probabilities: NDArray[np.float64], loss: float, digest: str) -> Classified:
+        classes = self.card.classes
+        order = np.argsort(-probabilities, kind="stable")
+        chosen = [classes[index] for index in order if index == order[0] or probabilities[index] >= self.card.conformal_threshold]
+        reasons: list[Reason] = [AMBIGUOUS] if len(chosen) != 1 else []
+        return Classified(
+            label=classes[order[0]],
+            probabilities=dict(zip(classes, map(float, probabilities), strict=True)),
+            prediction_set=chosen,
+            predicted_loss=loss if self.card.architecture.lossnet else None,
+            review=Review(required=bool(reasons), reasons=reasons),
+            sha256=digest,
+        )
+
+
+def _rejected(error: ImageRejected, digest: str) -> Rejected:
+    problem = ImageProblem(
+        type=f"{PREFIX}image:{error.reason.replace('_', '-')}",
+        title="Image rejected",
+        detail=error.detail,
+        reason=error.reason,  # type: ignore[arg-type]  # pydantic checks it
+    )
+    return Rejected(problem=problem, sha256=digest)

@@ -1,0 +1,164 @@
+"""Engines: uint8 images in, logits and predicted losses out, from as many threads at once as one likes."""
+
+import importlib.util
+import os
+import queue
+import threading
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wbc_model.card import ONNX, ModelCard
+from wbc_model.errors import WbcError
+
+ENGINES: Final = ("auto", "openvino", "torch")
+MAX_THREADS: Final = 16
+
+
+class Answer(NamedTuple):
+    """`logits` (N, classes) and `predicted_loss` (N,), float32."""
+
+    logits: NDArray[np.float32]
+    predicted_loss: NDArray[np.float32]
+
+
+class Engine(Protocol):
+    """What runs the network. `reduced` says that `infer` may compute in bf16 unless asked to be `exact` (float32)."""
+
+    name: str
+    reduced: bool
+    chunk: int
+
+    def infer(self, images: NDArray[np.uint8], exact: bool = False) -> Answer:
+        """Images (N, size, size, 3) to an Answer. Blocks; may be called from several threads."""
+        ...
+
+
+def thread_count() -> int:
+    """Threads that decode and infer: WBC_THREADS, else the processors this process may use, 16 at most."""
+    text = os.environ.get("WBC_THREADS", "").strip()
+    if text and (not text.isdecimal() or int(text) < 1):
+        raise WbcError(f"WBC_THREADS is {text!r}: give a whole number of at least 1")
+    return int(text) if text else min(len(os.sched_getaffinity(0)), MAX_THREADS)
+
+
+class OpenVinoEngine:
+    """model.onnx on the CPU: one stream and one infer request a thread; bf16 where the processor computes in it natively."""
+
+    name = "openvino"
+    chunk = 16
+
+    def __init__(self, directory: Path, threads: int) -> None:
+        import openvino
+
+        core = openvino.Core()
+        try:
+            model = core.read_model(directory / ONNX)
+        except RuntimeError as error:
+            raise WbcError(f"{directory / ONNX}: OpenVINO cannot read it: {_first_line(error)}") from None
+        outputs = {name for output in model.outputs for name in output.names}
+        if not {"logits", "predicted_loss"} <= outputs:
+            raise WbcError(f"{directory / ONNX}: outputs are {sorted(outputs)}, `logits` and `predicted_loss` are needed")
+        self.reduced = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        self._requests = {exact: _requests(core, model, exact, threads) for exact in {True, not self.reduced}}
+
+    def infer(self, images: NDArray[np.uint8], exact: bool = False) -> Answer:
+        """See Engine. Waits for a free infer request."""
+        free = self._requests[exact or not self.reduced]
+        request = free.get()
+        try:
+            request.infer({"images": images}, share_inputs=True)
+            return Answer(request.get_tensor("logits").data.copy(), request.get_tensor("predicted_loss").data.copy())
+        finally:
+            free.put(request)
+
+
+def _requests(core: Any, model: Any, exact: bool, threads: int) -> "queue.SimpleQueue[Any]":
+    settings = {
+        "PERFORMANCE_HINT": "THROUGHPUT",
+        "NUM_STREAMS": threads,
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": "f32" if exact else "bf16",
+    }
+    compiled = core.compile_model(model, "CPU", settings)
+    free: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    for _ in range(threads):
+        free.put(compiled.create_infer_request())
+    return free
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+class TorchEngine:
+    """weights.safetensors on a CUDA device in bf16, one chunk at a time. Imports torch only when it is made."""
+
+    name = "torch"
+    reduced = True
+    chunk = 64
+
+    def __init__(self, directory: Path, device: str = "cuda") -> None:
+        import torch
+
+        from wbc_model.export import load_model
+
+        self._torch = torch
+        self._device = torch.device(device)
+        network, _ = load_model(directory)
+        self._network: Any = network.eval().to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._lock = threading.Lock()
+
+    def infer(self, images: NDArray[np.uint8], exact: bool = False) -> Answer:
+        """See Engine."""
+        torch = self._torch
+        with self._lock, torch.inference_mode(), torch.autocast(self._device.type, torch.bfloat16, enabled=not exact):
+            batch = torch.from_numpy(images).to(self._device).permute(0, 3, 1, 2).float() / 255
+            output = self._network(batch)
+            return Answer(output.logits.float().cpu().numpy(), output.predicted_loss.float().cpu().numpy())
+
+
+def has_gpu() -> bool:
+    """Whether torch is installed and sees a CUDA device; torch is imported only where an NVIDIA driver is loaded."""
+    if not Path("/proc/driver/nvidia/version").exists() or importlib.util.find_spec("torch") is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def open_engine(directory: Path, card: ModelCard, threads: int) -> Engine:
+    """The engine that WBC_ENGINE names; `auto`, the default, is torch where a GPU is and OpenVINO elsewhere.
+
+    Runs the model once, so that a graph that does not fit its card fails here and the first caller does not wait for it.
+    Raises WbcError naming what does not fit.
+    """
+    name = os.environ.get("WBC_ENGINE", "").strip() or "auto"
+    if name not in ENGINES:
+        raise WbcError(f"WBC_ENGINE is {name!r}: it is one of {', '.join(ENGINES)}")
+    if name == "auto":
+        # The Bento carries only the pure parts of wbc_model, so that it stays with OpenVINO wherever it runs.
+        name = "torch" if importlib.util.find_spec("wbc_model.export") is not None and has_gpu() else "openvino"
+    if name == "torch" and importlib.util.find_spec("torch") is None:
+        raise WbcError("WBC_ENGINE is 'torch', but PyTorch is not installed here; use 'openvino'")
+    engine: Engine = TorchEngine(directory) if name == "torch" else OpenVinoEngine(directory, threads)
+    _try_out(engine, directory, card)
+    return engine
+
+
+def _try_out(engine: Engine, directory: Path, card: ModelCard) -> None:
+    images = np.full((2, card.input_size, card.input_size, 3), 200, np.uint8)
+    for exact in (False, True):
+        try:
+            answer = engine.infer(images, exact)
+        except RuntimeError as error:
+            raise WbcError(f"{directory}: the model does not run on {images.shape} uint8 images: {_first_line(error)}") from None
+        if answer.logits.shape != (2, len(card.classes)) or answer.predicted_loss.shape != (2,):
+            raise WbcError(
+                f"{directory}: the model answers with logits {answer.logits.shape} and predicted_loss "
+                f"{answer.predicted_loss.shape} for 2 images and {len(card.classes)} classes"
+            )
+        if not np.isfinite(answer.logits).all():
+            raise WbcError(f"{directory}: the model answers with numbers that are not finite")

@@ -1,0 +1,68 @@
+"""Errors as RFC 9457 `application/problem+json`."""
+
+import json
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, Final, cast
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+MEDIA_TYPE: Final = "application/problem+json"
+PREFIX: Final = "urn:wbc:problem:"
+
+
+class Problem(Exception):
+    """An answer other than the one asked for. `kind` becomes the type `urn:wbc:problem:KIND`; `members` are added as they are."""
+
+    def __init__(
+        self, status: int, kind: str, title: str, detail: str, headers: Mapping[str, str] | None = None, **members: Any
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.headers = dict(headers or {})
+        self.document: dict[str, Any] = {"type": PREFIX + kind, "title": title, "status": status, "detail": detail, **members}
+
+    def response(self) -> Response:
+        """The problem as an HTTP response."""
+        return Response(json.dumps(self.document), self.status, self.headers, MEDIA_TYPE)
+
+
+def not_multipart(detail: str) -> Problem:
+    """415: the body is not what the call takes."""
+    return Problem(415, "not-multipart", "Not multipart/form-data", detail, {"Accept": "multipart/form-data"})
+
+
+def malformed(detail: str) -> Problem:
+    """422: a multipart body that breaks off or cannot be parsed."""
+    return Problem(422, "malformed-body", "Malformed multipart body", detail)
+
+
+def bad_field(field: str, detail: str) -> Problem:
+    """422: a form field that is unknown, missing or of the wrong kind."""
+    return Problem(422, "bad-field", "Form field not accepted", detail, field=field)
+
+
+def too_large(detail: str, limit: int) -> Problem:
+    """413: more images or bytes than one request may hold."""
+    return Problem(413, "too-large", "Request too large", detail, limit=limit)
+
+
+async def answer_problem(request: Request, problem: Exception) -> Response:
+    """Exception handler for Problem."""
+    return cast(Problem, problem).response()
+
+
+async def answer_http(request: Request, error: Exception) -> Response:
+    """Exception handler for the framework's own errors: 404, 405."""
+    error = cast(HTTPException, error)
+    phrase = HTTPStatus(error.status_code).phrase
+    detail = f"{request.method} {request.url.path}: {phrase.lower()}"
+    document = {"type": "about:blank", "title": phrase, "status": error.status_code, "detail": detail}
+    return Response(json.dumps(document), error.status_code, error.headers, MEDIA_TYPE)
+
+
+async def answer_defect(request: Request, error: Exception) -> Response:
+    """Exception handler for everything else: says nothing of the inside; the traceback goes to the log."""
+    return Problem(500, "internal", "Internal error", "The service failed on this request; its log has the reason.").response()

@@ -1,0 +1,95 @@
+"""Starting the server: `serve` for `wbc serve`, `python -m serving.run` for the container."""
+
+import argparse
+import ipaddress
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from serving.keys import KEYS, KEYS_FILE, ApiKeys
+from serving.limits import Limits
+from wbc_model.card import read_card
+from wbc_model.errors import WbcError
+
+LOOPBACK = "127.0.0.1"
+
+
+def address(host: str | None, keys: ApiKeys) -> str:
+    """The IP address to listen on; raises WbcError for a name, or for an address others can reach while no key is configured."""
+    if host in (None, "", "localhost"):
+        return LOOPBACK
+    try:
+        parsed = ipaddress.ip_address(str(host))
+    except ValueError:
+        raise WbcError(f"--host {host}: give an IP address, such as 127.0.0.1 or 0.0.0.0") from None
+    if not parsed.is_loopback and not keys:
+        raise WbcError(f"--host {host} can be reached by others: set {KEYS} or {KEYS_FILE} first, or listen on {LOOPBACK}")
+    return str(parsed)
+
+
+def command(target: str, host: str, port: int, working_dir: Path | None = None) -> list[str]:
+    """The command line of `bentoml serve` for an import string or a Bento directory."""
+    where = ["--working-dir", str(working_dir)] if working_dir else []
+    # -P: the folder the user stands in must not provide modules.
+    return [sys.executable, "-P", "-m", "bentoml", "serve", target, "--host", host, "--port", str(port), *where]
+
+
+def environment(port: int, model_dir: Path | None) -> dict[str, str]:
+    """This process' environment with what BentoML needs: no usage reports, and a home of its own for each port.
+
+    BentoML empties `prometheus_multiproc_dir` in its home at every start, under the feet of another server that has the same.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    values = {"BENTOML_DO_NOT_TRACK": "True", "BENTOML_HOME": str(cache / "wbc" / f"serve-{port}"), **os.environ}
+    if model_dir is not None:
+        values["WBC_MODEL_DIR"] = str(model_dir.resolve())
+    return values
+
+
+def serve(model_dir: Path, port: int = 3000, host: str | None = None) -> NoReturn:
+    """Serve a model directory: replaces this process by `bentoml serve`, so that signals reach the server.
+
+    Listens on loopback unless `host` says otherwise. Raises WbcError for a damaged model, for a bad setting, and for a host
+    that others can reach while no API key is configured.
+    """
+    read_card(model_dir)
+    _replace("serving.service:WbcService", port, host, model_dir, Path(__file__).resolve().parent.parent)
+
+
+def serve_bento(bento: Path, port: int = 3000, host: str | None = None) -> NoReturn:
+    """Serve a Bento directory with the model in it; otherwise as `serve`."""
+    if not (bento / "bento.yaml").is_file():
+        raise WbcError(f"{bento} is not a Bento: bento.yaml is missing")
+    _replace(str(bento.resolve()), port, host, None, None)
+
+
+def _replace(target: str, port: int, host: str | None, model_dir: Path | None, working_dir: Path | None) -> NoReturn:
+    Limits.from_environment()
+    line = command(target, address(host, ApiKeys.from_environment()), port, working_dir)
+    values = environment(port, model_dir)
+    Path(values["BENTOML_HOME"]).mkdir(parents=True, exist_ok=True)
+    sys.stdout.flush()
+    os.execve(line[0], line, values)  # noqa: S606 - an argument list of our own
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """`python -m serving.run (--bento DIR | --model DIR) [--host IP] [--port PORT]`."""
+    parser = argparse.ArgumentParser(prog="python -m serving.run")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--bento", type=Path)
+    what.add_argument("--model", type=Path)
+    parser.add_argument("--host")
+    parser.add_argument("--port", type=int, default=3000)
+    options = parser.parse_args(arguments)
+    try:
+        if options.bento:
+            serve_bento(options.bento, options.port, options.host)
+        serve(options.model, options.port, options.host)
+    except WbcError as error:
+        raise SystemExit(f"wbc: {error}") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""The JSON that the service answers with; these models are also its OpenAPI document."""
+
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Reason = Literal["ambiguous"]
+AMBIGUOUS: Final = "ambiguous"  # the prediction set does not name exactly one class
+REVIEW_REASONS: Final[tuple[Reason, ...]] = (AMBIGUOUS,)
+
+
+class ModelName(BaseModel):
+    """Which model answered."""
+
+    name: str
+    version: str
+
+
+class Review(BaseModel):
+    """Whether a person must look at the cell, and why: a list of constants, empty where nobody must."""
+
+    required: bool
+    reasons: list[Reason]
+
+
+class Classified(BaseModel):
+    """One image that was classified."""
+
+    status: Literal["ok"] = "ok"
+    label: str = Field(description="The most probable class.")
+    probabilities: dict[str, float] = Field(description="Calibrated probability of every class; they sum to 1.")
+    prediction_set: list[str] = Field(description="Classes the cell may be, at the model's stated coverage; most probable first.")
+    predicted_loss: float | None = Field(description="What the model expects its own error to be; null where it has no LossNet.")
+    review: Review
+    sha256: str = Field(description="SHA-256 of the file as it was posted, in hexadecimal.")
+
+
+class ImageProblem(BaseModel):
+    """Why one image was rejected; `reason` is machine-readable."""
+
+    type: str
+    title: str
+    detail: str
+    reason: Literal["undecodable", "truncated", "too_large", "too_small"]
+
+
+class Rejected(BaseModel):
+    """One image that could not be used; the others of the request are not affected."""
+
+    status: Literal["rejected"] = "rejected"
+    problem: ImageProblem
+    sha256: str
+
+
+Result = Classified | Rejected
+
+
+class Classification(BaseModel):
+    """The answer of `POST /v1/classify`: one result an image, in the order posted."""
+
+    model: ModelName
+    results: list[Classified | Rejected]
+
+
+class ProblemDocument(BaseModel):
+    """RFC 9457."""
+
+    model_config = ConfigDict(extra="allow")
+    type: str
+    title: str
+    status: int
+    detail: str
+
+
+class NoneUsable(ProblemDocument):
+    """The 422 of a request in which no image was usable: it carries the reason for each."""
+
+    results: list[Rejected]
+
+
+# The body is parsed by `serving.upload`, not by FastAPI, so its description is written by hand.
+CLASSIFY_BODY: Final[dict[str, Any]] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["images"],
+                    "additionalProperties": False,
+                    "properties": {
+                        "images": {
+                            "type": "array",
+                            "minItems": 1,
+                            "maxItems": 256,
+                            "items": {"type": "string", "contentMediaType": "application/octet-stream", "format": "binary"},
+                            "description": "JPEG, PNG, BMP or TIFF files of one cell each; their names do not matter.",
+                        }
+                    },
+                },
+                "encoding": {"images": {"contentType": "image/jpeg, image/png, image/bmp, image/tiff"}},
+            }
+        },
+    }
+}
