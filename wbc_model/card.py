@@ -8,7 +8,6 @@
 """
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +79,7 @@ def read_card(directory: Path, verify: bool = True) -> ModelCard:
     if card.classes != CLASSES:
         raise WbcError(f"{path}: classes are {list(card.classes)}, this version knows {list(CLASSES)}")
     for name, expected in card.sha256.items() if verify else ():
-        file = directory / os.path.basename(name)
+        file = directory / Path(name).name
         if not file.is_file():
             raise WbcError(f"{directory}: {name} is missing")
         if file_sha256(file) != expected:

@@ -56,6 +56,7 @@ def render_readme(card: ModelCard) -> str:
         for name, values in validation.get("per_class", {}).items()
     ]
     source = card.data_source or "not stated"
+    lossnet = "with LossNet" if card.architecture.lossnet else "without LossNet"
     drawn = (
         "\n> **Drawn cells.** This model was trained on cells that a program rendered. It knows nothing about real blood and its "
         "figures say nothing about accuracy on patients.\n"
@@ -80,10 +81,10 @@ granulocytes, erythroblasts, platelets, artefacts or malignant cells: it will gi
 | training data | {source} |
 | pool version | `{card.pool_version}` |
 | code and data commit | `{card.git_commit or "not under git"}` |
-| network | {card.architecture.network}, attention `{card.architecture.attention}`, LossNet {"yes" if card.architecture.lossnet else "no"} |
+| network | {card.architecture.network}, attention `{card.architecture.attention}`, {lossnet} |
 | input | {card.input_size} x {card.input_size} pixels, RGB |
 | temperature | {card.temperature:.3f} |
-| prediction set | classes with probability of {card.conformal_threshold:.3f} or more (coverage {card.conformal_coverage:.0%} at the site it was calibrated for) |
+| prediction set | classes with probability of {card.conformal_threshold:.3f} or more; coverage {card.conformal_coverage:.0%} at its site |
 
 ## How well it did on its validation pool
 

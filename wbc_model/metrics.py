@@ -20,13 +20,15 @@ def softmax(logits: NDArray[Any], temperature: float = 1.0) -> Floats:
     """Probabilities (N, C) of logits (N, C) divided by the temperature."""
     scaled = np.asarray(logits, dtype=np.float64) / temperature
     exponent = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    return exponent / exponent.sum(axis=1, keepdims=True)
+    probabilities: Floats = exponent / exponent.sum(axis=1, keepdims=True)
+    return probabilities
 
 
 def confusion_matrix(labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> NDArray[np.int64]:
     """Counts (C, C): row is the label, column the prediction."""
     size = len(CLASSES)
-    return np.bincount(labels * size + predicted, minlength=size * size).reshape(size, size)
+    counts: NDArray[np.int64] = np.bincount(labels * size + predicted, minlength=size * size)
+    return counts.reshape(size, size)
 
 
 def _divide(a: Floats, b: Floats) -> Floats:
@@ -62,40 +64,46 @@ def expected_calibration_error(probabilities: Floats, labels: NDArray[np.int64])
     return float(np.abs(_calibration_bins(probabilities, labels).sum(axis=0)).sum() / len(labels))
 
 
-def _bootstrap(probabilities: Floats, labels: NDArray[np.int64], seed: int) -> dict[str, Floats]:
-    """RESAMPLES values of each metric under resampling of the cells with replacement, in blocks of bounded memory."""
+def _bootstrap(probabilities: Floats, labels: NDArray[np.int64], seed: int, resamples: int) -> dict[str, Floats]:
+    """`resamples` values of each metric under resampling of the cells with replacement, in blocks of bounded memory."""
     count, size = len(labels), len(CLASSES)
     cell = labels * size + probabilities.argmax(axis=1)
     one_hot = np.zeros((count, size * size))
     one_hot[np.arange(count), cell] = 1
     gaps = _calibration_bins(probabilities, labels)
     rng = np.random.default_rng(seed)
-    block = max(1, min(RESAMPLES, 5_000_000 // count))
+    block = max(1, min(resamples, 5_000_000 // count))
     parts: list[dict[str, Floats]] = []
-    for start in range(0, RESAMPLES, block):
-        draws = rng.multinomial(count, np.full(count, 1 / count), size=min(block, RESAMPLES - start)).astype(np.float64)
+    for start in range(0, resamples, block):
+        draws = rng.multinomial(count, np.full(count, 1 / count), size=min(block, resamples - start)).astype(np.float64)
         values = _from_confusion((draws @ one_hot).reshape(-1, size, size))
         parts.append({**values, "ece": np.abs(draws @ gaps).sum(axis=1) / count})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def classification_metrics(probabilities: NDArray[Any], labels: NDArray[Any], seed: int = 0) -> dict[str, Any]:
+def _intervals(draws: dict[str, Floats]) -> dict[str, list[float]]:
+    """95 % percentile intervals; a class's recall counts only the resamples that hold a cell of it."""
+    columns = {name: draws[name] for name in ("accuracy", "macro_f1", "balanced_accuracy", "ece")}
+    columns |= {f"recall_{name}": draws["recall"][:, index] for index, name in enumerate(CLASSES)}
+    known = {name: values for name, values in columns.items() if not np.isnan(values).all()}
+    return {name: [float(x) for x in np.nanpercentile(values, [2.5, 97.5])] for name, values in known.items()}
+
+
+def classification_metrics(
+    probabilities: NDArray[Any], labels: NDArray[Any], seed: int = 0, resamples: int = RESAMPLES
+) -> dict[str, Any]:
     """All metrics of probabilities (N, C) against labels (N,) int class indices.
 
     Returns `n`, `accuracy`, `macro_f1`, `balanced_accuracy`, `ece`, `per_class` {class: recall, precision, support} (None
     where undefined) and `intervals` {metric: [low, high]}, 95 % percentile bootstrap over cells; per-class recalls are
-    there as `recall_<class>`. Raises WbcError when there is no cell.
+    there as `recall_<class>`; with 0 `resamples` there are no intervals. Raises WbcError when there is no cell.
     """
     if len(labels) == 0:
         raise WbcError("there is no labelled cell to evaluate on")
     probabilities, labels = np.asarray(probabilities, dtype=np.float64), np.asarray(labels, dtype=np.int64)
     confusion = confusion_matrix(labels, probabilities.argmax(axis=1))
     point = _from_confusion(confusion.astype(np.float64))
-    draws = _bootstrap(probabilities, labels, seed)
     per_class = {}
-    intervals: dict[str, list[float]] = {}
-    for name in ("accuracy", "macro_f1", "balanced_accuracy", "ece"):
-        intervals[name] = [float(x) for x in np.percentile(draws[name], [2.5, 97.5])]
     for index, name in enumerate(CLASSES):
         recall, precision = float(point["recall"][index]), float(point["precision"][index])
         per_class[name] = {
@@ -103,8 +111,6 @@ def classification_metrics(probabilities: NDArray[Any], labels: NDArray[Any], se
             "precision": None if np.isnan(precision) else precision,
             "support": int(confusion[index].sum()),
         }
-        if not np.isnan(recall):
-            intervals[f"recall_{name}"] = [float(x) for x in np.nanpercentile(draws["recall"][:, index], [2.5, 97.5])]
     return {
         "n": len(labels),
         "accuracy": float(point["accuracy"]),
@@ -112,5 +118,5 @@ def classification_metrics(probabilities: NDArray[Any], labels: NDArray[Any], se
         "balanced_accuracy": float(point["balanced_accuracy"]),
         "ece": expected_calibration_error(probabilities, labels),
         "per_class": per_class,
-        "intervals": intervals,
+        "intervals": _intervals(_bootstrap(probabilities, labels, seed, resamples)) if resamples else {},
     }

@@ -160,7 +160,8 @@ def _explain(path: Path, error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ")
     got = "" if isinstance(first["input"], dict) else f" (got {first['input']!r})"
     if first["type"] == "literal_error":
-        near = difflib.get_close_matches(str(first["input"]), first["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", "), n=1)
+        allowed = first["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+        near = difflib.get_close_matches(str(first["input"]), allowed, n=1)
         got += f"; did you mean {near[0]}?" if near else ""
     return f"{path}: {key or 'params'}: {message}{got}"
 

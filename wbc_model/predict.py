@@ -29,7 +29,7 @@ def predict(
     device = next(network.parameters()).device
     rows: list[tuple[Floats, Floats, Floats]] = []
     was_training = network.training
-    network.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.eval().to(memory_format=torch.channels_last)
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
         for batch in batches:
             images = torch.from_numpy(batch).to(device).permute(0, 3, 1, 2).float() / 255

@@ -1,0 +1,148 @@
+"""The bodies of the pipeline's stages: files of a workspace in, files of a workspace out. `dvc.yaml` calls them by `wbc`."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from wbc_model.card import ModelCard, read_card
+from wbc_model.decoded import DecodedCells
+from wbc_model.errors import WbcError
+from wbc_model.export import save_model
+from wbc_model.files import write_atomic
+from wbc_model.params import Params, read_params
+from wbc_model.pools import Pools, quarantined
+from wbc_model.store import ImageStore
+
+
+def usable_pools(workspace: Path) -> Pools:
+    """The pools without what is in quarantine."""
+    return Pools.read(workspace / "data/pools").without(quarantined(workspace / "data"))
+
+
+def decoded_cells(workspace: Path, size: int) -> DecodedCells:
+    """The workspace's cells as the network sees them."""
+    return DecodedCells(ImageStore(workspace / "data/images"), workspace / ".wbc/decoded", size)
+
+
+def _inputs_commit(workspace: Path) -> tuple[str, str]:
+    """Commit and date of the last commit that changed what a model is made from, so that a clone made later, whose HEAD
+    has moved on, names the same; `-dirty` when these files differ from it. Empty where the workspace is not under git."""
+    inputs = ["params.yaml", "dvc.yaml", "data/pools.dvc", "data/images.dvc"]
+    git = ["git", "-C", str(workspace)]
+    log = subprocess.run([*git, "log", "-1", "--format=%H %cI", "--", *inputs], capture_output=True, text=True, check=False)
+    if log.returncode or not log.stdout.strip():
+        return "", ""
+    commit, date = log.stdout.split()
+    changed = subprocess.run([*git, "status", "--porcelain", "--", *inputs], capture_output=True, text=True, check=False).stdout
+    return (f"{commit}-dirty", "") if changed.strip() else (commit, date)
+
+
+def train(workspace: Path) -> dict[str, Any]:
+    """Train on the labelled pool, calibrate on the validation pool: `models/candidate`, `models/history.csv`."""
+    from wbc_model.train import LabelledCells, Training, calibrated_card, check_trainable
+
+    params, pools = read_params(workspace / "params.yaml"), usable_pools(workspace)
+    decoded = decoded_cells(workspace, params.size.image_size)
+    sets = {name: pools.frames[name] for name in ("labelled", "validation")}
+    labelled, validation = (LabelledCells.load(decoded, f["sha256"].tolist(), f["label"].tolist()) for f in sets.values())
+    check_trainable(labelled, validation)
+    checkpoint = workspace / ".wbc/checkpoint.safetensors"
+    training = Training(params, labelled, validation, checkpoint)
+    network = training.fit()
+    if not training.fabric.is_global_zero:
+        return {}
+    card = _provenance(calibrated_card(network, validation, params), workspace, pools)
+    card = save_model(workspace / "models/candidate", network, card)
+    history = pd.DataFrame(training.progress.history)
+    write_atomic(workspace / "models/history.csv", history.drop(columns="images_per_second").to_csv(index=False))
+    checkpoint.unlink(missing_ok=True)
+    return {
+        "model": "models/candidate",
+        "version": card.version,
+        "labels": len(labelled.labels),
+        "updates": training.progress.update,
+        "best_update": training.progress.best_update,
+        "validation": card.metrics["validation"],
+        "images_per_second": float(history["images_per_second"].median()),
+    }
+
+
+def _provenance(card: ModelCard, workspace: Path, pools: Pools) -> ModelCard:
+    sources = sorted(set(pools.frames["labelled"]["source"]))
+    commit, date = _inputs_commit(workspace)
+    return card.model_copy(
+        update={
+            "pool_version": pools.version(),
+            "data_source": ", ".join(sources),
+            "rendered": any("rendered" in source for source in sources),
+            "git_commit": commit,
+            "created_at": date,
+        }
+    )
+
+
+def evaluate(workspace: Path) -> dict[str, Any]:
+    """Evaluate the candidate on the test pool: `metrics.json`, `plots/`, `models/predictions.csv`."""
+    from wbc_model.evaluate import frame_metrics, plot_frame, predict_directory
+    from wbc_model.plots import plot_history
+
+    candidate = workspace / "models/candidate"
+    card = read_card(candidate)
+    test = usable_pools(workspace).frames["test"]
+    frame = predict_directory(candidate, decoded_cells(workspace, card.input_size), test)
+    metrics = frame_metrics(frame)
+    note = " (rendered cells, not real)" if card.rendered else ""
+    plot_frame(frame, metrics, workspace / "plots", f"Test pool, model {card.version}{note}")
+    plot_history(pd.read_csv(workspace / "models/history.csv"), workspace / "plots/history.png")
+    write_atomic(workspace / "models/predictions.csv", frame.to_csv(index=False, float_format="%.6f"))
+    write_atomic(workspace / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    return {**metrics, "wrote": ["metrics.json", "plots/", "models/predictions.csv"]}
+
+
+def query(workspace: Path, count: int | None = None) -> dict[str, Any]:
+    """Queue the cells most worth a label: `data/queue.csv`."""
+    from wbc_model.query import query as query_pool
+
+    params, pools = read_params(workspace / "params.yaml"), usable_pools(workspace)
+    count = query_size(params, pools) if count is None else count
+    candidate = workspace / "models/candidate"
+    decoded = decoded_cells(workspace, read_card(candidate).input_size)
+    autocast = params.size.precision == "bf16-mixed"
+    unlabelled = pools.frames["unlabelled"]
+    queue = query_pool(candidate, decoded, unlabelled, params.acquisition.strategy, count, params.seed, autocast)
+    write_atomic(workspace / "data/queue.csv", queue.to_csv(index=False))
+    return {"wrote": "data/queue.csv", "cells": len(queue), "pool": len(unlabelled), "strategy": params.acquisition.strategy}
+
+
+def label_target(params: Params, pools: Pools) -> int:
+    """How many labelled cells `retrain.until` asks for: a share of the training cells up to 1, a count above."""
+    total = len(pools.frames["labelled"]) + len(pools.frames["unlabelled"])
+    until = params.retrain.until
+    return min(total, round(until * total) if until <= 1 else round(until))
+
+
+def query_size(params: Params, pools: Pools) -> int:
+    """Cells a query asks for: what is missing to the target, spread evenly over the rounds that are left.
+
+    The round is read off the pool: labels of cycle k were given in round k.
+    """
+    labelled = pools.frames["labelled"]
+    missing = label_target(params, pools) - len(labelled)
+    done = int(labelled["cycle"].max()) if len(labelled) else 0
+    rounds_left = max(1, params.retrain.cycles - done)
+    return max(0, -(-missing // rounds_left))
+
+
+def evaluate_model(model: Path, data: Path, plots: Path | None) -> dict[str, Any]:
+    """Any model directory on any labelled data."""
+    from wbc_model.evaluate import evaluate_data, plot_frame
+
+    if not data.exists():
+        raise WbcError(f"{data} does not exist: give a manifest CSV or a folder with a subfolder per class")
+    metrics, frame = evaluate_data(model, data)
+    if plots is not None:
+        plot_frame(frame, metrics, plots, f"{data.stem}, model {read_card(model).version}")
+    return {"model": str(model), "data": str(data), **metrics}

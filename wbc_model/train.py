@@ -1,0 +1,277 @@
+"""Training: labelled cells in, a calibrated model directory out.
+
+The method of Jiang et al. 2024: cross-entropy plus LossNet's ranking loss, and active iterative augmentation. Lightning
+Fabric gives device, precision and DDP. Work is counted in updates, not epochs, so that a training costs the same whatever
+the size of the labelled pool.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import lightning_fabric
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from wbc_model.augment import augment
+from wbc_model.calibrate import conformal_threshold, fit_temperature
+from wbc_model.card import Architecture, ModelCard, Normalisation
+from wbc_model.checkpoint import Checkpoint, load_optimizer, optimizer_tensors, read_checkpoint
+from wbc_model.classes import CLASS_INDEX
+from wbc_model.decoded import DecodedCells
+from wbc_model.errors import WbcError
+from wbc_model.lossnet import ranking_accuracy, ranking_loss
+from wbc_model.metrics import classification_metrics, softmax
+from wbc_model.network import MEAN, STD, AttentionResNet18, load_imagenet
+from wbc_model.params import Params
+from wbc_model.predict import Predictions, predict
+from wbc_model.sampling import BatchPlan, hard_sample_weights, seeded
+
+COVERAGE: Final = 0.95
+VALIDATION_BATCH: Final = 128
+
+
+@dataclass(frozen=True)
+class LabelledCells:
+    """Decoded cells and their class indices: `images` uint8 (N, S, S, 3), `labels` int64 (N,), `sha256s` in the same order."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    sha256s: tuple[str, ...]
+
+    @classmethod
+    def load(cls, decoded: DecodedCells, sha256s: Sequence[str], labels: Sequence[str]) -> "LabelledCells":
+        indices = np.array([CLASS_INDEX[label] for label in labels], dtype=np.int64)
+        return cls(decoded.read(sha256s), indices, tuple(sha256s))
+
+    def batches(self) -> list[NDArray[np.uint8]]:
+        return [self.images[i : i + VALIDATION_BATCH] for i in range(0, len(self.images), VALIDATION_BATCH)]
+
+
+def learning_rate(update: int, updates: int, peak: float, warmup_share: float) -> float:
+    """Linear warm-up, then half a cosine down to a hundredth of the peak."""
+    warmup = max(1, round(warmup_share * updates))
+    if update < warmup:
+        return peak * (update + 1) / warmup
+    progress = (update - warmup) / max(1, updates - warmup)
+    return peak * (0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2)
+
+
+@dataclass
+class Progress:
+    """What a training has learned so far, beside the weights: restored from a checkpoint as it stands here."""
+
+    update: int = 0
+    best_update: int = 0
+    best_loss: float = math.inf
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+class Training:
+    """One training run. `fit` does the work; the state between two looks at the validation pool is in a checkpoint."""
+
+    def __init__(self, params: Params, labelled: LabelledCells, validation: LabelledCells, checkpoint: Path) -> None:
+        self.params, self.labelled, self.validation, self.path = params, labelled, validation, checkpoint
+        size, train = params.size, params.train
+        if size.batch_size % train.devices:
+            raise WbcError(f"params.yaml: batch_size {size.batch_size} does not divide by train.devices {train.devices}")
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its results only with this
+        torch.use_deterministic_algorithms(True)
+        self.fabric = lightning_fabric.Fabric(
+            accelerator=train.accelerator,
+            devices=train.devices,
+            precision=size.precision,
+            strategy="ddp" if train.devices > 1 else "auto",
+        )
+        if train.devices > 1:
+            self.fabric.launch()
+        torch.manual_seed(params.seed)
+        self.network = AttentionResNet18(params.model.attention, params.model.lossnet)
+        if params.model.init_weights:
+            load_imagenet(self.network, Path(params.model.init_weights))
+        self.network.to(memory_format=torch.channels_last)
+        optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay, fused=True
+        )
+        self.module, self.optimizer = self.fabric.setup(self.network, optimizer)
+        self.images = torch.from_numpy(labelled.images)
+        self.labels = torch.from_numpy(labelled.labels)
+        if self.fabric.device.type != "cpu" and self.images.nbytes < 8 * 2**30:
+            self.images = self.images.to(self.fabric.device)  # the whole labelled pool lives on the device
+        self.losses = torch.full((len(labelled.labels),), math.nan)
+        self.weights = torch.zeros(len(labelled.labels))
+        self.best: dict[str, Tensor] = {}
+        self.progress = Progress()
+        self.plan = BatchPlan(
+            len(labelled.labels),
+            size.batch_size,
+            round(train.hard_share * size.batch_size),
+            max(round(train.hard_start_share * size.updates), 1),
+            params.seed,
+        )
+        self.key = self._key()
+
+    def _key(self) -> str:
+        """What a checkpoint must have been made from to be gone on with."""
+        digest = hashlib.sha256()
+        parts: list[Any] = [self.params.seed, self.params.size.model_dump(), self.params.model.model_dump()]
+        parts.append(self.params.train.model_dump())
+        for cells in (self.labelled, self.validation):
+            parts += [list(cells.sha256s), cells.labels.tolist()]
+        for source in sorted(Path(__file__).parent.glob("*.py")):
+            digest.update(source.read_bytes())
+        digest.update(json.dumps([torch.__version__, *parts]).encode())
+        return digest.hexdigest()
+
+    def batch(self, update: int) -> tuple[Tensor, Tensor, Tensor]:
+        """This rank's part of the batch: augmented images, labels on the device, and indices into the labelled pool."""
+        regular, hard = self.plan.regular(update), self.plan.hard(update, self.weights)
+        index = torch.cat([regular, hard])
+        strong = torch.arange(len(index)) >= len(regular)
+        mine = slice(self.fabric.global_rank, None, self.fabric.world_size)
+        index, strong = index[mine], strong[mine]
+        images = self.images[index.to(self.images.device)].to(self.fabric.device)
+        images = augment(images, strong, seeded(self.params.seed, 3, update, self.fabric.global_rank))
+        return images, self.labels[index].to(self.fabric.device), index
+
+    def step(self, update: int) -> None:
+        """One update of the weights; notes the loss of each regular sample."""
+        size, train = self.params.size, self.params.train
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(update, size.updates, train.learning_rate, train.warmup_share)
+        images, labels, index = self.batch(update)
+        gradient = update < train.lossnet_gradient_share * size.updates
+        output = self.module(images, lossnet_gradient=gradient)
+        each = F.cross_entropy(output.logits.float(), labels, reduction="none", label_smoothing=train.label_smoothing)
+        loss = each.mean()
+        if self.network.lossnet is not None:
+            loss = loss + train.lossnet_weight * ranking_loss(output.predicted_loss, each, train.lossnet_margin)
+        self.optimizer.zero_grad()
+        self.fabric.backward(loss)
+        self.optimizer.step()
+        self._note_losses(index, each.detach())
+
+    def _note_losses(self, index: Tensor, each: Tensor) -> None:
+        if self.fabric.world_size > 1:
+            index = self.fabric.all_gather(index.to(self.fabric.device)).flatten()  # type: ignore[union-attr]
+            each = self.fabric.all_gather(each).flatten()  # type: ignore[union-attr]
+        self.losses[index.cpu()] = each.float().cpu()
+
+    def look(self, update: int, seconds: float) -> None:
+        """Evaluate on the validation pool, keep the best weights, choose the hard samples anew."""
+        train = self.params.train
+        seen = predict(self.network, self.validation.batches(), autocast=self.params.size.precision == "bf16-mixed")
+        self.network.train()
+        row = validation_row(seen, self.validation.labels)
+        seen_losses = self.losses[~self.losses.isnan()]
+        row = {
+            "update": update,
+            "epoch": self.plan.epoch(update),
+            "train_loss": float(seen_losses.mean()) if len(seen_losses) else math.nan,
+            **row,
+            "learning_rate": float(self.optimizer.param_groups[0]["lr"]),
+            "images_per_second": self.params.size.batch_size * train.eval_every / seconds if seconds else 0.0,
+        }
+        if self.network.lossnet is None:
+            del row["ranking_accuracy"], row["predicted_loss_spread"]
+        self.progress.history.append(row)
+        if row["validation_loss"] < self.progress.best_loss:
+            self.progress.best_loss, self.progress.best_update = row["validation_loss"], update
+            self.best = {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
+        self.weights = hard_sample_weights(self.losses, self.labels, train.hard_fraction, train.rarity)
+
+    def save(self) -> None:
+        """Write the checkpoint (rank zero only)."""
+        if not self.fabric.is_global_zero:
+            return
+        tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
+        tensors |= {f"optimizer.{k}": v for k, v in optimizer_tensors(self.optimizer).items()}
+        tensors |= {f"best.{k}": v for k, v in self.best.items()}
+        tensors |= {"losses": self.losses, "weights": self.weights}
+        Checkpoint(self.key, tensors, dataclasses.asdict(self.progress)).write(self.path)
+
+    def resume(self) -> None:
+        """Go on from the checkpoint of the same training, where there is one."""
+        checkpoint = read_checkpoint(self.path, self.key)
+        if checkpoint is None:
+            return
+        self.network.load_state_dict(checkpoint.part("network"))
+        load_optimizer(self.optimizer, checkpoint.part("optimizer"))
+        self.best = checkpoint.part("best")
+        self.losses, self.weights = checkpoint.tensors["losses"], checkpoint.tensors["weights"]
+        self.progress = Progress(**checkpoint.facts)
+
+    def stopped_early(self) -> bool:
+        return self.progress.update - self.progress.best_update >= self.params.train.patience * self.params.train.eval_every
+
+    def fit(self, report: Callable[[dict[str, float]], None] = lambda row: None) -> AttentionResNet18:
+        """Train to the end and return the network with the best weights; `report` receives each row of the history."""
+        self.resume()
+        self.network.train()
+        updates, every = self.params.size.updates, self.params.train.eval_every
+        quiet = None if self.fabric.is_global_zero else True  # None: shown on a terminal only
+        with tqdm(total=updates, initial=self.progress.update, desc="train", unit="update", disable=quiet, leave=False) as bar:
+            while self.progress.update < updates and not self.stopped_early():
+                end = min(updates, (self.progress.update // every + 1) * every)
+                start = time.perf_counter()
+                for update in range(self.progress.update, end):
+                    self.step(update)
+                    bar.update()
+                self.look(end, time.perf_counter() - start)
+                self.progress.update = end
+                self.save()
+                report(self.progress.history[-1])
+                bar.set_postfix(macro_f1=f"{self.progress.history[-1]['validation_macro_f1']:.3f}")
+        self.network.load_state_dict(self.best)
+        return self.network
+
+
+def validation_row(seen: Predictions, labels: NDArray[np.int64]) -> dict[str, float]:
+    """Loss, accuracy and macro-F1 on the validation pool, and whether LossNet ranks its losses (0.5 is chance) and spreads."""
+    probabilities = softmax(seen.logits)
+    losses = -np.log(np.maximum(probabilities[np.arange(len(labels)), labels], 1e-12))
+    metrics = classification_metrics(probabilities, labels, resamples=0)
+    return {
+        "validation_loss": float(losses.mean()),
+        "validation_accuracy": metrics["accuracy"],
+        "validation_macro_f1": metrics["macro_f1"],
+        "ranking_accuracy": ranking_accuracy(torch.from_numpy(seen.predicted_loss), torch.from_numpy(losses)),
+        "predicted_loss_spread": float(seen.predicted_loss.std()),
+    }
+
+
+def check_trainable(labelled: LabelledCells, validation: LabelledCells) -> None:
+    """Raises WbcError when there is too little to learn from or to validate on."""
+    if len(np.unique(labelled.labels)) < 2:
+        raise WbcError(f"the labelled pool has {len(labelled.labels)} cells of fewer than two classes: label more cells first")
+    if len(validation.labels) == 0:
+        raise WbcError("the validation pool is empty: training needs it to choose the best weights and to calibrate")
+
+
+def calibrated_card(network: AttentionResNet18, validation: LabelledCells, params: Params) -> ModelCard:
+    """The card of a trained network: temperature, conformal threshold and metrics from the validation pool."""
+    seen = predict(network, validation.batches())
+    temperature = fit_temperature(seen.logits, validation.labels)
+    probabilities = softmax(seen.logits, temperature)
+    return ModelCard(
+        version="",
+        input_size=params.size.image_size,
+        normalisation=Normalisation(mean=MEAN, std=STD),
+        architecture=Architecture(attention=params.model.attention, lossnet=params.model.lossnet),
+        temperature=temperature,
+        conformal_coverage=COVERAGE,
+        conformal_threshold=conformal_threshold(probabilities, validation.labels, COVERAGE),
+        parameters={**params.model_dump(include={"preset", "seed", "model", "train"}), "size": params.size.model_dump()},
+        metrics={"validation": classification_metrics(probabilities, validation.labels)},
+    )
