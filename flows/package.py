@@ -1,0 +1,166 @@
+"""Building the Bento: a folder with the model, the service's code and the exact versions of what it needs, and nothing else."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import serving
+import wbc_model
+from wbc_model.card import CARD, ONNX, README, WEIGHTS, ModelCard, read_card
+from wbc_model.errors import WbcError
+from wbc_model.files import replace_directory
+
+MODEL_FILES: Final = (WEIGHTS, ONNX, CARD, README)
+PURE_MODULES: Final = ("__init__", "errors", "classes", "images", "card")
+# What serving/ imports; their own requirements are added with the versions installed here, which are those of the lock.
+DIRECT: Final = (
+    "bentoml",
+    "fastapi",
+    "numpy",
+    "openvino",
+    "pillow",
+    "prometheus-client",
+    "pydantic",
+    "python-multipart",
+    "starlette",
+)
+UNKNOWN_TIME: Final = "1970-01-01T00:00:00+00:00"
+
+
+def bento_version(model_dir: Path) -> str:
+    """The Bento's version: 16 hexadecimal digits of the content of the model's files."""
+    digest = hashlib.sha256()
+    for name in MODEL_FILES:
+        with (model_dir / name).open("rb") as file:
+            digest.update(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def pinned_requirements(direct: Iterable[str] = DIRECT) -> list[str]:
+    """`name==version` of the packages named and of all they require, as installed here; WbcError names one that is missing."""
+    versions: dict[str, str] = {}
+    waiting: list[tuple[str, frozenset[str]]] = [(canonicalize_name(name), frozenset()) for name in direct]
+    seen: set[tuple[str, frozenset[str]]] = set()
+    while waiting:
+        name, extras = waiting.pop()
+        if (name, extras) in seen:
+            continue
+        seen.add((name, extras))
+        try:
+            found = distribution(name)
+        except PackageNotFoundError:
+            raise WbcError(f"the package {name} is not installed here; the Bento needs its version (make install)") from None
+        versions[name] = found.version
+        for line in found.requires or ():
+            requirement = Requirement(line)
+            marker = requirement.marker
+            if marker is None or any(marker.evaluate({"extra": extra}) for extra in extras or {""}):
+                waiting.append((canonicalize_name(requirement.name), frozenset(requirement.extras)))
+    return sorted(f"{name}=={version}" for name, version in versions.items())
+
+
+def build_bento(model_dir: Path, out: Path, metrics: dict[str, Any] | None = None) -> Path:
+    """Build the Bento of a model directory and put it in the place of `out`; returns `out`.
+
+    `metrics` (those of `wbc evaluate`) go into the Bento as `src/metrics.json`, the headline figures also as labels. The same
+    model, code and packages give the same bytes. BentoML works in a process and a home of its own: nothing stays in the user's
+    Bento store, and what is imported while building is the copy in the Bento. Raises WbcError for a damaged model directory
+    and when BentoML fails, with its last line.
+    """
+    card = read_card(model_dir)
+    missing = [name for name in MODEL_FILES if not (model_dir / name).is_file()]
+    if missing:
+        raise WbcError(f"{model_dir}: {', '.join(missing)} is missing; train the model again")
+    # BentoML refuses to build below a hidden folder, so that it works in the system's temporary folder, not beside `out`.
+    with tempfile.TemporaryDirectory(prefix="wbc-bento-") as name:
+        source, home = Path(name) / "source", Path(name) / "home"
+        _stage(source, model_dir, card, metrics)
+        version = bento_version(model_dir)
+        _run_bentoml(source, home, version)
+        bento = home / "bentos" / "wbc" / version
+        _settle(bento, card)
+        _put(bento, out)
+    return out
+
+
+def _put(bento: Path, out: Path) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        shutil.copytree(bento, temporary, dirs_exist_ok=True)
+        temporary.chmod(0o755)
+        replace_directory(temporary, out)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _stage(source: Path, model_dir: Path, card: ModelCard, metrics: dict[str, Any] | None) -> None:
+    """Lay out what goes into the Bento: its `src` folder and the build file."""
+    for package, modules in ((serving, None), (wbc_model, PURE_MODULES)):
+        folder = Path(str(package.__file__)).parent
+        (source / folder.name).mkdir(parents=True)
+        for path in sorted(folder.glob("*.py")):
+            if modules is None or path.stem in modules:
+                shutil.copyfile(path, source / folder.name / path.name)
+    (source / "model").mkdir()
+    for name in MODEL_FILES:
+        shutil.copyfile(model_dir / name, source / "model" / name)
+    shutil.copyfile(model_dir / README, source / README)
+    if metrics is not None:
+        (source / "metrics.json").write_text(json.dumps(metrics, indent=2, sort_keys=True) + "\n")
+    build = {
+        "service": "serving.service:WbcService",
+        "name": "wbc",
+        "labels": _labels(card, metrics),
+        "include": ["serving/", "wbc_model/", "model/", "metrics.json", README],
+        "python": {"packages": pinned_requirements(), "lock_packages": False},
+        "docker": {"python_version": f"{sys.version_info.major}.{sys.version_info.minor}"},
+    }
+    (source / "bentofile.yaml").write_text(yaml.safe_dump(build, sort_keys=False))
+
+
+def _labels(card: ModelCard, metrics: dict[str, Any] | None) -> dict[str, str]:
+    values = {"model": card.version, "pool": card.pool_version, "commit": card.git_commit, "rendered": str(card.rendered).lower()}
+    values |= {name: f"{metrics[name]:.4f}" for name in ("accuracy", "macro_f1") if metrics and name in metrics}
+    return {name: value for name, value in values.items() if value}
+
+
+def _run_bentoml(source: Path, home: Path, version: str) -> None:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHONPATH", "BENTOML_", "WBC_"))}
+    environment |= {"BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "True", "PYTHONDONTWRITEBYTECODE": "1"}
+    home.mkdir()
+    result = subprocess.run(
+        [sys.executable, "-P", "-m", "bentoml", "build", "--version", version, "--output", "tag", str(source)],
+        env=environment,
+        cwd=source,
+        capture_output=True,
+        text=True,
+    )
+    if result.returncode:
+        lines = [line for line in (result.stderr + result.stdout).splitlines() if line.strip()]
+        raise WbcError(f"bentoml build failed: {lines[-1] if lines else f'exit code {result.returncode}'}")
+
+
+def _settle(bento: Path, card: ModelCard) -> None:
+    """Take the time of the build out of the Bento and put the model's in."""
+    path = bento / "bento.yaml"
+    text, count = re.subn(
+        r"^creation_time: .*$", f"creation_time: '{card.created_at or UNKNOWN_TIME}'", path.read_text(), flags=re.MULTILINE
+    )
+    if count != 1:
+        raise WbcError(f"{path}: this BentoML writes no creation_time; flows/package.py must be brought up to date")
+    path.write_text(text)
