@@ -1,0 +1,145 @@
+"""Finding the same cell twice when the pixels differ: saved again, resized, brightened, photographed again, cut elsewhere.
+
+White cells on one stain look so much alike that a hash of the whole crop either misses a crop that was cut a little to the
+side or takes different cells for one. So hashes only propose pairs, landmark by landmark, and pixels decide: the two grey
+views, laid over each other where their landmarks meet, must agree in their fine structure.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter, zoom
+
+from wbc_model.quality import VIEW, surroundings
+
+DETAIL_SIGMA: Final = 4.0  # pixels of the view: coarser structure than this (stain, light, one dark blob) proves nothing
+PATCH_CORRELATION: Final = 0.7  # of two landmarks' surroundings, under which their views are not laid over each other
+SEARCH: Final = 3  # pixels of the view around where the landmarks meet
+MIN_OVERLAP: Final = 0.33  # of the view's area that both crops must show
+_BLOCK: Final = 2048
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two rows (positions in the measurements, first < second) that show the same cell; `correlation` of the fine structure."""
+
+    first: int
+    second: int
+    correlation: float
+
+
+def near_duplicates(measured: pd.DataFrame, max_bits: int, min_correlation: float) -> list[Pair]:
+    """All pairs among the rows of `measured` (columns view, landmarks, hashes, width, height of `quality.measure`).
+
+    `max_bits`: Hamming distance of two landmark hashes up to which pixels are compared. Every pair of landmarks is looked at,
+    as 64-bit words: 10,000 crops take seconds, 100,000 minutes.
+    """
+    views = _Views(measured)
+    pairs = []
+    for (first, second), meetings in sorted(_proposals(views, max_bits).items()):
+        correlation = max(views.correlation(first, second, meeting) for meeting in meetings)
+        if correlation >= min_correlation:
+            pairs.append(Pair(first, second, round(correlation, 3)))
+    return pairs
+
+
+Meeting = tuple[tuple[int, int], tuple[int, int]]  # (row, column) of a landmark in the first view and in the second
+
+
+class _Views:
+    """The measurements as arrays, and the fine structure of views, computed when first asked for."""
+
+    def __init__(self, measured: pd.DataFrame) -> None:
+        places = [np.frombuffer(data, np.uint8).reshape(-1, 2) for data in measured["landmarks"]]
+        self.places: NDArray[np.uint8] = np.concatenate([*places, np.zeros((0, 2), np.uint8)])
+        self.owner = np.repeat(np.arange(len(places)), [len(entry) for entry in places])
+        self.starts = np.cumsum([0, *(len(entry) for entry in places)])
+        self.hashes = np.frombuffer(b"".join(measured["hashes"]), np.uint64)
+        self.views: list[bytes] = measured["view"].tolist()
+        self.sides: list[float] = np.sqrt(measured["width"] * measured["height"].astype(float)).tolist()
+        self._details: dict[int, NDArray[np.float32]] = {}
+        self._patches: dict[int, NDArray[np.float32]] = {}
+
+    def detail(self, row: int) -> NDArray[np.float32]:
+        if row not in self._details:
+            view = np.frombuffer(self.views[row], np.uint8).reshape(VIEW, VIEW).astype(np.float32)
+            self._details[row] = view - gaussian_filter(view, DETAIL_SIGMA)
+        return self._details[row]
+
+    def patches(self, row: int) -> NDArray[np.float32]:
+        """The normalised surroundings of a view's landmarks, float32 (n, pixels): a dot product is a correlation."""
+        if row not in self._patches:
+            cut = surroundings(self.detail(row), self.places[self.starts[row] : self.starts[row + 1]])
+            flat = cut.reshape(len(cut), -1)
+            flat = flat - flat.mean(axis=1, keepdims=True)
+            self._patches[row] = flat / (np.linalg.norm(flat, axis=1, keepdims=True) + 1e-6)
+        return self._patches[row]
+
+    def patch_correlation(self, first: int, second: int) -> float:
+        """Correlation of the surroundings of two landmarks, given by their numbers."""
+        a, b = int(self.owner[first]), int(self.owner[second])
+        return float(self.patches(a)[first - self.starts[a]] @ self.patches(b)[second - self.starts[b]])
+
+    def correlation(self, first: int, second: int, meeting: Meeting) -> float:
+        """Best correlation of the fine structure near a meeting of landmarks, at the crops' common frame and, where the crops
+        are of different size, also at their common scale."""
+        a, b = self.detail(first), self.detail(second)
+        best = _best_correlation(a, b, meeting)
+        scale = self.sides[second] / self.sides[first]
+        if 0.5 <= scale <= 2 and round(VIEW * scale) != VIEW:
+            scaled = zoom(b, round(VIEW * scale) / VIEW, order=1, grid_mode=True, mode="nearest")
+            row, column = meeting[1]
+            there = round((row + 0.5) * scale - 0.5), round((column + 0.5) * scale - 0.5)
+            best = max(best, _best_correlation(a, scaled, (meeting[0], there)))
+        return best
+
+
+def _best_correlation(a: NDArray[np.float32], b: NDArray[np.float32], meeting: Meeting) -> float:
+    (row, column), (other_row, other_column) = meeting
+    shifts = [(down, right) for down in range(-SEARCH, SEARCH + 1) for right in range(-SEARCH, SEARCH + 1)]
+    return max(_correlation(a, b, row - other_row + down, column - other_column + right) for down, right in shifts)
+
+
+def _correlation(a: NDArray[np.float32], b: NDArray[np.float32], down: int, right: int) -> float:
+    """Correlation of two views where they overlap when `b` is laid on `a` this far down and to the right; -1 where they
+    hardly overlap."""
+    top, bottom = max(0, down), min(a.shape[0], b.shape[0] + down)
+    left, end = max(0, right), min(a.shape[1], b.shape[1] + right)
+    if bottom <= top or end <= left or (bottom - top) * (end - left) < MIN_OVERLAP * VIEW * VIEW:
+        return -1.0
+    x = a[top:bottom, left:end].ravel()
+    y = b[top - down : bottom - down, left - right : end - right].ravel()
+    n = x.size
+    covariance = float(x @ y) - float(x.sum()) * float(y.sum()) / n
+    variances = (float(x @ x) - float(x.sum()) ** 2 / n) * (float(y @ y) - float(y.sum()) ** 2 / n)
+    return covariance / variances**0.5 if variances > 1e-3 else -1.0
+
+
+def _proposals(views: _Views, max_bits: int) -> dict[tuple[int, int], list[Meeting]]:
+    """Pairs of crops with the landmarks that look alike, at most three, the most alike first."""
+    alike: dict[tuple[int, int], list[tuple[float, Meeting]]] = {}
+    for first, second in _close_hashes(views.hashes, max_bits):
+        a, b = int(views.owner[first]), int(views.owner[second])
+        if a == b:
+            continue
+        correlation = views.patch_correlation(first, second)
+        if correlation >= PATCH_CORRELATION:
+            (row, column), (other_row, other_column) = views.places[first].tolist(), views.places[second].tolist()
+            alike.setdefault((a, b), []).append((correlation, ((row, column), (other_row, other_column))))
+    return {pair: [meeting for _, meeting in sorted(found, reverse=True)[:3]] for pair, found in alike.items()}
+
+
+def _close_hashes(hashes: NDArray[np.uint64], max_bits: int) -> Iterator[tuple[int, int]]:
+    """All pairs of positions (first < second) whose words differ in at most `max_bits` bits."""
+    for start in range(0, len(hashes), 64):
+        rows = hashes[start : start + 64, None]
+        for other in range(start, len(hashes), 16 * _BLOCK):
+            distances = np.bitwise_count(rows ^ hashes[None, other : other + 16 * _BLOCK])
+            found = np.argwhere(distances <= max_bits)
+            for row, column in found.tolist():
+                if start + row < other + column:
+                    yield start + row, other + column

@@ -1,0 +1,183 @@
+"""Measuring the stored images: what the data checks judge a crop by, computed once per shard and kept.
+
+The sharpness and the small grey view are taken at 64 x 64 pixels whatever the crop's size, so that one threshold fits
+cameras of different resolution.
+"""
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.fft import dctn
+from scipy.ndimage import gaussian_filter, maximum_filter
+
+from wbc_model.errors import ImageRejected
+from wbc_model.images import decode
+from wbc_model.store import ImageStore, StoredImage, intact, stream
+
+VIEW: Final = 64  # side of the small grey view, in pixels
+LANDMARKS: Final = 8  # the most that are kept of a crop
+MARGIN: Final = 8  # pixels of the view nearer to its edge than this hold no landmark
+REACH: Final = 12  # a landmark's surroundings are the 2 * REACH pixels square around it
+_FREQUENCIES: Final = sorted((row + column, row, column) for row in range(10) for column in range(10) if row + column)[:64]
+_ROWS: Final = [row for _, row, _ in _FREQUENCIES]
+_COLUMNS: Final = [column for _, _, column in _FREQUENCIES]
+
+
+def measure(data: bytes) -> dict[str, Any]:
+    """What is measured of one image.
+
+    width, height (pixels as stored), format, mode; brightness (mean) and contrast (standard deviation) of the grey value,
+    0 to 255; sharpness (variance of the Laplacian of the grey view, grey values squared); `pixels` (sha256 of the decoded
+    pixels); `view` (uint8 VIEW x VIEW), `landmarks` (uint8 (n, 2): row, column in the view) and `hashes` (uint64 (n,): a
+    64-bit perceptual hash of each landmark's surroundings), all three as bytes. Raises ImageRejected.
+    """
+    image, facts = decode(data)
+    grey = image.convert("L")
+    small = grey.resize((VIEW, VIEW), Image.Resampling.BOX)
+    view = np.asarray(small, dtype=np.float32)
+    level = np.asarray(grey)
+    landmarks = find_landmarks(view)
+    digest = hashlib.sha256(f"{image.width}x{image.height}:".encode())
+    digest.update(image.tobytes())
+    return {
+        "width": facts.width,
+        "height": facts.height,
+        "format": facts.format,
+        "mode": facts.mode,
+        "brightness": float(level.mean()),
+        "contrast": float(level.std()),
+        "sharpness": float(_laplacian(view).var()),
+        "pixels": digest.hexdigest(),
+        "view": small.tobytes(),
+        "landmarks": landmarks.tobytes(),
+        "hashes": perceptual_hashes(view, landmarks).tobytes(),
+    }
+
+
+def _laplacian(view: NDArray[np.float32]) -> NDArray[np.float32]:
+    return view[:-2, 1:-1] + view[2:, 1:-1] + view[1:-1, :-2] + view[1:-1, 2:] - 4 * view[1:-1, 1:-1]
+
+
+def find_landmarks(view: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """The strongest blobs (extrema of a difference of Gaussians) of a grey view (VIEW, VIEW): uint8 (n <= LANDMARKS, 2).
+
+    They sit on nuclei, granules and red cells, and so move with the content when a crop is cut elsewhere.
+    """
+    blobs = np.abs(gaussian_filter(view, 2.5) - gaussian_filter(view, 5.0))
+    peaks = (blobs == maximum_filter(blobs, 5)) & (blobs > 0.5)
+    inside = np.zeros_like(peaks)
+    inside[MARGIN:-MARGIN, MARGIN:-MARGIN] = True
+    places = np.argwhere(peaks & inside)
+    order = np.argsort(-blobs[places[:, 0], places[:, 1]], kind="stable")[:LANDMARKS]
+    return places[order].astype(np.uint8)
+
+
+def perceptual_hashes(view: NDArray[np.float32], landmarks: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """A 64-bit hash per landmark, uint64 (n,): the signs of the lowest DCT coefficients of its surroundings."""
+    if not len(landmarks):
+        return np.zeros(0, np.uint64)
+    coefficients = dctn(surroundings(gaussian_filter(view, 1.0), landmarks), axes=(1, 2))
+    return np.ascontiguousarray(np.packbits(coefficients[:, _ROWS, _COLUMNS] > 0, axis=1)).view(np.uint64).ravel()
+
+
+def surroundings(view: NDArray[np.float32], landmarks: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The squares around landmarks, float32 (n, 2 * REACH, 2 * REACH); beyond the edge the view is mirrored."""
+    padded = np.pad(view, REACH, mode="reflect")
+    return np.stack([padded[row : row + 2 * REACH, column : column + 2 * REACH] for row, column in landmarks.astype(int)])
+
+
+# --- a whole store, cached by shard --------------------------------------------------------------------------------------
+
+
+def measure_store(store: ImageStore, cache: Path) -> pd.DataFrame:
+    """A row per stored cell in store order: sha256, the columns of `measure`, and `damage` (empty, or why the image cannot
+    be used any more).
+
+    Measurements are kept in `cache`, a Parquet file per shard. A shard whose bytes are not those it was named by is
+    measured anew each time, so that damage is seen and pinned to its cells.
+    """
+    version = _code_version()
+    frames = []
+    for shard in store.shards():
+        kept = cache / f"quality-{shard.stem}-{version}.parquet"
+        whole = intact(shard)
+        if whole and kept.is_file():
+            frames.append(pd.read_parquet(kept))
+            continue
+        frame = pd.DataFrame(_measure_shard(shard), columns=_SCHEMA.names)
+        if whole:
+            _keep(frame, kept)
+        frames.append(frame)
+    if not frames:
+        return pd.DataFrame(columns=_SCHEMA.names)
+    return pd.concat(frames, ignore_index=True).drop_duplicates("sha256").reset_index(drop=True)
+
+
+_SCHEMA: Final = pa.schema(
+    [("sha256", pa.string()), ("width", pa.int32()), ("height", pa.int32()), ("format", pa.string()), ("mode", pa.string())]
+    + [(name, pa.float64()) for name in ("brightness", "contrast", "sharpness")]
+    + [("pixels", pa.string()), ("view", pa.binary()), ("landmarks", pa.binary()), ("hashes", pa.binary())]
+    + [("damage", pa.string())]
+)
+_NOTHING: Final = {
+    "width": 0,
+    "height": 0,
+    "format": "",
+    "mode": "",
+    "brightness": 0.0,
+    "contrast": 0.0,
+    "sharpness": 0.0,
+    "pixels": "",
+    "view": bytes(VIEW * VIEW),
+    "landmarks": b"",
+    "hashes": b"",
+}
+
+
+def _code_version() -> str:
+    """Changes with the code that measures, so that no cache outlives it."""
+    sources = [Path(__file__), Path(__file__).with_name("images.py")]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:8]
+
+
+def _keep(frame: pd.DataFrame, kept: Path) -> None:
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    for old in kept.parent.glob(f"{kept.name.rsplit('-', 1)[0]}-*.parquet"):
+        old.unlink()
+    temporary = kept.with_name(f".{kept.name}.{os.getpid()}")
+    pq.write_table(pa.Table.from_pandas(frame, schema=_SCHEMA, preserve_index=False), temporary)
+    temporary.replace(kept)
+
+
+def _measure_shard(shard: Path) -> Iterator[dict[str, Any]]:
+    """Measure in threads, in order, a few images in memory at a time."""
+    workers = min(8, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as pool:
+        pending: deque[Future[dict[str, Any]]] = deque()
+        for image in stream(shard):
+            pending.append(pool.submit(_measure_stored, image))
+            if len(pending) > 4 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def _measure_stored(image: StoredImage) -> dict[str, Any]:
+    record: dict[str, Any] = {"sha256": image.sha256, "damage": ""}
+    if hashlib.sha256(image.data).hexdigest() != image.sha256:
+        return record | _NOTHING | {"damage": "its bytes are not those of its sha256"}
+    try:
+        return record | measure(image.data)
+    except ImageRejected as rejected:
+        return record | _NOTHING | {"damage": str(rejected)}
