@@ -18,18 +18,21 @@ from wbc_model.quality import VIEW, surroundings
 
 DETAIL_SIGMA: Final = 4.0  # pixels of the view: coarser structure than this (stain, light, one dark blob) proves nothing
 PATCH_CORRELATION: Final = 0.7  # of two landmarks' surroundings, under which their views are not laid over each other
-SEARCH: Final = 3  # pixels of the view around where the landmarks meet
+SEARCH: Final = 3  # pixels of the view that the best fit may lie from where the landmarks meet
+HOPELESS: Final = 0.2  # correlation where the landmarks meet under which no better fit is looked for
 MIN_OVERLAP: Final = 0.33  # of the view's area that both crops must show
-_BLOCK: Final = 2048
+_ROWS, _WORDS = 32, 16384  # hashes compared at a time: 4 MB, about a processor cache
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two rows (positions in the measurements, first < second) that show the same cell; `correlation` of the fine structure."""
+    """Two rows (positions in the measurements, first < second) that show the same piece of a smear. `correlation` of the fine
+    structure where they overlap; `offset`: distance of the two crops' centres there, as a share of the crop's side."""
 
     first: int
     second: int
     correlation: float
+    offset: float
 
 
 def near_duplicates(measured: pd.DataFrame, max_bits: int, min_correlation: float) -> list[Pair]:
@@ -41,9 +44,9 @@ def near_duplicates(measured: pd.DataFrame, max_bits: int, min_correlation: floa
     views = _Views(measured)
     pairs = []
     for (first, second), meetings in sorted(_proposals(views, max_bits).items()):
-        correlation = max(views.correlation(first, second, meeting) for meeting in meetings)
+        correlation, offset = max(views.correlation(first, second, meeting) for meeting in meetings)
         if correlation >= min_correlation:
-            pairs.append(Pair(first, second, round(correlation, 3)))
+            pairs.append(Pair(first, second, round(correlation, 3), round(offset, 3)))
     return pairs
 
 
@@ -84,9 +87,9 @@ class _Views:
         a, b = int(self.owner[first]), int(self.owner[second])
         return float(self.patches(a)[first - self.starts[a]] @ self.patches(b)[second - self.starts[b]])
 
-    def correlation(self, first: int, second: int, meeting: Meeting) -> float:
-        """Best correlation of the fine structure near a meeting of landmarks, at the crops' common frame and, where the crops
-        are of different size, also at their common scale."""
+    def correlation(self, first: int, second: int, meeting: Meeting) -> tuple[float, float]:
+        """Best correlation of the fine structure near a meeting of landmarks, and the offset of the centres there: at the
+        crops' common frame and, where the crops are of different size, also at their common scale."""
         a, b = self.detail(first), self.detail(second)
         best = _best_correlation(a, b, meeting)
         scale = self.sides[second] / self.sides[first]
@@ -98,10 +101,20 @@ class _Views:
         return best
 
 
-def _best_correlation(a: NDArray[np.float32], b: NDArray[np.float32], meeting: Meeting) -> float:
+def _best_correlation(a: NDArray[np.float32], b: NDArray[np.float32], meeting: Meeting) -> tuple[float, float]:
+    """Lay the landmarks over each other and climb to the best correlation near there; most pairs end at the first look."""
     (row, column), (other_row, other_column) = meeting
-    shifts = [(down, right) for down in range(-SEARCH, SEARCH + 1) for right in range(-SEARCH, SEARCH + 1)]
-    return max(_correlation(a, b, row - other_row + down, column - other_column + right) for down, right in shifts)
+    down, right = row - other_row, column - other_column
+    best = _correlation(a, b, down, right)
+    steps = SEARCH if best >= HOPELESS else 0
+    for _ in range(steps):
+        around = [(down + y, right + x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
+        found, there = max((_correlation(a, b, *place), place) for place in around)
+        if found <= best:
+            break
+        best, (down, right) = found, there
+    apart = (b.shape[0] - a.shape[0]) / 2 + down, (b.shape[1] - a.shape[1]) / 2 + right
+    return best, float(np.hypot(*apart)) / VIEW
 
 
 def _correlation(a: NDArray[np.float32], b: NDArray[np.float32], down: int, right: int) -> float:
@@ -135,10 +148,10 @@ def _proposals(views: _Views, max_bits: int) -> dict[tuple[int, int], list[Meeti
 
 def _close_hashes(hashes: NDArray[np.uint64], max_bits: int) -> Iterator[tuple[int, int]]:
     """All pairs of positions (first < second) whose words differ in at most `max_bits` bits."""
-    for start in range(0, len(hashes), 64):
-        rows = hashes[start : start + 64, None]
-        for other in range(start, len(hashes), 16 * _BLOCK):
-            distances = np.bitwise_count(rows ^ hashes[None, other : other + 16 * _BLOCK])
+    for start in range(0, len(hashes), _ROWS):
+        rows = hashes[start : start + _ROWS, None]
+        for other in range(start, len(hashes), _WORDS):
+            distances = np.bitwise_count(rows ^ hashes[None, other : other + _WORDS])
             found = np.argwhere(distances <= max_bits)
             for row, column in found.tolist():
                 if start + row < other + column:

@@ -39,7 +39,8 @@ class CheckParams(Section):
     brightness: Annotated[list[float], Field(min_length=2, max_length=2)]
     min_contrast: Annotated[float, Field(ge=0)]
     min_sharpness: Annotated[float, Field(ge=0)]
-    near_duplicate_bits: Annotated[int, Field(ge=0, le=32)]
+    near_duplicate_bits: Annotated[int, Field(ge=0, le=16)]
+    near_duplicate_correlation: Annotated[float, Field(gt=0, le=1)]
     max_quarantined_share: Share
     min_test_cells_per_class: Annotated[int, Field(ge=0)]
 
