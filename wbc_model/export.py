@@ -84,7 +84,8 @@ granulocytes, erythroblasts, platelets, artefacts or malignant cells: it will gi
 | network | {card.architecture.network}, attention `{card.architecture.attention}`, {lossnet} |
 | input | {card.input_size} x {card.input_size} pixels, RGB |
 | temperature | {card.temperature:.3f} |
-| prediction set | classes with probability of {card.conformal_threshold:.3f} or more; coverage {card.conformal_coverage:.0%} at its site |
+| prediction set | every class with probability {card.conformal_threshold:.3f} or more |
+| coverage of the set | {card.conformal_coverage:.0%} of cells, at the site it was calibrated for |
 
 ## How well it did on its validation pool
 

@@ -27,8 +27,8 @@ def softmax(logits: NDArray[Any], temperature: float = 1.0) -> Floats:
 def confusion_matrix(labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> NDArray[np.int64]:
     """Counts (C, C): row is the label, column the prediction."""
     size = len(CLASSES)
-    counts: NDArray[np.int64] = np.bincount(labels * size + predicted, minlength=size * size)
-    return counts.reshape(size, size)
+    counts: NDArray[np.int64] = np.bincount(labels * size + predicted, minlength=size * size).reshape(size, size)
+    return counts
 
 
 def _divide(a: Floats, b: Floats) -> Floats:

@@ -150,7 +150,8 @@ def _known_keys(location: tuple[int | str, ...]) -> list[str]:
 
 
 def _explain(path: Path, error: ValidationError) -> str:
-    first = error.errors()[0]
+    # A misspelt key is both unknown and missing: the unknown one is what the user wrote.
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     location, key = first["loc"], ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(location[-1]), _known_keys(location[:-1]), n=1, cutoff=0.4)

@@ -40,6 +40,7 @@ from wbc_model.sampling import BatchPlan, hard_sample_weights, seeded
 
 COVERAGE: Final = 0.95
 VALIDATION_BATCH: Final = 128
+CHECKPOINT_SECONDS: Final = 60.0  # a checkpoint is four times the weights: not after every look
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,7 @@ class Training:
             params.seed,
         )
         self.key = self._key()
+        self.saved_at = time.monotonic()
 
     def _key(self) -> str:
         """What a checkpoint must have been made from to be gone on with."""
@@ -192,14 +194,15 @@ class Training:
         self.weights = hard_sample_weights(self.losses, self.labels, train.hard_fraction, train.rarity)
 
     def save(self) -> None:
-        """Write the checkpoint (rank zero only)."""
-        if not self.fabric.is_global_zero:
+        """Write the checkpoint when the last one is old enough (rank zero only)."""
+        if not self.fabric.is_global_zero or time.monotonic() - self.saved_at < CHECKPOINT_SECONDS:
             return
         tensors = {f"network.{k}": v for k, v in self.network.state_dict().items()}
         tensors |= {f"optimizer.{k}": v for k, v in optimizer_tensors(self.optimizer).items()}
         tensors |= {f"best.{k}": v for k, v in self.best.items()}
         tensors |= {"losses": self.losses, "weights": self.weights}
         Checkpoint(self.key, tensors, dataclasses.asdict(self.progress)).write(self.path)
+        self.saved_at = time.monotonic()
 
     def resume(self) -> None:
         """Go on from the checkpoint of the same training, where there is one."""
