@@ -1,0 +1,40 @@
+# Each target makes .venv from the lock when it is missing or stale; nothing else is needed than Python 3.11 and make.
+PYTHON ?= python3.11
+PORT ?= 3000
+BIN := .venv/bin
+STAMP := .venv/.installed
+.DELETE_ON_ERROR:
+.PHONY: install demo test test-slow lint serve lock clean
+
+install: $(STAMP)
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "Python 3.11 is needed: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/wbc demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow --timeout 3600
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+serve: $(STAMP)
+	$(BIN)/wbc serve --port $(PORT)
+
+# Needs uv; everybody else installs the result with plain pip.
+lock:
+	uv pip compile pyproject.toml --extra dev --python-version 3.11 --no-header --quiet --output-file requirements.lock
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,119 @@
+"""Training: deterministic, resumable to the same bits, learns, and says when there is too little."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.model.conftest import rendered_set, tiny_params
+from wbc_model import train as training_module
+from wbc_model.errors import WbcError
+from wbc_model.params import Params
+from wbc_model.train import LabelledCells, Training, calibrated_card, check_trainable, learning_rate
+
+
+def weights(training: Training) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in training.network.state_dict().items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def history(training: Training) -> list[dict[str, float]]:
+    rows = training.progress.history
+    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
+
+
+def test_a_seed_gives_the_same_bits_and_an_interrupted_training_too(
+    params: Params, labelled: LabelledCells, validation: LabelledCells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(training_module, "CHECKPOINT_SECONDS", 0.0)
+    whole = Training(params, labelled, validation, tmp_path / "whole")
+    whole.fit()
+    again = Training(params, labelled, validation, tmp_path / "again")
+    again.fit()
+    assert same(weights(whole), weights(again))
+
+    class Killed(Exception):
+        pass
+
+    def kill(row: dict[str, float]) -> None:
+        if row["update"] == 12:
+            raise Killed
+
+    with pytest.raises(Killed):
+        Training(params, labelled, validation, tmp_path / "killed").fit(kill)
+    resumed = Training(params, labelled, validation, tmp_path / "killed")
+    seen: list[float] = []
+    resumed.fit(lambda row: seen.append(row["update"]))
+    assert seen == [18, 24]  # the first half was not trained again
+    assert same(weights(whole), weights(resumed))
+    assert history(whole) == history(resumed)
+
+
+def test_a_checkpoint_of_other_inputs_is_not_used(
+    params: Params, labelled: LabelledCells, validation: LabelledCells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(training_module, "CHECKPOINT_SECONDS", 0.0)
+    Training(params, labelled, validation, tmp_path / "checkpoint").fit()
+    other = Training(tiny_params(learning_rate=0.0001), labelled, validation, tmp_path / "checkpoint")
+    other.resume()
+    assert other.progress.update == 0
+
+
+def test_it_learns(labelled: LabelledCells, validation: LabelledCells, tmp_path: Path):
+    params = tiny_params(hard_share=0.25)
+    size = params.size.model_copy(update={"updates": 120})
+    params = params.model_copy(update={"presets": {"small": size}})
+    training = Training(params, labelled, validation, tmp_path / "checkpoint")
+    training.fit()
+    rows = training.progress.history
+    assert max(row["validation_accuracy"] for row in rows) > 0.7  # chance is 0.45, the share of neutrophils
+    assert rows[-1]["ranking_accuracy"] > 0.55  # LossNet ranks better than chance
+    assert rows[-1]["predicted_loss_spread"] > 0  # and has not collapsed
+    assert training.weights.any()
+    card = calibrated_card(training.network, validation, params)
+    assert card.metrics["validation"]["n"] == 80
+    assert 0 < card.conformal_threshold < 1
+
+
+def test_hard_samples_are_the_high_losses(params: Params, labelled: LabelledCells, validation: LabelledCells, tmp_path: Path):
+    training = Training(params, labelled, validation, tmp_path / "checkpoint")
+    training.fit()
+    hard = training.weights > 0
+    for label in np.unique(labelled.labels):
+        members = torch.from_numpy(labelled.labels == label) & ~training.losses.isnan()
+        if (members & hard).any() and (members & ~hard).any():
+            assert training.losses[members & hard].min() >= training.losses[members & ~hard].max()
+
+
+def test_stops_early_and_keeps_the_best(labelled: LabelledCells, validation: LabelledCells, tmp_path: Path):
+    """With labels drawn at random nothing is learned, and the best look is not the last."""
+    rng = np.random.default_rng(0)
+    noise = LabelledCells(labelled.images, rng.permutation(labelled.labels), labelled.sha256s)
+    params = tiny_params(patience=1, learning_rate=0.05)
+    params = params.model_copy(update={"presets": {"small": params.size.model_copy(update={"updates": 600})}})
+    training = Training(params, noise, validation, tmp_path / "checkpoint")
+    training.fit()
+    assert training.progress.update < 600
+    assert training.progress.best_loss == min(row["validation_loss"] for row in training.progress.history)
+
+
+def test_learning_rate_rises_and_falls():
+    rates = [learning_rate(u, 100, 1.0, 0.1) for u in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == pytest.approx(1.0)
+    assert rates[9] == pytest.approx(1.0)
+    assert rates[-1] == pytest.approx(0.01, abs=0.002)
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+
+
+def test_too_little_to_learn_from(validation: LabelledCells):
+    one_class = LabelledCells(validation.images[:3], np.zeros(3, dtype=np.int64), ("a", "b", "c"))
+    with pytest.raises(WbcError, match="fewer than two classes"):
+        check_trainable(one_class, validation)
+    empty = LabelledCells(validation.images[:0], validation.labels[:0], ())
+    with pytest.raises(WbcError, match="validation pool is empty"):
+        check_trainable(rendered_set(20, 3), empty)
