@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from flows.data_docs import finish, front_page
 from wbc_model.classes import CLASSES
 from wbc_model.errors import WbcError
 from wbc_model.files import replace_directory, write_atomic
@@ -78,17 +79,23 @@ def validate(workspace: Path, params: Params) -> ValidationReport:
     cells["quarantined"] = out.isin({(entry.path, entry.sha256) for entry in found})
     quarantine = read_rejections(data / "rejected.csv") | set(found)
     write_atomic(data / "quarantine.csv", rejections_csv(quarantine))
-    critical, noted = _expect(cells, params.checks, data / "docs", _moment(pools))
-    if critical:
-        raise WbcError(_explain(critical, data / "docs" / "index.html"))
     kept = cells[~cells["quarantined"]]["pool"].value_counts()
+    usable = {name: int(kept.get(name, 0)) for name in POOLS}
+    docs, moment = data / "docs", _moment(pools)
+    building = docs.with_name(".docs.new")
+    shutil.rmtree(building, ignore_errors=True)
+    critical, noted = _expect(cells, params.checks, building, moment)
+    finish(building, moment, front_page(building, pools.counts(), usable, quarantine, critical, noted))
+    replace_directory(building, docs)
+    if critical:
+        raise WbcError(_explain(critical, docs / "index.html"))
     return ValidationReport(
         pools=pools.counts(),
-        usable={name: int(kept.get(name, 0)) for name in POOLS},
+        usable=usable,
         found=found,
         quarantined=dict(sorted(Counter(entry.reason for entry in quarantine).items())),
         warnings=noted,
-        docs=data / "docs" / "index.html",
+        docs=docs / "index.html",
     )
 
 
@@ -202,16 +209,14 @@ def _pool_table(cells: pd.DataFrame, checks: CheckParams) -> pd.DataFrame:
 # --- Great Expectations --------------------------------------------------------------------------------------------------
 
 
-def _expect(cells: pd.DataFrame, checks: CheckParams, docs: Path, moment: datetime) -> tuple[list[str], list[str]]:
-    """Run the suites and write the Data Docs; returns the lines of critical findings and of warnings."""
+def _expect(cells: pd.DataFrame, checks: CheckParams, building: Path, moment: datetime) -> tuple[list[str], list[str]]:
+    """Run the suites and build the pages in `building`; returns the lines of critical findings and of warnings."""
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
     logging.getLogger("great_expectations").setLevel(logging.ERROR)
     import great_expectations as gx
     from great_expectations.core.run_identifier import RunIdentifier
     from great_expectations.data_context.types.base import ProgressBarsConfig
 
-    building = docs.with_name(".docs.new")
-    shutil.rmtree(building, ignore_errors=True)
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
     for site in list(context.variables.data_docs_sites or {}):
@@ -239,7 +244,6 @@ def _expect(cells: pd.DataFrame, checks: CheckParams, docs: Path, moment: dateti
             for validation in result.run_results.values():
                 _sort_out(validation.results, keys, critical, noted)
         context.build_data_docs()
-    replace_directory(building, docs)
     return critical, noted
 
 
