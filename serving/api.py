@@ -179,7 +179,9 @@ class _Exchange:
             # A client that waits for `100 Continue` has sent nothing yet and must not be told to begin.
             if self._unread and not self._asked_first:
                 await self._discard()
-            message = {**message, "headers": [*message.get("headers", []), *SECURITY_HEADERS]}
+            # Without this uvicorn would go on swallowing what an endless sender sends.
+            ending = [(b"connection", b"close")] if self._unread else []
+            message = {**message, "headers": [*message.get("headers", []), *SECURITY_HEADERS, *ending]}
         await self._send(message)
 
     async def _discard(self) -> None:

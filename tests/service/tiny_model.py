@@ -73,7 +73,11 @@ def _graph(classes: int = 5) -> onnx.ModelProto:
 def write_model(directory: Path, classes: int = 5, **card: Any) -> ModelCard:
     """Write the directory; keywords change the card. `classes` other than 5 makes a graph that does not fit its card."""
     directory.mkdir(parents=True, exist_ok=True)
-    files = {WEIGHTS: b"no weights: the graph is the model", ONNX: _graph(classes).SerializeToString(), README: b"# Mean colour\n"}
+    files = {
+        WEIGHTS: b"no weights: the graph is the model",
+        ONNX: _graph(classes).SerializeToString(),
+        README: b"# Mean colour\n",
+    }
     for name, content in files.items():
         (directory / name).write_bytes(content)
     values: dict[str, Any] = {

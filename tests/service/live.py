@@ -1,0 +1,109 @@
+"""Starting a real server for a test, and images to send to it."""
+
+import contextlib
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from PIL import Image
+from tiny_model import COLOURS
+
+import serving
+
+START_SECONDS = 90
+ROOT = Path(str(serving.__file__)).parent.parent
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def encode(pixels: Any, kind: str = "PNG", **options: Any) -> bytes:
+    """An array (H, W, 3), a colour or a Pillow image as the bytes of a file."""
+    if isinstance(pixels, tuple):
+        pixels = Image.new("RGB", (40, 40), pixels)
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(np.asarray(pixels, np.uint8))
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def of_class(label: str, **options: Any) -> bytes:
+    """A file that the tiny model takes for a class."""
+    return encode(COLOURS[label], **options)
+
+
+def form(*files: bytes, field: str = "images") -> list[tuple[str, tuple[str, bytes, str]]]:
+    """The `files` argument of httpx for images named 0.png, 1.png, ..."""
+    return [(field, (f"{number}.png", data, "application/octet-stream")) for number, data in enumerate(files)]
+
+
+@dataclass
+class Server:
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def processes(self) -> list[int]:
+        """Process ids of the server and everything it started."""
+        found, parents = [self.process.pid], [self.process.pid]
+        while parents:
+            children = Path(f"/proc/{parents[0]}/task/{parents[0]}/children").read_text().split()
+            parents = parents[1:] + [int(child) for child in children]
+            found += [int(child) for child in children]
+        return found
+
+
+def wait_ready(server: Server) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if server.process.poll() is not None:
+            break
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"{server.url}/readyz", timeout=5).status_code == 200:
+                return
+        time.sleep(0.1)
+    raise AssertionError(f"the server did not get ready:\n{server.log.read_text()}")
+
+
+@contextlib.contextmanager
+def started(
+    command: list[str], port: int, folder: Path, environment: dict[str, str], cwd: Path | None = None
+) -> Iterator[Server]:
+    """Run a command that serves on a port, wait until it is ready, and end it with SIGTERM."""
+    log = folder / f"server-{port}.log"
+    environment = {"XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1", **environment}
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, env=environment, cwd=cwd, stdout=output, stderr=output)
+    server = Server(f"http://127.0.0.1:{port}", process, log)
+    try:
+        wait_ready(server)
+        yield server
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+
+
+def clean_environment(**more: str) -> dict[str, str]:
+    """This environment without what would change the server under test."""
+    return {key: value for key, value in os.environ.items() if not key.startswith(("WBC_", "BENTOML_", "PYTHON"))} | more
+
+
+def serve_command(model: Path, port: int, *more: str) -> list[str]:
+    return [sys.executable, "-m", "serving.run", "--model", str(model), "--port", str(port), *more]

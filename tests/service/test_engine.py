@@ -1,0 +1,203 @@
+"""The engines against hand-computed answers and against each other."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from live import ROOT, clean_environment, encode, of_class
+from tiny_model import SIZE, expected_logits, write_model
+
+from serving.classify import SURE, Classifier, softmax
+from serving.engine import OpenVinoEngine, open_engine
+from wbc_model.card import Architecture, ModelCard, Normalisation, read_card
+from wbc_model.errors import WbcError
+from wbc_model.images import preprocess
+
+REAL = Path(os.environ.get("WBC_REAL_DATA", ROOT.parent / "shared" / "data"))
+
+
+def test_logits_and_predicted_loss_are_the_hand_computed_ones(model_dir: Path) -> None:
+    engine = OpenVinoEngine(model_dir, 2)
+    colours = np.random.default_rng(0).integers(0, 256, (37, 3))
+    images = np.broadcast_to(colours[:, None, None], (37, SIZE, SIZE, 3)).astype(np.uint8)
+    exact = engine.infer(images, exact=True)
+    assert exact.logits == pytest.approx(np.stack([expected_logits(colour) for colour in colours]), abs=1e-3)
+    assert exact.predicted_loss == pytest.approx(colours[:, 0] / 255, abs=1e-4)
+    assert engine.infer(images).logits == pytest.approx(exact.logits, abs=0.3)  # bf16
+
+
+def test_one_engine_serves_many_threads(model_dir: Path) -> None:
+    engine = OpenVinoEngine(model_dir, 2)
+    wrong: list[int] = []
+
+    def work(value: int) -> None:
+        for count in (1, 3, 16):
+            images = np.full((count, SIZE, SIZE, 3), value, np.uint8)
+            answer = engine.infer(images, exact=True)
+            if not np.allclose(answer.logits, expected_logits(np.full(3, value)), atol=1e-3):
+                wrong.append(value)
+
+    threads = [threading.Thread(target=work, args=(value,)) for value in range(0, 256, 16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_what_bf16_is_unsure_of_is_computed_in_float32(model_dir: Path) -> None:
+    classifier = Classifier.open(model_dir)
+    rng = np.random.default_rng(3)
+    files = [encode(tuple(int(v) for v in colour)) for colour in rng.integers(100, 156, (60, 3))]
+    pixels = np.stack([preprocess(data, SIZE) for data in files])
+    expected = softmax(classifier.engine.infer(pixels, exact=True).logits, 1.0)
+    assert (expected.max(axis=1) < SURE).sum() > 30
+    for result, row in zip(classifier.classify_chunk(files), expected, strict=True):
+        assert result.status == "ok"
+        assert list(result.probabilities.values()) == pytest.approx(row, abs=1e-6 if row.max() < SURE - 0.02 else 0.02)
+    classifier.close()
+
+
+def test_temperature_and_missing_lossnet(tmp_path: Path) -> None:
+    write_model(tmp_path, temperature=4.0, architecture=Architecture(attention="none", lossnet=False))
+    classifier = Classifier.open(tmp_path)
+    [result] = classifier.classify_chunk([encode((200, 30, 60))])
+    assert result.status == "ok"
+    expected = softmax(expected_logits(np.array((200, 30, 60)))[None].astype(np.float32), 4.0)[0]
+    assert list(result.probabilities.values()) == pytest.approx(expected, abs=0.02)
+    assert result.predicted_loss is None
+    classifier.close()
+
+
+def test_without_a_calibrated_threshold_every_cell_is_ambiguous(tmp_path: Path) -> None:
+    write_model(tmp_path, conformal_threshold=0.0)
+    classifier = Classifier.open(tmp_path)
+    [result] = classifier.classify_chunk([of_class("Monocyte")])
+    assert result.status == "ok"
+    assert len(result.prediction_set) == 5
+    assert result.prediction_set[0] == "Monocyte"
+    assert result.review.reasons == ["ambiguous"]
+    classifier.close()
+
+
+def test_the_top_class_is_always_in_the_set(tmp_path: Path) -> None:
+    write_model(tmp_path, conformal_threshold=0.999)
+    classifier = Classifier.open(tmp_path)
+    [result] = classifier.classify_chunk([encode((128, 0, 0))])
+    assert result.status == "ok"
+    assert result.prediction_set == [result.label]
+    classifier.close()
+
+
+def test_a_graph_that_does_not_fit_its_card_is_named(tmp_path: Path) -> None:
+    write_model(tmp_path / "classes", classes=4)
+    with pytest.raises(WbcError, match="logits"):
+        Classifier.open(tmp_path / "classes")
+    write_model(tmp_path / "size", input_size=48)
+    with pytest.raises(WbcError, match="does not run on"):
+        Classifier.open(tmp_path / "size")
+    write_model(tmp_path / "rubbish", sha256={})
+    (tmp_path / "rubbish" / "model.onnx").write_bytes(b"rubbish")
+    with pytest.raises(WbcError, match=r"model\.onnx"):
+        Classifier.open(tmp_path / "rubbish")
+
+
+def test_engine_names_are_checked(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WBC_ENGINE", "tensorrt")
+    with pytest.raises(WbcError, match="openvino"):
+        open_engine(model_dir, read_card(model_dir), 1)
+
+
+SERVED = """
+import sys
+from pathlib import Path
+from fastapi.testclient import TestClient
+from serving.service import Around, ApiKeys, Classifier, Limits, Running, app, model_directory
+app.state.running = Running(Classifier.open(model_directory()), ApiKeys([]), Limits())
+answer = TestClient(Around(app)).post("/v1/classify", files={"images": ("a", open(sys.argv[1], "rb"))})
+assert answer.status_code == 200 and answer.json()["results"][0]["label"] == "Basophil", answer.text
+loaded = {name.partition(".")[0] for name in sys.modules}
+print(sorted(loaded & {"torch", "torchvision", "flows", "mlflow", "prefect", "dvc", "pandas", "sklearn", "scipy", "onnx"}))
+print(sorted(name for name in sys.modules if name.startswith("wbc_model.")))
+"""
+
+
+def test_a_request_is_served_without_importing_torch_or_flows(model_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "cell.png").write_bytes(of_class("Basophil"))
+    environment = clean_environment(WBC_MODEL_DIR=str(model_dir), WBC_ENGINE="openvino")
+    result = subprocess.run(
+        [sys.executable, "-c", SERVED, str(tmp_path / "cell.png")],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert result.returncode == 0, result.stderr
+    heavy, pure = result.stdout.splitlines()
+    assert heavy == "[]"
+    assert pure == str(["wbc_model.card", "wbc_model.classes", "wbc_model.errors", "wbc_model.images"])
+
+
+def _network_directory(directory: Path, size: int) -> None:
+    """A real network with random weights and a temperature that makes it about as sure as a trained one."""
+    torch = pytest.importorskip("torch")
+    export = pytest.importorskip("wbc_model.export")
+    from wbc_model.network import AttentionResNet18
+
+    torch.manual_seed(0)
+    network = AttentionResNet18("cbam", True, 5).eval()
+    card = ModelCard(
+        version="random",
+        input_size=size,
+        normalisation=Normalisation(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
+        architecture=Architecture(attention="cbam", lossnet=True),
+        temperature=0.05,
+        conformal_threshold=0.2,
+    )
+    export.save_model(directory, network, card)
+
+
+def _images(count: int) -> list[bytes]:
+    files = sorted(REAL.glob("pbc/test/*/*.jpg"))
+    if files:
+        return [file.read_bytes() for file in files[:: max(1, len(files) // count)][:count]]
+    rng = np.random.default_rng(0)
+    return [encode(rng.integers(0, 255, (8, 8, 3)).repeat(20, 0).repeat(20, 1), "JPEG") for _ in range(count)]
+
+
+def test_openvino_answers_as_torch_does(tmp_path: Path) -> None:
+    """200 images (real ones where they are there) through both: the same label for each, probabilities within 0.02."""
+    _network_directory(tmp_path / "model", 64)
+    from wbc_model.export import load_model
+    from wbc_model.predict import predict
+
+    files = _images(200)
+    pixels = np.stack([preprocess(data, 64) for data in files])
+    network, card = load_model(tmp_path / "model")
+    offline = predict(network, [pixels[:100], pixels[100:]])
+    expected = softmax(offline.logits, card.temperature)
+    classifier = Classifier(card, OpenVinoEngine(tmp_path / "model", 2), 2)
+    results = classifier.classify_chunk(files)
+    classifier.close()
+    assert len({int(row.argmax()) for row in expected}) > 1, "the network must not say the same of every image"
+    for result, row, loss in zip(results, expected, offline.predicted_loss, strict=True):
+        assert result.status == "ok"
+        assert result.label == card.classes[int(row.argmax())]
+        assert list(result.probabilities.values()) == pytest.approx(row, abs=0.02)
+        assert result.predicted_loss == pytest.approx(float(loss), abs=0.02 * max(1.0, abs(float(loss))))
+
+
+def test_the_torch_engine_gives_the_same_numbers(tmp_path: Path) -> None:
+    """On the CPU here; on a CUDA device the same code runs."""
+    _network_directory(tmp_path / "model", 32)
+    from serving.engine import TorchEngine
+
+    engine, other = TorchEngine(tmp_path / "model", "cpu"), OpenVinoEngine(tmp_path / "model", 1)
+    images = np.random.default_rng(0).integers(0, 255, (3, 32, 32, 3), dtype=np.uint8)
+    assert engine.infer(images, exact=True).logits == pytest.approx(other.infer(images, exact=True).logits, abs=1e-3)
