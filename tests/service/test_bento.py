@@ -1,0 +1,185 @@
+"""The Bento: what is in it, and that it runs on what is in it alone, started as the Dockerfile starts it.
+
+No Docker engine is needed: the instructions of the Dockerfile are read and carried out with its paths mapped into a temporary
+folder. With WBC_TEST_DOCKERFILE=1 the `RUN` that makes the virtual environment is carried out too (it downloads packages, a
+minute or two); otherwise the environment of the tests stands in for it.
+"""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+from live import ROOT, clean_environment, form, free_port, of_class, started
+from tiny_model import write_model
+
+from flows.package import DIRECT, PURE_MODULES, bento_version, build_bento, pinned_requirements
+from wbc_model.errors import WbcError
+
+KEY = "a-key-of-the-ward"
+WHOLE = os.environ.get("WBC_TEST_DOCKERFILE") == "1"
+METRICS = {"n": 10, "accuracy": 0.9, "macro_f1": 0.8}
+TRAINING = {"torch", "torchvision", "lightning-fabric", "mlflow", "dvc", "prefect", "great-expectations", "pandas", "onnx"}
+
+
+@pytest.fixture(scope="module")
+def bento(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_bento(model_dir, tmp_path_factory.mktemp("build") / "bento", METRICS)
+
+
+def test_it_holds_the_model_the_service_and_the_pure_modules_only(bento: Path, model_dir: Path) -> None:
+    source = bento / "src"
+    files = {str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()}
+    code = {f"serving/{path.name}" for path in (ROOT / "serving").glob("*.py")}
+    code |= {f"wbc_model/{name}.py" for name in PURE_MODULES}
+    model = {f"model/{path.name}" for path in model_dir.iterdir()}
+    assert files == code | model | {"bentofile.yaml", "README.md", "metrics.json"}
+    for name in model:
+        assert (source / name).read_bytes() == (model_dir / Path(name).name).read_bytes()
+    assert json.loads((source / "metrics.json").read_text()) == METRICS
+
+
+def test_it_requires_exact_versions_and_nothing_that_training_needs(bento: Path) -> None:
+    lines = (bento / "env" / "python" / "requirements.txt").read_text().split()
+    pinned = dict(line.split("==") for line in lines)
+    assert set(DIRECT) <= set(pinned)
+    assert not set(pinned) & TRAINING
+    assert not [name for name in pinned if name.startswith(("nvidia-cu", "triton"))]
+    locked = dict(re.findall(r"^([a-z0-9.-]+)==(\S+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
+    assert pinned == {name: locked[name] for name in pinned}, "the Bento must be built in the environment of the lock"
+    assert set(pinned_requirements()) == set(lines)
+
+
+def test_its_version_is_the_content_of_the_model(bento: Path, model_dir: Path, tmp_path: Path) -> None:
+    document = yaml.safe_load((bento / "bento.yaml").read_text())
+    assert (document["name"], document["version"]) == ("wbc", bento_version(model_dir))
+    assert document["labels"]["accuracy"] == "0.9000"
+    write_model(tmp_path / "same")
+    assert bento_version(tmp_path / "same") == document["version"]
+    write_model(tmp_path / "other", temperature=2.0)
+    assert bento_version(tmp_path / "other") != document["version"]
+
+
+def test_building_again_gives_the_same_bytes_and_leaves_nothing_behind(bento: Path, model_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out" / "bento"
+    out.mkdir(parents=True)
+    (out / "stale").write_text("of an older Bento")
+    assert build_bento(model_dir, out, METRICS) == out
+    first = {str(path.relative_to(bento)): path.read_bytes() for path in bento.rglob("*") if path.is_file()}
+    second = {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert first == second
+    assert [path.name for path in out.parent.iterdir()] == ["bento"]
+
+
+def test_a_damaged_model_is_not_packaged(tmp_path: Path) -> None:
+    write_model(tmp_path / "model")
+    (tmp_path / "model" / "model.onnx").write_bytes(b"damaged")
+    with pytest.raises(WbcError, match="damaged"):
+        build_bento(tmp_path / "model", tmp_path / "bento")
+    assert not (tmp_path / "bento").exists()
+
+
+@dataclass
+class Instruction:
+    name: str
+    text: str
+
+    def words(self) -> list[str]:
+        """The words of an instruction in exec form."""
+        words: list[str] = json.loads(self.text.removeprefix("CMD ") if self.name == "HEALTHCHECK" else self.text)
+        return words
+
+
+def instructions() -> list[Instruction]:
+    """The Dockerfile's instructions, continuation lines joined."""
+    lines = [line for line in (ROOT / "Dockerfile").read_text().splitlines() if line.strip() and not line.startswith("#")]
+    joined = re.sub(r"\\\n\s*", "", "\n".join(lines))
+    return [Instruction(*line.split(" ", 1)) for line in joined.splitlines()]
+
+
+def one(name: str) -> Instruction:
+    """The last instruction of a name."""
+    return [instruction for instruction in instructions() if instruction.name == name][-1]
+
+
+def test_the_dockerfile_keeps_its_promises() -> None:
+    assert [instruction.name for instruction in instructions()].count("FROM") == 2
+    bases = [instruction.text.split()[0] for instruction in instructions() if instruction.name == "FROM"]
+    assert all(re.fullmatch(r"python:3\.11\.\d+-slim-\w+", base) for base in bases)
+    assert int(one("USER").text) > 0
+    assert "/readyz" in one("HEALTHCHECK").text
+    assert one("CMD").words()[:3] == ["python", "-m", "serving.run"]
+    assert not re.search(r"WBC_API_KEYS=|password|token", "\n".join(i.text for i in instructions()), re.IGNORECASE)
+    copied = [i.text for i in instructions() if i.name == "COPY" and "--from" not in i.text]
+    assert all(text.startswith("${BENTO}") for text in copied), "only the Bento goes into the image"
+    assert "*" in (ROOT / ".dockerignore").read_text().splitlines()
+
+
+@pytest.fixture(scope="module")
+def python(bento: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The interpreter of the image's virtual environment: made by the Dockerfile's own RUN, or that of the tests."""
+    if not WHOLE:
+        return sys.executable
+    root = tmp_path_factory.mktemp("builder")
+    line = next(i.text for i in instructions() if i.name == "RUN" and "venv" in i.text)
+    line = line.replace("/tmp/requirements.txt", str(bento / "env/python/requirements.txt"))  # noqa: S108
+    line = line.replace("/opt/venv", str(root / "venv"))
+    for command in line.split(" && "):
+        words = [sys.executable if word == "python" else word for word in shlex.split(command)]
+        subprocess.run(words, check=True, env=clean_environment(), timeout=900)
+    return str(root / "venv" / "bin" / "python")
+
+
+def test_the_container_serves_with_the_bentos_own_code(bento: Path, python: str, tmp_path: Path) -> None:
+    """CMD and HEALTHCHECK of the Dockerfile, from a folder outside the project, with the Bento's code marked as its own."""
+    marked = tmp_path / "srv" / "bento"
+    shutil.copytree(bento, marked)
+    module = marked / "src" / "wbc_model" / "__init__.py"
+    module.write_text(module.read_text().replace('__version__ = "', '__version__ = "bento-'))
+    port = free_port()
+
+    def mapped(words: list[str]) -> list[str]:
+        return [python if w == "python" else w.replace("/srv/bento", str(marked)).replace("3000", str(port)) for w in words]
+
+    variables = dict(item.split("=", 1) for item in shlex.split(one("ENV").text))
+    variables = {name: value for name, value in variables.items() if name not in ("PATH", "XDG_CACHE_HOME")}
+    environment = clean_environment(**variables, PYTHONPROFILEIMPORTTIME="1", WBC_API_KEYS=KEY, HOME=str(tmp_path / "home"))
+    folder = Path(one("WORKDIR").text.replace("/srv/bento", str(marked)))
+    with started(mapped(one("CMD").words()), port, tmp_path, environment, folder) as server:
+        headers = {"X-API-Key": KEY}
+        assert httpx.get(f"{server.url}/v1/openapi.json", headers=headers).json()["info"]["version"].startswith("bento-")
+        answer = httpx.post(f"{server.url}/v1/classify", files=form(of_class("Eosinophil")), headers=headers, timeout=30)
+        assert answer.json()["results"][0]["label"] == "Eosinophil"
+        assert httpx.get(f"{server.url}/v1/model").status_code == 401
+        check = Instruction("HEALTHCHECK", re.sub(r"^.*?(?=CMD )", "", one("HEALTHCHECK").text))
+        assert subprocess.run(mapped(check.words()), env=clean_environment(), timeout=30, check=False).returncode == 0
+    assert server.process.returncode == 0, "SIGTERM must reach the server"
+    assert subprocess.run(mapped(check.words()), capture_output=True, timeout=30, check=False).returncode != 0
+    imported = set(re.findall(r"^import time:.*\| +(\S+)$", server.log.read_text(), re.MULTILINE))
+    assert {"serving.classify", "wbc_model.images", "openvino"} <= imported
+    assert not {name for name in imported if name.partition(".")[0] in ("torch", "torchvision", "flows", "mlflow", "pandas")}
+    assert not (tmp_path / "home" / "bentoml").exists()
+
+
+def test_plain_bentoml_serve_takes_the_bento_and_listens_on_loopback_only(bento: Path, tmp_path: Path) -> None:
+    port = free_port()
+    command = [sys.executable, "-P", "-m", "bentoml", "serve", str(bento), "--port", str(port)]
+    environment = clean_environment(BENTOML_HOME=str(tmp_path / "home"))
+    with started(command, port, tmp_path, environment, tmp_path) as server:
+        assert httpx.get(f"{server.url}/v1/model").json()["version"] == "tiny-1"
+        listening = _listening(port)
+    assert listening == {"0100007F"}
+
+
+def _listening(port: int) -> set[str]:
+    """Addresses, in the kernel's hexadecimal, on which somebody listens at a port."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return {row[1].split(":")[0] for row in rows if row[3] == "0A" and int(row[1].split(":")[1], 16) == port}
