@@ -1,0 +1,72 @@
+"""No process outlives the flow that started it.
+
+A SIGKILL cannot be caught, and DVC starts the stages through a shell, so a flow cannot take its children with it. The
+children watch instead: a flow names itself in the environment, and who finds its flow, or anyone between the flow and
+itself, gone ends at once. DVC itself is left alone, so that it can finish the file it is writing; it ends with its stage.
+
+`python -m flows.guard MODULE ARGUMENTS` runs another module so guarded (the Prefect server).
+"""
+
+import os
+import runpy
+import sys
+import threading
+import time
+from typing import Final
+
+FLOW: Final = "WBC_FLOW"  # "<pid>:<creation time>" of the flow this process works for
+_LOOK_SECONDS: Final = 0.3
+ORPHANED: Final = 70
+
+
+def flow_token() -> str:
+    """What a flow puts under FLOW into its children's environment."""
+    import psutil
+
+    return f"{os.getpid()}:{psutil.Process().create_time():.2f}"
+
+
+def alive(pid: int, created: float) -> bool:
+    """Whether this very process still runs; a number given to another process since, or a zombie, does not count."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return abs(process.create_time() - created) < 1 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def watch_flow() -> None:
+    """End this process as soon as the flow it works for, or a process in between, is gone. Nothing where no flow is named."""
+    token = os.environ.get(FLOW, "")
+    if not token:
+        return
+    import psutil
+
+    pid, _, created = token.partition(":")
+    watched = [(int(pid), float(created))]
+    for parent in psutil.Process().parents():
+        if parent.pid == int(pid):
+            break
+        watched.append((parent.pid, parent.create_time()))
+    else:
+        watched = watched[:1]  # the flow is no ancestor: started by hand with its environment, or orphaned already
+
+    def watch() -> None:
+        while all(alive(*process) for process in watched):
+            time.sleep(_LOOK_SECONDS)
+        os._exit(ORPHANED)
+
+    threading.Thread(target=watch, name="flow-guard", daemon=True).start()
+
+
+def main() -> None:
+    """Run a module guarded."""
+    watch_flow()
+    sys.argv = sys.argv[1:]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()

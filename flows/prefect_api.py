@@ -1,0 +1,160 @@
+"""The Prefect server that flows talk to: the one of PREFECT_API_URL, or a private one of the workspace for as long as needed.
+
+Prefect's own temporary server outlives a flow that is killed; ours watches its parent (flows.guard). Its database lies in
+`.wbc/prefect`. Nothing is reported to Prefect's makers.
+"""
+
+import contextlib
+import os
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+from flows.guard import FLOW, flow_token
+from flows.workspace import environment
+from wbc_model.errors import WbcError
+
+LIMIT: Final = "gpu"
+LEASE_SECONDS: Final = 60
+_START_SECONDS: Final = 180  # a loaded machine with 2 cores and a new database
+_DATABASE: Final = "prefect.db"
+
+
+def settings(home: Path) -> dict[str, str]:
+    """Prefect's settings for client and server, unless the user has set them."""
+    wanted = {
+        "PREFECT_HOME": str(home),
+        "PREFECT_LOGGING_LEVEL": "WARNING",
+        "PREFECT_LOGGING_SERVER_LEVEL": "ERROR",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_CLI_PROMPT": "false",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": str(_START_SECONDS),
+        # Leases on disk: one whose holder and server were both killed still runs out, and its slot comes back.
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+        "DO_NOT_TRACK": "1",
+    }
+    return {name: value for name, value in wanted.items() if name not in os.environ}
+
+
+@contextlib.contextmanager
+def prefect_api(workspace: Path, scheduling: bool = False) -> Iterator[str]:
+    """Have a Prefect API for the block; yields its URL, which is in the environment too. Import prefect inside only.
+
+    `scheduling` starts the background services that create the runs of schedules. Raises WbcError when it does not start.
+    """
+    home = workspace / ".wbc/prefect"
+    home.mkdir(parents=True, exist_ok=True)
+    os.environ.update(settings(home))
+    given = os.environ.get("PREFECT_API_URL")
+    if given:
+        yield given
+        return
+    with _server(home, scheduling) as url:
+        os.environ["PREFECT_API_URL"] = url
+        try:
+            yield url
+        finally:
+            del os.environ["PREFECT_API_URL"]
+
+
+@contextlib.contextmanager
+def _server(home: Path, scheduling: bool) -> Iterator[str]:
+    database = home / _DATABASE
+    fresh = not database.exists() and not _from_template(database)
+    port = _free_port()
+    log = home / "server.log"
+    command = [sys.executable, "-m", "flows.guard", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    values = environment() | {FLOW: flow_token()}
+    values.pop("PREFECT_API_URL", None)
+    if not scheduling:
+        values["PREFECT__SERVER_EPHEMERAL"] = "1"  # as Prefect's own temporary server: records task runs, starts no schedules
+    with log.open("w") as output:
+        process = subprocess.Popen([*command, "--no-ui"], env=values, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+    try:
+        url = f"http://127.0.0.1:{port}/api"
+        _await_health(url, process, log)
+        if fresh:
+            _keep_template(database)
+        yield url
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _await_health(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        with contextlib.suppress(urllib.error.URLError, OSError), urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
+            if answer.status == 200:
+                return
+        time.sleep(0.1)
+    raise WbcError(f"the Prefect server did not start within {_START_SECONDS} s: see {log}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+# A new Prefect database takes 8 s of CPU to migrate. The first one made is kept as a template for other workspaces.
+
+
+def _template() -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "wbc" / f"prefect-{version('prefect')}.db"
+
+
+def _from_template(database: Path) -> bool:
+    if not _template().is_file():
+        return False
+    temporary = database.with_suffix(".new")
+    shutil.copyfile(_template(), temporary)
+    temporary.rename(database)
+    return True
+
+
+def _keep_template(database: Path) -> None:
+    """Copy the database as it is before any flow has run; a cache that cannot be written is no reason to stop."""
+    target = _template()
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    with contextlib.suppress(OSError, sqlite3.Error):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.closing(sqlite3.connect(database)) as source, contextlib.closing(sqlite3.connect(temporary)) as copy:
+            source.backup(copy)
+        temporary.rename(target)
+
+
+def open_limit(own_server: bool) -> None:
+    """Make the global concurrency limit `gpu` where it is missing: one at a time, strictly.
+
+    On a private server whoever held a slot before is dead (the caller holds the workspace's lock), so that it is freed at
+    once; on a shared one a dead holder's lease runs out within LEASE_SECONDS.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, GlobalConcurrencyLimitUpdate
+    from prefect.exceptions import ObjectNotFound
+
+    with get_client(sync_client=True) as client:
+        try:
+            limit = client.read_global_concurrency_limit_by_name(LIMIT)
+        except ObjectNotFound:
+            client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=LIMIT, limit=1))
+            return
+        if own_server and limit.active_slots:
+            client.update_global_concurrency_limit(LIMIT, GlobalConcurrencyLimitUpdate(active_slots=0))

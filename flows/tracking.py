@@ -1,0 +1,245 @@
+"""MLflow: a run for each retraining, one below it for each cycle, and the registered model with its aliases.
+
+Everything may be repeated: runs are found again by their tags, and what a kill left half logged is logged over.
+"""
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pandas as pd
+
+from wbc_model.card import ModelCard, read_card
+from wbc_model.errors import WbcError
+from wbc_model.files import replace_directory
+from wbc_model.params import Params
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+RUN, CYCLE, COMPLETE, WEIGHTS_TAG = "wbc.retraining", "wbc.cycle", "wbc.complete", "wbc.weights_sha256"
+CHAMPION, CHALLENGER = "champion", "challenger"
+_BATCH: Final = 1000  # metrics that MLflow takes in one call
+_SYSTEM_SECONDS: Final = 2
+
+
+def absolute_uri(uri: str, workspace: Path) -> str:
+    """The tracking URI with a SQLite file or a plain path resolved against the workspace."""
+    prefix = "sqlite:///"
+    if uri.startswith(prefix):
+        return prefix + str(workspace / uri.removeprefix(prefix))
+    return uri if "://" in uri else str(workspace / uri)
+
+
+@dataclass(frozen=True)
+class CycleRecord:
+    """What is logged of a cycle: `metrics` as in metrics.json, the pools' version by name and hash, `at` in milliseconds."""
+
+    cycle: int
+    labels: int
+    metrics: Mapping[str, Any]
+    pools_name: str
+    pools_version: str
+    at: int
+
+
+@dataclass(frozen=True)
+class Tracker:
+    """The experiment of a workspace in an MLflow store."""
+
+    client: "MlflowClient"
+    experiment: str
+    model_name: str
+    workspace: Path
+
+    def retraining(self, key: str, params: Params) -> str:
+        """The run of the retraining `key`, begun where there is none; returns its id."""
+        found = self._find({RUN: key, CYCLE: "none"})
+        if found:
+            return found
+        run = self._create({RUN: key, CYCLE: "none", "mlflow.runName": f"retraining {key}"})
+        self._log_params(run, params)
+        return run
+
+    def cycle(self, parent: str, key: str, cycle: int) -> str:
+        """The run of one cycle below its retraining; returns its id."""
+        tags = {RUN: key, CYCLE: str(cycle)}
+        return self._find(tags) or self._create(
+            tags | {"mlflow.parentRunId": parent, "mlflow.runName": f"cycle {cycle:02d}"},
+        )
+
+    def _find(self, tags: Mapping[str, str]) -> str | None:
+        where = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+        runs = self.client.search_runs([self.experiment], filter_string=where, max_results=1)
+        return str(runs[0].info.run_id) if runs else None
+
+    def _create(self, tags: Mapping[str, str]) -> str:
+        return str(self.client.create_run(self.experiment, tags=dict(tags)).info.run_id)
+
+    def _log_params(self, run: str, params: Params) -> None:
+        from mlflow.entities import Param
+
+        dump = params.model_dump()
+        dump["presets"] = {params.preset: dump["presets"][params.preset]}
+        self.client.log_batch(run, params=[Param(key, str(value)) for key, value in _flat(dump)])
+
+    @contextmanager
+    def system_metrics(self, run: str) -> Iterator[None]:
+        """Log CPU, memory, disk, network and GPU of this machine to the run while the block runs."""
+        import mlflow
+
+        with mlflow.start_run(run_id=run, log_system_metrics=True):
+            yield
+
+    def is_complete(self, run: str) -> bool:
+        """Whether `log_cycle` has come to its end for this run."""
+        return self.client.get_run(run).data.tags.get(COMPLETE) == "yes"
+
+    def log_cycle(self, run: str, parent: str, record: CycleRecord, params: Params) -> None:
+        """Log a finished cycle: parameters, training curve, test metrics, the pools as dataset input, plots, the model."""
+        from mlflow.entities import Metric
+
+        if self.is_complete(run):
+            return
+        workspace = self.workspace
+        self._log_params(run, params)
+        scores = {f"test_{name}": record.metrics[name] for name in ("accuracy", "macro_f1", "balanced_accuracy", "ece")}
+        for name, values in record.metrics["per_class"].items():
+            scores |= {f"test_recall_{name}": values["recall"], f"test_precision_{name}": values["precision"]}
+        metrics = [Metric(name, value, record.at, 0) for name, value in scores.items() if value is not None]
+        metrics.append(Metric("labels", record.labels, record.at, 0))
+        for row in pd.read_csv(workspace / "models/history.csv").to_dict("records"):
+            step = int(row["update"])
+            values = {str(name): value for name, value in row.items() if name != "update" and not pd.isna(value)}
+            metrics += [Metric(name, float(value), record.at, step) for name, value in values.items()]
+        for start in range(0, len(metrics), _BATCH):
+            self.client.log_batch(run, metrics=metrics[start : start + _BATCH])
+        # The retraining's own run shows the learning curve: its steps are labels.
+        curve = [Metric(name, value, record.at, record.labels) for name, value in scores.items() if value is not None]
+        self.client.log_batch(parent, metrics=curve)
+        self._log_pools(run, record)
+        self.client.log_artifacts(run, str(workspace / "models/candidate"), "model")
+        self.client.log_artifacts(run, str(workspace / "plots"), "plots")
+        for name in ("models/predictions.csv", "models/history.csv", "metrics.json"):
+            self.client.log_artifact(run, str(workspace / name))
+        self.client.set_tag(run, COMPLETE, "yes")
+        self.client.set_terminated(run)
+
+    def _log_pools(self, run: str, record: CycleRecord) -> None:
+        import mlflow.data
+        from mlflow.entities import DatasetInput, InputTag
+
+        labelled = self.workspace / "data/pools/labelled.csv"
+        frame = pd.read_csv(labelled, dtype=str, keep_default_na=False)
+        dataset = mlflow.data.from_pandas(  # type: ignore[attr-defined]
+            frame, source=str(labelled), targets="label", name=record.pools_name, digest=record.pools_version
+        )
+        entity = dataset._to_mlflow_entity()
+        self.client.log_inputs(run, [DatasetInput(entity, [InputTag("mlflow.data.context", "training")])])
+
+    def end_retraining(self, parent: str, artifacts: list[Path]) -> None:
+        """Attach the retraining's reports and end its run."""
+        for path in artifacts:
+            if path.exists():
+                self.client.log_artifact(parent, str(path))
+        self.client.set_terminated(parent)
+
+    # --- the registered model ------------------------------------------------------------------------------------------
+
+    def register(self, run: str, card: ModelCard) -> str:
+        """The registered version of the model that `run` logged, made where there is none; returns its number."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.get_registered_model(self.model_name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            self.client.create_registered_model(self.model_name, description="Leukocyte classification")
+        for version in self.versions():
+            if version.run_id == run:
+                return str(version.version)
+        source = f"{self.client.get_run(run).info.artifact_uri}/model"
+        tags = {WEIGHTS_TAG: card.sha256["weights.safetensors"], "wbc.model": card.version, "wbc.pools": card.pool_version}
+        made = self.client.create_model_version(self.model_name, source, run_id=run, tags=tags)
+        return str(made.version)
+
+    def versions(self) -> "list[ModelVersion]":
+        """All registered versions, newest first."""
+        found = self.client.search_model_versions(f"name = '{self.model_name}'", max_results=1000)
+        return sorted(found, key=lambda version: int(version.version), reverse=True)
+
+    def set_alias(self, alias: str, version: str) -> None:
+        """Point an alias of the registered model at a version."""
+        self.client.set_registered_model_alias(self.model_name, alias, version)
+
+    def alias(self, alias: str) -> str | None:
+        """The version that an alias points at, or None."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return str(self.client.get_model_version_by_alias(self.model_name, alias).version)
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            return None
+
+    def tag_version(self, version: str, tags: Mapping[str, str]) -> None:
+        """Set tags of a registered version."""
+        for name, value in tags.items():
+            self.client.set_model_version_tag(self.model_name, version, name, value)
+
+    def fetch(self, version: str, directory: Path) -> ModelCard:
+        """Put the files of a registered version in the place of `directory`; returns the card. Raises WbcError."""
+        import mlflow.artifacts
+
+        source = self.client.get_model_version(self.model_name, version).source
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
+        try:
+            files = Path(mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(temporary)))
+            card = read_card(files)
+            files.chmod(0o755)
+            replace_directory(files, directory)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return card
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def open_tracker(workspace: Path, params: Params) -> Tracker:
+    """Connect to the MLflow store of params.yaml, with the experiment made where it is missing; raises WbcError."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    import mlflow
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    uri = absolute_uri(params.tracking.uri, workspace)
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_system_metrics_sampling_interval(_SYSTEM_SECONDS)
+    try:
+        client = MlflowClient(uri, uri)
+        experiment = client.get_experiment_by_name(params.tracking.experiment)
+        local = not uri.startswith(("http://", "https://", "databricks"))
+        place = (workspace / "mlartifacts").as_uri() if local else None
+        number = experiment.experiment_id if experiment else client.create_experiment(params.tracking.experiment, place)
+    except MlflowException as error:
+        raise WbcError(f"MLflow at {uri} does not answer: {str(error).splitlines()[0]}") from None
+    return Tracker(client, str(number), params.tracking.model_name, workspace)

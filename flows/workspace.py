@@ -1,0 +1,202 @@
+"""The workspace: the folder with `dvc.yaml` and `params.yaml` that every command acts on, and how a new one is made."""
+
+import io
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from wbc_model.errors import WbcError
+from wbc_model.files import write_atomic
+
+MARKS: Final = ("params.yaml", "dvc.yaml")
+GITIGNORE: Final = """\
+# caches, checkpoints, locks and the state of flows
+/.wbc/
+# MLflow's default store
+/mlflow.db*
+/mlartifacts/
+# the champion is kept by the registry
+/models/champion/
+/models/.champion.*
+/reports/*.png
+/build/
+"""
+DVCIGNORE: Final = """\
+# what DVC need not look through
+.wbc
+mlartifacts
+"""
+
+
+def find_workspace(start: Path | None = None) -> Path:
+    """The nearest folder at or above `start` (the current one) that is a workspace; raises WbcError where there is none."""
+    here = (start or Path.cwd()).resolve()
+    for folder in (here, *here.parents):
+        if all((folder / name).is_file() for name in MARKS):
+            return folder
+    raise WbcError(f"{here} is not inside a workspace (no params.yaml and dvc.yaml): run `wbc init DIR` and go there")
+
+
+def template(name: str) -> Path:
+    """`params.yaml` or `dvc.yaml` as the package ships them; in an editable install they lie at the project's root."""
+    package = Path(__file__).resolve().parent
+    for path in (package / "template" / name, package.parent / name):
+        if path.is_file():
+            return path
+    raise WbcError(f"this installation of wbc lacks its template {name}: install it again")
+
+
+def environment() -> dict[str, str]:
+    """The environment of every child process: our own commands are found, nothing is reported to anyone, DVC uses plain sh."""
+    values = dict(os.environ)
+    values["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), values.get("PATH", os.defpath)])
+    values["SHELL"] = "/bin/sh"
+    values |= {"DVC_NO_ANALYTICS": "1", "DO_NOT_TRACK": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "BENTOML_DO_NOT_TRACK": "True"}
+    return values
+
+
+def is_git_repository(folder: Path) -> bool:
+    """Whether git is installed and `folder` lies in a working tree."""
+    if shutil.which("git") is None:
+        return False
+    answer = subprocess.run(
+        ["git", "-C", str(folder), "rev-parse", "--is-inside-work-tree"], capture_output=True, text=True, check=False
+    )
+    return answer.stdout.strip() == "true"
+
+
+def has_identity(workspace: Path) -> bool:
+    """Whether git knows who commits here."""
+    question = ["git", "-C", str(workspace), "-c", "user.useConfigOnly=true", "var", "GIT_COMMITTER_IDENT"]
+    return subprocess.run(question, capture_output=True, check=False).returncode == 0
+
+
+@dataclass
+class Created:
+    """What `wbc init` did: files written, and what the user should know."""
+
+    workspace: Path
+    wrote: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def init_workspace(directory: Path) -> Created:
+    """Make `directory` a workspace under git and DVC; what is there already is kept. Raises WbcError."""
+    if directory.exists() and not directory.is_dir():
+        raise WbcError(f"{directory} is a file: choose a folder for the workspace")
+    directory.mkdir(parents=True, exist_ok=True)
+    created = Created(directory.resolve())
+    if not is_git_repository(directory):
+        if shutil.which("git") is None:
+            created.notes.append("git is not installed: the workspace works, but its history is not kept")
+        else:
+            _run(["git", "init", "-q", "-b", "main", str(directory)])
+            created.wrote.append(".git/")
+    for name in MARKS:
+        if not (directory / name).exists():
+            write_atomic(directory / name, template(name).read_bytes())
+            created.wrote.append(name)
+    _add_lines(directory / ".gitignore", GITIGNORE, created)
+    _add_lines(directory / ".dvcignore", DVCIGNORE, created)
+    ensure_dvc(created.workspace, created)
+    _first_commit(created)
+    return created
+
+
+def ensure_dvc(workspace: Path, created: Created | None = None) -> None:
+    """Make DVC work here: in a git repository with its history, in a source archive without git without."""
+    in_git = is_git_repository(workspace)
+    local = workspace / ".dvc/config.local"
+    if not (workspace / ".dvc").is_dir():
+        top = in_git and (workspace / ".git").exists()
+        _dvc(workspace, "init", "--quiet", *([] if top else ["--subdir"] if in_git else ["--no-scm"]))
+        _dvc(workspace, "config", "core.analytics", "false")
+        _dvc(workspace, "config", "core.check_update", "false")
+        if created:
+            created.wrote.append(".dvc/")
+    elif not in_git and not (local.exists() and "no_scm = true" in local.read_text()):
+        config = workspace / ".dvc/config"
+        if not (config.exists() and "no_scm = true" in config.read_text().lower()):
+            _dvc(workspace, "config", "--local", "core.no_scm", "true")
+    elif in_git and local.exists() and "no_scm = true" in local.read_text():
+        _dvc(workspace, "config", "--local", "--unset", "core.no_scm")
+
+
+def _dvc(workspace: Path, *arguments: str) -> None:
+    _run([sys.executable, "-m", "dvc", *arguments], cwd=workspace)
+
+
+def _run(command: list[str], cwd: Path | None = None) -> str:
+    result = subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, check=False)
+    if result.returncode:
+        lines = [line for line in (result.stdout + result.stderr).splitlines() if line.strip()]
+        raise WbcError(f"{' '.join(command[:3])} failed: {lines[-1] if lines else result.returncode}")
+    return result.stdout
+
+
+def _add_lines(path: Path, text: str, created: Created) -> None:
+    """Add the lines that are not there yet."""
+    present = path.read_text() if path.exists() else ""
+    missing = [line for line in text.splitlines() if line not in present.splitlines()]
+    if missing:
+        joint = "" if not present or present.endswith("\n") else "\n"
+        write_atomic(path, present + joint + "\n".join(missing) + "\n")
+        created.wrote.append(path.name)
+
+
+def _first_commit(created: Created) -> None:
+    workspace = created.workspace
+    if not created.wrote or not is_git_repository(workspace):
+        return
+    if not has_identity(workspace):
+        created.notes.append("nothing is committed yet, as git knows no user.name and user.email here")
+        return
+    names = (*MARKS, ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore")
+    files = [name for name in names if (workspace / name).exists()]
+    git = ["git", "-C", str(workspace)]
+    _run([*git, "add", "--", *files])
+    if subprocess.run([*git, "diff", "--cached", "--quiet", "--", *files], check=False).returncode:
+        _run([*git, "commit", "-q", "-m", "A workspace for leukocyte classification", "--", *files])
+        created.notes.append("committed as the workspace's first version")
+
+
+# --- params.yaml -----------------------------------------------------------------------------------------------------
+
+
+def set_params(workspace: Path, changes: Mapping[str, Any]) -> list[str]:
+    """Write values into the workspace's params.yaml, comments kept; returns `key: old -> new` for each that changed.
+
+    Keys are dotted (`retrain.until`). Raises WbcError, and writes nothing, when the result would not be valid.
+    """
+    from ruamel.yaml import YAML
+
+    from wbc_model.params import parse_params
+
+    path = workspace / "params.yaml"
+    yaml = YAML()
+    yaml.width = 4096
+    yaml.representer.add_representer(type(None), lambda dumper, _: dumper.represent_scalar("tag:yaml.org,2002:null", "null"))
+    text = path.read_text(encoding="utf-8")
+    parse_params(text, path)
+    document = yaml.load(text)
+    lines = []
+    for key, value in changes.items():
+        *sections, name = key.split(".")
+        place = document
+        for section in sections:
+            place = place[section]
+        if place[name] != value:
+            lines.append(f"{key}: {place[name]} -> {value}")
+            place[name] = value
+    if not lines:
+        return []
+    buffer = io.StringIO()
+    yaml.dump(document, buffer)
+    parse_params(buffer.getvalue(), path)
+    write_atomic(path, buffer.getvalue())
+    return lines
