@@ -1,0 +1,96 @@
+"""The model directory: the same answers from torch, ONNX on OpenVINO and the directory read back; damage is found."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import openvino
+import pytest
+
+from wbc_model.card import CARD, ONNX, README, WEIGHTS, Architecture, ModelCard, Normalisation, read_card
+from wbc_model.errors import WbcError
+from wbc_model.export import load_model, save_model
+from wbc_model.network import MEAN, STD, AttentionResNet18
+from wbc_model.predict import predict
+
+
+def card(attention: str = "cbam", lossnet: bool = True) -> ModelCard:
+    return ModelCard(
+        version="",
+        input_size=64,
+        normalisation=Normalisation(mean=MEAN, std=STD),
+        architecture=Architecture(attention=attention, lossnet=lossnet),
+    )
+
+
+@pytest.mark.parametrize(("attention", "lossnet"), [("cbam", True), ("eca", True), ("srm", True), ("none", False)])
+def test_torch_and_onnx_agree(attention: str, lossnet: bool, tmp_path: Path):
+    saved = save_model(tmp_path / "model", AttentionResNet18(attention, lossnet), card(attention, lossnet))
+    network, read = load_model(tmp_path / "model")
+    assert read == saved
+    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == sorted([WEIGHTS, ONNX, CARD, README])
+    images = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
+    ours = predict(network, [images[:2], images[2:]])
+    compiled = openvino.Core().compile_model(tmp_path / "model" / ONNX, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    theirs = compiled(images)
+    np.testing.assert_allclose(ours.logits, theirs["logits"], atol=1e-4)
+    np.testing.assert_allclose(ours.predicted_loss, theirs["predicted_loss"], atol=1e-4)
+    if not lossnet:
+        assert not ours.predicted_loss.any()
+
+
+def test_the_same_network_gives_the_same_files(tmp_path: Path):
+    network = AttentionResNet18("none", False)
+    first = save_model(tmp_path / "a", network, card("none", False))
+    assert first == save_model(tmp_path / "b", network, card("none", False))
+    assert first.version == first.sha256[WEIGHTS][:12]
+
+
+def test_embeddings_and_bf16(tmp_path: Path):
+    network = AttentionResNet18("none", False)
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    plain, fast = predict(network, [images], embeddings=True), predict(network, [images], autocast=True)
+    assert plain.embedding.shape == (4, 512)
+    np.testing.assert_allclose(plain.logits, fast.logits, atol=0.1)
+    assert network.training  # predicting leaves the network in the mode that it was in
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "model"
+    save_model(path, AttentionResNet18("none", False), card("none", False))
+    return path
+
+
+def test_damage_is_named(directory: Path, tmp_path: Path):
+    import shutil
+
+    def copy(name: str) -> Path:
+        return Path(shutil.copytree(directory, tmp_path / name))
+
+    flipped = copy("flipped")
+    data = bytearray((flipped / WEIGHTS).read_bytes())
+    data[-1] ^= 1
+    (flipped / WEIGHTS).write_bytes(data)
+    with pytest.raises(WbcError, match="weights.safetensors is damaged"):
+        load_model(flipped)
+    missing = copy("missing")
+    (missing / ONNX).unlink()
+    with pytest.raises(WbcError, match="model.onnx is missing"):
+        read_card(missing)
+    with pytest.raises(WbcError, match="not a model directory"):
+        read_card(tmp_path / "nothing")
+    other = copy("other")
+    content = json.loads((other / CARD).read_text()) | {"classes": ["Lymphocyte", "Basophil"]}
+    (other / CARD).write_text(json.dumps(content))
+    with pytest.raises(WbcError, match="classes are"):
+        read_card(other)
+    (other / CARD).write_text("{}")
+    with pytest.raises(WbcError, match="model.json: version"):
+        read_card(other)
+
+
+def test_a_clinician_reads_that_cells_were_drawn(tmp_path: Path):
+    saved = save_model(tmp_path / "m", AttentionResNet18("none", False), card("none", False).model_copy(update={"rendered": True}))
+    assert saved.rendered
+    assert "says nothing about accuracy" in " ".join((tmp_path / "m" / README).read_text().replace("figures say", "figure says").split())
