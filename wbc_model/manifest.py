@@ -60,7 +60,7 @@ def read_manifest(data: Path) -> pd.DataFrame:
             raise WbcError(f"{data} has a header and no rows")
     else:
         raise WbcError(f"{data} does not exist: name a manifest CSV, or a folder with a subfolder per class")
-    frame = pd.DataFrame(rows, columns=["path", "label", "split", "group"], dtype=str)
+    frame = pd.DataFrame(rows, columns=["path", "label", "split", "group"], dtype=object)  # a name need not be UTF-8
     root = root_of(data)
     frame["file"] = pd.Series([root / path for path in frame["path"]], dtype=object)
     return frame

@@ -5,6 +5,7 @@ content of all files into a journal, then renames file by file, then removes the
 write that was killed in between. Readers and writers exclude each other by an flock, so nobody sees half a move.
 """
 
+import csv
 import fcntl
 import hashlib
 import io
@@ -73,6 +74,9 @@ def to_csv(frame: pd.DataFrame) -> str:
     """CSV text with \\n line ends, the same for the same content."""
     text = io.StringIO()
     frame.to_csv(text, index=False, lineterminator="\n")
+    if "\r" in text.getvalue():  # legal in a file's name, and left unquoted by the csv module
+        text = io.StringIO()
+        frame.to_csv(text, index=False, lineterminator="\n", quoting=csv.QUOTE_ALL)
     return text.getvalue()
 
 

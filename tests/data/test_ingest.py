@@ -1,0 +1,368 @@
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests.data.conftest import blobs, encoded, write_manifest
+from wbc_model import ingest as ingest_module
+from wbc_model.classes import CLASSES
+from wbc_model.errors import WbcError
+from wbc_model.ingest import IngestReport, ingest, read_manifest
+from wbc_model.params import Params
+from wbc_model.pools import Pools
+from wbc_model.split import choose_sides, reveal
+from wbc_model.store import ImageStore
+
+Cell = Callable[..., str]
+
+
+def with_data(params: Params, **changes: float) -> Params:
+    return params.model_copy(update={"data": params.data.model_copy(update=changes)})
+
+
+def reasons(report: IngestReport) -> dict[str, str]:
+    return {rejection.path: rejection.reason for rejection in report.rejections}
+
+
+def where(data: Path) -> dict[str, str]:
+    return dict(Pools.read(data / "pools").table()[["path", "pool"]].to_numpy())
+
+
+def content(folder: Path) -> dict[str, tuple[str, int]]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path): (hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_mtime_ns) for path in files}
+
+
+def oracle(data: Path) -> dict[str, str]:
+    return dict(pd.read_csv(data / "oracle.csv").to_numpy())
+
+
+def test_every_bad_row_is_named_and_the_rest_goes_in(tmp_path: Path, cell: Cell, params: Params) -> None:
+    source = tmp_path / "source"
+    (tmp_path / "elsewhere.png").write_bytes(encoded(blobs(99)))
+    (source / "link.png").symlink_to(tmp_path / "elsewhere.png")
+    (source / "inner.png").symlink_to(source / "good0.png")
+    os.mkfifo(source / "pipe.png")
+    jpeg = encoded(blobs(5), "JPEG")
+    bomb = encoded(Image.new("1", (30_000, 30_000)))
+    bad = {
+        cell("empty.png", b""): "undecodable",
+        cell("text.png", b"this is no image"): "undecodable",
+        cell("cut.jpg", jpeg[: len(jpeg) // 2]): "truncated",
+        cell("bomb.png", bomb): "too_large",
+        cell("tiny.png", encoded(blobs(6, 8))): "too_small",
+        cell("deep.tif", encoded(Image.new("F", (64, 64)), "TIFF")): "undecodable",
+        "gone.png": "missing",
+        "": "missing",
+        "pipe.png": "missing",
+        "../elsewhere.png": "outside_folder",
+        f"{tmp_path}/source/../elsewhere.png": "outside_folder",
+        "link.png": "outside_folder",
+    }
+    good = [cell(f"good{n}.{kind.lower()}", n, kind) for n, kind in enumerate(["JPEG", "PNG", "BMP", "TIFF"])]
+    (source / good[0]).rename(source / "good0.png")
+    good = ["good0.png", *good[1:], str(tmp_path / "elsewhere.png"), "sub/../good4.png"]
+    cell("good4.png", 4)
+    (source / "sub").mkdir()
+    rows = [(path, "Basophil") for path in [*bad, *good]]
+    rows.append((cell("blast.png", 50), "Basofil"))
+    manifest = write_manifest(source, rows)
+    report = ingest(manifest, tmp_path / "w" / "data", params)
+    assert reasons(report) == bad | {"blast.png": "unknown_label"}
+    assert report.refused
+    assert set(where(tmp_path / "w" / "data")) == set(good)
+    (blast,) = [entry for entry in report.rejections if entry.path == "blast.png"]
+    assert "nearest is Basophil" in blast.detail
+    assert blast.sha256 == hashlib.sha256((source / "blast.png").read_bytes()).hexdigest()
+    written = pd.read_csv(tmp_path / "w" / "data" / "rejected.csv", keep_default_na=False)
+    assert list(written.columns) == ["path", "sha256", "reason", "detail"]
+    assert dict(written[["path", "reason"]].to_numpy()) == reasons(report)
+    assert (tmp_path / "w/data/quarantine.csv").read_bytes() == (tmp_path / "w/data/rejected.csv").read_bytes()
+
+
+def test_the_original_bytes_are_kept(tmp_path: Path, cell: Cell, params: Params) -> None:
+    manifest = write_manifest(tmp_path / "source", [(cell(f"{n}.jpg", n, "JPEG"), CLASSES[n % 5]) for n in range(20)])
+    data = tmp_path / "w" / "data"
+    assert not ingest(manifest, data, params, source="site a").refused
+    table = Pools.read(data / "pools").table()
+    stored = dict(ImageStore(data / "images").read(table["sha256"].tolist()))
+    for path, sha256 in table[["path", "sha256"]].to_numpy():
+        assert stored[sha256] == (tmp_path / "source" / path).read_bytes()
+    assert set(table["source"]) == {"site a"}
+
+
+def test_ingesting_again_changes_nothing(tmp_path: Path, cell: Cell, params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [(cell(f"{n}.png", n), CLASSES[n % 5], "", f"g{n // 3}") for n in range(40)]
+    rows += [
+        (cell("copy.png", 3), "Monocyte", "", ""),
+        (cell("other.png", 1), "Basophil", "", ""),
+        ("gone.png", "Basophil", "", ""),
+    ]
+    rows += [rows[7], (cell("leak.png", 6), rows[6][1], "test", ""), (cell("blank.png", 77), "", "", "")]
+    manifest = write_manifest(tmp_path / "source", rows, ("path", "label", "split", "group"))
+    data = tmp_path / "w" / "data"
+    first = ingest(manifest, data, params)
+    before = content(data)
+    monkeypatch.setattr(ingest_module, "now", lambda: "2031-01-01T00:00:00Z")
+    second = ingest(manifest, data, params)
+    assert content(data) == before
+    assert (second.reasons, second.refused, second.pools) == (first.reasons, True, first.pools)
+    assert set(second.added.values()) == {0}
+    write_manifest(tmp_path / "source", rows[::-1], ("path", "label", "split", "group"))
+    assert ingest(manifest, data, params).pools == first.pools
+
+
+def test_copies_conflicts_and_leaks(tmp_path: Path, cell: Cell, params: Params) -> None:
+    rows = [
+        (cell("a.png", 1), "Basophil", "train"),
+        (cell("a-again.png", 1), "Basophil", "train"),
+        (cell("b.png", 2), "Monocyte", "train"),
+        (cell("b-other.png", 2), "Neutrophil", "test"),
+        (cell("c-train.png", 3), "Basophil", "train"),
+        (cell("c-val.png", 3), "Basophil", "val"),
+        (cell("c-test.png", 3), "Basophil", "test"),
+        (cell("d.png", 4), "Eosinophil", "val"),
+        (cell("d-test.png", 4), "Eosinophil", "test"),
+        (cell("e.png", 5), "Eosinophil", "train"),
+        ("e.png", "Eosinophil", "train"),
+        (cell("f.png", 6), "Lymphocyte", "train"),
+    ]
+    data = tmp_path / "w" / "data"
+    report = ingest(write_manifest(tmp_path / "source", rows, ("path", "label", "split")), data, params)
+    assert {(entry.path, entry.reason, entry.detail) for entry in report.rejections} == {
+        ("a-again.png", "duplicate", "a.png"),
+        ("b.png", "label_conflict", "b-other.png"),
+        ("b-other.png", "label_conflict", "b.png"),
+        ("c-train.png", "split_leak", "c-test.png"),
+        ("c-val.png", "split_leak", "c-test.png"),
+        ("d.png", "split_leak", "d-test.png"),
+        ("e.png", "duplicate", "e.png"),
+    }
+    assert not report.refused
+    pools = where(data)
+    assert set(pools) == {"a.png", "c-test.png", "d-test.png", "e.png", "f.png"}
+    assert pools["c-test.png"] == pools["d-test.png"] == "test"
+
+
+def test_a_later_ingest_can_undo_what_is_in_the_pools(tmp_path: Path, cell: Cell, params: Params) -> None:
+    data, source = tmp_path / "w" / "data", tmp_path / "source"
+    rows = [(cell(f"{n}.png", n), "Basophil", "train") for n in range(10)]
+    ingest(write_manifest(source, rows, ("path", "label", "split")), data, params)
+    before = Pools.read(data / "pools")
+    later = [
+        (cell("x.png", 0), "Monocyte", "train"),
+        (cell("y.png", 1), "Basophil", "test"),
+        (cell("z.png", 2), "Basophil", "train"),
+    ]
+    report = ingest(write_manifest(source, later, ("path", "label", "split")), data, params)
+    assert {(entry.path, entry.reason, entry.detail) for entry in report.rejections} == {
+        ("0.png", "label_conflict", "x.png"),
+        ("x.png", "label_conflict", "0.png"),
+        ("1.png", "split_leak", "y.png"),
+        ("z.png", "duplicate", "2.png"),
+    }
+    pools = where(data)
+    assert set(pools) == {*(f"{n}.png" for n in range(2, 10)), "y.png"}
+    gone = set(before.table()["sha256"]) - set(Pools.read(data / "pools").frames["unlabelled"]["sha256"])
+    assert not gone & set(oracle(data))
+    ingest(write_manifest(source, rows, ("path", "label", "split")), data, params)
+    assert where(data) == pools, "a conflict stays a conflict when one of its rows comes again alone"
+
+
+def test_hidden_labels_go_to_the_oracle_and_nowhere_else(tmp_path: Path, cell: Cell, params: Params) -> None:
+    rows = [(cell(f"{n}.png", n), CLASSES[n % 5], "train") for n in range(40)]
+    data = tmp_path / "w" / "data"
+    report = ingest(
+        write_manifest(tmp_path / "source", rows, ("path", "label", "split")), data, with_data(params, initial_share=0.25)
+    )
+    pools = Pools.read(data / "pools")
+    assert report.pools == {"labelled": 10, "unlabelled": 30, "validation": 0, "test": 0}
+    assert set(pools.frames["unlabelled"]["label"]) == {""}
+    assert set(oracle(data)) == set(pools.frames["unlabelled"]["sha256"])
+    truth = {hashlib.sha256((tmp_path / "source" / path).read_bytes()).hexdigest(): label for path, label, _ in rows}
+    assert all(truth[sha256] == label for sha256, label in oracle(data).items())
+    assert set(pools.frames["labelled"]["cycle"]) == {0}
+    assert set(pools.frames["labelled"]["labelled_by"]) == {"manifest"}
+    everything = tmp_path / "all" / "data"
+    assert ingest(tmp_path / "source/manifest.csv", everything, with_data(params, initial_share=1.0)).pools["labelled"] == 40
+
+
+def test_labels_that_come_later_are_taken(tmp_path: Path, cell: Cell, params: Params) -> None:
+    data, source = tmp_path / "w" / "data", tmp_path / "source"
+    names = [cell(f"{n}.png", n) for n in range(6)]
+    ingest(write_manifest(source, [(name, "") for name in names]), data, with_data(params, initial_share=1.0))
+    assert Pools.read(data / "pools").counts()["unlabelled"] == 6
+    ingest(write_manifest(source, [(name, "Monocyte") for name in names]), data, with_data(params, initial_share=1.0))
+    assert Pools.read(data / "pools").counts() == {"labelled": 6, "unlabelled": 0, "validation": 0, "test": 0}
+
+
+def test_given_splits_and_groups(tmp_path: Path, cell: Cell, params: Params) -> None:
+    rows = [
+        (cell("a.png", 1), "Basophil", "train", "slide 1"),
+        (cell("b.png", 2), "Basophil", "test", "slide 1"),
+        (cell("c.png", 3), "", "test", ""),
+        (cell("d.png", 4), "", "", "slide 1"),
+        (cell("e.png", 5), "Monocyte", "", "slide 1"),
+        (cell("f.png", 6), "Monocyte", "Validation", ""),
+    ]
+    data = tmp_path / "w" / "data"
+    report = ingest(write_manifest(tmp_path / "source", rows, ("path", "label", "split", "group")), data, params)
+    assert reasons(report) == {"a.png": "split_leak", "c.png": "unknown_label", "d.png": "unknown_label"}
+    assert where(data) == {"b.png": "test", "e.png": "test", "f.png": "validation"}
+    more = [(cell(f"later{n}.png", 20 + n), "Monocyte", "", "slide 1") for n in range(5)]
+    ingest(write_manifest(tmp_path / "source", more, ("path", "label", "split", "group")), data, params)
+    assert {where(data)[row[0]] for row in more} == {"test"}
+
+
+def test_folders_per_class(tmp_path: Path, cell: Cell, params: Params) -> None:
+    for n, folder in enumerate(["Basophil", "neutrophils", "MONOCYTE/deeper", "Blasts"]):
+        for m in range(3):
+            cell(f"{folder}/{m}.png", 10 * n + m)
+    cell("Basophil/.hidden", b"x")
+    cell("Basophil/Thumbs.db", b"x")
+    cell("loose.png", 70)
+    source = tmp_path / "source"
+    (source / "Eosinophil").symlink_to(tmp_path)
+    report = ingest(source, tmp_path / "w" / "data", params)
+    expected = dict.fromkeys([f"Blasts/{m}.png" for m in range(3)] + ["loose.png"], "unknown_label")
+    assert reasons(report) == expected | {"Eosinophil": "outside_folder"}
+    manifest = read_manifest(source)
+    assert set(manifest["label"]) == {"Basophil", "Neutrophil", "Monocyte", "Blasts", "Eosinophil", "(no folder: loose.png)"}
+    splits = tmp_path / "splits"
+    for split in ("train", "val", "test"):
+        (splits / split / "Basophil").mkdir(parents=True)
+        (splits / split / "Basophil" / "1.png").write_bytes(encoded(blobs(len(split))))
+    assert sorted(read_manifest(splits)["split"]) == ["test", "train", "val"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b"pth,label\na,b\n", "'path' is missing; is 'pth' meant"),
+        (b"path,kind\na,b\n", "'label' is missing"),
+        (b"path,label,split\na.png,Basophil,holdout\n", "line 2: split 'holdout'"),
+        (b"path,label\na.png,Basophil,9\n", "line 2: 3 fields"),
+        (b"path,label\n", "no rows"),
+        (b"", "'path' is missing"),
+        (b"path,label\n\xff\xfe,x\n", "UTF-8"),
+        (b"path,label,path\na,b,c\n", "there twice"),
+    ],
+)
+def test_a_manifest_that_cannot_be_read_says_why_and_changes_nothing(
+    tmp_path: Path, params: Params, text: bytes, says: str
+) -> None:
+    manifest = tmp_path / "manifest.csv"
+    manifest.write_bytes(text)
+    with pytest.raises(WbcError, match=says):
+        ingest(manifest, tmp_path / "w" / "data", params)
+    assert not (tmp_path / "w").exists()
+
+
+def test_odd_names_survive(tmp_path: Path, cell: Cell, params: Params) -> None:
+    names = ["a,b.png", 'q"uote.png', "line\nbreak.png", "cr\rhere.png", " space.png", "NA", "ünïcödé.png"]
+    folder = tmp_path / "source" / "Basophil"
+    for n, name in enumerate(names):
+        cell(f"Basophil/{name}", n)
+    (Path(os.fsdecode(os.fsencode(folder) + b"/\xff.png"))).write_bytes(encoded(blobs(50)))
+    data = tmp_path / "w" / "data"
+    assert not ingest(tmp_path / "source", data, params).refused
+    assert set(where(data)) == {*(f"Basophil/{name}" for name in names), "Basophil/\\xff.png"}
+    before = content(data)
+    ingest(tmp_path / "source", data, params)
+    assert content(data) == before
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([*CLASSES, ""]), st.sampled_from(["", "", "g1", "g2", "g3", "g4", "g5"])), max_size=120),
+    st.integers(0, 5),
+    st.randoms(use_true_random=False),
+)
+@settings(max_examples=80, deadline=None)
+def test_a_chosen_split_keeps_groups_whole_and_ignores_the_order(rows: list[tuple[str, str]], seed: int, chance: object) -> None:
+    frame = pd.DataFrame([(f"{n:064x}", *row) for n, row in enumerate(rows)], columns=["sha256", "label", "group"], dtype=str)
+    sides = pd.Series(choose_sides(frame, 0.15, 0.2, seed), index=frame["sha256"], dtype=str)
+    grouped = frame.assign(side=sides.to_numpy())
+    assert set(sides) <= {"train", "validation", "test"}
+    assert (grouped[grouped["group"] != ""].groupby("group")["side"].nunique() <= 1).all()
+    assert set(grouped.loc[grouped["label"] == "", "side"]) <= {"train"}
+    order = list(range(len(frame)))
+    chance.shuffle(order)  # type: ignore[attr-defined]
+    shuffled = frame.iloc[order].reset_index(drop=True)
+    again = pd.Series(choose_sides(shuffled, 0.15, 0.2, seed), index=shuffled["sha256"], dtype=str)
+    assert again.to_dict() == sides.to_dict()
+
+
+def test_a_chosen_split_is_stratified() -> None:
+    rows = [(f"{n:064x}", CLASSES[0] if n < 20 else CLASSES[4], "" if n % 2 else f"g{n // 10}") for n in range(1000)]
+    frame = pd.DataFrame(rows, columns=["sha256", "label", "group"])
+    counts = frame.assign(side=choose_sides(frame, 0.15, 0.2, 0)).groupby(["label", "side"]).size()
+    assert counts[("Basophil", "test")] == 4
+    assert counts[("Basophil", "validation")] == 3
+    assert abs(counts[("Neutrophil", "test")] - 196) <= 3
+    assert abs(counts[("Neutrophil", "validation")] - 147) <= 3
+    three = pd.DataFrame([(f"{n:064x}", "Basophil", "") for n in range(3)], columns=["sha256", "label", "group"])
+    assert sorted(choose_sides(three, 0.15, 0.2, 0)) == ["test", "train", "validation"]
+
+
+def test_what_is_revealed_depends_on_seed_and_cells_alone() -> None:
+    cells = [f"{n:064x}" for n in range(200)]
+    assert reveal(cells, 0.1, 2, 0) == reveal(cells[::-1], 0.1, 2, 0)
+    assert len(reveal(cells, 0.1, 2, 0)) == 20
+    assert reveal(cells, 0.1, 2, 0) != reveal(cells, 0.1, 2, 1)
+    assert len(reveal(cells[:5], 0.01, 2, 0)) == 2
+    assert len(reveal(cells[:1], 0.01, 2, 0)) == 1
+    assert reveal(cells, 1.0, 2, 0) == set(cells)
+
+
+def test_a_killed_ingest_ends_where_an_unbroken_one_does(
+    tmp_path: Path, cell: Cell, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [(cell(f"{n}.png", n), CLASSES[n % 5]) for n in range(30)] + [(cell("conflict.png", 0), "Monocyte")]
+    manifest = write_manifest(tmp_path / "source", rows)
+    monkeypatch.setattr(ingest_module, "now", lambda: "2026-11-22T00:00:00Z")
+    ingest(manifest, tmp_path / "whole" / "data", params)
+    expected = {path.name: path.read_bytes() for path in (tmp_path / "whole" / "data").rglob("*") if path.is_file()}
+
+    class Killed(BaseException):
+        pass
+
+    real = os.replace
+    for survives in range(9):
+        data = tmp_path / f"killed{survives}" / "data"
+        done = 0
+
+        def replace(source: str, target: str) -> None:
+            nonlocal done
+            if done == survives:  # noqa: B023
+                raise Killed
+            done += 1
+            real(source, target)
+
+        monkeypatch.setattr(os, "replace", replace)
+        with contextlib.suppress(Killed):
+            ingest(manifest, data, params)
+        monkeypatch.setattr(os, "replace", real)
+        ingest(manifest, data, params)
+        assert {path.name: path.read_bytes() for path in data.rglob("*") if path.is_file()} == expected
+
+
+def test_byte_copies_in_real_data(tmp_path: Path, real_data: Path, params: Params) -> None:
+    wanted = {"BA_225540", "BA_786369", "BA_685720", "BA_546746", "BA_435917", "BA_858229", "MO_997225", "MO_145357", "EO_16842"}
+    manifest = pd.read_csv(real_data / "pbc.csv")
+    some = manifest[manifest["path"].map(lambda path: Path(path).stem in wanted)]
+    rows = [(str(real_data.resolve() / path), label, split) for path, label, split in some.to_numpy()]
+    report = ingest(write_manifest(tmp_path, rows, ("path", "label", "split")), tmp_path / "w" / "data", params)
+    found = {(Path(entry.path).stem, entry.reason, Path(entry.detail).stem) for entry in report.rejections}
+    assert found == {
+        ("BA_225540", "split_leak", "BA_786369"),
+        ("BA_685720", "duplicate", "BA_546746"),
+        ("BA_435917", "split_leak", "BA_858229"),
+        ("MO_997225", "split_leak", "MO_145357"),
+    }
