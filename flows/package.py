@@ -135,7 +135,8 @@ def _stage(source: Path, model_dir: Path, card: ModelCard, metrics: dict[str, An
 
 def _labels(card: ModelCard, metrics: dict[str, Any] | None) -> dict[str, str]:
     values = {"model": card.version, "pool": card.pool_version, "commit": card.git_commit, "rendered": str(card.rendered).lower()}
-    values |= {name: f"{metrics[name]:.4f}" for name in ("accuracy", "macro_f1") if metrics and name in metrics}
+    headline = {name: (metrics or {}).get(name) for name in ("accuracy", "macro_f1")}
+    values |= {name: f"{value:.4f}" for name, value in headline.items() if isinstance(value, float)}
     return {name: value for name, value in values.items() if value}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from live import ROOT, clean_environment, encode, of_class
-from tiny_model import SIZE, expected_logits, write_model
+from tiny_model import SIZE, expected_logits, expected_probabilities, write_model
 
 from serving.classify import SURE, Classifier, softmax
 from serving.engine import OpenVinoEngine, open_engine
@@ -28,6 +28,14 @@ def test_logits_and_predicted_loss_are_the_hand_computed_ones(model_dir: Path) -
     assert exact.logits == pytest.approx(np.stack([expected_logits(colour) for colour in colours]), abs=1e-3)
     assert exact.predicted_loss == pytest.approx(colours[:, 0] / 255, abs=1e-4)
     assert engine.infer(images).logits == pytest.approx(exact.logits, abs=0.3)  # bf16
+
+
+def test_an_answer_stays_as_it_is_when_the_next_one_is_computed(model_dir: Path) -> None:
+    engine = OpenVinoEngine(model_dir, 1)
+    first = engine.infer(np.full((4, SIZE, SIZE, 3), 10, np.uint8), exact=True)
+    engine.infer(np.full((4, SIZE, SIZE, 3), 250, np.uint8), exact=True)
+    assert first.logits == pytest.approx(np.tile(expected_logits(np.full(3, 10)), (4, 1)), abs=1e-3)
+    assert first.predicted_loss == pytest.approx(np.full(4, 10 / 255), abs=1e-4)
 
 
 def test_one_engine_serves_many_threads(model_dir: Path) -> None:
@@ -67,7 +75,7 @@ def test_temperature_and_missing_lossnet(tmp_path: Path) -> None:
     classifier = Classifier.open(tmp_path)
     [result] = classifier.classify_chunk([encode((200, 30, 60))])
     assert result.status == "ok"
-    expected = softmax(expected_logits(np.array((200, 30, 60)))[None].astype(np.float32), 4.0)[0]
+    expected = expected_probabilities(np.array((200, 30, 60)), 4.0)
     assert list(result.probabilities.values()) == pytest.approx(expected, abs=0.02)
     assert result.predicted_loss is None
     classifier.close()

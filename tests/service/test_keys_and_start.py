@@ -56,7 +56,8 @@ def test_too_many_bytes_of_all_requests_together_are_503(model_dir: Path) -> Non
         answer = client.post("/v1/classify", files=form(bytes(2000)))
         assert answer.status_code == 503
         assert answer.headers["retry-after"]
-        assert client.post("/v1/classify", files=form(of_class("Basophil"))).status_code == 200  # what was counted is given back
+        for _ in range(12):  # what was counted is given back
+            assert client.post("/v1/classify", files=form(of_class("Basophil"))).status_code == 200
 
 
 def test_a_defect_is_500_and_says_nothing_of_the_inside(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
