@@ -83,6 +83,7 @@ class AcquisitionParams(Section):
 class RetrainParams(Section):
     until: Annotated[float, Field(gt=0)]
     cycles: Annotated[int, Field(ge=1)]
+    after_cycle: Annotated[int, Field(ge=0)]
     annotator: Literal["oracle", "people"]
 
 
