@@ -268,9 +268,10 @@ def _sort_out(results: Any, keys: list[str], critical: list[str], noted: list[st
         says = meta.get("says", "is not as expected")
         column = result.expectation_config.kwargs.get("column", "")
         rows = result.result.get("unexpected_index_list") or [{}]
-        lines = [
-            f"{': '.join(str(row[key]) for key in keys if key in row) or column} {says} ({row.get(column, '')})" for row in rows
-        ]
+        lines = []
+        for row in rows:
+            where = ": ".join(str(row[key]) for key in keys if key in row)
+            lines.append(f"{where or column or 'pools'} {says} ({column} {_short(row.get(column))})")
         (critical if meta.get("critical") else noted).extend(lines)
 
 

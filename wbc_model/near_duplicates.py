@@ -7,6 +7,7 @@ views, laid over each other where their landmarks meet, must agree in their fine
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import dist
 from typing import Final
 
 import numpy as np
@@ -19,8 +20,10 @@ from wbc_model.quality import VIEW, surroundings
 DETAIL_SIGMA: Final = 4.0  # pixels of the view: coarser structure than this (stain, light, one dark blob) proves nothing
 PATCH_CORRELATION: Final = 0.7  # of two landmarks' surroundings, under which their views are not laid over each other
 SEARCH: Final = 3  # pixels of the view that the best fit may lie from where the landmarks meet
-HOPELESS: Final = 0.2  # correlation where the landmarks meet under which no better fit is looked for
 MIN_OVERLAP: Final = 0.33  # of the view's area that both crops must show
+SMALLEST: Final = 0.5  # ratio of two crops' scales that is still tried
+MIN_DISTANCE: Final = 12.0  # pixels of the view that two landmarks must lie apart to tell a scale
+MEETINGS: Final = 4  # of landmarks, the most that are tried for a pair of crops
 _ROWS, _WORDS = 32, 16384  # hashes compared at a time: 4 MB, about a processor cache
 
 
@@ -44,7 +47,7 @@ def near_duplicates(measured: pd.DataFrame, max_bits: int, min_correlation: floa
     views = _Views(measured)
     pairs = []
     for (first, second), meetings in sorted(_proposals(views, max_bits).items()):
-        correlation, offset = max(views.correlation(first, second, meeting) for meeting in meetings)
+        correlation, offset = views.correlation(first, second, meetings)
         if correlation >= min_correlation:
             pairs.append(Pair(first, second, round(correlation, 3), round(offset, 3)))
     return pairs
@@ -63,7 +66,7 @@ class _Views:
         self.starts = np.cumsum([0, *(len(entry) for entry in places)])
         self.hashes = np.frombuffer(b"".join(measured["hashes"]), np.uint64)
         self.views: list[bytes] = measured["view"].tolist()
-        self.sides: list[float] = np.sqrt(measured["width"] * measured["height"].astype(float)).tolist()
+        self.sizes: NDArray[np.float64] = measured[["height", "width"]].to_numpy(np.float64)
         self._details: dict[int, NDArray[np.float32]] = {}
         self._patches: dict[int, NDArray[np.float32]] = {}
 
@@ -87,27 +90,46 @@ class _Views:
         a, b = int(self.owner[first]), int(self.owner[second])
         return float(self.patches(a)[first - self.starts[a]] @ self.patches(b)[second - self.starts[b]])
 
-    def correlation(self, first: int, second: int, meeting: Meeting) -> tuple[float, float]:
-        """Best correlation of the fine structure near a meeting of landmarks, and the offset of the centres there: at the
-        crops' common frame and, where the crops are of different size, also at their common scale."""
+    def correlation(self, first: int, second: int, meetings: list[Meeting]) -> tuple[float, float]:
+        """Best correlation of the fine structure where landmarks meet, and the offset of the centres there.
+
+        The second view is looked at as it is, at the crops' common scale where their sizes differ, and at the scale that
+        the distance of two landmarks tells.
+        """
         a, b = self.detail(first), self.detail(second)
-        best = _best_correlation(a, b, meeting)
-        scale = self.sides[second] / self.sides[first]
-        if 0.5 <= scale <= 2 and round(VIEW * scale) != VIEW:
-            scaled = zoom(b, round(VIEW * scale) / VIEW, order=1, grid_mode=True, mode="nearest")
-            row, column = meeting[1]
-            there = round((row + 0.5) * scale - 0.5), round((column + 0.5) * scale - 0.5)
-            best = max(best, _best_correlation(a, scaled, (meeting[0], there)))
+        size = self.sizes[second] / self.sizes[first]
+        scales = {(1.0, 1.0), (float(size[0]), float(size[1])), _told_scale(meetings)}
+        best = (-1.0, 0.0)
+        for down, right in sorted(scales):
+            if min(down, right) < SMALLEST or max(down, right) > 1 / SMALLEST:
+                continue
+            shape = round(VIEW * down), round(VIEW * right)
+            scaled = (
+                b if shape == b.shape else zoom(b, (shape[0] / VIEW, shape[1] / VIEW), order=1, grid_mode=True, mode="nearest")
+            )
+            for here, (row, column) in meetings:
+                there = round((row + 0.5) * down - 0.5), round((column + 0.5) * right - 0.5)
+                best = max(best, _best_correlation(a, scaled, (here, there)))
         return best
 
 
+def _told_scale(meetings: list[Meeting]) -> tuple[float, float]:
+    """How much larger the first view shows the distance of the two landmarks that lie farthest apart; 1 where too near."""
+    told, farthest = 1.0, MIN_DISTANCE
+    for place, (here, there) in enumerate(meetings):
+        for other_here, other_there in meetings[place + 1 :]:
+            distance, other_distance = dist(here, other_here), dist(there, other_there)
+            if distance > farthest and other_distance > MIN_DISTANCE:
+                told, farthest = distance / other_distance, distance
+    return told, told
+
+
 def _best_correlation(a: NDArray[np.float32], b: NDArray[np.float32], meeting: Meeting) -> tuple[float, float]:
-    """Lay the landmarks over each other and climb to the best correlation near there; most pairs end at the first look."""
+    """Lay the landmarks over each other and climb to the best correlation near there."""
     (row, column), (other_row, other_column) = meeting
     down, right = row - other_row, column - other_column
     best = _correlation(a, b, down, right)
-    steps = SEARCH if best >= HOPELESS else 0
-    for _ in range(steps):
+    for _ in range(SEARCH):
         around = [(down + y, right + x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
         found, there = max((_correlation(a, b, *place), place) for place in around)
         if found <= best:
@@ -133,7 +155,7 @@ def _correlation(a: NDArray[np.float32], b: NDArray[np.float32], down: int, righ
 
 
 def _proposals(views: _Views, max_bits: int) -> dict[tuple[int, int], list[Meeting]]:
-    """Pairs of crops with the landmarks that look alike, at most three, the most alike first."""
+    """Pairs of crops with the landmarks that look alike, at most MEETINGS, the most alike first."""
     alike: dict[tuple[int, int], list[tuple[float, Meeting]]] = {}
     for first, second in _close_hashes(views.hashes, max_bits):
         a, b = int(views.owner[first]), int(views.owner[second])
@@ -143,7 +165,7 @@ def _proposals(views: _Views, max_bits: int) -> dict[tuple[int, int], list[Meeti
         if correlation >= PATCH_CORRELATION:
             (row, column), (other_row, other_column) = views.places[first].tolist(), views.places[second].tolist()
             alike.setdefault((a, b), []).append((correlation, ((row, column), (other_row, other_column))))
-    return {pair: [meeting for _, meeting in sorted(found, reverse=True)[:3]] for pair, found in alike.items()}
+    return {pair: [meeting for _, meeting in sorted(found, reverse=True)[:MEETINGS]] for pair, found in alike.items()}
 
 
 def _close_hashes(hashes: NDArray[np.uint64], max_bits: int) -> Iterator[tuple[int, int]]:

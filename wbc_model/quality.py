@@ -115,10 +115,10 @@ def measure_store(store: ImageStore, cache: Path) -> pd.DataFrame:
         if whole and kept.is_file():
             frames.append(pd.read_parquet(kept))
             continue
-        frame = pd.DataFrame(_measure_shard(shard), columns=_SCHEMA.names)
+        table = pa.Table.from_pandas(pd.DataFrame(_measure_shard(shard)), schema=_SCHEMA, preserve_index=False)
         if whole:
-            _keep(frame, kept)
-        frames.append(frame)
+            _keep(table, kept)
+        frames.append(table.to_pandas())
     if not frames:
         return pd.DataFrame(columns=_SCHEMA.names)
     return pd.concat(frames, ignore_index=True).drop_duplicates("sha256").reset_index(drop=True)
@@ -151,12 +151,12 @@ def _code_version() -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:8]
 
 
-def _keep(frame: pd.DataFrame, kept: Path) -> None:
+def _keep(table: Any, kept: Path) -> None:
     kept.parent.mkdir(parents=True, exist_ok=True)
     for old in kept.parent.glob(f"{kept.name.rsplit('-', 1)[0]}-*.parquet"):
         old.unlink()
     temporary = kept.with_name(f".{kept.name}.{os.getpid()}")
-    pq.write_table(pa.Table.from_pandas(frame, schema=_SCHEMA, preserve_index=False), temporary)
+    pq.write_table(table, temporary)
     temporary.replace(kept)
 
 
