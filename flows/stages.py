@@ -127,12 +127,12 @@ def label_target(params: Params, pools: Pools) -> int:
 def query_size(params: Params, pools: Pools) -> int:
     """Cells a query asks for: what is missing to the target, spread evenly over the rounds that are left.
 
-    The round is read off the pool: labels of cycle k were given in round k.
+    The round is read off the pool: labels of cycle k were given in the k-th round after `retrain.after_cycle`.
     """
     labelled = pools.frames["labelled"]
     missing = label_target(params, pools) - len(labelled)
     done = int(labelled["cycle"].max()) if len(labelled) else 0
-    rounds_left = max(1, params.retrain.cycles - done)
+    rounds_left = max(1, params.retrain.cycles - (done - params.retrain.after_cycle))
     return max(0, -(-missing // rounds_left))
 
 

@@ -17,18 +17,11 @@ from serving.schemas import AMBIGUOUS, Classified, ImageProblem, ModelName, Reas
 from wbc_model.card import ModelCard, read_card
 from wbc_model.errors import ImageRejected
 from wbc_model.images import preprocess
+from wbc_model.probabilities import softmax
 
 # bf16 moves a logit by a few hundredths. That cannot be seen in a probability of 0.9 or more, but it can turn a near tie; so
 # whatever is less sure is computed again in float32, and the service never names another class than the offline evaluation.
 SURE: Final = 0.9
-
-
-def softmax(logits: NDArray[np.float32], temperature: float) -> NDArray[np.float64]:
-    """Probabilities (N, C) of logits (N, C) divided by the temperature."""
-    scaled = logits.astype(np.float64) / temperature
-    exponentials: NDArray[np.float64] = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    exponentials /= exponentials.sum(axis=1, keepdims=True)
-    return exponentials
 
 
 class Classifier:

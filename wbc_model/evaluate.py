@@ -15,9 +15,10 @@ from wbc_model.decoded import DecodedCells
 from wbc_model.errors import ImageRejected, WbcError
 from wbc_model.export import load_model
 from wbc_model.manifest import read_cell, read_manifest, root_of
-from wbc_model.metrics import classification_metrics, confusion_matrix, softmax
+from wbc_model.metrics import classification_metrics, confusion_matrix
 from wbc_model.plots import plot_confusion, plot_reliability
 from wbc_model.predict import Predictions, predict
+from wbc_model.probabilities import softmax
 
 BATCH: Final = 128
 

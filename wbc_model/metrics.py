@@ -16,14 +16,6 @@ ECE_BINS: Final = 15
 RESAMPLES: Final = 1000
 
 
-def softmax(logits: NDArray[Any], temperature: float = 1.0) -> Floats:
-    """Probabilities (N, C) of logits (N, C) divided by the temperature."""
-    scaled = np.asarray(logits, dtype=np.float64) / temperature
-    exponent = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    probabilities: Floats = exponent / exponent.sum(axis=1, keepdims=True)
-    return probabilities
-
-
 def confusion_matrix(labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> NDArray[np.int64]:
     """Counts (C, C): row is the label, column the prediction."""
     size = len(CLASSES)

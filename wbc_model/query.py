@@ -14,9 +14,9 @@ from wbc_model.classes import CLASSES
 from wbc_model.decoded import DecodedCells
 from wbc_model.errors import WbcError
 from wbc_model.export import load_model
-from wbc_model.metrics import softmax
 from wbc_model.network import AttentionResNet18
 from wbc_model.predict import Predictions, predict
+from wbc_model.probabilities import softmax
 
 QUEUE_COLUMNS: Final = ("sha256", "path", "rank", "score", "reason", "predicted", "probability")
 BATCH: Final = 128

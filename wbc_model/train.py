@@ -32,10 +32,11 @@ from wbc_model.classes import CLASS_INDEX
 from wbc_model.decoded import DecodedCells
 from wbc_model.errors import WbcError
 from wbc_model.lossnet import ranking_accuracy, ranking_loss
-from wbc_model.metrics import classification_metrics, softmax
+from wbc_model.metrics import classification_metrics
 from wbc_model.network import MEAN, STD, AttentionResNet18, load_imagenet
 from wbc_model.params import Params
 from wbc_model.predict import Predictions, predict
+from wbc_model.probabilities import softmax
 from wbc_model.sampling import BatchPlan, hard_sample_weights, seeded
 
 COVERAGE: Final = 0.95

@@ -50,7 +50,7 @@ def test_ties_are_broken_at_random():
 
 
 def test_mistakes_are_named():
-    with pytest.raises(WbcError, match="entropi.*entropy, learning_loss, margin, random"):
+    with pytest.raises(WbcError, match=r"entropi.*entropy, learning_loss, margin, random"):
         find_strategy("entropi")
     broken = Strategy("broken", set(), "", lambda pool, rng: np.full(len(pool), np.nan))
     with pytest.raises(ValueError, match="broken must return one finite value"):

@@ -15,7 +15,8 @@ def cell(size: int = 32, count: int = 8) -> torch.Tensor:
     """A bright disc off the centre, so that turns and flips show."""
     y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
     disc = ((x - size * 0.6) ** 2 + (y - size * 0.5) ** 2 < (size * 0.2) ** 2)[None, ..., None]
-    return (disc * torch.tensor([180, 90, 200]) + (~disc) * torch.tensor([230, 220, 225])).to(torch.uint8).expand(count, -1, -1, -1)
+    image = disc * torch.tensor([180, 90, 200]) + (~disc) * torch.tensor([230, 220, 225])
+    return image.to(torch.uint8).expand(count, -1, -1, -1)
 
 
 def test_shape_range_and_repeatability():

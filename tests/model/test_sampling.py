@@ -9,7 +9,11 @@ from wbc_model.sampling import BatchPlan, hard_sample_weights
 
 @settings(max_examples=60, deadline=None)
 @given(
-    samples=st.integers(2, 50), batch=st.integers(2, 30), hard_share=st.floats(0, 0.9), start=st.integers(1, 8), seed=st.integers(0, 99)
+    samples=st.integers(2, 50),
+    batch=st.integers(2, 30),
+    hard_share=st.floats(0, 0.9),
+    start=st.integers(1, 8),
+    seed=st.integers(0, 99),
 )
 def test_regular_samples_are_whole_shuffled_epochs(samples: int, batch: int, hard_share: float, start: int, seed: int):
     plan = BatchPlan(samples, batch, int(hard_share * batch), start, seed)

@@ -1,5 +1,6 @@
 """Training: deterministic, resumable to the same bits, learns, and says when there is too little."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +108,7 @@ def test_learning_rate_rises_and_falls():
     assert max(rates) == pytest.approx(1.0)
     assert rates[9] == pytest.approx(1.0)
     assert rates[-1] == pytest.approx(0.01, abs=0.002)
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
 
 
 def test_too_little_to_learn_from(validation: LabelledCells):
