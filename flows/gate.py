@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 
 from wbc_model.classes import CLASSES
 from wbc_model.errors import WbcError
-from wbc_model.files import append_durably, replace_directory
+from wbc_model.files import append_durably, replace_directory, write_atomic
 from wbc_model.params import GateParams
 
 LOG: Final = "reports/gate.csv"
+_KEPT: Final = ".wbc/gate.json"
 LOG_COLUMNS: Final = ["retraining", "test_pool", "asked_before", "champion", "challenger", "promoted", "reason"]
 
 
@@ -50,8 +51,10 @@ class Decision:
     comparison: Comparison | None = None
     test_pool: str = ""
     asked_before: int = 0
+    asked: bool = True  # false where the answer was known without looking at the test pool
     champion: str = ""
     challenger: str = ""
+    weights: str = ""  # sha256 of the challenger's weights
     recalls: dict[str, list[float | None]] = field(default_factory=dict)  # class: [challenger's, champion's]
 
     @property
@@ -209,17 +212,20 @@ def mend(champion: Path) -> None:
         old.rename(champion)
 
 
-def read_decision(workspace: Path, retraining: str) -> Decision | None:
-    """The decision that was written for a retraining already, or None."""
-    path = workspace / ".wbc/gate.json"
+def keep_decision(workspace: Path, retraining: str, decision: Decision) -> None:
+    """Keep the decision until it is carried out, whatever happens in between."""
+    write_atomic(workspace / _KEPT, json.dumps({"retraining": retraining, **decision.to_dict()}, indent=1) + "\n")
+
+
+def kept_decision(workspace: Path) -> tuple[str, Decision] | None:
+    """The last decision that was kept, with the retraining it belongs to, or None; raises WbcError when it is damaged."""
+    path = workspace / _KEPT
     if not path.exists():
         return None
     try:
         noted = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
+        retraining, comparison = noted.pop("retraining"), noted.pop("comparison")
+        del noted["reason"]
+        return retraining, Decision(**noted, comparison=Comparison(**comparison) if comparison else None)
+    except (json.JSONDecodeError, KeyError, TypeError):
         raise WbcError(f"{path} is damaged: delete it, and the gate decides again") from None
-    if noted.pop("retraining") != retraining:
-        return None
-    noted.pop("reason")
-    comparison = noted.pop("comparison")
-    return Decision(**noted, comparison=Comparison(**comparison) if comparison else None)

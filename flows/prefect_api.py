@@ -5,6 +5,7 @@ Prefect's own temporary server outlives a flow that is killed; ours watches its 
 """
 
 import contextlib
+import logging
 import os
 import shutil
 import socket
@@ -12,7 +13,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -27,6 +27,7 @@ LIMIT: Final = "gpu"
 LEASE_SECONDS: Final = 60
 _START_SECONDS: Final = 180  # a loaded machine with 2 cores and a new database
 _DATABASE: Final = "prefect.db"
+_CONSOLE: Final = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
 
 
 def settings(home: Path) -> dict[str, str]:
@@ -34,6 +35,7 @@ def settings(home: Path) -> dict[str, str]:
     wanted = {
         "PREFECT_HOME": str(home),
         "PREFECT_LOGGING_LEVEL": "WARNING",
+        _CONSOLE: "CRITICAL",  # its log lines go to its API; on the terminal the flow itself says what matters
         "PREFECT_LOGGING_SERVER_LEVEL": "ERROR",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_CLI_PROMPT": "false",
@@ -63,7 +65,15 @@ def prefect_api(workspace: Path, scheduling: bool = False) -> Iterator[str]:
         try:
             yield url
         finally:
+            _flush_logs()
             del os.environ["PREFECT_API_URL"]
+
+
+def _flush_logs() -> None:
+    """Let the log lines that are under way reach the server before it stops."""
+    for name in ("prefect", "prefect.flow_runs", "prefect.task_runs"):
+        for handler in logging.getLogger(name).handlers:
+            handler.flush()
 
 
 @contextlib.contextmanager
@@ -74,7 +84,7 @@ def _server(home: Path, scheduling: bool) -> Iterator[str]:
     log = home / "server.log"
     command = [sys.executable, "-m", "flows.guard", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     values = environment() | {FLOW: flow_token()}
-    values.pop("PREFECT_API_URL", None)
+    values.pop(_CONSOLE, None)
     if not scheduling:
         values["PREFECT__SERVER_EPHEMERAL"] = "1"  # as Prefect's own temporary server: records task runs, starts no schedules
     with log.open("w") as output:
@@ -99,11 +109,18 @@ def _await_health(url: str, process: "subprocess.Popen[bytes]", log: Path) -> No
     while time.monotonic() < deadline:
         if process.poll() is not None:
             break
-        with contextlib.suppress(urllib.error.URLError, OSError), urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
-            if answer.status == 200:
-                return
+        if _healthy(url):
+            return
         time.sleep(0.1)
     raise WbcError(f"the Prefect server did not start within {_START_SECONDS} s: see {log}")
+
+
+def _healthy(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:  # noqa: S310 - our own http://127.0.0.1
+            return bool(answer.status == 200)
+    except OSError:
+        return False
 
 
 def _free_port() -> int:

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -138,9 +139,10 @@ class Tracker:
 
         labelled = self.workspace / "data/pools/labelled.csv"
         frame = pd.read_csv(labelled, dtype=str, keep_default_na=False)
-        dataset = mlflow.data.from_pandas(  # type: ignore[attr-defined]
-            frame, source=str(labelled), targets="label", name=record.pools_name, digest=record.pools_version
-        )
+        names = {"name": record.pools_name, "digest": record.pools_version}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a path can be read as several kinds of source; MLflow takes the right one
+            dataset = mlflow.data.from_pandas(frame, source=str(labelled), targets="label", **names)  # type: ignore[attr-defined]
         entity = dataset._to_mlflow_entity()
         self.client.log_inputs(run, [DatasetInput(entity, [InputTag("mlflow.data.context", "training")])])
 
@@ -233,7 +235,7 @@ def open_tracker(workspace: Path, params: Params) -> Tracker:
         logging.getLogger(name).setLevel(logging.ERROR)
     uri = absolute_uri(params.tracking.uri, workspace)
     mlflow.set_tracking_uri(uri)
-    mlflow.set_system_metrics_sampling_interval(_SYSTEM_SECONDS)
+    mlflow.set_system_metrics_sampling_interval(_SYSTEM_SECONDS)  # type: ignore[no-untyped-call]
     try:
         client = MlflowClient(uri, uri)
         experiment = client.get_experiment_by_name(params.tracking.experiment)

@@ -38,7 +38,7 @@ COMMITTED: Final = (
 ERROR_FILE: Final = "WBC_ERROR_FILE"  # where a stage leaves the line that its user must read
 
 
-class StageFailed(Exception):
+class StageFailed(WbcError):
     """A stage ended badly in a way that another attempt may put right: killed, out of memory, the disk full, a lock busy."""
 
 
@@ -51,7 +51,7 @@ def run_dvc(workspace: Path, arguments: Sequence[str], log: Path | None = None, 
     complaint = workspace / ".wbc" / f"error-{os.getpid()}.txt"
     complaint.parent.mkdir(exist_ok=True)
     complaint.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "dvc", arguments[0], "--wait-for-lock", *arguments[1:]]
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments]
     values = environment() | {FLOW: flow_token(), ERROR_FILE: str(complaint)}
     result = subprocess.run(
         command,

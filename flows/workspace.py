@@ -179,7 +179,7 @@ def set_params(workspace: Path, changes: Mapping[str, Any]) -> list[str]:
 
     path = workspace / "params.yaml"
     yaml = YAML()
-    yaml.width = 4096
+    yaml.width, yaml.preserve_quotes = 4096, True
     yaml.representer.add_representer(type(None), lambda dumper, _: dumper.represent_scalar("tag:yaml.org,2002:null", "null"))
     text = path.read_text(encoding="utf-8")
     parse_params(text, path)

@@ -1,0 +1,394 @@
+"""The `wbc` command: the one file that sees all three rooms.
+
+Results go to stdout (with `--json` nothing but JSON), progress and logs to stderr. Exit codes: 0 done, 1 one clear line on
+stderr says why not, 2 wrong usage, 3 `wbc ingest` took in what it could but some rows were unusable.
+"""
+
+import enum
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from wbc_model.errors import WbcError
+
+app = typer.Typer(
+    name="wbc",
+    help="Leukocyte classification that learns from few labels. Commands act on the workspace they are run in.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+labels_app = typer.Typer(help="The label store: what was labelled, what is awaited.", no_args_is_help=True)
+app.add_typer(labels_app, name="labels")
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, to stdout.")]
+
+
+class PresetChoice(enum.StrEnum):
+    small = "small"
+    standard = "standard"
+    full = "full"
+
+
+class AnnotatorChoice(enum.StrEnum):
+    oracle = "oracle"
+    people = "people"
+
+
+def main() -> None:
+    """Entry point of the `wbc` command."""
+    try:
+        app()
+    except WbcError as error:
+        complaint = os.environ.get("WBC_ERROR_FILE")
+        if complaint:  # a stage of a flow: DVC would bury the line
+            Path(complaint).write_text(str(error), encoding="utf-8")
+        print(f"wbc: error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def _emit(result: Mapping[str, Any], as_json: bool, text: str) -> None:
+    print(json.dumps(result, indent=2, default=str) if as_json else text)
+
+
+def _workspace() -> Path:
+    from flows.workspace import find_workspace
+
+    return find_workspace()
+
+
+def _stage(body: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """Run a stage in the workspace; it ends with the flow that started it."""
+    from flows.guard import watch_flow
+
+    watch_flow()
+    return body(_workspace())
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2%}"
+
+
+def _scores(metrics: Mapping[str, Any]) -> str:
+    interval = metrics.get("intervals", {}).get("accuracy")
+    around = f" (95 % interval {interval[0]:.2%} to {interval[1]:.2%})" if interval else ""
+    rows = [
+        f"  {name:<11} recall {_percent(one['recall']):>8}  precision {_percent(one['precision']):>8}  {one['support']:>6} cells"
+        for name, one in metrics["per_class"].items()
+    ]
+    head = f"{metrics['n']} cells: accuracy {metrics['accuracy']:.2%}{around}, macro-F1 {metrics['macro_f1']:.2%}, "
+    return "\n".join([f"{head}balanced accuracy {metrics['balanced_accuracy']:.2%}, ECE {metrics['ece']:.3f}", *rows])
+
+
+# --- workspace and data --------------------------------------------------------------------------------------------------
+
+
+@app.command("init")
+def init_command(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to make a workspace.")], json_: Json = False
+) -> None:
+    """Make a new workspace: git, DVC, dvc.yaml, params.yaml."""
+    from flows.workspace import init_workspace
+
+    made = init_workspace(directory)
+    wrote = f"wrote {', '.join(made.wrote)}" if made.wrote else "nothing was missing"
+    text = "\n".join([f"workspace {made.workspace}: {wrote}", *made.notes])
+    _emit({"workspace": made.workspace, "wrote": made.wrote, "notes": made.notes}, json_, text)
+
+
+@app.command("ingest")
+def ingest_command(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="A manifest CSV, or a folder with a subfolder per class.")],
+    source: Annotated[str | None, typer.Option(help="Name written beside every cell; default: the manifest's name.")] = None,
+    json_: Json = False,
+) -> None:
+    """Take images and labels into the image store and the pools. Exit code 3 when some rows were unusable."""
+    from wbc_model.ingest import ingest
+    from wbc_model.params import read_params
+
+    workspace = _workspace()
+    report = ingest(data, workspace / "data", read_params(workspace / "params.yaml"), source)
+    wrote = ["data/images", "data/pools", "data/oracle.csv", "data/rejected.csv", "data/quarantine.csv"]
+    lines = [
+        f"{report.rows} rows: " + ", ".join(f"{count} new in {name}" for name, count in report.added.items()),
+        f"{report.known} known already; pools now: " + ", ".join(f"{name} {count}" for name, count in report.pools.items()),
+        *(f"  {entry.reason}: {entry.path}{f' ({entry.detail})' if entry.detail else ''}" for entry in report.rejections),
+        "not in use: " + (", ".join(f"{count} {reason}" for reason, count in report.reasons.items()) or "none"),
+        f"wrote {', '.join(wrote)}",
+    ]
+    _emit({**report.to_dict(), "wrote": wrote}, json_, "\n".join(lines))
+    if report.refused:
+        raise typer.Exit(3)
+
+
+# --- the stages, as dvc.yaml calls them ----------------------------------------------------------------------------------
+
+
+@app.command("fingerprint", hidden=True)
+def fingerprint_command(json_: Json = False) -> None:
+    """Write models/code.json, the fingerprint of each stage's code."""
+    from flows.fingerprint import write_fingerprints
+
+    values = _stage(write_fingerprints)
+    _emit(values, json_, "wrote models/code.json")
+
+
+@app.command("validate")
+def validate_command(json_: Json = False) -> None:
+    """Check the pools and the images; what must not be used goes into data/quarantine.csv."""
+    from wbc_model.params import read_params
+
+    def body(workspace: Path) -> dict[str, Any]:
+        from flows.checks import validate
+
+        return validate(workspace, read_params(workspace / "params.yaml")).to_dict()
+
+    report = _stage(body)
+    report["wrote"] = ["data/quarantine.csv", "data/docs"]
+    lines = [
+        "in quarantine: " + (", ".join(f"{count} {reason}" for reason, count in report["quarantined"].items()) or "none"),
+        "usable: " + ", ".join(f"{name} {count}" for name, count in report["usable"].items()),
+        *(f"warning: {line}" for line in report["warnings"]),
+        f"wrote data/quarantine.csv, {report['docs']}",
+    ]
+    _emit(report, json_, "\n".join(lines))
+
+
+@app.command("train")
+def train_command(json_: Json = False) -> None:
+    """Train on the labelled pool: models/candidate."""
+
+    def body(workspace: Path) -> dict[str, Any]:
+        from flows.stages import train
+
+        return train(workspace)
+
+    result = _stage(body)
+    if result:  # of several devices only the first reports
+        result["wrote"] = ["models/candidate", "models/history.csv"]
+        text = (
+            f"model {result['version']} from {result['labels']} labels, {result['updates']} updates "
+            f"(best {result['best_update']}), validation accuracy {result['validation']['accuracy']:.2%}\n"
+            f"wrote {', '.join(result['wrote'])}"
+        )
+        _emit(result, json_, text)
+
+
+@app.command("evaluate")
+def evaluate_command(
+    model: Annotated[Path | None, typer.Option(metavar="DIR", help="A model directory.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DATA", help="Labelled data: a manifest CSV or a folder per class.")
+    ] = None,
+    plots: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to put the plots of --model on --data.")] = None,
+    json_: Json = False,
+) -> None:
+    """Evaluate the candidate on the test pool, or with --model and --data any model on any labelled data."""
+    if (model is None) != (data is None):
+        raise typer.BadParameter("--model and --data belong together")
+    if model is not None and data is not None:
+        from flows.stages import evaluate_model
+
+        result = evaluate_model(model, data, plots)
+        rejected = f"\n{len(result['rejected'])} rows could not be used" if result.get("rejected") else ""
+        _emit(result, json_, _scores(result) + rejected + (f"\nwrote {plots}" if plots else ""))
+        return
+
+    def body(workspace: Path) -> dict[str, Any]:
+        from flows.stages import evaluate
+
+        return evaluate(workspace)
+
+    result = _stage(body)
+    _emit(result, json_, _scores(result) + f"\nwrote {', '.join(result['wrote'])}")
+
+
+@app.command("query")
+def query_command(
+    count: Annotated[int | None, typer.Option(min=0, help="Cells to ask about; default: what retrain.until needs.")] = None,
+    json_: Json = False,
+) -> None:
+    """Queue the unlabelled cells most worth a label: data/queue.csv."""
+
+    def body(workspace: Path) -> dict[str, Any]:
+        from flows.stages import query
+
+        return query(workspace, count)
+
+    result = _stage(body)
+    text = f"{result['cells']} of {result['pool']} unlabelled cells queued by {result['strategy']}\nwrote {result['wrote']}"
+    _emit(result, json_, text)
+
+
+@app.command("package")
+def package_command(json_: Json = False) -> None:
+    """Build the Bento that serves the candidate: build/bento."""
+
+    def body(workspace: Path) -> dict[str, Any]:
+        from flows.package import build_bento
+
+        metrics = json.loads((workspace / "metrics.json").read_text()) if (workspace / "metrics.json").exists() else None
+        bento = build_bento(workspace / "models/candidate", workspace / "build/bento", metrics)
+        return {"wrote": [str(bento.relative_to(workspace))]}
+
+    _emit(result := _stage(body), json_, f"wrote {result['wrote'][0]}")
+
+
+# --- the loop --------------------------------------------------------------------------------------------------------------
+
+
+@app.command("retrain")
+def retrain_command(
+    preset: Annotated[PresetChoice | None, typer.Option(help="Size of images and training.")] = None,
+    until: Annotated[
+        float | None, typer.Option(help="Labels to reach: a share of the training cells up to 1, a count above.")
+    ] = None,
+    cycles: Annotated[
+        int | None, typer.Option(min=1, help="Rounds of labelling in which to get there; each trains again.")
+    ] = None,
+    annotator: Annotated[AnnotatorChoice | None, typer.Option(help="Who answers: labels set aside at ingest, or people.")] = None,
+    acquisition: Annotated[str | None, typer.Option(help="How cells are chosen: random, entropy, margin, learning_loss.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of everything that is random.")] = None,
+    commit: Annotated[bool, typer.Option("--commit", help="Commit and tag every version of the pools.")] = False,
+    json_: Json = False,
+) -> None:
+    """Run the loop once, now: validate, train, evaluate, query, label, cycle by cycle; then the gate.
+
+    The options are written into params.yaml, so that `dvc repro` makes the same model. An interrupted run goes on.
+    """
+    from flows.run import outcome_text, retrain
+
+    chosen = {
+        "preset": preset.value if preset else None,
+        "retrain.until": int(until) if until is not None and until > 1 and until == int(until) else until,
+        "retrain.cycles": cycles,
+        "retrain.annotator": annotator.value if annotator else None,
+        "acquisition.strategy": acquisition,
+        "seed": seed,
+    }
+    outcome = retrain(_workspace(), {key: value for key, value in chosen.items() if value is not None}, commit)
+    _emit(outcome.to_dict(), json_, outcome_text(outcome))
+
+
+@app.command("schedule")
+def schedule_command(
+    every: Annotated[
+        float | None, typer.Option(min=1, metavar="SECONDS", help="Start a retraining so often instead of by cron.")
+    ] = None,
+    watch: Annotated[
+        float, typer.Option(min=1, metavar="SECONDS", help="How often to look whether enough new labels came.")
+    ] = 60,
+) -> None:
+    """Serve the retraining as a Prefect deployment: by the cron of params.yaml, and when enough new labels have come."""
+    from flows.schedule import schedule
+
+    schedule(_workspace(), every, watch)
+
+
+@labels_app.command("export")
+def labels_export_command(
+    out: Annotated[Path, typer.Argument(metavar="FILE", help="Ends in .csv, or .json for Label Studio tasks.")],
+    images: Annotated[Path | None, typer.Option(metavar="DIR", help="Put the image files there too, named by rank.")] = None,
+    json_: Json = False,
+) -> None:
+    """Write the cells that await a label."""
+    from flows.labels import export_queue
+
+    count = export_queue(_workspace(), out, images)
+    wrote = [str(out), *([str(out.with_suffix(".xml"))] if out.suffix == ".json" else []), *([str(images)] if images else [])]
+    _emit({"cells": count, "wrote": wrote}, json_, f"{count} cells await a label\nwrote {', '.join(wrote)}")
+
+
+@labels_app.command("import")
+def labels_import_command(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="CSV with sha256 and label, or Label Studio's JSON export.")],
+    annotator: Annotated[str, typer.Option(help="Who gave the labels that do not say.")] = "",
+    json_: Json = False,
+) -> None:
+    """Take in labels that people gave."""
+    from flows.labels import import_labels
+    from flows.state import label_cycle
+
+    workspace = _workspace()
+    result = import_labels(workspace, file, label_cycle(workspace), annotator)
+    text = f"{result['labels']} labels, {result['new']} of them new; {result['awaited']} cells still await one\nwrote "
+    _emit(result, json_, text + ", ".join(result["wrote"]))
+
+
+@labels_app.command("status")
+def labels_status_command(json_: Json = False) -> None:
+    """How many labels there are, who gave them, how many are awaited."""
+    from flows.labels import status
+
+    result = status(_workspace())
+    lines = [
+        ", ".join(f"{name} {result[name]}" for name in ("labelled", "unlabelled", "validation", "test")),
+        "labelled by: " + (", ".join(f"{name} {count}" for name, count in result["labelled_by"].items()) or "nobody"),
+        "classes: " + ", ".join(f"{name} {count}" for name, count in result["classes"].items()),
+        f"{result['awaited']} cells of the queue await a label",
+    ]
+    _emit(result, json_, "\n".join(lines))
+
+
+# --- the service and the show ------------------------------------------------------------------------------------------------
+
+
+@app.command("serve")
+def serve_command(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 3000,
+    host: Annotated[str | None, typer.Option(metavar="IP", help="Address to listen on; loopback unless a key is set.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A model directory; default: the workspace's champion.")
+    ] = None,
+) -> None:
+    """Serve the champion as an HTTP service."""
+    from serving.run import serve
+
+    if model is None:
+        workspace = _workspace()
+        model = workspace / "models/champion"
+        if not model.is_dir():
+            raise WbcError("there is no champion yet: `wbc retrain` makes one, or give a model directory with --model DIR")
+    serve(model, port, host)
+
+
+@app.command("champion")
+def champion_command(
+    rollback: Annotated[bool, typer.Option("--rollback", help="Make the champion before this one the champion again.")] = False,
+    json_: Json = False,
+) -> None:
+    """List the registered models, or go back to the champion before."""
+    from flows.run import champions, roll_back
+
+    result = roll_back(_workspace()) if rollback else champions(_workspace())
+    lines = [
+        f"version {one['version']} ({one['model']}) {' '.join(one['aliases'])}: {one['reason'] or 'no decision'}"
+        for one in result["versions"]
+    ]
+    _emit(result, json_, "\n".join(lines) or "no model is registered yet")
+
+
+@app.command("demo")
+def demo_command(
+    directory: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="Where the demo's workspace goes; default: a temporary folder.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """All of it, small, on rendered cells: three cycles, then one HTTP request."""
+    from flows.demo import demo
+
+    result = demo(directory)
+    _emit(result, json_, json.dumps(result["answer"], indent=2))
+
+
+if __name__ == "__main__":
+    main()

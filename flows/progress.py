@@ -1,0 +1,40 @@
+"""What a retraining says while it runs: a line per cycle on stderr, and on a terminal what it is doing now."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich.console import Console
+
+
+class Progress:
+    """Short progress lines; everything goes to stderr."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def say(self, line: str) -> None:
+        """One line."""
+        self.console.print(line, markup=False)
+
+    @contextlib.contextmanager
+    def doing(self, what: str) -> Iterator[Callable[[str], None]]:
+        """Show what is being done while the block runs; yields a function that changes it. Nothing without a terminal."""
+        if not self.console.is_terminal:
+            yield lambda step: None
+            return
+        with self.console.status(what) as status:
+            yield lambda step: status.update(step)
+
+    @contextlib.contextmanager
+    def cycle(self, number: int, step: int, rounds: int) -> Iterator[Callable[[str], None]]:
+        """As `doing`, for the cycle `number`, step `step` of `rounds` of this retraining."""
+        with self.doing(f"cycle {number}") as show:
+            yield lambda what: show(f"cycle {number} ({step} of {rounds}): {what}")
+
+    def row(self, row: dict[str, Any]) -> None:
+        """The line of a finished cycle."""
+        self.say(
+            f"cycle {row['cycle']:>3}   labels {row['labels']:>6}   accuracy {row['accuracy']:7.2%}   "
+            f"macro-F1 {row['macro_f1']:7.2%}   {row['seconds']:6.1f} s   {row['pools']}"
+        )

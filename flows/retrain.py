@@ -1,0 +1,475 @@
+"""The retraining flow: validate, train, evaluate, query, label, cycle by cycle, then the gate. One Prefect task per stage.
+
+Every task may be repeated: DVC does not run a stage again whose inputs have not changed, a label is taken in once, an MLflow
+run is found again by its tags. That is what makes a flow that was killed go on where it was (flows.state).
+
+Import this only where Prefect's settings are in the environment already (flows.prefect_api); `wbc retrain` is flows.run.
+"""
+
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+from uuid import UUID
+
+import pandas as pd
+from prefect import flow, task
+from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.concurrency.sync import concurrency
+
+from flows import gate, labels, versioning
+from flows.prefect_api import LEASE_SECONDS, LIMIT, open_limit
+from flows.progress import Progress
+from flows.state import State, hold_lock, last_cycle, read_state
+from flows.versioning import PoolsVersion, StageFailed
+from flows.workspace import set_params
+from wbc_model.card import WEIGHTS, read_card
+from wbc_model.errors import WbcError
+from wbc_model.files import write_atomic
+from wbc_model.params import Params, read_params
+from wbc_model.pools import Pools, quarantined
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import State as RunState
+    from prefect.client.schemas.objects import TaskRun
+    from prefect.tasks import Task
+
+    from flows.tracking import Tracker
+
+P = ParamSpec("P")
+R = TypeVar("R")
+CURVE_CSV, CURVE_PNG, GATE_NOTE = "reports/learning_curve.csv", "reports/learning_curve.png", "models/gate.json"
+
+
+@dataclass
+class Outcome:
+    """What a retraining came to. `awaited` labels of people are missing where it waits; `gate` is the gate's decision."""
+
+    workspace: str
+    key: str
+    status: str
+    cycles: list[dict[str, Any]] = field(default_factory=list)
+    awaited: int = 0
+    gate: dict[str, Any] | None = None
+    learning_curve: str = ""
+    wrote: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return dict(vars(self))
+
+
+class Context:
+    """What the tasks of one retraining share. Not a dataclass: Prefect looks into those and hands copies on."""
+
+    def __init__(self, workspace: Path, state: State, params: Params, lock: int, progress: Progress, tracker: "Tracker") -> None:
+        self.workspace, self.state, self.params, self.lock = workspace, state, params, lock
+        self.progress, self.tracker = progress, tracker
+        self.parent_run = tracker.retraining(state.key, params)
+
+    def log(self, name: str) -> Path:
+        return self.workspace / f".wbc/logs/{self.state.key}/{self.state.cycle:02d}-{name}.log"
+
+
+def _transient(task: "Task[..., Any]", run: "TaskRun", state: "RunState[Any]") -> bool:
+    """Whether a failed task is worth another attempt: not when it has told the user what to do."""
+    try:
+        state.result()
+    except StageFailed:
+        return True
+    except Exception:  # noqa: BLE001 - whatever else it was, Prefect raises it to us
+        return False
+    return False
+
+
+def _step(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A Prefect task that is repeated after transient failures only."""
+
+    def decorate(body: Callable[P, R]) -> Callable[P, R]:
+        made = task(body, name=name, retries=2, retry_delay_seconds=[2, 10], retry_condition_fn=_transient, cache_policy=NO_CACHE)
+        return cast(Callable[P, R], made)
+
+    return decorate
+
+
+@contextlib.contextmanager
+def _gpu(ctx: Context) -> Iterator[None]:
+    """Have the one slot of the GPU (or, without one, of this machine's cores)."""
+    with concurrency(LIMIT, occupy=1, strict=True, lease_duration=LEASE_SECONDS, raise_on_lease_renewal_failure=False):
+        yield
+
+
+# --- the tasks -----------------------------------------------------------------------------------------------------------
+
+
+@_step("fill_pools")
+def fill_pools(workspace: Path, progress: Progress) -> None:
+    """Fill empty pools from params.data.source."""
+    from wbc_model.ingest import ingest
+    from wbc_model.render import write_cells
+
+    params = read_params(workspace / "params.yaml")
+    source = params.data.source
+    if source == "rendered":
+        progress.say(f"the pools are empty: drawing {params.data.rendered_cells} cells (rendered, not real)")
+        data = write_cells(workspace / ".wbc/rendered", params.data.rendered_cells, params.seed)
+        report = ingest(data, workspace / "data", params, source="rendered")
+    else:
+        data = workspace / source
+        if not data.exists():
+            raise WbcError(f"params.yaml: data.source {source}: there is no such file or folder; ingest data, or use `rendered`")
+        progress.say(f"the pools are empty: ingesting {data}")
+        report = ingest(data, workspace / "data", params)
+    if report.rejections:
+        progress.say(f"{len(report.rejections)} rows are not in use: see data/rejected.csv")
+
+
+@_step("version_pools")
+def version_pools(ctx: Context) -> PoolsVersion:
+    """Version the pools with DVC, and commit and tag them when asked."""
+    return versioning.version_pools(ctx.workspace, ctx.state.commit, (ctx.lock,))
+
+
+@_step("code")
+def fingerprint_code(ctx: Context) -> None:
+    """Bring models/code.json up to date, on which the stages depend."""
+    versioning.repro(ctx.workspace, "code", ctx.log("code"), (ctx.lock,))
+
+
+@_step("validate")
+def validate(ctx: Context) -> bool:
+    """The stage `validate`."""
+    return versioning.repro(ctx.workspace, "validate", ctx.log("validate"), (ctx.lock,)).ran
+
+
+@_step("train")
+def train(ctx: Context, run: str) -> bool:
+    """The stage `train`, with this machine's metrics logged to the cycle's MLflow run meanwhile."""
+    with _gpu(ctx), ctx.tracker.system_metrics(run):
+        return versioning.repro(ctx.workspace, "train", ctx.log("train"), (ctx.lock,)).ran
+
+
+@_step("evaluate")
+def evaluate(ctx: Context) -> dict[str, Any]:
+    """The stage `evaluate`; returns metrics.json."""
+    with _gpu(ctx):
+        versioning.repro(ctx.workspace, "evaluate", ctx.log("evaluate"), (ctx.lock,))
+    return dict(json.loads((ctx.workspace / "metrics.json").read_text()))
+
+
+@_step("query")
+def query(ctx: Context) -> int:
+    """The stage `query`; returns how many cells it asks about."""
+    with _gpu(ctx):
+        versioning.repro(ctx.workspace, "query", ctx.log("query"), (ctx.lock,))
+    return len(labels.read_queue(ctx.workspace))
+
+
+@_step("package")
+def package(ctx: Context) -> bool:
+    """The stage `package`: the last candidate as a Bento."""
+    return versioning.repro(ctx.workspace, "package", ctx.log("package"), (ctx.lock,)).ran
+
+
+@_step("label")
+def label(ctx: Context) -> bool:
+    """Have the queue answered by the oracle; returns whether the retraining can go on.
+
+    The answers are noted before the first is taken in, so that a round that was killed half answered is finished first.
+    """
+    state = ctx.state
+    if state.answers is None:
+        answers = labels.oracle_answers(ctx.workspace, labels.read_queue(ctx.workspace))
+        if answers.empty:
+            return False
+        state.answers = [{str(name): str(value) for name, value in row.items()} for row in answers.to_dict("records")]
+        state.write(ctx.workspace)
+    labels.record(ctx.workspace, pd.DataFrame(state.answers), state.label_cycle)
+    state.answers = None
+    state.cycle += 1
+    state.write(ctx.workspace)
+    return True
+
+
+@_step("log_cycle")
+def log_cycle(ctx: Context, run: str, version: PoolsVersion, metrics: dict[str, Any], seconds: float) -> None:
+    """Note the finished cycle: state, learning curve, MLflow, commit."""
+    from flows.tracking import CycleRecord
+    from wbc_model.plots import plot_learning_curve
+
+    state, workspace = ctx.state, ctx.workspace
+    pools = Pools.read(workspace / "data/pools")
+    count = len(pools.without(quarantined(workspace / "data")).frames["labelled"])
+    row = {
+        "cycle": state.after_cycle + state.cycle,
+        "labels": count,
+        "accuracy": metrics["accuracy"],
+        "macro_f1": metrics["macro_f1"],
+        "seconds": round(seconds, 1),
+        "pools": version.name,
+        "labelled": len(pools.frames["labelled"]),
+        "strategy": ctx.params.acquisition.strategy,
+        "metrics": metrics,
+        "at": int(time.time() * 1000),
+    }
+    known = [old for old in state.rows if old["cycle"] == row["cycle"]]
+    if known:  # a cycle that was noted before it was killed keeps its time
+        row |= {"seconds": known[0]["seconds"], "at": known[0]["at"]}
+    state.rows = [old for old in state.rows if old["cycle"] != row["cycle"]] + [row]
+    state.write(workspace)
+    _write_curve(workspace, state.rows)
+    rendered = read_card(workspace / "models/candidate", verify=False).rendered
+    plot_learning_curve(state.rows, workspace / CURVE_PNG, rendered)
+    record = CycleRecord(row["cycle"], count, metrics, version.name, version.version, row["at"])
+    ctx.tracker.log_cycle(run, ctx.parent_run, record, ctx.params)
+    table = [{name: row[name] for name in ("cycle", "labels", "accuracy", "macro_f1", "seconds", "pools")}]
+    create_table_artifact(table=table, key="retrain-cycle", description=f"Cycle {row['cycle']} of retraining {state.key}")
+    if state.commit:
+        scores = f"accuracy {metrics['accuracy']:.4f}, macro-F1 {metrics['macro_f1']:.4f}"
+        versioning.commit_all(workspace, f"{version.name} trained and evaluated: {scores}")
+
+
+def _write_curve(workspace: Path, rows: list[dict[str, Any]]) -> None:
+    table = pd.DataFrame(rows)[["cycle", "labels", "accuracy", "macro_f1", "strategy", "pools"]]
+    for name in ("accuracy", "macro_f1"):
+        for end, word in ((0, "low"), (1, "high")):
+            table[f"{name}_{word}"] = [row["metrics"]["intervals"].get(name, [None, None])[end] for row in rows]
+    write_atomic(workspace / CURVE_CSV, table.to_csv(index=False, float_format="%.6f"))
+
+
+@_step("gate")
+def ask_gate(ctx: Context, run: str) -> gate.Decision:
+    """Decide on the last candidate, once for each retraining, and carry the decision out; safe to be killed in."""
+    workspace, key, tracker = ctx.workspace, ctx.state.key, ctx.tracker
+    candidate, champion = workspace / "models/candidate", workspace / "models/champion"
+    version = tracker.register(run, read_card(candidate))
+    before = tracker.alias("champion")
+    if before and not champion.is_dir():
+        tracker.fetch(before, champion)  # a clone, or another machine: the registry has it
+    kept = gate.kept_decision(workspace)
+    if kept is not None and kept[0] == key:
+        decision = kept[1]
+    else:
+        with _gpu(ctx):
+            decision = _decide(ctx, version, before, kept[1] if kept else None)
+        gate.keep_decision(workspace, key, decision)
+    if decision.asked and all(row["retraining"] != key for row in gate.read_log(workspace)):
+        gate.note_decision(workspace, key, decision)
+    _carry_out(ctx, run, version, decision)
+    return decision
+
+
+def _decide(ctx: Context, version: str, before: str | None, last: gate.Decision | None) -> gate.Decision:
+    """Ask the test pool, unless this very question was answered: then it need not be worn out again."""
+    from flows.stages import decoded_cells, usable_pools
+    from wbc_model.evaluate import predict_directory
+
+    workspace = ctx.workspace
+    candidate, champion = workspace / "models/candidate", workspace / "models/champion"
+    test = usable_pools(workspace).frames["test"]
+    pool = gate.test_pool_id(test["sha256"].tolist())
+    asked = sum(row["test_pool"] == pool for row in gate.read_log(workspace))
+    weights = read_card(candidate).sha256[WEIGHTS]
+    names: dict[str, Any] = {
+        "test_pool": pool,
+        "asked_before": asked,
+        "champion": before or "",
+        "challenger": version,
+        "weights": weights,
+    }
+    if champion.is_dir() and read_card(champion).sha256[WEIGHTS] == weights:
+        return gate.Decision(True, ["it is the champion already; nothing was compared"], asked=False, **names)
+    if last is not None and not last.promoted and (last.weights, last.test_pool, last.champion) == (weights, pool, before or ""):
+        return gate.Decision(**{**vars(last), **names, "asked": False})
+
+    def predictions(model: Path) -> pd.DataFrame:
+        return predict_directory(model, decoded_cells(workspace, read_card(model).input_size), test)
+
+    theirs = predictions(champion) if champion.is_dir() else None
+    decision = gate.decide(predictions(candidate), theirs, ctx.params.gate)
+    return gate.Decision(**{**vars(decision), **names})
+
+
+def _carry_out(ctx: Context, run: str, version: str, decision: gate.Decision) -> None:
+    """Write the reason everywhere, and promote. The files go first: an alias never names a model that is not in place."""
+    workspace, tracker = ctx.workspace, ctx.tracker
+    said = {"wbc.gate": "promoted" if decision.promoted else "refused", "wbc.gate.reason": decision.reason[:5000]}
+    said |= {"wbc.gate.test_pool": decision.test_pool, "wbc.gate.asked_before": str(decision.asked_before)}
+    tracker.set_alias("challenger", version)
+    tracker.tag_version(version, said)
+    for target in (run, ctx.parent_run):
+        for name, value in said.items():
+            tracker.client.set_tag(target, name, value)
+    if decision.promoted:
+        gate.promote(workspace / "models/candidate", workspace / "models/champion", ctx.state.rows[-1]["metrics"])
+        if decision.champion and decision.champion != version:
+            tracker.tag_version(version, {"wbc.gate.before": decision.champion})
+        tracker.set_alias("champion", version)
+    note = {"retraining": ctx.state.key, "version": version, **decision.to_dict()}
+    write_atomic(workspace / GATE_NOTE, json.dumps(note, indent=2) + "\n")
+
+
+# --- the flow --------------------------------------------------------------------------------------------------------------
+
+
+@flow(name="retrain", validate_parameters=False)
+def retrain_flow(
+    workspace: str, changes: dict[str, Any] | None = None, commit: bool = False, own_server: bool = False
+) -> Outcome:
+    """One retraining of the workspace, begun or gone on with; `changes` are written into params.yaml first."""
+    root = Path(workspace)
+    progress = Progress()
+    with hold_lock(root) as lock:
+        open_limit(own_server)
+        for line in [*versioning.heal(root), *set_params(root, changes or {})]:
+            progress.say(line)
+        state = _begin(root, commit, progress)
+        params = read_params(root / "params.yaml")
+        from flows.tracking import open_tracker
+
+        ctx = Context(root, state, params, lock, progress, open_tracker(root, params))
+        fingerprint_code(ctx)
+        return _finish(ctx) if _go_on(ctx) and _cycles(ctx) else _waiting(ctx)
+
+
+def _begin(workspace: Path, commit: bool, progress: Progress) -> State:
+    """The retraining to go on with, where one with these parameters was interrupted or waits; else a new one."""
+    params = read_params(workspace / "params.yaml")
+    if not Pools.exist(workspace / "data/pools") or not sum(Pools.read(workspace / "data/pools").counts().values()):
+        fill_pools(workspace, progress)
+    old = read_state(workspace)
+    if old is not None and old.answers is not None:
+        labels.record(workspace, pd.DataFrame(old.answers), old.label_cycle)
+        old.answers, old.cycle = None, old.cycle + 1
+        old.write(workspace)
+    labels.replay(workspace)
+    if old is not None and old.status != "done" and old.params == _digest(params):
+        progress.say(f"going on with retraining {old.key}, cycle {old.after_cycle + old.cycle}")
+        old.commit = old.commit or commit
+        return old
+    if commit:
+        versioning.check_can_commit(workspace)
+    after = last_cycle(workspace)
+    set_params(workspace, {"retrain.after_cycle": after})
+    moment = datetime.now(UTC)
+    params = read_params(workspace / "params.yaml")
+    state = State(f"{moment:%Y%m%d-%H%M%S}", _digest(params), moment.isoformat(timespec="seconds"), after, commit)
+    state.write(workspace)
+    return state
+
+
+def _digest(params: Params) -> str:
+    return hashlib.sha256(params.model_dump_json().encode()).hexdigest()[:16]
+
+
+def _go_on(ctx: Context) -> bool:
+    """Whether a retraining that waited for people has got labels since."""
+    state = ctx.state
+    if state.status != "waiting":
+        return True
+    asked, missing = len(labels.read_queue(ctx.workspace)), len(labels.awaited(ctx.workspace))
+    if asked == missing:
+        return False
+    ctx.progress.say(f"{asked - missing} of {asked} labels were given")
+    state.status, state.cycle = "running", state.cycle + 1
+    state.write(ctx.workspace)
+    return True
+
+
+def _cycles(ctx: Context) -> bool:
+    """Run the cycles that are left; returns false when labels of people are awaited."""
+    rounds = ctx.params.retrain.cycles
+    artifact = cast(
+        UUID, create_progress_artifact(progress=0.0, key="retrain-progress", description=f"Retraining {ctx.state.key}")
+    )
+    while True:
+        last = _one_cycle(ctx)
+        done = 100.0 if last else 100.0 * (ctx.state.cycle + 1) / (rounds + 1)
+        update_progress_artifact(artifact_id=artifact, progress=done)
+        if last:
+            return True
+        if ctx.params.retrain.annotator == "people" or not label(ctx):
+            ctx.state.status = "waiting"
+            ctx.state.write(ctx.workspace)
+            return False
+
+
+def _one_cycle(ctx: Context) -> bool:
+    """Version, validate, train, evaluate, query, note; returns whether it was the last cycle."""
+    state, progress, start = ctx.state, ctx.progress, time.monotonic()
+    number = state.after_cycle + state.cycle
+    with progress.cycle(number, state.cycle, ctx.params.retrain.cycles) as doing:
+        doing("versioning the pools")
+        version = version_pools(ctx)
+        doing("checking the data")
+        validate(ctx)
+        doing("training")
+        run = ctx.tracker.cycle(ctx.parent_run, state.key, number)
+        train(ctx, run)
+        doing("evaluating")
+        metrics = evaluate(ctx)
+        last = state.cycle >= ctx.params.retrain.cycles or _missing(ctx) <= 0
+        if not last:
+            doing("querying")
+            last = query(ctx) == 0
+        doing("logging")
+        log_cycle(ctx, run, version, metrics, time.monotonic() - start)
+    progress.row(state.rows[-1])
+    return last
+
+
+def _missing(ctx: Context) -> int:
+    """Labels missing to the target."""
+    from flows.stages import label_target, usable_pools
+
+    pools = usable_pools(ctx.workspace)
+    return label_target(ctx.params, pools) - len(pools.frames["labelled"])
+
+
+def _waiting(ctx: Context) -> Outcome:
+    waiting = len(labels.awaited(ctx.workspace))
+    return Outcome(
+        workspace=str(ctx.workspace),
+        key=ctx.state.key,
+        status="waiting",
+        cycles=_table(ctx.state),
+        awaited=waiting,
+        learning_curve=str(ctx.workspace / CURVE_PNG),
+        wrote=["data/queue.csv", CURVE_CSV, CURVE_PNG],
+    )
+
+
+def _finish(ctx: Context) -> Outcome:
+    state, workspace = ctx.state, ctx.workspace
+    with ctx.progress.doing("asking the gate, packaging") as doing:
+        run = ctx.tracker.cycle(ctx.parent_run, state.key, state.after_cycle + state.cycle)
+        decision = ask_gate(ctx, run)
+        doing("packaging")
+        package(ctx)
+    ctx.tracker.end_retraining(ctx.parent_run, [workspace / name for name in (CURVE_CSV, CURVE_PNG, GATE_NOTE)])
+    if state.commit:
+        word = "promoted" if decision.promoted else "not promoted"
+        versioning.commit_all(workspace, f"Retraining {state.key}: {word}")
+    state.status, state.gate = "done", decision.to_dict()
+    state.write(workspace)
+    wrote = ["models/candidate", *(["models/champion"] if decision.promoted else []), GATE_NOTE, CURVE_CSV, CURVE_PNG]
+    return Outcome(
+        workspace=str(workspace),
+        key=state.key,
+        status="done",
+        cycles=_table(state),
+        gate=state.gate,
+        learning_curve=str(workspace / CURVE_PNG),
+        wrote=[*wrote, "build/bento"],
+    )
+
+
+def _table(state: State) -> list[dict[str, Any]]:
+    names = ("cycle", "labels", "accuracy", "macro_f1", "seconds", "pools")
+    return [{name: row[name] for name in names} for row in state.rows]
