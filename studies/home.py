@@ -88,11 +88,12 @@ def report(out: Path, data: Path, until: str) -> None:
         recalls = rows[[c for c in rows.columns if c.startswith("recall_")]]
         spread = [f"{100 * rows[m].mean():.2f} ± {100 * rows[m].std(ddof=1):.2f}" for m in ("accuracy", "macro_f1")]
         lowest = f"{100 * recalls.min(axis=1).mean():.1f} ({recalls.mean().idxmin().removeprefix('recall_')})"
-        lines.append(
-            f"| {arm} | {len(rows)} | {rows['labels'].iloc[0]} | {spread[0]} | {spread[1]} | {lowest} | {rows['minutes'].mean():.1f} |"
-        )
-    head = f"# `{data.name}` to {until} of the labels\n\n`python studies/home.py {data.name} --until {until}`; mean ± standard deviation"
-    text = f"{head}\nover seeds, in per cent, on the test pool. Seed by seed in `runs.csv`, cycle by cycle in `cycles.csv`.\n\n"
+        labels, minutes = rows["labels"].iloc[0], f"{rows['minutes'].mean():.1f}"
+        lines.append("| " + " | ".join([arm, str(len(rows)), str(labels), *spread, lowest, minutes]) + " |")
+    head = f"# `{data.name}` to {until} of the labels\n\n`python studies/home.py {data.name} --until {until}`; mean ± standard"
+    text = (
+        f"{head}\ndeviation over seeds, in per cent, on the test pool. Each run is in `runs.csv`, each cycle in `cycles.csv`.\n\n"
+    )
     (out / "README.md").write_text(text + "\n".join(lines) + "\n\n![learning curves](learning-curves.png)\n")
     figure = Figure(figsize=(8, 4))
     for axes, metric, title in zip(figure.subplots(1, 2), ("accuracy", "macro_f1"), ("accuracy", "macro-F1"), strict=True):

@@ -2,8 +2,8 @@
 
     python studies/served_equals_offline.py MODEL_DIR DATA.csv [--images 200] [--port 3900]
 
-Starts `wbc serve` on the model directory, posts test images in requests of 64, and compares labels and probabilities with those of
-`wbc evaluate` (torch, float32). Exit code 1 when a label differs or a probability is off by more than 0.02.
+Starts `wbc serve` on the model directory, posts test images in requests of 64, and compares labels and probabilities with
+those of `wbc evaluate` (torch, float32). Exit code 1 when a label differs or a probability is off by more than 0.02.
 """
 
 import argparse

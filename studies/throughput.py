@@ -141,7 +141,8 @@ def score_once(params: Params, folder: Path, times: int) -> None:
     sha256s = Pools.read(folder / "data/pools").frames["unlabelled"]["sha256"].tolist() * times
     network = AttentionResNet18(params.model.attention, params.model.lossnet).eval()
     seen = score_pool(network, decoded, sha256s, params.size.precision == "bf16-mixed")
-    assert np.isfinite(seen.logits).all()
+    if not np.isfinite(seen.logits).all():
+        raise SystemExit("scoring gave numbers that are not finite")
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
