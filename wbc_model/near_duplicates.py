@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, zoom
 
-from wbc_model.quality import VIEW, surroundings
+from wbc_model.quality import REACH, VIEW, surroundings
 
 DETAIL_SIGMA: Final = 4.0  # pixels of the view: coarser structure than this (stain, light, one dark blob) proves nothing
 PATCH_CORRELATION: Final = 0.7  # of two landmarks' surroundings, under which their views are not laid over each other
@@ -23,6 +23,8 @@ SEARCH: Final = 3  # pixels of the view that the best fit may lie from where the
 MIN_OVERLAP: Final = 0.33  # of the view's area that both crops must show
 SMALLEST: Final = 0.5  # ratio of two crops' scales that is still tried
 MIN_DISTANCE: Final = 12.0  # pixels of the view that two landmarks must lie apart to tell a scale
+SCALE_BITS: Final = 5  # more that hashes may differ where two crops are of different size, and so of different scale in the view
+HOPELESS: Final = 0.4  # correlation at the first meeting under which the others are not tried
 MEETINGS: Final = 4  # of landmarks, the most that are tried for a pair of crops
 _ROWS, _WORDS = 32, 16384  # hashes compared at a time: 4 MB, about a processor cache
 
@@ -41,8 +43,8 @@ class Pair:
 def near_duplicates(measured: pd.DataFrame, max_bits: int, min_correlation: float) -> list[Pair]:
     """All pairs among the rows of `measured` (columns view, landmarks, hashes, width, height of `quality.measure`).
 
-    `max_bits`: Hamming distance of two landmark hashes up to which pixels are compared. Every pair of landmarks is looked at,
-    as 64-bit words: 10,000 crops take seconds, 100,000 minutes.
+    `max_bits`: Hamming distance of two landmark hashes up to which the pixels of crops of one size are compared; where sizes
+    differ, SCALE_BITS more. Every pair of landmarks is looked at, as 64-bit words: 10,000 crops take seconds, 100,000 minutes.
     """
     views = _Views(measured)
     pairs = []
@@ -68,7 +70,7 @@ class _Views:
         self.views: list[bytes] = measured["view"].tolist()
         self.sizes: NDArray[np.float64] = measured[["height", "width"]].to_numpy(np.float64)
         self._details: dict[int, NDArray[np.float32]] = {}
-        self._patches: dict[int, NDArray[np.float32]] = {}
+        self.patches = np.concatenate([self._patches(row) for row in range(len(places))] or [np.zeros((0, 1), np.float16)])
 
     def detail(self, row: int) -> NDArray[np.float32]:
         if row not in self._details:
@@ -76,19 +78,21 @@ class _Views:
             self._details[row] = view - gaussian_filter(view, DETAIL_SIGMA)
         return self._details[row]
 
-    def patches(self, row: int) -> NDArray[np.float32]:
-        """The normalised surroundings of a view's landmarks, float32 (n, pixels): a dot product is a correlation."""
-        if row not in self._patches:
-            cut = surroundings(self.detail(row), self.places[self.starts[row] : self.starts[row + 1]])
-            flat = cut.reshape(len(cut), -1)
-            flat = flat - flat.mean(axis=1, keepdims=True)
-            self._patches[row] = flat / (np.linalg.norm(flat, axis=1, keepdims=True) + 1e-6)
-        return self._patches[row]
+    def _patches(self, row: int) -> NDArray[np.float16]:
+        """The normalised surroundings of a view's landmarks, float16 (n, pixels): a dot product is a correlation."""
+        places = self.places[self.starts[row] : self.starts[row + 1]]
+        if not len(places):
+            return np.zeros((0, 4 * REACH * REACH), np.float16)
+        cut = surroundings(self.detail(row), places)
+        flat = cut.reshape(len(cut), -1)
+        flat = flat - flat.mean(axis=1, keepdims=True)
+        normalised: NDArray[np.float16] = (flat / (np.linalg.norm(flat, axis=1, keepdims=True) + 1e-6)).astype(np.float16)
+        return normalised
 
-    def patch_correlation(self, first: int, second: int) -> float:
-        """Correlation of the surroundings of two landmarks, given by their numbers."""
-        a, b = int(self.owner[first]), int(self.owner[second])
-        return float(self.patches(a)[first - self.starts[a]] @ self.patches(b)[second - self.starts[b]])
+    def patch_correlations(self, first: NDArray[np.intp], second: NDArray[np.intp]) -> NDArray[np.float32]:
+        """Correlations of the surroundings of pairs of landmarks, given by their numbers, float32 (n,)."""
+        correlations: NDArray[np.float32] = np.einsum("np,np->n", self.patches[first], self.patches[second], dtype=np.float32)
+        return correlations
 
     def correlation(self, first: int, second: int, meetings: list[Meeting]) -> tuple[float, float]:
         """Best correlation of the fine structure where landmarks meet, and the offset of the centres there.
@@ -100,7 +104,7 @@ class _Views:
         size = self.sizes[second] / self.sizes[first]
         scales = {(1.0, 1.0), (float(size[0]), float(size[1])), _told_scale(meetings)}
         best = (-1.0, 0.0)
-        for down, right in sorted(scales):
+        for down, right in sorted(scales, key=lambda scale: scale != (1.0, 1.0)):
             if min(down, right) < SMALLEST or max(down, right) > 1 / SMALLEST:
                 continue
             shape = round(VIEW * down), round(VIEW * right)
@@ -110,6 +114,8 @@ class _Views:
             for here, (row, column) in meetings:
                 there = round((row + 0.5) * down - 0.5), round((column + 0.5) * right - 0.5)
                 best = max(best, _best_correlation(a, scaled, (here, there)))
+                if best[0] < HOPELESS and size[0] == size[1] == 1:
+                    return best
         return best
 
 
@@ -157,24 +163,32 @@ def _correlation(a: NDArray[np.float32], b: NDArray[np.float32], down: int, righ
 def _proposals(views: _Views, max_bits: int) -> dict[tuple[int, int], list[Meeting]]:
     """Pairs of crops with the landmarks that look alike, at most MEETINGS, the most alike first."""
     alike: dict[tuple[int, int], list[tuple[float, Meeting]]] = {}
-    for first, second in _close_hashes(views.hashes, max_bits):
-        a, b = int(views.owner[first]), int(views.owner[second])
-        if a == b:
-            continue
-        correlation = views.patch_correlation(first, second)
-        if correlation >= PATCH_CORRELATION:
-            (row, column), (other_row, other_column) = views.places[first].tolist(), views.places[second].tolist()
+    sizes = views.sizes[views.owner]
+    mixed = len(np.unique(sizes, axis=0)) > 1
+    for first, second, bits in _close_hashes(views.hashes, max_bits + SCALE_BITS * mixed):
+        other_size = (sizes[first] != sizes[second]).any(axis=1)
+        near = (bits <= max_bits) | other_size
+        first, second = first[near], second[near]
+        correlations = views.patch_correlations(first, second)
+        chosen = (correlations >= PATCH_CORRELATION) & (views.owner[first] != views.owner[second])
+        pairs = np.stack([views.owner[first], views.owner[second]], axis=1)[chosen].tolist()
+        here, there = views.places[first[chosen]].tolist(), views.places[second[chosen]].tolist()
+        for (a, b), correlation, (row, column), (other_row, other_column) in zip(
+            pairs, correlations[chosen].tolist(), here, there, strict=True
+        ):
             alike.setdefault((a, b), []).append((correlation, ((row, column), (other_row, other_column))))
     return {pair: [meeting for _, meeting in sorted(found, reverse=True)[:MEETINGS]] for pair, found in alike.items()}
 
 
-def _close_hashes(hashes: NDArray[np.uint64], max_bits: int) -> Iterator[tuple[int, int]]:
-    """All pairs of positions (first < second) whose words differ in at most `max_bits` bits."""
+def _close_hashes(hashes: NDArray[np.uint64], max_bits: int) -> Iterator[tuple[NDArray[np.intp], ...]]:
+    """All pairs of positions (first < second) whose words differ in at most `max_bits` bits, with the number of bits, some
+    thousands at a time."""
     for start in range(0, len(hashes), _ROWS):
         rows = hashes[start : start + _ROWS, None]
         for other in range(start, len(hashes), _WORDS):
             distances = np.bitwise_count(rows ^ hashes[None, other : other + _WORDS])
-            found = np.argwhere(distances <= max_bits)
-            for row, column in found.tolist():
-                if start + row < other + column:
-                    yield start + row, other + column
+            first, second = np.nonzero(distances <= max_bits)
+            bits = distances[first, second].astype(np.intp)
+            first, second = first + start, second + other
+            ordered = first < second
+            yield first[ordered], second[ordered], bits[ordered]
