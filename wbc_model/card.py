@@ -1,10 +1,10 @@
 """The model directory's `model.json`: what a model is, where it came from, and how far it can be trusted.
 
-    weights.safetensors   the network's parameters
-    model.onnx            uint8 images (N, size, size, 3) named `images` to float32 `logits` (N, classes) and
-                          `predicted_loss` (N,); normalisation is inside the graph
-    model.json            this card
-    README.md             the card for a clinician
+weights.safetensors   the network's parameters
+model.onnx            uint8 images (N, size, size, 3) named `images` to float32 `logits` (N, classes) and
+                      `predicted_loss` (N,); normalisation is inside the graph
+model.json            this card
+README.md             the card for a clinician
 """
 
 import hashlib
