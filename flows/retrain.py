@@ -92,7 +92,9 @@ def _step(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """A Prefect task that is repeated after transient failures only."""
 
     def decorate(body: Callable[P, R]) -> Callable[P, R]:
-        made = task(body, name=name, retries=2, retry_delay_seconds=[2, 10], retry_condition_fn=_transient, cache_policy=NO_CACHE)
+        made = task(name=name, retries=2, retry_delay_seconds=[2.0, 10.0], retry_condition_fn=_transient, cache_policy=NO_CACHE)(
+            body
+        )
         return cast(Callable[P, R], made)
 
     return decorate

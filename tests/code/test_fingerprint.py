@@ -1,0 +1,83 @@
+"""A stage's fingerprint changes with the code that it runs, and with nothing else."""
+
+from pathlib import Path
+
+import pytest
+
+from flows.fingerprint import STAGES, Entry, closure, fingerprint
+
+ENTRY = Entry("flows.stages:train", packages=("numpy",))
+FILES = {
+    "flows/__init__.py": "",
+    "flows/stages.py": """
+import json
+from wbc_model.data import load
+LIMIT = 3
+def helper(x):
+    return x + LIMIT
+def train(workspace):
+    from wbc_model.lazy import fit
+    return fit(helper(load()))
+def evaluate(workspace):
+    from wbc_model.score import score
+    return json.dumps(score())
+""",
+    "wbc_model/__init__.py": "",
+    "wbc_model/data.py": "from wbc_model import deep\n\ndef load():\n    return deep.VALUE\n",
+    "wbc_model/deep.py": "VALUE = 1\n",
+    "wbc_model/lazy.py": "def fit(x):\n    return x\n",
+    "wbc_model/score.py": "def score():\n    return 1\n",
+}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def changed(root: Path, name: str, old: str, new: str) -> tuple[bool, bool]:
+    """Whether a replacement in a file changes the fingerprints of train and of evaluate."""
+    entries = (ENTRY, Entry("flows.stages:evaluate"))
+    before = [fingerprint(entry, root) for entry in entries]
+    text = (root / name).read_text()
+    assert old in text
+    (root / name).write_text(text.replace(old, new))
+    after = [fingerprint(entry, root) for entry in entries]
+    return before[0] != after[0], before[1] != after[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "expected"),
+    [
+        ("flows/stages.py", "x + LIMIT", "x - LIMIT", (True, False)),  # a helper of train's
+        ("flows/stages.py", "LIMIT = 3", "LIMIT = 4", (True, False)),  # a constant that the helper uses
+        ("flows/stages.py", "json.dumps(score())", "score()", (False, True)),  # another stage's body
+        ("wbc_model/deep.py", "VALUE = 1", "VALUE = 2", (True, True)),  # two imports away; evaluate's module imports it too
+        ("wbc_model/lazy.py", "return x", "return -x", (True, False)),  # imported inside the function
+        ("wbc_model/score.py", "return 1", "return 2", (False, True)),
+        ("wbc_model/lazy.py", "return x", "return x  # as it came", (False, False)),
+        ("wbc_model/lazy.py", "def fit(x):\n    return x", "def fit(x):\n\n    return x", (False, False)),
+    ],
+)
+def test_what_counts(root: Path, name: str, old: str, new: str, expected: tuple[bool, bool]) -> None:
+    if name == "wbc_model/deep.py":  # evaluate reaches it once it uses what imports it
+        changed(root, "flows/stages.py", "json.dumps(score())", "json.dumps(score() + load())")
+    assert changed(root, name, old, new) == expected
+
+
+def test_a_version_counts(root: Path) -> None:
+    assert fingerprint(ENTRY, root) != fingerprint(Entry(ENTRY.function, packages=("pillow",)), root)
+
+
+def test_the_real_stages_reach_their_code() -> None:
+    root = Path(__file__).parents[2]
+    assert len({fingerprint(entry) for entry in STAGES.values()}) == len(STAGES)
+    assert {"wbc_model.network", "wbc_model.lossnet", "wbc_model.augment", "wbc_model.images"} <= set(
+        closure({"wbc_model.train"}, root)
+    )
+    for entry in STAGES.values():  # a stage whose function was renamed would have an empty fingerprint
+        module, function = entry.function.split(":")
+        assert f"def {function}(" in (root / f"{module.replace('.', '/')}.py").read_text()

@@ -1,0 +1,173 @@
+"""Workspaces: made from the package, found from below, changed without losing a comment; and the command line's manners."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from flows.workspace import Created, ensure_dvc, find_workspace, init_workspace, is_git_repository, set_params, template
+from wbc_model.errors import WbcError
+from wbc_model.params import read_params
+
+IDENTITY = {
+    "GIT_AUTHOR_NAME": "T",
+    "GIT_AUTHOR_EMAIL": "t@example.org",
+    "GIT_COMMITTER_NAME": "T",
+    "GIT_COMMITTER_EMAIL": "t@example.org",
+}
+
+
+def wbc(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "flows.cli", *arguments]
+    return subprocess.run(command, cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+
+
+def git(folder: Path, *arguments: str) -> str:
+    return subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("init") / "site"
+    made = wbc("init", str(folder), "--json", cwd=folder.parent, **IDENTITY)
+    assert made.returncode == 0, made.stderr
+    assert json.loads(made.stdout)["workspace"] == str(folder)
+    return folder
+
+
+def test_a_new_workspace_is_under_git_and_dvc_and_committed(workspace: Path) -> None:
+    assert git(workspace, "status", "--porcelain") == ""
+    tracked = git(workspace, "ls-files").split()
+    assert {"dvc.yaml", "params.yaml", ".gitignore", ".dvcignore", ".dvc/config"} <= set(tracked)
+    assert "analytics = false" in (workspace / ".dvc/config").read_text()
+    read_params(workspace / "params.yaml")
+
+
+def test_making_it_again_changes_nothing(workspace: Path) -> None:
+    (workspace / "params.yaml").write_text((workspace / "params.yaml").read_text().replace("seed: 0", "seed: 7"))
+    assert init_workspace(workspace) == Created(workspace)
+    assert read_params(workspace / "params.yaml").seed == 7
+    git(workspace, "checkout", "--", "params.yaml")
+
+
+def test_without_an_identity_nothing_is_committed_and_it_says_so(tmp_path: Path) -> None:
+    empty = tmp_path / "home"
+    empty.mkdir()
+    anonymous = {"HOME": str(empty), "XDG_CONFIG_HOME": str(empty), "GIT_CONFIG_NOSYSTEM": "1"}
+    made = wbc("init", "site", cwd=tmp_path, **anonymous)
+    assert made.returncode == 0
+    assert "nothing is committed yet" in made.stdout
+    assert "dvc.yaml" in git(tmp_path / "site", "status", "--porcelain")
+
+
+def test_inside_another_repository_it_is_a_part_of_that(tmp_path: Path) -> None:
+    git(tmp_path, "init", "-q")
+    made = wbc("init", "site", cwd=tmp_path, **IDENTITY)
+    assert made.returncode == 0, made.stderr
+    assert not (tmp_path / "site/.git").exists()
+    assert "site/dvc.yaml" in git(tmp_path, "ls-files")
+
+
+def test_a_source_archive_without_git_works(tmp_path: Path) -> None:
+    for name in ("params.yaml", "dvc.yaml"):
+        (tmp_path / name).write_bytes(template(name).read_bytes())
+    assert not is_git_repository(tmp_path)
+    ensure_dvc(tmp_path)
+    listed = subprocess.run([sys.executable, "-m", "dvc", "stage", "list"], cwd=tmp_path, capture_output=True, text=True)
+    assert listed.returncode == 0, listed.stderr
+    assert "train" in listed.stdout
+    # The same where the archive brings a .dvc folder that was made under git.
+    (tmp_path / ".dvc/config").write_text("")
+    ensure_dvc(tmp_path)
+    listed = subprocess.run([sys.executable, "-m", "dvc", "stage", "list"], cwd=tmp_path, capture_output=True, text=True)
+    assert listed.returncode == 0, listed.stderr
+
+
+def test_it_is_found_from_below_and_missed_with_a_clear_line(workspace: Path, tmp_path: Path) -> None:
+    (workspace / "data/deep").mkdir(parents=True)
+    assert find_workspace(workspace / "data/deep") == workspace
+    with pytest.raises(WbcError, match="not inside a workspace"):
+        find_workspace(tmp_path)
+
+
+def test_parameters_change_in_place_with_their_comments(workspace: Path) -> None:
+    path = workspace / "params.yaml"
+    before = path.read_text()
+    lines = set_params(workspace, {"retrain.until": 300, "preset": "full", "seed": 0})
+    assert lines == ["retrain.until: 0.28 -> 300", "preset: small -> full"]
+    after = path.read_text()
+    different = [(old, new) for old, new in zip(before.splitlines(), after.splitlines(), strict=True) if old != new]
+    assert [new.split("#")[0].strip() for _, new in different] == ["preset: full", "until: 300"]
+    assert all(old.partition("#")[2] == new.partition("#")[2] for old, new in different)
+    assert set_params(workspace, {"retrain.until": 0.28, "preset": "small"})
+    assert path.read_text() == before
+
+
+def test_a_wrong_value_is_not_written(workspace: Path) -> None:
+    before = (workspace / "params.yaml").read_bytes()
+    with pytest.raises(WbcError, match=r"retrain\.until"):
+        set_params(workspace, {"retrain.until": -1})
+    assert (workspace / "params.yaml").read_bytes() == before
+
+
+def test_the_shipped_parameters_are_valid() -> None:
+    read_params(template("params.yaml"))
+
+
+# --- manners of the command line -----------------------------------------------------------------------------------------
+
+
+def test_help_is_fast_and_lists_the_commands(tmp_path: Path) -> None:
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        shown = wbc("--help", cwd=tmp_path)
+        seconds.append(time.perf_counter() - start)
+    for name in (
+        "init",
+        "ingest",
+        "validate",
+        "train",
+        "evaluate",
+        "query",
+        "package",
+        "retrain",
+        "schedule",
+        "labels",
+        "serve",
+        "demo",
+    ):
+        assert f" {name} " in shown.stdout
+    assert "fingerprint" not in shown.stdout
+    code = "import sys, flows.cli; print([m for m in ('torch', 'pandas', 'prefect', 'mlflow', 'dvc') if m in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert loaded.stdout.strip() == "[]"
+    assert min(seconds) < 1.0  # 0.25 s on an idle machine
+
+
+def test_an_error_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    answer = wbc("validate", cwd=tmp_path)
+    assert answer.returncode == 1
+    assert answer.stdout == ""
+    assert answer.stderr.startswith("wbc: error: ")
+    assert answer.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["retrain", "--preset", "huge"], ["evaluate", "--model", "x"], ["nonsense"]])
+def test_wrong_usage_is_exit_code_2(arguments: list[str], tmp_path: Path) -> None:
+    assert wbc(*arguments, cwd=tmp_path).returncode == 2
+
+
+def test_a_mistyped_parameter_is_named_with_the_nearest_right_one(workspace: Path) -> None:
+    path = workspace / "params.yaml"
+    before = path.read_text()
+    path.write_text(before.replace("annotator:", "anotator:"))
+    answer = wbc("retrain", cwd=workspace)
+    path.write_text(before)
+    assert answer.returncode == 1
+    assert "retrain.anotator" in answer.stderr
+    assert "retrain.annotator" in answer.stderr
