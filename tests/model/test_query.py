@@ -1,0 +1,119 @@
+"""From stored cells to a queue: decoding once, scoring in a stream, choosing."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.model.conftest import tiny_params
+from wbc_model.card import Architecture, ModelCard, Normalisation
+from wbc_model.decoded import DecodedCells
+from wbc_model.errors import WbcError
+from wbc_model.evaluate import evaluate_data, predict_directory
+from wbc_model.export import save_model
+from wbc_model.images import preprocess
+from wbc_model.ingest import ingest
+from wbc_model.network import MEAN, STD, AttentionResNet18
+from wbc_model.pools import Pools
+from wbc_model.query import QUEUE_COLUMNS, query
+from wbc_model.render import write_cells
+from wbc_model.store import ImageStore
+
+
+class Site:
+    """Rendered cells in a store and an untrained model of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest = write_cells(folder / "rendered", 120, seed=0, size=64)
+        ingest(self.manifest, folder / "data", tiny_params())
+        self.store = ImageStore(folder / "data/images")
+        self.pools = Pools.read(folder / "data/pools")
+        self.model = folder / "model"
+        architecture = Architecture(attention="none", lossnet=False)
+        card = ModelCard(version="", input_size=32, normalisation=Normalisation(mean=MEAN, std=STD), architecture=architecture)
+        save_model(self.model, AttentionResNet18("none", lossnet=False), card)
+
+    def decoded(self, name: str = "cache") -> DecodedCells:
+        return DecodedCells(self.store, self.folder / name, 32)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
+    return Site(tmp_path_factory.mktemp("site"))
+
+
+def test_decoded_cells_are_what_preprocessing_gives_in_any_order(site: Site):
+    sha256s = list(site.store.index())[::-3]
+    encoded = dict(site.store.read(sha256s))
+    expected = np.stack([preprocess(encoded[sha256], 32) for sha256 in sha256s])
+    assert np.array_equal(site.decoded().read(sha256s), expected)
+    assert np.array_equal(np.concatenate(list(site.decoded().batches(sha256s, 7))), expected)
+
+
+def test_cells_are_decoded_once(site: Site, monkeypatch: pytest.MonkeyPatch):
+    sha256s = list(site.store.index())
+    first = site.decoded("once").read(sha256s)
+    monkeypatch.setattr("wbc_model.images.preprocess", lambda *_: pytest.fail("decoded again"))
+    assert np.array_equal(site.decoded("once").read(sha256s), first)
+
+
+def test_a_cell_that_is_not_stored_is_named(site: Site):
+    with pytest.raises(WbcError, match="cell 0000 is in a pool but not in the image store"):
+        site.decoded().read(["0000"])
+
+
+def test_a_cut_cache_file_is_named(site: Site):
+    sha256s = list(site.store.index())
+    site.decoded("cut").read(sha256s)
+    file = next((site.folder / "cut").glob("*.u8"))
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(WbcError, match=r"u8 is damaged: delete it"):
+        site.decoded("cut").read(sha256s)
+
+
+def test_the_queue_holds_unlabelled_cells_best_first_and_repeats(site: Site):
+    unlabelled = site.pools.frames["unlabelled"]
+    queue = query(site.model, site.decoded(), unlabelled, "entropy", 9, seed=0, autocast=False)
+    assert tuple(queue.columns) == QUEUE_COLUMNS
+    assert queue["rank"].tolist() == list(range(1, 10))
+    assert queue["score"].is_monotonic_decreasing
+    assert set(queue["sha256"]) <= set(unlabelled["sha256"])
+    assert queue["sha256"].is_unique
+    pd.testing.assert_frame_equal(queue, query(site.model, site.decoded(), unlabelled, "entropy", 9, seed=0, autocast=False))
+    assert len(query(site.model, site.decoded(), unlabelled, "random", 10_000, seed=0, autocast=False)) == len(unlabelled)
+    assert query(site.model, site.decoded(), unlabelled.iloc[:0], "margin", 5, seed=0, autocast=False).empty
+
+
+def test_learning_loss_needs_a_lossnet(site: Site):
+    with pytest.raises(WbcError, match=r"set model\.lossnet to true"):
+        query(site.model, site.decoded(), site.pools.frames["unlabelled"], "learning_loss", 5, seed=0, autocast=False)
+
+
+def test_pools_and_files_give_the_same_predictions(site: Site):
+    """The stage (decoded cache) and `--model --data` (files as they come) are one way of preprocessing."""
+    metrics, files = evaluate_data(site.model, site.manifest)
+    assert metrics["split"] == "all"
+    assert metrics["n"] == 120
+    table = site.pools.frames["test"]
+    pool = predict_directory(site.model, site.decoded(), table).assign(path=table["path"].to_numpy())
+    both = pool.merge(files, on="path", suffixes=("", "_file"))
+    assert len(both) == len(table)
+    np.testing.assert_allclose(both["p_Monocyte"], both["p_Monocyte_file"], atol=1e-6)
+    assert (both["label"] == both["label_file"]).all()
+
+
+def test_evaluating_on_bad_files_names_them(site: Site, tmp_path: Path):
+    good = (site.manifest.parent / pd.read_csv(site.manifest)["path"].iloc[0]).read_bytes()
+    (tmp_path / "good.png").write_bytes(good)
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    manifest = tmp_path / "m.csv"
+    manifest.write_text("path,label\ngood.png,Monocyte\nbad.png,Monocyte\nnone.png,Monocyte\ngood.png,Blast\n../x.png,Monocyte\n")
+    metrics, _ = evaluate_data(site.model, manifest)
+    assert metrics["n"] == 1
+    reasons = {row["path"]: row["reason"] for row in metrics["rejected"] if row["path"] != "good.png"}
+    assert reasons == {"bad.png": "undecodable", "none.png": "missing", "../x.png": "outside_folder"}
+    manifest.write_text("path,label\nbad.png,Monocyte\n")
+    with pytest.raises(WbcError, match="no usable labelled image"):
+        evaluate_data(site.model, manifest)
