@@ -8,6 +8,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -69,10 +70,8 @@ class Decision:
 def mcnemar_worse(lost: int, won: int) -> float:
     """One-sided exact McNemar test: P(at least `lost` of the `lost + won` cells that one model alone has right go to the
     champion) if neither were better. Small means that the challenger is worse. 1 where the models never differ."""
-    from scipy.stats import binomtest
-
     total = lost + won
-    return float(binomtest(lost, total, 0.5, alternative="greater").pvalue) if total else 1.0
+    return sum(math.comb(total, k) for k in range(lost, total + 1)) / 2**total
 
 
 def compare(champion_right: NDArray[np.bool_], challenger_right: NDArray[np.bool_]) -> Comparison:

@@ -329,6 +329,7 @@ def retrain_flow(
     progress = Progress()
     with hold_lock(root) as lock:
         open_limit(own_server)
+        gate.mend(root / "models/champion")
         for line in [*versioning.heal(root), *set_params(root, changes or {})]:
             progress.say(line)
         state = _begin(root, commit, progress)

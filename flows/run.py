@@ -4,7 +4,6 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows import gate
 from flows.prefect_api import prefect_api
 from flows.state import hold_lock
 from wbc_model.card import read_card
@@ -21,12 +20,10 @@ def retrain(workspace: Path, changes: dict[str, Any], commit: bool) -> "Outcome"
 
     read_params(workspace / "params.yaml")
     own_server = "PREFECT_API_URL" not in os.environ
-    with hold_lock(workspace):
-        gate.mend(workspace / "models/champion")
-        with prefect_api(workspace):
-            from flows.retrain import retrain_flow
+    with hold_lock(workspace), prefect_api(workspace):
+        from flows.retrain import retrain_flow
 
-            return retrain_flow(str(workspace), changes, commit, own_server)
+        return retrain_flow(str(workspace), changes, commit, own_server)
 
 
 def outcome_text(outcome: "Outcome") -> str:

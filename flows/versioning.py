@@ -208,6 +208,9 @@ def heal(workspace: Path) -> list[str]:
     for pattern in ("models/.candidate.*", "models/.champion.*", "build/.bento.*", "data/.docs.*"):
         for leftover in workspace.glob(pattern):
             shutil.rmtree(leftover)
+    for folder in ("models", "reports"):  # where nobody else writes: temporary files of whole-file writes
+        for leftover in (workspace / folder).glob(".*.*.????????"):
+            leftover.unlink()
     git_lock = workspace / ".git/index.lock"
     if git_lock.exists() and time.time() - git_lock.stat().st_mtime > 60:  # no commit of ours takes that long
         git_lock.unlink()

@@ -1,0 +1,332 @@
+"""Killed at every single write: the flow's own logic, with stages, DVC and MLflow replaced by quick stand-ins.
+
+The stand-ins are deterministic functions of the pools and keep what they were told across a crash, as the real ones do. A
+crash raises at one file operation and at every one after it, so that no clean-up runs, as after SIGKILL. The real thing,
+with real processes and a real SIGKILL, is in test_flow.py.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from prefect.tasks import Task
+
+from flows import gate, retrain, versioning
+from flows.labels import read_log
+from flows.state import read_state
+from flows.workspace import set_params
+from wbc_model.card import Architecture, ModelCard, Normalisation, read_card
+from wbc_model.classes import CLASSES
+from wbc_model.export import write_card
+from wbc_model.files import write_atomic
+from wbc_model.ingest import ingest
+from wbc_model.params import read_params
+from wbc_model.pools import Pools
+
+ROOT = Path(__file__).parents[2]
+OPERATIONS = ("fsync", "replace", "rename", "unlink")
+
+
+class Crash(BaseException):
+    """The process is gone."""
+
+
+class Killer:
+    """Counts the file operations that matter and ends the process at one of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.at: int | None = None
+        self.count = 0
+        for name in OPERATIONS:
+            monkeypatch.setattr(os, name, self.counted(getattr(os, name)))
+
+    def counted(self, operation: Callable[..., Any]) -> Callable[..., Any]:
+        fsync = os.fsync
+
+        def wrapped(*arguments: Any, **named: Any) -> Any:
+            self.tick()
+            return None if operation is fsync else operation(*arguments, **named)  # a power cut is not what is tested
+
+        return wrapped
+
+    def tick(self) -> None:
+        self.count += 1
+        if self.at is not None and self.count >= self.at:
+            raise Crash
+
+
+class Store:
+    """What MLflow would have kept."""
+
+    def __init__(self, killer: Killer) -> None:
+        self.killer = killer
+        self.runs: dict[str, dict[str, str]] = {}
+        self.logged: list[str] = []
+        self.models: list[str] = []
+        self.aliases: dict[str, str] = {}
+        self.client = self
+
+    def _run(self, name: str) -> str:
+        self.killer.tick()
+        self.runs.setdefault(name, {})
+        return name
+
+    def retraining(self, key: str, params: object) -> str:
+        return self._run(key)
+
+    def cycle(self, parent: str, key: str, cycle: int) -> str:
+        return self._run(f"{key}/{cycle}")
+
+    @contextlib.contextmanager
+    def system_metrics(self, run: str) -> Iterator[None]:
+        yield
+
+    def log_cycle(self, run: str, parent: str, record: Any, params: object) -> None:
+        self.killer.tick()
+        if run not in self.logged:
+            self.logged.append(run)
+        self.killer.tick()
+
+    def register(self, run: str, card: ModelCard) -> str:
+        self.killer.tick()
+        if run not in self.models:
+            self.models.append(run)
+        self.killer.tick()
+        return str(self.models.index(run) + 1)
+
+    def alias(self, name: str) -> str | None:
+        return self.aliases.get(name)
+
+    def set_alias(self, name: str, version: str) -> None:
+        self.killer.tick()
+        self.aliases[name] = version
+        self.killer.tick()
+
+    def tag_version(self, version: str, tags: dict[str, str]) -> None:
+        self.killer.tick()
+
+    def set_tag(self, run: str, name: str, value: str) -> None:
+        self.runs[run][name] = value
+
+    def end_retraining(self, parent: str, artifacts: list[Path]) -> None:
+        self.killer.tick()
+
+
+def weights(pools: Pools) -> bytes:
+    cells = pools.frames["labelled"][["sha256", "label"]].sort_values("sha256")
+    return hashlib.sha256(cells.to_csv().encode()).digest()
+
+
+def stage(workspace: Path, name: str) -> None:
+    """A stage as a function of the pools and the candidate, in an instant."""
+    pools = Pools.read(workspace / "data/pools")
+    if name == "train":
+        directory = workspace / "models/candidate"
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        for file in ("weights.safetensors", "model.onnx"):
+            (directory / file).write_bytes(weights(pools))
+        digests = {file: hashlib.sha256(weights(pools)).hexdigest() for file in ("weights.safetensors", "model.onnx")}
+        normal = Normalisation(mean=(0, 0, 0), std=(1, 1, 1))
+        network = Architecture(attention="none", lossnet=False)
+        card = ModelCard(version="v", created_at="", input_size=32, normalisation=normal, architecture=network, sha256=digests)
+        write_card(directory, card)
+    elif name == "evaluate":
+        accuracy = len(pools.frames["labelled"]) / 100
+        metrics = {"accuracy": accuracy, "macro_f1": accuracy, "intervals": {}, "n": 4, "per_class": {}}
+        write_atomic(workspace / "metrics.json", json.dumps(metrics))
+    elif name == "query":
+        from flows.stages import query_size
+
+        params = read_params(workspace / "params.yaml")
+        order = sorted(
+            pools.frames["unlabelled"]["sha256"], key=lambda cell: hashlib.sha256(weights(pools) + cell.encode()).digest()
+        )
+        rows = [[cell, "", rank, 1.0, "", CLASSES[0], 0.5] for rank, cell in enumerate(order[: query_size(params, pools)], 1)]
+        names = ["sha256", "path", "rank", "score", "reason", "predicted", "probability"]
+        write_atomic(workspace / "data/queue.csv", pd.DataFrame(rows, columns=names).to_csv(index=False))
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with 24 training cells, four of them labelled."""
+    folder = tmp_path_factory.mktemp("crash")
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(34):
+        Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+        rows.append([f"{number}.png", CLASSES[number % 5], "train" if number < 24 else "val" if number < 29 else "test"])
+    pd.DataFrame(rows, columns=["path", "label", "split"]).to_csv(folder / "manifest.csv", index=False)
+    root = folder / "site"
+    root.mkdir()
+    for name in ("params.yaml", "dvc.yaml"):
+        (root / name).write_bytes((ROOT / name).read_bytes())
+    set_params(root, {"retrain.until": 0.7, "retrain.cycles": 2, "data.initial_share": 0.2})
+    ingest(folder / "manifest.csv", root / "data", read_params(root / "params.yaml"))
+    return root
+
+
+@pytest.fixture
+def killer(monkeypatch: pytest.MonkeyPatch) -> Killer:
+    killer = Killer(monkeypatch)
+
+    def run_dvc(workspace: Path, arguments: list[str], *_: object, **__: object) -> str:
+        killer.tick()
+        if arguments[0] == "repro":
+            stage(workspace, arguments[-1])
+        killer.tick()
+        return ""
+
+    def predicted(model: Path, decoded: object, cells: pd.DataFrame) -> pd.DataFrame:
+        return cells[["sha256", "label"]].assign(predicted=cells["label"])
+
+    monkeypatch.setattr(Task, "__call__", lambda self, *arguments, **named: self.fn(*arguments, **named))
+    monkeypatch.setattr(versioning, "run_dvc", run_dvc)
+    monkeypatch.setattr(versioning, "ensure_dvc", lambda workspace: None)
+    for name in ("open_limit", "create_table_artifact", "update_progress_artifact", "create_progress_artifact"):
+        monkeypatch.setattr(retrain, name, lambda *arguments, **named: None)
+    monkeypatch.setattr(retrain, "concurrency", lambda *arguments, **named: contextlib.nullcontext())
+    monkeypatch.setattr("wbc_model.plots.plot_learning_curve", lambda *arguments: None)
+    monkeypatch.setattr("flows.stages.decoded_cells", lambda workspace, size: None)
+    monkeypatch.setattr("wbc_model.evaluate.predict_directory", predicted)
+    return killer
+
+
+def run(workspace: Path, killer: Killer, store: Store, monkeypatch: pytest.MonkeyPatch, at: int | None = None) -> bool:
+    """One life of the flow, ended at file operation `at`; returns whether it came to its end."""
+    monkeypatch.setattr("flows.tracking.open_tracker", lambda workspace, params: store)
+    killer.count, killer.at = 0, at
+    try:
+        outcome = retrain.retrain_flow.fn(str(workspace))
+        assert outcome.status == "done"
+        return True
+    except Crash:
+        return False
+    finally:
+        killer.at = None
+
+
+def result(workspace: Path, store: Store) -> dict[str, Any]:
+    """What must not depend on how often the flow was killed."""
+    state = read_state(workspace)
+    assert state is not None
+    table = Pools.read(workspace / "data/pools").table().drop(columns="labelled_at")
+    log = read_log(workspace)
+    return {
+        "pools": table.to_csv(),
+        "log": log[["sha256", "label", "labelled_by", "cycle"]].to_csv(),
+        "champion": (workspace / "models/champion/weights.safetensors").read_bytes(),
+        "test metrics": read_card(workspace / "models/champion").metrics,
+        "rows": [(row["cycle"], row["labels"], row["accuracy"], row["pools"]) for row in state.rows],
+        "versions": (workspace / "data/versions.csv").read_text(),
+        "gate": [(row["asked_before"], row["promoted"]) for row in gate.read_log(workspace)],
+        "curve": (workspace / "reports/learning_curve.csv").read_text(),
+        "aliases": store.aliases,
+        "logged": [name.partition("/")[2] for name in store.logged],
+        "models": len(store.models),
+        "leftovers": sorted(path.name for path in (workspace / "models").iterdir() if path.name.startswith(".")),
+    }
+
+
+def finished(workspace: Path) -> bool:
+    """Whether a life came to its end though it was killed: at the very last write, for instance."""
+    state = read_state(workspace)
+    return state is not None and state.status == "done"
+
+
+@pytest.mark.parametrize("points", [6, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+def test_killed_at_any_write_it_comes_to_the_same_end(
+    points: int, fresh: Path, killer: Killer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def site(name: str) -> Path:
+        shutil.copytree(fresh, tmp_path / name)
+        return tmp_path / name
+
+    reference = Store(killer)
+    assert run(site("reference"), killer, reference, monkeypatch)
+    operations = killer.count
+    expected = result(tmp_path / "reference", reference)
+    assert [row[1] for row in expected["rows"]] == [5, 11, 17]
+    assert expected["aliases"] == {"champion": "1", "challenger": "1"}
+    assert operations > 100
+
+    chosen = random.Random()
+    every = max(1, operations // points)
+    for first in range(1 + chosen.randrange(every), operations + 1, every):
+        workspace, store = site(f"at{first}"), Store(killer)
+        assert not run(workspace, killer, store, monkeypatch, at=first)
+        second = chosen.randrange(1, operations)  # the second life is killed too, somewhere
+        if not finished(workspace) and not run(workspace, killer, store, monkeypatch, at=second) and not finished(workspace):
+            assert run(workspace, killer, store, monkeypatch)
+        assert result(workspace, store) == expected, f"killed at operations {first} and {second} of {operations}"
+        shutil.rmtree(workspace)
+
+
+def test_the_same_refused_model_does_not_wear_out_the_test_pool_twice(
+    fresh: Path, killer: Killer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, store = shutil.copytree(fresh, tmp_path / "site"), Store(killer)
+
+    def wrong(model: Path, decoded: object, cells: pd.DataFrame) -> pd.DataFrame:
+        return cells[["sha256", "label"]].assign(predicted="Basophil")
+
+    monkeypatch.setattr("wbc_model.evaluate.predict_directory", wrong)
+    assert run(workspace, killer, store, monkeypatch)
+    assert run(workspace, killer, store, monkeypatch)  # nothing is left to label: the same model again
+    assert [row["promoted"] for row in gate.read_log(workspace)] == ["no"]
+    assert "champion" not in store.aliases
+
+
+def test_people_are_awaited_and_the_next_run_goes_on(
+    fresh: Path, killer: Killer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.labels import awaited, oracle_answers, read_queue, record
+    from flows.state import label_cycle
+
+    workspace, store = shutil.copytree(fresh, tmp_path / "site"), Store(killer)
+    set_params(workspace, {"retrain.annotator": "people"})
+    monkeypatch.setattr("flows.tracking.open_tracker", lambda workspace, params: store)
+
+    def life() -> retrain.Outcome:
+        outcome = retrain.retrain_flow.fn(str(workspace))
+        assert isinstance(outcome, retrain.Outcome)
+        return outcome
+
+    outcome = life()
+    assert (outcome.status, outcome.awaited, len(outcome.cycles)) == ("waiting", 6, 1)
+    assert life().status == "waiting"  # nobody has said anything yet: nothing happens
+    assert len(store.logged) == 1
+    answers = oracle_answers(workspace, read_queue(workspace)).assign(labelled_by="ada")
+    record(workspace, answers.head(4), label_cycle(workspace))
+    assert len(awaited(workspace)) == 2
+    outcome = life()
+    assert (outcome.status, [row["labels"] for row in outcome.cycles]) == ("waiting", [5, 9])
+    record(workspace, oracle_answers(workspace, read_queue(workspace)), label_cycle(workspace))
+    outcome = life()
+    assert (outcome.status, [row["labels"] for row in outcome.cycles]) == ("done", [5, 9, 17])
+    assert sorted(read_log(workspace)["cycle"].unique()) == ["1", "2"]
+
+
+def test_other_parameters_begin_a_new_retraining(
+    fresh: Path, killer: Killer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, store = shutil.copytree(fresh, tmp_path / "site"), Store(killer)
+    assert run(workspace, killer, store, monkeypatch)
+    set_params(workspace, {"retrain.until": 1, "retrain.cycles": 1})
+    assert run(workspace, killer, store, monkeypatch)
+    state = read_state(workspace)
+    assert state is not None
+    assert state.after_cycle == 2
+    assert [(row["cycle"], row["labels"]) for row in state.rows] == [(2, 17), (3, 24)]
+    assert set(read_log(workspace)["cycle"]) == {"1", "2", "3"}
+    assert len(gate.read_log(workspace)) == 2
