@@ -85,11 +85,9 @@ def plot_learning_curve(cycles: Sequence[dict[str, Any]], path: Path, rendered: 
         values = [row["metrics"][metric] for row in cycles]
         low, high = zip(*(row["metrics"]["intervals"][metric] for row in cycles), strict=True)
         axes.fill_between(labels, low, high, color=colour, alpha=0.15, linewidth=0)
-        axes.plot(labels, values, marker="o", color=colour, label=name)
-        axes.annotate(f"{values[-1]:.1%}", (labels[-1], values[-1]), textcoords="offset points", xytext=(8, -3), color=colour)
+        axes.plot(labels, values, marker="o", color=colour, label=f"{name}, {values[-1]:.1%} with {labels[-1]} labels")
     cells = "rendered cells, not real" if rendered else f"{cycles[-1]['metrics']['n']} test cells"
     axes.set(xlabel="labels", ylabel="test pool", title=f"Learning curve, acquisition {cycles[-1]['strategy']} ({cells})")
-    axes.margins(x=0.12)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, loc="lower right")
     return _save(figure, path)
