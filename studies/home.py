@@ -27,6 +27,7 @@ ARMS: dict[str, dict[str, Any]] = {
         "model.lossnet": False,
         "train.hard_share": 0.0,
         "acquisition.strategy": "random",
+        "retrain.cycles": 1,  # cells drawn at random are the same whether in one round or in several
     },
 }
 
@@ -107,6 +108,10 @@ def report(out: Path, data: Path, until: str) -> None:
     figure.savefig(out / "learning-curves.png", dpi=120, bbox_inches="tight")
 
 
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return pd.read_csv(path).to_dict("records") if path.exists() else []
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
@@ -118,17 +123,14 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     paths = arguments.out / "runs.csv", arguments.out / "cycles.csv"
-    runs, cycles = (pd.read_csv(path).to_dict("records") if path.exists() else [] for path in paths)
     for seed in range(arguments.seeds):
         for arm in arguments.arms:
-            if any(row["arm"] == arm and row["seed"] == seed for row in runs):
+            if any(row["arm"] == arm and row["seed"] == seed for row in rows_of(paths[0])):
                 continue
             row, rows = run(arguments.data.resolve(), arm, seed, arguments.preset, arguments.until)
             print(json.dumps(row), flush=True)
-            runs.append(row)
-            cycles += rows
-            for path, table in zip(paths, (runs, cycles), strict=True):
-                pd.DataFrame(table).to_csv(path, index=False)
+            for path, new in zip(paths, ([row], rows), strict=True):
+                pd.DataFrame(rows_of(path) + new).to_csv(path, index=False)
             report(arguments.out, arguments.data, arguments.until)
 
 
