@@ -71,7 +71,7 @@ def mcnemar_worse(lost: int, won: int) -> float:
     """One-sided exact McNemar test: P(at least `lost` of the `lost + won` cells that one model alone has right go to the
     champion) if neither were better. Small means that the challenger is worse. 1 where the models never differ."""
     total = lost + won
-    return sum(math.comb(total, k) for k in range(lost, total + 1)) / 2**total
+    return float(sum(math.comb(total, k) for k in range(lost, total + 1)) / 2**total)
 
 
 def compare(champion_right: NDArray[np.bool_], challenger_right: NDArray[np.bool_]) -> Comparison:

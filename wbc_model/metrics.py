@@ -24,7 +24,9 @@ def confusion_matrix(labels: NDArray[np.int64], predicted: NDArray[np.int64]) ->
 
 
 def _divide(a: Floats, b: Floats) -> Floats:
-    return np.divide(a, b, out=np.full(np.broadcast_shapes(a.shape, b.shape), np.nan), where=b > 0)
+    """a / b, NaN where b is 0."""
+    quotient: Floats = np.divide(a, b, out=np.full(np.broadcast_shapes(a.shape, b.shape), np.nan), where=b > 0)
+    return quotient
 
 
 def _from_confusion(confusion: Floats) -> dict[str, Floats]:
