@@ -417,22 +417,12 @@ def _one_cycle(ctx: Context) -> bool:
         train(ctx, run)
         doing("evaluating")
         metrics = evaluate(ctx)
-        last = state.cycle >= ctx.params.retrain.cycles or _missing(ctx) <= 0
-        if not last:
-            doing("querying")
-            last = query(ctx) == 0
+        doing("querying")
+        last = query(ctx) == 0 or state.cycle >= ctx.params.retrain.cycles
         doing("logging")
         log_cycle(ctx, run, version, metrics, time.monotonic() - start)
     progress.row(state.rows[-1])
     return last
-
-
-def _missing(ctx: Context) -> int:
-    """Labels missing to the target."""
-    from flows.stages import label_target, usable_pools
-
-    pools = usable_pools(ctx.workspace)
-    return label_target(ctx.params, pools) - len(pools.frames["labelled"])
 
 
 def _waiting(ctx: Context) -> Outcome:

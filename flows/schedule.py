@@ -10,7 +10,7 @@ from typing import Any
 
 from flows.guard import FLOW, flow_token, watch_flow
 from flows.prefect_api import open_limit, prefect_api
-from flows.state import hold_lock, is_locked, read_state
+from flows.state import Busy, hold_lock, is_locked, read_state
 from wbc_model.params import read_params
 from wbc_model.pools import Pools
 
@@ -31,9 +31,11 @@ def retraining(workspace: str) -> dict[str, Any]:
     from flows.retrain import retrain_flow
 
     watch_flow()
-    if is_locked(Path(workspace)):
-        return {"skipped": "a retraining runs in this workspace already"}
-    return retrain_flow(workspace).to_dict()
+    try:
+        with hold_lock(Path(workspace)):
+            return retrain_flow(workspace).to_dict()
+    except Busy as busy:
+        return {"skipped": str(busy)}
 
 
 def label_watch(workspace: str) -> int:

@@ -24,6 +24,10 @@ _ORPHAN_SECONDS: Final = 60  # for the children of a killed flow to end by thems
 _held: dict[Path, int] = {}
 
 
+class Busy(WbcError):
+    """Another retraining has the workspace."""
+
+
 @dataclass
 class State:
     """A retraining: `key` names it; `params` is the hash of the parameters it began with; `after_cycle` the last cycle whose
@@ -116,7 +120,7 @@ def _take(descriptor: int) -> None:
             return
         holder = _holder(descriptor)
         if holder and alive(holder["pid"], holder["created"]):
-            raise WbcError(
+            raise Busy(
                 f"a retraining runs in this workspace already (pid {holder['pid']}, since {holder['since']}): "
                 "wait for it, or stop that process; the next `wbc retrain` goes on where it was"
             )

@@ -25,6 +25,7 @@ from wbc_model.pools import Pools
 TRACKED: Final = ("data/images", "data/pools", "data/labels.csv", "data/oracle.csv", "data/rejected.csv")
 VERSIONS: Final = "data/versions.csv"
 COMMITTED: Final = (
+    ".gitignore",
     "params.yaml",
     "dvc.yaml",
     "dvc.lock",
@@ -164,7 +165,8 @@ def commit_all(workspace: Path, message: str) -> None:
     check_can_commit(workspace)
     git = ["git", "-C", str(workspace)]
     files = [name for name in COMMITTED if (workspace / name).exists()]
-    files += [str(path.relative_to(workspace)) for path in sorted(workspace.glob("*/.gitignore")) if path.parent.name != ".dvc"]
+    ignores = [path for path in sorted(workspace.glob("*/.gitignore")) if not path.parent.name.startswith(".")]  # DVC's
+    files += [str(path.relative_to(workspace)) for path in ignores]
     _git([*git, "add", "--", *files])
     changed = subprocess.run([*git, "diff", "--cached", "--quiet", "--", *files], check=False).returncode
     if changed:

@@ -1,0 +1,329 @@
+"""The real thing on a tiny workspace: DVC, Prefect, MLflow, Great Expectations, real processes and a real SIGKILL.
+
+One workspace is filled once and copied. In one copy a retraining runs undisturbed, in another at the same time it is killed;
+later tests use what the first left behind: its commits, its registry, its schedule.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import pytest
+
+from flows.labels import oracle_answers, record
+from flows.prefect_api import prefect_api
+from flows.state import read_state
+from flows.workspace import init_workspace, set_params
+from wbc_model.card import file_sha256
+from wbc_model.classes import CLASSES
+from wbc_model.ingest import ingest
+from wbc_model.params import read_params
+from wbc_model.pools import Pools
+from wbc_model.render import write_cells
+
+TINY = {
+    "presets.small.image_size": 32,
+    "presets.small.batch_size": 8,
+    "presets.small.updates": 4,
+    "presets.small.precision": "32-true",
+    "train.eval_every": 2,
+    "data.initial_share": 0.3,
+    "retrain.until": 0.6,
+    "retrain.cycles": 1,
+    "schedule.min_new_labels": 5,
+    **{f"gate.recall_floor.{name}": 0.0 for name in CLASSES},
+}
+IDENTITY = {f"GIT_{who}_{what}": "t@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+
+
+def environment() -> dict[str, str]:
+    """The tests' own environment without a Prefect server of the user's, with an identity for git, one thread a process."""
+    values = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "WBC_", "MLFLOW_"))}
+    return values | IDENTITY | {"OMP_NUM_THREADS": "1"}
+
+
+def wbc(workspace: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "flows.cli", *arguments]
+    return subprocess.run(command, cwd=workspace, env=environment(), capture_output=True, text=True, check=False)
+
+
+def begin(workspace: Path, *arguments: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "flows.cli", "retrain", "--json", *arguments]
+    with (workspace / "out.txt").open("w") as out, (workspace / "err.txt").open("a") as err:
+        return subprocess.Popen(command, cwd=workspace, env=environment(), stdout=out, stderr=err, text=True)
+
+
+def until(condition: Callable[[], bool], process: "subprocess.Popen[str]", seconds: float = 200) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def in_stage(process: "subprocess.Popen[str]", stage: str) -> bool:
+    """Whether a flow's child is running this stage."""
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            if child.cmdline()[-1:] == [stage] and "dvc" not in child.cmdline():
+                return True
+        except psutil.NoSuchProcess:
+            continue
+    return False
+
+
+def kill(process: "subprocess.Popen[str]") -> None:
+    """SIGKILL, and nothing that it started is left after a moment (DVC may finish its line)."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    _, left = psutil.wait_procs(children, timeout=30)
+    assert not left, [child.cmdline() for child in left]
+
+
+def dvc(workspace: Path, *arguments: str) -> str:
+    command = [sys.executable, "-m", "dvc", *arguments]
+    values = environment() | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(command, cwd=workspace, env=values, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def git(workspace: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=workspace, env=environment(), capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def outcome(workspace: Path) -> dict[str, Any]:
+    """What must not depend on how often a retraining was killed."""
+    pools = Pools.read(workspace / "data/pools").table().drop(columns="labelled_at")
+    log = pd.read_csv(workspace / "data/labels.csv", dtype=str)
+    rows = json.loads((workspace / "out.txt").read_text())["cycles"]
+    return {
+        "pools": pools.to_csv(),
+        "labels": log.drop(columns="labelled_at").to_csv(),
+        "champion": file_sha256(workspace / "models/champion/weights.safetensors"),
+        "candidate": file_sha256(workspace / "models/candidate/weights.safetensors"),
+        "cycles": [{name: row[name] for name in ("cycle", "labels", "accuracy", "macro_f1", "pools")} for row in rows],
+        "metrics": json.loads((workspace / "metrics.json").read_text()),
+        "versions": (workspace / "data/versions.csv").read_text(),
+        "tags": git(workspace, "tag", "--list"),
+    }
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A workspace with 130 rendered cells; the databases of Prefect and MLflow are made here once."""
+    cache = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**environment(), "XDG_CACHE_HOME": str(cache)}.items():
+            patch.setenv(name, value)
+        for name in [name for name in os.environ if name.startswith("PREFECT_")]:
+            patch.delenv(name)
+        workspace = init_workspace(tmp_path_factory.mktemp("flow") / "site").workspace
+        set_params(workspace, TINY)
+        data = write_cells(workspace / ".wbc/rendered", 130, seed=0, size=64)
+        ingest(data, workspace / "data", read_params(workspace / "params.yaml"), source="rendered")
+        with prefect_api(workspace):
+            pass
+        from flows.tracking import open_tracker
+
+        open_tracker(workspace, read_params(workspace / "params.yaml"))
+        yield workspace
+
+
+@pytest.fixture(scope="module")
+def runs(filled: Path) -> Iterator[dict[str, Path]]:
+    """A retraining that nobody killed, and at the same time one that was: in training, and when the labels had come in."""
+    sites = {name: Path(shutil.copytree(filled, filled.parent / name)) for name in ("whole", "killed")}
+    whole = begin(sites["whole"], "--commit")
+    process = None
+    try:
+        killed = sites["killed"]
+        process = begin(killed, "--commit")
+        until(lambda: in_stage(process, "train"), process)
+        refused = wbc(killed, "retrain")
+        time.sleep(random.uniform(0, 4))
+        kill(process)
+        (killed / "refused.txt").write_text(f"{refused.returncode}\n{process.pid}\n{refused.stderr}")
+        process = begin(killed)
+        until(lambda: (killed / "data/labels.csv").exists(), process)
+        time.sleep(random.uniform(0, 2))
+        kill(process)
+        process = begin(killed)
+        assert process.wait(280) == 0, (killed / "err.txt").read_text()
+        assert whole.wait(280) == 0, (sites["whole"] / "err.txt").read_text()
+        yield sites
+    finally:
+        for one in (whole, process):
+            if one is not None and one.poll() is None:
+                one.kill()
+                one.wait()
+
+
+def test_a_killed_retraining_ends_as_the_one_that_nobody_killed(runs: dict[str, Path]) -> None:
+    whole, killed = outcome(runs["whole"]), outcome(runs["killed"])
+    assert killed == whole
+    first, second = (row["labels"] for row in whole["cycles"])
+    assert first < second
+    assert whole["tags"].split() == ["pools-v1", "pools-v2"]
+
+
+def test_a_second_retraining_at_once_is_refused_in_one_line(runs: dict[str, Path]) -> None:
+    code, pid, line = (runs["killed"] / "refused.txt").read_text().splitlines()
+    assert code == "1"
+    assert line.startswith(f"wbc: error: a retraining runs in this workspace already (pid {pid}, since ")
+
+
+def test_the_registry_holds_runs_metrics_pools_and_the_champion(runs: dict[str, Path]) -> None:
+    from mlflow import MlflowClient
+
+    workspace = runs["killed"]
+    client = MlflowClient(f"sqlite:///{workspace}/mlflow.db", f"sqlite:///{workspace}/mlflow.db")
+    experiment = client.get_experiment_by_name("wbc")
+    found = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
+    parents = [run for run in found if run.data.tags["wbc.cycle"] == "none"]
+    cycles = {run.data.tags["wbc.cycle"]: run for run in found if run.data.tags["wbc.cycle"] != "none"}
+    assert (len(parents), sorted(cycles)) == (1, ["0", "1"])
+    metrics = json.loads((workspace / "metrics.json").read_text())
+    assert cycles["1"].data.metrics["test_accuracy"] == pytest.approx(metrics["accuracy"])
+    assert [metric.step for metric in client.get_metric_history(cycles["1"].info.run_id, "validation_loss")] == [2, 4]
+    assert any(name.startswith("system/cpu") for name in cycles["1"].data.metrics)
+    assert cycles["1"].data.params["presets.small.updates"] == "4"
+    assert cycles["1"].data.tags["mlflow.parentRunId"] == parents[0].info.run_id
+    for number, run in cycles.items():
+        (pools,) = (entry.dataset for entry in run.inputs.dataset_inputs)
+        versions = pd.read_csv(workspace / "data/versions.csv", dtype=str)
+        assert pools.name == f"pools-v{int(number) + 1}"
+        assert pools.digest == versions["version"].iloc[int(number)]
+    files = {file.path for file in client.list_artifacts(cycles["1"].info.run_id, "model")}
+    assert files == {"model/model.json", "model/model.onnx", "model/weights.safetensors", "model/README.md"}
+    version = client.get_model_version_by_alias("wbc", "champion")
+    assert version.version == client.get_model_version_by_alias("wbc", "challenger").version
+    assert version.tags["wbc.weights_sha256"] == file_sha256(workspace / "models/champion/weights.safetensors")
+    assert version.tags["wbc.gate"] == "promoted"
+    assert "first champion" in parents[0].data.tags["wbc.gate.reason"]
+    card = json.loads((workspace / "models/champion/model.json").read_text())
+    assert card["metrics"]["test"]["accuracy"] == pytest.approx(metrics["accuracy"])
+
+
+def test_a_clone_makes_the_same_weights_and_runs_nothing_that_has_not_changed(runs: dict[str, Path], tmp_path: Path) -> None:
+    workspace = runs["whole"]
+    assert git(workspace, "status", "--porcelain", "--untracked-files=no") == ""
+    dvc(workspace, "remote", "add", "-d", "disk", str(tmp_path / "remote"))
+    git(workspace, "commit", "-q", "-m", "remote", "--", ".dvc/config")
+    dvc(workspace, "push", "-q")
+    git(tmp_path, "clone", "-q", str(workspace), "clone")
+    clone = tmp_path / "clone"
+    dvc(clone, "pull", "-q")
+    expected = file_sha256(workspace / "models/candidate/weights.safetensors")
+    assert file_sha256(clone / "models/candidate/weights.safetensors") == expected
+    quiet = dvc(clone, "repro")
+    assert "Running stage 'code'" in quiet
+    for name in ("validate", "train", "evaluate", "query", "package"):
+        assert f"Stage '{name}' didn't change, skipping" in quiet
+    # From the data alone, without what DVC remembers of the stage.
+    shutil.rmtree(clone / "models/candidate")
+    (clone / "models/history.csv").unlink()
+    again = dvc(clone, "repro", "--force", "--single-item", "train")
+    assert "Running stage 'train'" in again
+    assert file_sha256(clone / "models/candidate/weights.safetensors") == expected
+    assert "Stage 'evaluate' didn't change, skipping" in dvc(clone, "repro", "evaluate")
+    assert git(clone, "status", "--porcelain") == ""
+
+
+def test_only_a_change_that_matters_to_a_stage_makes_it_run(runs: dict[str, Path]) -> None:
+    workspace = runs["whole"]
+
+    def touched() -> set[str]:
+        status = json.loads(dvc(workspace, "status", "--json"))
+        return set(status) - {"code"}
+
+    assert touched() == set()
+    code = (workspace / "models/code.json").read_text()
+    for stage in ("query", "validate"):
+        (workspace / "models/code.json").write_text(code.replace(json.loads(code)[stage], "0" * 16))
+        assert touched() == {stage}
+    (workspace / "models/code.json").write_text(code)
+    set_params(workspace, {"presets.full.updates": 7, "gate.alpha": 0.5})
+    assert touched() == set()
+    set_params(workspace, {"presets.small.updates": 7})
+    assert touched() == {"train"}
+    git(workspace, "checkout", "--", "params.yaml")
+
+
+def test_metrics_and_plots_are_declared(runs: dict[str, Path], tmp_path: Path) -> None:
+    workspace = runs["whole"]
+    change = json.loads(dvc(workspace, "metrics", "diff", "--all", "pools-v2", "--json"))  # before its model was trained
+    rows = json.loads((workspace / "out.txt").read_text())["cycles"]
+    accuracy = change["metrics.json"]["accuracy"]
+    assert [accuracy["old"], accuracy["new"]] == pytest.approx([row["accuracy"] for row in rows])
+    dvc(workspace, "plots", "show", "-o", str(tmp_path / "plots"))
+    page = (tmp_path / "plots/index.html").read_text()
+    for words in ("Confusion matrix", "Losses of the last training", "Learning curve"):
+        assert words in page
+
+
+def test_a_schedule_of_seconds_sees_a_run_end_well(runs: dict[str, Path]) -> None:
+    workspace = runs["whole"]
+    before = read_state(workspace)
+    command = [sys.executable, "-m", "flows.cli", "schedule", "--every", "3", "--watch", "3000"]
+    log = workspace / "schedule.txt"
+    with log.open("w") as output:
+        process = subprocess.Popen(command, cwd=workspace, env=environment(), stdout=output, stderr=output, text=True)
+    try:
+        until(lambda: "Prefect API at" in log.read_text(), process)
+        url = log.read_text().split("Prefect API at ")[1].split(";")[0]
+
+        def completed() -> bool:
+            states = scheduled_runs(url)
+            assert not {kind for _, kind in states} & {"FAILED", "CRASHED"}, states
+            state = read_state(workspace)
+            assert state is not None
+            assert before is not None
+            return ("retraining", "COMPLETED") in states and state.key != before.key and state.status == "done"
+
+        until(completed, process, 120)
+    finally:
+        started = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        process.wait(60)
+    _, left = psutil.wait_procs(started, timeout=20)
+    assert not left, [child.cmdline() for child in left]
+
+
+def test_enough_new_labels_ask_for_a_retraining(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows import schedule
+
+    asked: list[str] = []
+    monkeypatch.setattr("prefect.deployments.run_deployment", lambda name, **named: asked.append(named["idempotency_key"]))
+    workspace = runs["killed"]
+    cells = Pools.read(workspace / "data/pools").frames["unlabelled"].head(5)
+    assert schedule.label_watch(str(workspace)) == 0
+    record(workspace, oracle_answers(workspace, cells.head(4)), 2)
+    assert schedule.label_watch(str(workspace)) == 4
+    assert asked == []
+    record(workspace, oracle_answers(workspace, cells), 2)
+    assert [schedule.label_watch(str(workspace)) for _ in range(2)] == [5, 5]
+    assert len(asked) == 2
+    assert len(set(asked)) == 1  # Prefect makes one run of one key
+
+
+def scheduled_runs(url: str) -> list[tuple[str, str]]:
+    """(flow name, state) of the runs that a deployment made."""
+    import httpx
+
+    flows = {flow["id"]: flow["name"] for flow in httpx.post(f"{url}/flows/filter", json={}).json()}
+    query = {"flow_runs": {"deployment_id": {"is_null_": False}}}
+    answer = httpx.post(f"{url}/flow_runs/filter", json=query).json()
+    return [(flows[run["flow_id"]], run["state_type"]) for run in answer]
