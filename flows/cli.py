@@ -111,10 +111,12 @@ def ingest_command(
     json_: Json = False,
 ) -> None:
     """Take images and labels into the image store and the pools. Exit code 3 when some rows were unusable."""
+    from flows.workspace import ensure_dvc
     from wbc_model.ingest import ingest
     from wbc_model.params import read_params
 
     workspace = _workspace()
+    ensure_dvc(workspace)
     report = ingest(data, workspace / "data", read_params(workspace / "params.yaml"), source)
     wrote = ["data/images", "data/pools", "data/oracle.csv", "data/rejected.csv", "data/quarantine.csv"]
     lines = [

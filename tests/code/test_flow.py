@@ -319,6 +319,36 @@ def test_enough_new_labels_ask_for_a_retraining(runs: dict[str, Path], monkeypat
     assert len(set(asked)) == 1  # Prefect makes one run of one key
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_five_kills_at_random_moments_of_a_run_of_three_cycles(filled: Path) -> None:
+    chosen = random.Random()
+    sites = {name: Path(shutil.copytree(filled, filled.parent / f"five-{name}")) for name in ("whole", "killed")}
+    for site in sites.values():
+        set_params(site, {"retrain.cycles": 2})
+    start = time.monotonic()
+    assert begin(sites["whole"], "--commit").wait(900) == 0, (sites["whole"] / "err.txt").read_text()
+    seconds = time.monotonic() - start
+    kills = 0
+    while True:
+        process = begin(sites["killed"], "--commit")
+        if kills == 5:
+            assert process.wait(900) == 0, (sites["killed"] / "err.txt").read_text()
+            break
+        moment = chosen.uniform(0, seconds / 2.5)
+        time.sleep(moment)
+        if process.poll() is not None:  # it came to its end before the fifth kill: try it again with fresh luck
+            assert process.returncode == 0, (sites["killed"] / "err.txt").read_text()
+            break
+        state = read_state(sites["killed"])
+        print(f"kill {kills + 1} after {moment:.1f} s, in cycle {state.cycle if state else '-'}")
+        kill(process)
+        kills += 1
+    assert kills >= 3
+    assert outcome(sites["killed"]) == outcome(sites["whole"])
+    assert len(outcome(sites["whole"])["cycles"]) == 3
+
+
 def scheduled_runs(url: str) -> list[tuple[str, str]]:
     """(flow name, state) of the runs that a deployment made."""
     import httpx

@@ -27,6 +27,7 @@ from flows.state import read_state
 from flows.workspace import set_params
 from wbc_model.card import Architecture, ModelCard, Normalisation, read_card
 from wbc_model.classes import CLASSES
+from wbc_model.errors import WbcError
 from wbc_model.export import write_card
 from wbc_model.files import write_atomic
 from wbc_model.ingest import ingest
@@ -330,3 +331,18 @@ def test_other_parameters_begin_a_new_retraining(
     assert [(row["cycle"], row["labels"]) for row in state.rows] == [(2, 17), (3, 24)]
     assert set(read_log(workspace)["cycle"]) == {"1", "2", "3"}
     assert len(gate.read_log(workspace)) == 2
+
+
+def test_only_what_another_attempt_may_put_right_is_tried_again() -> None:
+    from prefect.states import Failed
+
+    def again(error: BaseException) -> bool:
+        return retrain._transient(None, None, Failed(data=error))  # type: ignore[arg-type]
+
+    assert again(versioning.StageFailed("out of memory"))
+    assert not again(WbcError("row 7: do this"))
+    assert not again(ValueError("a defect"))
+    for name in ("validate", "train", "evaluate", "query", "package", "label", "log_cycle", "ask_gate", "version_pools"):
+        step = getattr(retrain, name)
+        assert isinstance(step, Task)
+        assert (step.retries, step.retry_condition_fn) == (2, retrain._transient)
