@@ -32,9 +32,9 @@ lint: $(STAMP)
 serve: $(STAMP)
 	$(BIN)/wbc serve --port $(PORT)
 
-# Needs uv; everybody else installs the result with plain pip.
-lock:
-	uv pip compile pyproject.toml --extra dev --python-version 3.11 --no-header --quiet --output-file requirements.lock
+# uv resolves; everybody installs the result with plain pip.
+lock: $(STAMP)
+	$(BIN)/uv pip compile pyproject.toml --extra dev --python-version 3.11 --no-header --quiet --output-file requirements.lock
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
