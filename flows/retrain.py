@@ -308,7 +308,7 @@ def _carry_out(ctx: Context, run: str, version: str, decision: gate.Decision) ->
     for target in (run, ctx.parent_run):
         for name, value in said.items():
             tracker.client.set_tag(target, name, value)
-    if decision.promoted:
+    if decision.promoted and (decision.asked or tracker.alias("champion") is None):  # not when it is the champion already
         gate.promote(workspace / "models/candidate", workspace / "models/champion", ctx.state.rows[-1]["metrics"])
         if decision.champion and decision.champion != version:
             tracker.tag_version(version, {"wbc.gate.before": decision.champion})
