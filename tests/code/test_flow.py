@@ -65,7 +65,7 @@ def begin(workspace: Path, *arguments: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(command, cwd=workspace, env=environment(), stdout=out, stderr=err, text=True)
 
 
-def until(condition: Callable[[], bool], process: "subprocess.Popen[str]", seconds: float = 200) -> None:
+def until(condition: Callable[[], bool], process: "subprocess.Popen[str]", seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None
@@ -293,7 +293,7 @@ def test_a_schedule_of_seconds_sees_a_run_end_well(runs: dict[str, Path]) -> Non
             assert before is not None
             return ("retraining", "COMPLETED") in states and state.key != before.key and state.status == "done"
 
-        until(completed, process, 120)
+        until(completed, process)
     finally:
         started = psutil.Process(process.pid).children(recursive=True)
         process.terminate()
