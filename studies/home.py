@@ -84,13 +84,12 @@ def flat(cycle: dict[str, Any]) -> dict[str, Any]:
 def report(out: Path, data: Path, until: str) -> None:
     """README.md and learning-curves.png from the tables."""
     runs, cycles = pd.read_csv(out / "runs.csv"), pd.read_csv(out / "cycles.csv")
-    lines = ["| arm | seeds | labels | accuracy | macro-F1 | lowest class recall | minutes |", "|---|---|---|---|---|---|---|"]
+    lines = ["| arm | seeds | labels | accuracy | macro-F1 | lowest class recall |", "|---|---|---|---|---|---|"]
     for arm, rows in runs.groupby("arm"):
         recalls = rows[[c for c in rows.columns if c.startswith("recall_")]]
         spread = [f"{100 * rows[m].mean():.2f} ± {100 * rows[m].std(ddof=1):.2f}" for m in ("accuracy", "macro_f1")]
         lowest = f"{100 * recalls.min(axis=1).mean():.1f} ({recalls.mean().idxmin().removeprefix('recall_')})"
-        labels, minutes = rows["labels"].iloc[0], f"{rows['minutes'].mean():.1f}"
-        lines.append("| " + " | ".join([arm, str(len(rows)), str(labels), *spread, lowest, minutes]) + " |")
+        lines.append("| " + " | ".join([arm, str(len(rows)), str(rows["labels"].iloc[0]), *spread, lowest]) + " |")
     head = f"# `{data.name}` to {until} of the labels\n\n`python studies/home.py {data.name} --until {until}`; mean ± standard"
     text = (
         f"{head}\ndeviation over seeds, in per cent, on the test pool. Each run is in `runs.csv`, each cycle in `cycles.csv`.\n\n"
