@@ -24,7 +24,7 @@ SMALL: Final = {
     "data.rendered_cells": 600,
     "data.initial_share": 0.15,
     "presets.small.batch_size": 32,
-    "presets.small.updates": 80,
+    "presets.small.updates": 60,
     "presets.small.precision": "32-true",
     "train.eval_every": 20,
     "retrain.until": 0.5,
