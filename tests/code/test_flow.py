@@ -274,7 +274,6 @@ def test_metrics_and_plots_are_declared(runs: dict[str, Path], tmp_path: Path) -
         assert words in page
 
 
-@pytest.mark.slow
 def test_a_schedule_of_seconds_sees_a_run_end_well(runs: dict[str, Path]) -> None:
     workspace = runs["whole"]
     before = read_state(workspace)
