@@ -291,7 +291,8 @@ def _decide(ctx: Context, version: str, before: str | None, last: gate.Decision 
         return gate.Decision(**{**vars(last), **names, "asked": False})
 
     def predictions(model: Path) -> pd.DataFrame:
-        return predict_directory(model, decoded_cells(workspace, read_card(model).input_size), test)
+        card = read_card(model)
+        return predict_directory(model, decoded_cells(workspace, card.input_size, card.view), test)
 
     theirs = predictions(champion) if champion.is_dir() else None
     decision = gate.decide(predictions(candidate), theirs, ctx.params.gate)

@@ -12,6 +12,7 @@ from wbc_model.decoded import DecodedCells
 from wbc_model.errors import WbcError
 from wbc_model.export import save_model
 from wbc_model.files import write_atomic
+from wbc_model.images import View
 from wbc_model.params import Params, read_params
 from wbc_model.pools import Pools, quarantined
 from wbc_model.store import ImageStore
@@ -22,9 +23,9 @@ def usable_pools(workspace: Path) -> Pools:
     return Pools.read(workspace / "data/pools").without(quarantined(workspace / "data"))
 
 
-def decoded_cells(workspace: Path, size: int) -> DecodedCells:
+def decoded_cells(workspace: Path, size: int, view: View) -> DecodedCells:
     """The workspace's cells as the network sees them."""
-    return DecodedCells(ImageStore(workspace / "data/images"), workspace / ".wbc/decoded", size)
+    return DecodedCells(ImageStore(workspace / "data/images"), workspace / ".wbc/decoded", size, view)
 
 
 def _inputs_commit(workspace: Path) -> tuple[str, str]:
@@ -45,7 +46,7 @@ def train(workspace: Path) -> dict[str, Any]:
     from wbc_model.train import LabelledCells, Training, calibrated_card, check_trainable
 
     params, pools = read_params(workspace / "params.yaml"), usable_pools(workspace)
-    decoded = decoded_cells(workspace, params.size.image_size)
+    decoded = decoded_cells(workspace, params.size.image_size, params.model.view)
     sets = {name: pools.frames[name] for name in ("labelled", "validation")}
     labelled, validation = (LabelledCells.load(decoded, f["sha256"].tolist(), f["label"].tolist()) for f in sets.values())
     check_trainable(labelled, validation)
@@ -92,7 +93,7 @@ def evaluate(workspace: Path) -> dict[str, Any]:
     candidate = workspace / "models/candidate"
     card = read_card(candidate)
     test = usable_pools(workspace).frames["test"]
-    frame = predict_directory(candidate, decoded_cells(workspace, card.input_size), test)
+    frame = predict_directory(candidate, decoded_cells(workspace, card.input_size, card.view), test)
     metrics = frame_metrics(frame)
     note = " (rendered cells, not real)" if card.rendered else ""
     plot_frame(frame, metrics, workspace / "plots", f"Test pool, model {card.version}{note}")
@@ -109,7 +110,8 @@ def query(workspace: Path, count: int | None = None) -> dict[str, Any]:
     params, pools = read_params(workspace / "params.yaml"), usable_pools(workspace)
     count = query_size(params, pools) if count is None else count
     candidate = workspace / "models/candidate"
-    decoded = decoded_cells(workspace, read_card(candidate).input_size)
+    card = read_card(candidate)
+    decoded = decoded_cells(workspace, card.input_size, card.view)
     autocast = params.size.precision == "bf16-mixed"
     unlabelled = pools.frames["unlabelled"]
     queue = query_pool(candidate, decoded, unlabelled, params.acquisition.strategy, count, params.seed, autocast)

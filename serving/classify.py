@@ -64,7 +64,7 @@ class Classifier:
         pixels, places = [], []
         for place, data in enumerate(files):
             try:
-                pixels.append(preprocess(data, self.card.input_size))
+                pixels.append(preprocess(data, self.card.input_size, self.card.view))
                 places.append(place)
             except ImageRejected as error:
                 results[place] = _rejected(error, digests[place])

@@ -39,7 +39,7 @@ def stored_cells(folder: Path, params: Params, count: int) -> tuple[DecodedCells
     """Rendered cells, ingested and decoded."""
     manifest = write_cells(folder / "rendered", count, seed=0)
     ingest(manifest, folder / "data", params, "rendered")
-    decoded = DecodedCells(ImageStore(folder / "data/images"), folder / ".wbc/decoded", params.size.image_size)
+    decoded = DecodedCells(ImageStore(folder / "data/images"), folder / ".wbc/decoded", params.size.image_size, params.model.view)
     return decoded, Pools.read(folder / "data/pools")
 
 
@@ -136,7 +136,7 @@ def peak_memory(folder: Path, preset: str, times: int) -> float:
 
 def score_once(params: Params, folder: Path, times: int) -> None:
     """What `peak_memory` runs: prints the peak resident memory in MiB."""
-    decoded = DecodedCells(ImageStore(folder / "data/images"), folder / ".wbc/decoded", params.size.image_size)
+    decoded = DecodedCells(ImageStore(folder / "data/images"), folder / ".wbc/decoded", params.size.image_size, params.model.view)
     sha256s = Pools.read(folder / "data/pools").frames["unlabelled"]["sha256"].tolist() * times
     network = AttentionResNet18(params.model.attention, params.model.lossnet).eval()
     seen = score_pool(network, decoded, sha256s, params.size.precision == "bf16-mixed")

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from wbc_model.classes import CLASSES
 from wbc_model.errors import WbcError
+from wbc_model.images import View
 
 WEIGHTS, ONNX, CARD, README = "weights.safetensors", "model.onnx", "model.json", "README.md"
 
@@ -46,6 +47,7 @@ class ModelCard(BaseModel):
     created_at: str = ""
     classes: tuple[str, ...] = CLASSES
     input_size: int
+    view: View = "whole"  # of the cell that the network was trained on: wbc_model/images.py
     normalisation: Normalisation
     architecture: Architecture
     temperature: float = 1.0

@@ -19,7 +19,7 @@ import PIL
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from wbc_model import images
+from wbc_model import canonical, images
 from wbc_model.errors import WbcError
 from wbc_model.store import ImageStore, Location, stream
 
@@ -27,20 +27,20 @@ Pixels = NDArray[np.uint8]
 
 
 def _decoding_version() -> str:
-    source = Path(images.__file__).read_bytes()
+    source = Path(images.__file__).read_bytes() + Path(canonical.__file__).read_bytes()
     return hashlib.sha256(source + PIL.__version__.encode()).hexdigest()[:8]
 
 
 class DecodedCells:
     """Random access to the uint8 views (size, size, 3) of a store's cells by sha256."""
 
-    def __init__(self, store: ImageStore, cache: Path, size: int) -> None:
-        self.store, self.cache, self.size = store, cache, size
+    def __init__(self, store: ImageStore, cache: Path, size: int, view: images.View) -> None:
+        self.store, self.cache, self.size, self.view = store, cache, size, view
         self._index = store.index()
         self._version = _decoding_version()
 
     def _file(self, shard: Path) -> Path:
-        return self.cache / f"{shard.stem}-{self.size}-{self._version}.u8"
+        return self.cache / f"{shard.stem}-{self.size}-{self.view}-{self._version}.u8"
 
     def _decode_shard(self, shard: Path, progress: "tqdm[NoReturn]") -> None:
         """Decode a whole shard, in row order, to its cache file (temporary name, fsync, rename)."""
@@ -50,7 +50,7 @@ class DecodedCells:
             with os.fdopen(descriptor, "wb") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
                 rows = stream(shard)
                 while block := [image.data for image in itertools.islice(rows, 256)]:
-                    for view in pool.map(lambda data: images.preprocess(data, self.size), block):
+                    for view in pool.map(lambda data: images.preprocess(data, self.size, self.view), block):
                         file.write(view.tobytes())
                     progress.update(len(block))
                 file.flush()

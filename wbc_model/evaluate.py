@@ -83,7 +83,7 @@ def evaluate_data(model_directory: Path, data: Path) -> tuple[dict[str, Any], pd
 
     def view(path: str) -> NDArray[np.uint8] | ImageRejected:
         try:
-            return images.preprocess(read_cell(path, root), card.input_size)
+            return images.preprocess(read_cell(path, root), card.input_size, card.view)
         except ImageRejected as error:
             return error
 

@@ -6,13 +6,16 @@ An image is untrusted bytes until `decode` has returned. Pure Pillow and NumPy, 
 import io
 import warnings
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from wbc_model.canonical import canonical_view
 from wbc_model.errors import ImageRejected
+
+View = Literal["whole", "canonical"]
 
 FORMATS: Final = ("JPEG", "PNG", "BMP", "TIFF")
 MAX_BYTES: Final = 32 * 2**20
@@ -107,7 +110,11 @@ def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
     return np.asarray(image)
 
 
-def preprocess(data: bytes, size: int) -> NDArray[np.uint8]:
-    """Untrusted bytes to the network's input, uint8 (size, size, 3); raises ImageRejected. The one way an image takes."""
-    image, _ = decode(data, at_least=size)
-    return to_square(image, size)
+def preprocess(data: bytes, size: int, view: View) -> NDArray[np.uint8]:
+    """Untrusted bytes to the network's input, uint8 (size, size, 3); raises ImageRejected. The one way an image takes.
+
+    `whole` is the crop as it is, `canonical` the cell in a standard size, stain and light (wbc_model/canonical.py).
+    """
+    if view == "whole":
+        return to_square(decode(data, at_least=size)[0], size)
+    return canonical_view(decode(data, at_least=2 * size)[0], size)[0]  # the view is about half the crop's side

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from wbc_model.classes import CLASSES
 from wbc_model.errors import WbcError
+from wbc_model.images import View
 
 Share = Annotated[float, Field(ge=0, le=1)]
 PresetName = Literal["small", "standard", "full"]
@@ -53,6 +54,7 @@ class Preset(Section):
 
 
 class ModelParams(Section):
+    view: View
     attention: Attention
     lossnet: bool
     init_weights: str | None

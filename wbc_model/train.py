@@ -166,17 +166,21 @@ class Training:
         self._note_losses(index, each.detach())
 
     def _note_losses(self, index: Tensor, each: Tensor) -> None:
-        if self.fabric.world_size > 1:
-            index = self.fabric.all_gather(index.to(self.fabric.device)).flatten()  # type: ignore[union-attr]
-            each = self.fabric.all_gather(each).flatten()  # type: ignore[union-attr]
+        index, each = self._of_all_ranks(index.to(self.fabric.device)), self._of_all_ranks(each)
         self.losses[index.cpu()] = each.float().cpu()
+
+    def _of_all_ranks(self, mine: Tensor) -> Tensor:
+        """The whole batch's values (batch,) from each rank's part of them, in the order of the batch."""
+        if self.fabric.world_size == 1:
+            return mine
+        parts = [torch.empty_like(mine) for _ in range(self.fabric.world_size)]
+        torch.distributed.all_gather(parts, mine.contiguous())
+        return torch.stack(parts, dim=1).flatten()  # a rank has every world_size-th sample
 
     def look(self, update: int, seconds: float) -> None:
         """Evaluate on the validation pool, keep the best weights, choose the hard samples anew."""
         train = self.params.train
-        seen = predict(self.network, self.validation.batches(), autocast=self.params.size.precision == "bf16-mixed")
-        self.network.train()
-        row = validation_row(seen, self.validation.labels)
+        row = self._validate()
         seen_losses = self.losses[~self.losses.isnan()]
         row = {
             "update": update,
@@ -193,6 +197,15 @@ class Training:
             self.progress.best_loss, self.progress.best_update = row["validation_loss"], update
             self.best = {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
         self.weights = hard_sample_weights(self.losses, self.labels, train.hard_fraction, train.rarity)
+
+    def _validate(self) -> dict[str, float]:
+        """Rank zero's numbers on the validation pool, for all ranks: batch norm has other statistics on every rank, and the
+        ranks must agree on when to stop and on which weights are the best."""
+        row: dict[str, float] = {}
+        if self.fabric.is_global_zero:
+            seen = predict(self.network, self.validation.batches(), autocast=self.params.size.precision == "bf16-mixed")
+            row = validation_row(seen, self.validation.labels)
+        return self.fabric.broadcast(row)
 
     def save(self) -> None:
         """Write the checkpoint when the last one is old enough (rank zero only)."""
@@ -271,6 +284,7 @@ def calibrated_card(network: AttentionResNet18, validation: LabelledCells, param
     return ModelCard(
         version="",
         input_size=params.size.image_size,
+        view=params.model.view,
         normalisation=Normalisation(mean=MEAN, std=STD),
         architecture=Architecture(attention=params.model.attention, lossnet=params.model.lossnet),
         temperature=temperature,

@@ -27,12 +27,12 @@ def cell() -> Image.Image:
 
 @pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF"])
 def test_lossless_formats_give_the_same_view(cell: Image.Image, format: str):
-    assert np.array_equal(preprocess(encoded(cell, format), 64), preprocess(encoded(cell), 64))
+    assert np.array_equal(preprocess(encoded(cell, format), 64, "whole"), preprocess(encoded(cell), 64, "whole"))
 
 
 def test_a_jpeg_decoded_small_looks_like_one_decoded_whole(cell: Image.Image):
     data = encoded(cell, "JPEG", quality=90)
-    small = preprocess(data, 64).astype(float)
+    small = preprocess(data, 64, "whole").astype(float)
     whole = to_square(decode(data)[0], 64).astype(float)
     assert np.abs(small - whole).mean() < 2.5
     assert decode(data, at_least=64)[0].width < 320
@@ -84,7 +84,7 @@ def test_refusals_are_named(cell: Image.Image):
     }
     for data, reason in cases.items():
         with pytest.raises(ImageRejected) as caught:
-            preprocess(data, 64)
+            preprocess(data, 64, "whole")
         assert caught.value.reason == reason, (data[:20], caught.value)
 
 
@@ -103,7 +103,7 @@ def test_damaged_bytes_are_refused_or_decoded_never_a_crash(data: st.DataObject)
 def outcome(content: bytes) -> str:
     """`decoded`, or the reason of the refusal; any other exception is a crash."""
     try:
-        return "decoded" if preprocess(content, 32).shape == (32, 32, 3) else "wrong shape"
+        return "decoded" if preprocess(content, 32, "whole").shape == (32, 32, 3) else "wrong shape"
     except ImageRejected as error:
         return error.reason
 
@@ -114,7 +114,7 @@ def test_real_images_decode():
     files = sorted(real_data().glob("*/**/*.jpg"))[::400] + sorted(real_data().glob("lisc/*/*.png"))[::60]
     assert len(files) > 20
     for file in files:
-        assert preprocess(file.read_bytes(), 64).shape == (64, 64, 3)
+        assert preprocess(file.read_bytes(), 64, "whole").shape == (64, 64, 3)
 
 
 def test_the_module_needs_no_torch():

@@ -36,7 +36,7 @@ class Site:
         save_model(self.model, AttentionResNet18("none", lossnet=False), card)
 
     def decoded(self, name: str = "cache") -> DecodedCells:
-        return DecodedCells(self.store, self.folder / name, 32)
+        return DecodedCells(self.store, self.folder / name, 32, "whole")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Site:
 def test_decoded_cells_are_what_preprocessing_gives_in_any_order(site: Site):
     sha256s = list(site.store.index())[::-3]
     encoded = dict(site.store.read(sha256s))
-    expected = np.stack([preprocess(encoded[sha256], 32) for sha256 in sha256s])
+    expected = np.stack([preprocess(encoded[sha256], 32, "whole") for sha256 in sha256s])
     assert np.array_equal(site.decoded().read(sha256s), expected)
     assert np.array_equal(np.concatenate(list(site.decoded().batches(sha256s, 7))), expected)
 

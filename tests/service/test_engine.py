@@ -62,7 +62,7 @@ def test_what_bf16_is_unsure_of_is_computed_in_float32(model_dir: Path) -> None:
     classifier = Classifier.open(model_dir)
     rng = np.random.default_rng(3)
     files = [encode(tuple(int(v) for v in colour)) for colour in rng.integers(100, 156, (60, 3))]
-    pixels = np.stack([preprocess(data, SIZE) for data in files])
+    pixels = np.stack([preprocess(data, SIZE, "whole") for data in files])
     expected = softmax(classifier.engine.infer(pixels, exact=True).logits, 1.0)
     assert (expected.max(axis=1) < SURE).sum() > 30
     for result, row in zip(classifier.classify_chunk(files), expected, strict=True):
@@ -188,7 +188,7 @@ def test_openvino_answers_as_torch_does(tmp_path: Path) -> None:
     from wbc_model.predict import predict
 
     files = _images(200)
-    pixels = np.stack([preprocess(data, 64) for data in files])
+    pixels = np.stack([preprocess(data, 64, "whole") for data in files])
     network, card = load_model(tmp_path / "model")
     offline = predict(network, [pixels[:100], pixels[100:]])
     expected = softmax(offline.logits, card.temperature)
