@@ -38,20 +38,17 @@ def alive(pid: int, created: float) -> bool:
 
 
 def watch_flow() -> None:
-    """End this process as soon as the flow it works for, or a process in between, is gone. Nothing where no flow is named."""
+    """End this process as soon as the flow it works for, or a process in between, is gone; where no flow is named, a later
+    rank of a training on several devices as soon as the first, which started it, is gone. Otherwise nothing."""
     token = os.environ.get(FLOW, "")
-    if not token:
-        return
-    import psutil
+    if token:
+        watched = _flow_and_between(token)
+    elif os.environ.get("LOCAL_RANK", "0") != "0":
+        import psutil
 
-    pid, _, created = token.partition(":")
-    watched = [(int(pid), float(created))]
-    for parent in psutil.Process().parents():
-        if parent.pid == int(pid):
-            break
-        watched.append((parent.pid, parent.create_time()))
+        watched = [(parent.pid, parent.create_time()) for parent in psutil.Process().parents()[:1]]
     else:
-        watched = watched[:1]  # the flow is no ancestor: started by hand with its environment, or orphaned already
+        return
 
     def watch() -> None:
         while all(alive(*process) for process in watched):
@@ -59,6 +56,19 @@ def watch_flow() -> None:
         os._exit(ORPHANED)
 
     threading.Thread(target=watch, name="flow-guard", daemon=True).start()
+
+
+def _flow_and_between(token: str) -> list[tuple[int, float]]:
+    """Process id and creation time of the flow and of every process between it and this one."""
+    import psutil
+
+    pid, _, created = token.partition(":")
+    watched = [(int(pid), float(created))]
+    for parent in psutil.Process().parents():
+        if parent.pid == int(pid):
+            return watched
+        watched.append((parent.pid, parent.create_time()))
+    return watched[:1]  # the flow is no ancestor: started by hand with its environment, or orphaned already
 
 
 def main() -> None:

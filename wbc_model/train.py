@@ -118,7 +118,7 @@ class Training:
         self.plan = BatchPlan(
             len(labelled.labels),
             size.batch_size,
-            round(train.hard_share * size.batch_size),
+            train.devices * round(train.hard_share * size.batch_size / train.devices),  # ranks have equal parts
             max(round(train.hard_start_share * size.updates), 1),
             params.seed,
         )
