@@ -113,8 +113,8 @@ def query(workspace: Path, count: int | None = None) -> dict[str, Any]:
     card = read_card(candidate)
     decoded = decoded_cells(workspace, card.input_size, card.view)
     autocast = params.size.precision == "bf16-mixed"
-    unlabelled = pools.frames["unlabelled"]
-    queue = query_pool(candidate, decoded, unlabelled, params.acquisition.strategy, count, params.seed, autocast)
+    unlabelled, labelled = pools.frames["unlabelled"], pools.frames["labelled"]
+    queue = query_pool(candidate, decoded, unlabelled, params.acquisition.strategy, count, params.seed, autocast, labelled)
     write_atomic(workspace / "data/queue.csv", queue.to_csv(index=False))
     return {"wrote": "data/queue.csv", "cells": len(queue), "pool": len(unlabelled), "strategy": params.acquisition.strategy}
 

@@ -1,16 +1,14 @@
 """Query: score the unlabelled pool and put the cells most worth a label into a queue, with the reason."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 from tqdm import tqdm
 
-from wbc_model.acquire import PoolScores, Strategy, find_strategy, select
-from wbc_model.classes import CLASSES
+from wbc_model.acquire import Floats, Labelled, PoolScores, Strategy, find_strategy, select
+from wbc_model.classes import CLASS_INDEX, CLASSES
 from wbc_model.decoded import DecodedCells
 from wbc_model.errors import WbcError
 from wbc_model.export import load_model
@@ -20,53 +18,91 @@ from wbc_model.probabilities import softmax
 
 QUEUE_COLUMNS: Final = ("sha256", "path", "rank", "score", "reason", "predicted", "probability")
 BATCH: Final = 128
+SLICE: Final = 16 * BATCH
 
 
-def score_pool(network: AttentionResNet18, decoded: DecodedCells, sha256s: list[str], autocast: bool) -> Predictions:
-    """Predictions for the cells in order, in a stream: memory beyond the returned rows does not grow with the pool."""
-    with tqdm(total=len(sha256s), desc="score the pool", unit="cell", disable=None, leave=False) as bar:
+def score_pool(
+    network: AttentionResNet18, decoded: DecodedCells, sha256s: list[str], autocast: bool, embeddings: bool = False
+) -> Predictions:
+    """Predictions for the cells in order, in a stream: memory grows with the pool only by the returned rows, of 24 bytes a cell
+    and, with `embeddings`, 512 float32 (2 KiB) more."""
+    n, width = len(sha256s), network.fc.in_features if embeddings else 0
+    sizes = (n, network.fc.out_features), (n,), (n, width)
+    seen = Predictions(*(np.empty(size, np.float32) for size in sizes))
+    with tqdm(total=n, desc="score the pool", unit="cell", disable=None, leave=False) as bar:
+        for start in range(0, n, SLICE):  # rows go to their place slice by slice, so that they are never there twice
+            part = slice(start, start + SLICE)
+            batches = decoded.batches(sha256s[part], BATCH)
+            for rows, new in zip(seen, predict(network, batches, embeddings=embeddings, autocast=autocast), strict=True):
+                rows[part] = new
+            bar.update(len(sha256s[part]))
+    return seen
 
-        def batches() -> Iterator[NDArray[np.uint8]]:
-            for batch in decoded.batches(sha256s, BATCH):
-                yield batch
-                bar.update(len(batch))
 
-        return predict(network, batches(), autocast=autocast)
+def draw_candidates(unlabelled: pd.DataFrame, candidates: int, count: int, seed: int) -> pd.DataFrame:
+    """`candidates` rows drawn at random, in their order, and never fewer than the `count` to choose; all rows for 0."""
+    size = max(candidates, count)
+    if candidates == 0 or size >= len(unlabelled):
+        return unlabelled
+    rng = np.random.default_rng([seed, 1])  # not the stream that the strategy draws from
+    return unlabelled.iloc[np.sort(rng.choice(len(unlabelled), size, replace=False))]
 
 
 def query(
-    model_directory: Path, decoded: DecodedCells, unlabelled: pd.DataFrame, strategy: str, count: int, seed: int, autocast: bool
+    model_directory: Path,
+    decoded: DecodedCells,
+    unlabelled: pd.DataFrame,
+    strategy: str,
+    count: int,
+    seed: int,
+    autocast: bool,
+    labelled: pd.DataFrame | None = None,
+    candidates: int = 0,
 ) -> pd.DataFrame:
     """The `count` cells of `unlabelled` (columns sha256, path) most worth a label: QUEUE_COLUMNS, best first.
 
-    Raises WbcError for an unknown strategy, or one that needs a LossNet which the model does not have.
+    `labelled` (columns sha256, label) is the labelled pool, for strategies that look at it. With `candidates` the strategy sees,
+    and the model scores, only so many cells drawn at random. Raises WbcError for an unknown strategy, or one that needs a
+    LossNet which the model does not have; ValueError for one that needs the labelled pool when it is not given.
     """
     chosen = find_strategy(strategy)
     network, card = load_model(model_directory)
     if "predicted_loss" in chosen.needs and not card.architecture.lossnet:
         raise WbcError(f"acquisition.strategy {strategy} needs a model with LossNet: set model.lossnet to true and train again")
-    sha256s = unlabelled["sha256"].tolist()
-    if not sha256s:
+    if unlabelled.empty or count < 1:
         return pd.DataFrame(columns=list(QUEUE_COLUMNS))
-    seen = score_pool(network, decoded, sha256s, autocast)
-    pool = PoolScores(softmax(seen.logits, card.temperature), seen.predicted_loss.astype(np.float64))
-    return queue_frame(chosen, pool, unlabelled, count, seed)
+    cells = draw_candidates(unlabelled, candidates, count, seed)
+
+    def scored(sha256s: pd.Series) -> tuple[Predictions, Floats]:
+        seen = score_pool(network, decoded, sha256s.tolist(), autocast, "embedding" in chosen.needs)
+        return seen, softmax(seen.logits, card.temperature)
+
+    known = Labelled()
+    if chosen.needs & {"labels", "labelled"}:
+        if labelled is None:
+            raise ValueError(f"acquisition.strategy {strategy} needs the labelled pool")
+        known = Labelled(np.array([CLASS_INDEX[label] for label in labelled["label"]], np.int64))
+    if "labelled" in chosen.needs and labelled is not None and not labelled.empty:
+        seen, probabilities = scored(labelled["sha256"])
+        known = Labelled(known.labels, probabilities, seen.embedding)
+    seen, probabilities = scored(cells["sha256"])
+    pool = PoolScores(probabilities, seen.predicted_loss.astype(np.float64), seen.embedding, known)
+    return queue_frame(chosen, pool, cells, count, seed)
 
 
 def queue_frame(strategy: Strategy, pool: PoolScores, unlabelled: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
     """The queue as a table, best cell first."""
-    order, values = select(strategy, pool, count, seed)
-    chosen = unlabelled.iloc[order]
-    top = pool.probabilities[order].argmax(axis=1)
+    picks = select(strategy, pool, count, seed)
+    chosen, probabilities = unlabelled.iloc[picks.indices], pool.probabilities[picks.indices]
     return pd.DataFrame(
         {
             "sha256": chosen["sha256"].to_numpy(),
             "path": chosen["path"].to_numpy(),
-            "rank": np.arange(1, len(order) + 1),
-            "score": values.round(6),
-            "reason": strategy.reason,
-            "predicted": [CLASSES[i] for i in top],
-            "probability": pool.probabilities[order, top].round(6),
+            "rank": np.arange(1, len(chosen) + 1),
+            "score": picks.scores.round(6),
+            "reason": list(picks.reasons),
+            "predicted": [CLASSES[i] for i in probabilities.argmax(axis=1)],
+            "probability": probabilities.max(axis=1).round(6),
         },
         columns=list(QUEUE_COLUMNS),
     )

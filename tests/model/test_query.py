@@ -5,18 +5,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from tests.model.conftest import tiny_params
+from wbc_model.acquire import DIVERSE_FACTOR, STRATEGIES
 from wbc_model.card import Architecture, ModelCard, Normalisation
 from wbc_model.decoded import DecodedCells
 from wbc_model.errors import WbcError
 from wbc_model.evaluate import evaluate_data, predict_directory
-from wbc_model.export import save_model
+from wbc_model.export import load_model, save_model
 from wbc_model.images import preprocess
 from wbc_model.ingest import ingest
 from wbc_model.network import MEAN, STD, AttentionResNet18
 from wbc_model.pools import Pools
-from wbc_model.query import QUEUE_COLUMNS, query
+from wbc_model.predict import predict
+from wbc_model.query import QUEUE_COLUMNS, draw_candidates, query, score_pool
 from wbc_model.render import write_cells
 from wbc_model.store import ImageStore
 
@@ -84,6 +87,91 @@ def test_the_queue_holds_unlabelled_cells_best_first_and_repeats(site: Site):
     pd.testing.assert_frame_equal(queue, query(site.model, site.decoded(), unlabelled, "entropy", 9, seed=0, autocast=False))
     assert len(query(site.model, site.decoded(), unlabelled, "random", 10_000, seed=0, autocast=False)) == len(unlabelled)
     assert query(site.model, site.decoded(), unlabelled.iloc[:0], "margin", 5, seed=0, autocast=False).empty
+
+
+@pytest.mark.parametrize("name", sorted(set(STRATEGIES) - {"learning_loss", "diverse_loss"}))
+def test_every_strategy_queues_with_reasons_and_nothing_else_is_computed(site: Site, name: str, monkeypatch: pytest.MonkeyPatch):
+    scored: dict[int, bool] = {}
+
+    def counted(network, decoded, sha256s, autocast, embeddings=False):
+        scored[len(sha256s)] = embeddings
+        return score_pool(network, decoded, sha256s, autocast, embeddings)
+
+    monkeypatch.setattr("wbc_model.query.score_pool", counted)
+    labelled, unlabelled = site.pools.frames["labelled"], site.pools.frames["unlabelled"]
+    assert 0 < len(labelled) != len(unlabelled)
+    queue = query(site.model, site.decoded(), unlabelled, name, 9, 0, False, labelled)
+    assert tuple(queue.columns) == QUEUE_COLUMNS
+    assert set(queue["sha256"]) <= set(unlabelled["sha256"])
+    assert queue["sha256"].is_unique
+    assert len(queue) == 9
+    assert np.isfinite(queue["score"]).all()
+    assert (queue["reason"].str.len() > 0).all()
+    needs = STRATEGIES[name].needs
+    expected = [len(unlabelled)] + [len(labelled)] * ("labelled" in needs)
+    assert scored == dict.fromkeys(expected, "embedding" in needs)
+    pd.testing.assert_frame_equal(queue, query(site.model, site.decoded(), unlabelled, name, 9, 0, False, labelled))
+    assert len(query(site.model, site.decoded(), unlabelled, name, 10_000, 0, False, labelled.iloc[:0])) == len(unlabelled)
+
+
+@pytest.mark.parametrize("name", ["learning_loss", "diverse_loss"])
+def test_strategies_on_predicted_loss_queue_cells_of_high_predicted_loss(site: Site, tmp_path: Path, name: str):
+    torch.manual_seed(0)
+    architecture = Architecture(attention="none", lossnet=True)
+    card = ModelCard(version="", input_size=32, normalisation=Normalisation(mean=MEAN, std=STD), architecture=architecture)
+    save_model(tmp_path / "model", AttentionResNet18("none", lossnet=True), card)
+    unlabelled = site.pools.frames["unlabelled"]
+    queue = query(tmp_path / "model", site.decoded(), unlabelled, name, 3, 0, False)
+    every = query(tmp_path / "model", site.decoded(), unlabelled, "learning_loss", len(unlabelled), 0, False)
+    highest = every["sha256"].head(3 if name == "learning_loss" else 3 * DIVERSE_FACTOR).tolist()
+    assert queue["sha256"].iloc[0] == highest[0]
+    assert set(queue["sha256"]) <= set(highest)
+
+
+def test_the_labelled_pool_is_where_k_center_starts(site: Site):
+    """A cell that is labelled already, were it in the pool, would come last."""
+    frames = site.pools.frames
+    labelled = frames["labelled"]
+    pool = pd.concat([labelled.iloc[:1], frames["unlabelled"]])
+    queue = query(site.model, site.decoded(), pool, "k_center", len(pool), 0, False, labelled)
+    assert queue["sha256"].iloc[-1] == labelled["sha256"].iloc[0]
+    assert queue["score"].iloc[-1] == 0
+    with pytest.raises(ValueError, match="k_center needs the labelled pool"):
+        query(site.model, site.decoded(), pool, "k_center", 3, 0, False)
+
+
+def test_candidates_are_a_random_part_of_the_pool_for_every_strategy(site: Site):
+    unlabelled = site.pools.frames["unlabelled"]
+    drawn = draw_candidates(unlabelled, 20, 5, seed=3)
+    assert len(drawn) == 20
+    assert drawn.index.is_monotonic_increasing
+    assert drawn.index.tolist() != unlabelled.index[:20].tolist()
+    assert drawn.equals(draw_candidates(unlabelled, 20, 5, seed=3))
+    assert not drawn.equals(draw_candidates(unlabelled, 20, 5, seed=4))
+    assert draw_candidates(unlabelled, 0, 5, seed=3) is unlabelled
+    assert draw_candidates(unlabelled, 9_999, 5, seed=3) is unlabelled
+    assert len(draw_candidates(unlabelled, 4, 9, seed=3)) == 9
+    for name in ("entropy", "k_center"):
+        queue = query(site.model, site.decoded(), unlabelled, name, 5, 3, False, site.pools.frames["labelled"], candidates=20)
+        assert set(queue["sha256"]) <= set(drawn["sha256"])
+        assert len(queue) == 5
+    best = query(site.model, site.decoded(), drawn, "entropy", 5, seed=3, autocast=False)
+    few = query(site.model, site.decoded(), unlabelled, "entropy", 5, seed=3, autocast=False, candidates=20)
+    assert sorted(few["sha256"]) == sorted(best["sha256"])
+
+
+def test_scoring_slice_by_slice_is_scoring_at_once(site: Site, monkeypatch: pytest.MonkeyPatch):
+    network, _ = load_model(site.model)
+    sha256s = site.pools.frames["unlabelled"]["sha256"].tolist()
+    whole = predict(network, site.decoded().batches(sha256s, 16), embeddings=True)
+    monkeypatch.setattr("wbc_model.query.BATCH", 16)
+    monkeypatch.setattr("wbc_model.query.SLICE", 32)
+    sliced = score_pool(network, site.decoded(), sha256s, autocast=False, embeddings=True)
+    assert sliced.embedding.shape == (len(sha256s), 512)
+    for ours, expected in zip(sliced, whole, strict=True):
+        np.testing.assert_array_equal(ours, expected)
+    assert score_pool(network, site.decoded(), sha256s, autocast=False).embedding.shape == (len(sha256s), 0)
+    assert score_pool(network, site.decoded(), [], autocast=False).logits.shape == (0, 5)
 
 
 def test_learning_loss_needs_a_lossnet(site: Site):
