@@ -369,8 +369,8 @@ def diverse_loss(pool: PoolScores, count: int, rng: np.random.Generator) -> Pick
 
 
 def typicality(rows: Rows) -> Floats:
-    """1 / mean distance to the TYPICAL_NEIGHBOURS nearest other rows, for each of (n, D): the typicality of Hacohen et al. 2022. 0 for
-    a row alone."""
+    """The typicality (Hacohen et al. 2022) of each of the rows (n, D): 1 / mean distance to its TYPICAL_NEIGHBOURS nearest
+    others; 0 for a row alone."""
     from sklearn.neighbors import NearestNeighbors
 
     neighbours = min(TYPICAL_NEIGHBOURS, len(rows) - 1)
