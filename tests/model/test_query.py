@@ -1,5 +1,6 @@
 """From stored cells to a queue: decoding once, scoring in a stream, choosing."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from tests.model.conftest import tiny_params
+from tests.model.conftest import ROOT, tiny_params
 from wbc_model.acquire import DIVERSE_FACTOR, STRATEGIES
 from wbc_model.card import Architecture, ModelCard, Normalisation
 from wbc_model.decoded import DecodedCells
@@ -138,6 +139,22 @@ def test_the_labelled_pool_is_where_k_center_starts(site: Site):
     assert queue["score"].iloc[-1] == 0
     with pytest.raises(ValueError, match="k_center needs the labelled pool"):
         query(site.model, site.decoded(), pool, "k_center", 3, 0, False)
+
+
+def test_the_stage_hands_the_labelled_pool_over(site: Site):
+    from flows import stages
+
+    text = (ROOT / "params.yaml").read_text()
+    assert "strategy: learning_loss " in text
+    (site.folder / "params.yaml").write_text(text.replace("strategy: learning_loss ", "strategy: rare_threshold "))
+    shutil.copytree(site.model, site.folder / "models/candidate")
+    result = stages.query(site.folder, count=6)
+    assert result["strategy"] == "rare_threshold"
+    queue = pd.read_csv(site.folder / "data/queue.csv")
+    unlabelled, labelled = (site.pools.frames[name] for name in ("unlabelled", "labelled"))
+    expected = query(site.model, site.decoded(), unlabelled, "rare_threshold", 6, 0, autocast=True, labelled=labelled)
+    assert queue["sha256"].tolist() == expected["sha256"].tolist()
+    assert queue["reason"].str.contains("against the rest").all()
 
 
 def test_candidates_are_a_random_part_of_the_pool_for_every_strategy(site: Site):
