@@ -291,7 +291,7 @@ def provenance() -> "Provenance":
     from wbc_model.study import Provenance
 
     train = fingerprint(Entry("wbc_model.study:fit")) + fingerprint(Entry("wbc_model.study:evaluate"))
-    query = fingerprint(Entry("wbc_model.study:ask"))
+    query = fingerprint(Entry("wbc_model.study:ask")) + fingerprint(Entry("wbc_model.study:untrained"))
     facts = {"torch": torch.__version__, "commit": _commit(), "code": train[:8] + query[:8]}
     return Provenance(train, query, facts)
 

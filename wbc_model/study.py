@@ -23,17 +23,17 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 import torch
+from pydantic import BaseModel
 
-from wbc_model.card import CARD, WEIGHTS, ModelCard, file_sha256
+from wbc_model.card import CARD, WEIGHTS, Architecture, ModelCard, Normalisation, file_sha256
 from wbc_model.classes import CLASSES
 from wbc_model.decoded import DecodedCells
-from wbc_model.errors import WbcError
 from wbc_model.evaluate import BATCH, label_indices
 from wbc_model.export import write_card
 from wbc_model.files import append_durably, replace_directory
 from wbc_model.lossnet import ranking_accuracy
 from wbc_model.metrics import classification_metrics
-from wbc_model.network import AttentionResNet18
+from wbc_model.network import MEAN, STD, AttentionResNet18, load_imagenet
 from wbc_model.params import Params
 from wbc_model.predict import predict
 from wbc_model.probabilities import softmax
@@ -138,17 +138,37 @@ def evaluate(network: AttentionResNet18, card: ModelCard, params: Params, cells:
 
 def ask(params: Params, data: StudyData, labelled: Sequence[str], model: Path, strategy: str, count: int) -> list[str]:
     """The `count` cells of the pool, beyond those labelled, that a strategy asks about, the first first."""
-    unlabelled = data.pool.frame[~data.pool.frame["sha256"].isin(set(labelled))].reset_index(drop=True)
-    frame = unlabelled.assign(path=unlabelled["sha256"]).drop(columns="label")  # a strategy must not see the answers
-    autocast = params.size.precision == "bf16-mixed"
-    queue = query(model, data.pool.decoded(params), frame, strategy, count, params.seed, autocast)
+    known = data.pool.frame["sha256"].isin(set(labelled))
+    have, unlabelled = (data.pool.frame[rows].reset_index(drop=True) for rows in (known, ~known))
+    cells = unlabelled.assign(path=unlabelled["sha256"]).drop(columns="label")  # a strategy must not see the answers
+    queue = query(
+        model,
+        data.pool.decoded(params),
+        cells,
+        strategy,
+        count,
+        params.seed,
+        params.size.precision == "bf16-mixed",
+        labelled=have,
+        candidates=getattr(params.acquisition, "candidates", 0),
+    )
     return [str(sha256) for sha256 in queue["sha256"]]
 
 
-def first_labels(arm: Arm, data: StudyData, seed: int, count: int) -> list[str]:
-    """The labels that an arm begins with: drawn at random, the same for all arms of a seed and nested over counts."""
-    if arm.initial != RANDOM:
-        raise WbcError(f"arm {arm.name}: initial {arm.initial!r} is unknown; there is {RANDOM}")
+def untrained(params: Params) -> tuple[AttentionResNet18, ModelCard]:
+    """The network that a training begins with, for a first query that looks at embeddings."""
+    torch.manual_seed(params.seed)
+    network = AttentionResNet18(params.model.attention, params.model.lossnet)
+    if params.model.init_weights:
+        load_imagenet(network, Path(params.model.init_weights))
+    architecture = Architecture(attention=params.model.attention, lossnet=params.model.lossnet)
+    normalisation = Normalisation(mean=MEAN, std=STD)
+    size = params.size.image_size
+    return network, ModelCard(version="", input_size=size, normalisation=normalisation, architecture=architecture)
+
+
+def random_labels(data: StudyData, seed: int, count: int) -> list[str]:
+    """The labels that arms begin with: drawn at random, the same for all arms of a seed and nested over counts."""
     sha256s: list[str] = data.pool.frame["sha256"].tolist()
     return sorted(sha256s, key=lambda sha256: seeded_rank(seed, "study", sha256))[:count]
 
@@ -249,10 +269,7 @@ class Runner:
         counts = self.study.counts(len(data.pool.frame))
         before = len(self.rows)
         with locked(self.cache / "locks" / f"{data.version}-{seed}"):
-            states = [
-                _State(arm, arm.params.model_copy(update={"seed": seed}), first_labels(arm, data, seed, counts[0]))
-                for arm in self.study.arms
-            ]
+            states = [self._begin(arm, data, seed, counts[0]) for arm in self.study.arms]
             for step, count in enumerate(counts):
                 more = counts[step + 1] - count if step + 1 < len(counts) else 0
                 groups: dict[str, list[_State]] = {}
@@ -261,6 +278,21 @@ class Runner:
                 for key, group in groups.items():
                     self._budget(key, group, data, step, more)
         return self.rows[before:]
+
+    def _begin(self, arm: Arm, data: StudyData, seed: int, count: int) -> _State:
+        """An arm with its first labels: random ones, or what its strategy asks about with the network as it begins."""
+        params = arm.params.model_copy(update={"seed": seed})
+        if arm.initial == RANDOM:
+            return _State(arm, params, random_labels(data, seed, count))
+        start = self.training_key(params, data, [])
+        key = digest(["first query", self.provenance.query, start, params.acquisition.model_dump(), arm.initial, count])
+        record = self.records.get(key)
+        if record is None:
+            with tempfile.TemporaryDirectory() as folder:
+                save_weights(Path(folder) / "model", *untrained(params))
+                asked = ask(params, data, [], Path(folder) / "model", arm.initial, count)
+            record = self.records.add(key, {"kind": "first query", "sha256s": asked})
+        return _State(arm, params, list(record["sha256s"]))
 
     def training_key(self, params: Params, data: StudyData, labelled: Sequence[str]) -> str:
         """The name of a training: a hash of all that its numbers depend on."""
@@ -369,7 +401,9 @@ def _json_number(value: Any) -> Any:
 
 
 def _cell(value: Any) -> Any:
-    """A parameter's value as it stands in a table: lists and mappings as JSON."""
+    """A parameter's value as it stands in a table: lists, mappings and sections as JSON."""
+    if isinstance(value, BaseModel):
+        value = value.model_dump()
     return json.dumps(value) if isinstance(value, list | dict) else value
 
 

@@ -24,6 +24,7 @@ from typing import Annotated, Any, Final, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from wbc_model.acquire import STRATEGIES
 from wbc_model.errors import WbcError
 from wbc_model.params import Params, PresetName, Share, parse_params
 
@@ -164,12 +165,13 @@ def read_study(path: Path, params: Path) -> Study:
     start = yaml.safe_load(params.read_text(encoding="utf-8"))
     start["preset"] = file.preset
     base = _overridden(start, file.base, f"{path}: base")
+    prepared = _parsed(base, f"{path}: base")
     arms = tuple(_arm(name, overrides, base, file, path) for name, overrides in _expanded(file, path))
     names = [arm.name for arm in arms]
     if file.reference not in names:
         near = difflib.get_close_matches(file.reference, names, n=1, cutoff=0.0)
         raise WbcError(f"{path}: reference: there is no arm {file.reference!r}; did you mean {near[0]!r}?")
-    return Study(path, file, _parsed(base, f"{path}: base"), arms)
+    return Study(path, file, prepared, arms)
 
 
 def _expanded(file: StudyFile, path: Path) -> list[tuple[str, dict[str, Any]]]:
@@ -196,7 +198,13 @@ def _arm(name: str, overrides: dict[str, Any], base: Mapping[str, Any], file: St
     where = f"{path}: arm {name}"
     initial = overrides.get(INITIAL, file.initial)
     document = _overridden(base, {key: value for key, value in overrides.items() if key != INITIAL}, where)
-    return Arm(name, dict(overrides), _parsed(document, where), str(initial))
+    params = _parsed(document, where)
+    for key, strategy in (("acquisition.strategy", params.acquisition.strategy), (INITIAL, str(initial))):
+        if strategy not in STRATEGIES:
+            raise WbcError(f"{where}: {key}: {strategy!r} is unknown; there are {', '.join(sorted(STRATEGIES))}")
+        if "predicted_loss" in STRATEGIES[strategy].needs and not params.model.lossnet:
+            raise WbcError(f"{where}: {key}: {strategy} needs LossNet, and model.lossnet is false")
+    return Arm(name, dict(overrides), params, str(initial))
 
 
 def _overridden(document: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> dict[str, Any]:

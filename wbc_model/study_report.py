@@ -140,10 +140,11 @@ def curves(results: pd.DataFrame, test: str, metric: str) -> tuple[dict[str, Flo
     Only seeds that every arm has been through are used, so that all comparisons are paired.
     """
     here = results[results["test"] == test]
-    wide = here.pivot(index="seed", columns=["arm", "budget"], values=metric).dropna()
+    arms, budgets = list(dict.fromkeys(here["arm"])), sorted(set(results["budget"]))
+    grid = pd.MultiIndex.from_product([arms, budgets])
+    wide = here.pivot(index="seed", columns=["arm", "budget"], values=metric).reindex(columns=grid).dropna()
     if wide.empty:
         raise WbcError("no seed has been through all arms and budgets yet: run the study again to go on")
-    arms, budgets = list(dict.fromkeys(here["arm"])), sorted(set(here["budget"]))
     seeds = [int(seed) for seed in wide.index]
     labels = here[here["arm"] == arms[0]].pivot(index="seed", columns="budget", values="labels").loc[seeds, budgets]
     values = {arm: wide[arm][budgets].to_numpy(dtype=np.float64) for arm in arms}
