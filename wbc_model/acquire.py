@@ -390,7 +390,7 @@ def _clusters(rows: Rows, clusters: int, rng: np.random.Generator) -> Ints:
     if clusters <= 50:
         means = KMeans(clusters, n_init=1, random_state=seed)
     else:
-        means = MiniBatchKMeans(clusters, n_init=1, batch_size=5000, random_state=seed)
+        means = MiniBatchKMeans(clusters, n_init=1, batch_size=5000, init_size=3 * clusters, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct rows than clusters leave clusters empty, no more
         return np.asarray(means.fit_predict(rows), dtype=np.int64)
