@@ -4,6 +4,7 @@ Everything that may be used again lies under the cache, `.wbc/studies` of the wo
 checked pools with their decoded images), `records.jsonl` (what was trained and asked, see `wbc_model.study`).
 """
 
+import functools
 import json
 import os
 import shutil
@@ -242,7 +243,7 @@ def _prepared(source: Path | None, params: Params, seed: int, cache: Path, check
 
     named = params.data.model_dump(include={"rendered_cells", "validation_share", "test_share"}) if check else {}
     content = [named, params.checks.model_dump() if check else {}, seed, _listing(source)]
-    folder = cache / "data" / digest([*content, fingerprint(Entry("flows.benchmark:_fill"))])
+    folder = cache / "data" / digest([*content, _code("flows.benchmark:_fill")])
     done = folder / ".wbc/prepared.json"
     with locked(cache / "data.lock"):
         if not done.exists():
@@ -284,14 +285,21 @@ def _listing(source: Path | None) -> list[Any]:
     return [[name, status.st_size, status.st_mtime_ns] for name, status in stats.items()]
 
 
+@functools.cache
+def _code(function: str) -> str:
+    """The fingerprint of a function's code. Versions of packages are written beside a result and make no other one of it, so
+    that records can go from one machine to another."""
+    return fingerprint(Entry(function))
+
+
 def provenance() -> "Provenance":
     """What the learner's code is, here and now."""
     import torch
 
     from wbc_model.study import Provenance
 
-    train = fingerprint(Entry("wbc_model.study:fit")) + fingerprint(Entry("wbc_model.study:evaluate"))
-    query = fingerprint(Entry("wbc_model.study:ask")) + fingerprint(Entry("wbc_model.study:untrained"))
+    train = _code("wbc_model.study:fit") + _code("wbc_model.study:evaluate")
+    query = _code("wbc_model.study:ask") + _code("wbc_model.study:untrained")
     facts = {"torch": torch.__version__, "commit": _commit(), "code": train[:8] + query[:8]}
     return Provenance(train, query, facts)
 
