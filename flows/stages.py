@@ -43,6 +43,7 @@ def _inputs_commit(workspace: Path) -> tuple[str, str]:
 
 def train(workspace: Path) -> dict[str, Any]:
     """Train on the labelled pool, calibrate on the validation pool: `models/candidate`, `models/history.csv`."""
+    from wbc_model.semi import UnlabelledCells
     from wbc_model.train import LabelledCells, Training, calibrated_card, check_trainable
 
     params, pools = read_params(workspace / "params.yaml"), usable_pools(workspace)
@@ -51,7 +52,10 @@ def train(workspace: Path) -> dict[str, Any]:
     labelled, validation = (LabelledCells.load(decoded, f["sha256"].tolist(), f["label"].tolist()) for f in sets.values())
     check_trainable(labelled, validation)
     checkpoint = workspace / ".wbc/checkpoint.safetensors"
-    training = Training(params, labelled, validation, checkpoint)
+    unlabelled = UnlabelledCells(tuple(pools.frames["unlabelled"]["sha256"]), decoded.read)
+    if params.train.unlabelled_ratio:
+        decoded.prepare(unlabelled.sha256s)
+    training = Training(params, labelled, validation, checkpoint, unlabelled)
     network = training.fit()
     if not training.fabric.is_global_zero:
         return {}

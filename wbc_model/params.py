@@ -74,6 +74,10 @@ class TrainParams(Section):
     hard_fraction: Annotated[float, Field(gt=0, le=1)]
     hard_start_share: Share
     rarity: Annotated[float, Field(ge=0)]
+    ema: Annotated[float, Field(ge=0, lt=1)]
+    unlabelled_ratio: Annotated[float, Field(ge=0)]
+    unlabelled_start_share: Share
+    pseudo_label_threshold: Share
     devices: Annotated[int, Field(ge=1)]
     accelerator: Literal["auto", "cpu", "cuda"]
 

@@ -1,8 +1,8 @@
 """Training: labelled cells in, a calibrated model directory out.
 
-The method of Jiang et al. 2024: cross-entropy plus LossNet's ranking loss, and active iterative augmentation. Lightning
-Fabric gives device, precision and DDP. Work is counted in updates, not epochs, so that a training costs the same whatever
-the size of the labelled pool.
+The method of Jiang et al. 2024: cross-entropy plus LossNet's ranking loss, and active iterative augmentation; as options
+averaged weights and pseudo-labels from the unlabelled pool (wbc_model/semi.py). Lightning Fabric gives device, precision and
+DDP. Work is counted in updates, not epochs, so that a training costs the same whatever the size of the labelled pool.
 """
 
 import dataclasses
@@ -38,6 +38,7 @@ from wbc_model.params import Params
 from wbc_model.predict import Predictions, predict
 from wbc_model.probabilities import softmax
 from wbc_model.sampling import BatchPlan, hard_sample_weights, seeded
+from wbc_model.semi import Averaged, PseudoLabels, UnlabelledCells, candidates, choose
 
 COVERAGE: Final = 0.95
 VALIDATION_BATCH: Final = 128
@@ -83,9 +84,20 @@ class Progress:
 class Training:
     """One training run. `fit` does the work; the state between two looks at the validation pool is in a checkpoint."""
 
-    def __init__(self, params: Params, labelled: LabelledCells, validation: LabelledCells, checkpoint: Path) -> None:
+    def __init__(
+        self,
+        params: Params,
+        labelled: LabelledCells,
+        validation: LabelledCells,
+        checkpoint: Path,
+        unlabelled: UnlabelledCells | None = None,
+    ) -> None:
+        """`unlabelled` is used where `train.unlabelled_ratio` is above 0, and is needed there; it may be empty."""
         self.params, self.labelled, self.validation, self.path = params, labelled, validation, checkpoint
         size, train = params.size, params.train
+        if train.unlabelled_ratio and unlabelled is None:
+            raise WbcError("train.unlabelled_ratio is above 0, but the training was given no unlabelled pool")
+        self.unlabelled = unlabelled if train.unlabelled_ratio and unlabelled and unlabelled.sha256s else None
         if size.batch_size % train.devices:
             raise WbcError(f"params.yaml: batch_size {size.batch_size} does not divide by train.devices {train.devices}")
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its results only with this
@@ -103,16 +115,20 @@ class Training:
         if params.model.init_weights:
             load_imagenet(self.network, Path(params.model.init_weights))
         self.network.to(memory_format=torch.channels_last)
+        self.averaged = Averaged(self.network, train.ema) if train.ema else None
         optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay, fused=True
         )
         self.module, self.optimizer = self.fabric.setup(self.network, optimizer)
+        if self.averaged is not None:
+            self.averaged.network.to(self.fabric.device)
         self.images = torch.from_numpy(labelled.images)
         self.labels = torch.from_numpy(labelled.labels)
         if self.fabric.device.type != "cpu" and self.images.nbytes < 8 * 2**30:
             self.images = self.images.to(self.fabric.device)  # the whole labelled pool lives on the device
         self.losses = torch.full((len(labelled.labels),), math.nan)
         self.weights = torch.zeros(len(labelled.labels))
+        self.pseudo = PseudoLabels.none(len(self.unlabelled.sha256s) if self.unlabelled else 0)
         self.best: dict[str, Tensor] = {}
         self.progress = Progress()
         self.plan = BatchPlan(
@@ -132,6 +148,8 @@ class Training:
         parts.append(self.params.train.model_dump())
         for cells in (self.labelled, self.validation):
             parts += [list(cells.sha256s), cells.labels.tolist()]
+        if self.unlabelled is not None:
+            parts.append(list(self.unlabelled.sha256s))
         for source in sorted(Path(__file__).parent.glob("*.py")):
             digest.update(source.read_bytes())
         digest.update(json.dumps([torch.__version__, *parts]).encode())
@@ -148,21 +166,48 @@ class Training:
         images = augment(images, strong, seeded(self.params.seed, 3, update, self.fabric.global_rank))
         return images, self.labels[index].to(self.fabric.device), index
 
+    @property
+    def pseudo_count(self) -> int:
+        """Unlabelled images of a batch, over all ranks."""
+        share = self.params.train.unlabelled_ratio * self.params.size.batch_size
+        return self.params.train.devices * round(share / self.params.train.devices)
+
+    def pseudo_batch(self, update: int) -> tuple[Tensor, Tensor]:
+        """This rank's unlabelled images, strongly augmented, and their pseudo-labels; none while the network is sure of none."""
+        assert self.unlabelled is not None  # noqa: S101
+        rank, device = self.fabric.global_rank, self.fabric.device
+        index = torch.multinomial(
+            self.pseudo.weights, self.pseudo_count, replacement=True, generator=seeded(self.params.seed, 6, update)
+        )[rank :: self.fabric.world_size]
+        images = torch.from_numpy(self.unlabelled.images(index)).to(device)
+        strong = torch.ones(len(index), dtype=torch.bool)
+        images = augment(images, strong, seeded(self.params.seed, 7, update, rank))
+        return images, self.pseudo.labels[index].to(device)
+
     def step(self, update: int) -> None:
-        """One update of the weights; notes the loss of each regular sample."""
+        """One update of the weights; notes the loss of each labelled sample."""
         size, train = self.params.size, self.params.train
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(update, size.updates, train.learning_rate, train.warmup_share)
         images, labels, index = self.batch(update)
+        pseudo = torch.empty(0, dtype=torch.int64, device=labels.device)
+        if self.pseudo.weights.any():
+            more, pseudo = self.pseudo_batch(update)
+            images = torch.cat([images, more]).contiguous(memory_format=torch.channels_last)
         gradient = update < train.lossnet_gradient_share * size.updates
         output = self.module(images, lossnet_gradient=gradient)
-        each = F.cross_entropy(output.logits.float(), labels, reduction="none", label_smoothing=train.label_smoothing)
+        logits = output.logits.float()
+        each = F.cross_entropy(logits[: len(labels)], labels, reduction="none", label_smoothing=train.label_smoothing)
         loss = each.mean()
         if self.network.lossnet is not None:
-            loss = loss + train.lossnet_weight * ranking_loss(output.predicted_loss, each, train.lossnet_margin)
+            loss = loss + train.lossnet_weight * ranking_loss(output.predicted_loss[: len(labels)], each, train.lossnet_margin)
+        if len(pseudo):
+            loss = loss + F.cross_entropy(logits[len(labels) :], pseudo)
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
         self.optimizer.step()
+        if self.averaged is not None:
+            self.averaged.follow(self.network, update)
         self._note_losses(index, each.detach())
 
     def _note_losses(self, index: Tensor, each: Tensor) -> None:
@@ -195,15 +240,38 @@ class Training:
         self.progress.history.append(row)
         if row["validation_loss"] < self.progress.best_loss:
             self.progress.best_loss, self.progress.best_update = row["validation_loss"], update
-            self.best = {name: value.detach().cpu().clone() for name, value in self.network.state_dict().items()}
+            self.best = {name: value.detach().cpu().clone() for name, value in self.evaluated.state_dict().items()}
         self.weights = hard_sample_weights(self.losses, self.labels, train.hard_fraction, train.rarity)
+        if self.unlabelled is not None and update >= train.unlabelled_start_share * self.params.size.updates:
+            self.pseudo = self.fabric.broadcast(self._choose_pseudo_labels(self.unlabelled, update))
+
+    @property
+    def evaluated(self) -> AttentionResNet18:
+        """The network that is looked at and kept: the averaged one where weights are averaged."""
+        return self.network if self.averaged is None else self.averaged.network
+
+    @property
+    def autocast(self) -> bool:
+        return self.params.size.precision == "bf16-mixed"
+
+    def _choose_pseudo_labels(self, unlabelled: UnlabelledCells, update: int) -> PseudoLabels:
+        """Rank zero's choice; what the other ranks return is not used. Of a large pool no more cells are valued than can be
+        drawn twice over before the next look."""
+        train, cells = self.params.train, len(unlabelled.sha256s)
+        chosen = PseudoLabels.none(cells)
+        if self.fabric.is_global_zero:
+            index = candidates(cells, 2 * train.eval_every * self.pseudo_count, self.params.seed, update)
+            seen = predict(self.evaluated, unlabelled.batches(index), autocast=self.autocast)
+            some = choose(torch.from_numpy(softmax(seen.logits)), train.pseudo_label_threshold, train.rarity)
+            chosen.labels[index], chosen.weights[index] = some
+        return chosen
 
     def _validate(self) -> dict[str, float]:
         """Rank zero's numbers on the validation pool, for all ranks: batch norm has other statistics on every rank, and the
         ranks must agree on when to stop and on which weights are the best."""
         row: dict[str, float] = {}
         if self.fabric.is_global_zero:
-            seen = predict(self.network, self.validation.batches(), autocast=self.params.size.precision == "bf16-mixed")
+            seen = predict(self.evaluated, self.validation.batches(), autocast=self.autocast)
             row = validation_row(seen, self.validation.labels)
         return self.fabric.broadcast(row)
 
@@ -215,6 +283,9 @@ class Training:
         tensors |= {f"optimizer.{k}": v for k, v in optimizer_tensors(self.optimizer).items()}
         tensors |= {f"best.{k}": v for k, v in self.best.items()}
         tensors |= {"losses": self.losses, "weights": self.weights}
+        tensors |= {f"pseudo.{k}": v for k, v in self.pseudo._asdict().items()}
+        if self.averaged is not None:
+            tensors |= {f"averaged.{k}": v for k, v in self.averaged.network.state_dict().items()}
         Checkpoint(self.key, tensors, dataclasses.asdict(self.progress)).write(self.path)
         self.saved_at = time.monotonic()
 
@@ -227,6 +298,9 @@ class Training:
         load_optimizer(self.optimizer, checkpoint.part("optimizer"))
         self.best = checkpoint.part("best")
         self.losses, self.weights = checkpoint.tensors["losses"], checkpoint.tensors["weights"]
+        self.pseudo = PseudoLabels(**checkpoint.part("pseudo"))
+        if self.averaged is not None:
+            self.averaged.network.load_state_dict(checkpoint.part("averaged"))
         self.progress = Progress(**checkpoint.facts)
 
     def stopped_early(self) -> bool:

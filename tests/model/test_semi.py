@@ -1,0 +1,142 @@
+"""Semi-supervised training: pseudo-labels and averaged weights by hand, and the training that uses them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.model.conftest import rendered_set, tiny_params
+from tests.model.test_train import history, same, weights
+from wbc_model import train as training_module
+from wbc_model.errors import WbcError
+from wbc_model.semi import Averaged, UnlabelledCells, candidates, choose, class_thresholds
+from wbc_model.train import LabelledCells, Training
+
+SEMI = {"unlabelled_ratio": 1.0, "ema": 0.9, "pseudo_label_threshold": 0.3, "unlabelled_start_share": 0.0}
+
+
+@pytest.fixture(scope="module")
+def pool() -> UnlabelledCells:
+    return as_pool(rendered_set(60, seed=4))
+
+
+def as_pool(cells: LabelledCells) -> UnlabelledCells:
+    row = {sha256: i for i, sha256 in enumerate(cells.sha256s)}
+    return UnlabelledCells(cells.sha256s, lambda wanted: cells.images[[row[sha256] for sha256 in wanted]])
+
+
+def test_pseudo_labels_by_hand():
+    """Class 0 is the surest, 0.9 on the average; class 1 with 0.6 on the average needs two thirds of its threshold."""
+    probabilities = torch.tensor(
+        [[0.98, 0.01, 0.01], [0.82, 0.08, 0.1], [0.99, 0.0, 0.01], [0.81, 0.1, 0.09], [0.35, 0.65, 0.0], [0.4, 0.55, 0.05]]
+    )
+    confidence, guess = probabilities.max(1)
+    thresholds = class_thresholds(confidence, guess, 3, 0.9)
+    assert thresholds.tolist() == pytest.approx([0.9, 0.6, 0.0])  # nothing was taken for class 2
+    chosen = choose(probabilities, 0.9, 0.5)
+    assert chosen.labels.tolist() == [0, 0, 0, 0, 1, 1]
+    half = 2**-0.5
+    assert chosen.weights.tolist() == pytest.approx([half, 0, half, 0, 1.0, 0])
+    assert choose(probabilities, 0.9, 0.0).weights.tolist() == [1, 0, 1, 0, 1, 0]
+    assert not choose(probabilities * 0.5, 1.0, 0.5).weights.isnan().any()
+
+
+def test_of_a_large_pool_other_cells_are_valued_at_each_look():
+    assert candidates(5, 5, 0, 50).tolist() == [0, 1, 2, 3, 4]
+    first, second = candidates(1000, 100, 0, 50), candidates(1000, 100, 0, 100)
+    assert len(first.unique()) == len(second.unique()) == 100
+    assert not torch.equal(first, second)
+    assert torch.equal(first, candidates(1000, 100, 0, 50))
+
+
+def test_averaged_weights_by_hand():
+    network = torch.nn.Sequential(torch.nn.Linear(1, 1, bias=False), torch.nn.BatchNorm1d(1))
+    network[0].weight.data.fill_(2.0)
+    averaged = Averaged(network, 0.5)
+    network[0].weight.data.fill_(12.0)
+    network[1].running_mean.fill_(1.0)
+    network[1].num_batches_tracked.fill_(7)
+    averaged.follow(network, 0)  # decay (1 + 0) / (10 + 0): 0.1 · 2 + 0.9 · 12
+    assert averaged.network[0].weight.item() == pytest.approx(11.0)
+    assert averaged.network[1].running_mean.item() == pytest.approx(0.9)
+    assert averaged.network[1].num_batches_tracked.item() == 7
+    network[0].weight.data.fill_(1.0)
+    averaged.follow(network, 1000)  # the decay has grown to 0.5
+    assert averaged.network[0].weight.item() == pytest.approx(6.0)
+    assert not averaged.network[0].weight.requires_grad
+    assert not averaged.network.training
+
+
+def test_the_loss_by_hand(labelled: LabelledCells, validation: LabelledCells, pool: UnlabelledCells, tmp_path: Path):
+    """Cross-entropy of the labelled part plus cross-entropy of the pseudo-labelled part, LossNet's from the labelled alone."""
+    training = Training(tiny_params(**SEMI), labelled, validation, tmp_path / "checkpoint", pool)
+    training.pseudo.labels[7], training.pseudo.weights[7] = 3, 1.0
+    asked = {}
+    training.module = lambda images, lossnet_gradient: asked.setdefault("output", training.network(images, lossnet_gradient))  # type: ignore[assignment]
+    training.fabric.backward = lambda loss: asked.setdefault("loss", loss)  # type: ignore[method-assign]
+    training.step(0)
+    logits, predicted = asked["output"].logits, asked["output"].predicted_loss
+    assert len(logits) == 16 + 16
+    _, labels, _ = training.batch(0)
+    each = -logits.log_softmax(1)[range(16), labels]
+    of_pool = -logits.log_softmax(1)[16:, 3]
+    ranking = training_module.ranking_loss(predicted[:16], each)
+    assert asked["loss"].item() == pytest.approx((each.mean() + of_pool.mean() + ranking).item(), rel=1e-5)
+
+
+def test_goes_on_after_a_kill_to_the_same_bits(
+    labelled: LabelledCells, validation: LabelledCells, pool: UnlabelledCells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(training_module, "CHECKPOINT_SECONDS", 0.0)
+    params = tiny_params(**SEMI)
+    whole = Training(params, labelled, validation, tmp_path / "whole", pool)
+    whole.fit()
+    assert whole.pseudo.weights.any()
+
+    class Killed(Exception):
+        pass
+
+    def kill(row: dict[str, float]) -> None:
+        if row["update"] == 6:
+            raise Killed
+
+    with pytest.raises(Killed):
+        Training(params, labelled, validation, tmp_path / "killed", pool).fit(kill)
+    resumed = Training(params, labelled, validation, tmp_path / "killed", pool)
+    seen: list[float] = []
+    resumed.fit(lambda row: seen.append(row["update"]))
+    assert seen == [9]
+    assert same(weights(whole), weights(resumed))
+    assert history(whole) == history(resumed)
+    assert torch.equal(whole.pseudo.weights, resumed.pseudo.weights)
+    other = Training(params, labelled, validation, tmp_path / "killed", as_pool(rendered_set(20, seed=5)))
+    other.resume()
+    assert other.progress.update == 0  # a checkpoint of another pool
+
+
+def test_off_the_pool_changes_nothing(labelled: LabelledCells, validation: LabelledCells, pool: UnlabelledCells, tmp_path: Path):
+    off = tiny_params(unlabelled_ratio=0.0, ema=0.0)
+    runs = [Training(off, labelled, validation, tmp_path / f"{i}", given) for i, given in enumerate((None, pool))]
+    empty = UnlabelledCells((), lambda wanted: np.empty((0, 32, 32, 3), np.uint8))
+    runs.append(Training(tiny_params(unlabelled_ratio=1.0, ema=0.0), labelled, validation, tmp_path / "empty", empty))
+    for run in runs:
+        run.fit()
+    assert same(weights(runs[0]), weights(runs[1]))
+    assert same(weights(runs[0]), weights(runs[2]))
+
+
+def test_the_pool_is_needed_where_it_is_used(labelled: LabelledCells, validation: LabelledCells, tmp_path: Path):
+    with pytest.raises(WbcError, match=r"train\.unlabelled_ratio is above 0, but"):
+        Training(tiny_params(unlabelled_ratio=1.0), labelled, validation, tmp_path / "checkpoint")
+
+
+def test_the_averaged_network_is_the_one_that_is_looked_at_and_kept(
+    labelled: LabelledCells, validation: LabelledCells, tmp_path: Path
+):
+    training = Training(tiny_params(ema=0.9), labelled, validation, tmp_path / "checkpoint")
+    training.fit()
+    assert training.averaged is not None
+    if training.progress.best_update == 9:
+        assert same(training.network.state_dict(), training.averaged.network.state_dict())
+    assert training.averaged.network.state_dict().keys() == training.best.keys()
