@@ -369,11 +369,15 @@ class Runner:
             "budget": self.study.file.budgets[step],
             "labels": len(state.labelled),
         }
+        looks = [row for row in record["history"] if row.get("validation_loss") is not None]
+        best: Record = min(looks, key=lambda row: row["validation_loss"], default={})
         about = {
+            **{f"validation_{name}": best.get(f"validation_{name}") for name in ("loss", "macro_f1")},
             **{key: _cell(value_of(state.params, key)) for key in self.study.varied},
             "initial": state.arm.initial,
             "preset": state.params.preset,
             "updates": record["updates"],
+            "best_update": best.get("update"),
             "train_seconds": record["seconds"],
             "query_seconds": asked["seconds"] if asked else None,
             "device": record["device"],

@@ -29,7 +29,12 @@ Floats = NDArray[np.float64]
 ALPHA: Final = 0.05  # of the paired t-tests of the penalty matrix
 RESAMPLES: Final = 10_000
 EXACT_WITH_TIES: Final = 14  # pairs up to which every assignment of signs is tried
-TITLES: Final = {"macro_f1": "macro-F1", "balanced_accuracy": "balanced accuracy", "accuracy": "accuracy"}
+TITLES: Final = {
+    "macro_f1": "macro-F1",
+    "balanced_accuracy": "balanced accuracy",
+    "accuracy": "accuracy",
+    "validation_macro_f1": "macro-F1 on the validation pool",
+}
 COLOURS: Final = ("#1f5fa8", "#c2571a", "#3a8f5c", "#8a4fa0", "#b08b00", "#0f8b9d", "#b03060", "#6b7a1f", "#5c4b3a", "#4a5fd0")
 MARKERS: Final = "osD^vPX*<>"
 

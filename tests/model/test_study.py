@@ -72,10 +72,14 @@ class StandIn:
             normalisation=Normalisation(mean=MEAN, std=STD),
             architecture=Architecture(attention=params.model.attention, lossnet=False),
         )
-        return network, card, [{"update": 7, "loss": float("nan"), "images_per_second": 1.0}]
+        losses = {3: 0.2, 5: 0.1, 7: 0.3}
+        rows = [
+            {"update": at, "loss": float("nan"), "validation_loss": x, "validation_macro_f1": 1 - x} for at, x in losses.items()
+        ]
+        return network, card, rows
 
     def evaluate(self, network: Any, card: ModelCard, params: Params, cells: Cells) -> dict[str, Any]:
-        value = float(network.weight) / 10**6
+        value = network.weight.item() / 10**6
         scores = dict.fromkeys(engine.SCORES, value)
         recall = dict.fromkeys(CLASSES, value) | {"Basophil": None}
         return {"n": len(cells.frame), **scores, "recall": recall, "ranking_accuracy": None, "predicted_loss_spread": None}
@@ -213,11 +217,12 @@ def test_rows_say_what_was_run(learner: StandIn, tmp_path: Path) -> None:
     row = table[(table["arm"] == "eca") & (table["labels"] == 20)].iloc[0]
     assert (row["seed"], row["budget"], row["model.attention"], row["acquisition.strategy"]) == (4, 20, "eca", "random")
     assert (row["device"], row["torch"], row["updates"], row["preset"], row["test"]) == ("cpu", "x", 7, "small", "home")
+    assert (row["best_update"], row["validation_loss"], row["validation_macro_f1"]) == (5, 0.1, 0.9)
     assert row["recall_Monocyte"] == row["accuracy"]
     assert pd.isna(row["recall_Basophil"])
     assert table.groupby("arm")["query_seconds"].apply(lambda s: s.isna().tolist()).to_dict()["eca"] == [False, False, True]
     history = results_frame(runner.study, runner.history)
-    assert len(history) == 9
+    assert len(history) == 9 * 3
     assert history["loss"].isna().all()
 
 
