@@ -131,6 +131,33 @@ def ingest_command(
         raise typer.Exit(3)
 
 
+@app.command("raabin")
+def raabin_command(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Raabin-WBC as distributed: Train, TestA, TestB.")],
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the manifests go; default: FOLDER.")] = None,
+    validation: Annotated[float, typer.Option(min=0.0, max=0.5, help="Share of the training cells for validation.")] = 0.15,
+    seed: Annotated[int, typer.Option(min=0, help="Of the splits.")] = 0,
+    json_: Json = False,
+) -> None:
+    """Write manifests of Raabin-WBC for `wbc ingest`: the official split, and one in which no smear is on both sides."""
+    from wbc_model.raabin import raabin_manifests
+
+    report = raabin_manifests(folder, out, validation, seed)
+    lines = [
+        f"{name}, {split}: {sum(counts.values())} cells of {report.smears[name][split]} smears ("
+        + ", ".join(f"{label} {count}" for label, count in counts.items())
+        + ")"
+        for name, splits in report.counts.items()
+        for split, counts in splits.items()
+    ]
+    lines.append(f"{report.shared:.1%} of TestA's cells are of a smear that Train has too")
+    lines += [f"left out, no class: {name}" for name in report.left_out]
+    if report.unnamed:
+        lines.append(f"{len(report.unnamed)} files do not begin with a smear's name, the first: {report.unnamed[0]}")
+    lines += [f"warning: {line}" for line in report.warnings]
+    _emit(report.to_dict(), json_, "\n".join([*lines, f"wrote {', '.join(map(str, report.wrote))}"]))
+
+
 # --- the stages, as dvc.yaml calls them ----------------------------------------------------------------------------------
 
 
