@@ -38,6 +38,7 @@ from wbc_model.params import Params
 from wbc_model.predict import predict
 from wbc_model.probabilities import softmax
 from wbc_model.query import query
+from wbc_model.semi import UnlabelledCells
 from wbc_model.split import seeded_rank
 from wbc_model.store import ImageStore
 from wbc_model.study_file import HOME, Arm, Study, trained_on, value_of
@@ -113,7 +114,9 @@ def fit(params: Params, data: StudyData, labelled: Sequence[str], checkpoint: Pa
     held_out = data.validation.frame
     validation = LabelledCells.load(data.validation.decoded(params), held_out["sha256"].tolist(), held_out["label"].tolist())
     check_trainable(cells, validation)
-    training = Training(params, cells, validation, checkpoint)
+    known = set(labelled)
+    rest = tuple(sha256 for sha256 in data.pool.frame["sha256"] if sha256 not in known)
+    training = Training(params, cells, validation, checkpoint, UnlabelledCells(rest, decoded.read))
     network = training.fit()
     return network, calibrated_card(network, validation, params), training.progress.history
 
