@@ -96,7 +96,7 @@ def benchmark(workspace: Path, request: Request, say: Callable[[str], None]) -> 
     sources = {name: find_data(name, given, request) for name, given in _named_data(study).items()}
     data = {seed: prepare(study, sources, cache, seed, say) for seed in seeds}
     if request.jobs > 1:
-        _share_out(request, seeds, workspace, say)
+        _share_out(request, seeds, workspace)
     from wbc_model.study import Runner, results_frame
 
     out = (request.out or workspace / "studies" / study.file.name).resolve()
@@ -118,13 +118,13 @@ def benchmark(workspace: Path, request: Request, say: Callable[[str], None]) -> 
         history = results_frame(study, runner.history).drop(columns=["study", "images_per_second"])
         write_atomic(out / "history.csv", history.to_csv(index=False))
         wrote.append("history.csv")
-    result = report(workspace, request, say)
+    result = report(workspace, request)
     tracking.end(out, [*wrote, *result["report"]])
     files = [str(out / name) for name in [*wrote, *result.pop("report")]]
     return {**result, "trained": runner.trained, "reused": runner.reused, "wrote": files}
 
 
-def report(workspace: Path, request: Request, say: Callable[[str], None]) -> dict[str, Any]:
+def report(workspace: Path, request: Request) -> dict[str, Any]:
     """Write the report of results that are there already; nothing is trained and no data are read. Raises WbcError."""
     from wbc_model.study_report import summary, write_report
 
@@ -157,7 +157,7 @@ def write_results(results: pd.DataFrame, out: Path) -> None:
     write_atomic(out / "results.parquet", results.to_parquet(index=False))
 
 
-def _share_out(request: Request, seeds: Sequence[int], workspace: Path, say: Callable[[str], None]) -> None:
+def _share_out(request: Request, seeds: Sequence[int], workspace: Path) -> None:
     """Run the seeds in several processes that only fill the cache; they end with this one."""
     from flows.guard import FLOW, flow_token
 

@@ -400,8 +400,7 @@ def benchmark_command(
         raise typer.BadParameter("--seeds is a list of whole numbers: 0,1,2")
     chosen = tuple(int(seed) for seed in seeds.split(",") if seed)
     request = benchmark.Request(study, out, data, cache, chosen, jobs, worker)
-    run = benchmark.report if report else benchmark.benchmark
-    result = run(workspace, request, Progress().say)
+    result = benchmark.report(workspace, request) if report else benchmark.benchmark(workspace, request, Progress().say)
     _emit(result, json_, "" if worker else benchmark.result_text(result))
 
 

@@ -210,6 +210,24 @@ def test_where_data_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         find_data("home", "none.csv", Request(study))
 
 
+def test_seeds_are_shared_out_over_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[list[str]] = []
+    codes = iter([0, 0, 0, 3])
+
+    def begin(line: list[str], **named: Any) -> Any:
+        assert "WBC_FLOW" in named["env"]  # a worker ends with the process that started it
+        started.append(line)
+        return SimpleNamespace(wait=lambda: next(codes))
+
+    monkeypatch.setattr(benchmark.subprocess, "Popen", begin)
+    request = Request(tmp_path / "s.yaml", data=tmp_path, jobs=2)
+    benchmark._share_out(request, [0, 1, 2, 5], tmp_path)
+    assert [line[-1] for line in started] == ["0,2", "1,5"]
+    assert all("--worker" in line and str(tmp_path) in line for line in started)
+    with pytest.raises(WbcError, match="the seeds 1, 5 ended early"):
+        benchmark._share_out(request, [0, 1, 2, 5], tmp_path)
+
+
 def without_checks(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The data checks replaced by a note of the folders that they were to look at."""
     checked: list[Path] = []
