@@ -4,7 +4,9 @@ Everything that may be used again lies under the cache, `.wbc/studies` of the wo
 checked pools with their decoded images), `records.jsonl` (what was trained and asked, see `wbc_model.study`).
 """
 
+import ast
 import functools
+import hashlib
 import json
 import os
 import shutil
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pandas as pd
 
-from flows.fingerprint import Entry, fingerprint
+from flows.fingerprint import closure, imported_modules, reachable, source_path
 from wbc_model.errors import WbcError
 from wbc_model.files import write_atomic
 from wbc_model.ingest import ingest
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 REAL_DATA: Final = "WBC_REAL_DATA"
 CACHE: Final = Path(".wbc/studies")
 _STUDY, _ROWS, _COMPLETE = "wbc.study", "wbc.study.rows", "wbc.complete"
+_NO_NUMBERS: Final = ("wbc_model.params", "wbc_model.errors", "wbc_model.files")  # code that no number comes from
 _SPLIT_SEED: Final = 0  # where the manifest names the splits, the seed of a study does not move them
 
 
@@ -137,7 +140,8 @@ def report(workspace: Path, request: Request) -> dict[str, Any]:
     missing = [arm.name for arm in study.arms if arm.name not in set(results["arm"])]
     if missing:
         raise WbcError(f"{path} has no rows of the arm {missing[0]}: it is of another version of the study, run it again")
-    names = write_report(study, results, out)
+    history = out / "history.csv"
+    names = write_report(study, results, out, pd.read_csv(history) if study.file.keep_history and history.exists() else None)
     return {"study": study.file.name, "summary": summary(study, results), "report": names}
 
 
@@ -287,9 +291,20 @@ def _listing(source: Path | None) -> list[Any]:
 
 @functools.cache
 def _code(function: str) -> str:
-    """The fingerprint of a function's code. Versions of packages are written beside a result and make no other one of it, so
-    that records can go from one machine to another."""
-    return fingerprint(Entry(function))
+    """The fingerprint of a function's code, as that of a stage (decision 006), with two differences: versions of packages are
+    written beside a result and make no other one of it, so that records can go from one machine to another; and a new
+    parameter or file helper is no reason to train again."""
+    root = Path(__file__).resolve().parent.parent
+    module, name = function.split(":")
+    path = source_path(module, root)
+    assert path is not None  # noqa: S101 - it is a module of ours
+    body = ast.Module(reachable(ast.parse(path.read_text(encoding="utf-8")), name), [])
+    trees = {"": body, **closure(imported_modules(body, root), root)}
+    digest = hashlib.sha256()
+    for place, tree in sorted(trees.items()):
+        if place not in _NO_NUMBERS:
+            digest.update(f"{place}\n{ast.unparse(tree)}\0".encode())
+    return digest.hexdigest()[:16]
 
 
 def provenance() -> "Provenance":

@@ -26,9 +26,8 @@ import torch
 from pydantic import BaseModel
 
 from wbc_model.card import CARD, WEIGHTS, Architecture, ModelCard, Normalisation, file_sha256
-from wbc_model.classes import CLASSES
+from wbc_model.classes import CLASS_INDEX, CLASSES
 from wbc_model.decoded import DecodedCells
-from wbc_model.evaluate import BATCH, label_indices
 from wbc_model.export import write_card
 from wbc_model.files import append_durably, replace_directory
 from wbc_model.lossnet import ranking_accuracy
@@ -46,6 +45,7 @@ from wbc_model.train import LabelledCells, Training, calibrated_card, check_trai
 
 Record = Mapping[str, Any]
 RANDOM: Final = "random"
+BATCH: Final = 128
 SCORES: Final = ("accuracy", "macro_f1", "balanced_accuracy", "ece")
 
 
@@ -124,8 +124,8 @@ def fit(params: Params, data: StudyData, labelled: Sequence[str], checkpoint: Pa
 def evaluate(network: AttentionResNet18, card: ModelCard, params: Params, cells: Cells) -> dict[str, Any]:
     """The scores on one evaluation set: those of SCORES, `n`, `recall` by class, and what LossNet is worth there (None
     without one)."""
-    sha256s, labels = cells.frame["sha256"].tolist(), label_indices(cells.frame["label"].tolist())
-    seen = predict(network, cells.decoded(params).batches(sha256s, BATCH))
+    labels = np.array([CLASS_INDEX[label] for label in cells.frame["label"]], dtype=np.int64)
+    seen = predict(network, cells.decoded(params).batches(cells.frame["sha256"].tolist(), BATCH))
     probabilities = softmax(seen.logits, card.temperature)
     metrics = classification_metrics(probabilities, labels, resamples=0)
     row = {"n": metrics["n"], **{name: metrics[name] for name in SCORES}}

@@ -36,6 +36,7 @@ TITLES: Final = {
     "validation_macro_f1": "macro-F1 on the validation pool",
 }
 COLOURS: Final = ("#1f5fa8", "#c2571a", "#3a8f5c", "#8a4fa0", "#b08b00", "#0f8b9d", "#b03060", "#6b7a1f", "#5c4b3a", "#4a5fd0")
+RANKING: Final = "ranking.png"
 MARKERS: Final = "osD^vPX*<>"
 
 
@@ -233,8 +234,9 @@ def summary(study: Study, results: pd.DataFrame) -> list[dict[str, Any]]:
 # --- Markdown ---------------------------------------------------------------------------------------------------------------
 
 
-def write_report(study: Study, results: pd.DataFrame, out: Path) -> list[str]:
-    """Write `report.md` and its pictures into `out`; returns the names of the files."""
+def write_report(study: Study, results: pd.DataFrame, out: Path, history: pd.DataFrame | None = None) -> list[str]:
+    """Write `report.md` and its pictures into `out`; returns the names of the files. `history` has a row for each look of each
+    training at the validation pool."""
     tests = list(dict.fromkeys(results["test"]))
     parts = [_head(study, results)]
     names = ["report.md"]
@@ -244,6 +246,14 @@ def write_report(study: Study, results: pd.DataFrame, out: Path) -> list[str]:
         plot_recalls(results, test, out / pictures[1])
         parts.append(_section(study, results, test, pictures))
         names += pictures
+    if history is not None and not history.get("ranking_accuracy", pd.Series(dtype=float)).isna().all():
+        plot_ranking(history, out / RANKING)
+        parts.append(
+            "## LossNet while it trains\n\nRanking accuracy on the validation pool over the updates, mean over seeds; 0.5 is "
+            "chance.\n\n"
+            f"![ranking accuracy]({RANKING})"
+        )
+        names.append(RANKING)
     parts.append(_cost(results))
     write_atomic(out / "report.md", "\n\n".join(parts) + "\n")
     return names
@@ -468,6 +478,24 @@ def plot_recalls(results: pd.DataFrame, test: str, path: Path) -> None:
         axes.set_xticks(labels.mean(axis=0)[:: max(1, labels.shape[1] // 3)])
         axes.get_xaxis().set_major_formatter("{x:.0f}")
         axes.minorticks_off()
+    figure.axes[0].legend(frameon=False, fontsize=7)
+    _save(figure, path)
+
+
+def plot_ranking(history: pd.DataFrame, path: Path) -> None:
+    """LossNet's ranking accuracy over the updates of a training, a panel for each budget, mean over seeds."""
+    arms = list(dict.fromkeys(history["arm"]))
+    shown_rows = history[history["ranking_accuracy"].notna()]
+    budgets = sorted(set(shown_rows["budget"]))
+    figure = Figure(figsize=(3.2 * len(budgets), 3.2))
+    for axes, budget in zip(np.atleast_1d(figure.subplots(1, len(budgets), sharey=True)), budgets, strict=True):
+        here = shown_rows[shown_rows["budget"] == budget]
+        for arm, rows in here.groupby("arm", sort=False):
+            mean = rows.groupby("update")["ranking_accuracy"].mean()
+            axes.plot(mean.index, mean, color=COLOURS[arms.index(str(arm)) % len(COLOURS)], label=str(arm))
+        axes.axhline(0.5, color="#999", linewidth=0.7, linestyle=":")
+        axes.set(title=f"{_labels_text(here['labels'].to_numpy(dtype=np.float64))} labels", xlabel="update")
+        axes.grid(alpha=0.3)
     figure.axes[0].legend(frameon=False, fontsize=7)
     _save(figure, path)
 

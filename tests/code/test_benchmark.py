@@ -1,5 +1,6 @@
 """`wbc benchmark` as a user runs it: a tiny study on rendered cells, whole, and killed and gone on with."""
 
+import ast
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ from PIL import Image
 
 from flows import benchmark
 from flows.benchmark import Request, find_data, prepare
+from flows.fingerprint import closure, imported_modules, reachable
 from wbc_model.errors import WbcError
 from wbc_model.render import write_cells
 from wbc_model.study_file import read_study
@@ -208,6 +210,16 @@ def test_where_data_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert find_data("home", "rendered", Request(study)) is None
     with pytest.raises(WbcError, match=r"none\.csv does not exist: name its folder with --data"):
         find_data("home", "none.csv", Request(study))
+
+
+def test_the_code_of_a_result_is_what_its_numbers_come_from() -> None:
+    names = ("fit", "evaluate", "ask", "untrained")
+    codes = {name: benchmark._code(f"wbc_model.study:{name}") for name in names}
+    assert len(set(codes.values())) == len(names)
+    where = ast.Module(reachable(ast.parse((ROOT / "wbc_model/study.py").read_text()), "fit"), [])
+    reached = set(closure(imported_modules(where, ROOT), ROOT))
+    assert {f"wbc_model.{name}" for name in ("train", "augment", "network", "images", "lossnet", "sampling")} <= reached
+    assert not {f"wbc_model.{name}" for name in ("study_report", "study_file", "plots", "raabin", "ingest")} & reached
 
 
 def test_seeds_are_shared_out_over_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

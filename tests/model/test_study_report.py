@@ -204,8 +204,10 @@ def test_the_report_says_what_was_found_and_how(tmp_path: Path) -> None:
     table = results({"plain": 0.0, "full": 0.02})
     other = table.assign(test="away", n=7, accuracy=0.5, macro_f1=0.5, recall_Basophil=np.nan)
     both = pd.concat([table, other], ignore_index=True)
-    names = write_report(read, both, tmp_path / "out")
-    assert names == ["report.md", "curves-home.png", "recall-home.png", "curves-away.png", "recall-away.png"]
+    looks = [(arm, 0, 0.1, 10, at, None if arm == "plain" else 0.6) for arm in ("plain", "full") for at in (2, 4)]
+    history = pd.DataFrame(looks, columns=["arm", "seed", "budget", "labels", "update", "ranking_accuracy"])
+    names = write_report(read, both, tmp_path / "out", history)
+    assert names == ["report.md", "curves-home.png", "recall-home.png", "curves-away.png", "recall-away.png", "ranking.png"]
     assert all((tmp_path / "out" / name).stat().st_size for name in names)
     text = (tmp_path / "out/report.md").read_text()
     for piece in (
@@ -223,8 +225,10 @@ def test_the_report_says_what_was_found_and_how(tmp_path: Path) -> None:
     ):
         assert piece in text, piece
     pictures = [(tmp_path / "out" / name).read_bytes() for name in names]
-    write_report(read, both, tmp_path / "out")
+    write_report(read, both, tmp_path / "out", history)
     assert [(tmp_path / "out" / name).read_bytes() for name in names] == pictures  # the same numbers, the same bytes
+    without = history.assign(ranking_accuracy=None)
+    assert "ranking.png" not in write_report(read, both, tmp_path / "out", without)
     assert summary(read, both)[1]["area"] == pytest.approx(
         float(areas(*curves(both, "home", "macro_f1")[:2], log=True)["full"].mean())
     )
