@@ -74,6 +74,8 @@ class TrainParams(Section):
     hard_fraction: Annotated[float, Field(gt=0, le=1)]
     hard_start_share: Share
     rarity: Annotated[float, Field(ge=0)]
+    strong_share: Share
+    logit_adjustment: Annotated[float, Field(ge=0)]
     ema: Annotated[float, Field(ge=0, lt=1)]
     unlabelled_ratio: Annotated[float, Field(ge=0)]
     unlabelled_start_share: Share

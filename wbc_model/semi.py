@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from wbc_model.sampling import seeded
 
 BATCH: Final = 128
+PRIOR_SHARE: Final = 0.5  # of the class shares' logarithm when pseudo-labels are chosen: with all of it rare classes are missed
 Network = TypeVar("Network", bound=nn.Module)
 
 

@@ -28,7 +28,7 @@ from wbc_model.augment import augment
 from wbc_model.calibrate import conformal_threshold, fit_temperature
 from wbc_model.card import Architecture, ModelCard, Normalisation
 from wbc_model.checkpoint import Checkpoint, load_optimizer, optimizer_tensors, read_checkpoint
-from wbc_model.classes import CLASS_INDEX
+from wbc_model.classes import CLASS_INDEX, CLASSES
 from wbc_model.decoded import DecodedCells
 from wbc_model.errors import WbcError
 from wbc_model.lossnet import ranking_accuracy, ranking_loss
@@ -38,7 +38,7 @@ from wbc_model.params import Params
 from wbc_model.predict import Predictions, predict
 from wbc_model.probabilities import softmax
 from wbc_model.sampling import BatchPlan, hard_sample_weights, seeded
-from wbc_model.semi import Averaged, PseudoLabels, UnlabelledCells, candidates, choose
+from wbc_model.semi import PRIOR_SHARE, Averaged, PseudoLabels, UnlabelledCells, candidates, choose
 
 COVERAGE: Final = 0.95
 VALIDATION_BATCH: Final = 128
@@ -69,6 +69,18 @@ def learning_rate(update: int, updates: int, peak: float, warmup_share: float) -
         return peak * (update + 1) / warmup
     progress = (update - warmup) / max(1, updates - warmup)
     return peak * (0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2)
+
+
+def log_prior(count: Tensor) -> Tensor:
+    """Logarithms of the class shares, (classes,) float32, from counts or weights; a class with less than one in a thousand
+    counts as that much. Zeros where nothing was counted.
+
+    Added to the logits in the loss, the network learns what each class looks like rather than how frequent it is: logit
+    adjustment, Menon et al. 2021. Without it, it would rather not name a class of which it has seen three.
+    """
+    if not count.any():
+        return torch.zeros(len(count))
+    return (count.double() / count.sum()).clamp_min(1e-3).log().float()
 
 
 @dataclass
@@ -126,6 +138,10 @@ class Training:
         self.labels = torch.from_numpy(labelled.labels)
         if self.fabric.device.type != "cpu" and self.images.nbytes < 8 * 2**30:
             self.images = self.images.to(self.fabric.device)  # the whole labelled pool lives on the device
+        self.prior = train.logit_adjustment * log_prior(torch.bincount(self.labels, minlength=len(CLASSES))).to(
+            self.fabric.device
+        )
+        self.pseudo_prior = torch.zeros_like(self.prior)
         self.losses = torch.full((len(labelled.labels),), math.nan)
         self.weights = torch.zeros(len(labelled.labels))
         self.pseudo = PseudoLabels.none(len(self.unlabelled.sha256s) if self.unlabelled else 0)
@@ -160,6 +176,7 @@ class Training:
         regular, hard = self.plan.regular(update), self.plan.hard(update, self.weights)
         index = torch.cat([regular, hard])
         strong = torch.arange(len(index)) >= len(regular)
+        strong |= torch.rand(len(index), generator=seeded(self.params.seed, 8, update)) < self.params.train.strong_share
         mine = slice(self.fabric.global_rank, None, self.fabric.world_size)
         index, strong = index[mine], strong[mine]
         images = self.images[index.to(self.images.device)].to(self.fabric.device)
@@ -197,12 +214,14 @@ class Training:
         gradient = update < train.lossnet_gradient_share * size.updates
         output = self.module(images, lossnet_gradient=gradient)
         logits = output.logits.float()
-        each = F.cross_entropy(logits[: len(labels)], labels, reduction="none", label_smoothing=train.label_smoothing)
+        each = F.cross_entropy(
+            logits[: len(labels)] + self.prior, labels, reduction="none", label_smoothing=train.label_smoothing
+        )
         loss = each.mean()
         if self.network.lossnet is not None:
             loss = loss + train.lossnet_weight * ranking_loss(output.predicted_loss[: len(labels)], each, train.lossnet_margin)
         if len(pseudo):
-            loss = loss + F.cross_entropy(logits[len(labels) :], pseudo)
+            loss = loss + F.cross_entropy(logits[len(labels) :] + self.pseudo_prior, pseudo)
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
         self.optimizer.step()
@@ -243,7 +262,7 @@ class Training:
             self.best = {name: value.detach().cpu().clone() for name, value in self.evaluated.state_dict().items()}
         self.weights = hard_sample_weights(self.losses, self.labels, train.hard_fraction, train.rarity)
         if self.unlabelled is not None and update >= train.unlabelled_start_share * self.params.size.updates:
-            self.pseudo = self.fabric.broadcast(self._choose_pseudo_labels(self.unlabelled, update))
+            self._use(self.fabric.broadcast(self._choose_pseudo_labels(self.unlabelled, update)))
 
     @property
     def evaluated(self) -> AttentionResNet18:
@@ -254,6 +273,12 @@ class Training:
     def autocast(self) -> bool:
         return self.params.size.precision == "bf16-mixed"
 
+    def _use(self, pseudo: PseudoLabels) -> None:
+        """Draw from these pseudo-labels from now on."""
+        self.pseudo = pseudo
+        drawn = torch.bincount(pseudo.labels, weights=pseudo.weights.double(), minlength=len(CLASSES))
+        self.pseudo_prior = (self.params.train.logit_adjustment * log_prior(drawn)).to(self.prior)
+
     def _choose_pseudo_labels(self, unlabelled: UnlabelledCells, update: int) -> PseudoLabels:
         """Rank zero's choice; what the other ranks return is not used. Of a large pool no more cells are valued than can be
         drawn twice over before the next look."""
@@ -262,7 +287,9 @@ class Training:
         if self.fabric.is_global_zero:
             index = candidates(cells, 2 * train.eval_every * self.pseudo_count, self.params.seed, update)
             seen = predict(self.evaluated, unlabelled.batches(index), autocast=self.autocast)
-            some = choose(torch.from_numpy(softmax(seen.logits)), train.pseudo_label_threshold, train.rarity)
+            # The pool has its classes in about the labelled pool's shares, which a logit-adjusted network leaves out.
+            logits = seen.logits + PRIOR_SHARE * self.prior.cpu().numpy()
+            some = choose(torch.from_numpy(softmax(logits)), train.pseudo_label_threshold, train.rarity)
             chosen.labels[index], chosen.weights[index] = some
         return chosen
 
@@ -298,7 +325,7 @@ class Training:
         load_optimizer(self.optimizer, checkpoint.part("optimizer"))
         self.best = checkpoint.part("best")
         self.losses, self.weights = checkpoint.tensors["losses"], checkpoint.tensors["weights"]
-        self.pseudo = PseudoLabels(**checkpoint.part("pseudo"))
+        self._use(PseudoLabels(**checkpoint.part("pseudo")))
         if self.averaged is not None:
             self.averaged.network.load_state_dict(checkpoint.part("averaged"))
         self.progress = Progress(**checkpoint.facts)

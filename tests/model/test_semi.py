@@ -1,5 +1,6 @@
 """Semi-supervised training: pseudo-labels and averaged weights by hand, and the training that uses them."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,8 @@ from tests.model.conftest import rendered_set, tiny_params
 from tests.model.test_train import history, same, weights
 from wbc_model import train as training_module
 from wbc_model.errors import WbcError
-from wbc_model.semi import Averaged, UnlabelledCells, candidates, choose, class_thresholds
-from wbc_model.train import LabelledCells, Training
+from wbc_model.semi import Averaged, PseudoLabels, UnlabelledCells, candidates, choose, class_thresholds
+from wbc_model.train import LabelledCells, Training, log_prior
 
 SEMI = {"unlabelled_ratio": 1.0, "ema": 0.9, "pseudo_label_threshold": 0.3, "unlabelled_start_share": 0.0}
 
@@ -50,6 +51,11 @@ def test_of_a_large_pool_other_cells_are_valued_at_each_look():
     assert torch.equal(first, candidates(1000, 100, 0, 50))
 
 
+def test_class_shares_by_hand():
+    assert log_prior(torch.tensor([1, 3, 0])).tolist() == pytest.approx([math.log(0.25), math.log(0.75), math.log(0.001)])
+    assert log_prior(torch.zeros(3)).tolist() == [0, 0, 0]
+
+
 def test_averaged_weights_by_hand():
     network = torch.nn.Sequential(torch.nn.Linear(1, 1, bias=False), torch.nn.BatchNorm1d(1))
     network[0].weight.data.fill_(2.0)
@@ -69,9 +75,12 @@ def test_averaged_weights_by_hand():
 
 
 def test_the_loss_by_hand(labelled: LabelledCells, validation: LabelledCells, pool: UnlabelledCells, tmp_path: Path):
-    """Cross-entropy of the labelled part plus cross-entropy of the pseudo-labelled part, LossNet's from the labelled alone."""
-    training = Training(tiny_params(**SEMI), labelled, validation, tmp_path / "checkpoint", pool)
-    training.pseudo.labels[7], training.pseudo.weights[7] = 3, 1.0
+    """Cross-entropy of the labelled part plus cross-entropy of the pseudo-labelled part, each with the logarithm of its class
+    shares on the logits; LossNet's from the labelled alone."""
+    training = Training(tiny_params(**SEMI, logit_adjustment=1.0), labelled, validation, tmp_path / "checkpoint", pool)
+    pseudo = PseudoLabels.none(60)
+    pseudo.labels[7], pseudo.weights[7] = 3, 1.0
+    training._use(pseudo)
     asked = {}
     training.module = lambda images, lossnet_gradient: asked.setdefault("output", training.network(images, lossnet_gradient))  # type: ignore[assignment]
     training.fabric.backward = lambda loss: asked.setdefault("loss", loss)  # type: ignore[method-assign]
@@ -79,8 +88,10 @@ def test_the_loss_by_hand(labelled: LabelledCells, validation: LabelledCells, po
     logits, predicted = asked["output"].logits, asked["output"].predicted_loss
     assert len(logits) == 16 + 16
     _, labels, _ = training.batch(0)
-    each = -logits.log_softmax(1)[range(16), labels]
-    of_pool = -logits.log_softmax(1)[16:, 3]
+    shares = torch.bincount(torch.from_numpy(labelled.labels), minlength=5) / 160
+    each = -(logits + shares.log()).log_softmax(1)[range(16), labels]
+    drawn = torch.tensor([0.001, 0.001, 0.001, 1.0, 0.001])
+    of_pool = -(logits + drawn.log()).log_softmax(1)[16:, 3]
     ranking = training_module.ranking_loss(predicted[:16], each)
     assert asked["loss"].item() == pytest.approx((each.mean() + of_pool.mean() + ranking).item(), rel=1e-5)
 
@@ -115,11 +126,22 @@ def test_goes_on_after_a_kill_to_the_same_bits(
     assert other.progress.update == 0  # a checkpoint of another pool
 
 
+def test_a_share_of_the_labelled_samples_is_augmented_strongly(
+    labelled: LabelledCells, validation: LabelledCells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    training = Training(tiny_params(strong_share=0.5, hard_share=0.0), labelled, validation, tmp_path / "checkpoint")
+    marked = []
+    monkeypatch.setattr(training_module, "augment", lambda images, strong, generator: marked.append(strong))
+    for update in range(40):
+        training.batch(update)
+    assert torch.cat(marked).float().mean().item() == pytest.approx(0.5, abs=0.1)  # of 640, five standard deviations
+
+
 def test_off_the_pool_changes_nothing(labelled: LabelledCells, validation: LabelledCells, pool: UnlabelledCells, tmp_path: Path):
-    off = tiny_params(unlabelled_ratio=0.0, ema=0.0)
+    off = tiny_params(unlabelled_ratio=0.0)
     runs = [Training(off, labelled, validation, tmp_path / f"{i}", given) for i, given in enumerate((None, pool))]
     empty = UnlabelledCells((), lambda wanted: np.empty((0, 32, 32, 3), np.uint8))
-    runs.append(Training(tiny_params(unlabelled_ratio=1.0, ema=0.0), labelled, validation, tmp_path / "empty", empty))
+    runs.append(Training(tiny_params(unlabelled_ratio=1.0), labelled, validation, tmp_path / "empty", empty))
     for run in runs:
         run.fit()
     assert same(weights(runs[0]), weights(runs[1]))
