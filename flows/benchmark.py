@@ -108,8 +108,9 @@ def benchmark(workspace: Path, request: Request, say: Callable[[str], None]) -> 
         if not request.worker:
             write_results(results_frame(study, rows), out)
 
-    runner = Runner(study, provenance(), cache, say, keep)
-    tracking = None if request.worker else _StudyTracking.open(workspace, study)
+    code = provenance()
+    runner = Runner(study, code, cache, say, keep)
+    tracking = None if request.worker else _StudyTracking.open(workspace, study, code)
     for seed in seeds:
         rows = runner.run_seed(seed, data[seed])
         if tracking is not None:
@@ -347,14 +348,14 @@ class _StudyTracking:
     parent: str
 
     @classmethod
-    def open(cls, workspace: Path, study: Study) -> "_StudyTracking":
+    def open(cls, workspace: Path, study: Study, code: "Provenance") -> "_StudyTracking":
         from flows.tracking import open_tracker
         from wbc_model.study import digest
 
         tracking = study.base.tracking
         named = tracking.model_copy(update={"experiment": f"{tracking.experiment}-studies"})
         tracker = open_tracker(workspace, study.base.model_copy(update={"tracking": named}))
-        key = digest([study.file.model_dump(), study.base.model_dump()])
+        key = digest([study.file.model_dump(), study.base.model_dump(), code.train, code.query])
         parent = _run(tracker, {_STUDY: study.file.name, _ROWS: key}, {"mlflow.runName": study.file.name})
         return cls(tracker, study, parent)
 

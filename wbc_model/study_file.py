@@ -205,6 +205,8 @@ def _arm(name: str, overrides: dict[str, Any], base: Mapping[str, Any], file: St
             raise WbcError(f"{where}: {key}: {strategy!r} is unknown; there are {', '.join(sorted(STRATEGIES))}")
         if "predicted_loss" in STRATEGIES[strategy].needs and not params.model.lossnet:
             raise WbcError(f"{where}: {key}: {strategy} needs LossNet, and model.lossnet is false")
+    if params.train.devices != 1:
+        raise WbcError(f"{where}: train.devices: a study trains on one device at a time; share out its seeds with --jobs")
     return Arm(name, dict(overrides), params, str(initial))
 
 

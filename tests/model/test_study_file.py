@@ -82,6 +82,7 @@ def test_a_grid_is_every_combination_by_a_readable_name(tmp_path: Path) -> None:
         ({"arms": {"plain": {"acquisition.strategy": "magic"}}}, "'magic' is unknown; there are"),
         ({"arms": {"plain": {"initial": "magic"}}}, "initial: 'magic' is unknown"),
         ({"arms": {"plain": {"model.lossnet": False, "acquisition.strategy": "learning_loss"}}}, "needs LossNet"),
+        ({"base": {"train.devices": 2}}, "one device at a time"),
         ({"base": {"train.patience": "many"}}, "base: train.patience"),
         ({"grid": {"acquisition.strategy": ["random", "margin"]}}, "set by the arm plain and by the grid"),
         ({"also_test": {"home": "x.csv"}}, "home is the name"),
