@@ -170,7 +170,8 @@ def _share_out(request: Request, seeds: Sequence[int], workspace: Path) -> None:
     command += [] if request.data is None else ["--data", str(request.data.resolve())]
     command += [] if request.cache is None else ["--cache", str(request.cache.resolve())]
     parts = [seeds[start :: request.jobs] for start in range(min(request.jobs, len(seeds)))]
-    environment = {**os.environ, FLOW: flow_token()}
+    threads = max(1, (os.cpu_count() or 1) // len(parts))  # each would take all cores otherwise
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ, FLOW: flow_token()}
     workers = [
         subprocess.Popen([*command, "--seeds", ",".join(map(str, part))], cwd=workspace, env=environment, stdout=sys.stderr)
         for part in parts
