@@ -14,35 +14,46 @@ from torch import Generator, Tensor
 
 
 class Strength(NamedTuple):
-    """Half widths of the uniform ranges from which a sample's transform is drawn."""
+    """Half widths of the uniform ranges from which a sample's transform is drawn, and probabilities of the last four."""
 
     zoom: float  # of log2 magnification
     shift: float  # of the image side
     shear: float
+    density: float  # of log2 optical density, all channels alike
+    red: float  # of log2 optical density of the channel
+    green: float
+    blue: float
+    stain: float  # radians around the grey axis, of the optical density
     brightness: float  # additive, pixel values are 0..1
     contrast: float  # of log2 contrast
     saturation: float  # of log2 saturation
     hue: float  # radians around the grey axis
-    blur: float  # probability
-    erase: float  # probability
+    blur: float
+    coarse: float  # half the resolution
+    frame: float  # what lies outside a square is background, as in a crop that was cut tightly
+    erase: float
 
 
-MILD: Final = Strength(0.2, 0.05, 0.05, 0.05, 0.15, 0.2, 0.06, 0.0, 0.0)
-STRONG: Final = Strength(0.5, 0.12, 0.2, 0.15, 0.45, 0.6, 0.25, 0.4, 0.4)
+CHANCES: Final = ("blur", "coarse", "frame", "erase")
+MILD: Final = Strength(0.2, 0.05, 0.05, 0, 0, 0, 0, 0, 0.05, 0.15, 0.2, 0.06, 0, 0, 0, 0)
+SITES: Final = Strength(0.35, 0.08, 0.12, 0.35, 0.4, 0.25, 0.7, 0.2, 0.08, 0.2, 0.4, 0.15, 0.25, 0.25, 0.3, 0)
+STRONG: Final = Strength(0.5, 0.12, 0.2, 0.5, 0.5, 0.3, 0.8, 0.25, 0.15, 0.45, 0.6, 0.25, 0.4, 0.3, 0.3, 0.4)
+REGULAR: Final = {"mild": MILD, "sites": SITES}
 SWITCH_ON: Final = 0.6  # probability with which a strong sample receives each transform
 
 
-def _draw_ranges(strong: Tensor, generator: Generator) -> dict[str, Tensor]:
+def _draw_ranges(strong: Tensor, regular: Strength, generator: Generator) -> dict[str, Tensor]:
     """For each sample of `strong` (N,) bool a value per transform: uniform in its half width, or a 0/1 decision."""
     count = strong.shape[0]
     values = {}
-    for name, mild, hard in zip(Strength._fields, MILD, STRONG, strict=True):
+    for name, usual, hard in zip(Strength._fields, regular, STRONG, strict=True):
         uniform = torch.rand(count, generator=generator) * 2 - 1
         on = torch.rand(count, generator=generator) < SWITCH_ON
-        if name in ("blur", "erase"):
-            values[name] = (uniform + 1) / 2 < torch.where(strong, torch.tensor(hard), torch.tensor(mild))
+        if name in CHANCES:
+            values[name] = (uniform + 1) / 2 < torch.where(strong, torch.tensor(float(hard)), torch.tensor(float(usual)))
         else:
-            values[name] = uniform * torch.where(strong & on, torch.tensor(hard), torch.tensor(mild))
+            reach = torch.where(strong & on, torch.tensor(float(hard)), torch.tensor(float(usual)))
+            values[name] = uniform * reach
     return values
 
 
@@ -67,14 +78,30 @@ def _sampling_grid(theta: Tensor, size: int) -> Tensor:
     return torch.addcmul(torch.addcmul(column[..., 2], y, column[..., 1]), x, column[..., 0])
 
 
+def _turn(angle: Tensor) -> Tensor:
+    """Rotations of RGB around the grey axis by `angle` (N,) radians, (N, 3, 3) (Rodrigues)."""
+    identity, grey = torch.eye(3), torch.full((3, 3), 1 / 3)
+    axis = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / math.sqrt(3)
+    cos, sin = torch.cos(angle)[:, None, None], torch.sin(angle)[:, None, None]
+    return cos * identity + sin * axis + (1 - cos) * grey
+
+
+def _stain(values: dict[str, Tensor]) -> Tensor:
+    """One linear map of optical density a sample, (N, 3, 3): the stain's strength, and how its dyes absorb each colour."""
+    channels = torch.stack([values["density"] + values[name] for name in ("red", "green", "blue")], dim=1)
+    return torch.exp2(channels)[:, :, None] * _turn(values["stain"])
+
+
+def _restain(images: Tensor, matrix: Tensor) -> Tensor:
+    """Apply a map of optical density (Beer-Lambert) to images (N, 3, S, S) in 0..1."""
+    density = images.clamp(1 / 255, 1).log_().neg_().flatten(2)
+    return torch.bmm(matrix, density).neg_().exp_().clamp_(0, 1).view(images.shape)
+
+
 def _colour(values: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """One affine map of RGB a sample, (N, 3, 3) and (N, 3, 1): hue around the grey axis, saturation, contrast, brightness."""
     count = values["hue"].shape[0]
-    identity = torch.eye(3).expand(count, 3, 3)
-    grey = torch.full((count, 3, 3), 1 / 3)
-    axis = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / math.sqrt(3)
-    cos, sin = torch.cos(values["hue"])[:, None, None], torch.sin(values["hue"])[:, None, None]
-    turn = cos * identity + sin * axis + (1 - cos) * grey  # Rodrigues' rotation around (1, 1, 1)
+    grey, turn = torch.full((count, 3, 3), 1 / 3), _turn(values["hue"])
     saturation = torch.exp2(values["saturation"])[:, None, None]
     contrast = torch.exp2(values["contrast"])[:, None, None]
     matrix = contrast * (saturation * turn + (1 - saturation) * grey)
@@ -95,23 +122,50 @@ def _erase(images: Tensor, generator: Generator) -> Tensor:
     return torch.where(mask, images.mean((2, 3), keepdim=True), images)
 
 
-def augment(images: Tensor, strong: Tensor, generator: Generator) -> Tensor:
+def _frame(images: Tensor, generator: Generator) -> Tensor:
+    """Lay each image's own border colour over what lies outside a square about its middle."""
+    count, _, height, width = images.shape
+    low = (0.3 * torch.rand(count, 2, generator=generator)).to(images.device)
+    high = (1 - 0.3 * torch.rand(count, 2, generator=generator)).to(images.device)
+    y = (torch.arange(height, device=images.device) + 0.5) / height
+    x = (torch.arange(width, device=images.device) + 0.5) / width
+    inside_y = (y[None] > low[:, :1]) & (y[None] < high[:, :1])
+    inside_x = (x[None] > low[:, 1:]) & (x[None] < high[:, 1:])
+    mask = inside_y[:, None, :, None] & inside_x[:, None, None, :]
+    return torch.where(mask, images, images.amax((2, 3), keepdim=True))
+
+
+def _coarse(images: Tensor) -> Tensor:
+    """Half the resolution, at the same size."""
+    half = F.avg_pool2d(images, 2)
+    return F.interpolate(half, size=images.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def _blur(images: Tensor) -> Tensor:
+    return F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+
+
+def augment(images: Tensor, strong: Tensor, generator: Generator, regular: Strength = MILD) -> Tensor:
     """Augment uint8 images (N, S, S, 3) to float32 (N, 3, S, S) in 0..1, channels last, on their device.
 
-    `strong` (N,) bool on the CPU marks the samples that get the strong set. All randomness comes from `generator` (CPU), so
-    that a seed gives the same batch whatever the device.
+    `strong` (N,) bool on the CPU marks the samples that get the strong set; the others get `regular`. All randomness comes
+    from `generator` (CPU), so that a seed gives the same batch whatever the device.
     """
     device = images.device
-    values = _draw_ranges(strong, generator)
+    values = _draw_ranges(strong, regular, generator)
     matrix, offset = (part.to(device) for part in _colour(values))
     x = images.permute(0, 3, 1, 2).float() / 255
     theta = _geometry(values, generator).to(device)
     x = F.grid_sample(x, _sampling_grid(theta, x.shape[-1]), padding_mode="reflection", align_corners=False)
+    if regular.density or strong.any():
+        x = _restain(x, _stain(values).to(device))
     x = torch.baddbmm(offset, matrix, x.flatten(2)).clamp_(0, 1).view(x.shape)
-    blurred = values["blur"].to(device).nonzero().squeeze(1)
-    if len(blurred):
-        x[blurred] = F.avg_pool2d(F.pad(x[blurred], (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    if values["erase"].any():
-        erased = values["erase"].nonzero().squeeze(1)
-        x[erased.to(device)] = _erase(x[erased.to(device)], generator)
+    for name, change in (("coarse", _coarse), ("blur", _blur)):
+        some = values[name].nonzero().squeeze(1).to(device)
+        if len(some):
+            x[some] = change(x[some])
+    for name, cover in (("frame", _frame), ("erase", _erase)):
+        some = values[name].nonzero().squeeze(1).to(device)
+        if len(some):
+            x[some] = cover(x[some], generator)
     return x.contiguous(memory_format=torch.channels_last)

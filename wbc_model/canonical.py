@@ -19,6 +19,7 @@ WHITE: Final = 245  # the grey value that the background becomes
 DENSITY: Final = 1.0  # optical density (natural log, mean of red and green) that the nucleus becomes
 MAX_POWER: Final = 2.5  # a paler nucleus is not made denser than this: it would be noise
 MIN_DENSITY: Final = 0.15  # of what can be a nucleus at all; paler crops are background or red cells only
+MIN_LIGHT: Final = 80  # grey value that empty smear has at least: darker is no smear but a cap on the lens or a black frame
 MIN_AREA: Final = 8  # pixels of the thumbnail: less is a platelet or a speck
 WINDOW: Final = 0.28  # of the side: the radius in which the search begins
 COMPACT: Final = 0.4  # of the disk with the same radius of gyration that a nucleus fills at least, lobes and gaps together
@@ -66,7 +67,7 @@ def background_colour(pixels: NDArray[np.uint8]) -> Floats:
     light, since both haemoglobin and nuclei absorb green."""
     flat = pixels.reshape(-1, 3)
     brightest = np.argpartition(flat[:, 1], -max(1, len(flat) * 15 // 100))[-max(1, len(flat) * 15 // 100) :]
-    colour: Floats = np.median(flat[brightest], axis=0).clip(80, 255).astype(np.float32)
+    colour: Floats = np.median(flat[brightest], axis=0).clip(MIN_LIGHT, 255).astype(np.float32)
     return colour
 
 
@@ -109,7 +110,10 @@ def _threshold(stain: Floats, central: NDArray[np.bool_]) -> float:
 def find_nucleus(image: Image.Image) -> Nucleus | None:
     """The nucleus of the cell that an RGB crop is about, or None where nothing is stained like one."""
     pixels, scale = _thumbnail(image)
-    density = optical_density(pixels, background_colour(pixels))
+    background = background_colour(pixels)
+    if background.max() <= MIN_LIGHT:
+        return None
+    density = optical_density(pixels, background)
     stain = _nuclear_stain(density)
     height, width = stain.shape
     y, x = np.arange(height, dtype=np.float32)[:, None] + 0.5, np.arange(width, dtype=np.float32)[None] + 0.5
@@ -188,4 +192,5 @@ def _light_table(background: Floats, power: float) -> list[int]:
     """Lookup table (768,) that divides each channel by the background and raises it to `power`."""
     share = np.arange(256, dtype=np.float32)[None] / background[:, None]
     table = WHITE * np.minimum(share, 1.04) ** power
-    return table.clip(0, 255).round().astype(int).ravel().tolist()
+    levels: list[int] = table.clip(0, 255).round().astype(int).ravel().tolist()
+    return levels

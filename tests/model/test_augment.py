@@ -48,9 +48,8 @@ def test_strong_changes_colour_more_than_mild():
 def test_no_transform_leaves_the_image(monkeypatch: pytest.MonkeyPatch):
     """With all ranges at zero, angle 0 and no flip, the image comes back as it went in."""
     still = augmentation.Strength(*[0.0] * len(augmentation.Strength._fields))
-    monkeypatch.setattr(augmentation, "MILD", still)
     monkeypatch.setattr(augmentation, "_geometry", lambda values, generator: torch.eye(3)[:2].expand(8, 2, 3))
-    out = augment(cell(), torch.zeros(8, dtype=torch.bool), seeded(0))
+    out = augment(cell(), torch.zeros(8, dtype=torch.bool), seeded(0), still)
     torch.testing.assert_close(out, cell().permute(0, 3, 1, 2).float() / 255, rtol=0, atol=1e-4)
 
 
@@ -67,3 +66,32 @@ def test_hue_turn_by_hand():
     red, grey = torch.tensor([1.0, 0.0, 0.0]), torch.full((3,), 0.4)
     torch.testing.assert_close(matrix[0] @ red + offset[0, :, 0], torch.tensor([0.0, 1.0, 0.0]), rtol=0, atol=1e-6)
     torch.testing.assert_close(matrix[0] @ grey + offset[0, :, 0], grey, rtol=0, atol=1e-6)
+
+
+def test_restaining_is_a_linear_map_of_optical_density():
+    """Twice the dye in red alone: the transmitted share of red is squared, that of the others stays."""
+    images = torch.tensor([0.5, 0.8, 0.2]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
+    out = augmentation._restain(images, torch.diag(torch.tensor([2.0, 1.0, 1.0]))[None])
+    torch.testing.assert_close(out[0, :, 0, 0], torch.tensor([0.25, 0.8, 0.2]))
+
+
+def test_a_turn_of_the_stain_keeps_grey_grey():
+    turned = augmentation._turn(torch.tensor([0.0, 0.7])) @ torch.ones(3)
+    torch.testing.assert_close(turned, torch.ones(2, 3))
+    torch.testing.assert_close(augmentation._turn(torch.zeros(1))[0], torch.eye(3))
+
+
+def test_sites_vary_stain_and_framing_more_than_mild():
+    images = cell(count=256)
+    none = torch.zeros(256, dtype=torch.bool)
+    spread = [augment(images, none, seeded(1), s).mean((2, 3)).std(0).mean() for s in (augmentation.MILD, augmentation.SITES)]
+    assert spread[1] > 1.5 * spread[0]
+
+
+def test_a_frame_covers_with_the_brightest_colour_and_keeps_the_middle():
+    images = cell().permute(0, 3, 1, 2).float() / 255
+    out = augmentation._frame(images, seeded(5))
+    assert torch.equal(out[..., 12:20, 12:20], images[..., 12:20, 12:20])
+    changed = (out != images).any(dim=1)
+    assert changed.any()
+    assert torch.equal(out.amax((2, 3)), images.amax((2, 3)))
