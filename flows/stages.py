@@ -118,9 +118,10 @@ def query(workspace: Path, count: int | None = None) -> dict[str, Any]:
     decoded = decoded_cells(workspace, card.input_size, card.view)
     autocast = params.size.precision == "bf16-mixed"
     unlabelled, labelled = pools.frames["unlabelled"], pools.frames["labelled"]
-    queue = query_pool(candidate, decoded, unlabelled, params.acquisition.strategy, count, params.seed, autocast, labelled)
+    how = params.acquisition
+    queue = query_pool(candidate, decoded, unlabelled, how.strategy, count, params.seed, autocast, labelled, how.candidates)
     write_atomic(workspace / "data/queue.csv", queue.to_csv(index=False))
-    return {"wrote": "data/queue.csv", "cells": len(queue), "pool": len(unlabelled), "strategy": params.acquisition.strategy}
+    return {"wrote": "data/queue.csv", "cells": len(queue), "pool": len(unlabelled), "strategy": how.strategy}
 
 
 def label_target(params: Params, pools: Pools) -> int:

@@ -86,6 +86,7 @@ class TrainParams(Section):
 
 class AcquisitionParams(Section):
     strategy: str
+    candidates: Annotated[int, Field(ge=0)]
 
 
 class RetrainParams(Section):
