@@ -39,6 +39,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "supervised": SUPERVISED,
     "supervised, twice as long": {**SUPERVISED, "size.updates": 1000},
     "semi": {**SUPERVISED, **SEMI},
+    "semi, half as long again": {**SUPERVISED, **SEMI, "size.updates": 750},
     "semi without adjustment": {**SUPERVISED, **SEMI, "train.logit_adjustment": 0.0},
 }
 

@@ -14,7 +14,7 @@ from wbc_model.errors import WbcError
 from wbc_model.semi import Averaged, PseudoLabels, UnlabelledCells, candidates, choose, class_thresholds
 from wbc_model.train import LabelledCells, Training, log_prior
 
-SEMI = {"unlabelled_ratio": 1.0, "ema": 0.9, "pseudo_label_threshold": 0.3, "unlabelled_start_share": 0.0}
+SEMI = {"unlabelled_ratio": 1.0, "ema": 0.9, "pseudo_label_threshold": 0.2, "unlabelled_start_share": 0.0}
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,7 @@ class Watched(train.Training):
 
     def save(self) -> None:
         super().save()
+        assert self.pseudo.weights.any()
         rows = [{k: v for k, v in row.items() if k != "images_per_second"} for row in self.progress.history]
         Path(f"history-{self.fabric.global_rank}.json").write_text(json.dumps(rows))
         if self.fabric.is_global_zero and self.progress.update == self.die_at:
