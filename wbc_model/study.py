@@ -153,7 +153,7 @@ def ask(params: Params, data: StudyData, labelled: Sequence[str], model: Path, s
         params.seed,
         params.size.precision == "bf16-mixed",
         labelled=have,
-        candidates=getattr(params.acquisition, "candidates", 0),
+        candidates=params.acquisition.candidates,
     )
     return [str(sha256) for sha256 in queue["sha256"]]
 
@@ -166,8 +166,8 @@ def untrained(params: Params) -> tuple[AttentionResNet18, ModelCard]:
         load_imagenet(network, Path(params.model.init_weights))
     architecture = Architecture(attention=params.model.attention, lossnet=params.model.lossnet)
     normalisation = Normalisation(mean=MEAN, std=STD)
-    size = params.size.image_size
-    return network, ModelCard(version="", input_size=size, normalisation=normalisation, architecture=architecture)
+    size, view = params.size.image_size, params.model.view
+    return network, ModelCard(version="", input_size=size, view=view, normalisation=normalisation, architecture=architecture)
 
 
 def random_labels(data: StudyData, seed: int, count: int) -> list[str]:
