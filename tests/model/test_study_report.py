@@ -232,3 +232,13 @@ def test_the_report_says_what_was_found_and_how(tmp_path: Path) -> None:
     assert summary(read, both)[1]["area"] == pytest.approx(
         float(areas(*curves(both, "home", "macro_f1")[:2], log=True)["full"].mean())
     )
+
+
+def test_one_arm_one_budget_one_seed_make_a_report_too(tmp_path: Path) -> None:
+    read = study(tmp_path, arms={"plain": {}}, budgets=[0.1])
+    table = results({"plain": 0.0}, seeds=1)
+    write_report(read, table[table["budget"] == 0.1], tmp_path / "out")
+    text = (tmp_path / "out/report.md").read_text()
+    assert "| plain | 90.00 | 90.00 |" in text  # the one value, and the area, which is the same
+    assert "Wilcoxon" in text
+    assert "Against" not in text
