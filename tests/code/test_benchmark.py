@@ -34,7 +34,7 @@ TINY: dict[str, Any] = {
     "budgets": [0.1, 0.3],
     "also_test": {"away": "away/manifest.csv"},
     "base": {
-        "data.rendered_cells": 150,
+        "data.rendered_cells": 50,
         "presets.small.image_size": 32,
         "presets.small.batch_size": 8,
         "presets.small.updates": 4,
@@ -253,16 +253,25 @@ def without_checks(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 def test_without_a_split_each_seed_makes_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = workspace(tmp_path / "w", data="rendered", also_test={})
+    folder = workspace(tmp_path / "w", also_test={})
+    manifest = folder / "cells/manifest.csv"
+    pd.read_csv(manifest).drop(columns="split").to_csv(manifest, index=False)
     study = read_study(folder / "tiny.yaml", folder / "params.yaml")
     checked = without_checks(monkeypatch)
-    seeds = [prepare(study, {"home": None}, tmp_path / "cache", seed, lambda line: None) for seed in (0, 1, 0)]
+    seeds = [prepare(study, {"home": manifest}, tmp_path / "cache", seed, lambda line: None) for seed in (0, 1, 0)]
     assert len(checked) == 2
-    assert seeds[0].version == seeds[2].version
+    assert seeds[0].version == seeds[2].version != seeds[1].version
     for data in seeds:
         parts = [data.pool, data.validation, data.tests["home"]]
         cells = [set(part.frame["sha256"]) for part in parts]
-        assert sum(map(len, cells)) == len(set.union(*cells)) == 150
+        assert sum(map(len, cells)) == len(set.union(*cells)) == 160
+
+
+def test_rendered_cells_are_drawn_where_the_study_asks_for_them(tmp_path: Path) -> None:
+    folder = workspace(tmp_path / "w", data="rendered")
+    study = read_study(folder / "tiny.yaml", folder / "params.yaml")
+    facts = benchmark._fill(tmp_path / "data", None, study.base, 0, check=False)
+    assert facts["pools"] == {"labelled": 50, "unlabelled": 0, "validation": 0, "test": 0}
 
 
 def test_a_manifest_s_own_split_is_kept_for_every_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
