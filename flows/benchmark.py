@@ -253,7 +253,7 @@ def _prepared(source: Path | None, params: Params, seed: int, cache: Path, check
     done = folder / ".wbc/prepared.json"
     with locked(cache / "data.lock"):
         if not done.exists():
-            say(f"preparing {source.name if source else 'rendered cells'}")
+            say(f"preparing {f'{source.parent.name}/{source.name}' if source else 'rendered cells'}")
             facts = _fill(folder, source, params, seed, check)
             write_atomic(done, json.dumps(facts, indent=2) + "\n")
     for line in json.loads(done.read_text())["notes"]:
