@@ -31,7 +31,7 @@ from wbc_model.params import Params, PresetName, Share, parse_params
 RENDERED: Final = "rendered"
 INITIAL: Final = "initial"  # the one key of an arm that is no key of params.yaml
 HOME: Final = "home"  # the name of the pool's own test split among the evaluation sets
-_NO_EFFECT: Final = ("seed", "checks", "retrain", "gate", "tracking", "schedule")
+_NO_EFFECT: Final = ("seed", "checks", "retrain", "onboard", "gate", "tracking", "schedule")
 _NO_EFFECT_DATA: Final = ("source", "rendered_cells", "validation_share", "test_share", "initial_share")
 # the last is for tuning: what is chosen by a score must not be the score that is reported
 Metric = Literal["macro_f1", "balanced_accuracy", "accuracy", "validation_macro_f1"]
