@@ -131,7 +131,7 @@ def test_a_share_of_the_labelled_samples_is_augmented_strongly(
 ):
     training = Training(tiny_params(strong_share=0.5, hard_share=0.0), labelled, validation, tmp_path / "checkpoint")
     marked = []
-    monkeypatch.setattr(training_module, "augment", lambda images, strong, generator: marked.append(strong))
+    monkeypatch.setattr(training_module, "augment", lambda images, strong, *rest: marked.append(strong))
     for update in range(40):
         training.batch(update)
     assert torch.cat(marked).float().mean().item() == pytest.approx(0.5, abs=0.1)  # of 640, five standard deviations
