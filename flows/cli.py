@@ -404,6 +404,37 @@ def benchmark_command(
     _emit(result, json_, "" if worker else benchmark.result_text(result))
 
 
+# --- another site ------------------------------------------------------------------------------------------------------------
+
+
+@app.command("onboard")
+def onboard_command(
+    data: Annotated[Path, typer.Argument(metavar="SITE_DATA", help="The new site's cells: manifest CSV or folder per class.")],
+    labels: Annotated[int | None, typer.Option(min=1, help="Cells to ask for; default: onboard.labels.")] = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Labels that people gave: CSV (sha256, label) or Label Studio's JSON."),
+    ] = None,
+    model: Annotated[Path | None, typer.Option(metavar="DIR", help="The model to adapt; default: the champion.")] = None,
+    json_: Json = False,
+) -> None:
+    """Adapt the champion to a new site with the few labels that help most."""
+    from flows.onboard import onboard
+    from flows.progress import Progress
+
+    result = onboard(_workspace(), data, labels, answers, model, Progress())
+    if result["status"] == "waiting":
+        text = (
+            f"{result['awaited']} cells wait for a label: {result['queue']}\n"
+            f"fill in a column `label` and run again with --answers {result['queue']}"
+        )
+    else:
+        both = [(when, place, scores) for when in ("before", "after") for place, scores in result[when].items()]
+        lines = [f"{when}, {place}: {_scores(scores)}" for when, place, scores in both]
+        text = "\n".join([*lines, f"wrote {result['model']}"])
+    _emit(result, json_, text)
+
+
 # --- the service and the show ------------------------------------------------------------------------------------------------
 
 

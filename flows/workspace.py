@@ -23,6 +23,8 @@ GITIGNORE: Final = """\
 # the champion is kept by the registry
 /models/champion/
 /models/.champion.*
+# sites that the champion was adapted to
+/sites/
 /reports/*.png
 /build/
 """

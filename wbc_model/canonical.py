@@ -2,7 +2,7 @@
 
 Sites differ in magnification, stain and lamp far more than their cells do. The view finds the nucleus by its stain, cuts a
 square whose side is a fixed multiple of the nucleus's radius, and undoes lamp and stain strength by Beer-Lambert's law:
-transmitted light is divided by the background's, and a power makes the nucleus as dense as a standard one. Pure NumPy and
+transmitted light is divided by the background's, and a power takes the nucleus half the way to a standard density. Pure NumPy and
 Pillow, so that the service has it too; about a millisecond a cell.
 """
 
@@ -17,7 +17,8 @@ THUMB: Final = 64  # the nucleus is sought at this size; its features are far la
 FRAME: Final = 2.5  # half the side of the view in radii of gyration of the nucleus: a neutrophil's cytoplasm just fits
 WHITE: Final = 245  # the grey value that the background becomes
 DENSITY: Final = 1.0  # optical density (natural log, mean of red and green) that the nucleus becomes
-MAX_POWER: Final = 2.5  # a paler nucleus is not made denser than this: it would be noise
+POWER_SHARE: Final = 0.5  # of the way to that density: all of it makes a pale neutrophil as red as an eosinophil
+MAX_POWER: Final = 1.6  # a pale nucleus is not made denser than this: it would be noise
 MIN_DENSITY: Final = 0.15  # of what can be a nucleus at all; paler crops are background or red cells only
 MIN_LIGHT: Final = 80  # grey value that empty smear has at least: darker is no smear but a cap on the lens or a black frame
 MIN_AREA: Final = 8  # pixels of the thumbnail: less is a platelet or a speck
@@ -178,7 +179,8 @@ def canonical_view(image: Image.Image, size: int) -> tuple[NDArray[np.uint8], bo
         half, x, y, power = max(image.size) / 2, image.width / 2, image.height / 2, 1.0
     else:
         half, x, y = FRAME * nucleus.radius, nucleus.x, nucleus.y
-        power = float(np.clip(DENSITY / max(nucleus.density[:2].mean(), 1e-3), 1 / MAX_POWER, MAX_POWER))
+        to_standard = DENSITY / max(float(nucleus.density[:2].mean()), 1e-3)
+        power = float(np.clip(to_standard**POWER_SHARE, 1 / MAX_POWER, MAX_POWER))
     box = max(x - half, 0.0), max(y - half, 0.0), min(x + half, image.width), min(y + half, image.height)
     corner = [round((box[i] - (x, y)[i % 2] + half) / (2 * half) * size) for i in range(4)]
     inner = max(1, corner[2] - corner[0]), max(1, corner[3] - corner[1])

@@ -104,20 +104,25 @@ class _Row:
         return self.path, self.sha256
 
 
-def ingest(data: Path, workspace_data: Path, params: Params, source: str | None = None) -> IngestReport:
+def ingest(
+    data: Path, workspace_data: Path, params: Params, source: str | None = None, reveal_labels: bool = True
+) -> IngestReport:
     """Take a manifest CSV or a folder per class into the store and the pools under `workspace_data` (a workspace's `data`).
 
-    `source` is written beside every cell; by default the manifest's name. Raises WbcError when the manifest as a whole
+    `source` is written beside every cell; by default the manifest's name. Without `reveal_labels` all rows go to the unlabelled
+    pool, whatever their split, and their labels to the oracle. Raises WbcError when the manifest as a whole
     cannot be read; a row that cannot be used is reported and the rest goes in.
     """
     manifest = read_manifest(data)
+    if not reveal_labels:
+        manifest["split"] = "train"
     store = ImageStore(workspace_data / "images")
     name = source or (data.resolve().name if data.is_dir() else data.stem)
     accepted: list[_Row] = []
     rejections: list[Rejection] = []
     images = _examine(manifest, root_of(data), set(store.index()), name, accepted, rejections)
     shards = store.add(images)
-    merge = _Merge(workspace_data, params, name, accepted, rejections)
+    merge = _Merge(workspace_data, params, name, accepted, rejections, reveal_labels)
     pools = transaction(workspace_data / "pools", merge)
     return IngestReport(
         rows=len(manifest),
@@ -192,6 +197,7 @@ class _Merge:
     source: str
     accepted: list[_Row]
     rejections: list[Rejection]
+    reveal_labels: bool
     known: int = 0
     added: dict[str, int] = field(default_factory=dict)
 
@@ -315,7 +321,7 @@ class _Merge:
             del oracle[sha256]
         training = [row.sha256 for row in rows if row.side == "train" and row.label]
         at_least = 2 if pools.frames["labelled"].empty else 0
-        shown = reveal(training, self.params.data.initial_share, at_least, self.params.seed)
+        shown = reveal(training, self.params.data.initial_share, at_least, self.params.seed) if self.reveal_labels else set()
         moment = now()
         records: dict[str, list[list[Any]]] = {name: [] for name in POOLS}
         for row in rows:

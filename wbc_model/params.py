@@ -61,6 +61,7 @@ class ModelParams(Section):
 
 
 class TrainParams(Section):
+    augmentation: Literal["mild", "sites"]
     learning_rate: Annotated[float, Field(gt=0)]
     weight_decay: Annotated[float, Field(ge=0)]
     label_smoothing: Share
@@ -87,6 +88,25 @@ class TrainParams(Section):
 class AcquisitionParams(Section):
     strategy: str
     candidates: Annotated[int, Field(ge=0)]
+
+
+class AdaptationParams(Section):
+    updates: Annotated[int, Field(ge=1)]
+    learning_rate: Annotated[float, Field(gt=0)]
+    site_share: Annotated[float, Field(gt=0, lt=1)]
+    rarity: Annotated[float, Field(ge=0)]
+    ema: Annotated[float, Field(ge=0, lt=1)]
+    unlabelled_ratio: Annotated[float, Field(ge=0)]
+    unlabelled_start_share: Share
+    pseudo_label_threshold: Share
+
+
+class OnboardParams(Section):
+    labels: Annotated[int, Field(ge=1)]
+    rounds: Annotated[int, Field(ge=1)]
+    first_strategy: str
+    strategy: str
+    train: AdaptationParams
 
 
 class RetrainParams(Section):
@@ -131,6 +151,7 @@ class Params(Section):
     model: ModelParams
     train: TrainParams
     acquisition: AcquisitionParams
+    onboard: OnboardParams
     retrain: RetrainParams
     gate: GateParams
     tracking: TrackingParams

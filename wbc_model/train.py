@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from wbc_model.augment import augment
+from wbc_model.augment import REGULAR, augment
 from wbc_model.calibrate import conformal_threshold, fit_temperature
 from wbc_model.card import Architecture, ModelCard, Normalisation
 from wbc_model.checkpoint import Checkpoint, load_optimizer, optimizer_tensors, read_checkpoint
@@ -93,6 +93,18 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Adaptation:
+    """What makes a training one that goes on from a trained network to a new site: its `weights`, and which of the labelled
+    cells are the new site's, `focus` (N,) bool. They are what the hard part of a batch is drawn from.
+
+    The validation pool is the old site's and would choose the weights that have moved the least: the last ones are kept.
+    """
+
+    weights: dict[str, Tensor]
+    focus: NDArray[np.bool_]
+
+
 class Training:
     """One training run. `fit` does the work; the state between two looks at the validation pool is in a checkpoint."""
 
@@ -103,9 +115,12 @@ class Training:
         validation: LabelledCells,
         checkpoint: Path,
         unlabelled: UnlabelledCells | None = None,
+        adapt: Adaptation | None = None,
     ) -> None:
-        """`unlabelled` is used where `train.unlabelled_ratio` is above 0, and is needed there; it may be empty."""
+        """`unlabelled` is used where `train.unlabelled_ratio` is above 0, and is needed there; it may be empty. With `adapt` a
+        trained network is taken on to a new site."""
         self.params, self.labelled, self.validation, self.path = params, labelled, validation, checkpoint
+        self.adapt = adapt
         size, train = params.size, params.train
         if train.unlabelled_ratio and unlabelled is None:
             raise WbcError("train.unlabelled_ratio is above 0, but the training was given no unlabelled pool")
@@ -127,6 +142,8 @@ class Training:
         if params.model.init_weights:
             load_imagenet(self.network, Path(params.model.init_weights))
         self.network.to(memory_format=torch.channels_last)
+        if adapt is not None:
+            self.network.load_state_dict(adapt.weights)
         self.averaged = Averaged(self.network, train.ema) if train.ema else None
         optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay, fused=True
@@ -143,7 +160,7 @@ class Training:
         )
         self.pseudo_prior = torch.zeros_like(self.prior)
         self.losses = torch.full((len(labelled.labels),), math.nan)
-        self.weights = torch.zeros(len(labelled.labels))
+        self.weights = self._hard_weights()
         self.pseudo = PseudoLabels.none(len(self.unlabelled.sha256s) if self.unlabelled else 0)
         self.best: dict[str, Tensor] = {}
         self.progress = Progress()
@@ -166,6 +183,10 @@ class Training:
             parts += [list(cells.sha256s), cells.labels.tolist()]
         if self.unlabelled is not None:
             parts.append(list(self.unlabelled.sha256s))
+        if self.adapt is not None:
+            parts.append(self.adapt.focus.tolist())
+            for name, value in sorted(self.adapt.weights.items()):
+                digest.update(name.encode() + value.contiguous().numpy().tobytes())
         for source in sorted(Path(__file__).parent.glob("*.py")):
             digest.update(source.read_bytes())
         digest.update(json.dumps([torch.__version__, *parts]).encode())
@@ -180,7 +201,9 @@ class Training:
         mine = slice(self.fabric.global_rank, None, self.fabric.world_size)
         index, strong = index[mine], strong[mine]
         images = self.images[index.to(self.images.device)].to(self.fabric.device)
-        images = augment(images, strong, seeded(self.params.seed, 3, update, self.fabric.global_rank))
+        images = augment(
+            images, strong, seeded(self.params.seed, 3, update, self.fabric.global_rank), REGULAR[self.params.train.augmentation]
+        )
         return images, self.labels[index].to(self.fabric.device), index
 
     @property
@@ -257,12 +280,21 @@ class Training:
         if self.network.lossnet is None:
             del row["ranking_accuracy"], row["predicted_loss_spread"]
         self.progress.history.append(row)
-        if row["validation_loss"] < self.progress.best_loss:
+        if self.adapt is not None or row["validation_loss"] < self.progress.best_loss:
             self.progress.best_loss, self.progress.best_update = row["validation_loss"], update
             self.best = {name: value.detach().cpu().clone() for name, value in self.evaluated.state_dict().items()}
-        self.weights = hard_sample_weights(self.losses, self.labels, train.hard_fraction, train.rarity)
+        self.weights = self._hard_weights()
         if self.unlabelled is not None and update >= train.unlabelled_start_share * self.params.size.updates:
             self._use(self.fabric.broadcast(self._choose_pseudo_labels(self.unlabelled, update)))
+
+    def _hard_weights(self) -> Tensor:
+        """The weights with which labelled cells are drawn again: the hard ones or, on a new site, all of its cells."""
+        train = self.params.train
+        if self.adapt is None:
+            return hard_sample_weights(self.losses, self.labels, train.hard_fraction, train.rarity)
+        focus = torch.from_numpy(self.adapt.focus)
+        count = torch.bincount(self.labels[focus], minlength=len(CLASSES)).clamp_min(1)
+        return torch.where(focus, count[self.labels].float() ** -train.rarity, torch.zeros(()))
 
     @property
     def evaluated(self) -> AttentionResNet18:

@@ -1,0 +1,221 @@
+"""Onboarding: the champion meets a new site, asks for the few labels that help most, and is adapted without forgetting home.
+
+The site gets a folder of its own in the workspace, `sites/NAME`, with the same image store, pools, queue and label log as the
+workspace, so that asking, labelling and training are those of the active-learning loop. Labels that came with the site's data
+are the oracle's: only those that were asked for are used, the cells that were not asked for are the test.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from flows.labels import awaited, import_labels, oracle_answers, record
+from flows.progress import Progress
+from flows.stages import decoded_cells, usable_pools
+from wbc_model.card import ModelCard, read_card
+from wbc_model.classes import CLASS_INDEX
+from wbc_model.errors import WbcError
+from wbc_model.export import load_model, save_model
+from wbc_model.files import write_atomic
+from wbc_model.ingest import ingest
+from wbc_model.manifest import printable
+from wbc_model.metrics import classification_metrics
+from wbc_model.params import Params, read_params
+from wbc_model.pools import Pools
+from wbc_model.predict import Predictions
+from wbc_model.probabilities import softmax
+from wbc_model.query import query, score_pool
+from wbc_model.semi import UnlabelledCells
+from wbc_model.train import Adaptation, LabelledCells, Training, calibrated_card
+
+SHIFT_CELLS = 1000  # of home that the shift is measured against
+
+
+@dataclass(frozen=True)
+class Onboarding:
+    """What every step needs: the workspace, the site's folder, the champion's directory, the typed parameters."""
+
+    workspace: Path
+    site: Path
+    champion: Path
+    params: Params
+    progress: Progress
+
+    @property
+    def adapted(self) -> Path:
+        """The directory of the adapted model."""
+        return self.site / "models/adapted"
+
+    def pools(self) -> Pools:
+        return Pools.read(self.site / "data/pools")
+
+
+def champion_of(workspace: Path) -> Path:
+    """The champion's model directory, or the candidate's where nothing was promoted; raises WbcError where there is neither."""
+    for name in ("champion", "candidate"):
+        if (workspace / "models" / name).is_dir():
+            return workspace / "models" / name
+    raise WbcError("there is no model to adapt: `wbc retrain` makes one")
+
+
+def adaptation_params(params: Params, card: ModelCard) -> Params:
+    """The parameters of the adaptation: those of training with what the section `onboard` says, and the champion's network."""
+    how = params.onboard.train
+    size = params.size.model_copy(update={"updates": how.updates, "image_size": card.input_size})
+    architecture = {"attention": card.architecture.attention, "lossnet": card.architecture.lossnet, "view": card.view}
+    train = {
+        "learning_rate": how.learning_rate,
+        "hard_share": how.site_share,
+        "hard_start_share": 0.0,
+        "rarity": how.rarity,
+        "ema": how.ema,
+        "unlabelled_ratio": how.unlabelled_ratio,
+        "unlabelled_start_share": how.unlabelled_start_share,
+        "pseudo_label_threshold": how.pseudo_label_threshold,
+        "logit_adjustment": 0.0,
+        "patience": how.updates,  # never early: the validation pool is not the new site's
+    }
+    return params.model_copy(
+        update={
+            "presets": {**params.presets, params.preset: size},
+            "model": params.model.model_copy(update=architecture),
+            "train": params.train.model_copy(update=train),
+        }
+    )
+
+
+def onboard(
+    workspace: Path, data: Path, labels: int | None, answers: Path | None, model: Path | None, progress: Progress
+) -> dict[str, Any]:
+    """Take the images of a new site in, ask, learn, and report before and after; goes on where it stopped.
+
+    Returns `status` `adapted` or, where people have to label, `waiting` with the path of the queue. Raises WbcError.
+    """
+    params = read_params(workspace / "params.yaml")
+    asked = labels or params.onboard.labels
+    name = printable(data.resolve().name if data.is_dir() else data.stem)
+    ctx = Onboarding(workspace, workspace / "sites" / name, model or champion_of(workspace), params, progress)
+    report = ingest(data, ctx.site / "data", params, name, reveal_labels=False)
+    progress.say(f"site {name}: {sum(report.pools.values())} cells" + (f", refused: {report.reasons}" if report.reasons else ""))
+    if answers is not None:
+        import_labels(ctx.site, answers, _round(ctx) + 1)
+    shift = _shift(ctx)
+    progress.say(f"{shift['far']:.0%} of the cells are unlike any at home; confidence {shift['confidence']['site']:.2f}, "
+                 f"at home {shift['confidence']['home']:.2f}")  # fmt: skip
+    result: dict[str, Any] = {"site": name, "champion": str(ctx.champion), "refused": report.reasons, "shift": shift}
+    while (have := len(ctx.pools().frames["labelled"])) < asked:
+        if not _ask(ctx, asked - have, asked):
+            queue = ctx.site / "data/queue.csv"
+            return {**result, "status": "waiting", "labels": have, "awaited": len(awaited(ctx.site)), "queue": str(queue)}
+        _adapt(ctx)
+    if not ctx.adapted.is_dir():
+        _adapt(ctx)
+    result |= {"status": "adapted", "labels": have, "model": str(ctx.adapted), **_before_and_after(ctx)}
+    write_atomic(ctx.site / "report.json", json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def _round(ctx: Onboarding) -> int:
+    """How many rounds of labels there are."""
+    labelled = ctx.pools().frames["labelled"]
+    return int(labelled["cycle"].max()) if len(labelled) else 0
+
+
+def _ask(ctx: Onboarding, missing: int, asked: int) -> bool:
+    """Put the next round into the queue and take its answers from the oracle; False where people have to answer."""
+    done, how, pools = _round(ctx), ctx.params.onboard, ctx.pools()
+    waiting = awaited(ctx.site) if (ctx.site / "data/queue.csv").exists() else pd.DataFrame()
+    if waiting.empty:
+        count = min(missing, -(-asked // how.rounds))
+        first = done == 0 or not ctx.adapted.is_dir()
+        model, strategy = (ctx.champion, how.first_strategy) if first else (ctx.adapted, how.strategy)
+        card = read_card(model)
+        decoded = decoded_cells(ctx.site, card.input_size, card.view)
+        frames = pools.frames
+        if frames["unlabelled"].empty:
+            raise WbcError(f"site {ctx.site.name}: {asked} labels were asked for, it has only {len(frames['labelled'])} cells")
+        queue = query(model, decoded, frames["unlabelled"], strategy, count, ctx.params.seed, False, frames["labelled"])
+        write_atomic(ctx.site / "data/queue.csv", queue.to_csv(index=False))
+        waiting = awaited(ctx.site)
+        ctx.progress.say(f"round {done + 1}: {len(waiting)} cells asked for by {strategy}")
+    given = oracle_answers(ctx.site, waiting)
+    if len(given):
+        record(ctx.site, given, done + 1)
+    return awaited(ctx.site).empty
+
+
+def _home(ctx: Onboarding, pool: str, card: ModelCard) -> LabelledCells:
+    frame = usable_pools(ctx.workspace).frames[pool]
+    if frame.empty:
+        raise WbcError(f"the workspace's {pool} pool is empty: onboarding needs the cells that the champion learned from")
+    decoded = decoded_cells(ctx.workspace, card.input_size, card.view)
+    return LabelledCells.load(decoded, frame["sha256"].tolist(), frame["label"].tolist())
+
+
+def _adapt(ctx: Onboarding) -> None:
+    """Go on from the champion with the site's labelled cells, those of home, and the site's unlabelled ones."""
+    network, card = load_model(ctx.champion)
+    params, frames = adaptation_params(ctx.params, card), ctx.pools().frames
+    decoded = decoded_cells(ctx.site, card.input_size, card.view)
+    home, validation = _home(ctx, "labelled", card), _home(ctx, "validation", card)
+    site = LabelledCells.load(decoded, frames["labelled"]["sha256"].tolist(), frames["labelled"]["label"].tolist())
+    both = LabelledCells(
+        np.concatenate([home.images, site.images]),
+        np.concatenate([home.labels, site.labels]),
+        home.sha256s + site.sha256s,
+    )
+    focus = np.arange(len(both.labels)) >= len(home.labels)
+    weights = {key: value.clone() for key, value in network.state_dict().items()}
+    unlabelled = UnlabelledCells(tuple(frames["unlabelled"]["sha256"]), decoded.read)
+    checkpoint = ctx.site / ".wbc/checkpoint.safetensors"
+    training = Training(params, both, validation, checkpoint, unlabelled, Adaptation(weights, focus))
+    adapted = training.fit()
+    new = calibrated_card(adapted, validation, params)
+    source = f"{card.data_source}, {len(site.labels)} labelled cells of {ctx.site.name}"
+    keep = card.model_dump(include={"pool_version", "git_commit", "rendered"})
+    save_model(ctx.adapted, adapted, new.model_copy(update={**keep, "data_source": source}))
+    checkpoint.unlink(missing_ok=True)
+
+
+def _predictions(ctx: Onboarding, model: Path, root: Path, frame: pd.DataFrame, embeddings: bool = False) -> Predictions:
+    network, card = load_model(model)
+    decoded = decoded_cells(root, card.input_size, card.view)
+    return score_pool(network, decoded, frame["sha256"].tolist(), False, embeddings)
+
+
+def _shift(ctx: Onboarding) -> dict[str, Any]:
+    """The site's cells against home's, by the champion, without a label."""
+    from wbc_model.shift import measure_shift
+
+    frames = usable_pools(ctx.workspace).frames
+    home, half = (
+        _predictions(ctx, ctx.champion, ctx.workspace, frames[pool].head(SHIFT_CELLS), True)
+        for pool in ("labelled", "validation")
+    )
+    site = _predictions(ctx, ctx.champion, ctx.site, ctx.pools().table(), True)
+    return measure_shift(home, half, site, read_card(ctx.champion).temperature, ctx.params.seed)
+
+
+def _before_and_after(ctx: Onboarding) -> dict[str, Any]:
+    """The champion and the adapted model on home's test pool and on the site's cells that were not asked for."""
+    rest = ctx.pools().frames["unlabelled"]
+    oracle = ctx.site / "data/oracle.csv"
+    known = dict(pd.read_csv(oracle, dtype=str).to_numpy()) if oracle.exists() else {}
+    rest = rest[rest["sha256"].isin(set(known))].assign(label=lambda frame: frame["sha256"].map(known))
+    home = usable_pools(ctx.workspace).frames["test"]
+    result: dict[str, Any] = {}
+    for when, model in (("before", ctx.champion), ("after", ctx.adapted)):
+        result[when] = {"home": _metrics(ctx, model, ctx.workspace, home)}
+        if len(rest):  # cells of a site whose labels nobody knows cannot be a test
+            result[when]["site"] = _metrics(ctx, model, ctx.site, rest)
+    return result
+
+
+def _metrics(ctx: Onboarding, model: Path, root: Path, frame: pd.DataFrame) -> dict[str, Any]:
+    seen = _predictions(ctx, model, root, frame)
+    labels = np.array([CLASS_INDEX[label] for label in frame["label"]], dtype=np.int64)
+    return classification_metrics(softmax(seen.logits, read_card(model).temperature), labels)
