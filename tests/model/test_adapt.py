@@ -1,0 +1,78 @@
+"""Adapting a trained network to a new site: where it starts, what it draws, what it keeps."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.model.conftest import tiny_params
+from wbc_model.network import AttentionResNet18
+from wbc_model.params import Params
+from wbc_model.shift import distances_to, separability
+from wbc_model.train import Adaptation, LabelledCells, Training
+
+
+def adaptation(params: Params, cells: LabelledCells, site: int) -> Adaptation:
+    """The last `site` cells are the new site's; the network is one with random weights of its own."""
+    torch.manual_seed(99)
+    network = AttentionResNet18(params.model.attention, params.model.lossnet)
+    return Adaptation(network.state_dict(), np.arange(len(cells.labels)) >= len(cells.labels) - site)
+
+
+def test_it_starts_from_the_given_weights(params: Params, labelled: LabelledCells, validation: LabelledCells, tmp_path: Path):
+    adapt = adaptation(params, labelled, 5)
+    training = Training(params, labelled, validation, tmp_path / "c", adapt=adapt)
+    assert all(torch.equal(value, adapt.weights[name]) for name, value in training.network.state_dict().items())
+
+
+def test_the_hard_part_of_a_batch_is_the_sites_and_its_rare_classes_weigh_more(
+    labelled: LabelledCells, validation: LabelledCells, tmp_path: Path
+):
+    params = tiny_params(hard_share=0.5, hard_start_share=0.0, rarity=0.5)
+    labels = labelled.labels.copy()
+    labels[-4:] = [0, 0, 0, 1]
+    cells = LabelledCells(labelled.images, labels, labelled.sha256s)
+    training = Training(params, cells, validation, tmp_path / "c", adapt=adaptation(params, cells, 4))
+    np.testing.assert_allclose(training.weights[-4:], [3**-0.5] * 3 + [1.0])
+    assert not training.weights[:-4].any()
+    regular, hard = training.plan.regular(1), training.plan.hard(1, training.weights)
+    assert len(hard) == len(regular) == params.size.batch_size // 2
+    assert set(hard.tolist()) <= set(range(len(labels) - 4, len(labels)))
+
+
+def test_the_last_weights_are_kept_though_home_validation_was_better_before(
+    params: Params, labelled: LabelledCells, validation: LabelledCells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    training = Training(params, labelled, validation, tmp_path / "c", adapt=adaptation(params, labelled, 5))
+    losses = iter([0.1, 5.0, 9.0, 9.0, 9.0, 9.0])
+    row = {"validation_loss": 0.0, "validation_macro_f1": 0.5, "ranking_accuracy": 0.5, "predicted_loss_spread": 0.1}
+    monkeypatch.setattr(training, "_validate", lambda: {**row, "validation_loss": next(losses)})
+    training.fit()
+    assert training.progress.best_update == training.progress.update == params.size.updates
+
+
+def test_another_champion_is_another_training(
+    params: Params, labelled: LabelledCells, validation: LabelledCells, tmp_path: Path
+):
+    """A checkpoint made from other weights is not gone on with."""
+    adapt = adaptation(params, labelled, 5)
+    other = {name: value + 1 if value.is_floating_point() else value for name, value in adapt.weights.items()}
+    keys = {
+        Training(params, labelled, validation, tmp_path / "c", adapt=one).key
+        for one in (None, adapt, Adaptation(other, adapt.focus), Adaptation(adapt.weights, ~adapt.focus))
+    }
+    assert len(keys) == 4
+
+
+def test_distance_to_the_nearest_by_hand():
+    reference = np.array([[1, 0], [0, 2]], np.float32)
+    cells = np.array([[3, 0], [1, 1], [-1, 0]], np.float32)
+    np.testing.assert_allclose(distances_to(cells, reference), [0, 1 - 2**-0.5, 1], atol=1e-6)
+
+
+def test_separability_is_chance_for_one_site_and_one_for_two_far_apart():
+    rng = np.random.default_rng(0)
+    one, same, far = (rng.normal(size=(300, 16)).astype(np.float32) for _ in range(3))
+    assert 0.35 < separability(one, same, 0) < 0.65
+    assert separability(one, far + 5, 0) > 0.99
