@@ -24,6 +24,7 @@ class Strength(NamedTuple):
     green: float
     blue: float
     stain: float  # radians around the grey axis, of the optical density
+    eosin: float  # of log2 of the eosin in it, the red of granules and of some stains' cytoplasm
     brightness: float  # additive, pixel values are 0..1
     contrast: float  # of log2 contrast
     saturation: float  # of log2 saturation
@@ -34,10 +35,13 @@ class Strength(NamedTuple):
     erase: float
 
 
+# Optical densities of Giemsa's two dyes, methylene blue and eosin (Ruifrok & Johnston 2001, as ImageJ has them).
+DYES: Final = ((0.834750, 0.513556, 0.196330), (0.092789, 0.954111, 0.283111))
+
 CHANCES: Final = ("blur", "coarse", "frame", "erase")
-MILD: Final = Strength(0.2, 0.05, 0.05, 0, 0, 0, 0, 0, 0.05, 0.15, 0.2, 0.06, 0, 0, 0, 0)
-SITES: Final = Strength(0.35, 0.08, 0.12, 0.35, 0.4, 0.25, 0.7, 0.2, 0.08, 0.2, 0.4, 0.15, 0.25, 0.25, 0.3, 0)
-STRONG: Final = Strength(0.5, 0.12, 0.2, 0.5, 0.5, 0.3, 0.8, 0.25, 0.15, 0.45, 0.6, 0.25, 0.4, 0.3, 0.3, 0.4)
+MILD: Final = Strength(0.2, 0.05, 0.05, 0, 0, 0, 0, 0, 0, 0.05, 0.15, 0.2, 0.06, 0, 0, 0, 0)
+SITES: Final = Strength(0.35, 0.08, 0.12, 0.35, 0.4, 0.25, 0.7, 0.2, 0.8, 0.08, 0.2, 0.4, 0.15, 0.25, 0.25, 0.3, 0)
+STRONG: Final = Strength(0.5, 0.12, 0.2, 0.5, 0.5, 0.3, 0.8, 0.25, 1.0, 0.15, 0.45, 0.6, 0.25, 0.4, 0.3, 0.3, 0.4)
 REGULAR: Final = {"mild": MILD, "sites": SITES}
 SWITCH_ON: Final = 0.6  # probability with which a strong sample receives each transform
 
@@ -87,9 +91,14 @@ def _turn(angle: Tensor) -> Tensor:
 
 
 def _stain(values: dict[str, Tensor]) -> Tensor:
-    """One linear map of optical density a sample, (N, 3, 3): the stain's strength, and how its dyes absorb each colour."""
+    """One linear map of optical density a sample, (N, 3, 3): how much eosin there is beside the blue dye (colour
+    deconvolution, Ruifrok & Johnston 2001; as augmentation, Tellez et al. 2018), the stain's strength, and its colours."""
     channels = torch.stack([values["density"] + values[name] for name in ("red", "green", "blue")], dim=1)
-    return torch.exp2(channels)[:, :, None] * _turn(values["stain"])
+    blue, eosin = (torch.tensor(dye) for dye in DYES)
+    dyes = torch.stack([blue, eosin, torch.linalg.cross(blue, eosin)], dim=1)
+    amounts = torch.exp2(torch.stack([torch.zeros_like(values["eosin"]), values["eosin"], torch.zeros_like(values["eosin"])], 1))
+    redyed = dyes @ (amounts[:, :, None] * torch.linalg.inv(dyes))
+    return torch.exp2(channels)[:, :, None] * (_turn(values["stain"]) @ redyed)
 
 
 def _restain(images: Tensor, matrix: Tensor) -> Tensor:

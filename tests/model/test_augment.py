@@ -95,3 +95,13 @@ def test_a_frame_covers_with_the_brightest_colour_and_keeps_the_middle():
     changed = (out != images).any(dim=1)
     assert changed.any()
     assert torch.equal(out.amax((2, 3)), images.amax((2, 3)))
+
+
+def test_more_eosin_leaves_the_blue_dye_as_it_is():
+    """A pixel of blue dye alone keeps its colour, one of eosin alone has twice the density."""
+    zero = {name: torch.zeros(1) for name in augmentation.Strength._fields}
+    matrix = augmentation._stain({**zero, "eosin": torch.ones(1)})[0]
+    blue, eosin = (torch.tensor(dye) for dye in augmentation.DYES)
+    torch.testing.assert_close(matrix @ blue, blue, atol=1e-5, rtol=0)
+    torch.testing.assert_close(matrix @ eosin, 2 * eosin, atol=1e-5, rtol=0)
+    torch.testing.assert_close(augmentation._stain(zero)[0], torch.eye(3), atol=1e-5, rtol=0)
