@@ -29,7 +29,13 @@ from wbc_model.probabilities import softmax
 from wbc_model.semi import UnlabelledCells
 from wbc_model.train import LabelledCells, Training
 
-OFF = {"train.ema": 0.0, "train.logit_adjustment": 0.0, "train.strong_share": 0.0, "train.unlabelled_ratio": 0.0}
+OFF = {
+    "train.augmentation": "mild",
+    "train.ema": 0.0,
+    "train.logit_adjustment": 0.0,
+    "train.strong_share": 0.0,
+    "train.unlabelled_ratio": 0.0,
+}
 SUPERVISED = {**OFF, "train.ema": 0.99, "train.logit_adjustment": 1.0, "train.strong_share": 0.5}
 SEMI = {"train.unlabelled_ratio": 1.0, "train.unlabelled_start_share": 0.4, "train.pseudo_label_threshold": 0.9}
 ARMS: dict[str, dict[str, Any]] = {
