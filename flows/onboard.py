@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 
 from flows.labels import awaited, import_labels, oracle_answers, record
 from flows.progress import Progress
@@ -22,11 +23,13 @@ from wbc_model.errors import WbcError
 from wbc_model.export import load_model, save_model
 from wbc_model.files import write_atomic
 from wbc_model.ingest import ingest
+from wbc_model.interpolate import between, largest_step
 from wbc_model.manifest import printable
 from wbc_model.metrics import classification_metrics
+from wbc_model.network import AttentionResNet18
 from wbc_model.params import Params, read_params
 from wbc_model.pools import Pools
-from wbc_model.predict import Predictions
+from wbc_model.predict import Predictions, predict
 from wbc_model.probabilities import softmax
 from wbc_model.query import query, score_pool
 from wbc_model.semi import UnlabelledCells
@@ -173,12 +176,28 @@ def _adapt(ctx: Onboarding) -> None:
     unlabelled = UnlabelledCells(tuple(frames["unlabelled"]["sha256"]), decoded.read)
     checkpoint = ctx.site / ".wbc/checkpoint.safetensors"
     training = Training(params, both, validation, checkpoint, unlabelled, Adaptation(weights, focus))
-    adapted = training.fit()
+    adapted, step = _held_back(weights, training.fit(), validation, params.onboard.max_home_loss)
+    ctx.progress.say(f"{step:.0%} of the way from the champion to the adapted weights, so that home is not forgotten")
     new = calibrated_card(adapted, validation, params)
     source = f"{card.data_source}, {len(site.labels)} labelled cells of {ctx.site.name}"
     keep = card.model_dump(include={"pool_version", "git_commit", "rendered"})
     save_model(ctx.adapted, adapted, new.model_copy(update={**keep, "data_source": source}))
     checkpoint.unlink(missing_ok=True)
+
+
+def _held_back(
+    start: dict[str, Tensor], network: AttentionResNet18, validation: LabelledCells, max_loss: float
+) -> tuple[AttentionResNet18, float]:
+    """The adapted network, moved back towards the champion until home's validation pool loses no more than `max_loss`."""
+    end = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
+
+    def accuracy(step: float) -> float:
+        network.load_state_dict(between(start, end, step))
+        return float((predict(network, validation.batches()).logits.argmax(axis=1) == validation.labels).mean())
+
+    step = largest_step(accuracy, accuracy(0.0), max_loss)
+    network.load_state_dict(between(start, end, step))
+    return network, step
 
 
 def _predictions(ctx: Onboarding, model: Path, root: Path, frame: pd.DataFrame, embeddings: bool = False) -> Predictions:
@@ -196,7 +215,7 @@ def _shift(ctx: Onboarding) -> dict[str, Any]:
         _predictions(ctx, ctx.champion, ctx.workspace, frames[pool].head(SHIFT_CELLS), True)
         for pool in ("labelled", "validation")
     )
-    site = _predictions(ctx, ctx.champion, ctx.site, ctx.pools().table(), True)
+    site = _predictions(ctx, ctx.champion, ctx.site, ctx.pools().table().sort_values("sha256"), True)
     return measure_shift(home, half, site, read_card(ctx.champion).temperature, ctx.params.seed)
 
 

@@ -98,7 +98,8 @@ def _stain(values: dict[str, Tensor]) -> Tensor:
     dyes = torch.stack([blue, eosin, torch.linalg.cross(blue, eosin)], dim=1)
     amounts = torch.exp2(torch.stack([torch.zeros_like(values["eosin"]), values["eosin"], torch.zeros_like(values["eosin"])], 1))
     redyed = dyes @ (amounts[:, :, None] * torch.linalg.inv(dyes))
-    return torch.exp2(channels)[:, :, None] * (_turn(values["stain"]) @ redyed)
+    matrix: Tensor = torch.exp2(channels)[:, :, None] * (_turn(values["stain"]) @ redyed)
+    return matrix
 
 
 def _restain(images: Tensor, matrix: Tensor) -> Tensor:

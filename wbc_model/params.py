@@ -106,6 +106,7 @@ class OnboardParams(Section):
     rounds: Annotated[int, Field(ge=1)]
     first_strategy: str
     strategy: str
+    max_home_loss: Share
     train: AdaptationParams
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.model.conftest import tiny_params
+from wbc_model.interpolate import between, largest_step
 from wbc_model.network import AttentionResNet18
 from wbc_model.params import Params
 from wbc_model.shift import distances_to, separability
@@ -52,9 +53,7 @@ def test_the_last_weights_are_kept_though_home_validation_was_better_before(
     assert training.progress.best_update == training.progress.update == params.size.updates
 
 
-def test_another_champion_is_another_training(
-    params: Params, labelled: LabelledCells, validation: LabelledCells, tmp_path: Path
-):
+def test_another_champion_is_another_training(params: Params, labelled: LabelledCells, validation: LabelledCells, tmp_path: Path):
     """A checkpoint made from other weights is not gone on with."""
     adapt = adaptation(params, labelled, 5)
     other = {name: value + 1 if value.is_floating_point() else value for name, value in adapt.weights.items()}
@@ -76,3 +75,18 @@ def test_separability_is_chance_for_one_site_and_one_for_two_far_apart():
     one, same, far = (rng.normal(size=(300, 16)).astype(np.float32) for _ in range(3))
     assert 0.35 < separability(one, same, 0) < 0.65
     assert separability(one, far + 5, 0) > 0.99
+
+
+def test_between_two_networks_by_hand():
+    start = {"w": torch.tensor([0.0, 2.0]), "n": torch.tensor(3)}
+    end = {"w": torch.tensor([1.0, 0.0]), "n": torch.tensor(7)}
+    half = between(start, end, 0.25)
+    torch.testing.assert_close(half["w"], torch.tensor([0.25, 1.5]))
+    assert half["n"] == 7
+
+
+def test_the_largest_step_that_home_allows():
+    home = {1.0: 0.96, 0.9: 0.97, 0.8: 0.975, 0.7: 0.979}
+    assert largest_step(lambda step: home.get(step, 0.98), at_start=0.98, max_loss=0.002) == 0.7
+    assert largest_step(lambda step: home.get(step, 0.98), at_start=0.98, max_loss=0.05) == 1.0
+    assert largest_step(lambda step: 0.5, at_start=0.98, max_loss=0.002) == 0.0

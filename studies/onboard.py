@@ -1,0 +1,113 @@
+"""A new site with a few labels: those that `wbc onboard` asks for beside as many drawn at random, over seeds.
+
+    python studies/onboard.py WORKSPACE SITE.csv [SITE.csv ...] --out studies/onboard [--seeds 5] [--labels 25]
+
+WORKSPACE holds the champion (or a candidate) and the pools that it learned from; it is not changed. Every label of a site is
+known to the oracle; those that were not asked for are the test. A run that is in `runs.csv` already is not repeated.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from ruamel.yaml import YAML
+
+WBC = Path(sys.executable).parent / "wbc"
+ARMS: dict[str, dict[str, str]] = {"asked": {}, "random": {"first_strategy": "random", "strategy": "random"}}
+
+
+def scratch_copy(workspace: Path, folder: Path, arm: str, seed: int) -> Path:
+    """The workspace's pools, images and model under `folder`, with the arm's strategies and the seed."""
+    copy = folder / "workspace"
+    copy.mkdir()
+    for name in ("data", "models"):
+        shutil.copytree(workspace / name, copy / name)
+    shutil.copy(workspace / "dvc.yaml", copy)
+    yaml = YAML()
+    document = yaml.load((workspace / "params.yaml").read_text())
+    document["seed"] = seed
+    document["onboard"].update(ARMS[arm])
+    with (copy / "params.yaml").open("w") as file:
+        yaml.dump(document, file)
+    return copy
+
+
+def scores(metrics: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Accuracy, balanced accuracy, and the latter without basophils, of which a site may have three."""
+    recalls = {name: one["recall"] for name, one in metrics["per_class"].items() if one["support"]}
+    others = [recall for name, recall in recalls.items() if name != "Basophil"]
+    return {
+        f"{prefix}_n": metrics["n"],
+        f"{prefix}_accuracy": metrics["accuracy"],
+        f"{prefix}_balanced": sum(recalls.values()) / len(recalls),
+        f"{prefix}_balanced_without_basophils": sum(others) / len(others),
+    }
+
+
+def run(workspace: Path, site: Path, arm: str, seed: int, labels: int) -> dict[str, Any]:
+    """One onboarding: a row of `runs.csv`."""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = scratch_copy(workspace, Path(folder), arm, seed)
+        command = [WBC, "onboard", str(site.resolve()), "--labels", str(labels), "--json"]
+        answer = subprocess.run(command, cwd=copy, stdout=subprocess.PIPE, text=True, check=True)
+    result = json.loads(answer.stdout)
+    row: dict[str, Any] = {"site": site.stem, "arm": arm, "seed": seed, "labels": result["labels"]}
+    for when in ("before", "after"):
+        for place in ("home", "site"):
+            row |= scores(result[when][place], f"{when}_{place}")
+    return row
+
+
+def report(out: Path) -> None:
+    """README.md from the table."""
+    runs = pd.read_csv(out / "runs.csv")
+
+    def cell(rows: pd.DataFrame, column: str) -> str:
+        values = 100 * rows[column]
+        return f"{values.mean():.1f} ± {values.std(ddof=1):.1f}" if len(values) > 1 else f"{values.mean():.1f}"
+
+    head = "| site | labels | chosen | seeds | before | after | without basophils | home before | home after |"
+    lines = [head, "|" + "---|" * 9]
+    for (site, labels, arm), rows in runs.groupby(["site", "labels", "arm"]):
+        columns = ["before_site_balanced", "after_site_balanced", "after_site_balanced_without_basophils"]
+        columns += ["before_home_accuracy", "after_home_accuracy"]
+        lines.append(f"| {site} | {labels} | {arm} | {len(rows)} | {' | '.join(cell(rows, c) for c in columns)} |")
+    text = (
+        "# A new site with a few labels\n\n`python studies/onboard.py WORKSPACE SITE.csv ...`: balanced accuracy in per cent on the\n"
+        "site's cells that were not asked for, mean ± standard deviation over seeds; home is accuracy on the test pool. The champion\n"
+        "is one and the same in all runs; seeds change the cells that are asked for and the adaptation.\n\n"
+    )
+    (out / "README.md").write_text(text + "\n".join(lines) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workspace", type=Path)
+    parser.add_argument("sites", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--labels", type=int, default=25)
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    table = given.out / "runs.csv"
+    for seed in range(given.seeds):
+        for arm in ARMS:
+            for site in given.sites:
+                done = pd.read_csv(table) if table.exists() else pd.DataFrame(columns=["site", "arm", "seed", "labels"])
+                key = (done["site"] == site.stem) & (done["arm"] == arm) & (done["seed"] == seed)
+                if (key & (done["labels"] == given.labels)).any():
+                    continue
+                row = run(given.workspace, site, arm, seed, given.labels)
+                print(json.dumps(row), flush=True)
+                pd.concat([done, pd.DataFrame([row])]).to_csv(table, index=False)
+    report(given.out)
+
+
+if __name__ == "__main__":
+    main()

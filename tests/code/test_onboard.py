@@ -1,0 +1,139 @@
+"""`wbc onboard` through the real command on a tiny workspace: it asks, it learns, it forgets nothing that was answered."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from flows.onboard import adaptation_params, champion_of
+from flows.workspace import init_workspace, set_params
+from tests.code.test_flow import TINY, environment
+from wbc_model.card import read_card
+from wbc_model.errors import WbcError
+from wbc_model.ingest import ingest
+from wbc_model.params import read_params
+from wbc_model.pools import Pools
+from wbc_model.render import write_cells
+
+SMALL = TINY | {
+    "presets.small.updates": 30,
+    "presets.small.batch_size": 16,
+    "data.initial_share": 1.0,
+    "onboard.labels": 8,
+    "onboard.train.updates": 4,
+}
+
+
+def wbc(workspace: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "flows.cli", *arguments]
+    return subprocess.run(command, cwd=workspace, env=environment(), capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with a trained candidate, and beside it a site's cells: `site/manifest.csv`."""
+    folder = tmp_path_factory.mktemp("onboard")
+    workspace = folder / "home"
+    init_workspace(workspace)
+    set_params(workspace, SMALL)
+    ingest(write_cells(folder / "cells", 150, seed=1), workspace / "data", read_params(workspace / "params.yaml"))
+    write_cells(folder / "site", 40, seed=2)
+    trained = wbc(workspace, "train")
+    assert trained.returncode == 0, trained.stderr
+    return workspace
+
+
+@pytest.fixture
+def workspace(home: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(home, tmp_path / "home"))
+
+
+def site_data(home: Path) -> str:
+    return str(home.parent / "site" / "manifest.csv")
+
+
+def test_with_known_labels_it_uses_those_it_asked_for_and_tests_on_the_rest(home: Path, workspace: Path):
+    before = Pools.read(workspace / "data/pools").version()
+    answer = wbc(workspace, "onboard", site_data(home), "--json")
+    assert answer.returncode == 0, answer.stderr
+    result = json.loads(answer.stdout)
+    assert result["status"] == "adapted"
+    assert result["labels"] == 8
+    site = workspace / "sites/manifest"
+    pools = Pools.read(site / "data/pools")
+    labelled, rest = pools.frames["labelled"], pools.frames["unlabelled"]
+    assert len(labelled) == 8
+    assert sorted(labelled["cycle"].astype(int).value_counts()) == [4, 4]  # two rounds
+    assert set(labelled["labelled_by"]) == {"oracle"}
+    assert set(labelled["sha256"]) == set(pd.read_csv(site / "data/labels.csv")["sha256"])
+    for when in ("before", "after"):
+        assert result[when]["site"]["n"] == len(rest)
+        assert result[when]["home"]["n"] == len(Pools.read(workspace / "data/pools").frames["test"])
+        low, high = result[when]["site"]["intervals"]["balanced_accuracy"]
+        assert low <= result[when]["site"]["balanced_accuracy"] <= high
+    assert Pools.read(workspace / "data/pools").version() == before  # home's pools are as they were
+    assert 0 <= result["shift"]["far"] <= 1
+    assert 0 <= result["shift"]["separability"] <= 1
+    adapted = read_card(site / "models/adapted")
+    assert adapted.version != read_card(workspace / "models/candidate").version
+    assert "8 labelled cells of manifest" in adapted.data_source
+
+    again = json.loads(wbc(workspace, "onboard", site_data(home), "--json").stdout)
+    assert again == result  # nothing is asked, labelled or trained a second time
+
+
+def test_without_labels_it_asks_people_and_goes_on_with_their_answers(home: Path, workspace: Path, tmp_path: Path):
+    manifest = pd.read_csv(site_data(home))
+    labels = dict(zip(manifest["path"], manifest["label"], strict=True))
+    data = tmp_path / "ward"
+    shutil.copytree(home.parent / "site", data)
+    manifest.assign(label="").to_csv(data / "manifest.csv", index=False)
+    result, answers = {}, []
+    for _ in range(3):
+        answer = wbc(workspace, "onboard", str(data / "manifest.csv"), "--json", *answers)
+        assert answer.returncode == 0, answer.stderr
+        result = json.loads(answer.stdout)
+        if result["status"] == "adapted":
+            break
+        queue = pd.read_csv(result["queue"])
+        assert len(queue) == result["awaited"] == 4
+        assert queue["reason"].notna().all()
+        queue["label"] = queue["path"].map(labels)
+        queue.to_csv(tmp_path / "answers.csv", index=False)
+        answers = ["--answers", str(tmp_path / "answers.csv")]
+    assert result["status"] == "adapted"
+    assert set(result["after"]) == {"home"}  # nobody knows the labels of the rest
+    assert set(Pools.read(workspace / "sites/manifest/data/pools").frames["labelled"]["labelled_by"]) == {"people"}
+
+
+def test_a_wrong_answer_is_refused_in_one_line_and_nothing_is_taken_in(home: Path, workspace: Path, tmp_path: Path):
+    wrong = tmp_path / "wrong.csv"
+    wrong.write_text(f"sha256,label\n{'0' * 64},Neutrofil\n")
+    answer = wbc(workspace, "onboard", site_data(home), "--answers", str(wrong))
+    assert answer.returncode == 1
+    assert "unknown label 'Neutrofil'" in answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert Pools.read(workspace / "sites/manifest/data/pools").frames["labelled"].empty
+
+
+def test_more_labels_than_the_site_has_cells_is_one_clear_line(home: Path, workspace: Path):
+    answer = wbc(workspace, "onboard", site_data(home), "--labels", "500")
+    assert answer.returncode == 1
+    assert "500 labels were asked for, it has only 40 cells" in answer.stderr
+
+
+def test_a_workspace_without_a_model_says_what_to_do(tmp_path: Path):
+    with pytest.raises(WbcError, match="`wbc retrain` makes one"):
+        champion_of(tmp_path)
+
+
+def test_the_adapted_network_is_the_champions_whatever_params_say_now(home: Path):
+    params = read_params(home / "params.yaml")
+    card = read_card(home / "models/candidate").model_copy(update={"view": "whole", "input_size": 96})
+    how = adaptation_params(params, card)
+    assert (how.model.view, how.size.image_size, how.size.updates) == ("whole", 96, 4)
+    assert how.train.hard_share == params.onboard.train.site_share
