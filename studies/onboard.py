@@ -81,7 +81,7 @@ def report(out: Path) -> None:
     text = (
         "# A new site with a few labels\n\n"
         "`python studies/onboard.py WORKSPACE SITE.csv ...`: balanced accuracy in per cent on the cells that were not\n"
-        "asked for, mean ± standard deviation over seeds; home is accuracy on the test pool. The champion is one and the same in all\n"
+        "asked for, mean ± standard deviation over seeds; home is accuracy on the test pool. The champion is the same in all\n"
         "runs; seeds change the cells that are asked for and the adaptation.\n\n"
     )
     (out / "README.md").write_text(text + "\n".join(lines) + "\n")
