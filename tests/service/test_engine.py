@@ -150,7 +150,7 @@ def test_a_request_is_served_without_importing_torch_or_flows(model_dir: Path, t
     assert result.returncode == 0, result.stderr
     heavy, pure = result.stdout.splitlines()
     assert heavy == "[]"
-    pure_modules = ["card", "classes", "errors", "images", "probabilities"]
+    pure_modules = ["canonical", "card", "classes", "errors", "images", "probabilities"]
     assert pure == str([f"wbc_model.{name}" for name in pure_modules])
 
 
