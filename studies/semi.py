@@ -48,6 +48,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "semi, half as long again": {**SUPERVISED, **SEMI, "size.updates": 750},
     "semi without adjustment": {**SUPERVISED, **SEMI, "train.logit_adjustment": 0.0},
 }
+DEFAULT = ["before", "supervised", "supervised, twice as long", "semi, half as long again"]
 
 
 def changed(params: Params, changes: dict[str, Any]) -> Params:
@@ -146,7 +147,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.05)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--arms", nargs="+", default=["before", "supervised", "semi"], choices=list(ARMS))
+    parser.add_argument("--arms", nargs="+", default=DEFAULT, choices=list(ARMS))
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
