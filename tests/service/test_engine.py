@@ -1,5 +1,6 @@
 """The engines against hand-computed answers and against each other."""
 
+import io
 import os
 import subprocess
 import sys
@@ -9,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from live import ROOT, clean_environment, encode, of_class
+from PIL import Image
 from tiny_model import SIZE, expected_logits, expected_probabilities, write_model
 
 from serving.classify import SURE, Classifier
 from serving.engine import OpenVinoEngine, open_engine
 from wbc_model.card import Architecture, ModelCard, Normalisation, read_card
 from wbc_model.errors import WbcError
-from wbc_model.images import preprocess
+from wbc_model.images import View, preprocess
 from wbc_model.probabilities import softmax
 
 REAL = Path(os.environ.get("WBC_REAL_DATA", ROOT.parent / "shared" / "data"))
@@ -69,6 +71,23 @@ def test_what_bf16_is_unsure_of_is_computed_in_float32(model_dir: Path) -> None:
         assert result.status == "ok"
         assert list(result.probabilities.values()) == pytest.approx(row, abs=1e-6 if row.max() < SURE - 0.02 else 0.02)
     classifier.close()
+
+
+@pytest.mark.parametrize("view", ["whole", "canonical"])
+def test_the_service_shows_the_network_the_view_that_the_card_names(tmp_path: Path, view: View) -> None:
+    """A small purple disc on cream: most of the crop is background, of the canonical view it is not."""
+    write_model(tmp_path, view=view, temperature=8.0)
+    y, x = np.mgrid[:200, :200]
+    disc = ((x - 60) ** 2 + (y - 70) ** 2 < 15**2)[..., None]
+    file = io.BytesIO()
+    Image.fromarray(np.where(disc, [90, 40, 150], [240, 225, 205]).astype(np.uint8)).save(file, "PNG")
+    classifier = Classifier.open(tmp_path)
+    (result,) = classifier.classify_chunk([file.getvalue()])
+    classifier.close()
+    seen = preprocess(file.getvalue(), SIZE, view).mean(axis=(0, 1))
+    assert list(result.probabilities.values()) == pytest.approx(expected_probabilities(seen, 8.0), abs=0.02)
+    other = preprocess(file.getvalue(), SIZE, "whole" if view == "canonical" else "canonical").mean(axis=(0, 1))
+    assert abs(expected_probabilities(seen, 8.0) - expected_probabilities(other, 8.0)).max() > 0.05
 
 
 def test_temperature_and_missing_lossnet(tmp_path: Path) -> None:
