@@ -71,6 +71,7 @@ def adaptation_params(params: Params, card: ModelCard) -> Params:
     size = params.size.model_copy(update={"updates": how.updates, "image_size": card.input_size})
     architecture = {"attention": card.architecture.attention, "lossnet": card.architecture.lossnet, "view": card.view}
     train = {
+        "augmentation": "sites",  # home's cells too: they are what the new site's are told from
         "learning_rate": how.learning_rate,
         "hard_share": how.site_share,
         "hard_start_share": 0.0,
