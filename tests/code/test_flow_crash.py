@@ -198,7 +198,7 @@ def killer(monkeypatch: pytest.MonkeyPatch) -> Killer:
         monkeypatch.setattr(retrain, name, lambda *arguments, **named: None)
     monkeypatch.setattr(retrain, "concurrency", lambda *arguments, **named: contextlib.nullcontext())
     monkeypatch.setattr("wbc_model.plots.plot_learning_curve", lambda *arguments: None)
-    monkeypatch.setattr("flows.stages.decoded_cells", lambda workspace, size: None)
+    monkeypatch.setattr("flows.stages.decoded_cells", lambda workspace, size, view: None)
     monkeypatch.setattr("wbc_model.evaluate.predict_directory", predicted)
     return killer
 

@@ -78,7 +78,7 @@ def test_the_share_of_the_crop_that_the_cell_fills_hardly_shows():
     assert np.mean(np.array(differences) < 12) >= 0.8
 
 
-def test_lamp_and_stain_strength_do_not_show():
+def test_the_lamp_does_not_show_and_the_strength_of_the_stain_less():
     for cell in CELLS:
         seen, found = canonical_view(cell, SIZE)
         share = np.asarray(cell) / 255.0
@@ -86,8 +86,9 @@ def test_lamp_and_stain_strength_do_not_show():
         pale = Image.fromarray((share**0.6 * 255).astype(np.uint8))
         assert found
         assert difference(seen, canonical_view(yellow, SIZE)[0]) < 4
-        assert difference(seen, canonical_view(pale, SIZE)[0]) < 5
-        assert difference(np.asarray(cell), np.asarray(pale)) > 15
+        # Half of the way to a standard density: what is left of a paler stain is much less than what the crop shows of it.
+        crops = [np.asarray(image.resize((SIZE, SIZE)))[SIZE // 4 : -SIZE // 4, SIZE // 4 : -SIZE // 4] for image in (cell, pale)]
+        assert difference(seen, canonical_view(pale, SIZE)[0]) < 0.7 * difference(*crops)
 
 
 def test_the_background_of_a_view_is_white():
