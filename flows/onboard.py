@@ -81,6 +81,7 @@ def adaptation_params(params: Params, card: ModelCard) -> Params:
         "unlabelled_start_share": how.unlabelled_start_share,
         "pseudo_label_threshold": how.pseudo_label_threshold,
         "logit_adjustment": 0.0,
+        "devices": 1,  # several adaptations follow each other in one process
         "patience": how.updates,  # never early: the validation pool is not the new site's
     }
     return params.model_copy(
@@ -116,11 +117,16 @@ def onboard(
             queue = ctx.site / "data/queue.csv"
             return {**result, "status": "waiting", "labels": have, "awaited": len(awaited(ctx.site)), "queue": str(queue)}
         _adapt(ctx)
-    if not ctx.adapted.is_dir():
-        _adapt(ctx)
+    if not ctx.adapted.is_dir() or read_card(ctx.adapted).pool_version != _made_from(ctx):
+        _adapt(ctx)  # killed between the labels and the training, or there is another champion since
     result |= {"status": "adapted", "labels": have, "model": str(ctx.adapted), **_before_and_after(ctx)}
     write_atomic(ctx.site / "report.json", json.dumps(result, indent=2) + "\n")
     return result
+
+
+def _made_from(ctx: Onboarding) -> str:
+    """What an adapted model depends on: the champion, the site's labels, home's pools."""
+    return f"{read_card(ctx.champion).version}+{ctx.pools().version()}+{usable_pools(ctx.workspace).version()}"
 
 
 def _round(ctx: Onboarding) -> int:
@@ -181,8 +187,8 @@ def _adapt(ctx: Onboarding) -> None:
     ctx.progress.say(f"{step:.0%} of the way from the champion to the adapted weights, so that home is not forgotten")
     new = calibrated_card(adapted, validation, params)
     source = f"{card.data_source}, {len(site.labels)} labelled cells of {ctx.site.name}"
-    keep = card.model_dump(include={"pool_version", "git_commit", "rendered"})
-    save_model(ctx.adapted, adapted, new.model_copy(update={**keep, "data_source": source}))
+    facts = {"pool_version": _made_from(ctx), "git_commit": card.git_commit, "rendered": card.rendered, "data_source": source}
+    save_model(ctx.adapted, adapted, new.model_copy(update=facts))
     checkpoint.unlink(missing_ok=True)
 
 

@@ -17,7 +17,8 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
-from ruamel.yaml import YAML
+
+from flows.workspace import set_params
 
 WBC = Path(sys.executable).parent / "wbc"
 ARMS: dict[str, dict[str, Any]] = {
@@ -40,26 +41,13 @@ def wbc(workspace: Path, *arguments: str, allowed: tuple[int, ...] = (0,)) -> An
     return json.loads(answer.stdout)
 
 
-def change_params(path: Path, changes: dict[str, Any]) -> None:
-    yaml = YAML()
-    document = yaml.load(path.read_text())
-    for key, value in changes.items():
-        section, name = key.split(".")
-        document[section][name] = value
-    with path.open("w") as file:
-        yaml.dump(document, file)
-
-
 def run(data: Path, arm: str, seed: int, preset: str, until: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """One workspace from nothing to its last model: a row for the run and a row a cycle."""
     with tempfile.TemporaryDirectory() as name:
         workspace = Path(name) / "workspace"
         workspace.mkdir()
         wbc(workspace, "init", ".")
-        document = YAML(typ="safe").load((workspace / "params.yaml").read_text())
-        change_params(workspace / "params.yaml", ARMS[arm])
-        text = (workspace / "params.yaml").read_text()
-        (workspace / "params.yaml").write_text(text.replace(f"seed: {document['seed']}", f"seed: {seed}", 1))
+        set_params(workspace, {"seed": seed, **ARMS[arm]})
         wbc(workspace, "ingest", str(data), allowed=(0, 3))
         start = time.monotonic()
         outcome = wbc(workspace, "retrain", "--preset", preset, "--until", until)

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from ruamel.yaml import YAML
+
+from flows.workspace import set_params
 
 WBC = Path(sys.executable).parent / "wbc"
-ARMS: dict[str, dict[str, str]] = {"asked": {}, "random": {"first_strategy": "random", "strategy": "random"}}
+ARMS: dict[str, dict[str, str]] = {"asked": {}, "random": {"onboard.first_strategy": "random", "onboard.strategy": "random"}}
 
 
 def scratch_copy(workspace: Path, folder: Path, arm: str, seed: int) -> Path:
@@ -29,12 +30,8 @@ def scratch_copy(workspace: Path, folder: Path, arm: str, seed: int) -> Path:
     for name in ("data", "models"):
         shutil.copytree(workspace / name, copy / name)
     shutil.copy(workspace / "dvc.yaml", copy)
-    yaml = YAML()
-    document = yaml.load((workspace / "params.yaml").read_text())
-    document["seed"] = seed
-    document["onboard"].update(ARMS[arm])
-    with (copy / "params.yaml").open("w") as file:
-        yaml.dump(document, file)
+    shutil.copy(workspace / "params.yaml", copy)
+    set_params(copy, {"seed": seed, **ARMS[arm]})
     return copy
 
 
@@ -65,7 +62,7 @@ def run(workspace: Path, site: Path, arm: str, seed: int, labels: int) -> dict[s
 
 
 def report(out: Path) -> None:
-    """README.md from the table."""
+    """README.md from the table, and what people noted in NOTES.md."""
     runs = pd.read_csv(out / "runs.csv")
 
     def cell(rows: pd.DataFrame, column: str) -> str:
@@ -84,6 +81,8 @@ def report(out: Path) -> None:
         "asked for, mean ± standard deviation over seeds; home is accuracy on the test pool. The champion is the same in all\n"
         "runs; seeds change the cells that are asked for and the adaptation.\n\n"
     )
+    notes = out / "NOTES.md"
+    lines += ["", notes.read_text().rstrip()] if notes.exists() else []
     (out / "README.md").write_text(text + "\n".join(lines) + "\n")
 
 

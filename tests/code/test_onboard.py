@@ -14,6 +14,7 @@ from flows.workspace import init_workspace, set_params
 from tests.code.test_flow import TINY, environment
 from wbc_model.card import read_card
 from wbc_model.errors import WbcError
+from wbc_model.export import write_card
 from wbc_model.ingest import ingest
 from wbc_model.params import read_params
 from wbc_model.pools import Pools
@@ -84,6 +85,12 @@ def test_with_known_labels_it_uses_those_it_asked_for_and_tests_on_the_rest(home
 
     again = json.loads(wbc(workspace, "onboard", site_data(home), "--json").stdout)
     assert again == result  # nothing is asked, labelled or trained a second time
+
+    # As if killed after the labels of the last round and before its training: the model is of other labels, and is made again.
+    stale = adapted.model_copy(update={"pool_version": "of the first round", "data_source": "4 labelled cells of manifest"})
+    write_card(site / "models/adapted", stale)
+    assert json.loads(wbc(workspace, "onboard", site_data(home), "--json").stdout) == result
+    assert read_card(site / "models/adapted").data_source == adapted.data_source
 
 
 def test_without_labels_it_asks_people_and_goes_on_with_their_answers(home: Path, workspace: Path, tmp_path: Path):
