@@ -16,6 +16,7 @@ from serving.classify import Classifier
 from serving.keys import HEADER, ApiKeys
 from serving.limits import InFlight, Limits
 from serving.metrics import exposition, process_metrics
+from serving.page import add_page
 from serving.problems import MEDIA_TYPE, Problem, answer_defect, answer_http, answer_problem
 from serving.schemas import CLASSIFY_BODY, Classification, Classified, NoneUsable, ProblemDocument, Rejected
 from serving.upload import read_images
@@ -125,6 +126,7 @@ def create_app() -> FastAPI:
     )
     app.include_router(router)
     app.add_route("/metrics", metrics, include_in_schema=False)
+    add_page(app)
     app.add_exception_handler(Problem, answer_problem)
     app.add_exception_handler(HTTPException, answer_http)
     app.add_exception_handler(Exception, answer_defect)
@@ -181,7 +183,10 @@ class _Exchange:
                 await self._discard()
             # Without this uvicorn would go on swallowing what an endless sender sends.
             ending = [(b"connection", b"close")] if self._unread else []
-            message = {**message, "headers": [*message.get("headers", []), *SECURITY_HEADERS, *ending]}
+            headers = message.get("headers", [])
+            own = {name.lower() for name, _ in headers}  # the page's files may be kept by the browser
+            missing = [header for header in SECURITY_HEADERS if header[0] not in own]
+            message = {**message, "headers": [*headers, *missing, *ending]}
         await self._send(message)
 
     async def _discard(self) -> None:

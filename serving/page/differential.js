@@ -1,0 +1,129 @@
+/** The differential as a table with a chart: a line of numbers and a line of drawing for each class.
+ *
+ * The scale is a square root, so that 1 % basophils and 60 % neutrophils can be read on the same axis.
+ */
+
+import { flag } from "./words.js";
+
+const SVG = "http://www.w3.org/2000/svg";
+const MARGIN = 2; // percent of the width left free at both ends
+const PERCENT_TICKS = [0, 1, 5, 10, 20, 40, 60, 80, 100];
+const ABSOLUTE_TICKS = [0, 0.1, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500];
+
+const position = (value, top) => MARGIN + (100 - 2 * MARGIN) * Math.sqrt(Math.min(value, top) / top);
+
+function drawn(name, attributes) {
+  const element = document.createElementNS(SVG, name);
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, typeof value === "number" ? `${value}%` : value);
+  return element;
+}
+
+function element(name, text, className) {
+  const made = document.createElement(name);
+  if (text !== undefined) made.textContent = text;
+  if (className) made.className = className;
+  return made;
+}
+
+/** What a row shows: percent, or 10^9/L. */
+function rows(differential, unit) {
+  return Object.entries(differential.classes).map(([name, share]) => {
+    const shown = unit === "absolute" ? share.absolute : { ...share, value: share.percent };
+    return { name, count: share.count, ...shown };
+  });
+}
+
+function digits(value, unit) {
+  return value.toFixed(unit === "absolute" ? 2 : 1);
+}
+
+function chart(row, top) {
+  const svg = drawn("svg", { class: row.flag && row.flag !== "normal" ? "strip outside" : "strip", "aria-hidden": "true" });
+  const at = (value) => position(value, top);
+  const band = { x: at(row.reference.low), width: at(row.reference.high) - at(row.reference.low) };
+  svg.append(drawn("rect", { class: "track", x: MARGIN, width: 100 - 2 * MARGIN, y: "8", height: "4", rx: "2" }));
+  svg.append(drawn("rect", { class: "reference", ...band, y: "2", height: "16", rx: "3" }));
+  if (row.corrected) {
+    svg.append(drawn("line", { class: "corrected", x1: at(row.corrected.low), x2: at(row.corrected.high), y1: "16", y2: "16" }));
+  }
+  svg.append(drawn("line", { class: "limits", x1: at(row.interval.low), x2: at(row.interval.high), y1: "10", y2: "10" }));
+  svg.append(drawn("circle", { class: "value", cx: at(row.value), cy: "10", r: "5" }));
+  return svg;
+}
+
+function axis(top, ticks) {
+  const svg = drawn("svg", { class: "axis", "aria-hidden": "true" });
+  for (const tick of ticks.filter((value) => value <= top)) {
+    const text = drawn("text", { x: position(tick, top), y: "11", "text-anchor": "middle" });
+    text.textContent = String(tick);
+    svg.append(text);
+  }
+  return svg;
+}
+
+function line(row, unit) {
+  const numbers = element("tr");
+  const limits = `${digits(row.interval.low, unit)} – ${digits(row.interval.high, unit)}`;
+  const heading = element("th", row.name);
+  heading.scope = "row";
+  const words = flag(row.flag);
+  const mark = element("td", words, `flag ${row.flag ?? ""}`);
+  numbers.append(
+    heading,
+    element("td", String(row.count)),
+    element("td", digits(row.value, unit), "value"),
+    element("td", limits),
+    element("td", `${row.reference.low} – ${row.reference.high}`),
+    mark,
+  );
+  return numbers;
+}
+
+function legend(differential) {
+  const list = element("ul", undefined, "legend");
+  const entry = (className, text, title) => {
+    const item = element("li");
+    const svg = drawn("svg", { class: "strip sample", "aria-hidden": "true" });
+    if (className === "reference") svg.append(drawn("rect", { class: className, x: 0, width: 100, y: "2", height: "12", rx: "3" }));
+    else svg.append(drawn("line", { class: className, x1: 4, x2: 96, y1: "8", y2: "8" }));
+    item.append(svg, element("span", text));
+    if (title) item.title = title;
+    list.append(item);
+  };
+  entry("limits", "95 % limits of counting");
+  if (differential.correction?.applied) entry("corrected", "and of the model's errors", differential.correction.explanation);
+  entry("reference", "reference range", differential.reference_source);
+  return list;
+}
+
+/** Draw `differential` into `container`; `unit` is "percent" or "absolute". */
+export function drawDifferential(container, differential, unit) {
+  const shown = rows(differential, unit);
+  const highest = Math.max(...shown.map((row) => Math.max(row.value, row.interval.high, row.reference.high, row.corrected?.high ?? 0)));
+  const ticks = unit === "absolute" ? ABSOLUTE_TICKS : PERCENT_TICKS;
+  const top = unit === "absolute" ? (ticks.find((tick) => tick > 0.5 && tick >= highest) ?? highest) : 100;
+  const table = element("table");
+  const head = element("tr");
+  for (const text of ["Class", "Cells", unit === "absolute" ? "10⁹/L" : "%", "95 % limits", "Reference", ""]) {
+    const cell = element("th", text);
+    cell.scope = "col";
+    head.append(cell);
+  }
+  head.lastElementChild.append(element("span", "Flag", "unseen"));
+  const body = element("tbody");
+  const wide = (content) => {
+    const row = element("tr", undefined, "drawing");
+    row.setAttribute("aria-hidden", "true");
+    const cell = element("td");
+    cell.colSpan = 6;
+    cell.append(content);
+    row.append(cell);
+    return row;
+  };
+  for (const row of shown) body.append(line(row, unit), wide(chart(row, top)));
+  body.append(wide(axis(top, ticks)));
+  const header = element("thead");
+  header.append(head);
+  table.append(header, body);
+  container.replaceChildren(table, legend(differential));
+}

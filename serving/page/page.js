@@ -1,0 +1,453 @@
+/** The page: from a dropped folder to a signed report. The service counts; this file only asks it and shows what it answers. */
+
+import { showCell, toggleHeat } from "./cell.js";
+import * as dialogs from "./dialogs.js";
+import { drawDifferential } from "./differential.js";
+import { batches, chosen, dropped } from "./files.js";
+import { Gallery, laneOf, REVIEW } from "./gallery.js";
+import * as service from "./service.js";
+import { listed, moment, status } from "./words.js";
+
+const BATCH = 64; // images a request, so that the first cells show soon
+const MOST = 256; // images a request at most; a service that keeps no reports counts one request only
+
+const byId = (id) => document.getElementById(id);
+const gallery = new Gallery(byId("lanes"), byId("classes"), look, dropOnLane);
+let classes = [];
+let keepsReports = false;
+let specimen = empty();
+let saving = Promise.resolve(); // corrections are sent one after the other, in the order they were made
+
+function empty() {
+  return { reportId: null, status: "preliminary", signature: null, cells: [], differential: null, posted: 0, undo: [], amend: false };
+}
+
+// ---------------------------------------------------------------- what is said
+
+function say(text, alarm = false) {
+  byId("message").textContent = text;
+  byId("message").classList.toggle("alarm", alarm);
+}
+
+/** Run `work`; where the service refuses, say why. */
+async function guarded(work) {
+  try {
+    return await work();
+  } catch (failure) {
+    if (!(failure instanceof service.Failure)) throw failure;
+    say(failure.message, true);
+    return undefined;
+  }
+}
+
+function notice(id, text) {
+  byId(`notice-${id}`)?.remove();
+  if (!text) return;
+  const line = document.createElement("p");
+  line.id = `notice-${id}`;
+  line.textContent = text;
+  byId("notices").append(line);
+}
+
+// ---------------------------------------------------------------- start
+
+async function begin() {
+  await guarded(async () => {
+    const card = await service.model();
+    classes = card.classes;
+    byId("model-line").textContent = `Model ${card.version}`;
+    byId("help-classes").textContent = `correct the cell to ${listed(classes)}, and on to the next`;
+    notice("rendered", card.rendered ? "This model learned from drawn cells. It is for trying out, not for patients." : "");
+    await listOpenReports();
+  });
+}
+
+async function listOpenReports() {
+  const open = await service.openReports();
+  keepsReports = open !== null;
+  const reports = open?.reports ?? [];
+  const items = reports.map((report) => {
+    const item = document.createElement("li");
+    const button = document.createElement("button");
+    button.type = "button";
+    const { cells, to_review } = report.differential;
+    const name = document.createElement("b");
+    name.textContent = report.specimen_id ?? "No specimen number";
+    const detail = document.createElement("span");
+    detail.textContent = `${cells} cells, ${to_review} to review · ${moment(report.created_at)}`;
+    button.append(name, detail);
+    button.addEventListener("click", () => guarded(() => reopen(report.id)));
+    item.append(button);
+    return item;
+  });
+  byId("open-reports").hidden = !items.length;
+  byId("open-reports").querySelector("ul").replaceChildren(...items);
+}
+
+function view(name) {
+  document.body.dataset.view = name;
+  byId("start").hidden = name !== "start";
+  byId("work").hidden = name !== "work";
+  byId("new").hidden = name !== "work";
+}
+
+async function startAgain() {
+  await saving;
+  for (const cell of specimen.cells) for (const url of [cell.url, cell.heatUrl]) if (url) URL.revokeObjectURL(url);
+  specimen = empty();
+  gallery.reset(classes);
+  byId("specimen-id").value = byId("wbc-count").value = "";
+  byId("specimen-line").textContent = "";
+  byId("status").hidden = true;
+  notice("site", "");
+  say("");
+  view("start");
+  byId("specimen-id").focus();
+  await guarded(listOpenReports);
+}
+
+async function take({ files, others }) {
+  if (!files.length) {
+    say(others ? `There is no image among these ${others} files.` : "There is no file in this folder.", true);
+    return;
+  }
+  if (!classes.length) await begin();
+  if (!classes.length) return;
+  if (!keepsReports && files.length > MOST) {
+    say(`These are ${files.length} images. This service keeps no reports and counts at most ${MOST} at once.`, true);
+    return;
+  }
+  specimen = empty();
+  const fields = { specimen_id: byId("specimen-id").value.trim(), wbc_count: byId("wbc-count").value.trim().replace(",", ".") };
+  dialogs.setPerson(byId("person").value);
+  byId("specimen-line").textContent = fields.specimen_id ? `Specimen ${fields.specimen_id}` : "";
+  gallery.reset(classes);
+  say("");
+  view("work");
+  const sent = await guarded(() => post(files, fields));
+  byId("progress").hidden = true;
+  if (!sent) {
+    if (!specimen.cells.length) view("start");
+    return;
+  }
+  const left = others ? ` ${others} other ${others === 1 ? "file was" : "files were"} left out.` : "";
+  say(`${specimen.cells.length} images read.${left}`);
+}
+
+async function post(files, fields) {
+  const [bar, words] = byId("progress").children;
+  byId("progress").hidden = false;
+  for (const batch of batches(files, keepsReports ? BATCH : MOST)) {
+    bar.max = files.length;
+    bar.value = specimen.cells.length;
+    words.textContent = `${specimen.cells.length} of ${files.length}`;
+    const answer = await classified(batch, specimen.reportId ? { report_id: specimen.reportId } : fields);
+    addCells(answer.results, batch, answer.differential !== undefined);
+    if (answer.differential) {
+      specimen.reportId = answer.report_id ?? null;
+      showDifferential(answer.differential);
+    }
+  }
+  if (!specimen.differential) throw new service.Failure(422, "None of these images could be used.");
+  return true;
+}
+
+/** The service's answer for a batch; one in which no image is usable is refused as a whole, but tells why for each. */
+async function classified(batch, fields) {
+  try {
+    return await service.differential(batch, fields);
+  } catch (failure) {
+    if (failure.problem?.results) return { results: failure.problem.results };
+    throw failure;
+  }
+}
+
+function addCells(results, files, kept) {
+  const cells = results.map((result, at) => ({
+    index: specimen.cells.length + at, // its number on the page
+    position: kept ? specimen.posted + at : null, // its number in the report
+    file: files[at],
+    url: URL.createObjectURL(files[at]),
+    result,
+    label: result.status === "ok" ? result.label : null,
+    seen: false,
+  }));
+  if (kept) specimen.posted += results.length;
+  show(cells);
+}
+
+function show(cells) {
+  const first = !specimen.cells.length;
+  specimen.cells.push(...cells);
+  gallery.add(cells);
+  if (cells.some(({ result }) => result.review?.reasons.includes("site_unknown"))) {
+    notice("site", "Some images look unlike those the model was set up for. Look at every cell before you sign.");
+  }
+  if (first || document.activeElement === document.body) gallery.focus(gallery.order()[0]);
+}
+
+/** Go on with a report that was begun before. Its images are on the user's side: drop the folder again to see them. */
+async function reopen(id) {
+  const report = await service.report(id);
+  specimen = { ...empty(), reportId: id, posted: report.cells.length };
+  gallery.reset(classes);
+  byId("specimen-line").textContent = report.specimen_id ? `Specimen ${report.specimen_id}` : "";
+  view("work");
+  const corrected = new Set(report.corrections.map((correction) => correction.index));
+  show(
+    report.cells.map((cell, index) => ({
+      index,
+      position: index,
+      file: null,
+      url: null,
+      result: cell.result,
+      label: cell.label,
+      seen: corrected.has(index),
+    })),
+  );
+  showReport(report);
+  say("Drop the folder of this specimen to see its images.");
+}
+
+/** Give the cells of a reopened report the files they were made from, known by their SHA-256. */
+async function attach(files) {
+  const waiting = new Map(specimen.cells.filter((cell) => !cell.file).map((cell) => [cell.result.sha256, cell]));
+  let found = 0;
+  for (const file of files) {
+    const digest = await crypto.subtle.digest("SHA-256", await file.arrayBuffer());
+    const cell = waiting.get([...new Uint8Array(digest)].map((byte) => byte.toString(16).padStart(2, "0")).join(""));
+    if (!cell || cell.file) continue;
+    cell.file = file;
+    cell.url = URL.createObjectURL(file);
+    gallery.picture(cell);
+    found++;
+  }
+  say(`${found} of ${files.length} images belong to this specimen.`);
+  if (gallery.current) look(gallery.current);
+}
+
+// ---------------------------------------------------------------- review
+
+function look(cell) {
+  showCell(cell, classes, (label) => decide(cell, label));
+}
+
+const usable = (cell) => cell?.result.status === "ok";
+
+/** Let `cell` count as `label` (null: not at all) by the person at the page, and go on to the next cell. */
+async function decide(cell, label) {
+  if (!usable(cell)) return;
+  if (!(await mayChange())) {
+    gallery.focus(cell);
+    return;
+  }
+  const next = gallery.after(cell);
+  if (cell.seen && cell.label === label) {
+    gallery.focus(next);
+    return;
+  }
+  const before = { label: cell.label, seen: cell.seen };
+  specimen.undo.push({ cell, label: before.label });
+  change(cell, label, before);
+  gallery.focus(next);
+  const number = `Cell ${cell.index + 1}`;
+  say(before.label === label ? `${number} accepted as ${label ?? "not counted"}.` : `${number}: ${before.label ?? "not counted"} → ${label ?? "not counted"}.`);
+}
+
+async function undo() {
+  const last = specimen.undo.pop();
+  if (!last) {
+    say("Nothing to undo.");
+    return;
+  }
+  const { cell, label } = last;
+  if (cell.label !== label) change(cell, label, { label: cell.label, seen: cell.seen });
+  byId("undo").disabled = !specimen.undo.length;
+  gallery.focus(cell);
+  look(cell);
+  say(`Cell ${cell.index + 1} is ${label ?? "not counted"} again.`);
+}
+
+/** Show the change at once and send it; a change that the service refuses is taken back. */
+function change(cell, label, before) {
+  Object.assign(cell, { label, seen: true });
+  gallery.place(cell);
+  byId("undo").disabled = !specimen.undo.length;
+  const { reportId, amend } = specimen;
+  saving = saving.then(async () => {
+    const report = await guarded(() => service.correct(reportId, cell.position, label, dialogs.person(), amend));
+    if (specimen.reportId !== reportId) return;
+    if (report) showReport(report);
+    else {
+      Object.assign(cell, before);
+      specimen.undo = specimen.undo.filter((entry) => entry.cell !== cell);
+      gallery.place(cell);
+      gallery.focus(cell);
+    }
+  });
+}
+
+async function mayChange() {
+  if (!specimen.reportId) {
+    say("This service keeps no reports, so that cells cannot be corrected here.", true);
+    return false;
+  }
+  if (specimen.status !== "preliminary" && !specimen.amend) {
+    const text = "A correction makes an amended report, which must be signed again.";
+    specimen.amend = await dialogs.ask("This report is signed", text, "Amend", { name: true });
+    return specimen.amend;
+  }
+  return dialogs.person() !== "" || dialogs.ask("Who corrects?", "Every correction is kept with a name.", "Go on", { name: true });
+}
+
+function dropOnLane(cell, lane) {
+  return decide(cell, lane === "uncounted" ? null : lane);
+}
+
+// ---------------------------------------------------------------- differential and report
+
+const unit = () => document.querySelector("input[name=unit]:checked").value;
+
+function showDifferential(differential) {
+  specimen.differential = differential;
+  const absolute = Object.values(differential.classes).every((share) => share.absolute);
+  byId("unit").hidden = !absolute;
+  drawDifferential(byId("differential-table"), differential, absolute ? unit() : "percent");
+  const few = differential.kind === "too_few_cells";
+  byId("differential-note").textContent = few
+    ? `${differential.cells} cells: too few. A differential needs ${differential.minimum_cells}.`
+    : `${differential.cells} cells`;
+  byId("differential-note").classList.toggle("attention", few);
+  showState();
+}
+
+function showReport(report) {
+  specimen.status = report.status;
+  specimen.signature = report.signatures.at(-1) ?? null;
+  if (report.status !== "preliminary") specimen.amend = false;
+  showDifferential(report.differential);
+}
+
+function showState() {
+  const { reportId, signature, differential } = specimen;
+  const signed = specimen.status !== "preliminary";
+  byId("status").hidden = !reportId;
+  byId("status").textContent = status(specimen.status);
+  byId("status").classList.toggle("done", signed);
+  const left = differential.to_review;
+  byId("report-note").textContent = !reportId
+    ? "This service keeps no reports: nothing can be signed here."
+    : signed
+      ? `Signed by ${signature.by}, ${moment(signature.at)}`
+      : `${left ? `${left} ${left === 1 ? "cell" : "cells"} to review.` : "No cell left to review."}${signature ? " Changed since it was signed." : ""}`;
+  for (const id of ["sign", "pdf", "fhir"]) byId(id).hidden = !reportId;
+  byId("sign").disabled = signed;
+}
+
+async function sign() {
+  await saving;
+  const { differential } = specimen;
+  const open = differential.to_review ? ` ${differential.to_review} of them were not reviewed.` : "";
+  const few = differential.kind === "too_few_cells" ? " They are too few for a differential." : "";
+  if (!(await dialogs.ask("Sign this report?", `${differential.cells} cells.${open}${few}`, "Sign", { name: true }))) return;
+  await guarded(async () => {
+    showReport(await service.sign(specimen.reportId, dialogs.person()));
+    say("Signed.");
+  });
+}
+
+async function download(get, name) {
+  await saving;
+  await guarded(async () => {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(await get(specimen.reportId));
+    link.download = name;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+  });
+}
+
+// ---------------------------------------------------------------- keys, mouse, files
+
+const inField = (element) => element.closest?.("input, textarea, select, dialog") && !element.matches("input[type=radio]");
+
+async function pressed(event) {
+  if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]") || inField(event.target)) return;
+  const action = actionOf(event.key, event.target.closest("button, a, label, input") !== null);
+  if (!action) return;
+  event.preventDefault();
+  await action();
+}
+
+/** What a key does; undefined for one that is the browser's. A control that has the focus keeps Enter and the arrows. */
+function actionOf(key, onControl) {
+  if (key === "?") return dialogs.help;
+  const cell = gallery.current;
+  if (document.body.dataset.view !== "work" || !cell) return undefined;
+  if (/^[1-9]$/.test(key)) return classes[key - 1] && (() => decide(cell, classes[key - 1]));
+  const moves = ["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "Home", "End"];
+  if (!onControl && moves.includes(key)) return () => gallery.move(key);
+  if (!onControl && key === "Enter") return () => decide(cell, cell.label);
+  return { 0: () => decide(cell, null), u: undo, h: heat, r: toReview }[key.toLowerCase()];
+}
+
+async function heat() {
+  const words = await guarded(toggleHeat);
+  if (words) say(words);
+}
+
+function toReview() {
+  const cells = gallery.order().filter((cell) => laneOf(cell) === REVIEW);
+  const next = cells[(cells.indexOf(gallery.current) + 1) % cells.length];
+  if (next) gallery.focus(next);
+  else say("No cell left to review.");
+}
+
+function filesDropped(event) {
+  document.body.classList.remove("over");
+  if (!event.dataTransfer.types.includes("Files")) return;
+  event.preventDefault();
+  const reading = dropped(event.dataTransfer); // at once: the browser empties the transfer when this handler ends
+  reading.then((found) => {
+    if (document.body.dataset.view === "start") take(found);
+    else if (specimen.cells.some((cell) => !cell.file)) attach(found.files);
+    else say("Finish this specimen first, then choose New specimen.", true);
+  });
+}
+
+function listen() {
+  document.addEventListener("keydown", (event) => void pressed(event));
+  document.addEventListener("dragover", (event) => {
+    if (!event.dataTransfer.types.includes("Files")) return;
+    event.preventDefault();
+    document.body.classList.add("over");
+  });
+  document.addEventListener("dragleave", (event) => event.relatedTarget || document.body.classList.remove("over"));
+  document.addEventListener("drop", filesDropped);
+  for (const [button, input] of [
+    ["choose-folder", "folder-input"],
+    ["choose-images", "images-input"],
+  ]) {
+    byId(button).addEventListener("click", () => byId(input).click());
+    byId(input).addEventListener("change", async () => {
+      const found = chosen(byId(input));
+      byId(input).value = "";
+      await take(found);
+    });
+  }
+  byId("details").addEventListener("submit", (event) => event.preventDefault());
+  byId("help").addEventListener("click", () => dialogs.help());
+  byId("new").addEventListener("click", startAgain);
+  byId("accept").addEventListener("click", () => decide(gallery.current, gallery.current.label));
+  byId("undo").addEventListener("click", undo);
+  byId("heat").addEventListener("click", heat);
+  byId("sign").addEventListener("click", sign);
+  byId("pdf").addEventListener("click", () => download(service.pdf, "differential.pdf"));
+  byId("fhir").addEventListener("click", () => download(service.fhir, "differential.fhir.json"));
+  byId("unit").addEventListener("change", () => showDifferential(specimen.differential));
+}
+
+byId("person").value = dialogs.person();
+service.onKeyNeeded(dialogs.key);
+listen();
+void begin();

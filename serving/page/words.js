@@ -1,0 +1,55 @@
+/** What the service says in constants, in words. */
+
+const REJECTED = {
+  undecodable: "cannot be read as an image",
+  truncated: "the file is cut off",
+  too_large: "the image is too large",
+  too_small: "the image is too small",
+};
+
+const FLAGS = {
+  low: "low",
+  normal: "",
+  high: "high",
+  critical_low: "critical low",
+  critical_high: "critical high",
+};
+
+const STATUS = { preliminary: "Not signed", final: "Signed", amended: "Signed, amended" };
+
+/** Why a person must look at a cell: one sentence a reason. */
+export function reasons(result) {
+  return result.review.reasons.map((reason) => {
+    const others = result.prediction_set.filter((name) => name !== result.label);
+    switch (reason) {
+      case "ambiguous":
+        return others.length ? `Could also be ${listed(others)}.` : "No class is likely enough.";
+      case "not_a_leukocyte":
+        return "May not be a white cell.";
+      case "site_unknown":
+        return "Looks unlike the images the model was set up for.";
+      case "high_predicted_loss":
+        return "The model expects to be wrong here.";
+      default:
+        return `${capital(reason.replaceAll("_", " "))}.`;
+    }
+  });
+}
+
+/** Why an image could not be used. */
+export const rejected = (result) => REJECTED[result.problem.reason] ?? result.problem.title;
+
+/** A flag in words; empty for a value inside its range. */
+export const flag = (name) => (name ? (FLAGS[name] ?? name.replaceAll("_", " ")) : "");
+
+/** The state of a report in words. */
+export const status = (name) => STATUS[name] ?? capital(name);
+
+/** "a", "a or b", "a, b or c". */
+export const listed = (names) => names.join(", ").replace(/, ([^,]*)$/, " or $1");
+
+export const percent = (share) => `${Math.round(100 * share)} %`;
+
+export const moment = (text) => new Date(text).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
+
+const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
