@@ -90,8 +90,8 @@ function legend(differential) {
     if (title) item.title = title;
     list.append(item);
   };
-  entry("limits", "95 % limits of counting");
-  if (differential.correction?.applied) entry("corrected", "and of the model's errors", differential.correction.explanation);
+  entry("limits", "95 % limits");
+  if (differential.correction?.applied) entry("corrected", "with the model's errors", differential.correction.explanation);
   entry("reference", "reference range", differential.reference_source);
   return list;
 }

@@ -3,7 +3,7 @@
  * To the keyboard it is one list: a single tile can be reached by Tab, the arrow keys go on from there.
  */
 
-import { percent, reasons, rejected } from "./words.js";
+import { percent, reasons, rejected, short } from "./words.js";
 
 export const REVIEW = "review";
 export const UNCOUNTED = "uncounted";
@@ -203,7 +203,7 @@ export class Gallery {
     }
     const corrected = cell.label !== result.label;
     const sure = percent(confidence(cell));
-    caption.textContent = corrected ? `was ${result.label.slice(0, 5)}.` : lane === REVIEW ? `${result.label.slice(0, 5)}. ${sure}` : sure;
+    caption.textContent = corrected ? `was ${short(result.label)}` : lane === REVIEW ? `${short(result.label)} ${sure}` : sure;
     if (cell.seen && !corrected) caption.textContent += " ✓";
     const state = corrected ? `corrected, the model said ${result.label}` : `${sure}${cell.seen ? ", accepted" : ""}`;
     const why = lane === REVIEW ? `. To review: ${reasons(result).join(" ")}` : "";

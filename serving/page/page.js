@@ -19,7 +19,18 @@ let specimen = empty();
 let saving = Promise.resolve(); // corrections are sent one after the other, in the order they were made
 
 function empty() {
-  return { reportId: null, status: "preliminary", signature: null, cells: [], differential: null, posted: 0, undo: [], amend: false };
+  return {
+    reportId: null,
+    version: 0, // of the report, as last seen
+    status: "preliminary",
+    signature: null,
+    differential: null,
+    cells: [],
+    posted: 0, // how many images the report has
+    arrivedAt: null, // the cell that was looked at first
+    undo: [],
+    amend: false, // whether the person has agreed to amend a signed report
+  };
 }
 
 // ---------------------------------------------------------------- what is said
@@ -65,16 +76,14 @@ async function begin() {
 async function listOpenReports() {
   const open = await service.openReports();
   keepsReports = open !== null;
-  const reports = open?.reports ?? [];
-  const items = reports.map((report) => {
+  const items = (open?.reports ?? []).map((report) => {
     const item = document.createElement("li");
     const button = document.createElement("button");
     button.type = "button";
-    const { cells, to_review } = report.differential;
     const name = document.createElement("b");
     name.textContent = report.specimen_id ?? "No specimen number";
     const detail = document.createElement("span");
-    detail.textContent = `${cells} cells, ${to_review} to review · ${moment(report.created_at)}`;
+    detail.textContent = `${report.cells} cells, ${report.to_review} to review · ${moment(report.created_at)}`;
     button.append(name, detail);
     button.addEventListener("click", () => guarded(() => reopen(report.id)));
     item.append(button);
@@ -126,6 +135,7 @@ async function take({ files, others }) {
   view("work");
   const sent = await guarded(() => post(files, fields));
   byId("progress").hidden = true;
+  if (gallery.current === specimen.arrivedAt) gallery.focus(gallery.order()[0]); // nobody has moved meanwhile
   if (!sent) {
     if (!specimen.cells.length) view("start");
     return;
@@ -149,6 +159,7 @@ async function post(files, fields) {
     }
   }
   if (!specimen.differential) throw new service.Failure(422, "None of these images could be used.");
+  if (specimen.reportId) showReport(await service.report(specimen.reportId));
   return true;
 }
 
@@ -183,7 +194,9 @@ function show(cells) {
   if (cells.some(({ result }) => result.review?.reasons.includes("site_unknown"))) {
     notice("site", "Some images look unlike those the model was set up for. Look at every cell before you sign.");
   }
-  if (first || document.activeElement === document.body) gallery.focus(gallery.order()[0]);
+  if (!first) return;
+  specimen.arrivedAt = gallery.order()[0];
+  gallery.focus(specimen.arrivedAt);
 }
 
 /** Go on with a report that was begun before. Its images are on the user's side: drop the folder again to see them. */
@@ -193,20 +206,32 @@ async function reopen(id) {
   gallery.reset(classes);
   byId("specimen-line").textContent = report.specimen_id ? `Specimen ${report.specimen_id}` : "";
   view("work");
-  const corrected = new Set(report.corrections.map((correction) => correction.index));
   show(
-    report.cells.map((cell, index) => ({
+    report.cells.map(({ index, result, label, by_person }) => ({
       index,
       position: index,
       file: null,
       url: null,
-      result: cell.result,
-      label: cell.label,
-      seen: corrected.has(index),
+      result,
+      label,
+      seen: by_person,
     })),
   );
   showReport(report);
-  say("Drop the folder of this specimen to see its images.");
+  const kept = report.cells.filter((cell) => cell.has_image);
+  if (!kept.length) say("Drop the folder of this specimen to see its images.");
+  for (const { index } of kept) {
+    const image = await service.image(id, index);
+    if (specimen.reportId !== id) return;
+    picture(specimen.cells[index], image);
+  }
+}
+
+function picture(cell, file) {
+  cell.file = file;
+  cell.url = URL.createObjectURL(file);
+  gallery.picture(cell);
+  if (gallery.current === cell) look(cell);
 }
 
 /** Give the cells of a reopened report the files they were made from, known by their SHA-256. */
@@ -217,13 +242,10 @@ async function attach(files) {
     const digest = await crypto.subtle.digest("SHA-256", await file.arrayBuffer());
     const cell = waiting.get([...new Uint8Array(digest)].map((byte) => byte.toString(16).padStart(2, "0")).join(""));
     if (!cell || cell.file) continue;
-    cell.file = file;
-    cell.url = URL.createObjectURL(file);
-    gallery.picture(cell);
+    picture(cell, file);
     found++;
   }
   say(`${found} of ${files.length} images belong to this specimen.`);
-  if (gallery.current) look(gallery.current);
 }
 
 // ---------------------------------------------------------------- review
@@ -270,21 +292,39 @@ async function undo() {
 
 /** Show the change at once and send it; a change that the service refuses is taken back. */
 function change(cell, label, before) {
-  Object.assign(cell, { label, seen: true });
+  Object.assign(cell, { label, seen: true, unsaved: (cell.unsaved ?? 0) + 1 });
   gallery.place(cell);
   byId("undo").disabled = !specimen.undo.length;
-  const { reportId, amend } = specimen;
+  const { reportId } = specimen;
+  const by = dialogs.person();
   saving = saving.then(async () => {
-    const report = await guarded(() => service.correct(reportId, cell.position, label, dialogs.person(), amend));
     if (specimen.reportId !== reportId) return;
+    cell.unsaved--;
+    const { version, amend } = specimen;
+    const report = await guarded(() => service.correct(reportId, version, cell.position, label, by, amend));
     if (report) showReport(report);
-    else {
-      Object.assign(cell, before);
-      specimen.undo = specimen.undo.filter((entry) => entry.cell !== cell);
-      gallery.place(cell);
-      gallery.focus(cell);
-    }
+    else await takeBack(cell, before);
   });
+}
+
+async function takeBack(cell, before) {
+  Object.assign(cell, before);
+  specimen.undo = specimen.undo.filter((entry) => entry.cell !== cell);
+  gallery.place(cell);
+  gallery.focus(cell);
+  await guarded(readAgain);
+}
+
+/** Take over what others have changed in this report. */
+async function readAgain() {
+  const report = await service.report(specimen.reportId);
+  for (const cell of specimen.cells) {
+    const { label, by_person: seen } = report.cells[cell.position] ?? {};
+    if (cell.unsaved || cell.position === null || (cell.label === label && cell.seen === seen)) continue;
+    Object.assign(cell, { label, seen });
+    gallery.place(cell);
+  }
+  showReport(report);
 }
 
 async function mayChange() {
@@ -322,6 +362,7 @@ function showDifferential(differential) {
 }
 
 function showReport(report) {
+  specimen.version = report.version;
   specimen.status = report.status;
   specimen.signature = report.signatures.at(-1) ?? null;
   if (report.status !== "preliminary") specimen.amend = false;
@@ -351,7 +392,7 @@ async function sign() {
   const few = differential.kind === "too_few_cells" ? " They are too few for a differential." : "";
   if (!(await dialogs.ask("Sign this report?", `${differential.cells} cells.${open}${few}`, "Sign", { name: true }))) return;
   await guarded(async () => {
-    showReport(await service.sign(specimen.reportId, dialogs.person()));
+    showReport(await service.sign(specimen.reportId, specimen.version, dialogs.person()));
     say("Signed.");
   });
 }

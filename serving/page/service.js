@@ -47,8 +47,6 @@ async function call(path, options = {}) {
 }
 
 const json = async (path, options) => (await call(path, options)).json();
-const send = (method, path, body) =>
-  json(path, { method, headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
 
 function images(files, fields = {}) {
   const form = new FormData();
@@ -81,9 +79,20 @@ export async function openReports() {
   }
 }
 
+/** Whoever changes a report must have seen its latest version; the service refuses others with 412. */
+const change = (method, path, version, body) =>
+  json(path, {
+    method,
+    headers: { "Content-Type": "application/json", "If-Match": `"${version}"` },
+    body: JSON.stringify(body),
+  });
+
 export const report = (id) => json(reportPath(id));
-export const correct = (id, index, label, by, amend) =>
-  send("PUT", `${reportPath(id)}/cells/${index}`, amend ? { label, by, amend } : { label, by });
-export const sign = (id, by) => send("POST", `${reportPath(id)}/signature`, { by });
+export const correct = (id, version, index, label, by, amend) =>
+  change("PUT", `${reportPath(id)}/cells/${index}`, version, { label, by, amend });
+export const sign = (id, version, by) => change("POST", `${reportPath(id)}/signature`, version, { by });
 export const pdf = async (id) => (await call(`${reportPath(id)}/report.pdf`)).blob();
 export const fhir = async (id) => (await call(`${reportPath(id)}/fhir`)).blob();
+
+/** The image of a cell, where the site keeps images. */
+export const image = async (id, index) => (await call(`${reportPath(id)}/cells/${index}/image`)).blob();

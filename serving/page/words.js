@@ -7,13 +7,9 @@ const REJECTED = {
   too_small: "the image is too small",
 };
 
-const FLAGS = {
-  low: "low",
-  normal: "",
-  high: "high",
-  critical_low: "critical low",
-  critical_high: "critical high",
-};
+const FLAGS = { low: "low ▼", normal: "", high: "high ▲", critical_low: "critical ▼", critical_high: "critical ▲" };
+
+const SHORT = { Basophil: "Baso", Eosinophil: "Eos", Lymphocyte: "Lymph", Monocyte: "Mono", Neutrophil: "Neut" };
 
 const STATUS = { preliminary: "Not signed", final: "Signed", amended: "Signed, amended" };
 
@@ -41,6 +37,9 @@ export const rejected = (result) => REJECTED[result.problem.reason] ?? result.pr
 
 /** A flag in words; empty for a value inside its range. */
 export const flag = (name) => (name ? (FLAGS[name] ?? name.replaceAll("_", " ")) : "");
+
+/** A class as laboratories shorten it. */
+export const short = (name) => SHORT[name] ?? name;
 
 /** The state of a report in words. */
 export const status = (name) => STATUS[name] ?? capital(name);
