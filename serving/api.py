@@ -69,7 +69,8 @@ async def _authorise(request: Request, key: Annotated[str | None, Security(APIKe
 
 
 def _problem(description: str, *models: type[ProblemDocument]) -> dict[str, Any]:
-    schemas = [{"$ref": f"#/components/schemas/{model.__name__}"} for model in (*models, ProblemDocument)]
+    names = [*(model.__name__ for model in models), ProblemDocument.__name__]
+    schemas = [{"$ref": f"#/components/schemas/{name}"} for name in names]
     return {"description": description, "content": {MEDIA_TYPE: {"schema": {"anyOf": schemas} if models else schemas[0]}}}
 
 
