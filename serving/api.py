@@ -69,9 +69,10 @@ async def _authorise(request: Request, key: Annotated[str | None, Security(APIKe
     _running(request).keys.check(key)
 
 
-def _problem(description: str, model: type[ProblemDocument] = ProblemDocument) -> dict[str, Any]:
-    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
-    return {"description": description, "content": {MEDIA_TYPE: {"schema": schema}}}
+def _problem(description: str, *models: type[ProblemDocument]) -> dict[str, Any]:
+    names = [*(model.__name__ for model in models), ProblemDocument.__name__]
+    schemas = [{"$ref": f"#/components/schemas/{name}"} for name in names]
+    return {"description": description, "content": {MEDIA_TYPE: {"schema": {"anyOf": schemas} if models else schemas[0]}}}
 
 
 router = APIRouter(prefix="/v1", dependencies=[Security(_authorise)], responses={401: _problem("No accepted key in X-API-Key")})
