@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 from hl7apy.consts import VALIDATION_LEVEL  # type: ignore[import-untyped]
 from hl7apy.core import Group, Message  # type: ignore[import-untyped]
 
-from serving.differential import ClassShare, Differential, Flag, Interval, ReferenceRange
+from serving.differential import Differential, Flag, Interval, ReferenceRange
 from serving.schemas import ModelName
 from serving.site import Site
 from serving.store import Status

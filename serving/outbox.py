@@ -31,7 +31,7 @@ from serving.store import Message, Store
 FIRST_WAIT: Final = 1.0
 LONGEST_WAIT: Final = 60.0
 POLL_SECONDS: Final = 1.0
-LEASE_MARGIN: Final = 5.0
+LEASE_MARGIN: Final = 2.0
 MAX_ACKNOWLEDGEMENT: Final = 64 * 1024
 
 log = logging.getLogger(__name__)

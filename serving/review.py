@@ -89,7 +89,7 @@ def _cell(position: int, result: Result, data: bytes, site: Site) -> Cell:
 
 
 def _locked(session: Session, report_id: str, expected: int | None) -> Report:
-    """The report, for this transaction alone to change; Problem 404 where there is none, 412 where it is not the expected version."""
+    """The report, for this transaction alone to change; Problem 404 where there is none, 412 where it is another version."""
     report = session.get(Report, report_id, options=WHOLE, with_for_update={"of": Report})
     if report is None:
         raise no_report()
