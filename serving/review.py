@@ -21,6 +21,7 @@ from serving.hl7 import Signed, oru_r01
 from serving.problems import Problem
 from serving.schemas import Classified, ModelName, Result
 from serving.site import Site
+from serving.specimen import Specimen
 from serving.store import Cell, Correction, Message, Report, Signature, Status, Store
 from wbc_model.errors import WbcError
 
@@ -37,13 +38,6 @@ class Person(NamedTuple):
 
     by: str
     caller: str
-
-
-class Specimen(NamedTuple):
-    """What came with the images; `wbc_count` in 10*3/uL."""
-
-    specimen_id: str | None
-    wbc_count: float | None
 
 
 def take_in(

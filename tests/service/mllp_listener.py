@@ -4,6 +4,7 @@ Every message is appended to FILE and synced before it is acknowledged, SECONDS 
 done: REJECT and ERROR are answered with AR and AE, SILENT not at all, WRONG with another message's number, CLOSE by hanging up.
 """
 
+import json
 import os
 import socketserver
 import sys
@@ -36,7 +37,7 @@ class Handler(socketserver.BaseRequestHandler):
         segments = {line[:3]: line.split("|") for line in message.split("\r") if line}
         control_id, does = segments["MSH"][9], segments.get("SPM", ["", "", ""])[2].split("-")[0]
         with FILE.open("a", encoding="utf-8") as file:
-            file.write(message.replace("\r", "\x1e") + "\n")
+            file.write(json.dumps(message) + "\n")
             file.flush()
             os.fsync(file.fileno())
         time.sleep(DELAY)

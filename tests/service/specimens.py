@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from serving.differential import Differential, count_differential
-from serving.review import Person, Specimen, take_in
+from serving.review import Person, take_in
 from serving.schemas import Classified, ImageProblem, ModelName, Rejected, Result, Review
 from serving.site import Hl7Receiver, Site, read_site
+from serving.specimen import Specimen
 from serving.store import Store
 
 MODEL = ModelName(name="wbc", version="tiny-1")
@@ -53,4 +54,4 @@ def reported(store: Store, of: Site | None = None, results: Sequence[Result] | N
     good = [result for result in results if isinstance(result, Classified)]
     differential = counted([one.label for one in good], of, wbc_count, sum(one.review.required for one in good))
     files = [f"image {number}".encode() for number in range(len(results))]
-    return take_in(store, results, files, differential, CONFUSION, MODEL, Specimen(SPECIMEN, wbc_count), of)
+    return take_in(store, results, files, differential, CONFUSION, MODEL, Specimen(wbc_count, SPECIMEN), of)

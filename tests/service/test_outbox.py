@@ -1,6 +1,7 @@
 """Signed reports reach a real MLLP listener, a process of its own, at least once, whatever is killed on the way."""
 
 import contextlib
+import json
 import signal
 import socket
 import subprocess
@@ -19,8 +20,9 @@ from specimens import CONFUSION, MODEL, PERSON, classified, counted, site
 from sqlalchemy import select
 
 from serving.outbox import LONGEST_WAIT, Sender, backlog, deliver_due, send_again, wait_after
-from serving.review import Specimen, correct, sign, take_in
+from serving.review import correct, sign, take_in
 from serving.site import Hl7Receiver
+from serving.specimen import Specimen
 from serving.store import Message, Store, sqlite_url
 
 LISTENER = Path(__file__).with_name("mllp_listener.py")
@@ -62,7 +64,7 @@ class Listener:
         return Hl7Receiver(host="127.0.0.1", port=self.port, timeout_seconds=timeout, retries=retries)
 
     def messages(self) -> list[str]:
-        return [line.replace("\x1e", "\r") for line in self.file.read_text().splitlines()]
+        return [json.loads(line) for line in self.file.read_text().splitlines()]
 
     def specimens(self) -> list[str]:
         return [message.split("\rSPM|1|")[1].split("|")[0] for message in self.messages()]
@@ -83,7 +85,7 @@ def signed(store: Store, specimen: str, receiver: Hl7Receiver) -> str:
     of = site(receiver)
     results = [classified("Neutrophil")] * 12
     differential = counted(["Neutrophil"] * 12, of, None)
-    report = take_in(store, results, [b""] * 12, differential, CONFUSION, MODEL, Specimen(specimen, None), of)
+    report = take_in(store, results, [b""] * 12, differential, CONFUSION, MODEL, Specimen(None, specimen), of)
     sign(store, report, PERSON, 1, of)
     return report
 
@@ -215,6 +217,7 @@ SENDER = """
 import sys, time
 from serving.outbox import Sender
 from serving.site import Hl7Receiver
+from serving.specimen import Specimen
 from serving.store import Store
 Sender(Store.open(sys.argv[1]), Hl7Receiver(host="127.0.0.1", port=int(sys.argv[2]), timeout_seconds=float(sys.argv[3])))
 time.sleep(120)
