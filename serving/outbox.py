@@ -150,6 +150,12 @@ def deliver_due(store: Store, receiver: Hl7Receiver) -> int:
     return count
 
 
+def refused(store: Store) -> list[Message]:
+    """The messages that the receiver has refused, in order."""
+    with store.reading() as session:
+        return list(session.scalars(select(Message).where(Message.state == "failed").order_by(Message.id)))
+
+
 def send_again(store: Store) -> int:
     """Put every failed message back in the queue; returns how many."""
     fresh = {"state": "pending", "attempts": 0, "unanswered": 0, "not_before": _now(), "finished_at": None}

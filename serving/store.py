@@ -35,7 +35,7 @@ from sqlalchemy import (
     make_url,
 )
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, column_property, mapped_column, relationship
 
 from wbc_model.errors import WbcError
 
@@ -123,6 +123,7 @@ class Cell(Base):
     result: Mapped[dict[str, Any]]
     label: Mapped[str | None]
     image: Mapped[bytes | None] = mapped_column(deferred=True)  # only where the site keeps images
+    has_image: Mapped[bool] = column_property(image.is_not(None))
 
 
 class Correction(Base):
