@@ -27,6 +27,7 @@ app = typer.Typer(
 labels_app = typer.Typer(help="The label store: what was labelled, what is awaited.", no_args_is_help=True)
 app.add_typer(labels_app, name="labels")
 
+STORE = "data/service.db"
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, to stdout.")]
 
 
@@ -457,15 +458,37 @@ def serve_command(
         Path | None, typer.Option(metavar="DIR", help="A model directory; default: the workspace's champion.")
     ] = None,
 ) -> None:
-    """Serve the champion as an HTTP service."""
+    """Serve the champion as an HTTP service; reports are kept in the workspace's data/service.db, or where WBC_STORE_URL says."""
     from serving.run import serve
 
+    store = None
     if model is None:
         workspace = _workspace()
+        store = workspace / STORE
         model = workspace / "models/champion"
         if not model.is_dir():
             raise WbcError("there is no champion yet: `wbc retrain` makes one, or give a model directory with --model DIR")
-    serve(model, port, host)
+    serve(model, port, host, store)
+
+
+@app.command("outbox")
+def outbox_command(
+    again: Annotated[bool, typer.Option("--again", help="Put the messages that the receiver refused back in the queue.")] = False,
+    json_: Json = False,
+) -> None:
+    """Messages to the hospital's system: how many wait, and which the receiver refused and why."""
+    from serving.outbox import backlog, refused, send_again
+    from serving.store import STORE_URL, Store, sqlite_url
+
+    store = Store.from_environment() if STORE_URL in os.environ else Store.open(sqlite_url(_workspace() / STORE))
+    if store is None:
+        raise WbcError(f"{STORE_URL} is set to nothing: there is no store")
+    failed = [{"control_id": one.control_id, "report": one.report_id, "error": one.error} for one in refused(store)]
+    result = {"sent_again": send_again(store) if again else 0, **backlog(store)._asdict(), "refused": failed}
+    lines = [f"{result['pending']} wait, the oldest for {result['oldest_seconds']:.0f} s; {result['failed']} refused"]
+    lines += [f"  {one['control_id']} of report {one['report']}: {one['error']}" for one in failed]
+    lines += [f"{result['sent_again']} put back in the queue"] if again else []
+    _emit(result, json_, "\n".join(lines))
 
 
 @app.command("champion")

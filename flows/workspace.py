@@ -25,6 +25,8 @@ GITIGNORE: Final = """\
 /models/.champion.*
 # sites that the champion was adapted to
 /sites/
+# what the service keeps: reports of patients' specimens
+/data/service.db*
 /reports/*.png
 /build/
 """

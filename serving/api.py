@@ -8,7 +8,9 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Security
+from fastapi.exceptions import RequestValidationError
 from fastapi.security import APIKeyHeader
+from sqlalchemy.exc import OperationalError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -23,7 +25,18 @@ from serving.keys import HEADER, ApiKeys
 from serving.limits import InFlight, Limits
 from serving.metrics import exposition, process_metrics
 from serving.page import add_page
-from serving.problems import MEDIA_TYPE, Problem, answer_defect, answer_http, answer_problem
+from serving.problems import (
+    Problem,
+    answer_defect,
+    answer_http,
+    answer_parameter,
+    answer_problem,
+    answer_store,
+    described,
+)
+from serving.reports import Kept
+from serving.reports import router as reports_router
+from serving.review import take_in
 from serving.schemas import (
     CLASSIFY_BODY,
     DIFFERENTIAL_BODY,
@@ -50,10 +63,13 @@ SECURITY_HEADERS = [(b"x-content-type-options", b"nosniff"), (b"cache-control", 
 class Running:
     """What a started service works with; the routes find it in `request.app.state.running`."""
 
-    def __init__(self, classifier: Classifier, keys: ApiKeys, limits: Limits, site: Site | None = None) -> None:
+    def __init__(
+        self, classifier: Classifier, keys: ApiKeys, limits: Limits, site: Site | None = None, kept: Kept | None = None
+    ) -> None:
         self.classifier = classifier
         self.confusion = card_confusion(classifier.card)
         self.site = site or read_site()
+        self.kept = kept
         self.keys = keys
         self.limits = limits
         self.in_flight = InFlight(limits.in_flight_bytes)
@@ -70,9 +86,7 @@ async def _authorise(request: Request, key: Annotated[str | None, Security(APIKe
 
 
 def _problem(description: str, *models: type[ProblemDocument]) -> dict[str, Any]:
-    names = [*(model.__name__ for model in models), ProblemDocument.__name__]
-    schemas = [{"$ref": f"#/components/schemas/{name}"} for name in names]
-    return {"description": description, "content": {MEDIA_TYPE: {"schema": {"anyOf": schemas} if models else schemas[0]}}}
+    return described(description, *(model.__name__ for model in models))
 
 
 router = APIRouter(prefix="/v1", dependencies=[Security(_authorise)], responses={401: _problem("No accepted key in X-API-Key")})
@@ -134,8 +148,12 @@ async def differential(request: Request) -> Response:
     cells = [result for result in results if isinstance(result, Classified)]
     labels, to_review = [cell.label for cell in cells], sum(cell.review.required for cell in cells)
     counted = await run_in_threadpool(count_differential, labels, running.confusion, running.site, specimen.wbc_count, to_review)
+    model, report_id = running.classifier.model, None
+    if running.kept is not None:
+        report = (running.kept.store, results, form.images, counted, running.confusion, model, specimen, running.site)
+        report_id = await run_in_threadpool(take_in, *report)
     answer = DifferentialAnswer(
-        model=running.classifier.model, specimen_id=specimen.specimen_id, differential=counted, results=results
+        model=model, report_id=report_id, specimen_id=specimen.specimen_id, differential=counted, results=results
     )
     return _differential_response(answer, media_type, running.site)
 
@@ -157,6 +175,9 @@ def _differential_response(answer: DifferentialAnswer, media_type: str, site: Si
     return Response(json.dumps(document), headers=headers, media_type=media_type)
 
 
+router.include_router(reports_router)
+
+
 @router.get("/model", response_model=ModelCard)
 async def model(request: Request) -> Response:
     """The card of the model that answers: where it came from, how it was calibrated, how well it did."""
@@ -172,7 +193,8 @@ async def openapi(request: Request) -> dict[str, Any]:
 
 async def metrics(request: Request) -> Response:
     """Prometheus metrics of all processes of this server."""
-    content, media_type = await run_in_threadpool(exposition)
+    kept = _running(request).kept
+    content, media_type = await run_in_threadpool(exposition, None if kept is None else kept.store)
     return Response(content, media_type=media_type)
 
 
@@ -202,6 +224,8 @@ def create_app() -> FastAPI:
     add_page(app)
     app.add_exception_handler(Problem, answer_problem)
     app.add_exception_handler(HTTPException, answer_http)
+    app.add_exception_handler(RequestValidationError, answer_parameter)
+    app.add_exception_handler(OperationalError, answer_store)
     app.add_exception_handler(Exception, answer_defect)
     return app
 

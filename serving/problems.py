@@ -5,12 +5,19 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final, cast
 
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
 MEDIA_TYPE: Final = "application/problem+json"
 PREFIX: Final = "urn:wbc:problem:"
+
+
+def described(description: str, *schemas: str) -> dict[str, Any]:
+    """An error answer in the OpenAPI document; `schemas` name other forms that it may have beside ProblemDocument."""
+    forms = [{"$ref": f"#/components/schemas/{name}"} for name in (*schemas, "ProblemDocument")]
+    return {"description": description, "content": {MEDIA_TYPE: {"schema": {"anyOf": forms} if schemas else forms[0]}}}
 
 
 class Problem(Exception):
@@ -61,6 +68,20 @@ async def answer_http(request: Request, error: Exception) -> Response:
     detail = f"{request.method} {request.url.path}: {phrase.lower()}"
     document = {"type": "about:blank", "title": phrase, "status": error.status_code, "detail": detail}
     return Response(json.dumps(document), error.status_code, error.headers, MEDIA_TYPE)
+
+
+async def answer_parameter(request: Request, error: Exception) -> Response:
+    """Exception handler for a parameter in path, query or header that is not what the call takes."""
+    first = cast(RequestValidationError, error).errors()[0]
+    name = str(first["loc"][-1])
+    detail = f"The parameter {name!r} is not accepted: {first['msg']}."
+    return Problem(422, "bad-parameter", "Parameter not accepted", detail, field=name).response()
+
+
+async def answer_store(request: Request, error: Exception) -> Response:
+    """Exception handler for a store that cannot be reached or is busy for too long."""
+    detail = "The store of reports cannot be reached; nothing was changed. Try again."
+    return Problem(503, "store-unavailable", "Store unavailable", detail, {"Retry-After": "5"}).response()
 
 
 async def answer_defect(request: Request, error: Exception) -> Response:

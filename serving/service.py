@@ -16,7 +16,9 @@ from serving.classify import Classifier
 from serving.differential import card_confusion
 from serving.keys import ApiKeys
 from serving.limits import Limits
+from serving.reports import Kept
 from serving.site import site_from_environment
+from serving.store import Store
 from wbc_model.card import read_card
 from wbc_model.errors import WbcError
 
@@ -53,14 +55,20 @@ class WbcService:
             site_from_environment()
             ApiKeys.from_environment()
             Limits.from_environment()
+            if (store := Store.from_environment()) is not None:  # its tables are brought up to date here, once
+                store.close()
         except WbcError as error:
             raise SystemExit(f"wbc: {error}") from None
 
     def __init__(self) -> None:
         classifier = Classifier.open(model_directory())
-        app.state.running = Running(classifier, ApiKeys.from_environment(), Limits.from_environment(), site_from_environment())
+        site = site_from_environment()
+        kept = Kept.from_environment(site)
+        app.state.running = Running(classifier, ApiKeys.from_environment(), Limits.from_environment(), site, kept)
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def close(self) -> None:
-        """Let running inference end."""
+        """Let running inference end, then the sender and the store."""
         app.state.running.classifier.close()
+        if app.state.running.kept is not None:
+            app.state.running.kept.close()
