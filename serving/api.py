@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving import fhir
 from serving.accept import negotiate
 from serving.classify import Classifier
-from serving.differential import card_confusion, count_differential
+from serving.differential import Differential, card_confusion, count_differential
 from serving.keys import HEADER, ApiKeys
 from serving.limits import InFlight, Limits
 from serving.metrics import exposition, process_metrics
@@ -34,9 +34,9 @@ from serving.problems import (
     answer_store,
     described,
 )
-from serving.reports import Kept
+from serving.reports import Kept, no_store
 from serving.reports import router as reports_router
-from serving.review import take_in
+from serving.review import add_cells, take_in
 from serving.schemas import (
     CLASSIFY_BODY,
     DIFFERENTIAL_BODY,
@@ -50,7 +50,7 @@ from serving.schemas import (
     Result,
 )
 from serving.site import Site, read_site
-from serving.specimen import FIELDS, read_specimen
+from serving.specimen import FIELDS, read_report_id, read_specimen
 from serving.upload import read_form
 from wbc_model import __version__
 from wbc_model.card import ModelCard
@@ -129,7 +129,9 @@ async def classify(request: Request) -> Response:
     openapi_extra=DIFFERENTIAL_BODY,
     responses={
         200: {"content": {fhir.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/FhirBundle"}}}},
+        404: _problem("No such report as `report_id` names; or this service keeps none"),
         406: _problem("The Accept header allows neither JSON nor FHIR"),
+        409: _problem("The report that `report_id` names was signed, or counted by another model"),
         **IMAGE_PROBLEMS,
     },
 )
@@ -139,16 +141,19 @@ async def differential(request: Request) -> Response:
     media_type = negotiate(request.headers.getlist("accept"), (JSON, fhir.MEDIA_TYPE))
     try:
         async with read_form(request, running.limits, running.in_flight, FIELDS) as form:
-            specimen = read_specimen(form.texts)
+            specimen, report_id = read_specimen(form.texts), read_report_id(form.texts)
             results = await running.classifier.classify(form.images)
     except ClientDisconnect:
         return Response(status_code=499)
     running.metrics.results(results)
     _check_usable(results)
+    if report_id is not None:
+        answer = await run_in_threadpool(_extended, running, report_id, results, form.images)
+        return _differential_response(answer, media_type, running.site)
     cells = [result for result in results if isinstance(result, Classified)]
     labels, to_review = [cell.label for cell in cells], sum(cell.review.required for cell in cells)
     counted = await run_in_threadpool(count_differential, labels, running.confusion, running.site, specimen.wbc_count, to_review)
-    model, report_id = running.classifier.model, None
+    model = running.classifier.model
     if running.kept is not None:
         report = (running.kept.store, results, form.images, counted, running.confusion, model, specimen, running.site)
         report_id = await run_in_threadpool(take_in, *report)
@@ -156,6 +161,20 @@ async def differential(request: Request) -> Response:
         model=model, report_id=report_id, specimen_id=specimen.specimen_id, differential=counted, results=results
     )
     return _differential_response(answer, media_type, running.site)
+
+
+def _extended(running: Running, report_id: str, results: Sequence[Result], files: Sequence[bytes]) -> DifferentialAnswer:
+    """The answer about a whole report after cells were added to it; its `results` are those of this request."""
+    if running.kept is None:
+        raise no_store()
+    report = add_cells(running.kept.store, report_id, results, files, running.classifier.model, running.site)
+    return DifferentialAnswer(
+        model=running.classifier.model,
+        report_id=report.id,
+        specimen_id=report.specimen_id,
+        differential=Differential.model_validate(report.differential),
+        results=list(results),
+    )
 
 
 def _differential_response(answer: DifferentialAnswer, media_type: str, site: Site) -> Response:

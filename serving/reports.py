@@ -86,10 +86,15 @@ IfMatch = Annotated[
 ]
 
 
+def no_store() -> Problem:
+    """404."""
+    return Problem(404, "no-store", "No store", "This service keeps no reports: WBC_STORE_URL is not set.")
+
+
 def _kept(request: Request) -> Kept:
     kept: Kept | None = request.app.state.running.kept
     if kept is None:
-        raise Problem(404, "no-store", "No store", "This service keeps no reports: WBC_STORE_URL is not set.")
+        raise no_store()
     return kept
 
 

@@ -10,7 +10,7 @@ import secrets
 import uuid
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +18,14 @@ from sqlalchemy.orm import Session, selectinload
 
 from serving.differential import Differential, count_differential
 from serving.hl7 import Signed, oru_r01
-from serving.problems import Problem
+from serving.problems import Problem, too_large
 from serving.schemas import Classified, ModelName, Result
 from serving.site import Site
 from serving.specimen import Specimen
 from serving.store import Cell, Correction, Message, Report, Signature, Status, Store
 from wbc_model.errors import WbcError
 
+MOST_CELLS: Final = 4096  # in one report: ten times a long differential
 WHOLE = (
     selectinload(Report.cells),
     selectinload(Report.corrections),
@@ -69,6 +70,33 @@ def take_in(
     with store.writing() as session:
         session.add(report)
     return report.id
+
+
+def add_cells(
+    store: Store, report_id: str, results: Sequence[Result], files: Sequence[bytes], model: ModelName, site: Site
+) -> Report:
+    """Add more cells of the same specimen to a report that nobody has signed; the differential is counted again.
+
+    Raises Problem: 404 for a report that is not there, 409 for one that was signed or counted by another model, 413 for one
+    that would hold more than MOST_CELLS.
+    """
+    with store.writing() as session:
+        report = _locked(session, report_id, None)
+        if report.signatures:
+            raise Problem(409, "signed", "Signed", "The report was signed; cells cannot be added to it. Make a new one.")
+        if (report.model_name, report.model_version) != (model.name, model.version):
+            detail = f"The report's cells were classified by {report.model_name} {report.model_version}, which serves no longer."
+            raise Problem(409, "another-model", "Another model", f"{detail} Post all images again as a new report.")
+        if len(report.cells) + len(results) > MOST_CELLS:
+            raise too_large(f"A report holds at most {MOST_CELLS} images.", MOST_CELLS)
+        first = len(report.cells)
+        report.cells += [
+            _cell(first + at, result, data, site) for at, (result, data) in enumerate(zip(results, files, strict=True))
+        ]
+        report.version += 1
+        report.changed_at = datetime.now(UTC)
+        report.differential = _count_again(report, site).model_dump(mode="json")
+    return report
 
 
 def _cell(position: int, result: Result, data: bytes, site: Site) -> Cell:

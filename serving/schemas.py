@@ -5,7 +5,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from serving.differential import Differential
-from serving.specimen import HIGHEST_COUNT, LOWEST_COUNT, SPECIMEN_ID, SPECIMEN_PATTERN, WBC_COUNT
+from serving.specimen import HIGHEST_COUNT, LOWEST_COUNT, REPORT_ID, SPECIMEN_ID, SPECIMEN_PATTERN, WBC_COUNT
 
 Reason = Literal["ambiguous"]
 AMBIGUOUS: Final = "ambiguous"  # the prediction set does not name exactly one class
@@ -130,6 +130,11 @@ DIFFERENTIAL_BODY: Final = _body(
             "type": "string",
             "pattern": SPECIMEN_PATTERN,
             "description": "The laboratory's number of the specimen: comes back in the answer and is never logged.",
+        },
+        REPORT_ID: {
+            "type": "string",
+            "description": "Adds the images to this report of the same specimen, without the two fields above: a specimen may "
+            "have more cells than one request.",
         },
     }
 )

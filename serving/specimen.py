@@ -5,8 +5,8 @@ from typing import Final, NamedTuple
 
 from serving.problems import bad_field
 
-WBC_COUNT, SPECIMEN_ID = "wbc_count", "specimen_id"
-FIELDS: Final = (WBC_COUNT, SPECIMEN_ID)
+WBC_COUNT, SPECIMEN_ID, REPORT_ID = "wbc_count", "specimen_id", "report_id"
+FIELDS: Final = (WBC_COUNT, SPECIMEN_ID, REPORT_ID)
 LOWEST_COUNT, HIGHEST_COUNT = 0.01, 1000.0  # 10*3/uL: what a counter can resolve, and twice what leukaemia has been seen to reach
 SPECIMEN_PATTERN: Final = r"^[!-~]([ -~]{0,62}[!-~])?$"
 _NUMBER = re.compile(r"-?[0-9]{1,20}(\.[0-9]{0,20})?([eE][-+]?[0-9]{1,3})?")
@@ -25,6 +25,15 @@ def read_specimen(texts: dict[str, str]) -> Specimen:
     if number is not None and not re.fullmatch(SPECIMEN_PATTERN[1:-1], number):
         raise bad_field(SPECIMEN_ID, f"{SPECIMEN_ID!r} takes 1 to 64 printable ASCII characters, no space at either end.")
     return Specimen(None if count is None else _wbc_count(count), number)
+
+
+def read_report_id(texts: dict[str, str]) -> str | None:
+    """The report that the images are to be added to; raises a 422 Problem where the specimen is described once more."""
+    if REPORT_ID in texts:
+        for name in (WBC_COUNT, SPECIMEN_ID):
+            if name in texts:
+                raise bad_field(name, f"{name!r} belongs to the first request of a report, not to one with {REPORT_ID!r}.")
+    return texts.get(REPORT_ID)
 
 
 def _wbc_count(text: str) -> float:
