@@ -62,9 +62,10 @@ export class Gallery {
     chip.type = "button";
     chip.className = "lane-chip";
     chip.textContent = title;
-    const count = document.createElement("b");
-    chip.append(" ", count);
-    const lane = { id, section, chip, tiles: section.querySelector(".tiles"), counts: [count, section.querySelector(".count")], cells: [] };
+    const total = document.createElement("b");
+    chip.append(" ", total);
+    const [tiles, count] = [section.querySelector(".tiles"), section.querySelector(".count")];
+    const lane = { id, section, chip, tiles, total, count, cells: [] };
     chip.addEventListener("click", () => this.#jump(lane));
     if (id !== REVIEW && id !== UNUSABLE) for (const target of [section, chip]) this.#dropTarget(target, lane);
     this.lanes.set(id, lane);
@@ -210,9 +211,14 @@ export class Gallery {
     tile.setAttribute("aria-label", `${number}, ${cell.label ?? "not counted"}, ${state}${why}`);
   }
 
+  /** Show how many cells a lane holds; a class also counts its cells that wait in the review lane. */
   #recount() {
-    for (const { id, section, chip, counts, cells } of this.lanes.values()) {
-      for (const count of counts) count.textContent = String(cells.length);
+    const waiting = new Map(this.classes.map((name) => [name, 0]));
+    for (const { label } of this.lanes.get(REVIEW).cells) waiting.set(label, waiting.get(label) + 1);
+    for (const { id, section, chip, total, count, cells } of this.lanes.values()) {
+      const more = waiting.get(id) ?? 0;
+      total.textContent = String(cells.length + more);
+      count.textContent = more ? `${cells.length}, ${more} more to review` : String(cells.length);
       const away = !cells.length && (id === REVIEW || id === UNCOUNTED || id === UNUSABLE);
       section.classList.toggle("away", away);
       section.classList.toggle("empty", !cells.length);
@@ -241,8 +247,8 @@ export class Gallery {
   }
 
   #jump(lane) {
-    lane.section.scrollIntoView({ block: "start" });
-    this.focus(lane.cells[0]);
+    lane.cells[0]?.tile.focus({ preventScroll: true });
+    this.root.scrollTop = lane.section.offsetTop;
   }
 
   #dragStarted(event) {

@@ -287,7 +287,7 @@ async function undo() {
   byId("undo").disabled = !specimen.undo.length;
   gallery.focus(cell);
   look(cell);
-  say(`Cell ${cell.index + 1} is ${label ?? "not counted"} again.`);
+  say(`Back at cell ${cell.index + 1}: ${label ?? "not counted"}.`);
 }
 
 /** Show the change at once and send it; a change that the service refuses is taken back. */
@@ -381,8 +381,8 @@ function showState() {
     : signed
       ? `Signed by ${signature.by}, ${moment(signature.at)}`
       : `${left ? `${left} ${left === 1 ? "cell" : "cells"} to review.` : "No cell left to review."}${signature ? " Changed since it was signed." : ""}`;
-  for (const id of ["sign", "pdf", "fhir"]) byId(id).hidden = !reportId;
-  byId("sign").disabled = signed;
+  for (const id of ["pdf", "fhir"]) byId(id).hidden = !reportId;
+  byId("sign").hidden = !reportId || signed;
 }
 
 async function sign() {
