@@ -19,8 +19,11 @@ from torch import Tensor
 from flows.labels import awaited, import_labels, oracle_answers, record
 from flows.progress import Progress
 from flows.stages import decoded_cells, usable_pools
+from wbc_model.calibrate import fit_doubt
 from wbc_model.card import ModelCard, read_card
 from wbc_model.classes import CLASS_INDEX
+from wbc_model.decoded import DecodedCells
+from wbc_model.doubt import Doubt
 from wbc_model.errors import WbcError
 from wbc_model.export import load_model, save_model
 from wbc_model.files import write_atomic
@@ -36,7 +39,7 @@ from wbc_model.probabilities import softmax
 from wbc_model.query import query, score_pool
 from wbc_model.semi import UnlabelledCells
 from wbc_model.statistics import MIN_CELLS, some_cells, with_statistics_of
-from wbc_model.train import Adaptation, LabelledCells, Training, calibrated_card
+from wbc_model.train import VALIDATION_BATCH, Adaptation, LabelledCells, Training, calibrated_card
 
 SHIFT_CELLS = 1000  # of home that the shift is measured against
 
@@ -225,13 +228,23 @@ def _adapt(ctx: Onboarding) -> None:
     views = home.images[some_cells(len(home.labels), ctx.params.seed)]
     adapted, step = _held_back(weights, training.fit(), views, validation, params.onboard.max_home_loss)
     ctx.progress.say(f"{step:.0%} of the way from the champion to the adapted weights, so that home is not forgotten")
-    at_home = _at(adapted, views)
-    new = calibrated_card(at_home, validation, params)  # the site has no labelled cells but those it was trained on
+    at_home, at_site = _at(adapted, views), _at(adapted, _views_of_site(ctx, card))
+    shown = decoded_cells(ctx.workspace, card.input_size, card.view).appearance(validation.sha256s)
+    new = calibrated_card(at_home, validation, params, shown)
     source = f"{card.data_source}, {len(site.labels)} labelled cells of {ctx.site.name}"
     facts = {"pool_version": _made_from(ctx), "git_commit": card.git_commit, "rendered": card.rendered, "data_source": source}
     save_model(ctx.home, at_home, new.model_copy(update=facts))
-    save_model(ctx.adapted, _at(adapted, _views_of_site(ctx, card)), new.model_copy(update=facts))
+    # The site has no labelled cells but those it was trained on: temperature and prediction sets stay those of home.
+    doubt = _site_doubt(ctx, at_site, decoded)
+    save_model(ctx.adapted, at_site, new.model_copy(update={**facts, "doubt": doubt}))
     checkpoint.unlink(missing_ok=True)
+
+
+def _site_doubt(ctx: Onboarding, network: AttentionResNet18, decoded: DecodedCells) -> Doubt | None:
+    """Doubt fitted to the site's own cells, by the classes that the adapted network gives them."""
+    sha256s = ctx.pools().table()["sha256"].sort_values().tolist()
+    seen = predict(network, decoded.batches(sha256s, VALIDATION_BATCH))
+    return fit_doubt(seen, seen.logits.argmax(axis=1), decoded.appearance(sha256s))
 
 
 def _held_back(

@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wbc_model.augment import REGULAR, augment
-from wbc_model.calibrate import conformal_threshold, fit_temperature
+from wbc_model.calibrate import conformal_threshold, fit_doubt, fit_temperature
 from wbc_model.card import Architecture, ModelCard, Normalisation
 from wbc_model.checkpoint import Checkpoint, load_optimizer, optimizer_tensors, read_checkpoint
 from wbc_model.classes import CLASS_INDEX, CLASSES
@@ -428,8 +428,11 @@ def check_trainable(labelled: LabelledCells, validation: LabelledCells) -> None:
         raise WbcError("the validation pool is empty: training needs it to choose the best weights and to calibrate")
 
 
-def calibrated_card(network: AttentionResNet18, validation: LabelledCells, params: Params) -> ModelCard:
-    """The card of a trained network: temperature, conformal threshold and metrics from the validation pool."""
+def calibrated_card(
+    network: AttentionResNet18, validation: LabelledCells, params: Params, appearance: NDArray[np.float64] | None = None
+) -> ModelCard:
+    """The card of a trained network: temperature, conformal threshold and metrics from the validation pool, and with the
+    `appearance` (N, 7) of its cells what the network is to doubt."""
     seen = predict(network, validation.batches())
     temperature = fit_temperature(seen.logits, validation.labels)
     probabilities = softmax(seen.logits, temperature)
@@ -442,6 +445,7 @@ def calibrated_card(network: AttentionResNet18, validation: LabelledCells, param
         temperature=temperature,
         conformal_coverage=COVERAGE,
         conformal_threshold=conformal_threshold(probabilities, validation.labels, COVERAGE),
+        doubt=None if appearance is None else fit_doubt(seen, validation.labels, appearance),
         parameters={**params.model_dump(include={"preset", "seed", "model", "train"}), "size": params.size.model_dump()},
         metrics={"validation": classification_metrics(probabilities, validation.labels)},
     )
