@@ -1,7 +1,10 @@
 """The HTTP interface: routes, and the layer around them that every request passes."""
 
 import asyncio
+import json
 import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Security
@@ -12,16 +15,33 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving import fhir
+from serving.accept import negotiate
 from serving.classify import Classifier
+from serving.differential import card_confusion, count_differential
 from serving.keys import HEADER, ApiKeys
 from serving.limits import InFlight, Limits
 from serving.metrics import exposition, process_metrics
 from serving.problems import MEDIA_TYPE, Problem, answer_defect, answer_http, answer_problem
-from serving.schemas import CLASSIFY_BODY, Classification, Classified, NoneUsable, ProblemDocument, Rejected
-from serving.upload import read_images
+from serving.schemas import (
+    CLASSIFY_BODY,
+    DIFFERENTIAL_BODY,
+    Classification,
+    Classified,
+    DifferentialAnswer,
+    FhirBundle,
+    NoneUsable,
+    ProblemDocument,
+    Rejected,
+    Result,
+)
+from serving.site import Site, read_site
+from serving.specimen import FIELDS, read_specimen
+from serving.upload import read_form
 from wbc_model import __version__
 from wbc_model.card import ModelCard
 
+JSON = "application/json"
 DISCARD_SECONDS = 2.0
 SECURITY_HEADERS = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
 
@@ -29,8 +49,10 @@ SECURITY_HEADERS = [(b"x-content-type-options", b"nosniff"), (b"cache-control", 
 class Running:
     """What a started service works with; the routes find it in `request.app.state.running`."""
 
-    def __init__(self, classifier: Classifier, keys: ApiKeys, limits: Limits) -> None:
+    def __init__(self, classifier: Classifier, keys: ApiKeys, limits: Limits, site: Site | None = None) -> None:
         self.classifier = classifier
+        self.confusion = card_confusion(classifier.card)
+        self.site = site or read_site()
         self.keys = keys
         self.limits = limits
         self.in_flight = InFlight(limits.in_flight_bytes)
@@ -46,47 +68,97 @@ async def _authorise(request: Request, key: Annotated[str | None, Security(APIKe
     _running(request).keys.check(key)
 
 
-def _problem(description: str, model: type[ProblemDocument] = ProblemDocument) -> dict[str, Any]:
-    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
-    return {"description": description, "content": {MEDIA_TYPE: {"schema": schema}}}
+def _problem(description: str, *models: type[ProblemDocument]) -> dict[str, Any]:
+    schemas = [{"$ref": f"#/components/schemas/{model.__name__}"} for model in (*models, ProblemDocument)]
+    return {"description": description, "content": {MEDIA_TYPE: {"schema": {"anyOf": schemas} if models else schemas[0]}}}
 
 
 router = APIRouter(prefix="/v1", dependencies=[Security(_authorise)], responses={401: _problem("No accepted key in X-API-Key")})
 
 
-@router.post(
-    "/classify",
-    response_model=Classification,
-    openapi_extra=CLASSIFY_BODY,
-    responses={
-        408: _problem("The body did not arrive in time"),
-        413: _problem("Too many images, an image too large, or the body too large"),
-        415: _problem("Not multipart/form-data"),
-        422: _problem("A field that is unknown, missing or not a file; or no usable image (then with `results`)", NoneUsable),
-        503: _problem("Too many images are being worked on; try again"),
-    },
-)
-async def classify(request: Request) -> Response:
-    """Classify 1 to 256 images of one leukocyte each. An unusable image is rejected in its place and spoils nothing else."""
-    running = _running(request)
-    try:
-        async with read_images(request, running.limits, running.in_flight) as files:
-            results = await running.classifier.classify(files)
-    except ClientDisconnect:
-        return Response(status_code=499)  # nobody is there to read it; the metrics count it
-    running.metrics.results(results)
+IMAGE_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    408: _problem("The body did not arrive in time"),
+    413: _problem("Too many images, an image too large, or the body too large"),
+    415: _problem("Not multipart/form-data"),
+    422: _problem("A field that is unknown, missing or of the wrong kind; or no usable image (then with `results`)", NoneUsable),
+    503: _problem("Too many images are being worked on; try again"),
+}
+
+
+def _check_usable(results: Sequence[Result]) -> None:
     if not any(isinstance(result, Classified) for result in results):
         rejected = [result.model_dump() for result in results]
         detail = f"None of the {len(results)} images could be used; `results` says why for each."
         raise Problem(422, "no-usable-image", "No usable image", detail, results=rejected)
+
+
+@router.post("/classify", response_model=Classification, openapi_extra=CLASSIFY_BODY, responses=IMAGE_PROBLEMS)
+async def classify(request: Request) -> Response:
+    """Classify 1 to 256 images of one leukocyte each. An unusable image is rejected in its place and spoils nothing else."""
+    running = _running(request)
+    try:
+        async with read_form(request, running.limits, running.in_flight) as form:
+            results = await running.classifier.classify(form.images)
+    except ClientDisconnect:
+        return Response(status_code=499)  # nobody is there to read it; the metrics count it
+    running.metrics.results(results)
+    _check_usable(results)
     answer = Classification(model=running.classifier.model, results=results)
-    return Response(answer.model_dump_json(), media_type="application/json")
+    return Response(answer.model_dump_json(), media_type=JSON)
+
+
+@router.post(
+    "/differential",
+    response_model=DifferentialAnswer,
+    openapi_extra=DIFFERENTIAL_BODY,
+    responses={
+        200: {"content": {fhir.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/FhirBundle"}}}},
+        406: _problem("The Accept header allows neither JSON nor FHIR"),
+        **IMAGE_PROBLEMS,
+    },
+)
+async def differential(request: Request) -> Response:
+    """The 5-part differential of one specimen's cells, 1 to 256 images of one leukocyte each; as JSON or as a FHIR R4 Bundle."""
+    running = _running(request)
+    media_type = negotiate(request.headers.getlist("accept"), (JSON, fhir.MEDIA_TYPE))
+    try:
+        async with read_form(request, running.limits, running.in_flight, FIELDS) as form:
+            specimen = read_specimen(form.texts)
+            results = await running.classifier.classify(form.images)
+    except ClientDisconnect:
+        return Response(status_code=499)
+    running.metrics.results(results)
+    _check_usable(results)
+    cells = [result for result in results if isinstance(result, Classified)]
+    labels, to_review = [cell.label for cell in cells], sum(cell.review.required for cell in cells)
+    counted = await run_in_threadpool(count_differential, labels, running.confusion, running.site, specimen.wbc_count, to_review)
+    answer = DifferentialAnswer(
+        model=running.classifier.model, specimen_id=specimen.specimen_id, differential=counted, results=results
+    )
+    return _differential_response(answer, media_type, running.site)
+
+
+def _differential_response(answer: DifferentialAnswer, media_type: str, site: Site) -> Response:
+    headers = {"Vary": "Accept"}
+    if media_type == JSON:
+        return Response(answer.model_dump_json(), headers=headers, media_type=media_type)
+    document = fhir.bundle(
+        answer.differential,
+        model=answer.model,
+        specimen_id=answer.specimen_id,
+        issued=datetime.now(UTC),
+        status="preliminary",
+        performer=None,
+        site=site,
+        report_id=answer.report_id,
+    )
+    return Response(json.dumps(document), headers=headers, media_type=media_type)
 
 
 @router.get("/model", response_model=ModelCard)
 async def model(request: Request) -> Response:
     """The card of the model that answers: where it came from, how it was calibrated, how well it did."""
-    return Response(_running(request).classifier.card.model_dump_json(), media_type="application/json")
+    return Response(_running(request).classifier.card.model_dump_json(), media_type=JSON)
 
 
 @router.get("/openapi.json", include_in_schema=False)
@@ -107,7 +179,7 @@ class _Api(FastAPI):
         """FastAPI's document plus the schemas that only the problem responses refer to."""
         document = super().openapi()
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        for kind in (ProblemDocument, NoneUsable, Rejected):
+        for kind in (ProblemDocument, NoneUsable, Rejected, FhirBundle):
             schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update({**schema.pop("$defs", {}), kind.__name__: schema})
         return document

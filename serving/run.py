@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from serving.keys import KEYS, KEYS_FILE, ApiKeys
 from serving.limits import Limits
+from serving.site import site_from_environment
 from wbc_model.card import read_card
 from wbc_model.errors import WbcError
 
@@ -67,6 +68,7 @@ def serve_bento(bento: Path, port: int = 3000, host: str | None = None) -> NoRet
 
 def _replace(target: str, port: int, host: str | None, model_dir: Path | None, working_dir: Path | None) -> NoReturn:
     Limits.from_environment()
+    site_from_environment()
     line = command(target, address(host, ApiKeys.from_environment()), port, working_dir)
     values = environment(port, model_dir)
     Path(values["BENTOML_HOME"]).mkdir(parents=True, exist_ok=True)

@@ -13,8 +13,10 @@ import bentoml
 
 from serving.api import Around, Running, create_app
 from serving.classify import Classifier
+from serving.differential import card_confusion
 from serving.keys import ApiKeys
 from serving.limits import Limits
+from serving.site import site_from_environment
 from wbc_model.card import read_card
 from wbc_model.errors import WbcError
 
@@ -47,7 +49,8 @@ class WbcService:
     def check() -> None:
         """Before the server starts: a missing or damaged model, or a bad setting, ends it with one line."""
         try:
-            read_card(model_directory())
+            card_confusion(read_card(model_directory()))
+            site_from_environment()
             ApiKeys.from_environment()
             Limits.from_environment()
         except WbcError as error:
@@ -55,7 +58,7 @@ class WbcService:
 
     def __init__(self) -> None:
         classifier = Classifier.open(model_directory())
-        app.state.running = Running(classifier, ApiKeys.from_environment(), Limits.from_environment())
+        app.state.running = Running(classifier, ApiKeys.from_environment(), Limits.from_environment(), site_from_environment())
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def close(self) -> None:
