@@ -422,7 +422,7 @@ def benchmark_command(
 @app.command("onboard")
 def onboard_command(
     data: Annotated[Path, typer.Argument(metavar="SITE_DATA", help="The new site's cells: manifest CSV or folder per class.")],
-    labels: Annotated[int | None, typer.Option(min=1, help="Cells to ask for; default: onboard.labels.")] = None,
+    labels: Annotated[int | None, typer.Option(min=0, help="Cells to ask for; default: onboard.labels.")] = None,
     answers: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Labels that people gave: CSV (sha256, label) or Label Studio's JSON."),
@@ -441,7 +441,8 @@ def onboard_command(
             f"fill in a column `label` and run again with --answers {result['queue']}"
         )
     else:
-        both = [(when, place, scores) for when in ("before", "after") for place, scores in result[when].items()]
+        stages = [when for when in ("before", "statistics", "after") if when in result]
+        both = [(when, place, scores) for when in stages for place, scores in result[when].items()]
         lines = [f"{when}, {place}: {_scores(scores)}" for when, place, scores in both]
         text = "\n".join([*lines, f"wrote {result['model']}"])
     _emit(result, json_, text)

@@ -59,7 +59,8 @@ def train(workspace: Path) -> dict[str, Any]:
     network = training.fit()
     if not training.fabric.is_global_zero:
         return {}
-    card = _provenance(calibrated_card(network, validation, params), workspace, pools)
+    card = calibrated_card(network, validation, params, decoded.appearance(validation.sha256s))
+    card = _provenance(card, workspace, pools)
     card = save_model(workspace / "models/candidate", network, card)
     history = pd.DataFrame(training.progress.history)
     write_atomic(workspace / "models/history.csv", history.drop(columns="images_per_second").to_csv(index=False))

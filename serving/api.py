@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving import fhir
 from serving.accept import negotiate
 from serving.classify import Classifier
-from serving.differential import Differential, card_confusion, count_differential
+from serving.differential import Differential, card_confusion, count_differential, foreign_site
 from serving.keys import HEADER, ApiKeys
 from serving.limits import InFlight, Limits
 from serving.metrics import exposition, process_metrics
@@ -40,6 +40,7 @@ from serving.review import add_cells, take_in
 from serving.schemas import (
     CLASSIFY_BODY,
     DIFFERENTIAL_BODY,
+    SITE_UNKNOWN,
     Classification,
     Classified,
     DifferentialAnswer,
@@ -152,7 +153,15 @@ async def differential(request: Request) -> Response:
         return _differential_response(answer, media_type, running.site)
     cells = [result for result in results if isinstance(result, Classified)]
     labels, to_review = [cell.label for cell in cells], sum(cell.review.required for cell in cells)
-    counted = await run_in_threadpool(count_differential, labels, running.confusion, running.site, specimen.wbc_count, to_review)
+    counted = await run_in_threadpool(
+        count_differential,
+        labels,
+        running.confusion,
+        running.site,
+        specimen.wbc_count,
+        to_review,
+        site_unknown=_site_unknown(running.classifier.card, cells),
+    )
     model = running.classifier.model
     if running.kept is not None:
         report = (running.kept.store, results, form.images, counted, running.confusion, model, specimen, running.site)
@@ -167,7 +176,8 @@ def _extended(running: Running, report_id: str, results: Sequence[Result], files
     """The answer about a whole report after cells were added to it; its `results` are those of this request."""
     if running.kept is None:
         raise no_store()
-    report = add_cells(running.kept.store, report_id, results, files, running.classifier.model, running.site)
+    unknown = _site_unknown(running.classifier.card, [result for result in results if isinstance(result, Classified)])
+    report = add_cells(running.kept.store, report_id, results, files, running.classifier.model, running.site, unknown)
     return DifferentialAnswer(
         model=running.classifier.model,
         report_id=report.id,
@@ -175,6 +185,11 @@ def _extended(running: Running, report_id: str, results: Sequence[Result], files
         differential=Differential.model_validate(report.differential),
         results=list(results),
     )
+
+
+def _site_unknown(card: ModelCard, cells: Sequence[Classified]) -> bool:
+    foreign = sum(SITE_UNKNOWN in cell.review.reasons for cell in cells)
+    return card.doubt is not None and foreign_site(foreign, len(cells), card.doubt.false_alarms)
 
 
 def _differential_response(answer: DifferentialAnswer, media_type: str, site: Site) -> Response:

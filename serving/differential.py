@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
-from scipy.special import betaincinv  # scipy.stats would take a second to import
+from scipy.special import betainc, betaincinv  # scipy.stats would take a second to import
 
 from serving.site import Critical, Range, Site
 from wbc_model.card import CARD, ModelCard
@@ -30,6 +30,7 @@ DRAWS: Final = 4000
 SEED: Final = 0
 COUNT_PRIOR: Final = 0.5  # Jeffreys' prior of a multinomial
 CONFUSION_PRIOR: Final = 1 / len(CLASSES)  # one imagined cell a row: a confusion never seen is rare, not impossible
+SURE_FOREIGN: Final = 1e-3  # probability under which so many cells that look foreign are no chance
 PERSON_ONLY: Final = "Every cell's class was given by a person; the exact limits hold as they are."
 
 
@@ -92,6 +93,7 @@ class Differential(BaseModel):
     minimum_cells: int
     to_review: int = Field(description="How many of the cells counted a person must still look at.")
     by_person: int = Field(description="How many of the cells counted have their class from a person.")
+    site_unknown: bool = Field(description="The images look like those of no site that the model was calibrated for.")
     wbc_count: float | None = Field(description="As given with the request, in 10*3/uL.")
     classes: dict[str, ClassShare]
     correction: Correction
@@ -120,6 +122,12 @@ def card_confusion(card: ModelCard) -> NDArray[np.int64] | None:
     if not square or not all(type(value) is int and value >= 0 for row in rows for value in row):
         raise WbcError(f"{CARD}: metrics.validation.confusion is not {size} rows of {size} counts; train the model again")
     return np.array(rows, np.int64)
+
+
+def foreign_site(foreign: int, cells: int, false_alarms: float) -> bool:
+    """Whether so many of the cells carry the reason `site_unknown` that the false alarms of a known site do not explain it (a
+    binomial tail below SURE_FOREIGN)."""
+    return foreign > 0 and float(betainc(foreign, cells - foreign + 1, false_alarms)) < SURE_FOREIGN
 
 
 def _dirichlet(rng: np.random.Generator, weights: NDArray[Any]) -> Floats:
@@ -190,12 +198,13 @@ def count_differential(
     wbc_count: float | None = None,
     to_review: int = 0,
     by_person: Sequence[bool] | None = None,
+    site_unknown: bool = False,
 ) -> Differential:
     """The differential of the labels of one specimen's cells.
 
     `confusion` (5, 5) is true x predicted of the validation pool, None where it is not known; `wbc_count` is in 10*3/uL;
     `to_review` is how many of the cells a person must still look at; `by_person` (N,) says which labels a person gave, by
-    default none. Raises WbcError where there is no cell.
+    default none; `site_unknown` that the cells look like no site the model knows. Raises WbcError where there is no cell.
     """
     if not labels:
         raise WbcError("there is no classified cell to count")
@@ -211,11 +220,12 @@ def count_differential(
     shares = zip(CLASSES, counts.tolist(), corrected, strict=True)
     return Differential(
         kind="differential" if enough else "too_few_cells",
-        note=_note(len(labels), to_review, site.minimum_cells),
+        note=_note(len(labels), to_review, site.minimum_cells, site_unknown),
         cells=len(labels),
         minimum_cells=site.minimum_cells,
         to_review=to_review,
         by_person=int(seen.sum()),
+        site_unknown=site_unknown,
         wbc_count=wbc_count,
         classes={name: _share(name, count, len(labels), limits, site, wbc_count) for name, count, limits in shares},
         correction=correction,
@@ -225,9 +235,13 @@ def count_differential(
     )
 
 
-def _note(cells: int, to_review: int, minimum: int) -> str:
+def _note(cells: int, to_review: int, minimum: int, site_unknown: bool) -> str:
     noted = f"{cells} cells counted, {to_review} of them to be looked at by a person."
-    return noted if cells >= minimum else f"{noted} Too few for a differential: at least {minimum} are needed."
+    if cells < minimum:
+        noted += f" Too few for a differential: at least {minimum} are needed."
+    if site_unknown:
+        noted += " The images look like those of no site the model was calibrated for: do not rely on classes, limits or flags."
+    return noted
 
 
 def _share(name: str, count: int, total: int, corrected: Corrected | None, site: Site, wbc_count: float | None) -> ClassShare:

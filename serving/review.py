@@ -73,9 +73,16 @@ def take_in(
 
 
 def add_cells(
-    store: Store, report_id: str, results: Sequence[Result], files: Sequence[bytes], model: ModelName, site: Site
+    store: Store,
+    report_id: str,
+    results: Sequence[Result],
+    files: Sequence[bytes],
+    model: ModelName,
+    site: Site,
+    site_unknown: bool = False,
 ) -> Report:
-    """Add more cells of the same specimen to a report that nobody has signed; the differential is counted again.
+    """Add more cells of the same specimen to a report that nobody has signed; the differential is counted again. The mark
+    `site_unknown` stays once one request's cells have earned it.
 
     Raises Problem: 404 for a report that is not there, 409 for one that was signed or counted by another model, 413 for one
     that would hold more than MOST_CELLS.
@@ -95,7 +102,7 @@ def add_cells(
         ]
         report.version += 1
         report.changed_at = datetime.now(UTC)
-        report.differential = _count_again(report, site).model_dump(mode="json")
+        report.differential = _count_again(report, site, site_unknown).model_dump(mode="json")
     return report
 
 
@@ -175,7 +182,7 @@ def correct(
         report.differential = _count_again(report, site).model_dump(mode="json")
 
 
-def _count_again(report: Report, site: Site) -> Differential:
+def _count_again(report: Report, site: Site, site_unknown: bool = False) -> Differential:
     seen = {correction.position for correction in report.corrections}
     counted = [cell for cell in report.cells if cell.label is not None]
     to_review = sum(cell.result["review"]["required"] for cell in counted if cell.position not in seen)
@@ -188,6 +195,7 @@ def _count_again(report: Report, site: Site) -> Differential:
             report.wbc_count,
             to_review,
             [cell.position in seen for cell in counted],
+            site_unknown or bool(report.differential.get("site_unknown")),
         )
     except WbcError as error:
         raise Problem(409, "no-cell-left", "No cell left", f"The correction cannot be made: {error}.") from None
