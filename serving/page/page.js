@@ -191,9 +191,6 @@ function show(cells) {
   const first = !specimen.cells.length;
   specimen.cells.push(...cells);
   gallery.add(cells);
-  if (cells.some(({ result }) => result.review?.reasons.includes("site_unknown"))) {
-    notice("site", "Some images look unlike those the model was set up for. Look at every cell before you sign.");
-  }
   if (!first) return;
   specimen.arrivedAt = gallery.order()[0];
   gallery.focus(specimen.arrivedAt);
@@ -350,6 +347,8 @@ const unit = () => document.querySelector("input[name=unit]:checked").value;
 
 function showDifferential(differential) {
   specimen.differential = differential;
+  const warning = "These images look unlike those of any site that the model was set up for. Look at every cell before you sign.";
+  notice("site", differential.site_unknown ? warning : "");
   const absolute = Object.values(differential.classes).every((share) => share.absolute);
   byId("unit").hidden = !absolute;
   drawDifferential(byId("differential-table"), differential, absolute ? unit() : "percent");
