@@ -15,6 +15,7 @@ const byId = (id) => document.getElementById(id);
 const gallery = new Gallery(byId("lanes"), byId("classes"), look, dropOnLane);
 let classes = [];
 let keepsReports = false;
+let ready; // resolves when the service has said what it is
 let specimen = empty();
 let saving = Promise.resolve(); // corrections are sent one after the other, in the order they were made
 
@@ -120,7 +121,8 @@ async function take({ files, others }) {
     say(others ? `There is no image among these ${others} files.` : "There is no file in this folder.", true);
     return;
   }
-  if (!classes.length) await begin();
+  await ready;
+  if (!classes.length) await (ready = begin()); // it failed when the page was opened: the key, or the network
   if (!classes.length) return;
   if (!keepsReports && files.length > MOST) {
     say(`These are ${files.length} images. This service keeps no reports and counts at most ${MOST} at once.`, true);
@@ -490,4 +492,4 @@ function listen() {
 byId("person").value = dialogs.person();
 service.onKeyNeeded(dialogs.key);
 listen();
-void begin();
+ready = begin();
