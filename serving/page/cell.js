@@ -4,13 +4,14 @@ import { confidence, laneOf, REVIEW, showPicture, UNUSABLE } from "./gallery.js"
 import * as service from "./service.js";
 import { percent, reasons, rejected } from "./words.js";
 
+const PAUSE = 200; // ms that a cell must be looked at: a heat map costs the service as much as many images
 const byId = (id) => document.getElementById(id);
 let shown = null;
 let heated = false; // the heat map stays on from cell to cell, until it is switched off
 let drawsHeat = true; // until the service has answered without one
 
-/** Show a cell; `classes` in the order of their keys, `correct(label)` is called by the buttons. */
-export function showCell(cell, classes, correct) {
+/** Show a cell; `classes` in the order of their keys, `correct(label)` is called by the buttons. Resolves as `toggleHeat`. */
+export async function showCell(cell, classes, correct) {
   shown = cell;
   const { result } = cell;
   const usable = result.status === "ok";
@@ -25,7 +26,7 @@ export function showCell(cell, classes, correct) {
   byId("accept").disabled = !usable;
   byId("heat").hidden = !drawsHeat || !usable || !cell.file;
   hideHeat();
-  if (heated && !byId("heat").hidden) showHeat();
+  return heated && !byId("heat").hidden ? showHeat() : "";
 }
 
 function why(cell) {
@@ -79,6 +80,8 @@ export async function toggleHeat() {
 
 async function showHeat() {
   const cell = shown;
+  if (!cell.heat) await new Promise((resolve) => setTimeout(resolve, PAUSE));
+  if (shown !== cell || !heated) return "";
   cell.heat ??= await service.heatMap(cell.file);
   if (!cell.heat) {
     drawsHeat = heated = false;

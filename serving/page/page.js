@@ -28,6 +28,7 @@ function empty() {
     differential: null,
     cells: [],
     posted: 0, // how many images the report has
+    waiting: [], // batches that are not posted yet
     arrivedAt: null, // the cell that was looked at first
     undo: [],
     amend: false, // whether the person has agreed to amend a signed report
@@ -135,34 +136,63 @@ async function take({ files, others }) {
   gallery.reset(classes);
   say("");
   view("work");
-  const sent = await guarded(() => post(files, fields));
-  byId("progress").hidden = true;
-  if (gallery.current === specimen.arrivedAt) gallery.focus(gallery.order()[0]); // nobody has moved meanwhile
-  if (!sent) {
-    if (!specimen.cells.length) view("start");
+  specimen.waiting = batches(files, keepsReports ? BATCH : MOST);
+  const sent = await guarded(() => post(fields));
+  if (!sent && !specimen.cells.length) {
+    view("start");
     return;
   }
   const left = others ? ` ${others} other ${others === 1 ? "file was" : "files were"} left out.` : "";
-  say(`${specimen.cells.length} images read.${left}`);
+  if (sent) say(`${specimen.cells.length} images read.${left}`);
 }
 
-async function post(files, fields) {
-  const [bar, words] = byId("progress").children;
-  byId("progress").hidden = false;
-  for (const batch of batches(files, keepsReports ? BATCH : MOST)) {
-    bar.max = files.length;
-    bar.value = specimen.cells.length;
-    words.textContent = `${specimen.cells.length} of ${files.length}`;
-    const answer = await classified(batch, specimen.reportId ? { report_id: specimen.reportId } : fields);
-    addCells(answer.results, batch, answer.differential !== undefined);
-    if (answer.differential) {
-      specimen.reportId = answer.report_id ?? null;
-      showDifferential(answer.differential);
+/** Post the batches that wait. Where one fails, those after it wait for the button; nobody can sign before they are in. */
+async function post(fields) {
+  byId("new").disabled = true;
+  byId("rest").hidden = true;
+  try {
+    while (specimen.waiting.length) {
+      showProgress();
+      const [batch] = specimen.waiting;
+      const answer = await classified(batch, specimen.reportId ? { report_id: specimen.reportId } : fields);
+      specimen.waiting.shift();
+      addCells(answer.results, batch, answer.differential !== undefined);
+      if (answer.differential) {
+        specimen.reportId = answer.report_id ?? null;
+        showDifferential(answer.differential);
+      }
     }
+    if (gallery.current === specimen.arrivedAt) gallery.focus(gallery.order()[0]); // nobody has moved meanwhile
+    if (!specimen.differential) throw new service.Failure(422, "None of these images could be used.");
+    if (specimen.reportId) showReport(await service.report(specimen.reportId));
+    return true;
+  } finally {
+    byId("new").disabled = false;
+    byId("rest").hidden = false;
+    byId("progress").hidden = !specimen.waiting.length;
   }
-  if (!specimen.differential) throw new service.Failure(422, "None of these images could be used.");
-  if (specimen.reportId) showReport(await service.report(specimen.reportId));
-  return true;
+}
+
+function showProgress() {
+  const [bar, words] = byId("progress").children;
+  const there = specimen.cells.length;
+  bar.value = there;
+  bar.max = there + specimen.waiting.flat().length;
+  words.textContent = `${there} of ${bar.max}`;
+  byId("progress").hidden = false;
+}
+
+/** Go on after a failure. The service may have taken in the batch whose answer was lost: then it is not sent again. */
+async function sendRest() {
+  const sent = await guarded(async () => {
+    const report = specimen.reportId && (await service.report(specimen.reportId));
+    if (report && report.cells.length > specimen.posted) {
+      const lost = report.cells.slice(specimen.posted).map((cell) => cell.result);
+      addCells(lost, specimen.waiting.shift(), true);
+    }
+    return post({});
+  });
+  if (sent) say(`${specimen.cells.length} images read.`);
 }
 
 /** The service's answer for a batch; one in which no image is usable is refused as a whole, but tells why for each. */
@@ -235,6 +265,10 @@ function picture(cell, file) {
 
 /** Give the cells of a reopened report the files they were made from, known by their SHA-256. */
 async function attach(files) {
+  if (!crypto.subtle) {
+    say("The browser compares images with a report only where the service is reached by https.", true);
+    return;
+  }
   const waiting = new Map(specimen.cells.filter((cell) => !cell.file).map((cell) => [cell.result.sha256, cell]));
   let found = 0;
   for (const file of files) {
@@ -250,7 +284,7 @@ async function attach(files) {
 // ---------------------------------------------------------------- review
 
 function look(cell) {
-  showCell(cell, classes, (label) => decide(cell, label));
+  return withHeat(() => showCell(cell, classes, (label) => decide(cell, label)));
 }
 
 const usable = (cell) => cell?.result.status === "ok";
@@ -377,13 +411,17 @@ function showState() {
   byId("status").textContent = status(specimen.status);
   byId("status").classList.toggle("done", signed);
   const left = differential.to_review;
+  const unsent = specimen.waiting.flat().length;
   byId("report-note").textContent = !reportId
     ? "This service keeps no reports: nothing can be signed here."
     : signed
       ? `Signed by ${signature.by}, ${moment(signature.at)}`
-      : `${left ? `${left} ${left === 1 ? "cell" : "cells"} to review.` : "No cell left to review."}${signature ? " Changed since it was signed." : ""}`;
+      : unsent
+        ? `${unsent} images are not sent yet.`
+        : `${left ? `${left} ${left === 1 ? "cell" : "cells"} to review.` : "No cell left to review."}${signature ? " Changed since it was signed." : ""}`;
   for (const id of ["pdf", "fhir"]) byId(id).hidden = !reportId;
   byId("sign").hidden = !reportId || signed;
+  byId("sign").disabled = unsent > 0;
 }
 
 async function sign() {
@@ -433,10 +471,12 @@ function actionOf(key, onControl) {
   return { 0: () => decide(cell, null), u: undo, h: heat, r: toReview }[key.toLowerCase()];
 }
 
-async function heat() {
-  const words = await guarded(toggleHeat);
+async function withHeat(show) {
+  const words = await guarded(show);
   if (words) say(words);
 }
+
+const heat = () => withHeat(toggleHeat);
 
 function toReview() {
   const cells = gallery.order().filter((cell) => laneOf(cell) === REVIEW);
@@ -480,6 +520,7 @@ function listen() {
   byId("details").addEventListener("submit", (event) => event.preventDefault());
   byId("help").addEventListener("click", () => dialogs.help());
   byId("new").addEventListener("click", startAgain);
+  byId("rest").addEventListener("click", sendRest);
   byId("accept").addEventListener("click", () => decide(gallery.current, gallery.current.label));
   byId("undo").addEventListener("click", undo);
   byId("heat").addEventListener("click", heat);
