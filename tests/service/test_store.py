@@ -52,7 +52,7 @@ def test_processes_that_open_an_empty_store_at_once_wait_for_each_other(store_ur
     code = "import sys; from serving.store import Store; Store.open(sys.argv[1]).close()"
     command = [sys.executable, "-c", code, store_url]
     processes = [
-        subprocess.Popen(command, cwd=ROOT, env=clean_environment(), stderr=subprocess.PIPE, text=True) for _ in range(3)
+        subprocess.Popen(command, cwd=ROOT, env=clean_environment(), stderr=subprocess.PIPE, text=True) for _ in range(2)
     ]
     for process in processes:
         _, errors = process.communicate(timeout=60)
