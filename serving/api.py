@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving import fhir
 from serving.accept import negotiate
 from serving.classify import Classifier
-from serving.differential import card_confusion, count_differential
+from serving.differential import count_differential
 from serving.keys import HEADER, ApiKeys
 from serving.limits import InFlight, Limits
 from serving.metrics import exposition, process_metrics
@@ -51,7 +51,6 @@ class Running:
 
     def __init__(self, classifier: Classifier, keys: ApiKeys, limits: Limits, site: Site | None = None) -> None:
         self.classifier = classifier
-        self.confusion = card_confusion(classifier.card)
         self.site = site or read_site()
         self.keys = keys
         self.limits = limits
@@ -121,22 +120,22 @@ async def classify(request: Request) -> Response:
 async def differential(request: Request) -> Response:
     """The 5-part differential of one specimen's cells, 1 to 256 images of one leukocyte each; as JSON or as a FHIR R4 Bundle."""
     running = _running(request)
+    classifier = running.classifier
     media_type = negotiate(request.headers.getlist("accept"), (JSON, fhir.MEDIA_TYPE))
     try:
         async with read_form(request, running.limits, running.in_flight, FIELDS) as form:
             specimen = read_specimen(form.texts)
-            results = await running.classifier.classify(form.images)
+            results = await classifier.classify(form.images)
     except ClientDisconnect:
         return Response(status_code=499)
     running.metrics.results(results)
     _check_usable(results)
     cells = [result for result in results if isinstance(result, Classified)]
     labels, to_review = [cell.label for cell in cells], sum(cell.review.required for cell in cells)
-    counted = await run_in_threadpool(count_differential, labels, running.confusion, running.site, specimen.wbc_count, to_review)
-    answer = DifferentialAnswer(
-        model=running.classifier.model, specimen_id=specimen.specimen_id, differential=counted, results=results
-    )
-    return _differential_response(answer, media_type, running.site)
+    confusion, site = classifier.confusion, running.site
+    counted = await run_in_threadpool(count_differential, labels, confusion, site, specimen.wbc_count, to_review)
+    answer = DifferentialAnswer(model=classifier.model, specimen_id=specimen.specimen_id, differential=counted, results=results)
+    return _differential_response(answer, media_type, site)
 
 
 def _differential_response(answer: DifferentialAnswer, media_type: str, site: Site) -> Response:
