@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving import fhir
 from serving.accept import negotiate
 from serving.classify import Classifier
-from serving.differential import card_confusion, count_differential
+from serving.differential import count_differential
 from serving.keys import HEADER, ApiKeys
 from serving.limits import InFlight, Limits
 from serving.metrics import exposition, process_metrics
@@ -66,7 +66,6 @@ class Running:
         self, classifier: Classifier, keys: ApiKeys, limits: Limits, site: Site | None = None, kept: Kept | None = None
     ) -> None:
         self.classifier = classifier
-        self.confusion = card_confusion(classifier.card)
         self.site = site or read_site()
         self.kept = kept
         self.keys = keys
@@ -84,8 +83,8 @@ async def _authorise(request: Request, key: Annotated[str | None, Security(APIKe
     _running(request).keys.check(key)
 
 
-def _problem(description: str, model: type[ProblemDocument] = ProblemDocument) -> dict[str, Any]:
-    return described(description, model.__name__)
+def _problem(description: str, *models: type[ProblemDocument]) -> dict[str, Any]:
+    return described(description, *(model.__name__ for model in models))
 
 
 router = APIRouter(prefix="/v1", dependencies=[Security(_authorise)], responses={401: _problem("No accepted key in X-API-Key")})
@@ -135,26 +134,27 @@ async def classify(request: Request) -> Response:
 async def differential(request: Request) -> Response:
     """The 5-part differential of one specimen's cells, 1 to 256 images of one leukocyte each; as JSON or as a FHIR R4 Bundle."""
     running = _running(request)
+    classifier = running.classifier
     media_type = negotiate(request.headers.getlist("accept"), (JSON, fhir.MEDIA_TYPE))
     try:
         async with read_form(request, running.limits, running.in_flight, FIELDS) as form:
             specimen = read_specimen(form.texts)
-            results = await running.classifier.classify(form.images)
+            results = await classifier.classify(form.images)
     except ClientDisconnect:
         return Response(status_code=499)
     running.metrics.results(results)
     _check_usable(results)
     cells = [result for result in results if isinstance(result, Classified)]
     labels, to_review = [cell.label for cell in cells], sum(cell.review.required for cell in cells)
-    counted = await run_in_threadpool(count_differential, labels, running.confusion, running.site, specimen.wbc_count, to_review)
-    model, report_id = running.classifier.model, None
-    if running.kept is not None:
-        report = (running.kept.store, results, form.images, counted, running.confusion, model, specimen, running.site)
+    confusion, site, kept, report_id = classifier.confusion, running.site, running.kept, None
+    counted = await run_in_threadpool(count_differential, labels, confusion, site, specimen.wbc_count, to_review)
+    if kept is not None:
+        report = (kept.store, results, form.images, counted, confusion, classifier.model, specimen, site)
         report_id = await run_in_threadpool(take_in, *report)
     answer = DifferentialAnswer(
-        model=model, report_id=report_id, specimen_id=specimen.specimen_id, differential=counted, results=results
+        model=classifier.model, report_id=report_id, specimen_id=specimen.specimen_id, differential=counted, results=results
     )
-    return _differential_response(answer, media_type, running.site)
+    return _differential_response(answer, media_type, site)
 
 
 def _differential_response(answer: DifferentialAnswer, media_type: str, site: Site) -> Response:

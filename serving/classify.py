@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.differential import card_confusion
 from serving.engine import Answer, Engine, open_engine, thread_count
 from serving.problems import PREFIX
 from serving.schemas import AMBIGUOUS, Classified, ImageProblem, ModelName, Reason, Rejected, Result, Review
@@ -31,6 +32,7 @@ class Classifier:
         self.card = card
         self.engine = engine
         self.model = ModelName(name=card.name, version=card.version)
+        self.confusion = card_confusion(card)
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, "classify")
 

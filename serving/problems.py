@@ -14,9 +14,10 @@ MEDIA_TYPE: Final = "application/problem+json"
 PREFIX: Final = "urn:wbc:problem:"
 
 
-def described(description: str, schema: str = "ProblemDocument") -> dict[str, Any]:
-    """An error answer in the OpenAPI document."""
-    return {"description": description, "content": {MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{schema}"}}}}
+def described(description: str, *schemas: str) -> dict[str, Any]:
+    """An error answer in the OpenAPI document: a problem document, or one of these that say more."""
+    references = [{"$ref": f"#/components/schemas/{name}"} for name in (*schemas, "ProblemDocument")]
+    return {"description": description, "content": {MEDIA_TYPE: {"schema": {"anyOf": references} if schemas else references[0]}}}
 
 
 class Problem(Exception):
