@@ -30,9 +30,7 @@ SEED: Final = 0
 COUNT_PRIOR: Final = 0.5  # Jeffreys' prior of a multinomial
 CONFUSION_PRIOR: Final = 1 / len(CLASSES)  # one imagined cell a row: a confusion never seen is rare, not impossible
 PERSON_ONLY: Final = "Every cell's class was given by a person; the exact limits hold as they are."
-SITE_UNKNOWN: Final = (
-    "The images look like those of no site that the model was calibrated for, so that its confusion is not known."
-)
+SITE_UNKNOWN: Final = "The images look like those of no site that the model was calibrated for: how it errs here is not known."
 
 
 class Interval(BaseModel):
