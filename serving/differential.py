@@ -30,6 +30,7 @@ SEED: Final = 0
 COUNT_PRIOR: Final = 0.5  # Jeffreys' prior of a multinomial
 CONFUSION_PRIOR: Final = 1 / len(CLASSES)  # one imagined cell a row: a confusion never seen is rare, not impossible
 PERSON_ONLY: Final = "Every cell's class was given by a person; the exact limits hold as they are."
+SITE_UNKNOWN: Final = "The images look like those of no site that the model was calibrated for: how it errs here is not known."
 
 
 class Interval(BaseModel):
@@ -91,6 +92,7 @@ class Differential(BaseModel):
     minimum_cells: int
     to_review: int = Field(description="How many of the cells counted a person must still look at.")
     by_person: int = Field(description="How many of the cells counted have their class from a person.")
+    site_unknown: bool = Field(description="The images look like no site that the model was calibrated for: trust no limits.")
     wbc_count: float | None = Field(description="As given with the request, in 10*3/uL.")
     classes: dict[str, ClassShare]
     correction: Correction
@@ -173,9 +175,11 @@ def _corrected(counts: NDArray[np.int64], draws: Floats) -> list[Corrected]:
     return [Corrected(low=a, median=b, high=c) for a, b, c in zip(low.tolist(), median.tolist(), high.tolist(), strict=True)]
 
 
-def _correction(confusion: NDArray[np.int64] | None, all_by_person: bool) -> Correction:
+def _correction(confusion: NDArray[np.int64] | None, all_by_person: bool, site_unknown: bool) -> Correction:
     if all_by_person:
         return Correction(applied=False, explanation=PERSON_ONLY, validation_cells=None)
+    if site_unknown:
+        return Correction(applied=False, explanation=SITE_UNKNOWN, validation_cells=None)
     if confusion is None:
         why = "The model's card has no confusion matrix of its validation pool; train or package the model again."
         return Correction(applied=False, explanation=why, validation_cells=None)
@@ -208,12 +212,14 @@ def count_differential(
     wbc_count: float | None = None,
     to_review: int = 0,
     by_person: Sequence[bool] | None = None,
+    site_unknown: bool = False,
 ) -> Differential:
     """The differential of the labels of one specimen's cells.
 
     `confusion` (5, 5) is true x predicted of the validation pool, None where it is not known; `wbc_count` is in 10*3/uL;
     `to_review` is how many of the cells a person must still look at; `by_person` (N,) says which labels a person gave, by
-    default none. Raises WbcError where there is no cell.
+    default none; `site_unknown` marks a differential of images that look like no site the model was calibrated for, which
+    are not corrected. Raises WbcError where there is no cell.
     """
     if not labels:
         raise WbcError("there is no classified cell to count")
@@ -221,7 +227,7 @@ def count_differential(
     seen = np.zeros(len(labels), bool) if by_person is None else np.asarray(by_person, bool)
     person = np.bincount(indices[seen], minlength=len(CLASSES))
     counts = np.bincount(indices, minlength=len(CLASSES))
-    correction = _correction(confusion, bool(seen.all()))
+    correction = _correction(confusion, bool(seen.all()), site_unknown)
     corrected: Sequence[Corrected | None] = [None] * len(CLASSES)
     if correction.applied and confusion is not None:
         corrected = _corrected(counts, true_shares(counts - person, person, confusion))
@@ -234,6 +240,7 @@ def count_differential(
         minimum_cells=site.minimum_cells,
         to_review=to_review,
         by_person=int(seen.sum()),
+        site_unknown=site_unknown,
         wbc_count=wbc_count,
         classes={name: _share(name, count, len(labels), limits, site, wbc_count) for name, count, limits in shares},
         correction=correction,

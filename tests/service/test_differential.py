@@ -230,6 +230,15 @@ def test_without_a_confusion_matrix_the_corrected_limits_are_null_and_it_says_wh
     assert "no Monocyte" in answer.correction.explanation
 
 
+def test_of_an_unknown_site_nothing_is_corrected_and_it_is_marked() -> None:
+    answer = count_differential(labels(TWO_HUNDRED), NO_ERRORS, SITE, site_unknown=True)
+    assert answer.site_unknown
+    assert not answer.correction.applied
+    assert "no site" in answer.correction.explanation
+    assert {share.corrected for share in answer.classes.values()} == {None}
+    assert not differential(TWO_HUNDRED).site_unknown
+
+
 def test_the_confusion_matrix_comes_from_the_card(tmp_path_factory: pytest.TempPathFactory) -> None:
     confusion = card_confusion(write_model(tmp_path_factory.mktemp("card")))
     assert confusion is not None
