@@ -11,6 +11,7 @@ from fastapi import APIRouter, FastAPI, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import APIKeyHeader
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -224,6 +225,7 @@ def create_app() -> FastAPI:
     app.add_exception_handler(HTTPException, answer_http)
     app.add_exception_handler(RequestValidationError, answer_parameter)
     app.add_exception_handler(OperationalError, answer_store)
+    app.add_exception_handler(PoolTimeout, answer_store)
     app.add_exception_handler(Exception, answer_defect)
     return app
 

@@ -101,11 +101,15 @@ def _person(request: Request, by: str) -> Person:
     return Person(by, getattr(request.state, "caller", "local"))
 
 
-def _find(request: Request, report_id: str) -> Report:
-    store = _kept(request).store
+def _checked(report_id: str) -> str:
+    """The id, where it can be one: PostgreSQL does not take every text."""
     if not _ID.fullmatch(report_id):
         raise no_report()
-    return find(store, report_id)
+    return report_id
+
+
+def _find(request: Request, report_id: str) -> Report:
+    return find(_kept(request).store, _checked(report_id))
 
 
 def _expected(if_match: str | None) -> int | None:
@@ -168,7 +172,7 @@ def reports(
     query = query.options(selectinload(Report.signatures), defer(Report.confusion)).limit(limit + 1)
     with kept.store.reading() as session:
         if before is not None:
-            last = session.get(Report, before) if _ID.fullmatch(before) else None
+            last = session.get(Report, _checked(before))
             if last is None:
                 raise no_report()
             same_time = (Report.created_at == last.created_at) & (Report.id < last.id)
@@ -196,9 +200,8 @@ async def correct_cell(request: Request, report_id: ReportId, index: Index, if_m
     kept, site = _kept(request), _site(request)
     asked = await _body(request, CorrectionRequest)
     person, expected = _person(request, asked.by), _expected(if_match)
-    await run_in_threadpool(_find, request, report_id)
-    await run_in_threadpool(correct, kept.store, report_id, index, asked.label, person, expected, asked.amend, site)
-    return await run_in_threadpool(lambda: _answer(find(kept.store, report_id)))
+    change = (kept.store, _checked(report_id), index, asked.label, person, expected, asked.amend, site)
+    return _answer(await run_in_threadpool(correct, *change))
 
 
 @router.post(
@@ -212,11 +215,10 @@ async def sign_report(request: Request, report_id: ReportId, if_match: IfMatch =
     kept, site = _kept(request), _site(request)
     asked = await _body(request, SignatureRequest)
     person, expected = _person(request, asked.by), _expected(if_match)
-    await run_in_threadpool(_find, request, report_id)
-    await run_in_threadpool(sign, kept.store, report_id, person, expected, site)
+    signed = await run_in_threadpool(sign, kept.store, _checked(report_id), person, expected, site)
     if kept.sender is not None:
         kept.sender.wake()
-    return await run_in_threadpool(lambda: _answer(find(kept.store, report_id)))
+    return _answer(signed)
 
 
 @router.get("/{id}/cells/{index}/image", responses={200: {"content": {"image/png": {}}}}, response_class=Response)

@@ -8,9 +8,9 @@ from hl7apy.consts import VALIDATION_LEVEL
 from hl7apy.parser import parse_message
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from specimens import MODEL, SPECIMEN, counted, site
+from specimens import CONFUSION, MODEL, SPECIMEN, counted, site
 
-from serving.differential import Differential
+from serving.differential import SITE_UNKNOWN, Differential, count_differential
 from serving.hl7 import (
     END,
     START,
@@ -143,6 +143,12 @@ def test_too_few_cells_have_no_values() -> None:
         assert (one[5], one[8], one[11]) == ("", "", "X")
     assert "Too few for a differential" in text
     assert parse_message(text, validation_level=VALIDATION_LEVEL.STRICT, find_groups=True).validate()
+
+
+def test_an_unknown_site_is_said() -> None:
+    differential = count_differential(LABELS, CONFUSION, site(), site_unknown=True)
+    notes = [note[3] for note in segments(message(differential=differential), "NTE")]
+    assert SITE_UNKNOWN in notes
 
 
 @settings(max_examples=25, deadline=None)

@@ -1,16 +1,22 @@
 """The routes of reports, over HTTP: what a page or a hospital's system does with a differential."""
 
 import json
+import os
 import re
+import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from databases import new_database
 from fastapi.testclient import TestClient
 from fhir.resources.R4B.bundle import Bundle
-from live import ROOT, Server, clean_environment, encode, form, free_port, of_class, serve_command, started
+from live import ROOT, Server, clean_environment, encode, form, free_port, of_class, started
 from specimens import SPECIMEN, site
 from test_outbox import Listener, eventually
 
@@ -302,43 +308,68 @@ def test_the_interface_describes_what_is_answered(client: TestClient) -> None:
     assert references <= set(document["components"]["schemas"])
 
 
+def run_document(server: Server, folder: Path) -> None:
+    """All lines of docs/reports.md with a call, as they stand, but for the address and the key."""
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "docs/reports.md").read_text(), re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if "curl" in line]
+    assert len(lines) == 7
+    (folder / "cells").mkdir()
+    for number, label in enumerate(("Neutrophil", "Lymphocyte"), 1):
+        (folder / f"cells/{number}.png").write_bytes(of_class(label))
+    script = "\n".join(["set -e -o pipefail", *(line.replace("curl ", "curl --fail-with-body --silent ", 1) for line in lines)])
+    environment = clean_environment(URL=server.url, KEY="the-key")
+    done = subprocess.run(["bash", "-c", script], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert '"status":"final"' in done.stdout
+    assert (folder / "report.pdf").read_bytes().startswith(b"%PDF-")
+    assert json.loads((folder / "bundle.json").read_text())["resourceType"] == "Bundle"
+
+
 @pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
-def test_a_real_service_keeps_delivers_and_survives(
+def test_wbc_serve_keeps_delivers_and_survives(
     model_dir: Path, tmp_path: Path, kind: str, request: pytest.FixtureRequest
 ) -> None:
-    """`wbc serve` with a receiver: post, correct, sign; kill it without warning; what was answered is there when it is back."""
-    listener = Listener(tmp_path)
-    port = free_port()
+    """In a workspace with a receiver: post and sign, kill it without warning; what was answered is there when it is back."""
+    listener, port = Listener(tmp_path), free_port()
     settings = {"hl7": {"host": "127.0.0.1", "port": listener.port, "timeout_seconds": 2}, "minimum_cells": 10}
     (tmp_path / "site.yaml").write_text(json.dumps(settings))
-    environment = clean_environment(WBC_SITE_FILE=str(tmp_path / "site.yaml"), WBC_STORE_URL=_url(kind, tmp_path, request))
-    command = serve_command(model_dir, port)
-    with started(command, port, tmp_path, environment, ROOT) as server, httpx.Client(base_url=server.url, timeout=30) as http:
+    for name in ("params.yaml", "dvc.yaml"):
+        (tmp_path / name).write_text("")
+    shutil.copytree(model_dir, tmp_path / "models/champion")
+    environment = clean_environment(WBC_SITE_FILE=str(tmp_path / "site.yaml"), PYTHONPATH=str(ROOT))
+    if kind == "postgresql":
+        environment["WBC_STORE_URL"] = new_database(request.getfixturevalue("postgres"))
+    wbc = [sys.executable, "-m", "flows.cli"]
+    serve = [*wbc, "serve", "--port", str(port)]
+    with started(serve, port, tmp_path, environment, tmp_path) as server, httpx.Client(base_url=server.url, timeout=30) as http:
         report = posted(http)["report_id"]
         assert sign(http, report, '"1"').status_code == 200
         assert _gauge(http, "wbc_outbox_pending") == 1
-        log = server.log
+        log = server.log.read_text()
         _kill(server)
+    assert (tmp_path / "data/service.db").is_file() == (kind == "sqlite")
     listener.start()
     try:
-        with started(command, port, tmp_path, environment, ROOT) as server, httpx.Client(base_url=server.url, timeout=30) as http:
+        with (
+            started(serve, port, tmp_path, environment, tmp_path) as server,
+            httpx.Client(base_url=server.url, timeout=30) as http,
+        ):
             eventually(lambda: _gauge(http, "wbc_outbox_pending") == 0)
             kept = http.get(f"/v1/reports/{report}").json()
-            [message] = kept["messages"]
-            assert (kept["status"], message["state"]) == ("final", "delivered")
-            assert [message["control_id"]] == listener.control_ids()
+            assert (kept["status"], [one["state"] for one in kept["messages"]]) == ("final", ["delivered"])
+            assert [one["control_id"] for one in kept["messages"]] == listener.control_ids()
             assert listener.specimens() == [SPECIMEN]
+            run_document(server, tmp_path)
+            eventually(lambda: listener.specimens() == [SPECIMEN, "26-04711"])
+            eventually(lambda: _gauge(http, "wbc_outbox_pending") == 0)
         assert server.process.returncode == 0, "SIGTERM ends it"
-        for words in (SPECIMEN, "Dr. Ada", environment["WBC_STORE_URL"].partition("@")[0]):
-            assert words not in log.read_text() + server.log.read_text()
     finally:
         listener.kill()
-
-
-def _url(kind: str, folder: Path, request: pytest.FixtureRequest) -> str:
-    from databases import new_database
-
-    return sqlite_url(folder / "service.db") if kind == "sqlite" else new_database(request.getfixturevalue("postgres"))
+    for words in (SPECIMEN, "Dr. Ada", environment.get("WBC_STORE_URL", "no password").partition("@")[0]):
+        assert words not in log + server.log.read_text()
+    command = [*wbc, "outbox", "--again", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == {"sent_again": 0, "pending": 0, "failed": 0, "oldest_seconds": 0.0, "refused": []}
 
 
 def _gauge(http: httpx.Client, name: str) -> float:
@@ -349,9 +380,6 @@ def _gauge(http: httpx.Client, name: str) -> float:
 
 def _kill(server: Server) -> None:
     """Without warning, the whole family."""
-    import os
-    import signal
-
     for process in reversed(server.processes()):
         os.kill(process, signal.SIGKILL)
     server.process.wait()
