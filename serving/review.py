@@ -112,8 +112,9 @@ def correct(
 ) -> Report:
     """Let a cell count as another class, as none (None), or confirm the one that it has; the differential is counted again.
 
-    Returns the report as it is then. `expected` is the version that the person saw, None to correct whatever is there. Raises Problem: 404 for a report or cell
-    that is not there, 409 for a rejected image, for a signed report unless `amend`, and where no cell would be left, 412.
+    Returns the report as it is then. `expected` is the version that the person saw, None to correct whatever is there. Raises
+    Problem: 404 for a report or cell that is not there, 409 for a rejected image, for a signed report unless `amend`, and where
+    no cell would be left, 412.
     """
     with store.writing() as session:
         report = _locked(session, report_id, expected)
@@ -145,6 +146,8 @@ def correct(
         )
         cell.label = label
         report.differential = _count_again(report, site).model_dump(mode="json")
+        session.flush()
+        session.refresh(cell, ["has_image"])  # computed by the database, so that a written row has lost it
     return report
 
 
@@ -175,7 +178,8 @@ def changed_cells(report: Report) -> int:
 def sign(store: Store, report_id: str, person: Person, expected: int | None, site: Site) -> Report:
     """Sign the report as it is; where the site has a receiver, its message enters the outbox in the same transaction.
 
-    Returns the report as it is then. Raises Problem: 404 for a report that is not there, 409 for one that is signed and unchanged since, 412.
+    Returns the report as it is then. Raises Problem: 404 for a report that is not there, 409 for one that is signed and
+    unchanged since, 412.
     """
     with store.writing() as session:
         report = _locked(session, report_id, expected)
