@@ -28,7 +28,7 @@ Map = NDArray[np.float64]
 
 
 def tensor(views: NDArray[np.uint8]) -> torch.Tensor:
-    return torch.from_numpy(views).permute(0, 3, 1, 2).float() / 255
+    return torch.from_numpy(views.copy()).permute(0, 3, 1, 2).float() / 255
 
 
 def enlarged(small: torch.Tensor, size: int) -> Map:
@@ -98,7 +98,8 @@ def main() -> None:
     summary = pd.DataFrame({"deletion": table.mean(), "standard_error": table.sem()}).sort_values("deletion")
     summary.to_csv(given.out / "deletion.csv", float_format="%.4f")
     lines = [f"| {name} | {row.deletion:.3f} ± {row.standard_error:.3f} |" for name, row in summary.iterrows()]
-    head = f"# Heat maps\n\n`python studies/explain.py MODEL_DIR {given.data.name}`, {len(table)} test cells, model {card.version}: lower is better.\n\n"
+    command = f"`python studies/explain.py MODEL_DIR {given.data.name}`"
+    head = f"# Heat maps\n\n{command}, {len(table)} test cells, model {card.version}: lower is better.\n\n"
     (given.out / "README.md").write_text(head + "| map | area under the deletion curve |\n|---|---|\n" + "\n".join(lines) + "\n")
     print(summary)
 

@@ -20,7 +20,8 @@ import pandas as pd
 from flows.workspace import set_params
 
 WBC = Path(sys.executable).parent / "wbc"
-ARMS: dict[str, dict[str, str]] = {"asked": {}, "random": {"onboard.first_strategy": "random", "onboard.strategy": "random"}}
+# Labels drawn at random need no model to be drawn, so that one round is enough.
+ARMS: dict[str, dict[str, str | int]] = {"asked": {}, "random": {"onboard.first_strategy": "random", "onboard.rounds": 1}}
 
 
 def scratch_copy(workspace: Path, folder: Path, arm: str, seed: int) -> Path:
@@ -79,8 +80,9 @@ def report(out: Path) -> None:
     text = (
         "# A new site with a few labels\n\n"
         "`python studies/onboard.py WORKSPACE SITE.csv ...`: balanced accuracy in per cent on the cells that were not\n"
-        "asked for, mean ± standard deviation over seeds; home is accuracy on the test pool. `statistics` is the champion with batch\n"
-        "normalisation by the site's own statistics, without a label. The champion is the same in all runs; seeds change the cells that are asked for and the adaptation.\n\n"
+        "asked for, mean ± standard deviation over seeds; home is accuracy on the test pool. `statistics` is the champion with\n"
+        "batch normalisation by the site's own statistics, without a label. The champion is the same in all runs; seeds change\n"
+        "the cells that are asked for and the adaptation.\n\n"
     )
     notes = out / "NOTES.md"
     lines += ["", notes.read_text().rstrip()] if notes.exists() else []
