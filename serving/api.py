@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving import fhir
 from serving.accept import negotiate
 from serving.classify import Classifier
-from serving.differential import count_differential
+from serving.differential import count_differential, foreign_site
 from serving.keys import HEADER, ApiKeys
 from serving.limits import InFlight, Limits
 from serving.metrics import exposition, process_metrics
@@ -26,6 +26,7 @@ from serving.problems import MEDIA_TYPE, Problem, answer_defect, answer_http, an
 from serving.schemas import (
     CLASSIFY_BODY,
     DIFFERENTIAL_BODY,
+    SITE_UNKNOWN,
     Classification,
     Classified,
     DifferentialAnswer,
@@ -68,8 +69,8 @@ async def _authorise(request: Request, key: Annotated[str | None, Security(APIKe
 
 
 def _problem(description: str, *models: type[ProblemDocument]) -> dict[str, Any]:
-    names = [*(model.__name__ for model in models), ProblemDocument.__name__]
-    schemas = [{"$ref": f"#/components/schemas/{name}"} for name in names]
+    every: list[type[ProblemDocument]] = [*models, ProblemDocument]
+    schemas = [{"$ref": f"#/components/schemas/{model.__name__}"} for model in every]
     return {"description": description, "content": {MEDIA_TYPE: {"schema": {"anyOf": schemas} if models else schemas[0]}}}
 
 
@@ -132,10 +133,23 @@ async def differential(request: Request) -> Response:
     _check_usable(results)
     cells = [result for result in results if isinstance(result, Classified)]
     labels, to_review = [cell.label for cell in cells], sum(cell.review.required for cell in cells)
-    confusion, site = classifier.confusion, running.site
-    counted = await run_in_threadpool(count_differential, labels, confusion, site, specimen.wbc_count, to_review)
+    site = running.site
+    counted = await run_in_threadpool(
+        count_differential,
+        labels,
+        classifier.confusion,
+        site,
+        specimen.wbc_count,
+        to_review,
+        site_unknown=_site_unknown(classifier.card, cells),
+    )
     answer = DifferentialAnswer(model=classifier.model, specimen_id=specimen.specimen_id, differential=counted, results=results)
     return _differential_response(answer, media_type, site)
+
+
+def _site_unknown(card: ModelCard, cells: Sequence[Classified]) -> bool:
+    foreign = sum(SITE_UNKNOWN in cell.review.reasons for cell in cells)
+    return card.doubt is not None and foreign_site(foreign, len(cells), card.doubt.false_alarms)
 
 
 def _differential_response(answer: DifferentialAnswer, media_type: str, site: Site) -> Response:

@@ -90,7 +90,7 @@ def bundle(
         "category": [_coded(f"{HL7}/v2-0074", "HM", "Hematology")],
         "code": _panel(differential, site),
         "result": [entries.add(name, about | it) for name, it in _observations(differential, site, entries)],
-        "conclusion": f"{differential.note} {differential.correction.explanation}",
+        "conclusion": _conclusion(differential),
     }
     return {"resourceType": "Bundle", "type": "collection", "timestamp": instant, "entry": entries.listed()}
 
@@ -109,6 +109,11 @@ def _panel(differential: Differential, site: Site) -> Json:
     if differential.kind == "too_few_cells":
         return {"text": f"Classified leukocytes, too few for a differential ({differential.cells} cells)"}
     return _coded(LOINC, site.loinc.panel, text="Leukocyte differential, 5 classes")
+
+
+def _conclusion(differential: Differential) -> str:
+    few = differential.kind == "too_few_cells"
+    return differential.note if few else f"{differential.note} {differential.correction.explanation}"
 
 
 def _device(model: ModelName) -> Json:
