@@ -82,6 +82,8 @@ def bundle(
     if specimen_id is not None:
         about["specimen"] = entries.add("specimen", _specimen(specimen_id, site))
         report["specimen"] = [about["specimen"]]
+    if differential.site_unknown:
+        about["note"] = [{"text": differential.note}]  # on each, for receivers that file Observations one by one
     if performers := list(_performers(entries, performer, site)):
         about["performer"] = report["performer"] = performers
     if report_id is not None:
