@@ -36,7 +36,6 @@ DIRECT: Final = (
     "pydantic",
     "python-multipart",
     "pyyaml",
-    "scipy",
     "starlette",
 )
 UNKNOWN_TIME: Final = "1970-01-01T00:00:00+00:00"
