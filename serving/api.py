@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Security
+from fastapi.exceptions import RequestValidationError
 from fastapi.security import APIKeyHeader
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -22,7 +23,7 @@ from serving.differential import count_differential, foreign_site
 from serving.keys import HEADER, ApiKeys
 from serving.limits import InFlight, Limits
 from serving.metrics import exposition, process_metrics
-from serving.problems import MEDIA_TYPE, Problem, answer_defect, answer_http, answer_problem
+from serving.problems import MEDIA_TYPE, Problem, answer_defect, answer_http, answer_problem, answer_query, too_large
 from serving.schemas import (
     CLASSIFY_BODY,
     DIFFERENTIAL_BODY,
@@ -44,6 +45,7 @@ from wbc_model.card import ModelCard
 
 JSON = "application/json"
 DISCARD_SECONDS = 2.0
+MAX_EXPLAINED = 16  # a heat map costs as much as 82 images
 SECURITY_HEADERS = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
 
 
@@ -69,8 +71,8 @@ async def _authorise(request: Request, key: Annotated[str | None, Security(APIKe
 
 
 def _problem(description: str, *models: type[ProblemDocument]) -> dict[str, Any]:
-    every: list[type[ProblemDocument]] = [*models, ProblemDocument]
-    schemas = [{"$ref": f"#/components/schemas/{model.__name__}"} for model in every]
+    names = [*(model.__name__ for model in models), ProblemDocument.__name__]
+    schemas = [{"$ref": f"#/components/schemas/{name}"} for name in names]
     return {"description": description, "content": {MEDIA_TYPE: {"schema": {"anyOf": schemas} if models else schemas[0]}}}
 
 
@@ -94,12 +96,17 @@ def _check_usable(results: Sequence[Result]) -> None:
 
 
 @router.post("/classify", response_model=Classification, openapi_extra=CLASSIFY_BODY, responses=IMAGE_PROBLEMS)
-async def classify(request: Request) -> Response:
-    """Classify 1 to 256 images of one leukocyte each. An unusable image is rejected in its place and spoils nothing else."""
+async def classify(request: Request, explain: bool = False) -> Response:
+    """Classify 1 to 256 images of one leukocyte each. An unusable image is rejected in its place and spoils nothing else.
+
+    With `explain` (16 images at most) each result has a heat map of where the network looks.
+    """
     running = _running(request)
     try:
         async with read_form(request, running.limits, running.in_flight) as form:
-            results = await running.classifier.classify(form.images)
+            if explain and len(form.images) > MAX_EXPLAINED:
+                raise too_large(f"At most {MAX_EXPLAINED} images a request can be explained.", MAX_EXPLAINED)
+            results = await running.classifier.classify(form.images, explain)
     except ClientDisconnect:
         return Response(status_code=499)  # nobody is there to read it; the metrics count it
     running.metrics.results(results)
@@ -133,15 +140,10 @@ async def differential(request: Request) -> Response:
     _check_usable(results)
     cells = [result for result in results if isinstance(result, Classified)]
     labels, to_review = [cell.label for cell in cells], sum(cell.review.required for cell in cells)
-    site = running.site
+    foreign = _site_unknown(classifier.card, cells)
+    confusion, site = classifier.confusion, running.site
     counted = await run_in_threadpool(
-        count_differential,
-        labels,
-        classifier.confusion,
-        site,
-        specimen.wbc_count,
-        to_review,
-        site_unknown=_site_unknown(classifier.card, cells),
+        count_differential, labels, confusion, site, specimen.wbc_count, to_review, site_unknown=foreign
     )
     answer = DifferentialAnswer(model=classifier.model, specimen_id=specimen.specimen_id, differential=counted, results=results)
     return _differential_response(answer, media_type, site)
@@ -213,6 +215,7 @@ def create_app() -> FastAPI:
     app.add_route("/metrics", metrics, include_in_schema=False)
     app.add_exception_handler(Problem, answer_problem)
     app.add_exception_handler(HTTPException, answer_http)
+    app.add_exception_handler(RequestValidationError, answer_query)
     app.add_exception_handler(Exception, answer_defect)
     return app
 

@@ -10,7 +10,6 @@ Two kinds of 95 % limits stand beside each percentage:
 """
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -109,26 +108,26 @@ def clopper_pearson(count: int, total: int) -> tuple[float, float]:
     They are the shares at which so many cells or more, and so few or fewer, have a probability of 2.5 %. Found by halving, so
     that the service does not need SciPy, which costs it half a second at the start.
     """
-    low = _crossing(lambda share: _between(count, total, total, share) > TAILS[0]) if count > 0 else 0.0
-    high = _crossing(lambda share: _between(0, count, total, share) < TAILS[0]) if count < total else 1.0
+    low = _crossing(lambda share: binomial(share, total)[count:].sum() > TAILS[0]) if count > 0 else 0.0
+    high = _crossing(lambda share: binomial(share, total)[: count + 1].sum() < TAILS[0]) if count < total else 1.0
     return low, high
 
 
-@lru_cache(maxsize=256)
-def _log_ways(total: int) -> Floats:
-    """Logarithms of the binomial coefficients (total + 1,)."""
-    numbers = np.arange(1, total + 1)
-    return np.concatenate([[0.0], np.cumsum(np.log((total + 1 - numbers) / numbers))])
+def binomial(share: float, total: int) -> Floats:
+    """The probabilities (total + 1,) of 0 to `total` of so many, each with probability `share`, which is above 0 and below 1."""
+    numbers = np.arange(total + 1)
+    log_ways = np.concatenate([[0.0], np.cumsum(np.log((total - numbers[:-1]) / numbers[1:]))])  # binomial coefficients
+    probabilities: Floats = np.exp(log_ways + numbers * np.log(share) + (total - numbers) * np.log1p(-share))
+    return probabilities
 
 
-def _between(first: int, last: int, total: int, share: float) -> float:
-    """The binomial probability of `first` to `last` of `total`, for a share between 0 and 1, both excluded."""
-    numbers = np.arange(first, last + 1)
-    logarithms = _log_ways(total)[first : last + 1] + numbers * np.log(share) + (total - numbers) * np.log1p(-share)
-    return float(np.exp(logarithms).sum())
+def foreign_site(foreign: int, cells: int, false_alarms: float) -> bool:
+    """Whether so many of the cells carry the reason `site_unknown` that the false alarms of a known site do not explain it (a
+    binomial tail below SURE_FOREIGN)."""
+    return foreign > 0 and float(binomial(false_alarms, cells)[foreign:].sum()) < SURE_FOREIGN
 
 
-def _crossing(is_above: Callable[[float], bool]) -> float:
+def _crossing(is_above: Callable[[float], np.bool_]) -> float:
     """Where between 0 and 1 a condition that is false below and true above turns true."""
     low, high = 0.0, 1.0
     for _ in range(50):
@@ -150,12 +149,6 @@ def card_confusion(card: ModelCard) -> NDArray[np.int64] | None:
     if not square or not all(type(value) is int and value >= 0 for row in rows for value in row):
         raise WbcError(f"{CARD}: metrics.validation.confusion is not {size} rows of {size} counts; train the model again")
     return np.array(rows, np.int64)
-
-
-def foreign_site(foreign: int, cells: int, false_alarms: float) -> bool:
-    """Whether so many of the cells carry the reason `site_unknown` that the false alarms of a known site do not explain it (a
-    binomial tail below SURE_FOREIGN)."""
-    return foreign > 0 and _between(foreign, cells, cells, false_alarms) < SURE_FOREIGN
 
 
 def _dirichlet(rng: np.random.Generator, weights: NDArray[Any]) -> Floats:
@@ -251,7 +244,7 @@ def count_differential(
     shares = zip(CLASSES, counts.tolist(), corrected, strict=True)
     return Differential(
         kind="differential" if enough else "too_few_cells",
-        note=_note(len(labels), to_review, site.minimum_cells, site_unknown),
+        note=_note(len(labels), to_review, site.minimum_cells),
         cells=len(labels),
         minimum_cells=site.minimum_cells,
         to_review=to_review,
@@ -266,13 +259,9 @@ def count_differential(
     )
 
 
-def _note(cells: int, to_review: int, minimum: int, site_unknown: bool) -> str:
+def _note(cells: int, to_review: int, minimum: int) -> str:
     noted = f"{cells} cells counted, {to_review} of them to be looked at by a person."
-    if cells < minimum:
-        noted += f" Too few for a differential: at least {minimum} are needed."
-    if site_unknown:
-        noted += " The images look like those of no site the model was calibrated for: do not rely on classes, limits or flags."
-    return noted
+    return noted if cells >= minimum else f"{noted} Too few for a differential: at least {minimum} are needed."
 
 
 def _share(name: str, count: int, total: int, corrected: Corrected | None, site: Site, wbc_count: float | None) -> ClassShare:
