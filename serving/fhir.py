@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, Final, Literal
 from uuid import UUID, uuid4, uuid5
 
-from serving.differential import AbsoluteCount, ClassShare, Differential, Flag, Interval, ReferenceRange
+from serving.differential import SITE_UNKNOWN, AbsoluteCount, ClassShare, Differential, Flag, Interval, ReferenceRange
 from serving.schemas import ModelName
 from serving.site import Site
 
@@ -83,7 +83,7 @@ def bundle(
         about["specimen"] = entries.add("specimen", _specimen(specimen_id, site))
         report["specimen"] = [about["specimen"]]
     if differential.site_unknown:
-        about["note"] = [{"text": differential.note}]  # on each, for receivers that file Observations one by one
+        about["note"] = [{"text": SITE_UNKNOWN}]  # on each, for receivers that file Observations one by one
     if performers := list(_performers(entries, performer, site)):
         about["performer"] = report["performer"] = performers
     if report_id is not None:

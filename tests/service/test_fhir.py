@@ -145,7 +145,7 @@ def test_too_few_cells_are_filed_by_nobody() -> None:
 def test_an_unknown_site_is_noted_on_every_observation() -> None:
     unknown = count_differential(["Neutrophil"] * 100, None, SITE, site_unknown=True)
     for observation in resources(document(unknown), "Observation"):
-        assert "no site the model was calibrated for" in observation["note"][0]["text"]
+        assert "no site that the model was calibrated for" in observation["note"][0]["text"]
     assert "note" not in resources(document(counted()), "Observation")[0]
 
 
