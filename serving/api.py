@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving import fhir
 from serving.accept import negotiate
 from serving.classify import Classifier
-from serving.differential import count_differential
+from serving.differential import count_differential, foreign_site
 from serving.keys import HEADER, ApiKeys
 from serving.limits import InFlight, Limits
 from serving.metrics import exposition, process_metrics
@@ -33,6 +33,7 @@ from serving.problems import (
     answer_problem,
     answer_store,
     described,
+    too_large,
 )
 from serving.reports import Kept
 from serving.reports import router as reports_router
@@ -40,6 +41,7 @@ from serving.review import take_in
 from serving.schemas import (
     CLASSIFY_BODY,
     DIFFERENTIAL_BODY,
+    SITE_UNKNOWN,
     Classification,
     Classified,
     DifferentialAnswer,
@@ -57,6 +59,7 @@ from wbc_model.card import ModelCard
 
 JSON = "application/json"
 DISCARD_SECONDS = 2.0
+MAX_EXPLAINED = 16  # a heat map costs as much as 82 images
 SECURITY_HEADERS = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
 
 
@@ -108,12 +111,17 @@ def _check_usable(results: Sequence[Result]) -> None:
 
 
 @router.post("/classify", response_model=Classification, openapi_extra=CLASSIFY_BODY, responses=IMAGE_PROBLEMS)
-async def classify(request: Request) -> Response:
-    """Classify 1 to 256 images of one leukocyte each. An unusable image is rejected in its place and spoils nothing else."""
+async def classify(request: Request, explain: bool = False) -> Response:
+    """Classify 1 to 256 images of one leukocyte each. An unusable image is rejected in its place and spoils nothing else.
+
+    With `explain` (16 images at most) each result has a heat map of where the network looks.
+    """
     running = _running(request)
     try:
         async with read_form(request, running.limits, running.in_flight) as form:
-            results = await running.classifier.classify(form.images)
+            if explain and len(form.images) > MAX_EXPLAINED:
+                raise too_large(f"At most {MAX_EXPLAINED} images a request can be explained.", MAX_EXPLAINED)
+            results = await running.classifier.classify(form.images, explain)
     except ClientDisconnect:
         return Response(status_code=499)  # nobody is there to read it; the metrics count it
     running.metrics.results(results)
@@ -147,8 +155,11 @@ async def differential(request: Request) -> Response:
     _check_usable(results)
     cells = [result for result in results if isinstance(result, Classified)]
     labels, to_review = [cell.label for cell in cells], sum(cell.review.required for cell in cells)
+    foreign = _site_unknown(classifier.card, cells)
     confusion, site, kept, report_id = classifier.confusion, running.site, running.kept, None
-    counted = await run_in_threadpool(count_differential, labels, confusion, site, specimen.wbc_count, to_review)
+    counted = await run_in_threadpool(
+        count_differential, labels, confusion, site, specimen.wbc_count, to_review, site_unknown=foreign
+    )
     if kept is not None:
         report = (kept.store, results, form.images, counted, confusion, classifier.model, specimen, site)
         report_id = await run_in_threadpool(take_in, *report)
@@ -156,6 +167,11 @@ async def differential(request: Request) -> Response:
         model=classifier.model, report_id=report_id, specimen_id=specimen.specimen_id, differential=counted, results=results
     )
     return _differential_response(answer, media_type, site)
+
+
+def _site_unknown(card: ModelCard, cells: Sequence[Classified]) -> bool:
+    foreign = sum(SITE_UNKNOWN in cell.review.reasons for cell in cells)
+    return card.doubt is not None and foreign_site(foreign, len(cells), card.doubt.false_alarms)
 
 
 def _differential_response(answer: DifferentialAnswer, media_type: str, site: Site) -> Response:

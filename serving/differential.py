@@ -29,6 +29,7 @@ DRAWS: Final = 4000
 SEED: Final = 0
 COUNT_PRIOR: Final = 0.5  # Jeffreys' prior of a multinomial
 CONFUSION_PRIOR: Final = 1 / len(CLASSES)  # one imagined cell a row: a confusion never seen is rare, not impossible
+SURE_FOREIGN: Final = 1e-3  # probability under which so many cells that look foreign are no chance
 PERSON_ONLY: Final = "Every cell's class was given by a person; the exact limits hold as they are."
 SITE_UNKNOWN: Final = "The images look like those of no site that the model was calibrated for: how it errs here is not known."
 
@@ -107,18 +108,26 @@ def clopper_pearson(count: int, total: int) -> tuple[float, float]:
     They are the shares at which so many cells or more, and so few or fewer, have a probability of 2.5 %. Found by halving, so
     that the service does not need SciPy, which costs it half a second at the start.
     """
-    numbers = np.arange(total + 1)
-    log_ways = np.concatenate([[0.0], np.cumsum(np.log((total - numbers[:-1]) / numbers[1:]))])  # binomial coefficients
-
-    def probability(share: float, which: NDArray[np.int64]) -> float:
-        return float(np.exp(log_ways[which] + which * np.log(share) + (total - which) * np.log1p(-share)).sum())
-
-    low = _crossing(lambda share: probability(share, numbers[count:]) > TAILS[0]) if count > 0 else 0.0
-    high = _crossing(lambda share: probability(share, numbers[: count + 1]) < TAILS[0]) if count < total else 1.0
+    low = _crossing(lambda share: binomial(share, total)[count:].sum() > TAILS[0]) if count > 0 else 0.0
+    high = _crossing(lambda share: binomial(share, total)[: count + 1].sum() < TAILS[0]) if count < total else 1.0
     return low, high
 
 
-def _crossing(is_above: Callable[[float], bool]) -> float:
+def binomial(share: float, total: int) -> Floats:
+    """The probabilities (total + 1,) of 0 to `total` of so many, each with probability `share`, which is above 0 and below 1."""
+    numbers = np.arange(total + 1)
+    log_ways = np.concatenate([[0.0], np.cumsum(np.log((total - numbers[:-1]) / numbers[1:]))])  # binomial coefficients
+    probabilities: Floats = np.exp(log_ways + numbers * np.log(share) + (total - numbers) * np.log1p(-share))
+    return probabilities
+
+
+def foreign_site(foreign: int, cells: int, false_alarms: float) -> bool:
+    """Whether so many of the cells carry the reason `site_unknown` that the false alarms of a known site do not explain it (a
+    binomial tail below SURE_FOREIGN)."""
+    return foreign > 0 and float(binomial(false_alarms, cells)[foreign:].sum()) < SURE_FOREIGN
+
+
+def _crossing(is_above: Callable[[float], np.bool_]) -> float:
     """Where between 0 and 1 a condition that is false below and true above turns true."""
     low, high = 0.0, 1.0
     for _ in range(50):

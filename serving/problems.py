@@ -75,7 +75,7 @@ async def answer_parameter(request: Request, error: Exception) -> Response:
     first = cast(RequestValidationError, error).errors()[0]
     name = str(first["loc"][-1])
     detail = f"The parameter {name!r} is not accepted: {first['msg']}."
-    return Problem(422, "bad-parameter", "Parameter not accepted", detail, field=name).response()
+    return Problem(422, "bad-parameter", "Parameter not accepted", detail, parameter=name).response()
 
 
 async def answer_store(request: Request, error: Exception) -> Response:

@@ -119,7 +119,7 @@ def _expected(if_match: str | None) -> int | None:
         raise Problem(428, "if-match-missing", "Precondition required", detail)
     if not re.fullmatch(IF_MATCH[1:-1], if_match):
         detail = 'The header If-Match takes one version of the report, such as "3", or *.'
-        raise Problem(422, "bad-parameter", "Parameter not accepted", detail, field="If-Match")
+        raise Problem(422, "bad-parameter", "Parameter not accepted", detail, parameter="If-Match")
     return None if if_match == "*" else int(if_match.strip('"'))
 
 

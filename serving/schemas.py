@@ -7,9 +7,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from serving.differential import Differential
 from serving.specimen import HIGHEST_COUNT, LOWEST_COUNT, SPECIMEN_ID, SPECIMEN_PATTERN, WBC_COUNT
 
-Reason = Literal["ambiguous"]
+Reason = Literal["ambiguous", "not_a_leukocyte", "site_unknown", "high_predicted_loss"]
 AMBIGUOUS: Final = "ambiguous"  # the prediction set does not name exactly one class
-REVIEW_REASONS: Final[tuple[Reason, ...]] = (AMBIGUOUS,)
+NOT_A_LEUKOCYTE: Final = "not_a_leukocyte"  # unlike the site's cells of every class, or no nucleus was found
+SITE_UNKNOWN: Final = "site_unknown"  # stain and light are not those of the site the model was calibrated for
+HIGH_PREDICTED_LOSS: Final = "high_predicted_loss"  # LossNet expects a larger error than of almost all cells of the site
+REVIEW_REASONS: Final[tuple[Reason, ...]] = (AMBIGUOUS, NOT_A_LEUKOCYTE, SITE_UNKNOWN, HIGH_PREDICTED_LOSS)
 
 
 class ModelName(BaseModel):
@@ -36,6 +39,9 @@ class Classified(BaseModel):
     predicted_loss: float | None = Field(description="What the model expects its own error to be; null where it has no LossNet.")
     review: Review
     sha256: str = Field(description="SHA-256 of the file as it was posted, in hexadecimal.")
+    heat_map: str | None = Field(
+        default=None, description="With `explain=true`: where the network looks, a PNG in base64; null otherwise."
+    )
 
 
 class ImageProblem(BaseModel):

@@ -126,7 +126,7 @@ def test_who_saw_another_version_is_told(client: TestClient) -> None:
         assert_problem(late, 412, "changed-meanwhile")
         assert late.headers["etag"] == '"2"'
     for wrong in ("1", 'W/"1"', '"one"', '"1", "2"'):
-        assert assert_problem(correct(client, report, 0, "Basophil", wrong), 422, "bad-parameter")["field"] == "If-Match"
+        assert assert_problem(correct(client, report, 0, "Basophil", wrong), 422, "bad-parameter")["parameter"] == "If-Match"
     url = f"/v1/reports/{report}"
     assert_problem(client.put(f"{url}/cells/0", json={"label": None, **DOCTOR}), 428, "if-match-missing")
     assert_problem(client.post(f"{url}/signature", json=DOCTOR), 428, "if-match-missing")
