@@ -481,9 +481,13 @@ def outbox_command(
     from serving.outbox import backlog, refused, send_again
     from serving.store import STORE_URL, Store, sqlite_url
 
-    store = Store.from_environment() if STORE_URL in os.environ else Store.open(sqlite_url(_workspace() / STORE))
+    if STORE_URL in os.environ:
+        store = Store.from_environment()
+    else:
+        path = _workspace() / STORE
+        store = Store.open(sqlite_url(path)) if path.exists() else None
     if store is None:
-        raise WbcError(f"{STORE_URL} is set to nothing: there is no store")
+        raise WbcError(f"there is no store: {STORE_URL} names none, and `wbc serve` has not made one in this workspace yet")
     failed = [{"control_id": one.control_id, "report": one.report_id, "error": one.error} for one in refused(store)]
     result = {"sent_again": send_again(store) if again else 0, **backlog(store)._asdict(), "refused": failed}
     lines = [f"{result['pending']} wait, the oldest for {result['oldest_seconds']:.0f} s; {result['failed']} refused"]

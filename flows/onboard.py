@@ -90,7 +90,7 @@ def adaptation_params(params: Params, card: ModelCard, labels: int) -> Params:
     size = params.size.model_copy(update={"updates": how.updates, "image_size": card.input_size})
     architecture = {"attention": card.architecture.attention, "lossnet": card.architecture.lossnet, "view": card.view}
     train = {
-        "augmentation": "sites",  # home's cells too: they are what the new site's are told from
+        "augmentation": "mild",  # of home's cells, which are there to be remembered; the site's are strongly augmented
         "learning_rate": how.learning_rate,
         "hard_share": how.site_share if labels else 0.0,
         "hard_start_share": 0.0,

@@ -41,7 +41,6 @@ DIRECT: Final = (
     "pydantic",
     "python-multipart",
     "pyyaml",
-    "scipy",
     "sqlalchemy",
     "starlette",
 )

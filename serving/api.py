@@ -11,6 +11,7 @@ from fastapi import APIRouter, FastAPI, Security
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import APIKeyHeader
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -20,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving import fhir
 from serving.accept import negotiate
 from serving.classify import Classifier
-from serving.differential import Differential, card_confusion, count_differential, foreign_site
+from serving.differential import Differential, count_differential, foreign_site
 from serving.keys import HEADER, ApiKeys
 from serving.limits import InFlight, Limits
 from serving.metrics import exposition, process_metrics
@@ -33,6 +34,7 @@ from serving.problems import (
     answer_problem,
     answer_store,
     described,
+    too_large,
 )
 from serving.reports import Kept, no_store
 from serving.reports import router as reports_router
@@ -45,6 +47,7 @@ from serving.schemas import (
     Classified,
     DifferentialAnswer,
     FhirBundle,
+    ModelName,
     NoneUsable,
     ProblemDocument,
     Rejected,
@@ -58,6 +61,7 @@ from wbc_model.card import ModelCard
 
 JSON = "application/json"
 DISCARD_SECONDS = 2.0
+MAX_EXPLAINED = 16  # a heat map costs as much as 82 images
 SECURITY_HEADERS = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
 
 
@@ -68,7 +72,6 @@ class Running:
         self, classifier: Classifier, keys: ApiKeys, limits: Limits, site: Site | None = None, kept: Kept | None = None
     ) -> None:
         self.classifier = classifier
-        self.confusion = card_confusion(classifier.card)
         self.site = site or read_site()
         self.kept = kept
         self.keys = keys
@@ -110,12 +113,17 @@ def _check_usable(results: Sequence[Result]) -> None:
 
 
 @router.post("/classify", response_model=Classification, openapi_extra=CLASSIFY_BODY, responses=IMAGE_PROBLEMS)
-async def classify(request: Request) -> Response:
-    """Classify 1 to 256 images of one leukocyte each. An unusable image is rejected in its place and spoils nothing else."""
+async def classify(request: Request, explain: bool = False) -> Response:
+    """Classify 1 to 256 images of one leukocyte each. An unusable image is rejected in its place and spoils nothing else.
+
+    With `explain` (16 images at most) each result has a heat map of where the network looks.
+    """
     running = _running(request)
     try:
         async with read_form(request, running.limits, running.in_flight) as form:
-            results = await running.classifier.classify(form.images)
+            if explain and len(form.images) > MAX_EXPLAINED:
+                raise too_large(f"At most {MAX_EXPLAINED} images a request can be explained.", MAX_EXPLAINED)
+            results = await running.classifier.classify(form.images, explain)
     except ClientDisconnect:
         return Response(status_code=499)  # nobody is there to read it; the metrics count it
     running.metrics.results(results)
@@ -139,47 +147,44 @@ async def classify(request: Request) -> Response:
 async def differential(request: Request) -> Response:
     """The 5-part differential of one specimen's cells, 1 to 256 images of one leukocyte each; as JSON or as a FHIR R4 Bundle."""
     running = _running(request)
+    classifier = running.classifier
     media_type = negotiate(request.headers.getlist("accept"), (JSON, fhir.MEDIA_TYPE))
     try:
         async with read_form(request, running.limits, running.in_flight, FIELDS) as form:
             specimen, report_id = read_specimen(form.texts), read_report_id(form.texts)
-            results = await running.classifier.classify(form.images)
+            results = await classifier.classify(form.images)
     except ClientDisconnect:
         return Response(status_code=499)
     running.metrics.results(results)
     _check_usable(results)
-    if report_id is not None:
-        answer = await run_in_threadpool(_extended, running, report_id, results, form.images)
-        return _differential_response(answer, media_type, running.site)
     cells = [result for result in results if isinstance(result, Classified)]
     labels, to_review = [cell.label for cell in cells], sum(cell.review.required for cell in cells)
+    foreign = _site_unknown(classifier.card, cells)
+    if report_id is not None:
+        answer = await run_in_threadpool(_extended, running, classifier.model, report_id, results, form.images, foreign)
+        return _differential_response(answer, media_type, running.site)
+    confusion, site, kept = classifier.confusion, running.site, running.kept
     counted = await run_in_threadpool(
-        count_differential,
-        labels,
-        running.confusion,
-        running.site,
-        specimen.wbc_count,
-        to_review,
-        site_unknown=_site_unknown(running.classifier.card, cells),
+        count_differential, labels, confusion, site, specimen.wbc_count, to_review, site_unknown=foreign
     )
-    model = running.classifier.model
-    if running.kept is not None:
-        report = (running.kept.store, results, form.images, counted, running.confusion, model, specimen, running.site)
+    if kept is not None:
+        report = (kept.store, results, form.images, counted, confusion, classifier.model, specimen, site)
         report_id = await run_in_threadpool(take_in, *report)
     answer = DifferentialAnswer(
-        model=model, report_id=report_id, specimen_id=specimen.specimen_id, differential=counted, results=results
+        model=classifier.model, report_id=report_id, specimen_id=specimen.specimen_id, differential=counted, results=results
     )
-    return _differential_response(answer, media_type, running.site)
+    return _differential_response(answer, media_type, site)
 
 
-def _extended(running: Running, report_id: str, results: Sequence[Result], files: Sequence[bytes]) -> DifferentialAnswer:
+def _extended(
+    running: Running, model: ModelName, report_id: str, results: Sequence[Result], files: Sequence[bytes], foreign: bool
+) -> DifferentialAnswer:
     """The answer about a whole report after cells were added to it; its `results` are those of this request."""
     if running.kept is None:
         raise no_store()
-    unknown = _site_unknown(running.classifier.card, [result for result in results if isinstance(result, Classified)])
-    report = add_cells(running.kept.store, report_id, results, files, running.classifier.model, running.site, unknown)
+    report = add_cells(running.kept.store, report_id, results, files, model, running.site, foreign)
     return DifferentialAnswer(
-        model=running.classifier.model,
+        model=model,
         report_id=report.id,
         specimen_id=report.specimen_id,
         differential=Differential.model_validate(report.differential),
@@ -260,6 +265,7 @@ def create_app() -> FastAPI:
     app.add_exception_handler(HTTPException, answer_http)
     app.add_exception_handler(RequestValidationError, answer_parameter)
     app.add_exception_handler(OperationalError, answer_store)
+    app.add_exception_handler(PoolTimeout, answer_store)
     app.add_exception_handler(Exception, answer_defect)
     return app
 

@@ -1,6 +1,7 @@
 """From posted files to results: decoding and inference in threads, off the event loop."""
 
 import asyncio
+import base64
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.differential import card_confusion
 from serving.engine import Answer, Engine, open_engine, thread_count
+from serving.explain import heat, heat_map
 from serving.problems import PREFIX
 from serving.schemas import (
     AMBIGUOUS,
@@ -44,6 +47,7 @@ class Classifier:
         self.card = card
         self.engine = engine
         self.model = ModelName(name=card.name, version=card.version)
+        self.confusion = card_confusion(card)
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, "classify")
 
@@ -58,8 +62,8 @@ class Classifier:
         """Let the threads finish what they do and end them."""
         self._pool.shutdown(cancel_futures=True)
 
-    async def classify(self, files: Sequence[bytes]) -> list[Result]:
-        """One result a file, in order.
+    async def classify(self, files: Sequence[bytes], explain: bool = False) -> list[Result]:
+        """One result a file, in order; with `explain` each has a heat map.
 
         A thread takes a chunk of files all the way from bytes to results, so that while one waits for the engine another
         decodes; a small request is cut so that every thread gets a share.
@@ -67,10 +71,10 @@ class Classifier:
         loop = asyncio.get_running_loop()
         step = min(self.engine.chunk, ceil(len(files) / self._threads))
         chunks = [files[start : start + step] for start in range(0, len(files), step)]
-        done = await asyncio.gather(*(loop.run_in_executor(self._pool, self.classify_chunk, chunk) for chunk in chunks))
+        done = await asyncio.gather(*(loop.run_in_executor(self._pool, self.classify_chunk, chunk, explain) for chunk in chunks))
         return [result for chunk in done for result in chunk]
 
-    def classify_chunk(self, files: Sequence[bytes]) -> list[Result]:
+    def classify_chunk(self, files: Sequence[bytes], explain: bool = False) -> list[Result]:
         """One result a file, in order; blocks."""
         digests = [hashlib.sha256(data).hexdigest() for data in files]
         results: list[Result | None] = [None] * len(files)
@@ -90,7 +94,11 @@ class Classifier:
             doubts = self._doubts(answer, np.stack(shown))
             for row, place in enumerate(places):
                 loss = float(answer.predicted_loss[row])
-                results[place] = self._classified(probabilities[row], loss, doubts[row], digests[place])
+                result = self._classified(probabilities[row], loss, doubts[row], digests[place])
+                if explain:
+                    hot = heat(pixels[row], self.engine, int(probabilities[row].argmax()))
+                    result.heat_map = base64.b64encode(heat_map(pixels[row], hot)).decode()
+                results[place] = result
         return [result for result in results if result is not None]
 
     def _infer(self, images: NDArray[np.uint8]) -> Answer:

@@ -9,13 +9,12 @@ Two kinds of 95 % limits stand beside each percentage:
              classifier confuses the classes on this specimen as it did in the validation pool. See docs/decisions/016.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
-from scipy.special import betainc, betaincinv  # scipy.stats would take a second to import
 
 from serving.site import Critical, Range, Site
 from wbc_model.card import CARD, ModelCard
@@ -32,6 +31,7 @@ COUNT_PRIOR: Final = 0.5  # Jeffreys' prior of a multinomial
 CONFUSION_PRIOR: Final = 1 / len(CLASSES)  # one imagined cell a row: a confusion never seen is rare, not impossible
 SURE_FOREIGN: Final = 1e-3  # probability under which so many cells that look foreign are no chance
 PERSON_ONLY: Final = "Every cell's class was given by a person; the exact limits hold as they are."
+SITE_UNKNOWN: Final = "The images look like those of no site that the model was calibrated for: how it errs here is not known."
 
 
 class Interval(BaseModel):
@@ -93,7 +93,7 @@ class Differential(BaseModel):
     minimum_cells: int
     to_review: int = Field(description="How many of the cells counted a person must still look at.")
     by_person: int = Field(description="How many of the cells counted have their class from a person.")
-    site_unknown: bool = Field(description="The images look like those of no site that the model was calibrated for.")
+    site_unknown: bool = Field(description="The images look like no site that the model was calibrated for: trust no limits.")
     wbc_count: float | None = Field(description="As given with the request, in 10*3/uL.")
     classes: dict[str, ClassShare]
     correction: Correction
@@ -103,10 +103,37 @@ class Differential(BaseModel):
 
 
 def clopper_pearson(count: int, total: int) -> tuple[float, float]:
-    """Exact 95 % limits of a share of `count` in `total`, as fractions."""
-    low = float(betaincinv(count, total - count + 1, TAILS[0])) if count > 0 else 0.0
-    high = float(betaincinv(count + 1, total - count, TAILS[1])) if count < total else 1.0
+    """Exact 95 % limits of a share of `count` in `total`, as fractions.
+
+    They are the shares at which so many cells or more, and so few or fewer, have a probability of 2.5 %. Found by halving, so
+    that the service does not need SciPy, which costs it half a second at the start.
+    """
+    low = _crossing(lambda share: binomial(share, total)[count:].sum() > TAILS[0]) if count > 0 else 0.0
+    high = _crossing(lambda share: binomial(share, total)[: count + 1].sum() < TAILS[0]) if count < total else 1.0
     return low, high
+
+
+def binomial(share: float, total: int) -> Floats:
+    """The probabilities (total + 1,) of 0 to `total` of so many, each with probability `share`, which is above 0 and below 1."""
+    numbers = np.arange(total + 1)
+    log_ways = np.concatenate([[0.0], np.cumsum(np.log((total - numbers[:-1]) / numbers[1:]))])  # binomial coefficients
+    probabilities: Floats = np.exp(log_ways + numbers * np.log(share) + (total - numbers) * np.log1p(-share))
+    return probabilities
+
+
+def foreign_site(foreign: int, cells: int, false_alarms: float) -> bool:
+    """Whether so many of the cells carry the reason `site_unknown` that the false alarms of a known site do not explain it (a
+    binomial tail below SURE_FOREIGN)."""
+    return foreign > 0 and float(binomial(false_alarms, cells)[foreign:].sum()) < SURE_FOREIGN
+
+
+def _crossing(is_above: Callable[[float], np.bool_]) -> float:
+    """Where between 0 and 1 a condition that is false below and true above turns true."""
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (low, middle) if is_above(middle) else (middle, high)
+    return (low + high) / 2
 
 
 def card_confusion(card: ModelCard) -> NDArray[np.int64] | None:
@@ -122,12 +149,6 @@ def card_confusion(card: ModelCard) -> NDArray[np.int64] | None:
     if not square or not all(type(value) is int and value >= 0 for row in rows for value in row):
         raise WbcError(f"{CARD}: metrics.validation.confusion is not {size} rows of {size} counts; train the model again")
     return np.array(rows, np.int64)
-
-
-def foreign_site(foreign: int, cells: int, false_alarms: float) -> bool:
-    """Whether so many of the cells carry the reason `site_unknown` that the false alarms of a known site do not explain it (a
-    binomial tail below SURE_FOREIGN)."""
-    return foreign > 0 and float(betainc(foreign, cells - foreign + 1, false_alarms)) < SURE_FOREIGN
 
 
 def _dirichlet(rng: np.random.Generator, weights: NDArray[Any]) -> Floats:
@@ -163,9 +184,11 @@ def _corrected(counts: NDArray[np.int64], draws: Floats) -> list[Corrected]:
     return [Corrected(low=a, median=b, high=c) for a, b, c in zip(low.tolist(), median.tolist(), high.tolist(), strict=True)]
 
 
-def _correction(confusion: NDArray[np.int64] | None, all_by_person: bool) -> Correction:
+def _correction(confusion: NDArray[np.int64] | None, all_by_person: bool, site_unknown: bool) -> Correction:
     if all_by_person:
         return Correction(applied=False, explanation=PERSON_ONLY, validation_cells=None)
+    if site_unknown:
+        return Correction(applied=False, explanation=SITE_UNKNOWN, validation_cells=None)
     if confusion is None:
         why = "The model's card has no confusion matrix of its validation pool; train or package the model again."
         return Correction(applied=False, explanation=why, validation_cells=None)
@@ -204,7 +227,8 @@ def count_differential(
 
     `confusion` (5, 5) is true x predicted of the validation pool, None where it is not known; `wbc_count` is in 10*3/uL;
     `to_review` is how many of the cells a person must still look at; `by_person` (N,) says which labels a person gave, by
-    default none; `site_unknown` that the cells look like no site the model knows. Raises WbcError where there is no cell.
+    default none; `site_unknown` marks a differential of images that look like no site the model was calibrated for, which
+    are not corrected. Raises WbcError where there is no cell.
     """
     if not labels:
         raise WbcError("there is no classified cell to count")
@@ -212,7 +236,7 @@ def count_differential(
     seen = np.zeros(len(labels), bool) if by_person is None else np.asarray(by_person, bool)
     person = np.bincount(indices[seen], minlength=len(CLASSES))
     counts = np.bincount(indices, minlength=len(CLASSES))
-    correction = _correction(confusion, bool(seen.all()))
+    correction = _correction(confusion, bool(seen.all()), site_unknown)
     corrected: Sequence[Corrected | None] = [None] * len(CLASSES)
     if correction.applied and confusion is not None:
         corrected = _corrected(counts, true_shares(counts - person, person, confusion))
@@ -220,7 +244,7 @@ def count_differential(
     shares = zip(CLASSES, counts.tolist(), corrected, strict=True)
     return Differential(
         kind="differential" if enough else "too_few_cells",
-        note=_note(len(labels), to_review, site.minimum_cells, site_unknown),
+        note=_note(len(labels), to_review, site.minimum_cells),
         cells=len(labels),
         minimum_cells=site.minimum_cells,
         to_review=to_review,
@@ -235,13 +259,9 @@ def count_differential(
     )
 
 
-def _note(cells: int, to_review: int, minimum: int, site_unknown: bool) -> str:
+def _note(cells: int, to_review: int, minimum: int) -> str:
     noted = f"{cells} cells counted, {to_review} of them to be looked at by a person."
-    if cells < minimum:
-        noted += f" Too few for a differential: at least {minimum} are needed."
-    if site_unknown:
-        noted += " The images look like those of no site the model was calibrated for: do not rely on classes, limits or flags."
-    return noted
+    return noted if cells >= minimum else f"{noted} Too few for a differential: at least {minimum} are needed."
 
 
 def _share(name: str, count: int, total: int, corrected: Corrected | None, site: Site, wbc_count: float | None) -> ClassShare:

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 from hl7apy.consts import VALIDATION_LEVEL  # type: ignore[import-untyped]
 from hl7apy.core import Group, Message  # type: ignore[import-untyped]
 
-from serving.differential import Differential, Flag, Interval, ReferenceRange
+from serving.differential import SITE_UNKNOWN, Differential, Flag, Interval, ReferenceRange
 from serving.schemas import ModelName
 from serving.site import Site
 from serving.store import Status
@@ -120,6 +120,8 @@ def _request(request: Any, report: Signed, site: Site) -> None:
 
 def _notes(differential: Differential, report: Signed) -> Iterator[str]:
     yield f"{differential.note} Signed by {report.by}; {report.corrected} cells corrected."
+    if differential.site_unknown:
+        yield SITE_UNKNOWN
     yield f"Pre-classified by {report.model.name} {report.model.version}. Reference ranges: {differential.reference_source}"
 
 

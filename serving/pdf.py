@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from fpdf import FPDF
 from fpdf.enums import XPos, YPos
 
-from serving.differential import AbsoluteCount, ClassShare, Flag, Interval, ReferenceRange
+from serving.differential import SITE_UNKNOWN, AbsoluteCount, ClassShare, Flag, Interval, ReferenceRange
 from serving.report_schemas import ReportAnswer
 from serving.site import Site
 
@@ -123,6 +123,9 @@ def _head(page: _Page, report: ReportAnswer, site: Site, enough: bool) -> None:
     if not enough:
         page.ln(2)
         page.write_line(f"This is not a differential. {report.differential.note}", 10, ALERT, bold=True)
+    if report.differential.site_unknown:
+        page.ln(2)
+        page.write_line(SITE_UNKNOWN, 10, ALERT, bold=True)
     page.ln(3)
 
 

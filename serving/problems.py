@@ -15,9 +15,9 @@ PREFIX: Final = "urn:wbc:problem:"
 
 
 def described(description: str, *schemas: str) -> dict[str, Any]:
-    """An error answer in the OpenAPI document; `schemas` name other forms that it may have beside ProblemDocument."""
-    forms = [{"$ref": f"#/components/schemas/{name}"} for name in (*schemas, "ProblemDocument")]
-    return {"description": description, "content": {MEDIA_TYPE: {"schema": {"anyOf": forms} if schemas else forms[0]}}}
+    """An error answer in the OpenAPI document: a problem document, or one of these that say more."""
+    references = [{"$ref": f"#/components/schemas/{name}"} for name in (*schemas, "ProblemDocument")]
+    return {"description": description, "content": {MEDIA_TYPE: {"schema": {"anyOf": references} if schemas else references[0]}}}
 
 
 class Problem(Exception):
@@ -75,7 +75,7 @@ async def answer_parameter(request: Request, error: Exception) -> Response:
     first = cast(RequestValidationError, error).errors()[0]
     name = str(first["loc"][-1])
     detail = f"The parameter {name!r} is not accepted: {first['msg']}."
-    return Problem(422, "bad-parameter", "Parameter not accepted", detail, field=name).response()
+    return Problem(422, "bad-parameter", "Parameter not accepted", detail, parameter=name).response()
 
 
 async def answer_store(request: Request, error: Exception) -> Response:

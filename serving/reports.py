@@ -39,7 +39,7 @@ from wbc_model.images import decode
 T = TypeVar("T", bound=BaseModel)
 BODY_BYTES: Final = 16 * 1024
 IMAGE_SIDE: Final = 1024
-_VERSION: Final = re.compile(r'"([0-9]{1,9})"')
+IF_MATCH: Final = r'^("[0-9]{1,9}"|[*])$'
 _ID: Final = re.compile(r"[0-9a-f]{32}")
 
 
@@ -81,9 +81,8 @@ CHANGES: Final[dict[int | str, dict[str, Any]]] = {
 }
 ReportId = Annotated[str, Path(alias="id", description="The report's id, 32 hexadecimal digits.")]
 Index = Annotated[int, Path(description="The cell's place in the report, from 0.")]
-IfMatch = Annotated[
-    str | None, Header(alias="If-Match", description='The version that the person saw, such as "3"; * for whichever is there.')
-]
+# Not declared as required: without it the answer is 428, not 422. `_change` writes it into the document.
+IfMatch = Annotated[str | None, Header(alias="If-Match", include_in_schema=False)]
 
 
 def no_store() -> Problem:
@@ -107,11 +106,15 @@ def _person(request: Request, by: str) -> Person:
     return Person(by, getattr(request.state, "caller", "local"))
 
 
-def _find(request: Request, report_id: str) -> Report:
-    store = _kept(request).store
+def _checked(report_id: str) -> str:
+    """The id, where it can be one: PostgreSQL does not take every text."""
     if not _ID.fullmatch(report_id):
         raise no_report()
-    return find(store, report_id)
+    return report_id
+
+
+def _find(request: Request, report_id: str) -> Report:
+    return find(_kept(request).store, _checked(report_id))
 
 
 def _expected(if_match: str | None) -> int | None:
@@ -119,12 +122,10 @@ def _expected(if_match: str | None) -> int | None:
     if if_match is None:
         detail = "Send the version that you saw as If-Match, as the ETag of the report gave it; or * to change whatever is there."
         raise Problem(428, "if-match-missing", "Precondition required", detail)
-    if if_match.strip() == "*":
-        return None
-    found = _VERSION.fullmatch(if_match.strip())
-    if found is None:
-        raise Problem(412, "changed-meanwhile", "Changed meanwhile", 'If-Match names no version of a report, such as "3".')
-    return int(found[1])
+    if not re.fullmatch(IF_MATCH[1:-1], if_match):
+        detail = 'The header If-Match takes one version of the report, such as "3", or *.'
+        raise Problem(422, "bad-parameter", "Parameter not accepted", detail, parameter="If-Match")
+    return None if if_match == "*" else int(if_match.strip('"'))
 
 
 async def _body(request: Request, kind: type[T]) -> T:
@@ -150,9 +151,12 @@ async def _body(request: Request, kind: type[T]) -> T:
         raise bad_field(field, f"{field}: {first['msg']}.") from None
 
 
-def _described_body(kind: type[BaseModel]) -> dict[str, Any]:
-    schema = kind.model_json_schema()
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+def _change(kind: type[BaseModel]) -> dict[str, Any]:
+    """What the OpenAPI document says of a change: its body, which `_body` reads, and the version that it needs."""
+    meaning = 'The version that the person saw, as the ETag of the report gave it, such as "3"; * for whichever is there.'
+    header = {"name": "If-Match", "in": "header", "required": True, "description": meaning}
+    body = {"required": True, "content": {"application/json": {"schema": kind.model_json_schema()}}}
+    return {"parameters": [{**header, "schema": {"type": "string", "pattern": IF_MATCH}}], "requestBody": body}
 
 
 def _answer(report: Report) -> Response:
@@ -173,7 +177,7 @@ def reports(
     query = query.options(selectinload(Report.signatures), defer(Report.confusion)).limit(limit + 1)
     with kept.store.reading() as session:
         if before is not None:
-            last = session.get(Report, before) if _ID.fullmatch(before) else None
+            last = session.get(Report, _checked(before))
             if last is None:
                 raise no_report()
             same_time = (Report.created_at == last.created_at) & (Report.id < last.id)
@@ -194,34 +198,32 @@ def report(request: Request, report_id: ReportId) -> Response:
     "/{id}/cells/{index}",
     response_model=ReportAnswer,
     responses=CHANGES,
-    openapi_extra=_described_body(CorrectionRequest),
+    openapi_extra=_change(CorrectionRequest),
 )
 async def correct_cell(request: Request, report_id: ReportId, index: Index, if_match: IfMatch = None) -> Response:
     """A person's class for a cell: corrects or confirms it. The differential is counted again."""
     kept, site = _kept(request), _site(request)
     asked = await _body(request, CorrectionRequest)
     person, expected = _person(request, asked.by), _expected(if_match)
-    await run_in_threadpool(_find, request, report_id)
-    await run_in_threadpool(correct, kept.store, report_id, index, asked.label, person, expected, asked.amend, site)
-    return await run_in_threadpool(lambda: _answer(find(kept.store, report_id)))
+    change = (kept.store, _checked(report_id), index, asked.label, person, expected, asked.amend, site)
+    return _answer(await run_in_threadpool(correct, *change))
 
 
 @router.post(
     "/{id}/signature",
     response_model=ReportAnswer,
     responses=CHANGES,
-    openapi_extra=_described_body(SignatureRequest),
+    openapi_extra=_change(SignatureRequest),
 )
 async def sign_report(request: Request, report_id: ReportId, if_match: IfMatch = None) -> Response:
     """Sign the report as it is: final, or amended where it was signed before. Its HL7 message is on its way from then on."""
     kept, site = _kept(request), _site(request)
     asked = await _body(request, SignatureRequest)
     person, expected = _person(request, asked.by), _expected(if_match)
-    await run_in_threadpool(_find, request, report_id)
-    await run_in_threadpool(sign, kept.store, report_id, person, expected, site)
+    signed = await run_in_threadpool(sign, kept.store, _checked(report_id), person, expected, site)
     if kept.sender is not None:
         kept.sender.wake()
-    return await run_in_threadpool(lambda: _answer(find(kept.store, report_id)))
+    return _answer(signed)
 
 
 @router.get("/{id}/cells/{index}/image", responses={200: {"content": {"image/png": {}}}}, response_class=Response)

@@ -144,11 +144,12 @@ def find(store: Store, report_id: str) -> Report:
 
 def correct(
     store: Store, report_id: str, position: int, label: str | None, person: Person, expected: int | None, amend: bool, site: Site
-) -> None:
+) -> Report:
     """Let a cell count as another class, as none (None), or confirm the one that it has; the differential is counted again.
 
-    `expected` is the version that the person saw, None to correct whatever is there. Raises Problem: 404 for a report or cell
-    that is not there, 409 for a rejected image, for a signed report unless `amend`, and where no cell would be left, 412.
+    Returns the report as it is then. `expected` is the version that the person saw, None to correct whatever is there. Raises
+    Problem: 404 for a report or cell that is not there, 409 for a rejected image, for a signed report unless `amend`, and where
+    no cell would be left, 412.
     """
     with store.writing() as session:
         report = _locked(session, report_id, expected)
@@ -180,6 +181,9 @@ def correct(
         )
         cell.label = label
         report.differential = _count_again(report, site).model_dump(mode="json")
+        session.flush()
+        session.refresh(cell, ["has_image"])  # computed by the database, so that a written row has lost it
+    return report
 
 
 def _count_again(report: Report, site: Site, site_unknown: bool = False) -> Differential:
@@ -195,7 +199,7 @@ def _count_again(report: Report, site: Site, site_unknown: bool = False) -> Diff
             report.wbc_count,
             to_review,
             [cell.position in seen for cell in counted],
-            site_unknown or bool(report.differential.get("site_unknown")),
+            site_unknown or report.differential["site_unknown"],
         )
     except WbcError as error:
         raise Problem(409, "no-cell-left", "No cell left", f"The correction cannot be made: {error}.") from None
@@ -206,10 +210,11 @@ def changed_cells(report: Report) -> int:
     return sum(cell.result["status"] == "ok" and cell.label != cell.result["label"] for cell in report.cells)
 
 
-def sign(store: Store, report_id: str, person: Person, expected: int | None, site: Site) -> None:
+def sign(store: Store, report_id: str, person: Person, expected: int | None, site: Site) -> Report:
     """Sign the report as it is; where the site has a receiver, its message enters the outbox in the same transaction.
 
-    Raises Problem: 404 for a report that is not there, 409 for one that is signed and unchanged since, 412.
+    Returns the report as it is then. Raises Problem: 404 for a report that is not there, 409 for one that is signed and
+    unchanged since, 412.
     """
     with store.writing() as session:
         report = _locked(session, report_id, expected)
@@ -232,6 +237,7 @@ def sign(store: Store, report_id: str, person: Person, expected: int | None, sit
         )
         if site.hl7 is not None:
             report.messages.append(_message(report, person, now, site))
+    return report
 
 
 def _message(report: Report, person: Person, now: datetime, site: Site) -> Message:

@@ -39,6 +39,9 @@ class Classified(BaseModel):
     predicted_loss: float | None = Field(description="What the model expects its own error to be; null where it has no LossNet.")
     review: Review
     sha256: str = Field(description="SHA-256 of the file as it was posted, in hexadecimal.")
+    heat_map: str | None = Field(
+        default=None, description="With `explain=true`: where the network looks, a PNG in base64; null otherwise."
+    )
 
 
 class ImageProblem(BaseModel):

@@ -41,6 +41,7 @@ from wbc_model.errors import WbcError
 
 STORE_URL: Final = "WBC_STORE_URL"
 BUSY_SECONDS: Final = 30
+CONNECT_SECONDS: Final = 10
 DRIVERS: Final = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
 
 Status = Literal["preliminary", "final", "amended"]  # as FHIR's DiagnosticReport.status names them
@@ -280,7 +281,7 @@ def _reason(error: Exception, url: URL) -> str:
 def _engine(url: URL) -> Engine:
     # hide_parameters: an error's traceback goes to the log, and the parameters hold specimen ids.
     if url.get_backend_name() != "sqlite":
-        engine = create_engine(url, hide_parameters=True, pool_pre_ping=True)
+        engine = create_engine(url, hide_parameters=True, pool_pre_ping=True, connect_args={"connect_timeout": CONNECT_SECONDS})
         event.listen(engine, "handle_error", _without_values)
         return engine
     _private_file(Path(str(url.database)))

@@ -32,7 +32,7 @@ def eventually(holds: Callable[[], bool], seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
 class Listener:
@@ -189,6 +189,7 @@ def test_two_senders_of_one_store_send_nothing_twice(store: Store, listener: Lis
     assert listener.specimens() == names
 
 
+@pytest.mark.parametrize("store_url", ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)], indirect=True)
 def test_the_listener_is_killed_in_the_middle_and_nothing_is_lost(store: Store, listener: Listener) -> None:
     listener.start(0.05)
     names = [f"S-{number}" for number in range(16)]
@@ -224,6 +225,7 @@ time.sleep(120)
 """
 
 
+@pytest.mark.parametrize("store_url", ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)], indirect=True)
 def test_the_sender_is_killed_before_the_acknowledgement_and_the_message_is_sent_again(
     store: Store, store_url: str, listener: Listener
 ) -> None:

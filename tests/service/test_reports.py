@@ -1,16 +1,22 @@
 """The routes of reports, over HTTP: what a page or a hospital's system does with a differential."""
 
 import json
+import os
 import re
+import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from databases import new_database
 from fastapi.testclient import TestClient
 from fhir.resources.R4B.bundle import Bundle
-from live import ROOT, Server, clean_environment, encode, form, free_port, of_class, serve_command, started
+from live import ROOT, Server, clean_environment, encode, form, free_port, of_class, started
 from specimens import SPECIMEN, site
 from test_outbox import Listener, eventually
 
@@ -43,9 +49,9 @@ def client_of(classifier: Classifier, folder: Path, of: Site, url: str | None = 
     kept.close()
 
 
-@pytest.fixture
-def client(classifier: Classifier, tmp_path: Path) -> Iterator[TestClient]:
-    yield from client_of(classifier, tmp_path, site())
+@pytest.fixture(scope="module")
+def client(classifier: Classifier, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    yield from client_of(classifier, tmp_path_factory.mktemp("kept"), site())
 
 
 def posted(client: TestClient | httpx.Client, files: list[bytes] | None = None, **fields: str) -> dict[str, Any]:
@@ -119,7 +125,8 @@ def test_who_saw_another_version_is_told(client: TestClient) -> None:
     for late in (correct(client, report, 0, "Basophil", '"1"'), sign(client, report, '"1"')):
         assert_problem(late, 412, "changed-meanwhile")
         assert late.headers["etag"] == '"2"'
-    assert_problem(correct(client, report, 0, "Basophil", "W/1"), 412, "changed-meanwhile")
+    for wrong in ("1", 'W/"1"', '"one"', '"1", "2"'):
+        assert assert_problem(correct(client, report, 0, "Basophil", wrong), 422, "bad-parameter")["parameter"] == "If-Match"
     url = f"/v1/reports/{report}"
     assert_problem(client.put(f"{url}/cells/0", json={"label": None, **DOCTOR}), 428, "if-match-missing")
     assert_problem(client.post(f"{url}/signature", json=DOCTOR), 428, "if-match-missing")
@@ -175,7 +182,12 @@ def test_cells_that_are_not_there_or_were_rejected(client: TestClient) -> None:
     assert_problem(answer, 422, "bad-parameter")
 
 
-def test_the_list_is_by_status_newest_first_and_paged(client: TestClient) -> None:
+def test_the_list_is_by_status_newest_first_and_paged(classifier: Classifier, tmp_path: Path) -> None:
+    for client in client_of(classifier, tmp_path, site()):
+        assert_listed(client)
+
+
+def assert_listed(client: TestClient) -> None:
     ids = [posted(client, specimen_id=f"S-{number}")["report_id"] for number in range(5)]
     sign(client, ids[1], "*")
     assert client.get("/v1/reports").json() == client.get("/v1/reports?status=open").json()
@@ -264,10 +276,8 @@ def test_a_store_that_is_gone_is_503_and_back_when_it_is_back(classifier: Classi
     for client in client_of(classifier, tmp_path, site()):
         report = posted(client)["report_id"]
         hidden = tmp_path / "elsewhere"
+        client.app.app.state.running.kept.store.close()  # type: ignore[attr-defined]  # SQLite then keeps no second file
         (tmp_path / "service.db").rename(hidden)
-        for name in ("service.db-wal", "service.db-shm"):
-            (tmp_path / name).unlink()
-        client.app.app.state.running.kept.store._engine.dispose()  # type: ignore[attr-defined]
         (tmp_path / "service.db").mkdir()
         answer = client.get(f"/v1/reports/{report}")
         assert_problem(answer, 503, "store-unavailable")
@@ -298,43 +308,68 @@ def test_the_interface_describes_what_is_answered(client: TestClient) -> None:
     assert references <= set(document["components"]["schemas"])
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-def test_a_real_service_keeps_delivers_and_survives(
+def run_document(server: Server, folder: Path) -> None:
+    """All lines of docs/reports.md with a call, as they stand, but for the address and the key."""
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "docs/reports.md").read_text(), re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines() if "curl" in line]
+    assert len(lines) == 7
+    (folder / "cells").mkdir()
+    for number, label in enumerate(("Neutrophil", "Lymphocyte"), 1):
+        (folder / f"cells/{number}.png").write_bytes(of_class(label))
+    script = "\n".join(["set -e -o pipefail", *(line.replace("curl ", "curl --fail-with-body --silent ", 1) for line in lines)])
+    environment = clean_environment(URL=server.url, KEY="the-key")
+    done = subprocess.run(["bash", "-c", script], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert '"status":"final"' in done.stdout
+    assert (folder / "report.pdf").read_bytes().startswith(b"%PDF-")
+    assert json.loads((folder / "bundle.json").read_text())["resourceType"] == "Bundle"
+
+
+@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
+def test_wbc_serve_keeps_delivers_and_survives(
     model_dir: Path, tmp_path: Path, kind: str, request: pytest.FixtureRequest
 ) -> None:
-    """`wbc serve` with a receiver: post, correct, sign; kill it without warning; what was answered is there when it is back."""
-    listener = Listener(tmp_path)
-    port = free_port()
+    """In a workspace with a receiver: post and sign, kill it without warning; what was answered is there when it is back."""
+    listener, port = Listener(tmp_path), free_port()
     settings = {"hl7": {"host": "127.0.0.1", "port": listener.port, "timeout_seconds": 2}, "minimum_cells": 10}
     (tmp_path / "site.yaml").write_text(json.dumps(settings))
-    environment = clean_environment(WBC_SITE_FILE=str(tmp_path / "site.yaml"), WBC_STORE_URL=_url(kind, tmp_path, request))
-    command = serve_command(model_dir, port)
-    with started(command, port, tmp_path, environment, ROOT) as server, httpx.Client(base_url=server.url, timeout=30) as http:
+    for name in ("params.yaml", "dvc.yaml"):
+        (tmp_path / name).write_text("")
+    shutil.copytree(model_dir, tmp_path / "models/champion")
+    environment = clean_environment(WBC_SITE_FILE=str(tmp_path / "site.yaml"), PYTHONPATH=str(ROOT))
+    if kind == "postgresql":
+        environment["WBC_STORE_URL"] = new_database(request.getfixturevalue("postgres"))
+    wbc = [sys.executable, "-m", "flows.cli"]
+    serve = [*wbc, "serve", "--port", str(port)]
+    with started(serve, port, tmp_path, environment, tmp_path) as server, httpx.Client(base_url=server.url, timeout=30) as http:
         report = posted(http)["report_id"]
         assert sign(http, report, '"1"').status_code == 200
         assert _gauge(http, "wbc_outbox_pending") == 1
-        log = server.log
+        log = server.log.read_text()
         _kill(server)
+    assert (tmp_path / "data/service.db").is_file() == (kind == "sqlite")
     listener.start()
     try:
-        with started(command, port, tmp_path, environment, ROOT) as server, httpx.Client(base_url=server.url, timeout=30) as http:
+        with (
+            started(serve, port, tmp_path, environment, tmp_path) as server,
+            httpx.Client(base_url=server.url, timeout=30) as http,
+        ):
             eventually(lambda: _gauge(http, "wbc_outbox_pending") == 0)
             kept = http.get(f"/v1/reports/{report}").json()
-            [message] = kept["messages"]
-            assert (kept["status"], message["state"]) == ("final", "delivered")
-            assert [message["control_id"]] == listener.control_ids()
+            assert (kept["status"], [one["state"] for one in kept["messages"]]) == ("final", ["delivered"])
+            assert [one["control_id"] for one in kept["messages"]] == listener.control_ids()
             assert listener.specimens() == [SPECIMEN]
+            run_document(server, tmp_path)
+            eventually(lambda: listener.specimens() == [SPECIMEN, "26-04711"])
+            eventually(lambda: _gauge(http, "wbc_outbox_pending") == 0)
         assert server.process.returncode == 0, "SIGTERM ends it"
-        for words in (SPECIMEN, "Dr. Ada", environment["WBC_STORE_URL"].partition("@")[0]):
-            assert words not in log.read_text() + server.log.read_text()
     finally:
         listener.kill()
-
-
-def _url(kind: str, folder: Path, request: pytest.FixtureRequest) -> str:
-    from databases import new_database
-
-    return sqlite_url(folder / "service.db") if kind == "sqlite" else new_database(request.getfixturevalue("postgres"))
+    for words in (SPECIMEN, "Dr. Ada", environment.get("WBC_STORE_URL", "no password").partition("@")[0]):
+        assert words not in log + server.log.read_text()
+    command = [*wbc, "outbox", "--again", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == {"sent_again": 0, "pending": 0, "failed": 0, "oldest_seconds": 0.0, "refused": []}
 
 
 def _gauge(http: httpx.Client, name: str) -> float:
@@ -345,9 +380,6 @@ def _gauge(http: httpx.Client, name: str) -> float:
 
 def _kill(server: Server) -> None:
     """Without warning, the whole family."""
-    import os
-    import signal
-
     for process in reversed(server.processes()):
         os.kill(process, signal.SIGKILL)
     server.process.wait()

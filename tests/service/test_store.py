@@ -13,15 +13,16 @@ from alembic.migration import MigrationContext
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from live import ROOT, clean_environment
-from specimens import PERSON, SPECIMEN, classified, rejected, reported, site
+from specimens import CONFUSION, MODEL, PERSON, SPECIMEN, classified, rejected, reported, site
 from sqlalchemy import inspect, select, text
 from sqlalchemy.exc import DBAPIError
 
-from serving.differential import Differential
+from serving.differential import Differential, count_differential
 from serving.problems import Problem
-from serving.review import changed_cells, correct, find, sign
+from serving.review import changed_cells, correct, find, sign, take_in
 from serving.schemas import Result
 from serving.site import Hl7Receiver
+from serving.specimen import Specimen
 from serving.store import Base, Cell, Message, Report, Store, sqlite_url
 from wbc_model.classes import CLASSES
 from wbc_model.errors import WbcError
@@ -52,7 +53,7 @@ def test_processes_that_open_an_empty_store_at_once_wait_for_each_other(store_ur
     code = "import sys; from serving.store import Store; Store.open(sys.argv[1]).close()"
     command = [sys.executable, "-c", code, store_url]
     processes = [
-        subprocess.Popen(command, cwd=ROOT, env=clean_environment(), stderr=subprocess.PIPE, text=True) for _ in range(3)
+        subprocess.Popen(command, cwd=ROOT, env=clean_environment(), stderr=subprocess.PIPE, text=True) for _ in range(2)
     ]
     for process in processes:
         _, errors = process.communicate(timeout=60)
@@ -136,6 +137,17 @@ def test_the_corrections_replayed_give_the_labels(store: Store, changes: list[tu
     assert labels == [cell.label for cell in kept.cells]
     counts = {name: share["count"] for name, share in kept.differential["classes"].items()}
     assert counts == {name: labels.count(name) for name in CLASSES}
+
+
+def test_that_the_site_is_unknown_outlives_a_correction(store: Store) -> None:
+    differential = count_differential(["Neutrophil"] * 12, CONFUSION, site(), site_unknown=True)
+    report = take_in(
+        store, [classified("Neutrophil")] * 12, [b""] * 12, differential, CONFUSION, MODEL, Specimen(None, None), site()
+    )
+    correct(store, report, 0, "Basophil", PERSON, 1, False, site())
+    kept = Differential.model_validate(find(store, report).differential)
+    assert kept.site_unknown
+    assert kept.classes["Neutrophil"].corrected is None
 
 
 @pytest.mark.parametrize(
