@@ -32,7 +32,7 @@ def test_the_differential_is_that_of_all_cells(client: TestClient) -> None:  # n
     assert (answer["report_id"], answer["specimen_id"], len(answer["results"])) == (report, SPECIMEN, 4)
     unsure = first["results"][12]["label"]
     labels = ["Neutrophil"] * 8 + ["Lymphocyte"] * 4 + [unsure] * 2 + ["Basophil"] * 2
-    confusion = client.app.app.state.running.confusion  # type: ignore[attr-defined]  # Around holds the application
+    confusion = client.app.app.state.running.classifier.confusion  # type: ignore[attr-defined]  # Around holds the application
     assert answer["differential"] == count_differential(labels, confusion, site(), 6.5, to_review=2).model_dump(mode="json")
     kept = report_of(client, report)
     assert kept["differential"] == answer["differential"]

@@ -348,6 +348,13 @@ def test_from_a_dropped_folder_to_a_signed_report(browser: Browser, keeping: Ser
     ]
     eventually(lambda: table(page) == in_order(report))
 
+    # The heat map is the service's, and goes with the cell.
+    page.keyboard.press("h")
+    expect(page.locator("#cell-heat")).to_be_visible(timeout=30_000)
+    assert page.locator("#cell-heat").evaluate("async (image) => { await image.decode(); return image.naturalWidth; }") > 32
+    page.keyboard.press("h")
+    expect(page.locator("#cell-heat")).to_be_hidden()
+
     # By drag, to a lane's chip and to a lane.
     dragged = page.locator("#lane-Neutrophil .tile").first
     identity = str(dragged.get_attribute("id"))
