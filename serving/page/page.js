@@ -6,10 +6,13 @@ import { drawDifferential } from "./differential.js";
 import { batches, chosen, dropped } from "./files.js";
 import { Gallery, laneOf, REVIEW } from "./gallery.js";
 import * as service from "./service.js";
-import { listed, moment, status } from "./words.js";
+import { delivery, listed, moment, status } from "./words.js";
 
 const BATCH = 64; // images a request, so that the first cells show soon
 const MOST = 256; // images a request at most; a service that keeps no reports counts one request only
+
+const LOOKS = 20; // at a message that is on its way, LOOK_MS apart
+const LOOK_MS = 3000;
 
 const byId = (id) => document.getElementById(id);
 const gallery = new Gallery(byId("lanes"), byId("classes"), look, dropOnLane);
@@ -25,6 +28,7 @@ function empty() {
     version: 0, // of the report, as last seen
     status: "preliminary",
     signature: null,
+    message: null, // the last one to the hospital's system
     differential: null,
     cells: [],
     posted: 0, // how many images the report has
@@ -400,6 +404,7 @@ function showReport(report) {
   specimen.version = report.version;
   specimen.status = report.status;
   specimen.signature = report.signatures.at(-1) ?? null;
+  specimen.message = report.messages.at(-1) ?? null;
   if (report.status !== "preliminary") specimen.amend = false;
   showDifferential(report.differential);
 }
@@ -415,7 +420,7 @@ function showState() {
   byId("report-note").textContent = !reportId
     ? "This service keeps no reports: nothing can be signed here."
     : signed
-      ? `Signed by ${signature.by}, ${moment(signature.at)}`
+      ? `Signed by ${signature.by}, ${moment(signature.at)}.${delivery(specimen.message)}`
       : unsent
         ? `${unsent} images are not sent yet.`
         : `${left ? `${left} ${left === 1 ? "cell" : "cells"} to review.` : "No cell left to review."}${signature ? " Changed since it was signed." : ""}`;
@@ -433,7 +438,18 @@ async function sign() {
   await guarded(async () => {
     showReport(await service.sign(specimen.reportId, specimen.version, dialogs.person()));
     say("Signed.");
+    await watchDelivery(specimen.reportId);
   });
+}
+
+/** Look after a signed report's message until the hospital's system has answered, or for a minute. */
+async function watchDelivery(reportId) {
+  for (let look = 0; look < LOOKS; look++) {
+    if (specimen.message?.state !== "pending") return;
+    await new Promise((resolve) => setTimeout(resolve, LOOK_MS));
+    if (specimen.reportId !== reportId || specimen.status === "preliminary") return;
+    showReport(await service.report(reportId));
+  }
 }
 
 async function download(get, name) {

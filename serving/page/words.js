@@ -11,6 +11,12 @@ const FLAGS = { low: "low ▼", normal: "", high: "high ▲", critical_low: "cri
 
 const SHORT = { Basophil: "Baso", Eosinophil: "Eos", Lymphocyte: "Lymph", Monocyte: "Mono", Neutrophil: "Neut" };
 
+const DELIVERY = {
+  pending: " On its way to the hospital's system.",
+  delivered: " The hospital's system has it.",
+  failed: " The hospital's system has refused it.",
+};
+
 const STATUS = { preliminary: "Not signed", final: "Signed", amended: "Signed, amended" };
 
 /** Why a person must look at a cell: one sentence a reason. */
@@ -43,6 +49,9 @@ export const short = (name) => SHORT[name] ?? name;
 
 /** The state of a report in words. */
 export const status = (name) => STATUS[name] ?? capital(name);
+
+/** How a report's message stands; nothing where there is none. */
+export const delivery = (message) => (message ? DELIVERY[message.state] : "");
 
 /** "a", "a or b", "a, b or c". */
 export const listed = (names) => names.join(", ").replace(/, ([^,]*)$/, " or $1");

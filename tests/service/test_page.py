@@ -27,7 +27,7 @@ from serving.differential import Flag
 from serving.limits import Limits
 from serving.page import FILES, FOLDER, INDEX, MEDIA_TYPES, POLICY
 from serving.schemas import REVIEW_REASONS, ImageProblem
-from serving.store import Status
+from serving.store import Delivery, Status
 from wbc_model.classes import CLASSES
 from wbc_model.render import render_cells
 
@@ -134,7 +134,7 @@ def test_every_constant_of_the_service_has_words() -> None:
     words = source("words.js")
     assert all(f'case "{reason}":' in words for reason in REVIEW_REASONS)
     rejected = get_args(ImageProblem.model_fields["reason"].annotation)
-    assert all(re.search(rf'\b{name}: "', words) for name in (*rejected, *get_args(Flag), *get_args(Status)))
+    assert all(re.search(rf'\b{name}: "', words) for name in (*rejected, *get_args(Flag), *get_args(Status), *get_args(Delivery)))
 
 
 def test_a_file_that_would_spoil_its_batch_is_left_out() -> None:
