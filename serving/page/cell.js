@@ -43,7 +43,6 @@ function choice(cell, name, index, correct) {
   const button = document.createElement("button");
   button.type = "button";
   button.tabIndex = -1; // the digits do the same from the gallery
-  button.dataset.label = name ?? "";
   button.className = "choice";
   button.setAttribute("aria-pressed", String(cell.label === name));
   const key = document.createElement("kbd");
@@ -88,7 +87,8 @@ async function showHeat() {
     byId("heat").hidden = true;
     return "This service draws no heat maps.";
   }
-  cell.heatUrl ??= URL.createObjectURL(new Blob([Uint8Array.from(atob(cell.heat), (letter) => letter.charCodeAt(0))], { type: "image/png" }));
+  const bytes = Uint8Array.from(atob(cell.heat), (letter) => letter.charCodeAt(0));
+  cell.heatUrl ??= URL.createObjectURL(new Blob([bytes], { type: "image/png" }));
   if (shown !== cell || !heated) return "";
   byId("cell-heat").src = cell.heatUrl;
   byId("cell-heat").hidden = false;

@@ -14,7 +14,9 @@ const position = (value, top) => MARGIN + (100 - 2 * MARGIN) * Math.sqrt(Math.mi
 
 function drawn(name, attributes) {
   const element = document.createElementNS(SVG, name);
-  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, typeof value === "number" ? `${value}%` : value);
+  for (const [key, value] of Object.entries(attributes)) {
+    element.setAttribute(key, typeof value === "number" ? `${value}%` : value);
+  }
   return element;
 }
 
@@ -84,8 +86,9 @@ function legend(differential) {
   const entry = (className, text, title) => {
     const item = element("li");
     const svg = drawn("svg", { class: "strip sample", "aria-hidden": "true" });
-    if (className === "reference") svg.append(drawn("rect", { class: className, x: 0, width: 100, y: "2", height: "12", rx: "3" }));
-    else svg.append(drawn("line", { class: className, x1: 4, x2: 96, y1: "8", y2: "8" }));
+    const band = { class: className, x: 0, width: 100, y: "2", height: "12", rx: "3" };
+    const stroke = { class: className, x1: 4, x2: 96, y1: "8", y2: "8" };
+    svg.append(className === "reference" ? drawn("rect", band) : drawn("line", stroke));
     item.append(svg, element("span", text));
     if (title) item.title = title;
     list.append(item);
@@ -99,7 +102,7 @@ function legend(differential) {
 /** Draw `differential` into `container`; `unit` is "percent" or "absolute". */
 export function drawDifferential(container, differential, unit) {
   const shown = rows(differential, unit);
-  const highest = Math.max(...shown.map((row) => Math.max(row.value, row.interval.high, row.reference.high, row.corrected?.high ?? 0)));
+  const highest = Math.max(...shown.flatMap((row) => [row.value, row.interval.high, row.reference.high, row.corrected?.high ?? 0]));
   const ticks = unit === "absolute" ? ABSOLUTE_TICKS : PERCENT_TICKS;
   const top = unit === "absolute" ? (ticks.find((tick) => tick > 0.5 && tick >= highest) ?? highest) : 100;
   const table = element("table");

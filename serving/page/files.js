@@ -6,6 +6,7 @@ const BATCH_BYTES = 32 * 2 ** 20;
 
 /** Image files and how many other files were left out. Folders are read to the bottom. */
 export async function dropped(transfer) {
+  // Before anything is waited for: the browser empties the transfer when the event is over.
   const entries = [...transfer.items].filter((item) => item.kind === "file").map((item) => item.webkitGetAsEntry());
   const found = [];
   for (const entry of entries) if (entry) await collect(entry, found);

@@ -117,16 +117,11 @@ export class Gallery {
     cell?.tile.scrollIntoView({ block: "nearest" });
   }
 
-  /** Where an action on `cell` leads: the next of its lane, else the one before, else the first of the gallery. Ask before it moves. */
+  /** Where an action on `cell` leads: the next of its lane, else the one before, else the first of all. Ask before it moves. */
   after(cell) {
     const { cells } = this.lanes.get(cell.lane);
     const at = cells.indexOf(cell);
     return cells[at + 1] ?? cells[at - 1] ?? this.order().find((other) => other !== cell) ?? cell;
-  }
-
-  /** The first cell that waits for review, if any. */
-  firstToReview() {
-    return this.lanes.get(REVIEW).cells[0];
   }
 
   /** Move by an arrow key, Home or End. */

@@ -4,13 +4,14 @@ import { showCell, toggleHeat } from "./cell.js";
 import * as dialogs from "./dialogs.js";
 import { drawDifferential } from "./differential.js";
 import { batches, chosen, dropped } from "./files.js";
-import { Gallery, laneOf, REVIEW } from "./gallery.js";
+import { Gallery, laneOf, REVIEW, UNCOUNTED } from "./gallery.js";
 import * as service from "./service.js";
 import { delivery, listed, moment, status } from "./words.js";
 
 const BATCH = 64; // images a request, so that the first cells show soon
 const MOST = 256; // images a request at most; a service that keeps no reports counts one request only
 
+const MOVES = ["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "Home", "End"];
 const LOOKS = 20; // at a message that is on its way, LOOK_MS apart
 const LOOK_MS = 3000;
 
@@ -273,12 +274,12 @@ async function attach(files) {
     say("The browser compares images with a report only where the service is reached by https.", true);
     return;
   }
-  const waiting = new Map(specimen.cells.filter((cell) => !cell.file).map((cell) => [cell.result.sha256, cell]));
   let found = 0;
   for (const file of files) {
-    const digest = await crypto.subtle.digest("SHA-256", await file.arrayBuffer());
-    const cell = waiting.get([...new Uint8Array(digest)].map((byte) => byte.toString(16).padStart(2, "0")).join(""));
-    if (!cell || cell.file) continue;
+    const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", await file.arrayBuffer()));
+    const name = [...digest].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+    const cell = specimen.cells.find((one) => !one.file && one.result.sha256 === name);
+    if (!cell) continue;
     picture(cell, file);
     found++;
   }
@@ -310,7 +311,8 @@ async function decide(cell, label) {
   change(cell, label, before);
   gallery.focus(next);
   const number = `Cell ${cell.index + 1}`;
-  say(before.label === label ? `${number} accepted as ${label ?? "not counted"}.` : `${number}: ${before.label ?? "not counted"} → ${label ?? "not counted"}.`);
+  const now = label ?? "not counted";
+  say(before.label === label ? `${number} accepted as ${now}.` : `${number}: ${before.label ?? "not counted"} → ${now}.`);
 }
 
 async function undo() {
@@ -336,9 +338,9 @@ function change(cell, label, before) {
   const by = dialogs.person();
   saving = saving.then(async () => {
     if (specimen.reportId !== reportId) return;
-    cell.unsaved--;
     const { version, amend } = specimen;
     const report = await guarded(() => service.correct(reportId, version, cell.position, label, by, amend));
+    cell.unsaved--;
     if (report) showReport(report);
     else await takeBack(cell, before);
   });
@@ -364,9 +366,16 @@ async function readAgain() {
   showReport(report);
 }
 
+/** Whether all images are in the report, and its version has been seen. */
+const complete = () => !specimen.waiting.length && specimen.version > 0;
+
 async function mayChange() {
   if (!specimen.reportId) {
     say("This service keeps no reports, so that cells cannot be corrected here.", true);
+    return false;
+  }
+  if (!complete()) {
+    say("Cells can be corrected when all images are read.", true);
     return false;
   }
   if (specimen.status !== "preliminary" && !specimen.amend) {
@@ -374,11 +383,12 @@ async function mayChange() {
     specimen.amend = await dialogs.ask("This report is signed", text, "Amend", { name: true });
     return specimen.amend;
   }
-  return dialogs.person() !== "" || dialogs.ask("Who corrects?", "Every correction is kept with a name.", "Go on", { name: true });
+  if (dialogs.person()) return true;
+  return dialogs.ask("Who corrects?", "Every correction is kept with a name.", "Go on", { name: true });
 }
 
 function dropOnLane(cell, lane) {
-  return decide(cell, lane === "uncounted" ? null : lane);
+  return decide(cell, lane === UNCOUNTED ? null : lane);
 }
 
 // ---------------------------------------------------------------- differential and report
@@ -410,23 +420,25 @@ function showReport(report) {
 }
 
 function showState() {
-  const { reportId, signature, differential } = specimen;
+  const { reportId } = specimen;
   const signed = specimen.status !== "preliminary";
   byId("status").hidden = !reportId;
   byId("status").textContent = status(specimen.status);
   byId("status").classList.toggle("done", signed);
-  const left = differential.to_review;
-  const unsent = specimen.waiting.flat().length;
-  byId("report-note").textContent = !reportId
-    ? "This service keeps no reports: nothing can be signed here."
-    : signed
-      ? `Signed by ${signature.by}, ${moment(signature.at)}.${delivery(specimen.message)}`
-      : unsent
-        ? `${unsent} images are not sent yet.`
-        : `${left ? `${left} ${left === 1 ? "cell" : "cells"} to review.` : "No cell left to review."}${signature ? " Changed since it was signed." : ""}`;
+  byId("report-note").textContent = reportNote(signed);
   for (const id of ["pdf", "fhir"]) byId(id).hidden = !reportId;
   byId("sign").hidden = !reportId || signed;
-  byId("sign").disabled = unsent > 0;
+  byId("sign").disabled = !complete();
+}
+
+function reportNote(signed) {
+  const { reportId, signature, message, differential, waiting } = specimen;
+  if (!reportId) return "This service keeps no reports: nothing can be signed here.";
+  if (signed) return `Signed by ${signature.by}, ${moment(signature.at)}.${delivery(message)}`;
+  if (waiting.length) return `${waiting.flat().length} images are not sent yet.`;
+  const left = differential.to_review;
+  const open = left ? `${left} ${left === 1 ? "cell" : "cells"} to review.` : "No cell left to review.";
+  return signature ? `${open} Changed since it was signed.` : open;
 }
 
 async function sign() {
@@ -435,11 +447,14 @@ async function sign() {
   const open = differential.to_review ? ` ${differential.to_review} of them were not reviewed.` : "";
   const few = differential.kind === "too_few_cells" ? " They are too few for a differential." : "";
   if (!(await dialogs.ask("Sign this report?", `${differential.cells} cells.${open}${few}`, "Sign", { name: true }))) return;
-  await guarded(async () => {
-    showReport(await service.sign(specimen.reportId, specimen.version, dialogs.person()));
-    say("Signed.");
-    await watchDelivery(specimen.reportId);
-  });
+  const report = await guarded(() => service.sign(specimen.reportId, specimen.version, dialogs.person()));
+  if (!report) {
+    await guarded(readAgain);
+    return;
+  }
+  showReport(report);
+  say("Signed.");
+  await guarded(() => watchDelivery(specimen.reportId));
 }
 
 /** Look after a signed report's message until the hospital's system has answered, or for a minute. */
@@ -467,12 +482,13 @@ async function download(get, name) {
 
 const inField = (element) => element.closest?.("input, textarea, select, dialog") && !element.matches("input[type=radio]");
 
+/** Keys work everywhere but in fields and dialogs. A key that is held down moves, but decides nothing: nobody has looked. */
 async function pressed(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]") || inField(event.target)) return;
   const action = actionOf(event.key, event.target.closest("button, a, label, input") !== null);
   if (!action) return;
   event.preventDefault();
-  await action();
+  if (!event.repeat || MOVES.includes(event.key)) await action();
 }
 
 /** What a key does; undefined for one that is the browser's. A control that has the focus keeps Enter and the arrows. */
@@ -481,8 +497,7 @@ function actionOf(key, onControl) {
   const cell = gallery.current;
   if (document.body.dataset.view !== "work" || !cell) return undefined;
   if (/^[1-9]$/.test(key)) return classes[key - 1] && (() => decide(cell, classes[key - 1]));
-  const moves = ["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "Home", "End"];
-  if (!onControl && moves.includes(key)) return () => gallery.move(key);
+  if (!onControl && MOVES.includes(key)) return () => gallery.move(key);
   if (!onControl && key === "Enter") return () => decide(cell, cell.label);
   return { 0: () => decide(cell, null), u: undo, h: heat, r: toReview }[key.toLowerCase()];
 }
@@ -501,16 +516,26 @@ function toReview() {
   else say("No cell left to review.");
 }
 
-function filesDropped(event) {
+async function filesDropped(event) {
   document.body.classList.remove("over");
   if (!event.dataTransfer.types.includes("Files")) return;
   event.preventDefault();
-  const reading = dropped(event.dataTransfer); // at once: the browser empties the transfer when this handler ends
-  reading.then((found) => {
-    if (document.body.dataset.view === "start") take(found);
-    else if (specimen.cells.some((cell) => !cell.file)) attach(found.files);
-    else say("Finish this specimen first, then choose New specimen.", true);
-  });
+  const found = await dropped(event.dataTransfer);
+  if (document.body.dataset.view === "start") await take(found);
+  else if (specimen.cells.some((cell) => !cell.file)) await attach(found.files);
+  else say("Finish this specimen first, then choose New specimen.", true);
+}
+
+/** Something that this page did not foresee, such as a folder that cannot be read. */
+function failed(event) {
+  const reason = event.reason ?? event.error;
+  const unread = reason instanceof DOMException;
+  say(unread ? `The files cannot be read: ${reason.message}` : "The page has failed; load it again.", true);
+}
+
+/** Ask before the page is left while something is on its way to the service. */
+function leaving(event) {
+  if (specimen.waiting.length || specimen.cells.some((cell) => cell.unsaved)) event.preventDefault();
 }
 
 function listen() {
@@ -522,6 +547,9 @@ function listen() {
   });
   document.addEventListener("dragleave", (event) => event.relatedTarget || document.body.classList.remove("over"));
   document.addEventListener("drop", filesDropped);
+  window.addEventListener("unhandledrejection", failed);
+  window.addEventListener("error", failed);
+  window.addEventListener("beforeunload", leaving);
   for (const [button, input] of [
     ["choose-folder", "folder-input"],
     ["choose-images", "images-input"],

@@ -332,7 +332,9 @@ def test_from_a_dropped_folder_to_a_signed_report(browser: Browser, keeping: Ser
     assert focused(page)["number"] == tiles[1] + 1
 
     # Accept, do not count, undo.
-    page.keyboard.press("Enter")
+    page.keyboard.down("Enter")
+    page.keyboard.down("Enter")  # held down: it decides once
+    page.keyboard.up("Enter")
     page.keyboard.press("0")
     assert focused(page)["number"] == tiles[3] + 1
     page.keyboard.press("u")
@@ -422,9 +424,11 @@ def test_a_report_is_taken_up_again_after_a_reload(browser: Browser, keeping: Se
     page.set_input_files("#folder-input", tmp_path / "slide")
     expect(message(page)).to_have_text("12 images read.", timeout=30_000)
     expect(page.locator("#differential-note")).to_have_text("12 cells: too few. A differential needs 100.")
+    expect(page.locator("#report-note")).to_have_text("2 cells to review.")
     first = focused(page)["number"]
     page.keyboard.press("1")
     expect(page.locator("#lane-Basophil")).to_contain_text("was")
+    expect(page.locator("#report-note")).to_have_text("1 cell to review.")
     page.reload()  # the key and the name stay while the tab is open
     page.locator("#open-reports button", has_text="taken-up-again").click()
     expect(page.locator("#specimen-line")).to_have_text("Specimen taken-up-again")
@@ -446,6 +450,18 @@ def test_a_report_is_taken_up_again_after_a_reload(browser: Browser, keeping: Se
     page.keyboard.press("End")
     page.keyboard.press("5")
     expect(message(page)).to_contain_text("Neutrophil.")
+
+    # Nobody signs what he has not seen.
+    eventually(lambda: api.get(f"/v1/reports/{line['id']}").json()["version"] == 4)
+    assert api.put(f"/v1/reports/{line['id']}/cells/0", json=other, headers={"If-Match": "*"}).status_code == 200
+    page.click("#sign")
+    page.keyboard.press("Enter")
+    expect(message(page)).to_contain_text("changed meanwhile")
+    expect(page.locator("#lane-Monocyte #cell-0")).to_be_attached()
+    expect(page.locator("#status")).to_have_text("Not signed")
+    page.click("#sign")
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_have_text("Signed")
     visited.check("401 (Unauthorized)", "412 (Precondition Failed)")
     page.context.close()
 
@@ -521,6 +537,8 @@ def test_what_a_broken_connection_left_is_sent_once(browser: Browser, keeping: S
     expect(message(page)).to_have_text("The service cannot be reached.", timeout=30_000)
     expect(page.locator("#report-note")).to_have_text("76 images are not sent yet.")
     expect(page.locator("#sign")).to_be_disabled()
+    page.keyboard.press("1")
+    expect(message(page)).to_have_text("Cells can be corrected when all images are read.")
     page.click("#rest")
     expect(message(page)).to_have_text("140 images read.")
     expect(page.locator(".tile")).to_have_count(140)
