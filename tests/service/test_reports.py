@@ -44,7 +44,7 @@ def classifier(model_dir: Path) -> Iterator[Classifier]:
 def client_of(classifier: Classifier, folder: Path, of: Site, url: str | None = None) -> Iterator[TestClient]:
     app = create_app()
     kept = Kept(Store.open(url or sqlite_url(folder / "service.db")), of)
-    app.state.running = Running(classifier, ApiKeys([]), Limits(), of, kept)
+    app.state.running = Running(classifier, ApiKeys([]), Limits(), of, kept=kept)
     yield TestClient(Around(app), raise_server_exceptions=False)
     kept.close()
 
