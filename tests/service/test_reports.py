@@ -44,7 +44,7 @@ def classifier(model_dir: Path) -> Iterator[Classifier]:
 def client_of(classifier: Classifier, folder: Path, of: Site, url: str | None = None) -> Iterator[TestClient]:
     app = create_app()
     kept = Kept(Store.open(url or sqlite_url(folder / "service.db")), of)
-    app.state.running = Running(classifier, ApiKeys([]), Limits(), of, kept)
+    app.state.running = Running(classifier, ApiKeys([]), Limits(), of, kept=kept)
     yield TestClient(Around(app), raise_server_exceptions=False)
     kept.close()
 
@@ -335,6 +335,7 @@ def test_wbc_serve_keeps_delivers_and_survives(
     (tmp_path / "site.yaml").write_text(json.dumps(settings))
     for name in ("params.yaml", "dvc.yaml"):
         (tmp_path / name).write_text("")
+    (tmp_path / "data").mkdir()
     shutil.copytree(model_dir, tmp_path / "models/champion")
     environment = clean_environment(WBC_SITE_FILE=str(tmp_path / "site.yaml"), PYTHONPATH=str(ROOT))
     if kind == "postgresql":
