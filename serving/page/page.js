@@ -158,9 +158,11 @@ async function post(fields) {
   try {
     while (specimen.waiting.length) {
       showProgress();
+      await breath();
       const [batch] = specimen.waiting;
       const answer = await classified(batch, specimen.reportId ? { report_id: specimen.reportId } : fields);
       specimen.waiting.shift();
+      await breath();
       addCells(answer.results, batch, answer.differential !== undefined);
       if (answer.differential) {
         specimen.reportId = answer.report_id ?? null;
@@ -177,6 +179,9 @@ async function post(fields) {
     byId("progress").hidden = !specimen.waiting.length;
   }
 }
+
+/** Let the browser draw and hear keys before the next piece of work. */
+const breath = () => new Promise((resolve) => setTimeout(resolve));
 
 function showProgress() {
   const [bar, words] = byId("progress").children;
