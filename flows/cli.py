@@ -26,7 +26,10 @@ app = typer.Typer(
 )
 labels_app = typer.Typer(help="The label store: what was labelled, what is awaited.", no_args_is_help=True)
 app.add_typer(labels_app, name="labels")
+keys_app = typer.Typer(help="The service's API keys; a running service takes changes over at once.", no_args_is_help=True)
+app.add_typer(keys_app, name="keys")
 
+KEYRING = "data/service.keys"
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, to stdout.")]
 
 
@@ -34,6 +37,12 @@ class PresetChoice(enum.StrEnum):
     small = "small"
     standard = "standard"
     full = "full"
+
+
+class ScopeChoice(enum.StrEnum):
+    classify = "classify"
+    review = "review"
+    admin = "admin"
 
 
 class AnnotatorChoice(enum.StrEnum):
@@ -446,7 +455,8 @@ def serve_command(
         Path | None, typer.Option(metavar="DIR", help="A model directory; default: the workspace's champion.")
     ] = None,
 ) -> None:
-    """Serve the champion as an HTTP service."""
+    """Serve the champion as an HTTP service, with the workspace's keys."""
+    from serving.keys import KEYS_FILE
     from serving.run import serve
 
     if model is None:
@@ -454,7 +464,58 @@ def serve_command(
         model = workspace / "models/champion"
         if not model.is_dir():
             raise WbcError("there is no champion yet: `wbc retrain` makes one, or give a model directory with --model DIR")
+        if (workspace / KEYRING).exists():
+            os.environ.setdefault(KEYS_FILE, str(workspace / KEYRING))
     serve(model, port, host)
+
+
+KeysFile = Annotated[
+    Path | None, typer.Option("--file", metavar="FILE", help=f"The keyring; default: $WBC_API_KEYS_FILE, else {KEYRING}.")
+]
+
+
+def _keyring(file: Path | None) -> Path:
+    named = file or os.environ.get("WBC_API_KEYS_FILE")
+    return Path(named) if named else _workspace() / KEYRING
+
+
+@keys_app.command("add")
+def keys_add_command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Who will use it; written into the audit log.")],
+    scope: Annotated[list[ScopeChoice], typer.Option(help="What it may do; give it more than once for more.")],
+    file: KeysFile = None,
+    json_: Json = False,
+) -> None:
+    """Make a key and print it, once: only its digest is kept."""
+    from serving.keys import add_key
+
+    path = _keyring(file)
+    key = add_key(path, name, [choice.value for choice in scope])
+    _emit({"name": name, "key": key, "wrote": [str(path)]}, json_, f"{key}\nkept nowhere else: note it now\nwrote {path}")
+
+
+@keys_app.command("list")
+def keys_list_command(file: KeysFile = None, json_: Json = False) -> None:
+    """Names, scopes and age of the keys."""
+    from serving.keys import list_keys
+
+    keys = [{"name": key.name, "scopes": sorted(key.scopes), "created": key.created} for key in list_keys(_keyring(file))]
+    lines = [f"{key['name']}  {','.join(key['scopes'])}  {key['created']}" for key in keys]
+    _emit({"keys": keys}, json_, "\n".join(lines) or "no key")
+
+
+@keys_app.command("revoke")
+def keys_revoke_command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As `wbc keys list` shows it.")],
+    file: KeysFile = None,
+    json_: Json = False,
+) -> None:
+    """Take a key away; a running service refuses it within a second or so."""
+    from serving.keys import revoke_key
+
+    path = _keyring(file)
+    revoke_key(path, name)
+    _emit({"name": name, "wrote": [str(path)]}, json_, f"{name} is revoked\nwrote {path}")
 
 
 @app.command("champion")

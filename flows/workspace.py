@@ -27,6 +27,8 @@ GITIGNORE: Final = """\
 /sites/
 /reports/*.png
 /build/
+# the service's keys (digests only)
+/data/service.keys
 """
 DVCIGNORE: Final = """\
 # what DVC need not look through

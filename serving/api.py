@@ -2,19 +2,19 @@
 
 import asyncio
 import time
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, FastAPI, Security
-from fastapi.security import APIKeyHeader
+from fastapi import APIRouter, FastAPI
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving.access import ADMIN, ANY_KEY, CLASSIFY
 from serving.classify import Classifier
-from serving.keys import HEADER, ApiKeys
-from serving.limits import InFlight, Limits
+from serving.keys import ApiKeys
+from serving.limits import InFlight, Limits, RateLimit
 from serving.metrics import exposition, process_metrics
 from serving.problems import MEDIA_TYPE, Problem, answer_defect, answer_http, answer_problem
 from serving.schemas import CLASSIFY_BODY, Classification, Classified, NoneUsable, ProblemDocument, Rejected
@@ -33,6 +33,7 @@ class Running:
         self.classifier = classifier
         self.keys = keys
         self.limits = limits
+        self.rate = RateLimit(limits.requests_per_minute)
         self.in_flight = InFlight(limits.in_flight_bytes)
         self.metrics = process_metrics()
 
@@ -42,20 +43,24 @@ def _running(request: Request) -> Running:
     return running
 
 
-async def _authorise(request: Request, key: Annotated[str | None, Security(APIKeyHeader(name=HEADER, auto_error=False))]) -> None:
-    _running(request).keys.check(key)
-
-
 def _problem(description: str, model: type[ProblemDocument] = ProblemDocument) -> dict[str, Any]:
     schema = {"$ref": f"#/components/schemas/{model.__name__}"}
     return {"description": description, "content": {MEDIA_TYPE: {"schema": schema}}}
 
 
-router = APIRouter(prefix="/v1", dependencies=[Security(_authorise)], responses={401: _problem("No accepted key in X-API-Key")})
+router = APIRouter(
+    prefix="/v1",
+    responses={
+        401: _problem("No accepted key in X-API-Key"),
+        403: _problem("The key lacks the scope that this call needs"),
+        429: _problem("The key has sent too many requests; try again after Retry-After seconds"),
+    },
+)
 
 
 @router.post(
     "/classify",
+    dependencies=CLASSIFY,
     response_model=Classification,
     openapi_extra=CLASSIFY_BODY,
     responses={
@@ -83,13 +88,13 @@ async def classify(request: Request) -> Response:
     return Response(answer.model_dump_json(), media_type="application/json")
 
 
-@router.get("/model", response_model=ModelCard)
+@router.get("/model", response_model=ModelCard, dependencies=ANY_KEY)
 async def model(request: Request) -> Response:
     """The card of the model that answers: where it came from, how it was calibrated, how well it did."""
     return Response(_running(request).classifier.card.model_dump_json(), media_type="application/json")
 
 
-@router.get("/openapi.json", include_in_schema=False)
+@router.get("/openapi.json", include_in_schema=False, dependencies=ANY_KEY)
 async def openapi(request: Request) -> dict[str, Any]:
     """This interface as an OpenAPI document."""
     app: FastAPI = request.app
@@ -97,7 +102,7 @@ async def openapi(request: Request) -> dict[str, Any]:
 
 
 async def metrics(request: Request) -> Response:
-    """Prometheus metrics of all processes of this server."""
+    """Prometheus metrics of all processes of this server: for keys with the scope admin."""
     content, media_type = await run_in_threadpool(exposition)
     return Response(content, media_type=media_type)
 
@@ -124,7 +129,7 @@ def create_app() -> FastAPI:
         description="Pre-classification of single leukocytes for a differential count that a qualified person reviews.",
     )
     app.include_router(router)
-    app.add_route("/metrics", metrics, include_in_schema=False)
+    app.add_api_route("/metrics", metrics, include_in_schema=False, dependencies=ADMIN)
     app.add_exception_handler(Problem, answer_problem)
     app.add_exception_handler(HTTPException, answer_http)
     app.add_exception_handler(Exception, answer_defect)
