@@ -28,8 +28,10 @@ labels_app = typer.Typer(help="The label store: what was labelled, what is await
 app.add_typer(labels_app, name="labels")
 keys_app = typer.Typer(help="The service's API keys; a running service takes changes over at once.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
+audit_app = typer.Typer(help="The service's audit log.", no_args_is_help=True)
+app.add_typer(audit_app, name="audit")
 
-KEYRING = "data/service.keys"
+KEYRING, AUDIT = "data/service.keys", "data/audit.jsonl"
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, to stdout.")]
 
 
@@ -455,7 +457,8 @@ def serve_command(
         Path | None, typer.Option(metavar="DIR", help="A model directory; default: the workspace's champion.")
     ] = None,
 ) -> None:
-    """Serve the champion as an HTTP service, with the workspace's keys."""
+    """Serve the champion as an HTTP service, with the workspace's keys and audit log."""
+    from serving.audit import AUDIT_LOG
     from serving.keys import KEYS_FILE
     from serving.run import serve
 
@@ -466,6 +469,7 @@ def serve_command(
             raise WbcError("there is no champion yet: `wbc retrain` makes one, or give a model directory with --model DIR")
         if (workspace / KEYRING).exists():
             os.environ.setdefault(KEYS_FILE, str(workspace / KEYRING))
+        os.environ.setdefault(AUDIT_LOG, str(workspace / AUDIT))
     serve(model, port, host)
 
 
@@ -516,6 +520,24 @@ def keys_revoke_command(
     path = _keyring(file)
     revoke_key(path, name)
     _emit({"name": name, "wrote": [str(path)]}, json_, f"{name} is revoked\nwrote {path}")
+
+
+@audit_app.command("verify")
+def audit_verify_command(
+    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help=f"Default: {AUDIT} of the workspace.")] = None,
+    contains: Annotated[
+        str | None, typer.Option(metavar="HASH", help="A hash that this command gave before: its record must still be there.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Check that no line of the audit log was changed, taken out, moved or cut off; names the first that was."""
+    from serving.audit import verify
+
+    path = file or _workspace() / AUDIT
+    found = verify(path, contains)
+    torn = f", {found.torn} lines torn by a crash" if found.torn else ""
+    text = f"{path}: {found.records} records, unbroken{torn}\nlast {found.last}"
+    _emit({"file": str(path), "records": found.records, "torn": found.torn, "last": found.last}, json_, text)
 
 
 @app.command("champion")

@@ -27,8 +27,9 @@ GITIGNORE: Final = """\
 /sites/
 /reports/*.png
 /build/
-# the service's keys (digests only)
+# the service's keys (digests only) and its audit log
 /data/service.keys
+/data/audit.jsonl*
 """
 DVCIGNORE: Final = """\
 # what DVC need not look through

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.access import ADMIN, ANY_KEY, CLASSIFY
+from serving.audit import AuditLog
 from serving.classify import Classifier
 from serving.keys import ApiKeys
 from serving.limits import InFlight, Limits, RateLimit
@@ -29,8 +30,9 @@ SECURITY_HEADERS = [(b"x-content-type-options", b"nosniff"), (b"cache-control", 
 class Running:
     """What a started service works with; the routes find it in `request.app.state.running`."""
 
-    def __init__(self, classifier: Classifier, keys: ApiKeys, limits: Limits) -> None:
+    def __init__(self, classifier: Classifier, keys: ApiKeys, limits: Limits, audit: AuditLog | None = None) -> None:
         self.classifier = classifier
+        self.audit = audit
         self.keys = keys
         self.limits = limits
         self.rate = RateLimit(limits.requests_per_minute)
@@ -80,12 +82,20 @@ async def classify(request: Request) -> Response:
     except ClientDisconnect:
         return Response(status_code=499)  # nobody is there to read it; the metrics count it
     running.metrics.results(results)
-    if not any(isinstance(result, Classified) for result in results):
+    if any(isinstance(result, Classified) for result in results):
+        body = Classification(model=running.classifier.model, results=results).model_dump_json()
+        answer = Response(body, media_type="application/json")
+    else:
         rejected = [result.model_dump() for result in results]
         detail = f"None of the {len(results)} images could be used; `results` says why for each."
-        raise Problem(422, "no-usable-image", "No usable image", detail, results=rejected)
-    answer = Classification(model=running.classifier.model, results=results)
-    return Response(answer.model_dump_json(), media_type="application/json")
+        answer = Problem(422, "no-usable-image", "No usable image", detail, results=rejected).response()
+    if running.audit is not None:
+        images = [result.sha256 for result in results]
+        model = running.classifier.model
+        await running.audit.record(
+            request.state.caller, "POST /v1/classify", answer.status_code, images, model, bytes(answer.body)
+        )
+    return answer
 
 
 @router.get("/model", response_model=ModelCard, dependencies=ANY_KEY)

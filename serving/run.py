@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from serving.audit import AuditLog
 from serving.keys import KEYS, KEYS_FILE, ApiKeys
 from serving.limits import Limits
 from wbc_model.card import read_card
@@ -67,6 +68,8 @@ def serve_bento(bento: Path, port: int = 3000, host: str | None = None) -> NoRet
 
 def _replace(target: str, port: int, host: str | None, model_dir: Path | None, working_dir: Path | None) -> NoReturn:
     Limits.from_environment()
+    if audit := AuditLog.from_environment():
+        audit.close()  # here only to fail early, in one line
     line = command(target, address(host, ApiKeys.from_environment()), port, working_dir)
     values = environment(port, model_dir)
     Path(values["BENTOML_HOME"]).mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
 import bentoml
 
 from serving.api import Around, Running, create_app
+from serving.audit import AuditLog
 from serving.classify import Classifier
 from serving.keys import ApiKeys
 from serving.limits import Limits
@@ -50,14 +51,20 @@ class WbcService:
             read_card(model_directory())
             ApiKeys.from_environment()
             Limits.from_environment()
+            if audit := AuditLog.from_environment():
+                audit.close()
         except WbcError as error:
             raise SystemExit(f"wbc: {error}") from None
 
     def __init__(self) -> None:
         classifier = Classifier.open(model_directory())
-        app.state.running = Running(classifier, ApiKeys.from_environment(), Limits.from_environment())
+        app.state.running = Running(
+            classifier, ApiKeys.from_environment(), Limits.from_environment(), AuditLog.from_environment()
+        )
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def close(self) -> None:
-        """Let running inference end."""
+        """Let running inference end, and write what the audit log still waits for."""
         app.state.running.classifier.close()
+        if app.state.running.audit is not None:
+            app.state.running.audit.close()

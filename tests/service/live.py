@@ -107,3 +107,14 @@ def clean_environment(**more: str) -> dict[str, str]:
 
 def serve_command(model: Path, port: int, *more: str) -> list[str]:
     return [sys.executable, "-m", "serving.run", "--model", str(model), "--port", str(port), *more]
+
+
+def fails_to_start(command: list[str], **environment: str) -> str:
+    """The one line with which a command ends that must not start."""
+    result = subprocess.run(
+        command, env=clean_environment(**environment), cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode != 0
+    lines = [line for line in (result.stdout + result.stderr).splitlines() if line.strip()]
+    assert len(lines) == 1, lines
+    return lines[0]
