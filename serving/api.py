@@ -30,14 +30,38 @@ SECURITY_HEADERS = [(b"x-content-type-options", b"nosniff"), (b"cache-control", 
 class Running:
     """What a started service works with; the routes find it in `request.app.state.running`."""
 
-    def __init__(self, classifier: Classifier, keys: ApiKeys, limits: Limits, audit: AuditLog | None = None) -> None:
-        self.classifier = classifier
+    def __init__(self, classifier: Classifier | None, keys: ApiKeys, limits: Limits, audit: AuditLog | None = None) -> None:
+        self._classifier = classifier
         self.audit = audit
         self.keys = keys
         self.limits = limits
         self.rate = RateLimit(limits.requests_per_minute)
-        self.in_flight = InFlight(limits.in_flight_bytes)
+        self.in_flight = InFlight(limits.in_flight_bytes, limits.waiting_images)
         self.metrics = process_metrics()
+
+    @property
+    def ready(self) -> bool:
+        """Whether a model has been loaded and tried out."""
+        return self._classifier is not None
+
+    @property
+    def classifier(self) -> Classifier:
+        """The model in use. Ask once a request and hold on to it: another may take its place at any time.
+
+        Raises Problem 503 while none is loaded.
+        """
+        if self._classifier is None:
+            raise Problem(503, "not-ready", "Not ready", "No model is loaded yet; try again.", {"Retry-After": "2"})
+        return self._classifier
+
+    def install(self, classifier: Classifier) -> None:
+        """Let a model answer from now on."""
+        self._classifier = classifier
+
+    @property
+    def version(self) -> str:
+        """The version of the model in use, for the metrics."""
+        return self._classifier.card.version if self._classifier else "none"
 
 
 def _running(request: Request) -> Running:
@@ -70,20 +94,21 @@ router = APIRouter(
         413: _problem("Too many images, an image too large, or the body too large"),
         415: _problem("Not multipart/form-data"),
         422: _problem("A field that is unknown, missing or not a file; or no usable image (then with `results`)", NoneUsable),
-        503: _problem("Too many images are being worked on; try again"),
+        503: _problem("Too many images are waiting, or no model is loaded yet; try again after Retry-After seconds"),
     },
 )
 async def classify(request: Request) -> Response:
     """Classify 1 to 256 images of one leukocyte each. An unusable image is rejected in its place and spoils nothing else."""
     running = _running(request)
+    classifier = running.classifier
     try:
         async with read_images(request, running.limits, running.in_flight) as files:
-            results = await running.classifier.classify(files)
+            results = await classifier.classify(files)
     except ClientDisconnect:
         return Response(status_code=499)  # nobody is there to read it; the metrics count it
     running.metrics.results(results)
     if any(isinstance(result, Classified) for result in results):
-        body = Classification(model=running.classifier.model, results=results).model_dump_json()
+        body = Classification(model=classifier.model, results=results).model_dump_json()
         answer = Response(body, media_type="application/json")
     else:
         rejected = [result.model_dump() for result in results]
@@ -169,7 +194,7 @@ class Around:
         finally:
             running: Running = self.state.running
             seconds = time.perf_counter() - exchange.started
-            running.metrics.request(scope["path"], exchange.status, seconds, running.classifier.card.version)
+            running.metrics.request(scope["path"], exchange.status, seconds, running.version)
 
 
 class _Exchange:

@@ -17,24 +17,27 @@ BUCKETS: Final = 1024  # callers remembered before those are forgotten who have 
 
 @dataclass(frozen=True)
 class Limits:
-    """Over `images` a request, `image_bytes` a file or `body_bytes` a request the answer is 413; over `in_flight_bytes` held by
-    all requests together 503; a body that takes longer than `read_seconds` to arrive is 408; a key that sends more than
-    `requests_per_minute` gets 429."""
+    """Over `images` a request, `image_bytes` a file or `body_bytes` a request the answer is 413; over `in_flight_bytes` or
+    `waiting_images` of all requests together 503; a body that takes longer than `read_seconds` to arrive is 408; a key that
+    sends more than `requests_per_minute` gets 429."""
 
     images: int = MAX_IMAGES
     image_bytes: int = MAX_BYTES
     body_bytes: int = 128 * MIB
     in_flight_bytes: int = 512 * MIB
+    waiting_images: int = 1024
     read_seconds: int = 60
     requests_per_minute: int = 6000
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Limits":
-        """The defaults, changed by WBC_MAX_BODY_MIB, WBC_MAX_IN_FLIGHT_MIB, WBC_READ_SECONDS and WBC_REQUESTS_PER_MINUTE.
-
-        Raises WbcError naming a bad one.
-        """
+        """The defaults, changed by WBC_MAX_BODY_MIB, WBC_MAX_IN_FLIGHT_MIB, WBC_MAX_WAITING_IMAGES, WBC_READ_SECONDS and
+        WBC_REQUESTS_PER_MINUTE; raises WbcError naming a bad one."""
+        waiting = _positive(environment, "WBC_MAX_WAITING_IMAGES", cls.waiting_images)
+        if waiting < cls.images:
+            raise WbcError(f"WBC_MAX_WAITING_IMAGES is {waiting}: one request may have {cls.images}, so give at least that")
         return cls(
+            waiting_images=waiting,
             body_bytes=_positive(environment, "WBC_MAX_BODY_MIB", cls.body_bytes // MIB) * MIB,
             in_flight_bytes=_positive(environment, "WBC_MAX_IN_FLIGHT_MIB", cls.in_flight_bytes // MIB) * MIB,
             read_seconds=_positive(environment, "WBC_READ_SECONDS", cls.read_seconds),
@@ -52,22 +55,32 @@ def _positive(environment: Mapping[str, str], name: str, default: int) -> int:
 
 
 class InFlight:
-    """How many bytes of request bodies the process holds; touched from the event loop only, so that it needs no lock."""
+    """The bytes of request bodies that the process holds, and the images that wait or are worked on; touched from the event
+    loop only, so that it needs no lock."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, image_limit: int) -> None:
         self.limit = limit
+        self.image_limit = image_limit
         self.held = 0
+        self.images = 0
 
-    def take(self, size: int) -> bool:
-        """Count `size` more bytes in; False, and nothing counted, when that is more than the process may hold."""
-        if self.held + size > self.limit:
+    @property
+    def full(self) -> bool:
+        """Whether not one image more is taken."""
+        return self.images >= self.image_limit
+
+    def take(self, size: int, images: int = 0) -> bool:
+        """Count bytes and images in; False, and nothing counted, when that is more than the process may hold."""
+        if self.held + size > self.limit or self.images + images > self.image_limit:
             return False
         self.held += size
+        self.images += images
         return True
 
-    def give(self, size: int) -> None:
-        """Count `size` bytes out again."""
+    def give(self, size: int, images: int = 0) -> None:
+        """Count bytes and images out again."""
         self.held -= size
+        self.images -= images
 
 
 class RateLimit:

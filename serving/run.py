@@ -45,7 +45,7 @@ def environment(port: int, model_dir: Path | None) -> dict[str, str]:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     values = {"BENTOML_DO_NOT_TRACK": "True", "BENTOML_HOME": str(cache / "wbc" / f"serve-{port}"), **os.environ}
     if model_dir is not None:
-        values["WBC_MODEL_DIR"] = str(model_dir.resolve())
+        values["WBC_MODEL_DIR"] = str(model_dir.absolute())  # not resolved: a link may be led to another champion
     return values
 
 

@@ -13,7 +13,7 @@ import bentoml
 
 from serving.api import Around, Running, create_app
 from serving.audit import AuditLog
-from serving.classify import Classifier
+from serving.champion import ChampionWatch
 from serving.keys import ApiKeys
 from serving.limits import Limits
 from wbc_model.card import read_card
@@ -57,14 +57,20 @@ class WbcService:
             raise SystemExit(f"wbc: {error}") from None
 
     def __init__(self) -> None:
-        classifier = Classifier.open(model_directory())
-        app.state.running = Running(
-            classifier, ApiKeys.from_environment(), Limits.from_environment(), AuditLog.from_environment()
-        )
+        limits, audit = Limits.from_environment(), AuditLog.from_environment()
+        app.state.running = Running(None, ApiKeys.from_environment(), limits, audit)
+        # The server listens while the model loads: /livez says yes, /readyz not yet.
+        self.watch = ChampionWatch(model_directory(), app.state.running.install)
+        self.watch.start()
+
+    def __is_ready__(self) -> bool:
+        """What /readyz answers."""
+        ready: bool = app.state.running.ready
+        return ready
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def close(self) -> None:
-        """Let running inference end, and write what the audit log still waits for."""
-        app.state.running.classifier.close()
+        """After the last request: end the watch, and write what the audit log still waits for."""
+        self.watch.stop()
         if app.state.running.audit is not None:
             app.state.running.audit.close()
