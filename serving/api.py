@@ -24,7 +24,21 @@ from wbc_model import __version__
 from wbc_model.card import ModelCard
 
 DISCARD_SECONDS = 2.0
-SECURITY_HEADERS = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
+# For every answer, the page at `/` included: it may load its own files and talk to this service, and nothing else.
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+    "form-action 'none'; frame-ancestors 'none'; base-uri 'none'"
+)
+SECURITY_HEADERS = {
+    b"content-security-policy": CONTENT_SECURITY_POLICY.encode(),
+    b"x-content-type-options": b"nosniff",
+    b"x-frame-options": b"DENY",
+    b"referrer-policy": b"no-referrer",
+    b"permissions-policy": b"camera=(), microphone=(), geolocation=()",
+    b"cross-origin-opener-policy": b"same-origin",
+    b"cross-origin-resource-policy": b"same-origin",
+    b"cache-control": b"no-store",
+}
 
 
 class Running:
@@ -221,7 +235,7 @@ class _Exchange:
                 await self._discard()
             # Without this uvicorn would go on swallowing what an endless sender sends.
             ending = [(b"connection", b"close")] if self._unread else []
-            message = {**message, "headers": [*message.get("headers", []), *SECURITY_HEADERS, *ending]}
+            message = {**message, "headers": [*message.get("headers", []), *SECURITY_HEADERS.items(), *ending]}
         await self._send(message)
 
     async def _discard(self) -> None:

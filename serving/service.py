@@ -10,6 +10,7 @@ from pathlib import Path
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
 
 import bentoml
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.api import Around, Running, create_app
 from serving.audit import AuditLog
@@ -22,6 +23,7 @@ from wbc_model.errors import WbcError
 MODEL_DIR = "WBC_MODEL_DIR"
 
 app = create_app()
+around = Around(app)
 
 
 def model_directory() -> Path:
@@ -39,7 +41,7 @@ def model_directory() -> Path:
 @bentoml.service(
     name="wbc", workers=1, traffic={"timeout": 180}, metrics={"enabled": False}, http={"host": "127.0.0.1", "port": 3000}
 )
-@bentoml.asgi_app(Around(app))
+@bentoml.asgi_app(around)
 class WbcService:
     """Leukocyte classification."""
 
@@ -74,3 +76,17 @@ class WbcService:
         self.watch.stop()
         if app.state.running.audit is not None:
             app.state.running.audit.close()
+
+
+class WithoutSchema:
+    """BentoML answers /schema.json to everybody; here it is a path like any other that does not exist."""
+
+    def __init__(self, bento: ASGIApp) -> None:
+        self.bento = bento
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        await (around if scope.get("path") == "/schema.json" else self.bento)(scope, receive, send)
+
+
+WbcService.add_asgi_middleware(WithoutSchema)  # type: ignore[attr-defined]  # the decorator has made it a Service
