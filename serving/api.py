@@ -204,11 +204,21 @@ class Around:
         scope = {**scope, "root_path": ""}
         exchange = _Exchange(scope, receive, send)
         try:
-            await self.app(scope, exchange.receive, exchange.send)
+            await (_AMBIGUOUS if _ambiguous(scope) else self.app)(scope, exchange.receive, exchange.send)
         finally:
             running: Running = self.state.running
             seconds = time.perf_counter() - exchange.started
             running.metrics.request(scope["path"], exchange.status, seconds, running.version)
+
+
+# RFC 9112, 6.1: a proxy may have read the other length, and taken for a second request what is the body of the first.
+_AMBIGUOUS = Problem(
+    400, "ambiguous-length", "Bad request", "Content-Length and Transfer-Encoding exclude each other.", {"Connection": "close"}
+).response()
+
+
+def _ambiguous(scope: Scope) -> bool:
+    return {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}
 
 
 class _Exchange:
