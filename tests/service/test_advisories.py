@@ -151,7 +151,7 @@ SOON = 8  # seconds, on a busy machine; what is tried took minutes where it work
 
 
 def test_a_body_of_dashes_or_line_ends_is_read_in_no_time(client: httpx.Client) -> None:
-    """CVE-2024-9056, CVE-2024-53981, CVE-2026-40347: a parser that went through what is around the parts byte by byte, and logged each."""
+    """CVE-2024-9056, CVE-2024-53981, CVE-2026-40347: parsers that went byte by byte through what is around the parts."""
     headers = {"Content-Type": "multipart/form-data; boundary=x"}
     head = b'--x\r\nContent-Disposition: form-data; name="images"; filename="a"\r\n\r\n'
     part = head + of_class("Basophil") + b"\r\n"
