@@ -52,6 +52,11 @@ class AnnotatorChoice(enum.StrEnum):
     people = "people"
 
 
+class StatisticsChoice(enum.StrEnum):
+    model = "model"
+    data = "data"
+
+
 def main() -> None:
     """Entry point of the `wbc` command."""
     try:
@@ -228,16 +233,22 @@ def evaluate_command(
     data: Annotated[
         Path | None, typer.Option(metavar="DATA", help="Labelled data: a manifest CSV or a folder per class.")
     ] = None,
+    statistics: Annotated[
+        StatisticsChoice,
+        typer.Option(help="Batch normalisation by the model's statistics, or by those of --data: for a site it has never seen."),
+    ] = StatisticsChoice.model,
     plots: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to put the plots of --model on --data.")] = None,
     json_: Json = False,
 ) -> None:
     """Evaluate the candidate on the test pool, or with --model and --data any model on any labelled data."""
     if (model is None) != (data is None):
         raise typer.BadParameter("--model and --data belong together")
+    if model is None and statistics == StatisticsChoice.data:
+        raise typer.BadParameter("--statistics data needs --model and --data")
     if model is not None and data is not None:
         from flows.stages import evaluate_model
 
-        result = evaluate_model(model, data, plots)
+        result = evaluate_model(model, data, plots, statistics == StatisticsChoice.data)
         rejected = f"\n{len(result['rejected'])} rows could not be used" if result.get("rejected") else ""
         _emit(result, json_, _scores(result) + rejected + (f"\nwrote {plots}" if plots else ""))
         return
@@ -295,7 +306,7 @@ def retrain_command(
         int | None, typer.Option(min=1, help="Rounds of labelling in which to get there; each trains again.")
     ] = None,
     annotator: Annotated[AnnotatorChoice | None, typer.Option(help="Who answers: labels set aside at ingest, or people.")] = None,
-    acquisition: Annotated[str | None, typer.Option(help="How cells are chosen: random, entropy, margin, learning_loss.")] = None,
+    acquisition: Annotated[str | None, typer.Option(help="How cells are chosen: random, learning_loss, badge ...")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of everything that is random.")] = None,
     commit: Annotated[bool, typer.Option("--commit", help="Commit and tag every version of the pools.")] = False,
     json_: Json = False,
@@ -421,7 +432,7 @@ def benchmark_command(
 @app.command("onboard")
 def onboard_command(
     data: Annotated[Path, typer.Argument(metavar="SITE_DATA", help="The new site's cells: manifest CSV or folder per class.")],
-    labels: Annotated[int | None, typer.Option(min=1, help="Cells to ask for; default: onboard.labels.")] = None,
+    labels: Annotated[int | None, typer.Option(min=0, help="Cells to ask for; default: onboard.labels.")] = None,
     answers: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Labels that people gave: CSV (sha256, label) or Label Studio's JSON."),
@@ -440,7 +451,8 @@ def onboard_command(
             f"fill in a column `label` and run again with --answers {result['queue']}"
         )
     else:
-        both = [(when, place, scores) for when in ("before", "after") for place, scores in result[when].items()]
+        stages = [when for when in ("before", "statistics", "after") if when in result]
+        both = [(when, place, scores) for when in stages for place, scores in result[when].items()]
         lines = [f"{when}, {place}: {_scores(scores)}" for when, place, scores in both]
         text = "\n".join([*lines, f"wrote {result['model']}"])
     _emit(result, json_, text)

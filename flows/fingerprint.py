@@ -21,7 +21,8 @@ _NUMERIC: Final = ("numpy", "pillow", "torch", "torchvision", "lightning-fabric"
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a stage's code starts: `module:function`, packages that it takes along whole, and versions that matter."""
+    """Where a stage's code starts: `module:function`, packages that it takes along whole (with the files in them that are no
+    Python), and versions that matter."""
 
     function: str
     whole: tuple[str, ...] = ()
@@ -100,10 +101,14 @@ def _parts(entry: Entry, root: Path) -> Iterator[str]:
     if path is not None:
         body = ast.Module(reachable(ast.parse(path.read_text(encoding="utf-8")), function), [])
         yield f"{entry.function}\n{ast.unparse(body)}"
-        whole = {f"{package}.{file.stem}" for package in entry.whole for file in (root / package).glob("*.py")}
-        whole = {name.removesuffix(".__init__") for name in whole}
+        files = [file for package in entry.whole for file in sorted((root / package).rglob("*")) if file.is_file()]
+        python = {".".join(file.relative_to(root).with_suffix("").parts) for file in files if file.suffix == ".py"}
+        whole = {name.removesuffix(".__init__") for name in python}
         for name, tree in sorted(closure(imported_modules(body, root) | whole, root).items()):
             yield f"{name}\n{ast.unparse(tree)}"
+        for file in files:
+            if file.suffix not in (".py", ".pyc"):
+                yield f"{file.relative_to(root)}\n{hashlib.sha256(file.read_bytes()).hexdigest()}"
     for package in entry.packages:
         try:
             yield f"{package}=={version(package)}"

@@ -1,4 +1,5 @@
-"""Onboarding: the champion meets a new site, asks for the few labels that help most, and is adapted without forgetting home.
+"""Onboarding: the champion meets a new site, measures its statistics, asks for the few labels that help most, and is adapted
+without forgetting home.
 
 The site gets a folder of its own in the workspace, `sites/NAME`, with the same image store, pools, queue and label log as the
 workspace, so that asking, labelling and training are those of the active-learning loop. Labels that came with the site's data
@@ -12,13 +13,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from torch import Tensor
 
 from flows.labels import awaited, import_labels, oracle_answers, record
 from flows.progress import Progress
 from flows.stages import decoded_cells, usable_pools
+from wbc_model.calibrate import fit_doubt
 from wbc_model.card import ModelCard, read_card
 from wbc_model.classes import CLASS_INDEX
+from wbc_model.decoded import DecodedCells
+from wbc_model.doubt import Doubt
 from wbc_model.errors import WbcError
 from wbc_model.export import load_model, save_model
 from wbc_model.files import write_atomic
@@ -33,7 +38,8 @@ from wbc_model.predict import Predictions, predict
 from wbc_model.probabilities import softmax
 from wbc_model.query import query, score_pool
 from wbc_model.semi import UnlabelledCells
-from wbc_model.train import Adaptation, LabelledCells, Training, calibrated_card
+from wbc_model.statistics import MIN_CELLS, some_cells, with_statistics_of
+from wbc_model.train import VALIDATION_BATCH, Adaptation, LabelledCells, Training, calibrated_card
 
 SHIFT_CELLS = 1000  # of home that the shift is measured against
 
@@ -49,9 +55,19 @@ class Onboarding:
     progress: Progress
 
     @property
+    def start(self) -> Path:
+        """The champion with the site's statistics: what is known of the site without a label."""
+        return self.site / "models/start"
+
+    @property
     def adapted(self) -> Path:
-        """The directory of the adapted model."""
+        """The directory of the adapted model, with the site's statistics."""
         return self.site / "models/adapted"
+
+    @property
+    def home(self) -> Path:
+        """The same weights with home's statistics: what adapting has done to the old site."""
+        return self.site / "models/home"
 
     def pools(self) -> Pools:
         return Pools.read(self.site / "data/pools")
@@ -65,20 +81,23 @@ def champion_of(workspace: Path) -> Path:
     raise WbcError("there is no model to adapt: `wbc retrain` makes one")
 
 
-def adaptation_params(params: Params, card: ModelCard) -> Params:
-    """The parameters of the adaptation: those of training with what the section `onboard` says, and the champion's network."""
+def adaptation_params(params: Params, card: ModelCard, labels: int) -> Params:
+    """The parameters of the adaptation: those of training with what the section `onboard` says, and the champion's network.
+
+    Without a label of the site pseudo-labels are all there is of it, and are used from the start.
+    """
     how = params.onboard.train
     size = params.size.model_copy(update={"updates": how.updates, "image_size": card.input_size})
     architecture = {"attention": card.architecture.attention, "lossnet": card.architecture.lossnet, "view": card.view}
     train = {
-        "augmentation": "sites",  # home's cells too: they are what the new site's are told from
+        "augmentation": "mild",  # of home's cells, which are there to be remembered; the site's are strongly augmented
         "learning_rate": how.learning_rate,
-        "hard_share": how.site_share,
+        "hard_share": how.site_share if labels else 0.0,
         "hard_start_share": 0.0,
         "rarity": how.rarity,
         "ema": how.ema,
         "unlabelled_ratio": how.unlabelled_ratio,
-        "unlabelled_start_share": how.unlabelled_start_share,
+        "unlabelled_start_share": how.unlabelled_start_share if labels else 0.0,
         "pseudo_label_threshold": how.pseudo_label_threshold,
         "logit_adjustment": 0.0,
         "devices": 1,  # several adaptations follow each other in one process
@@ -101,13 +120,14 @@ def onboard(
     Returns `status` `adapted` or, where people have to label, `waiting` with the path of the queue. Raises WbcError.
     """
     params = read_params(workspace / "params.yaml")
-    asked = labels or params.onboard.labels
+    asked = params.onboard.labels if labels is None else labels
     name = printable(data.resolve().name if data.is_dir() else data.stem)
     ctx = Onboarding(workspace, workspace / "sites" / name, model or champion_of(workspace), params, progress)
     report = ingest(data, ctx.site / "data", params, name, reveal_labels=False)
     progress.say(f"site {name}: {sum(report.pools.values())} cells" + (f", refused: {report.reasons}" if report.reasons else ""))
     if answers is not None:
         import_labels(ctx.site, answers, _round(ctx) + 1)
+    _start(ctx)
     shift = _shift(ctx)
     progress.say(f"{shift['far']:.0%} of the cells are unlike any at home; confidence {shift['confidence']['site']:.2f}, "
                  f"at home {shift['confidence']['home']:.2f}")  # fmt: skip
@@ -122,6 +142,27 @@ def onboard(
     result |= {"status": "adapted", "labels": have, "model": str(ctx.adapted), **_before_and_after(ctx)}
     write_atomic(ctx.site / "report.json", json.dumps(result, indent=2) + "\n")
     return result
+
+
+def _start(ctx: Onboarding) -> None:
+    """The champion with the site's statistics, which the first round asks with."""
+    made_from = f"{read_card(ctx.champion).version}+{len(ctx.pools().table())}"
+    if ctx.start.is_dir() and read_card(ctx.start).pool_version == made_from:
+        return
+    network, card = load_model(ctx.champion)
+    facts = {"pool_version": made_from, "version": "", "data_source": f"{card.data_source}, statistics of {ctx.site.name}"}
+    save_model(ctx.start, _at(network, _views_of_site(ctx, card)), card.model_copy(update=facts))
+
+
+def _views_of_site(ctx: Onboarding, card: ModelCard) -> NDArray[np.uint8]:
+    """Some of the site's cells, labelled or not, in mixed order."""
+    sha256s = ctx.pools().table()["sha256"].sort_values().to_numpy()
+    return decoded_cells(ctx.site, card.input_size, card.view).read(list(sha256s[some_cells(len(sha256s), ctx.params.seed)]))
+
+
+def _at(network: AttentionResNet18, views: NDArray[np.uint8]) -> AttentionResNet18:
+    """The network with the statistics of a site; as it is where the site has too few cells to measure them."""
+    return with_statistics_of(network, views) if len(views) >= MIN_CELLS else network
 
 
 def _made_from(ctx: Onboarding) -> str:
@@ -142,7 +183,7 @@ def _ask(ctx: Onboarding, missing: int, asked: int) -> bool:
     if waiting.empty:
         count = min(missing, -(-asked // how.rounds))
         first = done == 0 or not ctx.adapted.is_dir()
-        model, strategy = (ctx.champion, how.first_strategy) if first else (ctx.adapted, how.strategy)
+        model, strategy = (ctx.start, how.first_strategy) if first else (ctx.adapted, how.strategy)
         card = read_card(model)
         decoded = decoded_cells(ctx.site, card.input_size, card.view)
         frames = pools.frames
@@ -169,7 +210,7 @@ def _home(ctx: Onboarding, pool: str, card: ModelCard) -> LabelledCells:
 def _adapt(ctx: Onboarding) -> None:
     """Go on from the champion with the site's labelled cells, those of home, and the site's unlabelled ones."""
     network, card = load_model(ctx.champion)
-    params, frames = adaptation_params(ctx.params, card), ctx.pools().frames
+    frames = ctx.pools().frames
     decoded = decoded_cells(ctx.site, card.input_size, card.view)
     home, validation = _home(ctx, "labelled", card), _home(ctx, "validation", card)
     site = LabelledCells.load(decoded, frames["labelled"]["sha256"].tolist(), frames["labelled"]["label"].tolist())
@@ -182,25 +223,41 @@ def _adapt(ctx: Onboarding) -> None:
     weights = {key: value.clone() for key, value in network.state_dict().items()}
     unlabelled = UnlabelledCells(tuple(frames["unlabelled"]["sha256"]), decoded.read)
     checkpoint = ctx.site / ".wbc/checkpoint.safetensors"
+    params = adaptation_params(ctx.params, card, len(site.labels))
     training = Training(params, both, validation, checkpoint, unlabelled, Adaptation(weights, focus))
-    adapted, step = _held_back(weights, training.fit(), validation, params.onboard.max_home_loss)
+    views = home.images[some_cells(len(home.labels), ctx.params.seed)]
+    adapted, step = _held_back(weights, training.fit(), views, validation, params.onboard.max_home_loss)
     ctx.progress.say(f"{step:.0%} of the way from the champion to the adapted weights, so that home is not forgotten")
-    new = calibrated_card(adapted, validation, params)
+    at_home, at_site = _at(adapted, views), _at(adapted, _views_of_site(ctx, card))
+    shown = decoded_cells(ctx.workspace, card.input_size, card.view).appearance(validation.sha256s)
+    new = calibrated_card(at_home, validation, params, shown)
     source = f"{card.data_source}, {len(site.labels)} labelled cells of {ctx.site.name}"
     facts = {"pool_version": _made_from(ctx), "git_commit": card.git_commit, "rendered": card.rendered, "data_source": source}
-    save_model(ctx.adapted, adapted, new.model_copy(update=facts))
+    save_model(ctx.home, at_home, new.model_copy(update=facts))
+    # The site has no labelled cells but those it was trained on: temperature and prediction sets stay those of home.
+    doubt = _site_doubt(ctx, at_site, decoded)
+    save_model(ctx.adapted, at_site, new.model_copy(update={**facts, "doubt": doubt}))
     checkpoint.unlink(missing_ok=True)
 
 
+def _site_doubt(ctx: Onboarding, network: AttentionResNet18, decoded: DecodedCells) -> Doubt | None:
+    """Doubt fitted to the site's own cells, by the classes that the adapted network gives them."""
+    sha256s = ctx.pools().table()["sha256"].sort_values().tolist()
+    seen = predict(network, decoded.batches(sha256s, VALIDATION_BATCH))
+    return fit_doubt(seen, seen.logits.argmax(axis=1), decoded.appearance(sha256s))
+
+
 def _held_back(
-    start: dict[str, Tensor], network: AttentionResNet18, validation: LabelledCells, max_loss: float
+    start: dict[str, Tensor], network: AttentionResNet18, home: NDArray[np.uint8], validation: LabelledCells, max_loss: float
 ) -> tuple[AttentionResNet18, float]:
-    """The adapted network, moved back towards the champion until home's validation pool loses no more than `max_loss`."""
+    """The adapted network, moved back towards the champion until home's validation pool loses no more than `max_loss`; each
+    step with the statistics of `home`, views of its cells."""
     end = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
 
     def accuracy(step: float) -> float:
         network.load_state_dict(between(start, end, step))
-        return float((predict(network, validation.batches()).logits.argmax(axis=1) == validation.labels).mean())
+        seen = predict(_at(network, home), validation.batches())
+        return float((seen.logits.argmax(axis=1) == validation.labels).mean())
 
     step = largest_step(accuracy, accuracy(0.0), max_loss)
     network.load_state_dict(between(start, end, step))
@@ -227,17 +284,19 @@ def _shift(ctx: Onboarding) -> dict[str, Any]:
 
 
 def _before_and_after(ctx: Onboarding) -> dict[str, Any]:
-    """The champion and the adapted model on home's test pool and on the site's cells that were not asked for."""
+    """The champion and the adapted model on home's test pool and on the site's cells that were not asked for; there also the
+    champion with the site's statistics."""
     rest = ctx.pools().frames["unlabelled"]
     oracle = ctx.site / "data/oracle.csv"
     known = dict(pd.read_csv(oracle, dtype=str).to_numpy()) if oracle.exists() else {}
     rest = rest[rest["sha256"].isin(set(known))].assign(label=lambda frame: frame["sha256"].map(known))
     home = usable_pools(ctx.workspace).frames["test"]
-    result: dict[str, Any] = {}
-    for when, model in (("before", ctx.champion), ("after", ctx.adapted)):
-        result[when] = {"home": _metrics(ctx, model, ctx.workspace, home)}
-        if len(rest):  # cells of a site whose labels nobody knows cannot be a test
-            result[when]["site"] = _metrics(ctx, model, ctx.site, rest)
+    result: dict[str, Any] = {"before": {"home": _metrics(ctx, ctx.champion, ctx.workspace, home)}}
+    result["after"] = {"home": _metrics(ctx, ctx.home, ctx.workspace, home)}
+    if len(rest):  # cells of a site whose labels nobody knows cannot be a test
+        result["before"]["site"] = _metrics(ctx, ctx.champion, ctx.site, rest)
+        result["statistics"] = {"site": _metrics(ctx, ctx.start, ctx.site, rest)}
+        result["after"]["site"] = _metrics(ctx, ctx.adapted, ctx.site, rest)
     return result
 
 

@@ -24,7 +24,7 @@ from wbc_model.errors import WbcError
 from wbc_model.files import replace_directory
 
 MODEL_FILES: Final = (WEIGHTS, ONNX, CARD, README)
-PURE_MODULES: Final = ("__init__", "errors", "classes", "canonical", "files", "images", "card", "probabilities")
+PURE_MODULES: Final = ("__init__", "errors", "classes", "canonical", "files", "images", "doubt", "card", "probabilities")
 # What serving/ imports; their own requirements are added with the versions installed here, which are those of the lock.
 DIRECT: Final = (
     "bentoml",
@@ -35,6 +35,7 @@ DIRECT: Final = (
     "prometheus-client",
     "pydantic",
     "python-multipart",
+    "pyyaml",
     "starlette",
 )
 UNKNOWN_TIME: Final = "1970-01-01T00:00:00+00:00"
@@ -110,12 +111,10 @@ def _put(bento: Path, out: Path) -> None:
 
 def _stage(source: Path, model_dir: Path, card: ModelCard, metrics: dict[str, Any] | None) -> None:
     """Lay out what goes into the Bento: its `src` folder and the build file."""
-    for package, modules in ((serving, None), (wbc_model, PURE_MODULES)):
-        folder = Path(str(package.__file__)).parent
-        (source / folder.name).mkdir(parents=True)
-        for path in sorted(folder.glob("*.py")):
-            if modules is None or path.stem in modules:
-                shutil.copyfile(path, source / folder.name / path.name)
+    shutil.copytree(Path(str(serving.__file__)).parent, source / "serving", ignore=shutil.ignore_patterns("__pycache__"))
+    (source / "wbc_model").mkdir()
+    for name in PURE_MODULES:
+        shutil.copyfile(Path(str(wbc_model.__file__)).parent / f"{name}.py", source / "wbc_model" / f"{name}.py")
     (source / "model").mkdir()
     for name in MODEL_FILES:
         shutil.copyfile(model_dir / name, source / "model" / name)

@@ -59,7 +59,8 @@ def train(workspace: Path) -> dict[str, Any]:
     network = training.fit()
     if not training.fabric.is_global_zero:
         return {}
-    card = _provenance(calibrated_card(network, validation, params), workspace, pools)
+    card = calibrated_card(network, validation, params, decoded.appearance(validation.sha256s))
+    card = _provenance(card, workspace, pools)
     card = save_model(workspace / "models/candidate", network, card)
     history = pd.DataFrame(training.progress.history)
     write_atomic(workspace / "models/history.csv", history.drop(columns="images_per_second").to_csv(index=False))
@@ -143,13 +144,14 @@ def query_size(params: Params, pools: Pools) -> int:
     return max(0, -(-missing // rounds_left))
 
 
-def evaluate_model(model: Path, data: Path, plots: Path | None) -> dict[str, Any]:
-    """Any model directory on any labelled data."""
+def evaluate_model(model: Path, data: Path, plots: Path | None, own_statistics: bool = False) -> dict[str, Any]:
+    """Any model directory on any labelled data; `own_statistics` as in `evaluate_data`."""
     from wbc_model.evaluate import evaluate_data, plot_frame
 
     if not data.exists():
         raise WbcError(f"{data} does not exist: give a manifest CSV or a folder with a subfolder per class")
-    metrics, frame = evaluate_data(model, data)
+    metrics, frame = evaluate_data(model, data, own_statistics)
     if plots is not None:
         plot_frame(frame, metrics, plots, f"{data.stem}, model {read_card(model).version}")
-    return {"model": str(model), "data": str(data), **metrics}
+    statistics = "data" if own_statistics else "model"
+    return {"model": str(model), "data": str(data), "statistics": statistics, **metrics}

@@ -1,29 +1,53 @@
 """The HTTP interface: routes, and the layer around them that every request passes."""
 
 import asyncio
+import json
 import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
+from fastapi.exceptions import RequestValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serving import fhir
+from serving.accept import negotiate
 from serving.access import ADMIN, ANY_KEY, CLASSIFY
 from serving.audit import AuditLog
 from serving.classify import Classifier
+from serving.differential import count_differential, foreign_site
 from serving.keys import ApiKeys
 from serving.limits import InFlight, Limits, RateLimit
 from serving.metrics import exposition, process_metrics
-from serving.problems import MEDIA_TYPE, Problem, answer_defect, answer_http, answer_problem
-from serving.schemas import CLASSIFY_BODY, Classification, Classified, NoneUsable, ProblemDocument, Rejected
-from serving.upload import read_images
+from serving.problems import MEDIA_TYPE, Problem, answer_defect, answer_http, answer_problem, answer_query, too_large
+from serving.schemas import (
+    CLASSIFY_BODY,
+    DIFFERENTIAL_BODY,
+    SITE_UNKNOWN,
+    Classification,
+    Classified,
+    DifferentialAnswer,
+    FhirBundle,
+    ModelName,
+    NoneUsable,
+    ProblemDocument,
+    Rejected,
+    Result,
+)
+from serving.site import Site, read_site
+from serving.specimen import FIELDS, Specimen, read_specimen
+from serving.upload import read_form
 from wbc_model import __version__
 from wbc_model.card import ModelCard
 
+JSON = "application/json"
 DISCARD_SECONDS = 2.0
+MAX_EXPLAINED = 16  # a heat map costs as much as 82 images
 # For every answer, the page at `/` included: it may load its own files and talk to this service, and nothing else.
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
@@ -44,8 +68,16 @@ SECURITY_HEADERS = {
 class Running:
     """What a started service works with; the routes find it in `request.app.state.running`."""
 
-    def __init__(self, classifier: Classifier | None, keys: ApiKeys, limits: Limits, audit: AuditLog | None = None) -> None:
+    def __init__(
+        self,
+        classifier: Classifier | None,
+        keys: ApiKeys,
+        limits: Limits,
+        site: Site | None = None,
+        audit: AuditLog | None = None,
+    ) -> None:
         self._classifier = classifier
+        self.site = site or read_site()
         self.audit = audit
         self.keys = keys
         self.limits = limits
@@ -83,9 +115,10 @@ def _running(request: Request) -> Running:
     return running
 
 
-def _problem(description: str, model: type[ProblemDocument] = ProblemDocument) -> dict[str, Any]:
-    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
-    return {"description": description, "content": {MEDIA_TYPE: {"schema": schema}}}
+def _problem(description: str, *models: type[ProblemDocument]) -> dict[str, Any]:
+    names = [*(model.__name__ for model in models), ProblemDocument.__name__]
+    schemas = [{"$ref": f"#/components/schemas/{name}"} for name in names]
+    return {"description": description, "content": {MEDIA_TYPE: {"schema": {"anyOf": schemas} if models else schemas[0]}}}
 
 
 router = APIRouter(
@@ -98,49 +131,124 @@ router = APIRouter(
 )
 
 
+IMAGE_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    408: _problem("The body did not arrive in time"),
+    413: _problem("Too many images, an image too large, or the body too large"),
+    415: _problem("Not multipart/form-data"),
+    422: _problem("A field that is unknown, missing or of the wrong kind; or no usable image (then with `results`)", NoneUsable),
+    503: _problem("Too many images are waiting, or no model is loaded yet; try again after Retry-After seconds"),
+}
+
+
+def _none_usable(results: Sequence[Result]) -> Response | None:
+    """The 422 of a request without any usable image."""
+    if any(isinstance(result, Classified) for result in results):
+        return None
+    rejected = [result.model_dump() for result in results]
+    detail = f"None of the {len(results)} images could be used; `results` says why for each."
+    return Problem(422, "no-usable-image", "No usable image", detail, results=rejected).response()
+
+
+async def _recorded(request: Request, model: ModelName, results: Sequence[Result], answer: Response) -> Response:
+    """The answer, once it is in the audit log where there is one."""
+    audit = _running(request).audit
+    if audit is not None:
+        call, images = f"{request.method} {request.url.path}", [result.sha256 for result in results]
+        await audit.record(request.state.caller, call, answer.status_code, images, model, bytes(answer.body))
+    return answer
+
+
 @router.post(
-    "/classify",
-    dependencies=CLASSIFY,
-    response_model=Classification,
-    openapi_extra=CLASSIFY_BODY,
-    responses={
-        408: _problem("The body did not arrive in time"),
-        413: _problem("Too many images, an image too large, or the body too large"),
-        415: _problem("Not multipart/form-data"),
-        422: _problem("A field that is unknown, missing or not a file; or no usable image (then with `results`)", NoneUsable),
-        503: _problem("Too many images are waiting, or no model is loaded yet; try again after Retry-After seconds"),
-    },
+    "/classify", dependencies=CLASSIFY, response_model=Classification, openapi_extra=CLASSIFY_BODY, responses=IMAGE_PROBLEMS
 )
-async def classify(request: Request) -> Response:
-    """Classify 1 to 256 images of one leukocyte each. An unusable image is rejected in its place and spoils nothing else."""
+async def classify(request: Request, explain: bool = False) -> Response:
+    """Classify 1 to 256 images of one leukocyte each. An unusable image is rejected in its place and spoils nothing else.
+
+    With `explain` (16 images at most) each result has a heat map of where the network looks.
+    """
     running = _running(request)
     classifier = running.classifier
     try:
-        async with read_images(request, running.limits, running.in_flight) as files:
-            results = await classifier.classify(files)
+        async with read_form(request, running.limits, running.in_flight) as form:
+            if explain and len(form.images) > MAX_EXPLAINED:
+                raise too_large(f"At most {MAX_EXPLAINED} images a request can be explained.", MAX_EXPLAINED)
+            results = await classifier.classify(form.images, explain)
     except ClientDisconnect:
         return Response(status_code=499)  # nobody is there to read it; the metrics count it
     running.metrics.results(results)
-    if any(isinstance(result, Classified) for result in results):
-        body = Classification(model=classifier.model, results=results).model_dump_json()
-        answer = Response(body, media_type="application/json")
-    else:
-        rejected = [result.model_dump() for result in results]
-        detail = f"None of the {len(results)} images could be used; `results` says why for each."
-        answer = Problem(422, "no-usable-image", "No usable image", detail, results=rejected).response()
-    if running.audit is not None:
-        images = [result.sha256 for result in results]
-        model = running.classifier.model
-        await running.audit.record(
-            request.state.caller, "POST /v1/classify", answer.status_code, images, model, bytes(answer.body)
-        )
-    return answer
+    answer = _none_usable(results)
+    if answer is None:
+        answer = Response(Classification(model=classifier.model, results=results).model_dump_json(), media_type=JSON)
+    return await _recorded(request, classifier.model, results, answer)
+
+
+@router.post(
+    "/differential",
+    dependencies=CLASSIFY,
+    response_model=DifferentialAnswer,
+    openapi_extra=DIFFERENTIAL_BODY,
+    responses={
+        200: {"content": {fhir.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/FhirBundle"}}}},
+        406: _problem("The Accept header allows neither JSON nor FHIR"),
+        **IMAGE_PROBLEMS,
+    },
+)
+async def differential(request: Request) -> Response:
+    """The 5-part differential of one specimen's cells, 1 to 256 images of one leukocyte each; as JSON or as a FHIR R4 Bundle."""
+    running = _running(request)
+    classifier = running.classifier
+    media_type = negotiate(request.headers.getlist("accept"), (JSON, fhir.MEDIA_TYPE))
+    try:
+        async with read_form(request, running.limits, running.in_flight, FIELDS) as form:
+            specimen = read_specimen(form.texts)
+            results = await classifier.classify(form.images)
+    except ClientDisconnect:
+        return Response(status_code=499)
+    running.metrics.results(results)
+    answer = _none_usable(results)
+    if answer is None:
+        document = await _count(running, classifier, specimen, results)
+        answer = _differential_response(document, media_type, running.site)
+    return await _recorded(request, classifier.model, results, answer)
+
+
+async def _count(running: Running, classifier: Classifier, specimen: Specimen, results: list[Result]) -> DifferentialAnswer:
+    cells = [result for result in results if isinstance(result, Classified)]
+    labels, to_review = [cell.label for cell in cells], sum(cell.review.required for cell in cells)
+    foreign = _site_unknown(classifier.card, cells)
+    confusion, site = classifier.confusion, running.site
+    counted = await run_in_threadpool(
+        count_differential, labels, confusion, site, specimen.wbc_count, to_review, site_unknown=foreign
+    )
+    return DifferentialAnswer(model=classifier.model, specimen_id=specimen.specimen_id, differential=counted, results=results)
+
+
+def _site_unknown(card: ModelCard, cells: Sequence[Classified]) -> bool:
+    foreign = sum(SITE_UNKNOWN in cell.review.reasons for cell in cells)
+    return card.doubt is not None and foreign_site(foreign, len(cells), card.doubt.false_alarms)
+
+
+def _differential_response(answer: DifferentialAnswer, media_type: str, site: Site) -> Response:
+    headers = {"Vary": "Accept"}
+    if media_type == JSON:
+        return Response(answer.model_dump_json(), headers=headers, media_type=media_type)
+    document = fhir.bundle(
+        answer.differential,
+        model=answer.model,
+        specimen_id=answer.specimen_id,
+        issued=datetime.now(UTC),
+        status="preliminary",
+        performer=None,
+        site=site,
+        report_id=answer.report_id,
+    )
+    return Response(json.dumps(document), headers=headers, media_type=media_type)
 
 
 @router.get("/model", response_model=ModelCard, dependencies=ANY_KEY)
 async def model(request: Request) -> Response:
     """The card of the model that answers: where it came from, how it was calibrated, how well it did."""
-    return Response(_running(request).classifier.card.model_dump_json(), media_type="application/json")
+    return Response(_running(request).classifier.card.model_dump_json(), media_type=JSON)
 
 
 @router.get("/openapi.json", include_in_schema=False, dependencies=ANY_KEY)
@@ -161,7 +269,7 @@ class _Api(FastAPI):
         """FastAPI's document plus the schemas that only the problem responses refer to."""
         document = super().openapi()
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        for kind in (ProblemDocument, NoneUsable, Rejected):
+        for kind in (ProblemDocument, NoneUsable, Rejected, FhirBundle):
             schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update({**schema.pop("$defs", {}), kind.__name__: schema})
         return document
@@ -181,6 +289,7 @@ def create_app() -> FastAPI:
     app.add_api_route("/metrics", metrics, include_in_schema=False, dependencies=ADMIN)
     app.add_exception_handler(Problem, answer_problem)
     app.add_exception_handler(HTTPException, answer_http)
+    app.add_exception_handler(RequestValidationError, answer_query)
     app.add_exception_handler(Exception, answer_defect)
     return app
 

@@ -1,6 +1,7 @@
 """From posted files to results: decoding and inference in threads, off the event loop."""
 
 import asyncio
+import base64
 import hashlib
 import threading
 import time
@@ -13,12 +14,27 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.differential import card_confusion
 from serving.engine import Answer, Engine, open_engine, thread_count
+from serving.explain import heat, heat_map
 from serving.problems import PREFIX
-from serving.schemas import AMBIGUOUS, Classified, ImageProblem, ModelName, Reason, Rejected, Result, Review
+from serving.schemas import (
+    AMBIGUOUS,
+    HIGH_PREDICTED_LOSS,
+    NOT_A_LEUKOCYTE,
+    SITE_UNKNOWN,
+    Classified,
+    ImageProblem,
+    ModelName,
+    Reason,
+    Rejected,
+    Result,
+    Review,
+)
 from wbc_model.card import ModelCard, read_card
+from wbc_model.doubt import cell_surprise, site_surprise
 from wbc_model.errors import ImageRejected
-from wbc_model.images import preprocess
+from wbc_model.images import look
 from wbc_model.probabilities import softmax
 
 # bf16 moves a logit by a few hundredths. That cannot be seen in a probability of 0.9 or more, but it can turn a near tie; so
@@ -56,6 +72,7 @@ class Classifier:
         self.card = card
         self.engine = engine
         self.model = ModelName(name=card.name, version=card.version)
+        self.confusion = card_confusion(card)
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, "classify")
 
@@ -70,8 +87,8 @@ class Classifier:
         """Let the threads finish what they do and end them."""
         self._pool.shutdown(cancel_futures=True)
 
-    async def classify(self, files: Sequence[bytes]) -> list[Result]:
-        """One result a file, in order.
+    async def classify(self, files: Sequence[bytes], explain: bool = False) -> list[Result]:
+        """One result a file, in order; with `explain` each has a heat map.
 
         A thread takes a chunk of files all the way from bytes to results, so that while one waits for the engine another
         decodes; a small request is cut so that every thread gets a share.
@@ -80,43 +97,68 @@ class Classifier:
         step = min(self.engine.chunk, ceil(len(files) / self._threads))
         chunks = [files[start : start + step] for start in range(0, len(files), step)]
         budget = Budget()
-        done = await asyncio.gather(*(loop.run_in_executor(self._pool, self.classify_chunk, chunk, budget) for chunk in chunks))
-        return [result for chunk in done for result in chunk]
+        work = (loop.run_in_executor(self._pool, self.classify_chunk, chunk, explain, budget) for chunk in chunks)
+        return [result for chunk in await asyncio.gather(*work) for result in chunk]
 
-    def classify_chunk(self, files: Sequence[bytes], budget: Budget | None = None) -> list[Result]:
+    def classify_chunk(self, files: Sequence[bytes], explain: bool = False, budget: Budget | None = None) -> list[Result]:
         """One result a file, in order; blocks. Files after the budget is used up are rejected."""
         budget = budget or Budget()
         digests = [hashlib.sha256(data).hexdigest() for data in files]
         results: list[Result | None] = [None] * len(files)
-        pixels, places = [], []
+        pixels, shown, places = [], [], []
         for place, data in enumerate(files):
             try:
                 with budget:
-                    pixels.append(preprocess(data, self.card.input_size, self.card.view))
-                places.append(place)
+                    view, appearance = look(data, self.card.input_size, self.card.view)
             except ImageRejected as error:
                 results[place] = _rejected(error, digests[place])
+            else:
+                pixels.append(view)
+                shown.append(appearance)
+                places.append(place)
         if pixels:
-            probabilities, losses = self._infer(np.stack(pixels))
-            for place, row, loss in zip(places, probabilities, losses, strict=True):
-                results[place] = self._classified(row, float(loss), digests[place])
+            answer = self._infer(np.stack(pixels))
+            probabilities = softmax(answer.logits, self.card.temperature)
+            doubts = self._doubts(answer, np.stack(shown))
+            for row, place in enumerate(places):
+                loss = float(answer.predicted_loss[row])
+                result = self._classified(probabilities[row], loss, doubts[row], digests[place])
+                if explain:
+                    hot = heat(pixels[row], self.engine, int(probabilities[row].argmax()))
+                    result.heat_map = base64.b64encode(heat_map(pixels[row], hot)).decode()
+                results[place] = result
         return [result for result in results if result is not None]
 
-    def _infer(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    def _infer(self, images: NDArray[np.uint8]) -> Answer:
         answer = self.engine.infer(images)
-        probabilities = softmax(answer.logits, self.card.temperature)
-        unsure = np.flatnonzero(probabilities.max(axis=1) < SURE)
+        unsure = np.flatnonzero(softmax(answer.logits, self.card.temperature).max(axis=1) < SURE)
         if self.engine.reduced and len(unsure):
             exact: Answer = self.engine.infer(images[unsure], exact=True)
-            probabilities[unsure] = softmax(exact.logits, self.card.temperature)
-            answer.predicted_loss[unsure] = exact.predicted_loss
-        return probabilities, answer.predicted_loss
+            answer.logits[unsure], answer.predicted_loss[unsure] = exact
+        return answer
 
-    def _classified(self, probabilities: NDArray[np.float64], loss: float, digest: str) -> Classified:
+    def _doubts(self, answer: Answer, appearance: NDArray[np.float64]) -> list[list[Reason]]:
+        """For each cell the reasons to doubt it, beside an ambiguous prediction set; none where the card has no thresholds."""
+        doubt = self.card.doubt
+        if doubt is None:
+            return [[] for _ in appearance]
+        foreign = site_surprise(doubt, appearance) > doubt.site_threshold
+        # Of cells of another site the density of this site's cells says nothing.
+        other = (cell_surprise(doubt, answer.logits, appearance) > doubt.cell_threshold) & ~foreign
+        limit = np.inf if doubt.predicted_loss_threshold is None else doubt.predicted_loss_threshold
+        found: list[tuple[Reason, NDArray[np.bool_]]] = [
+            (NOT_A_LEUKOCYTE, other),
+            (SITE_UNKNOWN, foreign),
+            (HIGH_PREDICTED_LOSS, answer.predicted_loss > limit),
+        ]
+        return [[reason for reason, where in found if where[row]] for row in range(len(appearance))]
+
+    def _classified(self, probabilities: NDArray[np.float64], loss: float, doubts: list[Reason], digest: str) -> Classified:
         classes = self.card.classes
         order = np.argsort(-probabilities, kind="stable")
         chosen = [classes[index] for index in order if index == order[0] or probabilities[index] >= self.card.conformal_threshold]
-        reasons: list[Reason] = [AMBIGUOUS] if len(chosen) != 1 else []
+        ambiguous: list[Reason] = [AMBIGUOUS] if len(chosen) != 1 else []
+        reasons = ambiguous + doubts
         return Classified(
             label=classes[order[0]],
             probabilities=dict(zip(classes, map(float, probabilities), strict=True)),

@@ -12,7 +12,7 @@ from typing import Final
 
 from serving.schemas import Classified, Result
 
-ENDPOINTS: Final = ("/v1/classify", "/v1/model", "/v1/openapi.json", "/metrics")
+ENDPOINTS: Final = ("/v1/classify", "/v1/differential", "/v1/model", "/v1/openapi.json", "/metrics")
 
 
 class Metrics:

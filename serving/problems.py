@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final, cast
 
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -61,6 +62,13 @@ async def answer_http(request: Request, error: Exception) -> Response:
     detail = f"{request.method} {request.url.path}: {phrase.lower()}"
     document = {"type": "about:blank", "title": phrase, "status": error.status_code, "detail": detail}
     return Response(json.dumps(document), error.status_code, error.headers, MEDIA_TYPE)
+
+
+async def answer_query(request: Request, error: Exception) -> Response:
+    """Exception handler for a query parameter of the wrong kind."""
+    first = cast(RequestValidationError, error).errors()[0]
+    name = str(first["loc"][-1])
+    return Problem(422, "bad-query", "Query parameter not accepted", f"{name}: {first['msg']}.", parameter=name).response()
 
 
 async def answer_defect(request: Request, error: Exception) -> Response:

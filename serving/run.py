@@ -11,6 +11,7 @@ from typing import NoReturn
 from serving.audit import AuditLog
 from serving.keys import KEYS, KEYS_FILE, ApiKeys
 from serving.limits import Limits
+from serving.site import site_from_environment
 from wbc_model.card import read_card
 from wbc_model.errors import WbcError
 
@@ -70,6 +71,7 @@ def _replace(target: str, port: int, host: str | None, model_dir: Path | None, w
     Limits.from_environment()
     if audit := AuditLog.from_environment():
         audit.close()  # here only to fail early, in one line
+    site_from_environment()
     line = command(target, address(host, ApiKeys.from_environment()), port, working_dir)
     values = environment(port, model_dir)
     Path(values["BENTOML_HOME"]).mkdir(parents=True, exist_ok=True)

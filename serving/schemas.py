@@ -4,9 +4,15 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Reason = Literal["ambiguous"]
+from serving.differential import Differential
+from serving.specimen import HIGHEST_COUNT, LOWEST_COUNT, SPECIMEN_ID, SPECIMEN_PATTERN, WBC_COUNT
+
+Reason = Literal["ambiguous", "not_a_leukocyte", "site_unknown", "high_predicted_loss"]
 AMBIGUOUS: Final = "ambiguous"  # the prediction set does not name exactly one class
-REVIEW_REASONS: Final[tuple[Reason, ...]] = (AMBIGUOUS,)
+NOT_A_LEUKOCYTE: Final = "not_a_leukocyte"  # unlike the site's cells of every class, or no nucleus was found
+SITE_UNKNOWN: Final = "site_unknown"  # stain and light are not those of the site the model was calibrated for
+HIGH_PREDICTED_LOSS: Final = "high_predicted_loss"  # LossNet expects a larger error than of almost all cells of the site
+REVIEW_REASONS: Final[tuple[Reason, ...]] = (AMBIGUOUS, NOT_A_LEUKOCYTE, SITE_UNKNOWN, HIGH_PREDICTED_LOSS)
 
 
 class ModelName(BaseModel):
@@ -33,6 +39,9 @@ class Classified(BaseModel):
     predicted_loss: float | None = Field(description="What the model expects its own error to be; null where it has no LossNet.")
     review: Review
     sha256: str = Field(description="SHA-256 of the file as it was posted, in hexadecimal.")
+    heat_map: str | None = Field(
+        default=None, description="With `explain=true`: where the network looks, a PNG in base64; null otherwise."
+    )
 
 
 class ImageProblem(BaseModel):
@@ -62,6 +71,28 @@ class Classification(BaseModel):
     results: list[Classified | Rejected]
 
 
+class DifferentialAnswer(BaseModel):
+    """The answer of `POST /v1/differential`; `results` has one an image, in the order posted."""
+
+    model: ModelName
+    report_id: str | None = Field(
+        default=None, exclude_if=lambda value: value is None, description="Where the service keeps reports."
+    )
+    specimen_id: str | None = Field(description="As given with the request.")
+    differential: Differential
+    results: list[Classified | Rejected]
+
+
+class FhirBundle(BaseModel):
+    """A FHIR R4 Bundle (https://hl7.org/fhir/R4/bundle.html): one DiagnosticReport, its Observations, Device and Specimen."""
+
+    model_config = ConfigDict(extra="allow")
+    resourceType: Literal["Bundle"]
+    type: Literal["collection"]
+    timestamp: str
+    entry: list[dict[str, Any]]
+
+
 class ProblemDocument(BaseModel):
     """RFC 9457."""
 
@@ -78,28 +109,33 @@ class NoneUsable(ProblemDocument):
     results: list[Rejected]
 
 
-# The body is parsed by `serving.upload`, not by FastAPI, so its description is written by hand.
-CLASSIFY_BODY: Final[dict[str, Any]] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["images"],
-                    "additionalProperties": False,
-                    "properties": {
-                        "images": {
-                            "type": "array",
-                            "minItems": 1,
-                            "maxItems": 256,
-                            "items": {"type": "string", "contentMediaType": "application/octet-stream", "format": "binary"},
-                            "description": "JPEG, PNG, BMP or TIFF files of one cell each; their names do not matter.",
-                        }
-                    },
-                },
-                "encoding": {"images": {"contentType": "image/jpeg, image/png, image/bmp, image/tiff"}},
-            }
+def _body(**fields: Any) -> dict[str, Any]:
+    """A multipart body of images and more fields. It is parsed by `serving.upload`, so FastAPI cannot describe it."""
+    images = {
+        "type": "array",
+        "minItems": 1,
+        "maxItems": 256,
+        "items": {"type": "string", "contentMediaType": "application/octet-stream", "format": "binary"},
+        "description": "JPEG, PNG, BMP or TIFF files of one cell each; their names do not matter.",
+    }
+    schema = {"type": "object", "required": ["images"], "additionalProperties": False, "properties": {"images": images, **fields}}
+    encoding = {"images": {"contentType": "image/jpeg, image/png, image/bmp, image/tiff"}}
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema, "encoding": encoding}}}}
+
+
+CLASSIFY_BODY: Final = _body()
+DIFFERENTIAL_BODY: Final = _body(
+    **{
+        WBC_COUNT: {
+            "type": "number",
+            "minimum": LOWEST_COUNT,
+            "maximum": HIGHEST_COUNT,
+            "description": "The leukocyte count in 10*3/uL (10^9/L); with it the answer has absolute counts.",
+        },
+        SPECIMEN_ID: {
+            "type": "string",
+            "pattern": SPECIMEN_PATTERN,
+            "description": "The laboratory's number of the specimen: comes back in the answer and is never logged.",
         },
     }
-}
+)

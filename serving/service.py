@@ -15,8 +15,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from serving.api import Around, Running, create_app
 from serving.audit import AuditLog
 from serving.champion import ChampionWatch
+from serving.differential import card_confusion
 from serving.keys import ApiKeys
 from serving.limits import Limits
+from serving.site import site_from_environment
 from wbc_model.card import read_card
 from wbc_model.errors import WbcError
 
@@ -50,7 +52,8 @@ class WbcService:
     def check() -> None:
         """Before the server starts: a missing or damaged model, or a bad setting, ends it with one line."""
         try:
-            read_card(model_directory())
+            card_confusion(read_card(model_directory()))
+            site_from_environment()
             ApiKeys.from_environment()
             Limits.from_environment()
             if audit := AuditLog.from_environment():
@@ -60,7 +63,7 @@ class WbcService:
 
     def __init__(self) -> None:
         limits, audit = Limits.from_environment(), AuditLog.from_environment()
-        app.state.running = Running(None, ApiKeys.from_environment(), limits, audit)
+        app.state.running = Running(None, ApiKeys.from_environment(), limits, site_from_environment(), audit)
         # The server listens while the model loads: /livez says yes, /readyz not yet.
         self.watch = ChampionWatch(model_directory(), app.state.running.install)
         self.watch.start()

@@ -5,8 +5,9 @@ at it, spool files to disk, and take text where a file belongs. Nothing here eve
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -16,15 +17,26 @@ from serving.limits import InFlight, Limits
 from serving.problems import Problem, bad_field, malformed, not_multipart, too_large
 
 FIELD = "images"
+TEXT_BYTES = 200
+
+
+@dataclass
+class Form:
+    """The files of the field `images`, in order, and the text fields that were sent."""
+
+    images: list[bytes] = field(default_factory=list)
+    texts: dict[str, str] = field(default_factory=dict)
 
 
 class _Parts:
-    """Collects the files of the field `images` from the parser's callbacks; raises Problem at the first thing not allowed."""
+    """Collects a form's parts from the parser's callbacks; raises Problem at the first thing not allowed."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, texts: Sequence[str]) -> None:
         self.limits = limits
-        self.images: list[bytes] = []
+        self.form = Form()
         self.complete = False
+        self._allowed = texts
+        self._name = ""
         self._chunks: list[bytes] = []
         self._size = 0
         self._header: tuple[bytearray, bytearray] = (bytearray(), bytearray())
@@ -50,26 +62,49 @@ class _Parts:
         kind, options = parse_options_header(self._disposition)
         if kind != b"form-data" or b"name" not in options:
             raise malformed("A part has no Content-Disposition header with a field name.")
-        name = options[b"name"].decode("utf-8", "replace")[:100]
-        if name != FIELD:
-            raise bad_field(name, f"Unknown form field {name!r}; this call takes files in the field {FIELD!r} only.")
-        if not options.get(b"filename"):
+        self._name = options[b"name"].decode("utf-8", "replace")[:100]
+        if self._name == FIELD:
+            self._check_image(bool(options.get(b"filename")))
+        else:
+            self._check_text(b"filename" in options)
+
+    def _check_image(self, has_file_name: bool) -> None:
+        if not has_file_name:
             raise bad_field(
                 FIELD, f"The field {FIELD!r} holds text; send image files. Addresses are not followed and text is not decoded."
             )
-        if len(self.images) == self.limits.images:
+        if len(self.form.images) == self.limits.images:
             raise too_large(f"More than {self.limits.images} images in one request.", self.limits.images)
+
+    def _check_text(self, has_file_name: bool) -> None:
+        name = self._name
+        if name not in self._allowed:
+            more = f" and text in {' and '.join(map(repr, self._allowed))}" if self._allowed else ""
+            raise bad_field(name, f"Unknown form field {name!r}; this call takes files in the field {FIELD!r}{more} only.")
+        if has_file_name:
+            raise bad_field(name, f"The field {name!r} takes text, not a file.")
+        if name in self.form.texts:
+            raise bad_field(name, f"The field {name!r} was sent twice.")
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
         self._size += end - start
+        if self._name != FIELD and self._size > TEXT_BYTES:
+            raise bad_field(self._name, f"The field {self._name!r} is longer than {TEXT_BYTES} bytes.")
         if self._size > self.limits.image_bytes:
-            position = len(self.images) + 1
+            position = len(self.form.images) + 1
             raise too_large(f"Image {position} is larger than {self.limits.image_bytes:,} bytes.", self.limits.image_bytes)
         self._chunks.append(data[start:end])
 
     def on_part_end(self) -> None:
-        self.images.append(b"".join(self._chunks))
+        content = b"".join(self._chunks)
         self._chunks = []
+        if self._name == FIELD:
+            self.form.images.append(content)
+            return
+        try:
+            self.form.texts[self._name] = content.decode()
+        except UnicodeDecodeError:
+            raise bad_field(self._name, f"The field {self._name!r} is not UTF-8 text.") from None
 
     def on_end(self) -> None:
         self.complete = True
@@ -106,17 +141,17 @@ def _in_time(seconds: int) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def read_images(request: Request, limits: Limits, in_flight: InFlight) -> AsyncIterator[list[bytes]]:
-    """The posted files, in order; their bytes count as in flight until the block is left.
+async def read_form(request: Request, limits: Limits, in_flight: InFlight, texts: Sequence[str] = ()) -> AsyncIterator[Form]:
+    """The posted form: files, and the optional text fields named in `texts`; it counts as in flight until the block is left.
 
-    Raises Problem: 415 for a body that is not multipart, 422 for a field that is unknown, missing or text, 413 over a limit,
-    408 for a body that does not arrive in time, 503 when all requests together hold too much.
+    Raises Problem: 415 for a body that is not multipart, 422 for a field that is unknown, missing, twice there or of the wrong
+    kind, 413 over a limit, 408 for a body that does not arrive in time, 503 when all requests together hold too much.
     """
     boundary = _boundary(request)
     _announced(request, limits)
     if in_flight.full:
         raise _busy()  # before a byte of the body is read
-    parts = _Parts(limits)
+    parts = _Parts(limits, texts)
     taken = images = 0
     try:
         parser = _parser(boundary, parts)
@@ -129,14 +164,14 @@ async def read_images(request: Request, limits: Limits, in_flight: InFlight) -> 
                         raise _busy()
                     taken += len(chunk)
                     _write(parser, chunk)
-                    if not in_flight.take(0, len(parts.images) - images):
+                    if not in_flight.take(0, len(parts.form.images) - images):
                         raise _busy()
-                    images = len(parts.images)
+                    images = len(parts.form.images)
         if not parts.complete:
             raise malformed("The multipart body ends before its closing boundary.")
-        if not parts.images:
+        if not parts.form.images:
             raise bad_field(FIELD, f"No image: send 1 to {limits.images} files in the field {FIELD!r}.")
-        yield parts.images
+        yield parts.form
     finally:
         in_flight.give(taken, images)
 

@@ -20,7 +20,8 @@ import pandas as pd
 from flows.workspace import set_params
 
 WBC = Path(sys.executable).parent / "wbc"
-ARMS: dict[str, dict[str, str]] = {"asked": {}, "random": {"onboard.first_strategy": "random", "onboard.strategy": "random"}}
+# Labels drawn at random need no model to be drawn, so that one round is enough.
+ARMS: dict[str, dict[str, str | int]] = {"asked": {}, "random": {"onboard.first_strategy": "random", "onboard.rounds": 1}}
 
 
 def scratch_copy(workspace: Path, folder: Path, arm: str, seed: int) -> Path:
@@ -55,9 +56,9 @@ def run(workspace: Path, site: Path, arm: str, seed: int, labels: int) -> dict[s
         answer = subprocess.run(command, cwd=copy, stdout=subprocess.PIPE, text=True, check=True)
     result = json.loads(answer.stdout)
     row: dict[str, Any] = {"site": site.stem, "arm": arm, "seed": seed, "labels": result["labels"]}
-    for when in ("before", "after"):
-        for place in ("home", "site"):
-            row |= scores(result[when][place], f"{when}_{place}")
+    for when in ("before", "statistics", "after"):
+        for place, metrics in result[when].items():
+            row |= scores(metrics, f"{when}_{place}")
     return row
 
 
@@ -69,17 +70,19 @@ def report(out: Path) -> None:
         values = 100 * rows[column]
         return f"{values.mean():.1f} ± {values.std(ddof=1):.1f}" if len(values) > 1 else f"{values.mean():.1f}"
 
-    head = "| site | labels | chosen | seeds | before | after | without basophils | home before | home after |"
-    lines = [head, "|" + "---|" * 9]
+    head = "| site | labels | chosen | seeds | before | statistics | after | without basophils | home before | home after |"
+    lines = [head, "|" + "---|" * 10]
     for (site, labels, arm), rows in runs.groupby(["site", "labels", "arm"]):
-        columns = ["before_site_balanced", "after_site_balanced", "after_site_balanced_without_basophils"]
+        columns = ["before_site_balanced", "statistics_site_balanced", "after_site_balanced"]
+        columns += ["after_site_balanced_without_basophils"]
         columns += ["before_home_accuracy", "after_home_accuracy"]
         lines.append(f"| {site} | {labels} | {arm} | {len(rows)} | {' | '.join(cell(rows, c) for c in columns)} |")
     text = (
         "# A new site with a few labels\n\n"
         "`python studies/onboard.py WORKSPACE SITE.csv ...`: balanced accuracy in per cent on the cells that were not\n"
-        "asked for, mean ± standard deviation over seeds; home is accuracy on the test pool. The champion is the same in all\n"
-        "runs; seeds change the cells that are asked for and the adaptation.\n\n"
+        "asked for, mean ± standard deviation over seeds; home is accuracy on the test pool. `statistics` is the champion with\n"
+        "batch normalisation by the site's own statistics, without a label. The champion is the same in all runs; seeds change\n"
+        "the cells that are asked for and the adaptation.\n\n"
     )
     notes = out / "NOTES.md"
     lines += ["", notes.read_text().rstrip()] if notes.exists() else []

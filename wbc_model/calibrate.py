@@ -1,13 +1,22 @@
-"""Temperature and conformal threshold, fitted on the validation pool."""
+"""Temperature, conformal threshold and doubt, fitted on the validation pool."""
 
 import math
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
+from wbc_model.classes import CLASSES
+from wbc_model.doubt import SITE, Doubt, Normal, cell_description
+from wbc_model.predict import Predictions
 from wbc_model.probabilities import softmax
+
+FALSE_ALARMS: Final = 0.02  # of the site's own cells that a detector may send to a person
+FOLDS: Final = 5
+MIN_OF_CLASS: Final = 12  # a class with fewer cells has the covariance of all classes about their means
+MIN_CELLS: Final = 50  # fewer do not tell where 2 % of them lie
+Floats = NDArray[np.float64]
 
 
 def negative_log_likelihood(logits: NDArray[Any], labels: NDArray[np.int64], temperature: float) -> float:
@@ -35,3 +44,55 @@ def conformal_threshold(probabilities: NDArray[Any], labels: NDArray[np.int64], 
     if rank < 1:
         return 0.0
     return float(np.sort(probabilities[np.arange(count), labels])[rank - 1])
+
+
+def fit_doubt(seen: Predictions, labels: NDArray[np.int64], appearance: Floats) -> Doubt | None:
+    """Densities and thresholds from cells of one site: their predictions, labels (N,) and appearances (N, 7).
+
+    Covariances are shrunk (Ledoit & Wolf 2004). The thresholds are quantiles of what each fifth of the cells gets from densities
+    of the other four fifths, so that they hold for cells that no density was fitted to. None for fewer than MIN_CELLS cells
+    with a nucleus.
+    """
+    good = ~np.isnan(appearance).any(axis=1)
+    if good.sum() < MIN_CELLS:
+        return None
+    rows, shown = cell_description(seen.logits, appearance)[good], appearance[good][:, SITE]
+    labels = labels[good]
+    fold = np.random.default_rng(0).permutation(len(rows)) % FOLDS
+    cell, site = np.empty(len(rows)), np.empty(len(rows))
+    for number in range(FOLDS):
+        out = fold == number
+        densities = _class_densities(rows[~out], labels[~out])
+        cell[out] = np.min([density.surprise(rows[out]) for density in densities], axis=0)
+        site[out] = _density(shown[~out]).surprise(shown[out])
+    losses = seen.predicted_loss[good]
+    return Doubt(
+        cell=_class_densities(rows, labels),
+        cell_threshold=float(np.quantile(cell, 1 - FALSE_ALARMS)),
+        site=_density(shown),
+        site_threshold=float(np.quantile(site, 1 - FALSE_ALARMS)),
+        predicted_loss_threshold=float(np.quantile(losses, 1 - FALSE_ALARMS)) if losses.any() else None,
+        false_alarms=FALSE_ALARMS,
+    )
+
+
+def _class_densities(rows: Floats, labels: NDArray[np.int64]) -> list[Normal]:
+    """A density for each class that has a cell."""
+    present = [index for index in range(len(CLASSES)) if (labels == index).any()]
+    means = {index: rows[labels == index].mean(axis=0) for index in present}
+    pooled = _density(rows - np.stack([means[label] for label in labels])).precision
+    densities = []
+    for index in present:
+        own = rows[labels == index]
+        precision = _density(own).precision if len(own) >= MIN_OF_CLASS else pooled
+        densities.append(Normal(mean=means[index].tolist(), precision=precision))
+    return densities
+
+
+def _density(rows: Floats) -> Normal:
+    from sklearn.covariance import LedoitWolf
+
+    # In units of each number's own spread, so that shrinking does not favour the numbers that happen to be large.
+    spread = rows.std(axis=0) + 1e-6
+    precision = LedoitWolf().fit(rows / spread).precision_ / np.outer(spread, spread)
+    return Normal(mean=rows.mean(axis=0).tolist(), precision=precision.tolist())

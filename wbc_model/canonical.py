@@ -31,12 +31,14 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Nucleus:
-    """Where the nucleus is: centre `x`, `y` and radius of gyration `radius` in pixels; its mean optical `density` (3,), RGB."""
+    """Where the nucleus is: centre `x`, `y` and radius of gyration `radius` in pixels; its mean optical `density` (3,), RGB;
+    and the colour of the light beside it, `background` (3,), RGB, 0..255."""
 
     x: float
     y: float
     radius: float
     density: Floats
+    background: Floats
 
 
 def _thumbnail(image: Image.Image) -> tuple[NDArray[np.uint8], float]:
@@ -46,7 +48,7 @@ def _thumbnail(image: Image.Image) -> tuple[NDArray[np.uint8], float]:
     return np.asarray(small), scale
 
 
-def _without_padding(image: Image.Image) -> Image.Image:
+def without_padding(image: Image.Image) -> Image.Image:
     """Cut off black rows and columns at the border, with which crops near the edge of a photograph are filled up."""
     pixels, scale = _thumbnail(image)
     lit = pixels.max(axis=2) > BLACK
@@ -128,7 +130,7 @@ def find_nucleus(image: Image.Image) -> Nucleus | None:
         return None
     centre_x, centre_y, radius, inside = place
     mean = (density * inside[..., None]).sum((0, 1)) / inside.sum()
-    return Nucleus(centre_x / scale, centre_y / scale, radius / scale, mean)
+    return Nucleus(centre_x / scale, centre_y / scale, radius / scale, mean, background)
 
 
 def _densest(weight: Floats) -> tuple[float, float]:
@@ -168,12 +170,12 @@ def _gyrate(mask: Floats, start: tuple[float, float]) -> tuple[float, float, flo
     return centre_x, centre_y, radius, inside
 
 
-def canonical_view(image: Image.Image, size: int) -> tuple[NDArray[np.uint8], bool]:
-    """An upright RGB crop as uint8 (size, size, 3), and whether a nucleus was found in it.
+def canonical_view(image: Image.Image, size: int) -> tuple[NDArray[np.uint8], Nucleus | None]:
+    """An upright RGB crop as uint8 (size, size, 3), and the nucleus that was found in it.
 
     Without a nucleus the view is the whole image, background balanced. What lies outside the crop is background.
     """
-    image = _without_padding(image)
+    image = without_padding(image)
     nucleus = find_nucleus(image)
     if nucleus is None:
         half, x, y, power = max(image.size) / 2, image.width / 2, image.height / 2, 1.0
@@ -186,8 +188,9 @@ def canonical_view(image: Image.Image, size: int) -> tuple[NDArray[np.uint8], bo
     inner = max(1, corner[2] - corner[0]), max(1, corner[3] - corner[1])
     cell = image.resize(inner, Image.Resampling.BILINEAR, box=box, reducing_gap=None)
     view = Image.new("RGB", (size, size), (WHITE,) * 3)
-    view.paste(cell.point(_light_table(background_colour(_thumbnail(image)[0]), power)), (corner[0], corner[1]))
-    return np.asarray(view), nucleus is not None
+    background = background_colour(_thumbnail(image)[0]) if nucleus is None else nucleus.background
+    view.paste(cell.point(_light_table(background, power)), (corner[0], corner[1]))
+    return np.asarray(view), nucleus
 
 
 def _light_table(background: Floats, power: float) -> list[int]:

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from wbc_model.classes import CLASSES
+from wbc_model.doubt import Doubt
 from wbc_model.errors import WbcError
 from wbc_model.images import View
 
@@ -53,6 +54,7 @@ class ModelCard(BaseModel):
     temperature: float = 1.0
     conformal_coverage: float = 0.95
     conformal_threshold: float = 0.0
+    doubt: Doubt | None = None  # what is no leukocyte, and what is of another site; none where there were too few cells
     pool_version: str = ""
     data_source: str = ""
     rendered: bool = False

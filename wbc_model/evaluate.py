@@ -16,11 +16,14 @@ from wbc_model.errors import ImageRejected, WbcError
 from wbc_model.export import load_model
 from wbc_model.manifest import read_cell, read_manifest, root_of
 from wbc_model.metrics import classification_metrics, confusion_matrix
+from wbc_model.network import AttentionResNet18
 from wbc_model.plots import plot_confusion, plot_reliability
 from wbc_model.predict import Predictions, predict
 from wbc_model.probabilities import softmax
+from wbc_model.statistics import MIN_CELLS, some_cells, with_statistics_of
 
 BATCH: Final = 128
+Pixels = NDArray[np.uint8]
 
 
 def label_indices(labels: Sequence[str]) -> NDArray[np.int64]:
@@ -66,11 +69,19 @@ def plot_frame(frame: pd.DataFrame, metrics: dict[str, Any], directory: Path, ti
     ]
 
 
-def evaluate_data(model_directory: Path, data: Path) -> tuple[dict[str, Any], pd.DataFrame]:
+def _with_statistics(network: AttentionResNet18, views: Sequence[Pixels | ImageRejected], data: Path) -> AttentionResNet18:
+    good = [view for view in views if not isinstance(view, ImageRejected)]
+    if len(good) < MIN_CELLS:
+        raise WbcError(f"{data}: {len(good)} usable images are too few to measure statistics of; {MIN_CELLS} are needed")
+    return with_statistics_of(network, np.stack(good))
+
+
+def evaluate_data(model_directory: Path, data: Path, own_statistics: bool = False) -> tuple[dict[str, Any], pd.DataFrame]:
     """Evaluate a model directory on a manifest or a folder per class.
 
-    Where the manifest has test rows, these are used, else all rows. Returns the metrics, with `split` and the `rejected`
-    rows [{path, reason}], and the prediction frame. Raises WbcError when no labelled image is usable.
+    Where the manifest has test rows, these are used, else all rows. With `own_statistics` batch normalisation takes its
+    statistics from these images, without their labels, instead of from the model. Returns the metrics, with `split` and the
+    `rejected` rows [{path, reason}], and the prediction frame. Raises WbcError when no labelled image is usable.
     """
     network, card = load_model(model_directory)
     manifest = read_manifest(data)
@@ -81,13 +92,13 @@ def evaluate_data(model_directory: Path, data: Path) -> tuple[dict[str, Any], pd
     used: list[int] = []
     root = root_of(data)
 
-    def view(path: str) -> NDArray[np.uint8] | ImageRejected:
+    def view(path: str) -> Pixels | ImageRejected:
         try:
             return images.preprocess(read_cell(path, root), card.input_size, card.view)
         except ImageRejected as error:
             return error
 
-    def batches() -> Iterator[NDArray[np.uint8]]:
+    def batches() -> Iterator[Pixels]:
         labelled = rows[known]
         with ThreadPoolExecutor() as pool:
             for start in range(0, len(labelled), BATCH):
@@ -99,6 +110,10 @@ def evaluate_data(model_directory: Path, data: Path) -> tuple[dict[str, Any], pd
                 if good:
                     yield np.stack([result for _, result in good])
 
+    if own_statistics:
+        network = _with_statistics(
+            network, [view(path) for path in rows.loc[known, "path"].iloc[some_cells(known.sum(), 0)]], data
+        )
     seen = predict(network, batches())
     if not used:
         raise WbcError(f"{data}: no usable labelled image ({len(rejected)} rejected, first: {rejected[:1]})")

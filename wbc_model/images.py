@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from wbc_model.canonical import canonical_view
+from wbc_model.canonical import Nucleus, canonical_view, find_nucleus, without_padding
 from wbc_model.errors import ImageRejected
 
 View = Literal["whole", "canonical"]
@@ -23,6 +23,8 @@ MAX_PIXELS: Final = 40_000_000  # a 40-megapixel smear photograph is not a cell;
 MAX_SIDE: Final = 8192  # the network's view is square: 16x2,000,000 pixels would become a square of terabytes
 MIN_SIDE: Final = 16
 MAX_SCANS: Final = 100  # of a progressive JPEG, which has about 10; each costs time like a decoding, however few bytes it has
+APPEARANCE: Final = ("radius", "density_r", "density_g", "density_b", "background_r", "background_g", "background_b")
+FAINT: Final = 0.05  # added to a density before its logarithm: a channel may not absorb at all
 # Modes that hold 8 bits a channel and so have one RGB form; 16-bit grey, float and Lab images do not.
 RGB_CONVERTIBLE: Final = frozenset({"RGB", "RGBA", "RGBX", "L", "LA", "P", "PA", "CMYK", "YCbCr", "1"})
 
@@ -116,11 +118,33 @@ def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
     return np.asarray(image)
 
 
-def preprocess(data: bytes, size: int, view: View) -> NDArray[np.uint8]:
-    """Untrusted bytes to the network's input, uint8 (size, size, 3); raises ImageRejected. The one way an image takes.
+def appearance(nucleus: Nucleus | None, scale: float) -> NDArray[np.float64]:
+    """How the cell was shown, (7,): logarithms of the nucleus's radius in pixels of the image as stored (`scale` pixels of the
+    decoded image each), of its optical density and of the background's light, both RGB. NaN where no nucleus was found."""
+    if nucleus is None:
+        return np.full(len(APPEARANCE), np.nan)
+    shown: NDArray[np.float64] = np.log(np.r_[nucleus.radius / scale, nucleus.density + FAINT, nucleus.background])
+    return shown
+
+
+def look(data: bytes, size: int, view: View) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """Untrusted bytes to the network's input, uint8 (size, size, 3), and the cell's appearance (7,); raises ImageRejected.
 
     `whole` is the crop as it is, `canonical` the cell in a standard size, stain and light (wbc_model/canonical.py).
     """
+    image, facts = decode(data, at_least=_at_least(size, view))
+    scale = max(image.size) / max(facts.width, facts.height)
     if view == "whole":
-        return to_square(decode(data, at_least=size)[0], size)
-    return canonical_view(decode(data, at_least=2 * size)[0], size)[0]  # the view is about half the crop's side
+        return to_square(image, size), appearance(find_nucleus(without_padding(image)), scale)
+    seen, nucleus = canonical_view(image, size)
+    return seen, appearance(nucleus, scale)
+
+
+def preprocess(data: bytes, size: int, view: View) -> NDArray[np.uint8]:
+    """As `look`, without the appearance."""
+    image = decode(data, at_least=_at_least(size, view))[0]
+    return to_square(image, size) if view == "whole" else canonical_view(image, size)[0]
+
+
+def _at_least(size: int, view: View) -> int:
+    return size if view == "whole" else 2 * size  # the canonical view is about half the crop's side

@@ -89,8 +89,9 @@ def classification_metrics(
     """All metrics of probabilities (N, C) against labels (N,) int class indices.
 
     Returns `n`, `accuracy`, `macro_f1`, `balanced_accuracy`, `ece`, `per_class` {class: recall, precision, support} (None
-    where undefined) and `intervals` {metric: [low, high]}, 95 % percentile bootstrap over cells; per-class recalls are
-    there as `recall_<class>`; with 0 `resamples` there are no intervals. Raises WbcError when there is no cell.
+    where undefined), `confusion` (rows of counts: true x predicted) and `intervals` {metric: [low, high]}, 95 % percentile
+    bootstrap over cells; per-class recalls are there as `recall_<class>`; with 0 `resamples` there are no intervals. Raises
+    WbcError when there is no cell.
     """
     if len(labels) == 0:
         raise WbcError("there is no labelled cell to evaluate on")
@@ -112,5 +113,6 @@ def classification_metrics(
         "balanced_accuracy": float(point["balanced_accuracy"]),
         "ece": expected_calibration_error(probabilities, labels),
         "per_class": per_class,
+        "confusion": confusion.tolist(),
         "intervals": _intervals(_bootstrap(probabilities, labels, seed, resamples)) if resamples else {},
     }

@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wbc_model.augment import REGULAR, augment
-from wbc_model.calibrate import conformal_threshold, fit_temperature
+from wbc_model.calibrate import conformal_threshold, fit_doubt, fit_temperature
 from wbc_model.card import Architecture, ModelCard, Normalisation
 from wbc_model.checkpoint import Checkpoint, load_optimizer, optimizer_tensors, read_checkpoint
 from wbc_model.classes import CLASS_INDEX, CLASSES
@@ -33,12 +33,13 @@ from wbc_model.decoded import DecodedCells
 from wbc_model.errors import WbcError
 from wbc_model.lossnet import ranking_accuracy, ranking_loss
 from wbc_model.metrics import classification_metrics
-from wbc_model.network import MEAN, STD, AttentionResNet18, load_imagenet
+from wbc_model.network import MEAN, STD, AttentionResNet18, Output, load_imagenet
 from wbc_model.params import Params
 from wbc_model.predict import Predictions, predict
 from wbc_model.probabilities import softmax
 from wbc_model.sampling import BatchPlan, hard_sample_weights, seeded
 from wbc_model.semi import PRIOR_SHARE, Averaged, PseudoLabels, UnlabelledCells, candidates, choose
+from wbc_model.statistics import MIN_CELLS, some_cells, with_statistics_of
 
 COVERAGE: Final = 0.95
 VALIDATION_BATCH: Final = 128
@@ -98,7 +99,9 @@ class Adaptation:
     """What makes a training one that goes on from a trained network to a new site: its `weights`, and which of the labelled
     cells are the new site's, `focus` (N,) bool. They are what the hard part of a batch is drawn from.
 
-    The validation pool is the old site's and would choose the weights that have moved the least: the last ones are kept.
+    Weights are the same for both sites, batch statistics are not: each site's part of a batch is normalised by itself, and
+    whoever uses the network measures its statistics at the site (wbc_model/statistics.py). The validation pool is the old site's
+    and would choose the weights that have moved the least: the last ones are kept.
     """
 
     weights: dict[str, Tensor]
@@ -234,8 +237,7 @@ class Training:
         if self.pseudo.weights.any():
             more, pseudo = self.pseudo_batch(update)
             images = torch.cat([images, more]).contiguous(memory_format=torch.channels_last)
-        gradient = update < train.lossnet_gradient_share * size.updates
-        output = self.module(images, lossnet_gradient=gradient)
+        output = self._forward(images, index, gradient=update < train.lossnet_gradient_share * size.updates)
         logits = output.logits.float()
         each = F.cross_entropy(
             logits[: len(labels)] + self.prior, labels, reduction="none", label_smoothing=train.label_smoothing
@@ -251,6 +253,20 @@ class Training:
         if self.averaged is not None:
             self.averaged.follow(self.network, update)
         self._note_losses(index, each.detach())
+
+    def _forward(self, images: Tensor, index: Tensor, gradient: bool) -> Output:
+        """The network's output for a batch: labelled images at `index`, then pseudo-labelled ones. On a new site the images of
+        each site by themselves, so that batch normalisation does not mix them, unless one has too few for a variance."""
+        new = torch.ones(len(images), dtype=torch.bool)
+        if self.adapt is not None:
+            new[: len(index)] = torch.from_numpy(self.adapt.focus)[index]
+        if self.adapt is None or min(int(new.sum()), int((~new).sum())) < 2:
+            output: Output = self.module(images, lossnet_gradient=gradient)
+            return output
+        places = [part.nonzero().squeeze(1).to(images.device) for part in (~new, new)]
+        outputs = [self.module(images[place], lossnet_gradient=gradient) for place in places]
+        back = torch.argsort(torch.cat(places))
+        return Output(*(torch.cat(column)[back] for column in zip(*outputs, strict=True)))
 
     def _note_losses(self, index: Tensor, each: Tensor) -> None:
         index, each = self._of_all_ranks(index.to(self.fabric.device)), self._of_all_ranks(each)
@@ -318,7 +334,10 @@ class Training:
         chosen = PseudoLabels.none(cells)
         if self.fabric.is_global_zero:
             index = candidates(cells, 2 * train.eval_every * self.pseudo_count, self.params.seed, update)
-            seen = predict(self.evaluated, unlabelled.batches(index), autocast=self.autocast)
+            network = self.evaluated
+            if self.adapt is not None and cells >= MIN_CELLS:
+                network = with_statistics_of(network, unlabelled.images(torch.from_numpy(some_cells(cells, self.params.seed))))
+            seen = predict(network, unlabelled.batches(index), autocast=self.autocast)
             # The pool has its classes in about the labelled pool's shares, which a logit-adjusted network leaves out.
             logits = seen.logits + PRIOR_SHARE * self.prior.cpu().numpy()
             some = choose(torch.from_numpy(softmax(logits)), train.pseudo_label_threshold, train.rarity)
@@ -409,8 +428,11 @@ def check_trainable(labelled: LabelledCells, validation: LabelledCells) -> None:
         raise WbcError("the validation pool is empty: training needs it to choose the best weights and to calibrate")
 
 
-def calibrated_card(network: AttentionResNet18, validation: LabelledCells, params: Params) -> ModelCard:
-    """The card of a trained network: temperature, conformal threshold and metrics from the validation pool."""
+def calibrated_card(
+    network: AttentionResNet18, validation: LabelledCells, params: Params, appearance: NDArray[np.float64] | None = None
+) -> ModelCard:
+    """The card of a trained network: temperature, conformal threshold and metrics from the validation pool, and with the
+    `appearance` (N, 7) of its cells what the network is to doubt."""
     seen = predict(network, validation.batches())
     temperature = fit_temperature(seen.logits, validation.labels)
     probabilities = softmax(seen.logits, temperature)
@@ -423,6 +445,7 @@ def calibrated_card(network: AttentionResNet18, validation: LabelledCells, param
         temperature=temperature,
         conformal_coverage=COVERAGE,
         conformal_threshold=conformal_threshold(probabilities, validation.labels, COVERAGE),
+        doubt=None if appearance is None else fit_doubt(seen, validation.labels, appearance),
         parameters={**params.model_dump(include={"preset", "seed", "model", "train"}), "size": params.size.model_dump()},
         metrics={"validation": classification_metrics(probabilities, validation.labels)},
     )

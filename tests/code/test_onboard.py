@@ -141,6 +141,18 @@ def test_a_workspace_without_a_model_says_what_to_do(tmp_path: Path):
 def test_the_adapted_network_is_the_champions_whatever_params_say_now(home: Path):
     params = read_params(home / "params.yaml")
     card = read_card(home / "models/candidate").model_copy(update={"view": "whole", "input_size": 96})
-    how = adaptation_params(params, card)
+    how = adaptation_params(params, card, 8)
     assert (how.model.view, how.size.image_size, how.size.updates) == ("whole", 96, 4)
     assert how.train.hard_share == params.onboard.train.site_share
+    assert adaptation_params(params, card, 0).train.hard_share == 0.0
+
+
+def test_without_any_label_the_statistics_and_pseudo_labels_adapt(home: Path, workspace: Path):
+    answer = wbc(workspace, "onboard", site_data(home), "--labels", "0", "--json")
+    assert answer.returncode == 0, answer.stderr
+    result = json.loads(answer.stdout)
+    assert (result["status"], result["labels"]) == ("adapted", 0)
+    assert result["after"]["site"]["n"] == result["statistics"]["site"]["n"] == 40
+    assert Pools.read(workspace / "sites/manifest/data/pools").frames["labelled"].empty
+    start, adapted, old = (read_card(workspace / "sites/manifest/models" / name) for name in ("start", "adapted", "home"))
+    assert len({start.version, adapted.version, old.version, read_card(workspace / "models/candidate").version}) == 4

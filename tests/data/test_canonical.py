@@ -80,11 +80,11 @@ def test_the_share_of_the_crop_that_the_cell_fills_hardly_shows():
 
 def test_the_lamp_does_not_show_and_the_strength_of_the_stain_less():
     for cell in CELLS:
-        seen, found = canonical_view(cell, SIZE)
+        seen, nucleus = canonical_view(cell, SIZE)
         share = np.asarray(cell) / 255.0
         yellow = Image.fromarray((share * [250, 235, 190]).astype(np.uint8))
         pale = Image.fromarray((share**0.6 * 255).astype(np.uint8))
-        assert found
+        assert nucleus is not None
         assert difference(seen, canonical_view(yellow, SIZE)[0]) < 4
         # Half of the way to a standard density: what is left of a paler stain is much less than what the crop shows of it.
         crops = [np.asarray(image.resize((SIZE, SIZE)))[SIZE // 4 : -SIZE // 4, SIZE // 4 : -SIZE // 4] for image in (cell, pale)]
@@ -101,14 +101,14 @@ def test_black_padding_is_cut_off():
     padded = Image.new("RGB", (cell.width + 60, cell.height + 40))
     padded.paste(cell, (60, 40))
     assert difference(canonical_view(cell, SIZE)[0], canonical_view(padded, SIZE)[0]) < 8
-    assert canonical_view(Image.new("RGB", (50, 50)), SIZE)[1] is False
+    assert canonical_view(Image.new("RGB", (50, 50)), SIZE)[1] is None
 
 
 def test_a_crop_without_a_nucleus_says_so_and_is_shown_whole():
     empty = np.full((120, 120, 3), (240, 225, 205), np.uint8)
     empty[40:80, 40:80] = (235, 190, 165)  # a red cell: it absorbs blue as much as green
-    view, found = canonical_view(Image.fromarray(empty), 60)
-    assert not found
+    view, nucleus = canonical_view(Image.fromarray(empty), 60)
+    assert nucleus is None
     assert (view[0, 0] == WHITE).all()
     assert view[30, 30, 2] < view[0, 0, 2] - 20
     assert (view[22:38, 22:38] == view[30, 30]).all()
@@ -133,6 +133,6 @@ def test_real_nuclei_are_found_and_fill_their_view(name: str):
     frame = frame.groupby("label").head(12)
     assert set(frame["label"]) == set(CLASSES)
     seen = [canonical_view(decode((root / path).read_bytes())[0], SIZE) for path in frame["path"]]
-    assert np.mean([found for _, found in seen]) >= 0.98
+    assert np.mean([nucleus is not None for _, nucleus in seen]) >= 0.98
     dark = np.array([(view[..., 0] < 0.65 * WHITE).mean() for view, _ in seen])
     assert 0.12 < np.median(dark) < 0.35

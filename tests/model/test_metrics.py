@@ -30,6 +30,7 @@ def test_by_hand():
     assert metrics["per_class"]["Eosinophil"] == {"recall": 1.0, "precision": 0.5, "support": 1}
     assert metrics["per_class"]["Monocyte"] == {"recall": None, "precision": None, "support": 0}
     assert metrics["ece"] == pytest.approx(1 / 4)  # full confidence, three of four right
+    assert metrics["confusion"] == [[1, 1, 0, 0, 0], [0, 1, 0, 0, 0], [0] * 5, [0] * 5, [0, 0, 0, 0, 1]]
     assert "recall_Monocyte" not in metrics["intervals"]
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from serving.differential import card_confusion
 from tests.model.conftest import rendered_set, tiny_params
 from wbc_model import train as training_module
 from wbc_model.errors import WbcError
@@ -77,6 +78,9 @@ def test_it_learns(labelled: LabelledCells, validation: LabelledCells, tmp_path:
     assert training.weights.any()
     card = calibrated_card(training.network, validation, params)
     assert card.metrics["validation"]["n"] == 80
+    confusion = card_confusion(card)
+    assert confusion is not None
+    assert confusion.sum(axis=1).tolist() == np.bincount(validation.labels, minlength=5).tolist()
     assert 0 < card.conformal_threshold < 1
 
 

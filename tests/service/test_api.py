@@ -235,7 +235,7 @@ def test_what_is_not_multipart_images_is_refused(
     [
         ("GET", "/v1/classify", 405),
         ("DELETE", "/v1/model", 405),
-        ("POST", "/v1/differential", 404),
+        ("GET", "/v1/differential", 405),
         ("GET", "/nothing", 404),
         ("GET", "/", 404),
         ("GET", "/v1/../etc/passwd", 404),
@@ -255,7 +255,7 @@ def test_the_model_card(client: httpx.Client, model_dir: Path) -> None:
 
 def test_the_openapi_document_describes_the_answers(client: httpx.Client) -> None:
     document = client.get("/v1/openapi.json").json()
-    assert set(document["paths"]) == {"/v1/classify", "/v1/model"}
+    assert set(document["paths"]) == {"/v1/classify", "/v1/differential", "/v1/model"}
     call = document["paths"]["/v1/classify"]["post"]
     images = call["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]["images"]
     assert (images["type"], images["minItems"], images["maxItems"]) == ("array", 1, 256)

@@ -38,7 +38,8 @@ def bento(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_holds_the_model_the_service_and_the_pure_modules_only(bento: Path, model_dir: Path) -> None:
     source = bento / "src"
     files = {str(path.relative_to(source)) for path in source.rglob("*") if path.is_file()}
-    code = {f"serving/{path.name}" for path in (ROOT / "serving").glob("*.py")}
+    code = {str(path.relative_to(ROOT)) for path in (ROOT / "serving").rglob("*") if path.is_file() and path.suffix != ".pyc"}
+    assert "serving/sites/default.yaml" in code
     code |= {f"wbc_model/{name}.py" for name in PURE_MODULES}
     model = {f"model/{path.name}" for path in model_dir.iterdir()}
     assert files == code | model | {"bentofile.yaml", "README.md", "metrics.json"}

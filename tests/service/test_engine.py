@@ -1,7 +1,9 @@
 """The engines against hand-computed answers and against each other."""
 
 import io
+import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,7 +17,8 @@ from tiny_model import SIZE, expected_logits, expected_probabilities, write_mode
 
 from serving.classify import SURE, Classifier
 from serving.engine import OpenVinoEngine, open_engine
-from wbc_model.card import Architecture, ModelCard, Normalisation, read_card
+from serving.schemas import Classified
+from wbc_model.card import CARD, Architecture, ModelCard, Normalisation, read_card
 from wbc_model.errors import WbcError
 from wbc_model.images import View, preprocess
 from wbc_model.probabilities import softmax
@@ -144,12 +147,13 @@ SERVED = """
 import sys
 from pathlib import Path
 from fastapi.testclient import TestClient
-from serving.service import Around, ApiKeys, Classifier, Limits, Running, app, model_directory
+from serving.classify import Classifier
+from serving.service import Around, ApiKeys, Limits, Running, app, model_directory
 app.state.running = Running(Classifier.open(model_directory()), ApiKeys([]), Limits())
 answer = TestClient(Around(app)).post("/v1/classify", files={"images": ("a", open(sys.argv[1], "rb"))})
 assert answer.status_code == 200 and answer.json()["results"][0]["label"] == "Basophil", answer.text
 loaded = {name.partition(".")[0] for name in sys.modules}
-print(sorted(loaded & {"torch", "torchvision", "flows", "mlflow", "prefect", "dvc", "pandas", "sklearn", "scipy", "onnx"}))
+print(sorted(loaded & {"torch", "torchvision", "flows", "mlflow", "prefect", "dvc", "pandas", "sklearn", "onnx"}))
 print(sorted(name for name in sys.modules if name.startswith("wbc_model.")))
 """
 
@@ -169,7 +173,7 @@ def test_a_request_is_served_without_importing_torch_or_flows(model_dir: Path, t
     assert result.returncode == 0, result.stderr
     heavy, pure = result.stdout.splitlines()
     assert heavy == "[]"
-    pure_modules = ["canonical", "card", "classes", "errors", "images", "probabilities"]
+    pure_modules = ["canonical", "card", "classes", "doubt", "errors", "images", "probabilities"]
     assert pure == str([f"wbc_model.{name}" for name in pure_modules])
 
 
@@ -230,3 +234,45 @@ def test_the_torch_engine_gives_the_same_numbers(tmp_path: Path) -> None:
     engine, other = TorchEngine(tmp_path / "model", "cpu"), OpenVinoEngine(tmp_path / "model", 1)
     images = np.random.default_rng(0).integers(0, 255, (3, 32, 32, 3), dtype=np.uint8)
     assert engine.infer(images, exact=True).logits == pytest.approx(other.infer(images, exact=True).logits, abs=1e-3)
+
+
+def test_doubt_gives_its_reasons(model_dir: Path, tmp_path: Path) -> None:
+    """A card whose densities are wide except in one number each: the reasons follow from the image by hand."""
+    directory = tmp_path / "model"
+    shutil.copytree(model_dir, directory)
+    card = json.loads((directory / CARD).read_text())
+    loose, tight = 1e-6, 1e6
+    wide = [[loose if i == j else 0.0 for j in range(9)] for i in range(9)]
+    light = [[(tight if i > 2 else loose) if i == j else 0.0 for j in range(6)] for i in range(6)]
+    white = float(np.log(np.float32(245)))
+    card["doubt"] = {
+        "cell": [{"mean": [0.0] * 9, "precision": wide}],
+        "cell_threshold": 1e9,
+        "site": {"mean": [0.0] * 3 + [white] * 3, "precision": light},
+        "site_threshold": 1.0,
+        "predicted_loss_threshold": 2.0,
+        "false_alarms": 0.02,
+    }
+    cell = Image.new("RGB", (64, 64), (245, 245, 245))
+    cell.paste((60, 20, 120), (24, 24, 40, 40))
+    other_lamp = Image.new("RGB", (64, 64), (245, 220, 180))
+    other_lamp.paste((60, 20, 120), (24, 24, 40, 40))
+    empty = Image.new("RGB", (64, 64), (245, 245, 245))
+    files = [encode(image) for image in (cell, other_lamp, empty)]
+
+    def reasons(**doubt: float) -> list[list[str]]:
+        document = {**card, "doubt": {**card["doubt"], **doubt}}
+        (directory / CARD).write_text(json.dumps(document))
+        classifier = Classifier.open(directory)
+        results = classifier.classify_chunk(files)
+        classifier.close()
+        return [[r for r in result.review.reasons if r != "ambiguous"] for result in results if isinstance(result, Classified)]
+
+    assert reasons() == [[], ["site_unknown"], ["not_a_leukocyte"]]  # no nucleus is in the empty one
+    assert reasons(predicted_loss_threshold=0.0) == [
+        ["high_predicted_loss"],
+        ["site_unknown", "high_predicted_loss"],
+        ["not_a_leukocyte", "high_predicted_loss"],
+    ]
+    # Of another site's cell nothing more is said: the site's densities do not know it.
+    assert reasons(cell_threshold=-1e9) == [["not_a_leukocyte"], ["site_unknown"], ["not_a_leukocyte"]]

@@ -24,6 +24,7 @@ COLOURS = {
     "Neutrophil": (255, 255, 255),
 }
 SHARPNESS = 10.0
+CONFUSION = [[45, 0, 2, 0, 3], [0, 96, 0, 0, 4], [1, 0, 291, 8, 0], [0, 0, 6, 93, 1], [2, 5, 0, 3, 590]]
 
 
 def expected_logits(mean_colour: NDArray[Any]) -> NDArray[np.float64]:
@@ -88,6 +89,7 @@ def write_model(directory: Path, classes: int = 5, **card: Any) -> ModelCard:
         "architecture": Architecture(attention="none", lossnet=True),
         "conformal_threshold": 0.2,
         "rendered": True,
+        "metrics": {"validation": {"confusion": CONFUSION}},
         "sha256": {name: hashlib.sha256(files[name]).hexdigest() for name in (WEIGHTS, ONNX)},
     }
     result = ModelCard(**{**values, **card})

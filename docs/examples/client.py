@@ -1,0 +1,60 @@
+"""Send the cell images of one specimen to the service and print its differential.
+
+    pip install httpx
+    python client.py http://127.0.0.1:3000 cells/ --specimen 26-04711 --wbc 7.1 --fhir bundle.json
+
+The key, where the service asks for one, is taken from WBC_API_KEY. Exits with 1 and one line where the service refuses.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+import httpx
+
+FHIR = "application/fhir+json"
+
+
+def post(url: str, folder: Path, fields: dict[str, str], accept: str = "application/json") -> dict:
+    """Post every image of a folder, with the text fields, to the differential; SystemExit with the service's reason."""
+    files = [("images", (path.name, path.read_bytes())) for path in sorted(folder.iterdir()) if path.is_file()]
+    headers = {"Accept": accept, "X-API-Key": os.environ.get("WBC_API_KEY", "")}
+    answer = httpx.post(f"{url}/v1/differential", files=files, data=fields, headers=headers, timeout=180)
+    if answer.status_code != 200:
+        problem = answer.json()
+        sys.exit(f"{problem['status']} {problem['title']}: {problem['detail']}")
+    return answer.json()
+
+
+def show(answer: dict) -> None:
+    """Print the differential as a table, and the images that a person must look at."""
+    differential = answer["differential"]
+    print(f"{differential['kind']}, model {answer['model']['version']}: {differential['note']}")
+    for name, share in differential["classes"].items():
+        limits, absolute = share["corrected"] or share["interval"], share["absolute"]
+        count = f"{absolute['value']:8.2f} 10*3/uL {absolute['flag'] or ''}" if absolute else ""
+        between = f"{limits['low']:5.1f} to {limits['high']:5.1f}"
+        print(f"{name:12}{share['count']:5}{share['percent']:7.1f} % ({between})  {share['flag'] or '':9}{count}".rstrip())
+    for number, result in enumerate(answer["results"], 1):
+        if result["status"] == "rejected":
+            print(f"image {number} was not used: {result['problem']['detail']}")
+        elif result["review"]["required"]:
+            print(f"image {number} is to be looked at ({', '.join(result['review']['reasons'])}): {result['label']}?")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("url")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--specimen")
+    parser.add_argument("--wbc", help="leukocytes in 10*3/uL")
+    parser.add_argument("--fhir", type=Path, help="write the FHIR Bundle to this file instead")
+    options = parser.parse_args()
+    given = {"specimen_id": options.specimen, "wbc_count": options.wbc}
+    fields = {name: value for name, value in given.items() if value is not None}
+    if options.fhir:
+        options.fhir.write_text(json.dumps(post(options.url, options.folder, fields, FHIR), indent=2))
+    else:
+        show(post(options.url, options.folder, fields))

@@ -1,0 +1,250 @@
+"""The differential against hand-computed cases, its definition and simulation."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.stats import beta, binom
+from tiny_model import CONFUSION, write_model
+
+from serving.differential import Differential, card_confusion, clopper_pearson, count_differential, flag
+from serving.site import Critical, Range, read_site
+from wbc_model.classes import CLASSES
+from wbc_model.errors import WbcError
+
+SITE = read_site()
+TWO_HUNDRED = [1, 6, 60, 13, 120]
+HEALTHY = np.array([0.005, 0.03, 0.30, 0.06, 0.605])
+NO_ERRORS = np.diag([200] * 5)
+
+
+def labels(counts: Sequence[int]) -> list[str]:
+    return [name for name, count in zip(CLASSES, counts, strict=True) for _ in range(count)]
+
+
+def differential(counts: Sequence[int], confusion: NDArray[np.int64] | None = None, wbc: float | None = None) -> Differential:
+    return count_differential(labels(counts), confusion, SITE, wbc)
+
+
+def test_counts_and_percent_by_hand() -> None:
+    answer = differential(TWO_HUNDRED)
+    assert (answer.kind, answer.cells, answer.minimum_cells, answer.wbc_count) == ("differential", 200, 100, None)
+    assert list(answer.classes) == list(CLASSES)
+    assert [share.count for share in answer.classes.values()] == TWO_HUNDRED
+    assert [share.percent for share in answer.classes.values()] == [0.5, 3, 30, 6.5, 60]
+    assert [share.flag for share in answer.classes.values()] == ["normal"] * 5
+    assert all(share.absolute is None for share in answer.classes.values())
+
+
+def test_exact_limits_by_hand() -> None:
+    """Of 0 or all of n the limits have a closed form; those of 10 in 100 stand in every table."""
+    assert clopper_pearson(0, 100) == pytest.approx((0, 1 - 0.025 ** (1 / 100)))
+    assert clopper_pearson(100, 100) == pytest.approx((0.025 ** (1 / 100), 1))
+    assert clopper_pearson(10, 100) == pytest.approx((0.0490, 0.1762), abs=5e-5)
+    interval = differential(TWO_HUNDRED).classes["Lymphocyte"].interval
+    assert (interval.low, interval.high) == pytest.approx([100 * limit for limit in clopper_pearson(60, 200)])
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 1000), st.data())
+def test_exact_limits_leave_a_fortieth_in_each_tail(total: int, data: st.DataObject) -> None:
+    count = data.draw(st.integers(0, total))
+    low, high = clopper_pearson(count, total)
+    assert low <= count / total <= high
+    assert low == pytest.approx(np.nan_to_num(beta.ppf(0.025, count, total - count + 1)), abs=1e-12)
+    assert high == pytest.approx(beta.ppf(0.975, count + 1, total - count) if count < total else 1, abs=1e-12)
+    assert count == 0 or binom.sf(count - 1, total, low) == pytest.approx(0.025)
+    assert count == total or binom.cdf(count, total, high) == pytest.approx(0.025)
+
+
+def test_absolute_counts_by_hand() -> None:
+    """4.0 of which 0.5 % are 0.02, which is still within 0.02 to 0.1; 60 % are 2.4."""
+    answer = differential(TWO_HUNDRED, NO_ERRORS, 4.0)
+    absolute = {name: share.absolute for name, share in answer.classes.items()}
+    assert [count and count.value for count in absolute.values()] == [0.02, 0.12, 1.2, 0.26, 2.4]
+    assert {count and count.flag for count in absolute.values()} == {"normal"}
+    for name, share in answer.classes.items():
+        count = absolute[name]
+        assert count is not None
+        assert count.interval.high == pytest.approx(0.04 * share.interval.high)
+        assert count.corrected is not None
+        assert share.corrected is not None
+        assert count.corrected.low == pytest.approx(0.04 * share.corrected.low)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(0.49, "critical_low"), (0.5, "low"), (1.9, "low"), (2, "normal"), (7, "normal"), (7.1, "high"), (50, "high")],
+)
+def test_flags(value: float, expected: str) -> None:
+    assert flag(value, Range(low=2.0, high=7.0), Critical(low=0.5, high=50.0)) == expected
+
+
+def test_critical_limits_may_be_missing_and_come_before_the_range() -> None:
+    reference = Range(low=2.0, high=7.0)
+    assert flag(50.1, reference, Critical(low=0.5, high=50.0)) == "critical_high"
+    assert flag(0.0, reference, None) == flag(0.0, reference, Critical(high=50.0)) == "low"
+    assert flag(51, reference, Critical(low=0.5)) == "high"
+
+
+def test_the_flags_of_a_neutropenic_specimen() -> None:
+    answer = differential([0, 0, 90, 5, 5], wbc=2.0)
+    neutrophil, lymphocyte = answer.classes["Neutrophil"], answer.classes["Lymphocyte"]
+    assert neutrophil.absolute is not None
+    assert (neutrophil.flag, neutrophil.absolute.value, neutrophil.absolute.flag) == ("low", 0.1, "critical_low")
+    assert lymphocyte.absolute is not None
+    assert (lymphocyte.flag, lymphocyte.absolute.flag) == ("high", "normal")
+
+
+def test_below_the_minimum_it_is_no_differential_and_has_no_flags() -> None:
+    few, enough = differential([0, 0, 0, 0, 99], wbc=0.1), differential([0, 0, 0, 0, 100], wbc=0.1)
+    assert (few.kind, enough.kind) == ("too_few_cells", "differential")
+    assert "at least 100 are needed" in few.note
+    assert "needed" not in enough.note
+    for answer, flags in ((few, {None}), (enough, {"low", "normal", "high", "critical_low"})):
+        shares = answer.classes.values()
+        assert {share.flag for share in shares} | {share.absolute and share.absolute.flag for share in shares} == flags
+    assert few.classes["Neutrophil"].percent == 100
+
+
+def test_cells_to_review_are_counted_and_their_number_is_said() -> None:
+    answer = count_differential(labels(TWO_HUNDRED), None, SITE, to_review=7)
+    assert (answer.cells, answer.to_review) == (200, 7)
+    assert "7 of them to be looked at" in answer.note
+
+
+def test_no_cell_is_an_error() -> None:
+    with pytest.raises(WbcError, match="no classified cell"):
+        count_differential([], None, SITE)
+
+
+def test_the_correction_finds_the_truth_that_was_mixed() -> None:
+    """Predicted shares that are exactly the true ones through the confusion matrix give the true ones back."""
+    rates = np.full((5, 5), 0.02) + 0.9 * np.eye(5)
+    true = np.array([0.05, 0.1, 0.3, 0.15, 0.4])
+    seen = np.round(100_000 * true @ rates).astype(int)
+    answer = differential(seen.tolist(), np.round(1e6 * rates).astype(np.int64))
+    assert answer.correction.applied
+    assert answer.correction.validation_cells == 5_000_000
+    for share, truth, raw in zip(answer.classes.values(), true, true @ rates, strict=True):
+        assert share.corrected is not None
+        assert share.corrected.median == pytest.approx(100 * truth, abs=0.05)
+        assert share.corrected.low < 100 * truth < share.corrected.high
+        assert share.percent == pytest.approx(100 * raw, abs=0.01)
+
+
+def simulate(true: NDArray[np.float64], rates: NDArray[np.float64], validation: int, cells: int) -> NDArray[np.float64]:
+    """How often the exact and the corrected limits (2, 5) hold the true share, in 200 specimens with a confusion matrix each."""
+    rng = np.random.default_rng(7)
+    held = np.zeros((2, 5))
+    for _ in range(200):
+        confusion = np.stack([rng.multinomial(validation, row) for row in rates])
+        answer = differential(rng.multinomial(cells, true @ rates).tolist(), confusion)
+        for number, (share, truth) in enumerate(zip(answer.classes.values(), 100 * true, strict=True)):
+            assert share.corrected is not None
+            held[0, number] += share.interval.low <= truth <= share.interval.high
+            held[1, number] += share.corrected.low <= truth <= share.corrected.high
+    return held / 200
+
+
+def one_sided(accuracy: float) -> NDArray[np.float64]:
+    """Errors as they are: granulocytes for each other, monocytes for lymphocytes and back."""
+    rates = accuracy * np.eye(5)
+    for true, taken_for in ((0, 4), (1, 4), (2, 3), (3, 2), (4, 1)):
+        rates[true, taken_for] = 1 - accuracy
+    return rates
+
+
+@pytest.mark.parametrize(("accuracy", "validation", "cells", "exact_at_most"), [(0.95, 300, 200, 0.88), (0.85, 60, 100, 0.75)])
+def test_corrected_limits_cover_95_percent_where_the_classifier_errs(
+    accuracy: float, validation: int, cells: int, exact_at_most: float
+) -> None:
+    """200 specimens: a standard error of 1.5 points a class, 0.7 over the five."""
+    exact, corrected = simulate(HEALTHY, one_sided(accuracy), validation, cells)
+    assert 0.935 <= corrected.mean() <= 0.98
+    assert corrected.min() >= 0.90
+    assert exact.mean() <= exact_at_most
+    assert exact.min() < corrected.min()
+
+
+def test_corrected_limits_cover_95_percent_where_it_does_not() -> None:
+    exact, corrected = simulate(HEALTHY, np.eye(5), 200, 200)
+    assert exact.mean() >= 0.95
+    assert 0.935 <= corrected.mean() <= 0.985
+
+
+def test_where_there_may_be_none_the_lower_limit_is_0_and_where_all_are_the_upper_is_100() -> None:
+    shares = differential([0, 0, 0, 0, 150], NO_ERRORS).classes
+    assert [share.corrected and share.corrected.low for share in shares.values()][:4] == [0] * 4
+    assert shares["Neutrophil"].corrected is not None
+    assert shares["Neutrophil"].corrected.high == 100
+
+
+counts = st.lists(st.integers(0, 60), min_size=5, max_size=5).filter(any)
+matrices = st.lists(st.lists(st.integers(0, 50), min_size=5, max_size=5).filter(any), min_size=5, max_size=5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(counts, matrices)
+def test_whatever_the_matrix_the_limits_are_limits_and_the_same_again(seen: list[int], rows: list[list[int]]) -> None:
+    answer = differential(seen, np.array(rows), 7.0)
+    assert answer == differential(seen, np.array(rows), 7.0)
+    assert sum(share.percent for share in answer.classes.values()) == pytest.approx(100)
+    for share in answer.classes.values():
+        assert share.corrected is not None
+        assert 0 <= share.corrected.low <= share.corrected.median <= share.corrected.high <= 100
+        assert 0 <= share.interval.low <= share.percent <= share.interval.high <= 100
+
+
+def test_what_a_person_said_is_not_corrected() -> None:
+    """Of 200 cells a person gave 100: their part is as certain as their number, the other is corrected as before."""
+    names = labels([0, 0, 0, 0, 200])
+    confusion = np.round(1000 * one_sided(0.8)).astype(np.int64)
+
+    def eosinophils(by_person: int) -> tuple[bool, float | None]:
+        answer = count_differential(names, confusion, SITE, by_person=[place < by_person for place in range(200)])
+        assert answer.by_person == by_person
+        corrected = answer.classes["Basophil"].corrected
+        return answer.correction.applied, corrected and corrected.high
+
+    none, half, all_ = (eosinophils(number) for number in (0, 100, 200))
+    assert (none[0], half[0], all_[0]) == (True, True, False)
+    assert all_[1] is None
+    assert none[1] is not None
+    assert half[1] is not None
+    assert half[1] < none[1]
+
+
+def test_without_a_confusion_matrix_the_corrected_limits_are_null_and_it_says_why() -> None:
+    answer = differential(TWO_HUNDRED)
+    assert not answer.correction.applied
+    assert "no confusion matrix" in answer.correction.explanation
+    assert {share.corrected for share in answer.classes.values()} == {None}
+    empty_row = np.array(CONFUSION)
+    empty_row[3] = 0
+    answer = differential(TWO_HUNDRED, empty_row)
+    assert not answer.correction.applied
+    assert "no Monocyte" in answer.correction.explanation
+
+
+def test_of_an_unknown_site_nothing_is_corrected_and_it_is_marked() -> None:
+    answer = count_differential(labels(TWO_HUNDRED), NO_ERRORS, SITE, site_unknown=True)
+    assert answer.site_unknown
+    assert not answer.correction.applied
+    assert "no site" in answer.correction.explanation
+    assert {share.corrected for share in answer.classes.values()} == {None}
+    assert not differential(TWO_HUNDRED).site_unknown
+
+
+def test_the_confusion_matrix_comes_from_the_card(tmp_path_factory: pytest.TempPathFactory) -> None:
+    confusion = card_confusion(write_model(tmp_path_factory.mktemp("card")))
+    assert confusion is not None
+    assert confusion.tolist() == CONFUSION
+    assert card_confusion(write_model(tmp_path_factory.mktemp("card"), metrics={})) is None
+    for damaged in ([[1]], "x", [[1.5] * 5] * 5, [[-1] * 5] * 5, [[True] * 5] * 5, CONFUSION[:4], [*CONFUSION[:4], None]):
+        card = write_model(tmp_path_factory.mktemp("card"), metrics={"validation": {"confusion": damaged}})
+        with pytest.raises(WbcError, match=r"metrics\.validation\.confusion"):
+            card_confusion(card)
