@@ -259,9 +259,9 @@ def test_the_openapi_document_describes_the_answers(client: httpx.Client) -> Non
     call = document["paths"]["/v1/classify"]["post"]
     images = call["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]["images"]
     assert (images["type"], images["minItems"], images["maxItems"]) == ("array", 1, 256)
-    assert {"200", "401", "408", "413", "415", "422", "503"} <= set(call["responses"])
+    assert {"200", "401", "403", "408", "413", "415", "422", "429", "503"} <= set(call["responses"])
     assert list(call["responses"]["413"]["content"]) == [PROBLEM]
-    assert call["security"] == [{"APIKeyHeader": []}]
+    assert call["security"] == [{"APIKeyHeader": ["classify"]}]
     assert document["components"]["securitySchemes"]["APIKeyHeader"]["name"] == "X-API-Key"
     for reference in _references(document):
         found = document
