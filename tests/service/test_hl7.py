@@ -151,7 +151,7 @@ def test_an_unknown_site_is_said() -> None:
     assert SITE_UNKNOWN in notes
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(specimen=PRINTABLE.filter(bool), by=PRINTABLE.filter(bool))
 def test_what_people_write_comes_back_as_they_wrote_it(specimen: str, by: str) -> None:
     text = message(differential=COUNTED, specimen_id=specimen, by=by)
