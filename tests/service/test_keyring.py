@@ -180,11 +180,17 @@ def guarded(model_dir: Path, keyring: Path) -> Iterator[tuple[TestClient, dict[s
 
 def test_each_call_asks_for_its_scope(guarded: tuple[TestClient, dict[str, str]]) -> None:
     client, secrets = guarded
-    calls = {"/v1/classify": {"classify"}, "/v1/model": set(SCOPES), "/v1/openapi.json": set(SCOPES), "/metrics": {"admin"}}
+    calls: dict[str, set[str]] = {
+        "/v1/classify": {"classify"},
+        "/v1/differential": {"classify"},
+        "/v1/model": set(SCOPES),
+        "/v1/openapi.json": set(SCOPES),
+        "/metrics": {"admin"},
+    }
     for path, allowed in calls.items():
         for scope, key in {**secrets, "": "wbc_wrong"}.items():
             headers = {"X-API-Key": key}
-            post = path == "/v1/classify"
+            post = path in ("/v1/classify", "/v1/differential")
             files = form(of_class("Basophil")) if post else None
             answer = client.request("POST" if post else "GET", path, files=files, headers=headers)
             expected = 200 if scope in allowed else 403 if scope else 401
