@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, Final, Literal
 from uuid import UUID, uuid4, uuid5
 
-from serving.differential import AbsoluteCount, ClassShare, Differential, Flag, Interval, ReferenceRange
+from serving.differential import SITE_UNKNOWN, AbsoluteCount, ClassShare, Differential, Flag, Interval, ReferenceRange
 from serving.schemas import ModelName
 from serving.site import Site
 
@@ -82,6 +82,8 @@ def bundle(
     if specimen_id is not None:
         about["specimen"] = entries.add("specimen", _specimen(specimen_id, site))
         report["specimen"] = [about["specimen"]]
+    if differential.site_unknown:
+        about["note"] = [{"text": SITE_UNKNOWN}]  # on each, for receivers that file Observations one by one
     if performers := list(_performers(entries, performer, site)):
         about["performer"] = report["performer"] = performers
     if report_id is not None:
@@ -90,7 +92,7 @@ def bundle(
         "category": [_coded(f"{HL7}/v2-0074", "HM", "Hematology")],
         "code": _panel(differential, site),
         "result": [entries.add(name, about | it) for name, it in _observations(differential, site, entries)],
-        "conclusion": f"{differential.note} {differential.correction.explanation}",
+        "conclusion": _conclusion(differential),
     }
     return {"resourceType": "Bundle", "type": "collection", "timestamp": instant, "entry": entries.listed()}
 
@@ -109,6 +111,11 @@ def _panel(differential: Differential, site: Site) -> Json:
     if differential.kind == "too_few_cells":
         return {"text": f"Classified leukocytes, too few for a differential ({differential.cells} cells)"}
     return _coded(LOINC, site.loinc.panel, text="Leukocyte differential, 5 classes")
+
+
+def _conclusion(differential: Differential) -> str:
+    few = differential.kind == "too_few_cells"
+    return differential.note if few else f"{differential.note} {differential.correction.explanation}"
 
 
 def _device(model: ModelName) -> Json:

@@ -40,7 +40,9 @@ class Classified(BaseModel):
     review: Review
     sha256: str = Field(description="SHA-256 of the file as it was posted, in hexadecimal.")
     heat_map: str | None = Field(
-        default=None, description="With `explain=true`: where the network looks, a PNG in base64; null otherwise."
+        default=None,
+        exclude_if=lambda value: value is None,
+        description="Only with `explain=true`: where the network looks, a PNG in base64.",
     )
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.stats import beta, binom
 from tiny_model import CONFUSION, write_model
 
-from serving.differential import Differential, card_confusion, clopper_pearson, count_differential, flag
+from serving.differential import Differential, card_confusion, clopper_pearson, count_differential, flag, foreign_site
 from serving.site import Critical, Range, read_site
 from wbc_model.classes import CLASSES
 from wbc_model.errors import WbcError
@@ -248,3 +248,11 @@ def test_the_confusion_matrix_comes_from_the_card(tmp_path_factory: pytest.TempP
         card = write_model(tmp_path_factory.mktemp("card"), metrics={"validation": {"confusion": damaged}})
         with pytest.raises(WbcError, match=r"metrics\.validation\.confusion"):
             card_confusion(card)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 400), st.floats(0.001, 0.5), st.data())
+def test_a_site_is_foreign_where_false_alarms_do_not_explain_it(cells: int, false_alarms: float, data: st.DataObject) -> None:
+    foreign = data.draw(st.integers(0, cells))
+    tail = binom.sf(foreign - 1, cells, false_alarms)
+    assert foreign_site(foreign, cells, false_alarms) == (foreign > 0 and tail < 1e-3)

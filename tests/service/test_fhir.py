@@ -142,6 +142,13 @@ def test_too_few_cells_are_filed_by_nobody() -> None:
     assert resources(made, "Observation")[4]["component"][0]["valueInteger"] == 10
 
 
+def test_an_unknown_site_is_noted_on_every_observation() -> None:
+    unknown = count_differential(["Neutrophil"] * 100, None, SITE, site_unknown=True)
+    for observation in resources(document(unknown), "Observation"):
+        assert "no site that the model was calibrated for" in observation["note"][0]["text"]
+    assert "note" not in resources(document(counted()), "Observation")[0]
+
+
 def test_a_report_keeps_its_identity_and_two_requests_have_two() -> None:
     first, again = (document(counted(), report_id="r-1") for _ in range(2))
     assert first == again
