@@ -41,13 +41,14 @@ from serving.schemas import (
 )
 from serving.site import Site, read_site
 from serving.specimen import FIELDS, Specimen, read_specimen
-from serving.upload import read_form
+from serving.upload import busy, read_form
 from wbc_model import __version__
 from wbc_model.card import ModelCard
 
 JSON = "application/json"
 DISCARD_SECONDS = 2.0
 MAX_EXPLAINED = 16  # a heat map costs as much as 82 images
+EXPLAINED_WAITS_AS = 20  # images: three full requests for heat maps may wait at a time, not sixty
 # For every answer, the page at `/` included: it may load its own files and talk to this service, and nothing else.
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
@@ -153,7 +154,7 @@ async def _recorded(request: Request, model: ModelName, results: Sequence[Result
     """The answer, once it is in the audit log where there is one."""
     audit = _running(request).audit
     if audit is not None:
-        call, images = f"{request.method} {request.url.path}", [result.sha256 for result in results]
+        call, images = f"{request.method} {request.scope['path']}", [result.sha256 for result in results]
         await audit.record(request.state.caller, call, answer.status_code, images, model, bytes(answer.body))
     return answer
 
@@ -172,7 +173,10 @@ async def classify(request: Request, explain: bool = False) -> Response:
         async with read_form(request, running.limits, running.in_flight) as form:
             if explain and len(form.images) > MAX_EXPLAINED:
                 raise too_large(f"At most {MAX_EXPLAINED} images a request can be explained.", MAX_EXPLAINED)
-            results = await classifier.classify(form.images, explain)
+            with running.in_flight.also(len(form.images) * (EXPLAINED_WAITS_AS - 1) if explain else 0) as room:
+                if not room:
+                    raise busy()
+                results = await classifier.classify(form.images, explain)
     except ClientDisconnect:
         return Response(status_code=499)  # nobody is there to read it; the metrics count it
     running.metrics.results(results)
@@ -354,7 +358,10 @@ class _Exchange:
                 await self._discard()
             # Without this uvicorn would go on swallowing what an endless sender sends.
             ending = [(b"connection", b"close")] if self._unread else []
-            message = {**message, "headers": [*message.get("headers", []), *SECURITY_HEADERS.items(), *ending]}
+            own = message.get("headers", [])
+            set_already = {name.lower() for name, _ in own}
+            secure = [(name, value) for name, value in SECURITY_HEADERS.items() if name not in set_already]
+            message = {**message, "headers": [*own, *secure, *ending]}
         await self._send(message)
 
     async def _discard(self) -> None:

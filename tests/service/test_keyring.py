@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import json
 import logging
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -198,6 +199,17 @@ def test_each_call_asks_for_its_scope(guarded: tuple[TestClient, dict[str, str]]
             if expected != 200:
                 assert_problem(answer, expected)
         assert client.request("POST" if post else "GET", path).status_code == 401
+
+
+def test_no_call_of_the_interface_is_open(guarded: tuple[TestClient, dict[str, str]]) -> None:
+    """Whatever calls there are: of each the OpenAPI document tells, none answers without a key."""
+    client, secrets = guarded
+    paths = client.get("/v1/openapi.json", headers={"X-API-Key": secrets["review"]}).json()["paths"]
+    assert len(paths) >= 3
+    for path, methods in paths.items():
+        for method in methods:
+            answer = client.request(method, re.sub(r"\{\w+\}", "1", path))
+            assert answer.status_code == 401, (method, path)
 
 
 def test_a_key_that_asks_too_often_hears_429_and_no_other_does(guarded: tuple[TestClient, dict[str, str]]) -> None:
