@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -23,7 +24,7 @@ from serving.classify import Classifier
 from serving.differential import count_differential, foreign_site
 from serving.keys import ApiKeys
 from serving.limits import InFlight, Limits, RateLimit
-from serving.metrics import exposition, process_metrics
+from serving.metrics import endpoint, exposition, process_metrics
 from serving.problems import MEDIA_TYPE, Problem, answer_defect, answer_http, answer_problem, answer_query, too_large
 from serving.schemas import (
     CLASSIFY_BODY,
@@ -44,6 +45,8 @@ from serving.specimen import FIELDS, Specimen, read_specimen
 from serving.upload import busy, read_form
 from wbc_model import __version__
 from wbc_model.card import ModelCard
+
+_LOGGER = logging.getLogger("bentoml.wbc")  # BentoML sets up the log of what is called `bentoml`
 
 JSON = "application/json"
 DISCARD_SECONDS = 2.0
@@ -313,8 +316,8 @@ class Around:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        # A mount leaves a root path behind that the routes must not see.
-        scope = {**scope, "root_path": ""}
+        # A mount leaves a root path behind that the routes must not see; the state is where they leave the caller's name.
+        scope = {**scope, "root_path": "", "state": {**scope.get("state", {})}}
         exchange = _Exchange(scope, receive, send)
         try:
             await (_AMBIGUOUS if _ambiguous(scope) else self.app)(scope, exchange.receive, exchange.send)
@@ -322,6 +325,15 @@ class Around:
             running: Running = self.state.running
             seconds = time.perf_counter() - exchange.started
             running.metrics.request(scope["path"], exchange.status, seconds, running.version)
+            _log(scope, exchange.status, seconds)
+
+
+def _log(scope: Scope, status: int, seconds: float) -> None:
+    """One line a request, of a few known words and the key's name: paths and headers are whatever a caller puts into them, line
+    ends and specimen ids included."""
+    method = scope["method"] if scope["method"] in ("GET", "HEAD", "POST", "PUT", "DELETE") else "other"
+    caller = scope["state"].get("caller", "-")
+    _LOGGER.info("%s %s %d %.0f ms, caller %s", method, endpoint(scope["path"]), status, 1000 * seconds, caller)
 
 
 # RFC 9112, 6.1: a proxy may have read the other length, and taken for a second request what is the body of the first.

@@ -15,6 +15,11 @@ from serving.schemas import Classified, Result
 ENDPOINTS: Final = ("/v1/classify", "/v1/differential", "/v1/model", "/v1/openapi.json", "/metrics")
 
 
+def endpoint(path: str) -> str:
+    """The call that a path belongs to, of which there are few."""
+    return path if path in ENDPOINTS else "other"
+
+
 class Metrics:
     """Counters of one process; BentoML's processes are added up by `exposition`."""
 
@@ -30,7 +35,7 @@ class Metrics:
 
     def request(self, path: str, status: int, seconds: float, version: str) -> None:
         """Count one answered request."""
-        labels = (path if path in ENDPOINTS else "other", str(status), "wbc", version)
+        labels = (endpoint(path), str(status), "wbc", version)
         self._requests.labels(*labels).inc()
         self._seconds.labels(*labels).observe(seconds)
 
