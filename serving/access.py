@@ -38,7 +38,7 @@ async def authorise(
 def _check_local(request: Request) -> None:
     """Without keys the service is open to its own machine only: not to the network through a proxy, and not to a web page of
     somebody else's that the browser here shows (DNS rebinding changes what a name means, but not the Host header)."""
-    host = request.url.hostname or ""
+    host = request.headers.get("host", "").rsplit(":", 1)[0]
     named = "." in host and not re.fullmatch(r"127(\.\d+){3}", host)
     if "x-forwarded-for" in request.headers or named or request.headers.get("sec-fetch-site") == "cross-site":
         detail = "Without API keys the service answers its own machine only, directly: make a key with `wbc keys add`."

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -25,7 +26,7 @@ from serving.classify import Classifier
 from serving.differential import count_differential, foreign_site
 from serving.keys import ApiKeys
 from serving.limits import InFlight, Limits, RateLimit
-from serving.metrics import exposition, process_metrics
+from serving.metrics import endpoint, exposition, process_metrics
 from serving.problems import (
     Problem,
     answer_defect,
@@ -55,13 +56,16 @@ from serving.schemas import (
 )
 from serving.site import Site, read_site
 from serving.specimen import FIELDS, Specimen, read_specimen
-from serving.upload import read_form
+from serving.upload import busy, read_form
 from wbc_model import __version__
 from wbc_model.card import ModelCard
+
+_LOGGER = logging.getLogger("bentoml.wbc")  # BentoML sets up the log of what is called `bentoml`
 
 JSON = "application/json"
 DISCARD_SECONDS = 2.0
 MAX_EXPLAINED = 16  # a heat map costs as much as 82 images
+EXPLAINED_WAITS_AS = 20  # images: three full requests for heat maps may wait at a time, not sixty
 # For every answer, the page at `/` included: it may load its own files and talk to this service, and nothing else.
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
@@ -167,7 +171,7 @@ async def _recorded(request: Request, model: ModelName, results: Sequence[Result
     """The answer, once it is in the audit log where there is one."""
     audit = _running(request).audit
     if audit is not None:
-        call, images = f"{request.method} {request.url.path}", [result.sha256 for result in results]
+        call, images = f"{request.method} {request.scope['path']}", [result.sha256 for result in results]
         await audit.record(request.state.caller, call, answer.status_code, images, model, bytes(answer.body))
     return answer
 
@@ -186,7 +190,10 @@ async def classify(request: Request, explain: bool = False) -> Response:
         async with read_form(request, running.limits, running.in_flight) as form:
             if explain and len(form.images) > MAX_EXPLAINED:
                 raise too_large(f"At most {MAX_EXPLAINED} images a request can be explained.", MAX_EXPLAINED)
-            results = await classifier.classify(form.images, explain)
+            with running.in_flight.also(len(form.images) * (EXPLAINED_WAITS_AS - 1) if explain else 0) as room:
+                if not room:
+                    raise busy()
+                results = await classifier.classify(form.images, explain)
     except ClientDisconnect:
         return Response(status_code=499)  # nobody is there to read it; the metrics count it
     running.metrics.results(results)
@@ -337,8 +344,8 @@ class Around:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        # A mount leaves a root path behind that the routes must not see.
-        scope = {**scope, "root_path": ""}
+        # A mount leaves a root path behind that the routes must not see; the state is where they leave the caller's name.
+        scope = {**scope, "root_path": "", "state": {**scope.get("state", {})}}
         exchange = _Exchange(scope, receive, send)
         try:
             await (_AMBIGUOUS if _ambiguous(scope) else self.app)(scope, exchange.receive, exchange.send)
@@ -346,6 +353,15 @@ class Around:
             running: Running = self.state.running
             seconds = time.perf_counter() - exchange.started
             running.metrics.request(scope["path"], exchange.status, seconds, running.version)
+            _log(scope, exchange.status, seconds)
+
+
+def _log(scope: Scope, status: int, seconds: float) -> None:
+    """One line a request, of a few known words and the key's name: paths and headers are whatever a caller puts into them, line
+    ends and specimen ids included."""
+    method = scope["method"] if scope["method"] in ("GET", "HEAD", "POST", "PUT", "DELETE") else "other"
+    caller = scope["state"].get("caller", "-")
+    _LOGGER.info("%s %s %d %.0f ms, caller %s", method, endpoint(scope["path"]), status, 1000 * seconds, caller)
 
 
 # RFC 9112, 6.1: a proxy may have read the other length, and taken for a second request what is the body of the first.
@@ -382,7 +398,10 @@ class _Exchange:
                 await self._discard()
             # Without this uvicorn would go on swallowing what an endless sender sends.
             ending = [(b"connection", b"close")] if self._unread else []
-            message = {**message, "headers": [*message.get("headers", []), *SECURITY_HEADERS.items(), *ending]}
+            own = message.get("headers", [])
+            set_already = {name.lower() for name, _ in own}
+            secure = [(name, value) for name, value in SECURITY_HEADERS.items() if name not in set_already]
+            message = {**message, "headers": [*own, *secure, *ending]}
         await self._send(message)
 
     async def _discard(self) -> None:

@@ -2,7 +2,8 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
 from typing import Final
@@ -81,6 +82,15 @@ class InFlight:
         """Count bytes and images out again."""
         self.held -= size
         self.images -= images
+
+    @contextmanager
+    def also(self, images: int) -> Iterator[bool]:
+        """Count images in for as long as the block lasts; False, and nothing counted, when there is no room for them."""
+        room = self.take(0, images)
+        try:
+            yield room
+        finally:
+            self.give(0, images if room else 0)
 
 
 class RateLimit:

@@ -41,9 +41,15 @@ def model_directory() -> Path:
 
 
 # The default host is loopback, so that a plain `bentoml serve` is no more open than `wbc serve`; BentoML's 60 seconds for a
-# whole request would cut off what Limits.read_seconds still allows.
+# whole request would cut off what Limits.read_seconds still allows. BentoML's access log writes paths as they come, line ends and
+# all, and fails on a Content-Type that is not UTF-8; serving.api logs requests.
 @bentoml.service(
-    name="wbc", workers=1, traffic={"timeout": 180}, metrics={"enabled": False}, http={"host": "127.0.0.1", "port": 3000}
+    name="wbc",
+    workers=1,
+    traffic={"timeout": 180},
+    metrics={"enabled": False},
+    logging={"access": {"enabled": False}},
+    http={"host": "127.0.0.1", "port": 3000},
 )
 @bentoml.asgi_app(around)
 class WbcService:

@@ -128,7 +128,8 @@ def _announced(request: Request, limits: Limits) -> None:
         raise too_large(f"The body is {int(length):,} bytes, at most {limits.body_bytes:,} are accepted.", limits.body_bytes)
 
 
-def _busy() -> Problem:
+def busy() -> Problem:
+    """503: as much is waiting as may."""
     return Problem(503, "busy", "Busy", "Too many images are waiting already; try again.", {"Retry-After": "1"})
 
 
@@ -150,7 +151,7 @@ async def read_form(request: Request, limits: Limits, in_flight: InFlight, texts
     boundary = _boundary(request)
     _announced(request, limits)
     if in_flight.full:
-        raise _busy()  # before a byte of the body is read
+        raise busy()  # before a byte of the body is read
     parts = _Parts(limits, texts)
     taken = images = 0
     try:
@@ -161,11 +162,11 @@ async def read_form(request: Request, limits: Limits, in_flight: InFlight, texts
                     if taken + len(chunk) > limits.body_bytes:
                         raise too_large(f"The body is larger than {limits.body_bytes:,} bytes.", limits.body_bytes)
                     if not in_flight.take(len(chunk)):
-                        raise _busy()
+                        raise busy()
                     taken += len(chunk)
                     _write(parser, chunk)
                     if not in_flight.take(0, len(parts.form.images) - images):
-                        raise _busy()
+                        raise busy()
                     images = len(parts.form.images)
         if not parts.complete:
             raise malformed("The multipart body ends before its closing boundary.")

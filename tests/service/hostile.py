@@ -198,11 +198,12 @@ def mutated(count: int, seed: int) -> Iterator[bytes]:
     for _ in range(count):
         data = bytearray(good[rng.integers(len(good))])
         for _ in range(rng.integers(1, 9)):
-            _mutate(data, good, rng)
+            mutate(data, good, rng)
         yield bytes(data)
 
 
-def _mutate(data: bytearray, good: list[bytes], rng: np.random.Generator) -> None:
+def mutate(data: bytearray, good: list[bytes], rng: np.random.Generator) -> None:
+    """Change `data` in one way; `good` are files whose ends may be put in the place of its own."""
     size = len(data)
     if size < 4:
         data += b"\0" * 8

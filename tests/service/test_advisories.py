@@ -6,6 +6,7 @@ a base image of somebody else's (CVE-2026-24123, -27905, -33744, -44345) does no
 
 import os
 import pickle
+import re
 import socket
 import threading
 import time
@@ -145,6 +146,24 @@ def test_a_file_name_is_never_used(client: httpx.Client, name: str) -> None:
     answer = client.post("/v1/classify", files=[("images", (name, of_class("Basophil"), "image/png"))])
     assert answer.status_code == 200
     assert "owned" not in answer.text
+
+
+def test_nothing_of_a_request_is_written_into_the_log_as_it_came(server: Server) -> None:
+    """A path may be a specimen's id by mistake, and a line of the log by intent."""
+    forged = "%0a2026-11-23T00:00:00+0000%20[INFO]%20POST%20/v1/classify%20200%20forged"
+    for path in (f"/v1/{forged}", "/v1/classify/Doe-4711", "/v1/classify?specimen_id=Doe-4711"):
+        httpx.get(f"{server.url}{path}", headers={"User-Agent": "Doe-4711", "Content-Type": "Doe-4711", "X-API-Key": "Doe-4711"})
+    answer = httpx.post(f"{server.url}/v1/classify", content=b"x", headers={"Content-Type": b"image/\xff"})
+    assert_problem(answer, 415)
+    with socket.create_connection(("127.0.0.1", int(server.url.rsplit(":", 1)[1])), 10) as connection:
+        connection.sendall(b"DOE4711 /v1/model HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        assert b" 405 " in connection.makefile("rb").readline()
+    log = server.log.read_text()
+    assert "forged" not in log
+    assert "4711" not in log
+    assert "GET other 404" in log
+    assert re.search(r"POST /v1/classify 415 \d+ ms, caller local\b", log)
+    assert "Traceback" not in log
 
 
 SOON = 8  # seconds, on a busy machine; what is tried took minutes where it worked

@@ -293,17 +293,21 @@ def test_the_service_keeps_it_and_nothing_in_it_names_a_patient(model_dir: Path,
         mixed = httpx.post(f"{server.url}/v1/classify", files=files, headers=headers)
         none = httpx.post(f"{server.url}/v1/classify", files=files[1:], headers=headers)
         refused = httpx.post(f"{server.url}/v1/classify", files=files)
-        assert [mixed.status_code, none.status_code, refused.status_code] == [200, 422, 401]
+        texts = {"specimen_id": "S-4711", "wbc_count": "7.1"}
+        counted = httpx.post(f"{server.url}/v1/differential", files=files, data=texts, headers=headers)
+        assert [mixed.status_code, none.status_code, refused.status_code, counted.status_code] == [200, 422, 401, 200]
         assert "another service" in fails_to_start(serve_command(model_dir, free_port()), WBC_AUDIT_LOG=str(path))
-    first, second = [json.loads(line) for line in path.read_text().splitlines()]
+    first, second, third = [json.loads(line) for line in path.read_text().splitlines()]
     assert (first["caller"], first["call"], first["status"]) == ("ward-3", "POST /v1/classify", 200)
     assert first["images"] == [hashlib.sha256(data).hexdigest() for data in (good, bad)]
     assert first["model"] == {"name": "wbc", "version": "tiny-1"}
     assert first["answer"] == hashlib.sha256(mixed.content).hexdigest()
     assert (second["status"], second["answer"]) == (422, hashlib.sha256(none.content).hexdigest())
-    assert verify(path).last == second["hash"]
+    assert (third["call"], third["answer"]) == ("POST /v1/differential", hashlib.sha256(counted.content).hexdigest())
+    assert verify(path).last == third["hash"]
     for text in (path.read_text(), server.log.read_text()):
         assert "Doe" not in text
+        assert "4711" not in text
         assert key not in text
 
 

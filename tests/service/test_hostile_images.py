@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
-from hostile import REJECTED, USABLE, many_scans, mutated
+from hostile import REJECTED, USABLE, many_scans, mutate, mutated
 from live import ROOT, Server, clean_environment, encode, form, free_port, of_class, serve_command, started
 from PIL import Image
 from test_api import assert_problem
@@ -126,6 +127,28 @@ def test_mutated_files_are_answered(victim: Server) -> None:
     outcomes = fuzz(victim, 200, seed=0)
     assert outcomes["ok"] > 10, "the fuzzer must reach the decoders"
     assert outcomes["undecodable"] > 10
+
+
+def test_mutated_bodies_are_answered(victim: Server) -> None:
+    """The same mutations on whole requests: boundaries, part headers, fields and files of a form."""
+    texts = {"specimen_id": "S-1", "wbc_count": "7.1"}
+    request = httpx.Request("POST", victim.url, files=form(of_class("Basophil"), of_class("Monocyte")), data=texts)
+    whole, content_type = request.read(), request.headers["content-type"]
+    rng = np.random.default_rng(0)
+    statuses: Counter[int] = Counter()
+    with httpx.Client(base_url=victim.url, timeout=30) as client:
+        for _ in range(300):
+            body = bytearray(whole)
+            for _ in range(rng.integers(1, 6)):
+                mutate(body, [whole], rng)
+            answer = client.post("/v1/differential", content=bytes(body), headers={"Content-Type": content_type})
+            statuses[answer.status_code] += 1
+            if answer.status_code != 200:
+                assert_problem(answer, answer.status_code)
+    assert set(statuses) <= {200, 413, 422}
+    assert statuses[200] > 10
+    assert statuses[422] > 10
+    assert "Traceback" not in victim.log.read_text()
 
 
 @pytest.mark.slow

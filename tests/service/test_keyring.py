@@ -4,6 +4,7 @@ import hashlib
 import hmac
 import json
 import logging
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -180,11 +181,17 @@ def guarded(model_dir: Path, keyring: Path) -> Iterator[tuple[TestClient, dict[s
 
 def test_each_call_asks_for_its_scope(guarded: tuple[TestClient, dict[str, str]]) -> None:
     client, secrets = guarded
-    calls = {"/v1/classify": {"classify"}, "/v1/model": set(SCOPES), "/v1/openapi.json": set(SCOPES), "/metrics": {"admin"}}
+    calls: dict[str, set[str]] = {
+        "/v1/classify": {"classify"},
+        "/v1/differential": {"classify"},
+        "/v1/model": set(SCOPES),
+        "/v1/openapi.json": set(SCOPES),
+        "/metrics": {"admin"},
+    }
     for path, allowed in calls.items():
         for scope, key in {**secrets, "": "wbc_wrong"}.items():
             headers = {"X-API-Key": key}
-            post = path == "/v1/classify"
+            post = path in ("/v1/classify", "/v1/differential")
             files = form(of_class("Basophil")) if post else None
             answer = client.request("POST" if post else "GET", path, files=files, headers=headers)
             expected = 200 if scope in allowed else 403 if scope else 401
@@ -192,6 +199,17 @@ def test_each_call_asks_for_its_scope(guarded: tuple[TestClient, dict[str, str]]
             if expected != 200:
                 assert_problem(answer, expected)
         assert client.request("POST" if post else "GET", path).status_code == 401
+
+
+def test_no_call_of_the_interface_is_open(guarded: tuple[TestClient, dict[str, str]]) -> None:
+    """Whatever calls there are: of each the OpenAPI document tells, none answers without a key."""
+    client, secrets = guarded
+    paths = client.get("/v1/openapi.json", headers={"X-API-Key": secrets["review"]}).json()["paths"]
+    assert len(paths) >= 3
+    for path, methods in paths.items():
+        for method in methods:
+            answer = client.request(method, re.sub(r"\{\w+\}", "1", path))
+            assert answer.status_code == 401, (method, path)
 
 
 def test_a_key_that_asks_too_often_hears_429_and_no_other_does(guarded: tuple[TestClient, dict[str, str]]) -> None:

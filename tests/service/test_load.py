@@ -176,6 +176,17 @@ def test_the_count_by_hand() -> None:
     assert (flight.held, flight.images, flight.full) == (40, 1, False)
 
 
+def test_what_costs_more_waits_as_more() -> None:
+    flight = InFlight(100, 10)
+    with flight.also(7) as room:
+        assert room
+        assert flight.images == 7
+        with flight.also(4) as more:
+            assert not more
+        assert flight.images == 7
+    assert flight.images == 0
+
+
 def test_one_request_of_the_greatest_size_always_fits() -> None:
     with pytest.raises(WbcError, match="WBC_MAX_WAITING_IMAGES"):
         Limits.from_environment({"WBC_MAX_WAITING_IMAGES": "255"})

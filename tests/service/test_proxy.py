@@ -225,6 +225,8 @@ def test_a_service_without_keys_is_not_opened_by_a_proxy_or_a_strange_web_page(c
     assert status(Host="rebound.example") == 403
     assert status(Host="127.evil.example") == 403
     assert status(Sec_Fetch_Site="cross-site") == 403
+    assert status(Host="[") == 200, "a name that is none is no reason to fail"
+    assert client.get("/nothing", headers={"Host": "["}).status_code == 404
     assert_problem(client.get("/v1/model", headers={"X-Forwarded-For": "203.0.113.9"}), 403)
 
 
