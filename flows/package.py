@@ -24,7 +24,7 @@ from wbc_model.errors import WbcError
 from wbc_model.files import replace_directory
 
 MODEL_FILES: Final = (WEIGHTS, ONNX, CARD, README)
-PURE_MODULES: Final = ("__init__", "errors", "classes", "canonical", "images", "doubt", "card", "probabilities")
+PURE_MODULES: Final = ("__init__", "errors", "classes", "canonical", "files", "images", "doubt", "card", "probabilities")
 # What serving/ imports; their own requirements are added with the versions installed here, which are those of the lock.
 DIRECT: Final = (
     "alembic",

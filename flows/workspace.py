@@ -29,6 +29,9 @@ GITIGNORE: Final = """\
 /data/service.db*
 /reports/*.png
 /build/
+# the service's keys (digests only) and its audit log
+/data/service.keys
+/data/audit.jsonl*
 """
 DVCIGNORE: Final = """\
 # what DVC need not look through

@@ -62,7 +62,10 @@ class OpenVinoEngine:
         if not {"logits", "predicted_loss"} <= outputs:
             raise WbcError(f"{directory / ONNX}: outputs are {sorted(outputs)}, `logits` and `predicted_loss` are needed")
         self.reduced = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        self._requests = {exact: _requests(core, model, exact, threads) for exact in {True, not self.reduced}}
+        try:
+            self._requests = {exact: _requests(core, model, exact, threads) for exact in {True, not self.reduced}}
+        except RuntimeError as error:
+            raise WbcError(f"{directory / ONNX}: OpenVINO cannot compile it: {_first_line(error)}") from None
 
     def infer(self, images: NDArray[np.uint8], exact: bool = False) -> Answer:
         """See Engine. Waits for a free infer request."""

@@ -119,7 +119,7 @@ def _request(request: Any, report: Signed, site: Site) -> None:
 
 
 def _notes(differential: Differential, report: Signed) -> Iterator[str]:
-    yield f"{differential.note} Signed by {report.by}; {report.corrected} cells corrected."
+    yield f"{differential.note} Signed by {report.by}; cells corrected: {report.corrected}."
     if differential.site_unknown:
         yield SITE_UNKNOWN
     yield f"Pre-classified by {report.model.name} {report.model.version}. Reference ranges: {differential.reference_source}"

@@ -34,7 +34,7 @@ POLL_SECONDS: Final = 1.0
 LEASE_MARGIN: Final = 2.0
 MAX_ACKNOWLEDGEMENT: Final = 64 * 1024
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("bentoml.wbc")  # BentoML sets up the log of what is called `bentoml`
 
 
 class Unreachable(Exception):

@@ -35,7 +35,8 @@ FILES: Final = (
     "service.js",
     "words.js",
 )
-# Scripts, styles and calls from here only, nothing inline; `blob:` are the user's own files, shown without being sent back.
+# Stricter than that of the other answers (serving/api.py), whose further headers the page has too. Scripts, styles and calls from
+# here only, nothing inline, no text made into code; `blob:` are the user's own files, shown without being sent back.
 POLICY: Final = "; ".join(
     [
         "default-src 'none'",
@@ -52,11 +53,6 @@ POLICY: Final = "; ".join(
 )
 HEADERS: Final = {
     "Content-Security-Policy": POLICY,
-    "Referrer-Policy": "no-referrer",
-    "X-Frame-Options": "DENY",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
     "Cache-Control": "no-cache",  # kept by the browser, but asked for by its ETag: a new version shows at once
 }
 

@@ -65,7 +65,7 @@ async def answer_http(request: Request, error: Exception) -> Response:
     """Exception handler for the framework's own errors: 404, 405."""
     error = cast(HTTPException, error)
     phrase = HTTPStatus(error.status_code).phrase
-    detail = f"{request.method} {request.url.path}: {phrase.lower()}"
+    detail = f"{request.method} {request.scope['path']}: {phrase.lower()}"
     document = {"type": "about:blank", "title": phrase, "status": error.status_code, "detail": detail}
     return Response(json.dumps(document), error.status_code, error.headers, MEDIA_TYPE)
 

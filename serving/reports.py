@@ -8,6 +8,7 @@ import asyncio
 import io
 import json
 import re
+from collections.abc import Iterable
 from typing import Annotated, Any, Final, Self, TypeVar
 
 from fastapi import APIRouter, Header, Path, Query
@@ -19,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from serving import fhir
+from serving.access import REVIEW
 from serving.outbox import Sender
 from serving.problems import Problem, bad_field, described, too_large
 from serving.report_schemas import (
@@ -32,6 +34,7 @@ from serving.report_schemas import (
     whole,
 )
 from serving.review import Person, correct, find, no_report, sign
+from serving.schemas import ModelName
 from serving.site import Site
 from serving.store import Cell, Report, Store
 from wbc_model.images import decode
@@ -65,6 +68,7 @@ class Kept:
 
 router = APIRouter(
     prefix="/reports",
+    dependencies=REVIEW,
     responses={
         404: described("No such report; or this service keeps none"),
         422: described("A parameter or a field that is missing, unknown or of the wrong kind"),
@@ -103,7 +107,7 @@ def _site(request: Request) -> Site:
 
 
 def _person(request: Request, by: str) -> Person:
-    return Person(by, getattr(request.state, "caller", "local"))
+    return Person(by, request.state.caller)
 
 
 def _checked(report_id: str) -> str:
@@ -164,6 +168,16 @@ def _answer(report: Report) -> Response:
     return Response(whole(report).model_dump_json(), headers=headers, media_type="application/json")
 
 
+async def _recorded(request: Request, report: Report, cells: Iterable[int]) -> Response:
+    """The answer to a change of these cells, once it is in the audit log where there is one."""
+    answer, audit = _answer(report), request.app.state.running.audit
+    if audit is not None:
+        call, images = f"{request.method} {request.url.path}", [report.cells[index].sha256 for index in cells]
+        model = ModelName(name=report.model_name, version=report.model_version)
+        await audit.record(request.state.caller, call, answer.status_code, images, model, bytes(answer.body))
+    return answer
+
+
 @router.get("", response_model=ReportList)
 def reports(
     request: Request,
@@ -206,7 +220,7 @@ async def correct_cell(request: Request, report_id: ReportId, index: Index, if_m
     asked = await _body(request, CorrectionRequest)
     person, expected = _person(request, asked.by), _expected(if_match)
     change = (kept.store, _checked(report_id), index, asked.label, person, expected, asked.amend, site)
-    return _answer(await run_in_threadpool(correct, *change))
+    return await _recorded(request, await run_in_threadpool(correct, *change), [index])
 
 
 @router.post(
@@ -223,7 +237,7 @@ async def sign_report(request: Request, report_id: ReportId, if_match: IfMatch =
     signed = await run_in_threadpool(sign, kept.store, _checked(report_id), person, expected, site)
     if kept.sender is not None:
         kept.sender.wake()
-    return _answer(signed)
+    return await _recorded(request, signed, range(len(signed.cells)))
 
 
 @router.get("/{id}/cells/{index}/image", responses={200: {"content": {"image/png": {}}}}, response_class=Response)

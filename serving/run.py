@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from serving.audit import AuditLog
 from serving.keys import KEYS, KEYS_FILE, ApiKeys
 from serving.limits import Limits
 from serving.site import site_from_environment
@@ -46,7 +47,7 @@ def environment(port: int, model_dir: Path | None, store: Path | None = None) ->
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     values = {"BENTOML_DO_NOT_TRACK": "True", "BENTOML_HOME": str(cache / "wbc" / f"serve-{port}"), **os.environ}
     if model_dir is not None:
-        values["WBC_MODEL_DIR"] = str(model_dir.resolve())
+        values["WBC_MODEL_DIR"] = str(model_dir.absolute())  # not resolved: a link may be led to another champion
     if store is not None:
         values.setdefault(STORE_URL, sqlite_url(store.resolve()))
     return values
@@ -74,6 +75,8 @@ def _replace(
     target: str, port: int, host: str | None, model_dir: Path | None, working_dir: Path | None, store: Path | None
 ) -> NoReturn:
     Limits.from_environment()
+    if audit := AuditLog.from_environment():
+        audit.close()  # here only to fail early, in one line
     site_from_environment()
     line = command(target, address(host, ApiKeys.from_environment()), port, working_dir)
     values = environment(port, model_dir, store)

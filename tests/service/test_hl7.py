@@ -91,7 +91,7 @@ def test_the_panel_the_specimen_and_the_signer() -> None:
     assert segments(text, "SPM") == [["SPM", "1", SPECIMEN, "", "BLD^Whole blood^HL70487"]]
     assert segments(message(specimen_id=None), "SPM") == []
     notes = [note[3] for note in segments(text.split("\rOBX")[0], "NTE")]
-    assert "Signed by Dr. Ada; 3 cells corrected." in notes[0]
+    assert "Signed by Dr. Ada; cells corrected: 3." in notes[0]
     assert f"{MODEL.name} {MODEL.version}" in notes[1]
 
 

@@ -21,8 +21,9 @@ from specimens import SPECIMEN, site
 from test_outbox import Listener, eventually
 
 from serving.api import Around, Running, create_app
+from serving.audit import AuditLog
 from serving.classify import Classifier
-from serving.keys import ApiKeys
+from serving.keys import ApiKeys, add_key
 from serving.limits import Limits
 from serving.metrics import endpoint
 from serving.reports import BODY_BYTES, Kept
@@ -41,10 +42,12 @@ def classifier(model_dir: Path) -> Iterator[Classifier]:
     made.close()
 
 
-def client_of(classifier: Classifier, folder: Path, of: Site, url: str | None = None) -> Iterator[TestClient]:
+def client_of(
+    classifier: Classifier, folder: Path, of: Site, keys: ApiKeys | None = None, audit: AuditLog | None = None
+) -> Iterator[TestClient]:
     app = create_app()
-    kept = Kept(Store.open(url or sqlite_url(folder / "service.db")), of)
-    app.state.running = Running(classifier, ApiKeys([]), Limits(), of, kept=kept)
+    kept = Kept(Store.open(sqlite_url(folder / "service.db")), of)
+    app.state.running = Running(classifier, keys or ApiKeys([]), Limits(), of, audit, kept)
     yield TestClient(Around(app), raise_server_exceptions=False)
     kept.close()
 
@@ -260,6 +263,35 @@ def test_images_are_shown_where_the_site_keeps_them(classifier: Classifier, tmp_
             else:
                 assert_problem(answer, 404, "no-such-image")
             assert_problem(client.get(f"/v1/reports/{report}/cells/1/image"), 404, "no-such-image")
+
+
+def test_reports_are_for_keys_that_review_and_changes_are_in_the_audit_log(classifier: Classifier, tmp_path: Path) -> None:
+    file, audit = tmp_path / "keys", AuditLog(tmp_path / "audit.jsonl")
+    machine, doctor = (add_key(file, name, [name]) for name in ("classify", "review"))
+    for client in client_of(classifier, tmp_path, site(), ApiKeys(file=file), audit):
+        client.headers["X-API-Key"] = machine
+        report = posted(client, [of_class("Neutrophil"), of_class("Monocyte")])["report_id"]
+        url = f"/v1/reports/{report}"
+        for refused in (
+            *(client.get(path) for path in ("/v1/reports", url, f"{url}/fhir", f"{url}/report.pdf", f"{url}/cells/0/image")),
+            correct(client, report, 0, "Basophil", "*"),
+            sign(client, report, "*"),
+        ):
+            assert_problem(refused, 403, "forbidden")
+        client.headers["X-API-Key"] = doctor
+        assert correct(client, report, 1, "Basophil", "*").json()["corrections"][0]["caller"] == "review"
+        assert sign(client, report, "*").json()["signatures"][0]["caller"] == "review"
+        digests = [cell["result"]["sha256"] for cell in client.get(url).json()["cells"]]
+        del client.headers["X-API-Key"]
+        assert_problem(client.get(url), 401, "unauthorised")
+    audit.close()
+    records = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert [(one["caller"], one["call"].replace(report, "ID"), one["images"]) for one in records] == [
+        ("classify", "POST /v1/differential", digests),
+        ("review", "PUT /v1/reports/ID/cells/1", digests[1:]),
+        ("review", "POST /v1/reports/ID/signature", digests),
+    ]
+    assert SPECIMEN not in (tmp_path / "audit.jsonl").read_text()
 
 
 def test_without_a_store_there_are_no_reports(classifier: Classifier) -> None:
