@@ -86,12 +86,11 @@ def test_what_cannot_be_added_to_is_said_and_left_alone(
     other = tmp_path_factory.mktemp("other") / "model"
     write_model(other, version="tiny-2")
     running = client.app.app.state.running  # type: ignore[attr-defined]
-    before, running.classifier = running.classifier, Classifier.open(other)
-    try:
-        assert_problem(add(client, report, cell), 409, "another-model")
-    finally:
-        running.classifier.close()
-        running.classifier = before
+    before, after = running.classifier, Classifier.open(other)
+    running.install(after)
+    assert_problem(add(client, report, cell), 409, "another-model")
+    running.install(before)
+    after.close()
     assert sign(client, report, '"2"').status_code == 200
     assert_problem(add(client, report, cell), 409, "signed")
     assert correct(client, report, 0, "Monocyte", '"3"', amend=True).status_code == 200
