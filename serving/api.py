@@ -56,7 +56,7 @@ from serving.schemas import (
     Result,
 )
 from serving.site import Site, read_site
-from serving.specimen import FIELDS, Specimen, read_report_id, read_specimen
+from serving.specimen import FIELDS, REPORT_ID, Specimen, read_specimen
 from serving.upload import busy, read_form
 from wbc_model import __version__
 from wbc_model.card import ModelCard
@@ -213,7 +213,7 @@ async def classify(request: Request, explain: bool = False) -> Response:
         200: {"content": {fhir.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/FhirBundle"}}}},
         404: _problem("No such report as `report_id` names; or this service keeps none"),
         406: _problem("The Accept header allows neither JSON nor FHIR"),
-        409: _problem("The report that `report_id` names was signed, or counted by another model"),
+        409: _problem("The report that `report_id` names was signed, or is of another model or specimen"),
         **IMAGE_PROBLEMS,
     },
 )
@@ -224,7 +224,7 @@ async def differential(request: Request) -> Response:
     media_type = negotiate(request.headers.getlist("accept"), (JSON, fhir.MEDIA_TYPE))
     try:
         async with read_form(request, running.limits, running.in_flight, FIELDS) as form:
-            specimen, report_id = read_specimen(form.texts), read_report_id(form.texts)
+            specimen, report_id = read_specimen(form.texts), form.texts.get(REPORT_ID)
             results = await classifier.classify(form.images)
     except ClientDisconnect:
         return Response(status_code=499)
@@ -234,7 +234,7 @@ async def differential(request: Request) -> Response:
         if report_id is None:
             document = await _count(running, classifier, specimen, results, form.images)
         else:
-            document = await run_in_threadpool(_extend, running, classifier, report_id, results, form.images)
+            document = await run_in_threadpool(_extend, running, classifier, report_id, specimen, results, form.images)
         answer = _differential_response(document, media_type, running.site)
     return await _recorded(request, classifier.model, results, answer)
 
@@ -259,13 +259,13 @@ async def _count(
 
 
 def _extend(
-    running: Running, classifier: Classifier, report_id: str, results: list[Result], files: Sequence[bytes]
+    running: Running, classifier: Classifier, report_id: str, specimen: Specimen, results: list[Result], files: Sequence[bytes]
 ) -> DifferentialAnswer:
     """Add the cells to a report: the answer about the whole report, with the `results` of this request."""
     if running.kept is None:
         raise no_store()
     foreign = _site_unknown(classifier.card, [result for result in results if isinstance(result, Classified)])
-    report = add_cells(running.kept.store, report_id, results, files, classifier.model, running.site, foreign)
+    report = add_cells(running.kept.store, report_id, results, files, classifier.model, specimen, running.site, foreign)
     return DifferentialAnswer(
         model=classifier.model,
         report_id=report.id,

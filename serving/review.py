@@ -78,14 +78,15 @@ def add_cells(
     results: Sequence[Result],
     files: Sequence[bytes],
     model: ModelName,
+    specimen: Specimen,
     site: Site,
     site_unknown: bool = False,
 ) -> Report:
     """Add more cells of the same specimen to a report that nobody has signed; the differential is counted again. The mark
     `site_unknown` stays once one request's cells have earned it.
 
-    Raises Problem: 404 for a report that is not there, 409 for one that was signed or counted by another model, 413 for one
-    that would hold more than MOST_CELLS.
+    Raises Problem: 404 for a report that is not there, 409 for one that was signed, was counted by another model, or is of
+    another specimen where `specimen` names one, 413 for one that would hold more than MOST_CELLS.
     """
     with store.writing() as session:
         report = _locked(session, report_id, None)
@@ -94,6 +95,10 @@ def add_cells(
         if (report.model_name, report.model_version) != (model.name, model.version):
             detail = f"The report's cells were classified by {report.model_name} {report.model_version}, which serves no longer."
             raise Problem(409, "another-model", "Another model", f"{detail} Post all images again as a new report.")
+        for name, given in specimen._asdict().items():
+            if given is not None and given != getattr(report, name):
+                detail = f"The report has another {name} than the request; leave the field out or make a new report."
+                raise Problem(409, "another-specimen", "Another specimen", detail, field=name)
         if len(report.cells) + len(results) > MOST_CELLS:
             raise too_large(f"A report holds at most {MOST_CELLS} images.", MOST_CELLS)
         first = len(report.cells)

@@ -141,8 +141,8 @@ DIFFERENTIAL_BODY: Final = _body(
         },
         REPORT_ID: {
             "type": "string",
-            "description": "Adds the images to this report of the same specimen, without the two fields above: a specimen may "
-            "have more cells than one request.",
+            "description": "Adds the images to this report of the same specimen: it may have more cells than one request. "
+            "The other two fields, where they are given again, must be those of the report.",
         },
     }
 )

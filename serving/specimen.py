@@ -27,15 +27,6 @@ def read_specimen(texts: dict[str, str]) -> Specimen:
     return Specimen(None if count is None else _wbc_count(count), number)
 
 
-def read_report_id(texts: dict[str, str]) -> str | None:
-    """The report that the images are to be added to; raises a 422 Problem where the specimen is described once more."""
-    if REPORT_ID in texts:
-        for name in (WBC_COUNT, SPECIMEN_ID):
-            if name in texts:
-                raise bad_field(name, f"{name!r} belongs to the first request of a report, not to one with {REPORT_ID!r}.")
-    return texts.get(REPORT_ID)
-
-
 def _wbc_count(text: str) -> float:
     value = float(text) if _NUMBER.fullmatch(text) else 0.0
     if not LOWEST_COUNT <= value <= HIGHEST_COUNT:

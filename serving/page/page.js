@@ -32,6 +32,7 @@ function empty() {
     message: null, // the last one to the hospital's system
     differential: null,
     cells: [],
+    fields: {}, // specimen number and white cell count, as they were typed
     posted: 0, // how many images the report has
     waiting: [], // batches that are not posted yet
     arrivedAt: null, // the cell that was looked at first
@@ -135,14 +136,15 @@ async function take({ files, others }) {
     return;
   }
   specimen = empty();
-  const fields = { specimen_id: byId("specimen-id").value.trim(), wbc_count: byId("wbc-count").value.trim().replace(",", ".") };
+  const [number, count] = [byId("specimen-id").value.trim(), byId("wbc-count").value.trim().replace(",", ".")];
+  specimen.fields = { specimen_id: number, wbc_count: count };
   dialogs.setPerson(byId("person").value);
-  byId("specimen-line").textContent = fields.specimen_id ? `Specimen ${fields.specimen_id}` : "";
+  byId("specimen-line").textContent = number ? `Specimen ${number}` : "";
   gallery.reset(classes);
   say("");
   view("work");
   specimen.waiting = batches(files, keepsReports ? BATCH : MOST);
-  const sent = await guarded(() => post(fields));
+  const sent = await guarded(post);
   if (!sent && !specimen.cells.length) {
     view("start");
     return;
@@ -152,7 +154,7 @@ async function take({ files, others }) {
 }
 
 /** Post the batches that wait. Where one fails, those after it wait for the button; nobody can sign before they are in. */
-async function post(fields) {
+async function post() {
   byId("new").disabled = true;
   byId("rest").hidden = true;
   try {
@@ -160,7 +162,7 @@ async function post(fields) {
       showProgress();
       await breath();
       const [batch] = specimen.waiting;
-      const answer = await classified(batch, specimen.reportId ? { report_id: specimen.reportId } : fields);
+      const answer = await classified(batch, { ...specimen.fields, report_id: specimen.reportId });
       specimen.waiting.shift();
       await breath();
       addCells(answer.results, batch, answer.differential !== undefined);
@@ -200,7 +202,7 @@ async function sendRest() {
       const lost = report.cells.slice(specimen.posted).map((cell) => cell.result);
       addCells(lost, specimen.waiting.shift(), true);
     }
-    return post({});
+    return post();
   });
   if (sent) say(`${specimen.cells.length} images read.`);
 }

@@ -14,6 +14,7 @@ from serving import review
 from serving.classify import Classifier
 from serving.differential import count_differential
 from serving.review import add_cells
+from serving.specimen import Specimen
 
 
 def add(client: TestClient, report: str, *files: bytes, **fields: str) -> httpx.Response:  # noqa: F811
@@ -44,7 +45,7 @@ def test_the_differential_is_that_of_all_cells(client: TestClient) -> None:  # n
 def test_what_people_did_stays(client: TestClient) -> None:  # noqa: F811
     report = posted(client)["report_id"]
     assert correct(client, report, 0, "Monocyte", '"1"').status_code == 200
-    answer = add(client, report, of_class("Basophil")).json()
+    answer = add(client, report, of_class("Basophil"), specimen_id=SPECIMEN, wbc_count="6.50").json()
     assert answer["differential"]["classes"]["Monocyte"]["count"] >= 1
     assert answer["differential"]["by_person"] == 1
     kept = report_of(client, report)
@@ -61,7 +62,7 @@ def test_the_mark_of_an_unknown_site_stays(client: TestClient) -> None:  # noqa:
     report = posted(client)["report_id"]
     running = client.app.app.state.running  # type: ignore[attr-defined]
     assert not report_of(client, report)["differential"]["site_unknown"]
-    add_cells(running.kept.store, report, [], [], running.classifier.model, running.site, site_unknown=True)
+    add_cells(running.kept.store, report, [], [], running.classifier.model, Specimen(None, None), running.site, True)
     assert add(client, report, of_class("Basophil")).json()["differential"]["site_unknown"]
     assert correct(client, report, 0, "Monocyte", "*").json()["differential"]["site_unknown"]
 
@@ -74,7 +75,8 @@ def test_what_cannot_be_added_to_is_said_and_left_alone(
     report = posted(client)["report_id"]
     cell = of_class("Basophil")
     for name in ("wbc_count", "specimen_id"):
-        assert assert_problem(add(client, report, cell, **{name: "7"}), 422, "bad-field")["field"] == name
+        assert assert_problem(add(client, report, cell, **{name: "7"}), 409, "another-specimen")["field"] == name
+    assert_problem(add(client, report, cell, wbc_count="many"), 422, "bad-field")
     assert_problem(add(client, "0" * 32, cell), 404, "no-such-report")
     assert_problem(add(client, "no such id", cell), 404, "no-such-report")
     assert_problem(add(client, report, b"no image"), 422, "no-usable-image")
