@@ -237,7 +237,7 @@ def test_what_is_not_multipart_images_is_refused(
         ("DELETE", "/v1/model", 405),
         ("GET", "/v1/differential", 405),
         ("GET", "/nothing", 404),
-        ("GET", "/", 404),
+        ("GET", "/page", 404),
         ("GET", "/v1/../etc/passwd", 404),
     ],
 )
