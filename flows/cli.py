@@ -31,7 +31,7 @@ app.add_typer(keys_app, name="keys")
 audit_app = typer.Typer(help="The service's audit log.", no_args_is_help=True)
 app.add_typer(audit_app, name="audit")
 
-KEYRING, AUDIT = "data/service.keys", "data/audit.jsonl"
+STORE, KEYRING, AUDIT = "data/service.db", "data/service.keys", "data/audit.jsonl"
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, to stdout.")]
 
 
@@ -469,20 +469,46 @@ def serve_command(
         Path | None, typer.Option(metavar="DIR", help="A model directory; default: the workspace's champion.")
     ] = None,
 ) -> None:
-    """Serve the champion as an HTTP service, with the workspace's keys and audit log."""
+    """Serve the champion as an HTTP service, with the workspace's keys, audit log and store (WBC_STORE_URL names another)."""
     from serving.audit import AUDIT_LOG
     from serving.keys import KEYS_FILE
     from serving.run import serve
 
+    store = None
     if model is None:
         workspace = _workspace()
+        store = workspace / STORE
         model = workspace / "models/champion"
         if not model.is_dir():
             raise WbcError("there is no champion yet: `wbc retrain` makes one, or give a model directory with --model DIR")
         if (workspace / KEYRING).exists():
             os.environ.setdefault(KEYS_FILE, str(workspace / KEYRING))
         os.environ.setdefault(AUDIT_LOG, str(workspace / AUDIT))
-    serve(model, port, host)
+    serve(model, port, host, store)
+
+
+@app.command("outbox")
+def outbox_command(
+    again: Annotated[bool, typer.Option("--again", help="Put the messages that the receiver refused back in the queue.")] = False,
+    json_: Json = False,
+) -> None:
+    """Messages to the hospital's system: how many wait, and which the receiver refused and why."""
+    from serving.outbox import backlog, refused, send_again
+    from serving.store import STORE_URL, Store, sqlite_url
+
+    if STORE_URL in os.environ:
+        store = Store.from_environment()
+    else:
+        path = _workspace() / STORE
+        store = Store.open(sqlite_url(path)) if path.exists() else None
+    if store is None:
+        raise WbcError(f"there is no store: {STORE_URL} names none, and `wbc serve` has not made one in this workspace yet")
+    failed = [{"control_id": one.control_id, "report": one.report_id, "error": one.error} for one in refused(store)]
+    result = {"sent_again": send_again(store) if again else 0, **backlog(store)._asdict(), "refused": failed}
+    lines = [f"{result['pending']} wait, the oldest for {result['oldest_seconds']:.0f} s; {result['failed']} refused"]
+    lines += [f"  {one['control_id']} of report {one['report']}: {one['error']}" for one in failed]
+    lines += [f"{result['sent_again']} put back in the queue"] if again else []
+    _emit(result, json_, "\n".join(lines))
 
 
 KeysFile = Annotated[

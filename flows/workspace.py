@@ -25,6 +25,8 @@ GITIGNORE: Final = """\
 /models/.champion.*
 # sites that the champion was adapted to
 /sites/
+# what the service keeps: reports of patients' specimens
+/data/service.db*
 /reports/*.png
 /build/
 # the service's keys (digests only) and its audit log

@@ -10,6 +10,8 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -25,7 +27,19 @@ from serving.differential import count_differential, foreign_site
 from serving.keys import ApiKeys
 from serving.limits import InFlight, Limits, RateLimit
 from serving.metrics import endpoint, exposition, process_metrics
-from serving.problems import MEDIA_TYPE, Problem, answer_defect, answer_http, answer_problem, answer_query, too_large
+from serving.problems import (
+    Problem,
+    answer_defect,
+    answer_http,
+    answer_parameter,
+    answer_problem,
+    answer_store,
+    described,
+    too_large,
+)
+from serving.reports import Kept
+from serving.reports import router as reports_router
+from serving.review import take_in
 from serving.schemas import (
     CLASSIFY_BODY,
     DIFFERENTIAL_BODY,
@@ -79,10 +93,12 @@ class Running:
         limits: Limits,
         site: Site | None = None,
         audit: AuditLog | None = None,
+        kept: Kept | None = None,
     ) -> None:
         self._classifier = classifier
         self.site = site or read_site()
         self.audit = audit
+        self.kept = kept
         self.keys = keys
         self.limits = limits
         self.rate = RateLimit(limits.requests_per_minute)
@@ -120,9 +136,7 @@ def _running(request: Request) -> Running:
 
 
 def _problem(description: str, *models: type[ProblemDocument]) -> dict[str, Any]:
-    names = [*(model.__name__ for model in models), ProblemDocument.__name__]
-    schemas = [{"$ref": f"#/components/schemas/{name}"} for name in names]
-    return {"description": description, "content": {MEDIA_TYPE: {"schema": {"anyOf": schemas} if models else schemas[0]}}}
+    return described(description, *(model.__name__ for model in models))
 
 
 router = APIRouter(
@@ -214,20 +228,28 @@ async def differential(request: Request) -> Response:
     running.metrics.results(results)
     answer = _none_usable(results)
     if answer is None:
-        document = await _count(running, classifier, specimen, results)
+        document = await _count(running, classifier, specimen, results, form.images)
         answer = _differential_response(document, media_type, running.site)
     return await _recorded(request, classifier.model, results, answer)
 
 
-async def _count(running: Running, classifier: Classifier, specimen: Specimen, results: list[Result]) -> DifferentialAnswer:
+async def _count(
+    running: Running, classifier: Classifier, specimen: Specimen, results: list[Result], files: Sequence[bytes]
+) -> DifferentialAnswer:
     cells = [result for result in results if isinstance(result, Classified)]
     labels, to_review = [cell.label for cell in cells], sum(cell.review.required for cell in cells)
     foreign = _site_unknown(classifier.card, cells)
-    confusion, site = classifier.confusion, running.site
+    confusion, site, kept, report_id = classifier.confusion, running.site, running.kept, None
     counted = await run_in_threadpool(
         count_differential, labels, confusion, site, specimen.wbc_count, to_review, site_unknown=foreign
     )
-    return DifferentialAnswer(model=classifier.model, specimen_id=specimen.specimen_id, differential=counted, results=results)
+    kept, report_id = running.kept, None
+    if kept is not None:
+        report = (kept.store, results, files, counted, confusion, classifier.model, specimen, site)
+        report_id = await run_in_threadpool(take_in, *report)
+    return DifferentialAnswer(
+        model=classifier.model, report_id=report_id, specimen_id=specimen.specimen_id, differential=counted, results=results
+    )
 
 
 def _site_unknown(card: ModelCard, cells: Sequence[Classified]) -> bool:
@@ -252,6 +274,9 @@ def _differential_response(answer: DifferentialAnswer, media_type: str, site: Si
     return Response(json.dumps(document), headers=headers, media_type=media_type)
 
 
+router.include_router(reports_router)
+
+
 @router.get("/model", response_model=ModelCard, dependencies=ANY_KEY)
 async def model(request: Request) -> Response:
     """The card of the model that answers: where it came from, how it was calibrated, how well it did."""
@@ -267,7 +292,8 @@ async def openapi(request: Request) -> dict[str, Any]:
 
 async def metrics(request: Request) -> Response:
     """Prometheus metrics of all processes of this server: for keys with the scope admin."""
-    content, media_type = await run_in_threadpool(exposition)
+    kept = _running(request).kept
+    content, media_type = await run_in_threadpool(exposition, None if kept is None else kept.store)
     return Response(content, media_type=media_type)
 
 
@@ -296,7 +322,9 @@ def create_app() -> FastAPI:
     app.add_api_route("/metrics", metrics, include_in_schema=False, dependencies=ADMIN)
     app.add_exception_handler(Problem, answer_problem)
     app.add_exception_handler(HTTPException, answer_http)
-    app.add_exception_handler(RequestValidationError, answer_query)
+    app.add_exception_handler(RequestValidationError, answer_parameter)
+    app.add_exception_handler(OperationalError, answer_store)
+    app.add_exception_handler(PoolTimeout, answer_store)
     app.add_exception_handler(Exception, answer_defect)
     return app
 

@@ -18,7 +18,9 @@ from serving.champion import ChampionWatch
 from serving.differential import card_confusion
 from serving.keys import ApiKeys
 from serving.limits import Limits
+from serving.reports import Kept
 from serving.site import site_from_environment
+from serving.store import Store
 from wbc_model.card import read_card
 from wbc_model.errors import WbcError
 
@@ -64,12 +66,16 @@ class WbcService:
             Limits.from_environment()
             if audit := AuditLog.from_environment():
                 audit.close()
+            if (store := Store.from_environment()) is not None:  # its tables are brought up to date here, once
+                store.close()
         except WbcError as error:
             raise SystemExit(f"wbc: {error}") from None
 
     def __init__(self) -> None:
         limits, audit = Limits.from_environment(), AuditLog.from_environment()
-        app.state.running = Running(None, ApiKeys.from_environment(), limits, site_from_environment(), audit)
+        site = site_from_environment()
+        kept = Kept.from_environment(site)
+        app.state.running = Running(None, ApiKeys.from_environment(), limits, site, audit, kept)
         # The server listens while the model loads: /livez says yes, /readyz not yet.
         self.watch = ChampionWatch(model_directory(), app.state.running.install)
         self.watch.start()
@@ -81,8 +87,10 @@ class WbcService:
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def close(self) -> None:
-        """After the last request: end the watch, and write what the audit log still waits for."""
+        """After the last request: end the watch and the sender, and write what the audit log still waits for."""
         self.watch.stop()
+        if app.state.running.kept is not None:
+            app.state.running.kept.close()
         if app.state.running.audit is not None:
             app.state.running.audit.close()
 
