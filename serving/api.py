@@ -27,7 +27,7 @@ from serving.differential import Differential, count_differential, foreign_site
 from serving.keys import ApiKeys
 from serving.limits import InFlight, Limits, RateLimit
 from serving.metrics import endpoint, exposition, process_metrics
-from serving.page import add_page
+from serving.page import CONTENT_SECURITY_POLICY, add_page
 from serving.problems import (
     Problem,
     answer_defect,
@@ -67,11 +67,6 @@ JSON = "application/json"
 DISCARD_SECONDS = 2.0
 MAX_EXPLAINED = 16  # a heat map costs as much as 82 images
 EXPLAINED_WAITS_AS = 20  # images: three full requests for heat maps may wait at a time, not sixty
-# For every answer, the page at `/` included: it may load its own files and talk to this service, and nothing else.
-CONTENT_SECURITY_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
-    "form-action 'none'; frame-ancestors 'none'; base-uri 'none'"
-)
 SECURITY_HEADERS = {
     b"content-security-policy": CONTENT_SECURITY_POLICY.encode(),
     b"x-content-type-options": b"nosniff",

@@ -35,9 +35,9 @@ FILES: Final = (
     "service.js",
     "words.js",
 )
-# Stricter than that of the other answers (serving/api.py), whose further headers the page has too. Scripts, styles and calls from
-# here only, nothing inline, no text made into code; `blob:` are the user's own files, shown without being sent back.
-POLICY: Final = "; ".join(
+# Every answer of the service has it (serving/api.py). Scripts, styles and calls from here only, nothing inline, no text made into
+# code; `blob:` are the user's own files, shown without being sent back.
+CONTENT_SECURITY_POLICY: Final = "; ".join(
     [
         "default-src 'none'",
         "script-src 'self'",
@@ -51,10 +51,7 @@ POLICY: Final = "; ".join(
         "trusted-types 'none'",
     ]
 )
-HEADERS: Final = {
-    "Content-Security-Policy": POLICY,
-    "Cache-Control": "no-cache",  # kept by the browser, but asked for by its ETag: a new version shows at once
-}
+CACHE: Final = "no-cache"  # kept by the browser, but asked for by its ETag: a new version shows at once
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ class StaticFile:
 
     def answer(self, request: Request) -> Response:
         """The file, or 304 to a browser that has it."""
-        headers = {**HEADERS, "ETag": self.etag}
+        headers = {"Cache-Control": CACHE, "ETag": self.etag}
         known = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
         if self.etag in known:
             return Response(status_code=304, headers=headers)

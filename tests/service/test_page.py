@@ -25,7 +25,7 @@ from test_keys_and_start import in_process
 
 from serving.differential import Flag
 from serving.limits import Limits
-from serving.page import FILES, FOLDER, INDEX, MEDIA_TYPES, POLICY
+from serving.page import CONTENT_SECURITY_POLICY, FILES, FOLDER, INDEX, MEDIA_TYPES
 from serving.schemas import REVIEW_REASONS, ImageProblem
 from serving.store import Delivery, Status
 from wbc_model.classes import CLASSES
@@ -56,7 +56,7 @@ def test_every_file_is_served_with_its_type_and_policy(client: httpx.Client, nam
     assert answer.status_code == 200
     assert answer.content == (FOLDER / name).read_bytes()
     assert answer.headers["content-type"] == MEDIA_TYPES[Path(name).suffix]
-    assert answer.headers["content-security-policy"] == POLICY
+    assert answer.headers["content-security-policy"] == CONTENT_SECURITY_POLICY
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert answer.headers["x-frame-options"] == "DENY"
     assert answer.headers["referrer-policy"] == "no-referrer"
@@ -81,11 +81,11 @@ def test_nothing_else_of_the_disk_can_be_reached(client: httpx.Client, path: str
 
 
 def test_the_policy_lets_nothing_inline_and_nothing_from_elsewhere() -> None:
-    rules = dict(rule.split(" ", 1) for rule in POLICY.split("; "))
+    rules = dict(rule.split(" ", 1) for rule in CONTENT_SECURITY_POLICY.split("; "))
     assert rules["default-src"] == "'none'"
     assert {rules[kind] for kind in ("script-src", "style-src", "connect-src")} == {"'self'"}
-    assert "unsafe" not in POLICY
-    assert "http" not in POLICY
+    assert "unsafe" not in CONTENT_SECURITY_POLICY
+    assert "http" not in CONTENT_SECURITY_POLICY
 
 
 def test_the_page_needs_no_key_and_what_it_asks_for_does(model_dir: Path) -> None:
