@@ -13,9 +13,11 @@ $WBC_REAL_DATA has the data set pbc, rendered ones elsewhere.
 
 import argparse
 import contextlib
+import importlib.util
 import json
 import os
 import platform
+import shutil
 import signal
 import socket
 import statistics
@@ -26,6 +28,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
+from serving.classify import Classifier
 from serving.engine import OpenVinoEngine, thread_count
 from wbc_model.card import Architecture, ModelCard, Normalisation, read_card
 from wbc_model.images import look
@@ -309,10 +313,52 @@ class Bench:
         what = f"resident memory after load at {size} px, all {memory[0]['processes']} processes"
         self.add(what, "≤ 700 MB", found, pss["high"] * mega <= 700, memory=memory)
 
+    def int8_against_bf16(self, model: Path, int8: Path) -> None:
+        """What the service computes of decoded cells, float32 for the unsure ones included, with the int8 graph and without."""
+        card, threads = read_card(model), thread_count()
+        views = np.stack([look(data, card.input_size, card.view)[0] for data in self.files[: 8 * CHUNK]])
+        classifiers = {name: Classifier.open(path) for name, path in {"bf16": model, "int8": int8}.items()}
+
+        def images_per_second(classifier: Classifier) -> Side:
+            begin, done = time.perf_counter(), 0
+            parts = np.array_split(views, len(views) // CHUNK)
+            with ThreadPoolExecutor(threads) as pool:
+                while time.perf_counter() - begin < self.seconds:
+                    list(pool.map(classifier.infer, parts))
+                    done += len(views)
+            return {"images_per_second": done / (time.perf_counter() - begin)}
+
+        sides = {name: partial(images_per_second, classifier) for name, classifier in classifiers.items()}
+        rows = alternate(self.repeats, **sides)
+        for classifier in classifiers.values():
+            classifier.close()
+        ratio = over(rows, "int8", "bf16", "images_per_second")
+        what = f"inference at {card.input_size} px, int8 against bf16, what is unsure in float32"
+        self.add(what, "≥ 1.3x", _text(ratio, "{:.2f}x"), ratio["median"] >= 1.3, ratio=ratio, sides=rows)
+
 
 def _text(value: Side, form: str) -> str:
     low, high = form.format(value["low"]), form.format(value["high"])
     return f"{form.format(value['median'])} ({low} to {high})"
+
+
+def with_int8(bench: Bench, model: Path) -> Path:
+    """A copy of a model directory with a graph in int8, whatever its gate would say: here only its speed counts."""
+    from flows.quantise import CALIBRATION_CELLS, write_int8
+
+    card, copy = read_card(model), bench.folder / f"{model.name}-int8"
+    shutil.copytree(model, copy)
+    write_int8(copy, np.stack([look(data, card.input_size, card.view)[0] for data in bench.files[:CALIBRATION_CELLS]]), copy)
+    return copy
+
+
+def measure_int8(bench: Bench, model: Path) -> None:
+    """The rows for int8."""
+    int8 = with_int8(bench, model)
+    bench.int8_against_bf16(model, int8)
+    if read_card(model).input_size >= 224:
+        with running(ours, int8, bench.folder) as server, running(obvious, model, bench.folder) as other:
+            bench.against_obvious(int8, server, other, 4, "int8")
 
 
 def measure_model(bench: Bench, model: Path) -> None:
@@ -374,8 +420,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10, help="of each measurement")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--model", type=Path, action="append", help="a model directory; may be given again")
+    parser.add_argument("--int8", action="store_true", help="measure int8 too; needs the package nncf")
     parser.add_argument("--out", type=Path, default=ROOT / "studies" / "serving_speed")
     arguments = parser.parse_args()
+    if arguments.int8 and importlib.util.find_spec("nncf") is None:
+        raise SystemExit("--int8 needs the package nncf, which is not installed here")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         about = about_this_run(write_images(folder / "images"))
@@ -383,6 +432,8 @@ def main() -> None:
         models = arguments.model or [random_model(folder / f"random-{size}", size, bench.files) for size in (224, 64)]
         for model in models:
             measure_model(bench, model.resolve())
+            if arguments.int8:
+                measure_int8(bench, model.resolve())
     write_report(arguments.out, bench, about)
 
 
