@@ -10,6 +10,7 @@ unsure of it computes again in float32 (serving/classify.py), and that counts in
 
 import argparse
 import importlib
+import logging
 import shutil
 import statistics
 import tempfile
@@ -79,6 +80,7 @@ def write_int8(model_dir: Path, views: Pixels, out: Path) -> None:
         raise WbcError("quantisation needs the package nncf, which is not installed here") from None
     import openvino
 
+    logging.getLogger("nncf").setLevel(logging.ERROR)  # it lists every operation that it leaves as it is
     model = openvino.Core().read_model(model_dir / ONNX)
     calibration = nncf.Dataset([view[None] for view in views])
     # The attention's few operations gain nothing from int8, and its gates lose more than the convolutions do.
