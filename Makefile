@@ -4,7 +4,7 @@ PORT ?= 3000
 BIN := .venv/bin
 STAMP := .venv/.installed
 .DELETE_ON_ERROR:
-.PHONY: install demo test test-slow lint serve lock clean
+.PHONY: install demo test test-slow lint audit serve lock clean
 
 install: $(STAMP)
 
@@ -28,6 +28,10 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Known faults of what the lock pins; asks the vulnerability service of PyPI.
+audit: $(STAMP)
+	$(BIN)/uv tool run pip-audit --requirement requirements.lock --no-deps --disable-pip
 
 serve: $(STAMP)
 	$(BIN)/wbc serve --port $(PORT)

@@ -26,7 +26,12 @@ app = typer.Typer(
 )
 labels_app = typer.Typer(help="The label store: what was labelled, what is awaited.", no_args_is_help=True)
 app.add_typer(labels_app, name="labels")
+keys_app = typer.Typer(help="The service's API keys; a running service takes changes over at once.", no_args_is_help=True)
+app.add_typer(keys_app, name="keys")
+audit_app = typer.Typer(help="The service's audit log.", no_args_is_help=True)
+app.add_typer(audit_app, name="audit")
 
+STORE, KEYRING, AUDIT = "data/service.db", "data/service.keys", "data/audit.jsonl"
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, to stdout.")]
 
 
@@ -34,6 +39,12 @@ class PresetChoice(enum.StrEnum):
     small = "small"
     standard = "standard"
     full = "full"
+
+
+class ScopeChoice(enum.StrEnum):
+    classify = "classify"
+    review = "review"
+    admin = "admin"
 
 
 class AnnotatorChoice(enum.StrEnum):
@@ -458,15 +469,113 @@ def serve_command(
         Path | None, typer.Option(metavar="DIR", help="A model directory; default: the workspace's champion.")
     ] = None,
 ) -> None:
-    """Serve the champion as an HTTP service."""
+    """Serve the champion as an HTTP service, with the workspace's keys, audit log and store (WBC_STORE_URL names another)."""
+    from serving.audit import AUDIT_LOG
+    from serving.keys import KEYS_FILE
     from serving.run import serve
 
+    store = None
     if model is None:
         workspace = _workspace()
+        store = workspace / STORE
         model = workspace / "models/champion"
         if not model.is_dir():
             raise WbcError("there is no champion yet: `wbc retrain` makes one, or give a model directory with --model DIR")
-    serve(model, port, host)
+        if (workspace / KEYRING).exists():
+            os.environ.setdefault(KEYS_FILE, str(workspace / KEYRING))
+        os.environ.setdefault(AUDIT_LOG, str(workspace / AUDIT))
+    serve(model, port, host, store)
+
+
+@app.command("outbox")
+def outbox_command(
+    again: Annotated[bool, typer.Option("--again", help="Put the messages that the receiver refused back in the queue.")] = False,
+    json_: Json = False,
+) -> None:
+    """Messages to the hospital's system: how many wait, and which the receiver refused and why."""
+    from serving.outbox import backlog, refused, send_again
+    from serving.store import STORE_URL, Store, sqlite_url
+
+    if STORE_URL in os.environ:
+        store = Store.from_environment()
+    else:
+        path = _workspace() / STORE
+        store = Store.open(sqlite_url(path)) if path.exists() else None
+    if store is None:
+        raise WbcError(f"there is no store: {STORE_URL} names none, and `wbc serve` has not made one in this workspace yet")
+    failed = [{"control_id": one.control_id, "report": one.report_id, "error": one.error} for one in refused(store)]
+    result = {"sent_again": send_again(store) if again else 0, **backlog(store)._asdict(), "refused": failed}
+    lines = [f"{result['pending']} wait, the oldest for {result['oldest_seconds']:.0f} s; {result['failed']} refused"]
+    lines += [f"  {one['control_id']} of report {one['report']}: {one['error']}" for one in failed]
+    lines += [f"{result['sent_again']} put back in the queue"] if again else []
+    _emit(result, json_, "\n".join(lines))
+
+
+KeysFile = Annotated[
+    Path | None, typer.Option("--file", metavar="FILE", help=f"The keyring; default: $WBC_API_KEYS_FILE, else {KEYRING}.")
+]
+
+
+def _keyring(file: Path | None) -> Path:
+    named = file or os.environ.get("WBC_API_KEYS_FILE")
+    return Path(named) if named else _workspace() / KEYRING
+
+
+@keys_app.command("add")
+def keys_add_command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Who will use it; written into the audit log.")],
+    scope: Annotated[list[ScopeChoice], typer.Option(help="What it may do; give it more than once for more.")],
+    file: KeysFile = None,
+    json_: Json = False,
+) -> None:
+    """Make a key and print it, once: only its digest is kept."""
+    from serving.keys import add_key
+
+    path = _keyring(file)
+    key = add_key(path, name, [choice.value for choice in scope])
+    _emit({"name": name, "key": key, "wrote": [str(path)]}, json_, f"{key}\nkept nowhere else: note it now\nwrote {path}")
+
+
+@keys_app.command("list")
+def keys_list_command(file: KeysFile = None, json_: Json = False) -> None:
+    """Names, scopes and age of the keys."""
+    from serving.keys import list_keys
+
+    keys = [{"name": key.name, "scopes": sorted(key.scopes), "created": key.created} for key in list_keys(_keyring(file))]
+    lines = [f"{key['name']}  {','.join(key['scopes'])}  {key['created']}" for key in keys]
+    _emit({"keys": keys}, json_, "\n".join(lines) or "no key")
+
+
+@keys_app.command("revoke")
+def keys_revoke_command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As `wbc keys list` shows it.")],
+    file: KeysFile = None,
+    json_: Json = False,
+) -> None:
+    """Take a key away; a running service refuses it within a second or so."""
+    from serving.keys import revoke_key
+
+    path = _keyring(file)
+    revoke_key(path, name)
+    _emit({"name": name, "wrote": [str(path)]}, json_, f"{name} is revoked\nwrote {path}")
+
+
+@audit_app.command("verify")
+def audit_verify_command(
+    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help=f"Default: {AUDIT} of the workspace.")] = None,
+    contains: Annotated[
+        str | None, typer.Option(metavar="HASH", help="A hash that this command gave before: its record must still be there.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Check that no line of the audit log was changed, taken out, moved or cut off; names the first that was."""
+    from serving.audit import verify
+
+    path = file or _workspace() / AUDIT
+    found = verify(path, contains)
+    torn = f", {found.torn} lines torn by a crash" if found.torn else ""
+    text = f"{path}: {found.records} records, unbroken{torn}\nlast {found.last}"
+    _emit({"file": str(path), "records": found.records, "torn": found.torn, "last": found.last}, json_, text)
 
 
 @app.command("champion")

@@ -6,6 +6,7 @@ workspace, so that asking, labelling and training are those of the active-learni
 are the oracle's: only those that were asked for are used, the cells that were not asked for are the test.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +25,12 @@ from wbc_model.card import ModelCard, read_card
 from wbc_model.classes import CLASS_INDEX
 from wbc_model.decoded import DecodedCells
 from wbc_model.doubt import Doubt
-from wbc_model.errors import WbcError
+from wbc_model.errors import ImageRejected, WbcError
 from wbc_model.export import load_model, save_model
 from wbc_model.files import write_atomic
 from wbc_model.ingest import ingest
 from wbc_model.interpolate import between, largest_step
-from wbc_model.manifest import printable
+from wbc_model.manifest import printable, read_cell, read_manifest, root_of
 from wbc_model.metrics import classification_metrics
 from wbc_model.network import AttentionResNet18
 from wbc_model.params import Params, read_params
@@ -41,6 +42,7 @@ from wbc_model.semi import UnlabelledCells
 from wbc_model.statistics import MIN_CELLS, some_cells, with_statistics_of
 from wbc_model.train import VALIDATION_BATCH, Adaptation, LabelledCells, Training, calibrated_card
 
+RECOGNISED_BY = 50  # cells of a site's data, of which one is known when it is given again
 SHIFT_CELLS = 1000  # of home that the shift is measured against
 
 
@@ -122,6 +124,7 @@ def onboard(
     params = read_params(workspace / "params.yaml")
     asked = params.onboard.labels if labels is None else labels
     name = printable(data.resolve().name if data.is_dir() else data.stem)
+    _refuse_another_site(workspace / "sites" / name, data)
     ctx = Onboarding(workspace, workspace / "sites" / name, model or champion_of(workspace), params, progress)
     report = ingest(data, ctx.site / "data", params, name, reveal_labels=False)
     progress.say(f"site {name}: {sum(report.pools.values())} cells" + (f", refused: {report.reasons}" if report.reasons else ""))
@@ -142,6 +145,24 @@ def onboard(
     result |= {"status": "adapted", "labels": have, "model": str(ctx.adapted), **_before_and_after(ctx)}
     write_atomic(ctx.site / "report.json", json.dumps(result, indent=2) + "\n")
     return result
+
+
+def _refuse_another_site(site: Path, data: Path) -> None:
+    """Raises WbcError where a site of this name has cells, and none of them is among the first of `data`: two hospitals may both
+    call their file manifest.csv."""
+    if not (site / "data/pools").is_dir():
+        return
+    known = set(Pools.read(site / "data/pools").table()["sha256"])
+    for path in read_manifest(data)["path"].head(RECOGNISED_BY):
+        try:
+            if hashlib.sha256(read_cell(path, root_of(data))).hexdigest() in known:
+                return
+        except ImageRejected:
+            continue  # ingest reports it
+    if known:
+        raise WbcError(
+            f"site {site.name} has cells already, none of them in {data}: give another site's file or folder another name"
+        )
 
 
 def _start(ctx: Onboarding) -> None:

@@ -24,18 +24,24 @@ from wbc_model.errors import WbcError
 from wbc_model.files import replace_directory
 
 MODEL_FILES: Final = (WEIGHTS, ONNX, CARD, README)
-PURE_MODULES: Final = ("__init__", "errors", "classes", "canonical", "images", "doubt", "card", "probabilities")
+PURE_MODULES: Final = ("__init__", "errors", "classes", "canonical", "files", "images", "doubt", "card", "probabilities")
 # What serving/ imports; their own requirements are added with the versions installed here, which are those of the lock.
 DIRECT: Final = (
+    "alembic",
     "bentoml",
     "fastapi",
+    "fpdf2",
+    "hl7apy",
     "numpy",
     "openvino",
     "pillow",
     "prometheus-client",
+    "psycopg",
+    "psycopg-binary",
     "pydantic",
     "python-multipart",
     "pyyaml",
+    "sqlalchemy",
     "starlette",
 )
 UNKNOWN_TIME: Final = "1970-01-01T00:00:00+00:00"

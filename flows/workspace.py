@@ -25,8 +25,13 @@ GITIGNORE: Final = """\
 /models/.champion.*
 # sites that the champion was adapted to
 /sites/
+# what the service keeps: reports of patients' specimens
+/data/service.db*
 /reports/*.png
 /build/
+# the service's keys (digests only) and its audit log
+/data/service.keys
+/data/audit.jsonl*
 """
 DVCIGNORE: Final = """\
 # what DVC need not look through

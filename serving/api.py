@@ -2,14 +2,16 @@
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, FastAPI, Security
+from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
-from fastapi.security import APIKeyHeader
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -18,12 +20,26 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import fhir
 from serving.accept import negotiate
+from serving.access import ADMIN, ANY_KEY, CLASSIFY
+from serving.audit import AuditLog
 from serving.classify import Classifier
 from serving.differential import count_differential, foreign_site
-from serving.keys import HEADER, ApiKeys
-from serving.limits import InFlight, Limits
-from serving.metrics import exposition, process_metrics
-from serving.problems import MEDIA_TYPE, Problem, answer_defect, answer_http, answer_problem, answer_query, too_large
+from serving.keys import ApiKeys
+from serving.limits import InFlight, Limits, RateLimit
+from serving.metrics import endpoint, exposition, process_metrics
+from serving.problems import (
+    Problem,
+    answer_defect,
+    answer_http,
+    answer_parameter,
+    answer_problem,
+    answer_store,
+    described,
+    too_large,
+)
+from serving.reports import Kept
+from serving.reports import router as reports_router
+from serving.review import take_in
 from serving.schemas import (
     CLASSIFY_BODY,
     DIFFERENTIAL_BODY,
@@ -32,33 +48,86 @@ from serving.schemas import (
     Classified,
     DifferentialAnswer,
     FhirBundle,
+    ModelName,
     NoneUsable,
     ProblemDocument,
     Rejected,
     Result,
 )
 from serving.site import Site, read_site
-from serving.specimen import FIELDS, read_specimen
-from serving.upload import read_form
+from serving.specimen import FIELDS, Specimen, read_specimen
+from serving.upload import busy, read_form
 from wbc_model import __version__
 from wbc_model.card import ModelCard
+
+_LOGGER = logging.getLogger("bentoml.wbc")  # BentoML sets up the log of what is called `bentoml`
 
 JSON = "application/json"
 DISCARD_SECONDS = 2.0
 MAX_EXPLAINED = 16  # a heat map costs as much as 82 images
-SECURITY_HEADERS = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
+EXPLAINED_WAITS_AS = 20  # images: three full requests for heat maps may wait at a time, not sixty
+# For every answer, the page at `/` included: it may load its own files and talk to this service, and nothing else.
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+    "form-action 'none'; frame-ancestors 'none'; base-uri 'none'"
+)
+SECURITY_HEADERS = {
+    b"content-security-policy": CONTENT_SECURITY_POLICY.encode(),
+    b"x-content-type-options": b"nosniff",
+    b"x-frame-options": b"DENY",
+    b"referrer-policy": b"no-referrer",
+    b"permissions-policy": b"camera=(), microphone=(), geolocation=()",
+    b"cross-origin-opener-policy": b"same-origin",
+    b"cross-origin-resource-policy": b"same-origin",
+    b"cache-control": b"no-store",
+}
 
 
 class Running:
     """What a started service works with; the routes find it in `request.app.state.running`."""
 
-    def __init__(self, classifier: Classifier, keys: ApiKeys, limits: Limits, site: Site | None = None) -> None:
-        self.classifier = classifier
+    def __init__(
+        self,
+        classifier: Classifier | None,
+        keys: ApiKeys,
+        limits: Limits,
+        site: Site | None = None,
+        audit: AuditLog | None = None,
+        kept: Kept | None = None,
+    ) -> None:
+        self._classifier = classifier
         self.site = site or read_site()
+        self.audit = audit
+        self.kept = kept
         self.keys = keys
         self.limits = limits
-        self.in_flight = InFlight(limits.in_flight_bytes)
+        self.rate = RateLimit(limits.requests_per_minute)
+        self.in_flight = InFlight(limits.in_flight_bytes, limits.waiting_images)
         self.metrics = process_metrics()
+
+    @property
+    def ready(self) -> bool:
+        """Whether a model has been loaded and tried out."""
+        return self._classifier is not None
+
+    @property
+    def classifier(self) -> Classifier:
+        """The model in use. Ask once a request and hold on to it: another may take its place at any time.
+
+        Raises Problem 503 while none is loaded.
+        """
+        if self._classifier is None:
+            raise Problem(503, "not-ready", "Not ready", "No model is loaded yet; try again.", {"Retry-After": "2"})
+        return self._classifier
+
+    def install(self, classifier: Classifier) -> None:
+        """Let a model answer from now on."""
+        self._classifier = classifier
+
+    @property
+    def version(self) -> str:
+        """The version of the model in use, for the metrics."""
+        return self._classifier.card.version if self._classifier else "none"
 
 
 def _running(request: Request) -> Running:
@@ -66,17 +135,18 @@ def _running(request: Request) -> Running:
     return running
 
 
-async def _authorise(request: Request, key: Annotated[str | None, Security(APIKeyHeader(name=HEADER, auto_error=False))]) -> None:
-    _running(request).keys.check(key)
-
-
 def _problem(description: str, *models: type[ProblemDocument]) -> dict[str, Any]:
-    names = [*(model.__name__ for model in models), ProblemDocument.__name__]
-    schemas = [{"$ref": f"#/components/schemas/{name}"} for name in names]
-    return {"description": description, "content": {MEDIA_TYPE: {"schema": {"anyOf": schemas} if models else schemas[0]}}}
+    return described(description, *(model.__name__ for model in models))
 
 
-router = APIRouter(prefix="/v1", dependencies=[Security(_authorise)], responses={401: _problem("No accepted key in X-API-Key")})
+router = APIRouter(
+    prefix="/v1",
+    responses={
+        401: _problem("No accepted key in X-API-Key"),
+        403: _problem("The key lacks the scope that this call needs"),
+        429: _problem("The key has sent too many requests; try again after Retry-After seconds"),
+    },
+)
 
 
 IMAGE_PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -84,39 +154,58 @@ IMAGE_PROBLEMS: dict[int | str, dict[str, Any]] = {
     413: _problem("Too many images, an image too large, or the body too large"),
     415: _problem("Not multipart/form-data"),
     422: _problem("A field that is unknown, missing or of the wrong kind; or no usable image (then with `results`)", NoneUsable),
-    503: _problem("Too many images are being worked on; try again"),
+    503: _problem("Too many images are waiting, or no model is loaded yet; try again after Retry-After seconds"),
 }
 
 
-def _check_usable(results: Sequence[Result]) -> None:
-    if not any(isinstance(result, Classified) for result in results):
-        rejected = [result.model_dump() for result in results]
-        detail = f"None of the {len(results)} images could be used; `results` says why for each."
-        raise Problem(422, "no-usable-image", "No usable image", detail, results=rejected)
+def _none_usable(results: Sequence[Result]) -> Response | None:
+    """The 422 of a request without any usable image."""
+    if any(isinstance(result, Classified) for result in results):
+        return None
+    rejected = [result.model_dump() for result in results]
+    detail = f"None of the {len(results)} images could be used; `results` says why for each."
+    return Problem(422, "no-usable-image", "No usable image", detail, results=rejected).response()
 
 
-@router.post("/classify", response_model=Classification, openapi_extra=CLASSIFY_BODY, responses=IMAGE_PROBLEMS)
+async def _recorded(request: Request, model: ModelName, results: Sequence[Result], answer: Response) -> Response:
+    """The answer, once it is in the audit log where there is one."""
+    audit = _running(request).audit
+    if audit is not None:
+        call, images = f"{request.method} {request.scope['path']}", [result.sha256 for result in results]
+        await audit.record(request.state.caller, call, answer.status_code, images, model, bytes(answer.body))
+    return answer
+
+
+@router.post(
+    "/classify", dependencies=CLASSIFY, response_model=Classification, openapi_extra=CLASSIFY_BODY, responses=IMAGE_PROBLEMS
+)
 async def classify(request: Request, explain: bool = False) -> Response:
     """Classify 1 to 256 images of one leukocyte each. An unusable image is rejected in its place and spoils nothing else.
 
     With `explain` (16 images at most) each result has a heat map of where the network looks.
     """
     running = _running(request)
+    classifier = running.classifier
     try:
         async with read_form(request, running.limits, running.in_flight) as form:
             if explain and len(form.images) > MAX_EXPLAINED:
                 raise too_large(f"At most {MAX_EXPLAINED} images a request can be explained.", MAX_EXPLAINED)
-            results = await running.classifier.classify(form.images, explain)
+            with running.in_flight.also(len(form.images) * (EXPLAINED_WAITS_AS - 1) if explain else 0) as room:
+                if not room:
+                    raise busy()
+                results = await classifier.classify(form.images, explain)
     except ClientDisconnect:
         return Response(status_code=499)  # nobody is there to read it; the metrics count it
     running.metrics.results(results)
-    _check_usable(results)
-    answer = Classification(model=running.classifier.model, results=results)
-    return Response(answer.model_dump_json(), media_type=JSON)
+    answer = _none_usable(results)
+    if answer is None:
+        answer = Response(Classification(model=classifier.model, results=results).model_dump_json(), media_type=JSON)
+    return await _recorded(request, classifier.model, results, answer)
 
 
 @router.post(
     "/differential",
+    dependencies=CLASSIFY,
     response_model=DifferentialAnswer,
     openapi_extra=DIFFERENTIAL_BODY,
     responses={
@@ -137,16 +226,30 @@ async def differential(request: Request) -> Response:
     except ClientDisconnect:
         return Response(status_code=499)
     running.metrics.results(results)
-    _check_usable(results)
+    answer = _none_usable(results)
+    if answer is None:
+        document = await _count(running, classifier, specimen, results, form.images)
+        answer = _differential_response(document, media_type, running.site)
+    return await _recorded(request, classifier.model, results, answer)
+
+
+async def _count(
+    running: Running, classifier: Classifier, specimen: Specimen, results: list[Result], files: Sequence[bytes]
+) -> DifferentialAnswer:
     cells = [result for result in results if isinstance(result, Classified)]
     labels, to_review = [cell.label for cell in cells], sum(cell.review.required for cell in cells)
     foreign = _site_unknown(classifier.card, cells)
-    confusion, site = classifier.confusion, running.site
+    confusion, site, kept, report_id = classifier.confusion, running.site, running.kept, None
     counted = await run_in_threadpool(
         count_differential, labels, confusion, site, specimen.wbc_count, to_review, site_unknown=foreign
     )
-    answer = DifferentialAnswer(model=classifier.model, specimen_id=specimen.specimen_id, differential=counted, results=results)
-    return _differential_response(answer, media_type, site)
+    kept, report_id = running.kept, None
+    if kept is not None:
+        report = (kept.store, results, files, counted, confusion, classifier.model, specimen, site)
+        report_id = await run_in_threadpool(take_in, *report)
+    return DifferentialAnswer(
+        model=classifier.model, report_id=report_id, specimen_id=specimen.specimen_id, differential=counted, results=results
+    )
 
 
 def _site_unknown(card: ModelCard, cells: Sequence[Classified]) -> bool:
@@ -171,13 +274,16 @@ def _differential_response(answer: DifferentialAnswer, media_type: str, site: Si
     return Response(json.dumps(document), headers=headers, media_type=media_type)
 
 
-@router.get("/model", response_model=ModelCard)
+router.include_router(reports_router)
+
+
+@router.get("/model", response_model=ModelCard, dependencies=ANY_KEY)
 async def model(request: Request) -> Response:
     """The card of the model that answers: where it came from, how it was calibrated, how well it did."""
     return Response(_running(request).classifier.card.model_dump_json(), media_type=JSON)
 
 
-@router.get("/openapi.json", include_in_schema=False)
+@router.get("/openapi.json", include_in_schema=False, dependencies=ANY_KEY)
 async def openapi(request: Request) -> dict[str, Any]:
     """This interface as an OpenAPI document."""
     app: FastAPI = request.app
@@ -185,8 +291,9 @@ async def openapi(request: Request) -> dict[str, Any]:
 
 
 async def metrics(request: Request) -> Response:
-    """Prometheus metrics of all processes of this server."""
-    content, media_type = await run_in_threadpool(exposition)
+    """Prometheus metrics of all processes of this server: for keys with the scope admin."""
+    kept = _running(request).kept
+    content, media_type = await run_in_threadpool(exposition, None if kept is None else kept.store)
     return Response(content, media_type=media_type)
 
 
@@ -212,10 +319,12 @@ def create_app() -> FastAPI:
         description="Pre-classification of single leukocytes for a differential count that a qualified person reviews.",
     )
     app.include_router(router)
-    app.add_route("/metrics", metrics, include_in_schema=False)
+    app.add_api_route("/metrics", metrics, include_in_schema=False, dependencies=ADMIN)
     app.add_exception_handler(Problem, answer_problem)
     app.add_exception_handler(HTTPException, answer_http)
-    app.add_exception_handler(RequestValidationError, answer_query)
+    app.add_exception_handler(RequestValidationError, answer_parameter)
+    app.add_exception_handler(OperationalError, answer_store)
+    app.add_exception_handler(PoolTimeout, answer_store)
     app.add_exception_handler(Exception, answer_defect)
     return app
 
@@ -235,15 +344,34 @@ class Around:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        # A mount leaves a root path behind that the routes must not see.
-        scope = {**scope, "root_path": ""}
+        # A mount leaves a root path behind that the routes must not see; the state is where they leave the caller's name.
+        scope = {**scope, "root_path": "", "state": {**scope.get("state", {})}}
         exchange = _Exchange(scope, receive, send)
         try:
-            await self.app(scope, exchange.receive, exchange.send)
+            await (_AMBIGUOUS if _ambiguous(scope) else self.app)(scope, exchange.receive, exchange.send)
         finally:
             running: Running = self.state.running
             seconds = time.perf_counter() - exchange.started
-            running.metrics.request(scope["path"], exchange.status, seconds, running.classifier.card.version)
+            running.metrics.request(scope["path"], exchange.status, seconds, running.version)
+            _log(scope, exchange.status, seconds)
+
+
+def _log(scope: Scope, status: int, seconds: float) -> None:
+    """One line a request, of a few known words and the key's name: paths and headers are whatever a caller puts into them, line
+    ends and specimen ids included."""
+    method = scope["method"] if scope["method"] in ("GET", "HEAD", "POST", "PUT", "DELETE") else "other"
+    caller = scope["state"].get("caller", "-")
+    _LOGGER.info("%s %s %d %.0f ms, caller %s", method, endpoint(scope["path"]), status, 1000 * seconds, caller)
+
+
+# RFC 9112, 6.1: a proxy may have read the other length, and taken for a second request what is the body of the first.
+_AMBIGUOUS = Problem(
+    400, "ambiguous-length", "Bad request", "Content-Length and Transfer-Encoding exclude each other.", {"Connection": "close"}
+).response()
+
+
+def _ambiguous(scope: Scope) -> bool:
+    return {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}
 
 
 class _Exchange:
@@ -270,7 +398,10 @@ class _Exchange:
                 await self._discard()
             # Without this uvicorn would go on swallowing what an endless sender sends.
             ending = [(b"connection", b"close")] if self._unread else []
-            message = {**message, "headers": [*message.get("headers", []), *SECURITY_HEADERS, *ending]}
+            own = message.get("headers", [])
+            set_already = {name.lower() for name, _ in own}
+            secure = [(name, value) for name, value in SECURITY_HEADERS.items() if name not in set_already]
+            message = {**message, "headers": [*own, *secure, *ending]}
         await self._send(message)
 
     async def _discard(self) -> None:

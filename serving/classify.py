@@ -3,6 +3,8 @@
 import asyncio
 import base64
 import hashlib
+import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import ceil
@@ -39,6 +41,29 @@ from wbc_model.probabilities import softmax
 # whatever is less sure is computed again in float32, and the service never names another class than the offline evaluation.
 # int8 moves a probability of 0.9 or more by some hundredths: what that costs, the gate of flows/quantise.py measures.
 SURE: Final = 0.9
+# A cell takes milliseconds to decode, a 40-megapixel PNG of 100 kB seconds: without a bound one request of 256 of them would
+# keep everybody else waiting for minutes.
+DECODE_SECONDS: Final = 20.0
+
+
+class Budget:
+    """The processor time that the decoding of one request's images may take, over all threads; `with budget:` around each."""
+
+    def __init__(self, seconds: float = DECODE_SECONDS) -> None:
+        self.seconds = seconds
+        self._spent = 0.0
+        self._lock = threading.Lock()
+        self._started = threading.local()
+
+    def __enter__(self) -> None:
+        if self._spent > self.seconds:
+            detail = f"the request's images before it took {self.seconds:.0f} seconds to decode; send crops of single cells"
+            raise ImageRejected("too_large", detail)
+        self._started.at = time.thread_time()
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._spent += time.thread_time() - self._started.at
 
 
 class Classifier:
@@ -72,17 +97,20 @@ class Classifier:
         loop = asyncio.get_running_loop()
         step = min(self.engine.chunk, ceil(len(files) / self._threads))
         chunks = [files[start : start + step] for start in range(0, len(files), step)]
-        done = await asyncio.gather(*(loop.run_in_executor(self._pool, self.classify_chunk, chunk, explain) for chunk in chunks))
-        return [result for chunk in done for result in chunk]
+        budget = Budget()
+        work = (loop.run_in_executor(self._pool, self.classify_chunk, chunk, explain, budget) for chunk in chunks)
+        return [result for chunk in await asyncio.gather(*work) for result in chunk]
 
-    def classify_chunk(self, files: Sequence[bytes], explain: bool = False) -> list[Result]:
-        """One result a file, in order; blocks."""
+    def classify_chunk(self, files: Sequence[bytes], explain: bool = False, budget: Budget | None = None) -> list[Result]:
+        """One result a file, in order; blocks. Files after the budget is used up are rejected."""
+        budget = budget or Budget()
         digests = [hashlib.sha256(data).hexdigest() for data in files]
         results: list[Result | None] = [None] * len(files)
         pixels, shown, places = [], [], []
         for place, data in enumerate(files):
             try:
-                view, appearance = look(data, self.card.input_size, self.card.view)
+                with budget:
+                    view, appearance = look(data, self.card.input_size, self.card.view)
             except ImageRejected as error:
                 results[place] = _rejected(error, digests[place])
             else:

@@ -59,10 +59,13 @@ class OpenVinoEngine:
         has_int8 = (directory / INT8[0]).exists()
         bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self.reduced = bf16 or has_int8
-        self._requests = {True: _requests(core, model, "f32", threads)}
-        if self.reduced:
-            fast = _read(core, directory / INT8[0]) if has_int8 else model
-            self._requests[False] = _requests(core, fast, "bf16" if bf16 else "f32", threads)
+        try:
+            self._requests = {True: _requests(core, model, "f32", threads)}
+            if self.reduced:
+                fast = _read(core, directory / INT8[0]) if has_int8 else model
+                self._requests[False] = _requests(core, fast, "bf16" if bf16 else "f32", threads)
+        except RuntimeError as error:
+            raise WbcError(f"{directory}: OpenVINO cannot compile its graph: {_first_line(error)}") from None
 
     def infer(self, images: NDArray[np.uint8], exact: bool = False) -> Answer:
         """See Engine. Waits for a free infer request."""

@@ -1,8 +1,11 @@
 """What one request may cost, and reading these numbers from the environment."""
 
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from math import ceil
 from typing import Final
 
 from wbc_model.errors import WbcError
@@ -10,26 +13,36 @@ from wbc_model.images import MAX_BYTES
 
 MIB: Final = 2**20
 MAX_IMAGES: Final = 256
+BUCKETS: Final = 1024  # callers remembered before those are forgotten who have their whole allowance again
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Over `images` a request, `image_bytes` a file or `body_bytes` a request the answer is 413; over `in_flight_bytes` held by
-    all requests together 503; a body that takes longer than `read_seconds` to arrive is 408."""
+    """Over `images` a request, `image_bytes` a file or `body_bytes` a request the answer is 413; over `in_flight_bytes` or
+    `waiting_images` of all requests together 503; a body that takes longer than `read_seconds` to arrive is 408; a key that
+    sends more than `requests_per_minute` gets 429."""
 
     images: int = MAX_IMAGES
     image_bytes: int = MAX_BYTES
     body_bytes: int = 128 * MIB
     in_flight_bytes: int = 512 * MIB
+    waiting_images: int = 1024
     read_seconds: int = 60
+    requests_per_minute: int = 6000
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Limits":
-        """The defaults, changed by WBC_MAX_BODY_MIB, WBC_MAX_IN_FLIGHT_MIB and WBC_READ_SECONDS; WbcError names a bad one."""
+        """The defaults, changed by WBC_MAX_BODY_MIB, WBC_MAX_IN_FLIGHT_MIB, WBC_MAX_WAITING_IMAGES, WBC_READ_SECONDS and
+        WBC_REQUESTS_PER_MINUTE; raises WbcError naming a bad one."""
+        waiting = _positive(environment, "WBC_MAX_WAITING_IMAGES", cls.waiting_images)
+        if waiting < cls.images:
+            raise WbcError(f"WBC_MAX_WAITING_IMAGES is {waiting}: one request may have {cls.images}, so give at least that")
         return cls(
+            waiting_images=waiting,
             body_bytes=_positive(environment, "WBC_MAX_BODY_MIB", cls.body_bytes // MIB) * MIB,
             in_flight_bytes=_positive(environment, "WBC_MAX_IN_FLIGHT_MIB", cls.in_flight_bytes // MIB) * MIB,
             read_seconds=_positive(environment, "WBC_READ_SECONDS", cls.read_seconds),
+            requests_per_minute=_positive(environment, "WBC_REQUESTS_PER_MINUTE", cls.requests_per_minute),
         )
 
 
@@ -43,19 +56,62 @@ def _positive(environment: Mapping[str, str], name: str, default: int) -> int:
 
 
 class InFlight:
-    """How many bytes of request bodies the process holds; touched from the event loop only, so that it needs no lock."""
+    """The bytes of request bodies that the process holds, and the images that wait or are worked on; touched from the event
+    loop only, so that it needs no lock."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, image_limit: int) -> None:
         self.limit = limit
+        self.image_limit = image_limit
         self.held = 0
+        self.images = 0
 
-    def take(self, size: int) -> bool:
-        """Count `size` more bytes in; False, and nothing counted, when that is more than the process may hold."""
-        if self.held + size > self.limit:
+    @property
+    def full(self) -> bool:
+        """Whether not one image more is taken."""
+        return self.images >= self.image_limit
+
+    def take(self, size: int, images: int = 0) -> bool:
+        """Count bytes and images in; False, and nothing counted, when that is more than the process may hold."""
+        if self.held + size > self.limit or self.images + images > self.image_limit:
             return False
         self.held += size
+        self.images += images
         return True
 
-    def give(self, size: int) -> None:
-        """Count `size` bytes out again."""
+    def give(self, size: int, images: int = 0) -> None:
+        """Count bytes and images out again."""
         self.held -= size
+        self.images -= images
+
+    @contextmanager
+    def also(self, images: int) -> Iterator[bool]:
+        """Count images in for as long as the block lasts; False, and nothing counted, when there is no room for them."""
+        room = self.take(0, images)
+        try:
+            yield room
+        finally:
+            self.give(0, images if room else 0)
+
+
+class RateLimit:
+    """A token bucket for each caller: `per_minute` requests at once, refilled evenly over a minute."""
+
+    def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.per_minute = per_minute
+        self._clock = clock
+        self._buckets: dict[str, tuple[float, float]] = {}  # caller: tokens left, and when that was so
+
+    def take(self, caller: str) -> int:
+        """Count one request: 0 where it may go on, else the seconds after which the next one may."""
+        now = self._clock()
+        if len(self._buckets) >= BUCKETS:
+            self._buckets = {
+                name: bucket for name, bucket in self._buckets.items() if self._tokens(bucket, now) < self.per_minute
+            }
+        tokens = self._tokens(self._buckets.get(caller, (self.per_minute, now)), now)
+        self._buckets[caller] = (tokens - 1 if tokens >= 1 else tokens, now)
+        return 0 if tokens >= 1 else max(1, ceil((1 - tokens) * 60 / self.per_minute))
+
+    def _tokens(self, bucket: tuple[float, float], now: float) -> float:
+        tokens, since = bucket
+        return min(self.per_minute, tokens + (now - since) * self.per_minute / 60)

@@ -5,14 +5,52 @@ different paths fills the server's memory. The ones here have the same names and
 """
 
 import os
+import re
 from collections import Counter as Tally
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from sqlalchemy.exc import SQLAlchemyError
+
+from serving.outbox import backlog
 from serving.schemas import Classified, Result
+from serving.store import Store
 
-ENDPOINTS: Final = ("/v1/classify", "/v1/differential", "/v1/model", "/v1/openapi.json", "/metrics")
+if TYPE_CHECKING:
+    from prometheus_client import Metric
+
+REPORT: Final = re.compile(r"/v1/reports/[^/]+(?P<rest>(/cells/[^/]+(/image)?|/signature|/fhir|/report\.pdf)?)")
+ENDPOINTS: Final = ("/v1/classify", "/v1/differential", "/v1/model", "/v1/openapi.json", "/v1/reports", "/metrics")
+
+
+def endpoint(path: str) -> str:
+    """The call that a path belongs to, of which there are few; report ids and numbers of cells are left out."""
+    if path in ENDPOINTS:
+        return path
+    found = REPORT.fullmatch(path)
+    if found is None:
+        return "other"
+    return "/v1/reports/{id}" + re.sub(r"/cells/[^/]+", "/cells/{index}", found["rest"])
+
+
+class Outbox:
+    """Reads the outbox each time the metrics are asked for."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def collect(self) -> Iterator["Metric"]:
+        """Gauges; none where the store cannot be read, as its figures are not known then."""
+        from prometheus_client.core import GaugeMetricFamily
+
+        try:
+            now = backlog(self._store)
+        except SQLAlchemyError:
+            return
+        yield GaugeMetricFamily("wbc_outbox_pending", "Messages that wait for the receiver", now.pending)
+        yield GaugeMetricFamily("wbc_outbox_failed", "Messages that the receiver has refused", now.failed)
+        yield GaugeMetricFamily("wbc_outbox_oldest_seconds", "How long the oldest waiting message has waited", now.oldest_seconds)
 
 
 class Metrics:
@@ -30,7 +68,7 @@ class Metrics:
 
     def request(self, path: str, status: int, seconds: float, version: str) -> None:
         """Count one answered request."""
-        labels = (path if path in ENDPOINTS else "other", str(status), "wbc", version)
+        labels = (endpoint(path), str(status), "wbc", version)
         self._requests.labels(*labels).inc()
         self._seconds.labels(*labels).observe(seconds)
 
@@ -49,13 +87,16 @@ def process_metrics() -> Metrics:
     return Metrics()
 
 
-def exposition() -> tuple[bytes, str]:
-    """All metrics in Prometheus' text format, and its media type."""
+def exposition(store: Store | None = None) -> tuple[bytes, str]:
+    """All metrics in Prometheus' text format, those of the store's outbox too, and its media type."""
     from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
     from prometheus_client.multiprocess import MultiProcessCollector
 
     registry = REGISTRY
+    extra = CollectorRegistry()
+    if store is not None:
+        extra.register(Outbox(store))
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    return generate_latest(registry), CONTENT_TYPE_LATEST
+    return generate_latest(registry) + generate_latest(extra), CONTENT_TYPE_LATEST

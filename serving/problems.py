@@ -14,6 +14,12 @@ MEDIA_TYPE: Final = "application/problem+json"
 PREFIX: Final = "urn:wbc:problem:"
 
 
+def described(description: str, *schemas: str) -> dict[str, Any]:
+    """An error answer in the OpenAPI document: a problem document, or one of these that say more."""
+    references = [{"$ref": f"#/components/schemas/{name}"} for name in (*schemas, "ProblemDocument")]
+    return {"description": description, "content": {MEDIA_TYPE: {"schema": {"anyOf": references} if schemas else references[0]}}}
+
+
 class Problem(Exception):
     """An answer other than the one asked for. `kind` becomes the type `urn:wbc:problem:KIND`; `members` are added as they are."""
 
@@ -59,16 +65,23 @@ async def answer_http(request: Request, error: Exception) -> Response:
     """Exception handler for the framework's own errors: 404, 405."""
     error = cast(HTTPException, error)
     phrase = HTTPStatus(error.status_code).phrase
-    detail = f"{request.method} {request.url.path}: {phrase.lower()}"
+    detail = f"{request.method} {request.scope['path']}: {phrase.lower()}"
     document = {"type": "about:blank", "title": phrase, "status": error.status_code, "detail": detail}
     return Response(json.dumps(document), error.status_code, error.headers, MEDIA_TYPE)
 
 
-async def answer_query(request: Request, error: Exception) -> Response:
-    """Exception handler for a query parameter of the wrong kind."""
+async def answer_parameter(request: Request, error: Exception) -> Response:
+    """Exception handler for a parameter in path, query or header that is not what the call takes."""
     first = cast(RequestValidationError, error).errors()[0]
     name = str(first["loc"][-1])
-    return Problem(422, "bad-query", "Query parameter not accepted", f"{name}: {first['msg']}.", parameter=name).response()
+    detail = f"The parameter {name!r} is not accepted: {first['msg']}."
+    return Problem(422, "bad-parameter", "Parameter not accepted", detail, parameter=name).response()
+
+
+async def answer_store(request: Request, error: Exception) -> Response:
+    """Exception handler for a store that cannot be reached or is busy for too long."""
+    detail = "The store of reports cannot be reached; nothing was changed. Try again."
+    return Problem(503, "store-unavailable", "Store unavailable", detail, {"Retry-After": "5"}).response()
 
 
 async def answer_defect(request: Request, error: Exception) -> Response:

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from serving.audit import AuditLog
 from serving.keys import KEYS, KEYS_FILE, ApiKeys
 from serving.limits import Limits
 from serving.site import site_from_environment
+from serving.store import STORE_URL, sqlite_url
 from wbc_model.card import read_card
 from wbc_model.errors import WbcError
 
@@ -37,7 +39,7 @@ def command(target: str, host: str, port: int, working_dir: Path | None = None) 
     return [sys.executable, "-P", "-m", "bentoml", "serve", target, "--host", host, "--port", str(port), *where]
 
 
-def environment(port: int, model_dir: Path | None) -> dict[str, str]:
+def environment(port: int, model_dir: Path | None, store: Path | None = None) -> dict[str, str]:
     """This process' environment with what BentoML needs: no usage reports, and a home of its own for each port.
 
     BentoML empties `prometheus_multiproc_dir` in its home at every start, under the feet of another server that has the same.
@@ -45,32 +47,39 @@ def environment(port: int, model_dir: Path | None) -> dict[str, str]:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     values = {"BENTOML_DO_NOT_TRACK": "True", "BENTOML_HOME": str(cache / "wbc" / f"serve-{port}"), **os.environ}
     if model_dir is not None:
-        values["WBC_MODEL_DIR"] = str(model_dir.resolve())
+        values["WBC_MODEL_DIR"] = str(model_dir.absolute())  # not resolved: a link may be led to another champion
+    if store is not None:
+        values.setdefault(STORE_URL, sqlite_url(store.resolve()))
     return values
 
 
-def serve(model_dir: Path, port: int = 3000, host: str | None = None) -> NoReturn:
+def serve(model_dir: Path, port: int = 3000, host: str | None = None, store: Path | None = None) -> NoReturn:
     """Serve a model directory: replaces this process by `bentoml serve`, so that signals reach the server.
 
-    Listens on loopback unless `host` says otherwise. Raises WbcError for a damaged model, for a bad setting, and for a host
-    that others can reach while no API key is configured.
+    `store` is the SQLite file for reports unless WBC_STORE_URL names another store (or is set to nothing: none). Listens on
+    loopback unless `host` says otherwise. Raises WbcError for a damaged model, for a bad setting, and for a host that others can
+    reach while no API key is configured.
     """
     read_card(model_dir)
-    _replace("serving.service:WbcService", port, host, model_dir, Path(__file__).resolve().parent.parent)
+    _replace("serving.service:WbcService", port, host, model_dir, Path(__file__).resolve().parent.parent, store)
 
 
 def serve_bento(bento: Path, port: int = 3000, host: str | None = None) -> NoReturn:
     """Serve a Bento directory with the model in it; otherwise as `serve`."""
     if not (bento / "bento.yaml").is_file():
         raise WbcError(f"{bento} is not a Bento: bento.yaml is missing")
-    _replace(str(bento.resolve()), port, host, None, None)
+    _replace(str(bento.resolve()), port, host, None, None, None)
 
 
-def _replace(target: str, port: int, host: str | None, model_dir: Path | None, working_dir: Path | None) -> NoReturn:
+def _replace(
+    target: str, port: int, host: str | None, model_dir: Path | None, working_dir: Path | None, store: Path | None
+) -> NoReturn:
     Limits.from_environment()
+    if audit := AuditLog.from_environment():
+        audit.close()  # here only to fail early, in one line
     site_from_environment()
     line = command(target, address(host, ApiKeys.from_environment()), port, working_dir)
-    values = environment(port, model_dir)
+    values = environment(port, model_dir, store)
     Path(values["BENTOML_HOME"]).mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     os.execve(line[0], line, values)  # noqa: S606 - an argument list of our own

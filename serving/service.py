@@ -12,19 +12,24 @@ os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
 os.environ.setdefault("OTEL_SDK_DISABLED", "true")
 
 import bentoml
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.api import Around, Running, create_app
-from serving.classify import Classifier
+from serving.audit import AuditLog
+from serving.champion import ChampionWatch
 from serving.differential import card_confusion
 from serving.keys import ApiKeys
 from serving.limits import Limits
+from serving.reports import Kept
 from serving.site import site_from_environment
+from serving.store import Store
 from wbc_model.card import read_card
 from wbc_model.errors import WbcError
 
 MODEL_DIR = "WBC_MODEL_DIR"
 
 app = create_app()
+around = Around(app)
 
 
 def model_directory() -> Path:
@@ -38,11 +43,17 @@ def model_directory() -> Path:
 
 
 # The default host is loopback, so that a plain `bentoml serve` is no more open than `wbc serve`; BentoML's 60 seconds for a
-# whole request would cut off what Limits.read_seconds still allows.
+# whole request would cut off what Limits.read_seconds still allows. BentoML's access log writes paths as they come, line ends and
+# all, and fails on a Content-Type that is not UTF-8; serving.api logs requests.
 @bentoml.service(
-    name="wbc", workers=1, traffic={"timeout": 180}, metrics={"enabled": False}, http={"host": "127.0.0.1", "port": 3000}
+    name="wbc",
+    workers=1,
+    traffic={"timeout": 180},
+    metrics={"enabled": False},
+    logging={"access": {"enabled": False}},
+    http={"host": "127.0.0.1", "port": 3000},
 )
-@bentoml.asgi_app(Around(app))
+@bentoml.asgi_app(around)
 class WbcService:
     """Leukocyte classification."""
 
@@ -55,14 +66,46 @@ class WbcService:
             site_from_environment()
             ApiKeys.from_environment()
             Limits.from_environment()
+            if audit := AuditLog.from_environment():
+                audit.close()
+            if (store := Store.from_environment()) is not None:  # its tables are brought up to date here, once
+                store.close()
         except WbcError as error:
             raise SystemExit(f"wbc: {error}") from None
 
     def __init__(self) -> None:
-        classifier = Classifier.open(model_directory())
-        app.state.running = Running(classifier, ApiKeys.from_environment(), Limits.from_environment(), site_from_environment())
+        limits, audit = Limits.from_environment(), AuditLog.from_environment()
+        site = site_from_environment()
+        kept = Kept.from_environment(site)
+        app.state.running = Running(None, ApiKeys.from_environment(), limits, site, audit, kept)
+        # The server listens while the model loads: /livez says yes, /readyz not yet.
+        self.watch = ChampionWatch(model_directory(), app.state.running.install)
+        self.watch.start()
+
+    def __is_ready__(self) -> bool:
+        """What /readyz answers."""
+        ready: bool = app.state.running.ready
+        return ready
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def close(self) -> None:
-        """Let running inference end."""
-        app.state.running.classifier.close()
+        """After the last request: end the watch and the sender, and write what the audit log still waits for."""
+        self.watch.stop()
+        if app.state.running.kept is not None:
+            app.state.running.kept.close()
+        if app.state.running.audit is not None:
+            app.state.running.audit.close()
+
+
+class WithoutSchema:
+    """BentoML answers /schema.json to everybody; here it is a path like any other that does not exist."""
+
+    def __init__(self, bento: ASGIApp) -> None:
+        self.bento = bento
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        await (around if scope.get("path") == "/schema.json" else self.bento)(scope, receive, send)
+
+
+WbcService.add_asgi_middleware(WithoutSchema)  # type: ignore[attr-defined]  # the decorator has made it a Service

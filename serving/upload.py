@@ -128,6 +128,11 @@ def _announced(request: Request, limits: Limits) -> None:
         raise too_large(f"The body is {int(length):,} bytes, at most {limits.body_bytes:,} are accepted.", limits.body_bytes)
 
 
+def busy() -> Problem:
+    """503: as much is waiting as may."""
+    return Problem(503, "busy", "Busy", "Too many images are waiting already; try again.", {"Retry-After": "1"})
+
+
 @contextmanager
 def _in_time(seconds: int) -> Iterator[None]:
     try:
@@ -145,8 +150,10 @@ async def read_form(request: Request, limits: Limits, in_flight: InFlight, texts
     """
     boundary = _boundary(request)
     _announced(request, limits)
+    if in_flight.full:
+        raise busy()  # before a byte of the body is read
     parts = _Parts(limits, texts)
-    taken = 0
+    taken = images = 0
     try:
         parser = _parser(boundary, parts)
         with _in_time(limits.read_seconds):
@@ -155,16 +162,19 @@ async def read_form(request: Request, limits: Limits, in_flight: InFlight, texts
                     if taken + len(chunk) > limits.body_bytes:
                         raise too_large(f"The body is larger than {limits.body_bytes:,} bytes.", limits.body_bytes)
                     if not in_flight.take(len(chunk)):
-                        raise Problem(503, "busy", "Busy", "The service holds too many images; try again.", {"Retry-After": "1"})
+                        raise busy()
                     taken += len(chunk)
                     _write(parser, chunk)
+                    if not in_flight.take(0, len(parts.form.images) - images):
+                        raise busy()
+                    images = len(parts.form.images)
         if not parts.complete:
             raise malformed("The multipart body ends before its closing boundary.")
         if not parts.form.images:
             raise bad_field(FIELD, f"No image: send 1 to {limits.images} files in the field {FIELD!r}.")
         yield parts.form
     finally:
-        in_flight.give(taken)
+        in_flight.give(taken, images)
 
 
 def _parser(boundary: bytes, parts: _Parts) -> MultipartParser:

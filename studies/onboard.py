@@ -100,7 +100,7 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     table = given.out / "runs.csv"
     for seed in range(given.seeds):
-        for arm in ARMS:
+        for arm in ARMS if given.labels else ["asked"]:  # without labels there is nothing to draw
             for site in given.sites:
                 done = pd.read_csv(table) if table.exists() else pd.DataFrame(columns=["site", "arm", "seed", "labels"])
                 key = (done["site"] == site.stem) & (done["arm"] == arm) & (done["seed"] == seed)

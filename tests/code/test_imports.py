@@ -12,7 +12,7 @@ from flows.package import PURE_MODULES
 ROOT = Path(__file__).parents[2]
 ALLOWED = {"wbc_model": {"wbc_model"}, "serving": {"wbc_model", "serving"}, "flows": {"wbc_model", "serving", "flows"}}
 OUTSIDE_WORLD = {"prefect", "dvc", "mlflow", "great_expectations", "bentoml", "fastapi"}
-PURE = (*PURE_MODULES, "files")
+PURE = PURE_MODULES
 
 
 def imports(path: Path, when_loaded: bool = False) -> set[str]:

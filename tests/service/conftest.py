@@ -5,8 +5,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+from databases import new_database, postgres_server
 from live import ROOT, Server, clean_environment, free_port, serve_command, started
 from tiny_model import write_model
+
+from serving.store import Store, sqlite_url
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +32,23 @@ def server(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def client(server: Server) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server.url, timeout=30) as http:
         yield http
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """A real PostgreSQL server; skips where there is none."""
+    with postgres_server() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database of either kind."""
+    return sqlite_url(tmp_path / "service.db") if request.param == "sqlite" else new_database(request.getfixturevalue("postgres"))
+
+
+@pytest.fixture
+def store(store_url: str) -> Iterator[Store]:
+    opened = Store.open(store_url)
+    yield opened
+    opened.close()

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,12 @@ def wait_ready(server: Server) -> None:
 
 @contextlib.contextmanager
 def started(
-    command: list[str], port: int, folder: Path, environment: dict[str, str], cwd: Path | None = None
+    command: list[str],
+    port: int,
+    folder: Path,
+    environment: dict[str, str],
+    cwd: Path | None = None,
+    wait: Callable[[Server], None] = wait_ready,
 ) -> Iterator[Server]:
     """Run a command that serves on a port, wait until it is ready, and end it with SIGTERM."""
     log = folder / f"server-{port}.log"
@@ -89,7 +94,7 @@ def started(
         process = subprocess.Popen(command, env=environment, cwd=cwd, stdout=output, stderr=output)
     server = Server(f"http://127.0.0.1:{port}", process, log)
     try:
-        wait_ready(server)
+        wait(server)
         yield server
     finally:
         process.send_signal(signal.SIGTERM)
@@ -107,3 +112,14 @@ def clean_environment(**more: str) -> dict[str, str]:
 
 def serve_command(model: Path, port: int, *more: str) -> list[str]:
     return [sys.executable, "-m", "serving.run", "--model", str(model), "--port", str(port), *more]
+
+
+def fails_to_start(command: list[str], **environment: str) -> str:
+    """The one line with which a command ends that must not start."""
+    result = subprocess.run(
+        command, env=clean_environment(**environment), cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode != 0
+    lines = [line for line in (result.stdout + result.stderr).splitlines() if line.strip()]
+    assert len(lines) == 1, lines
+    return lines[0]

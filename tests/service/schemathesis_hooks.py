@@ -1,4 +1,8 @@
-"""What schemathesis cannot know: which bytes are an image. Random ones are refused; test_hostile_images.py sends those."""
+"""What schemathesis cannot know: which bytes are an image (random ones are refused; test_hostile_images.py sends those), and
+the report and the cells that there are."""
+
+import os
+from typing import Any
 
 import schemathesis
 from hypothesis import strategies as st
@@ -8,3 +12,13 @@ from tiny_model import COLOURS
 IMAGES = st.lists(st.sampled_from([of_class(label) for label in COLOURS]), min_size=1, max_size=3)
 for media_type in ("image/jpeg", "image/png", "image/bmp", "image/tiff"):
     schemathesis.openapi.media_type(media_type, IMAGES)
+
+
+@schemathesis.hook
+def map_path_parameters(context: Any, path_parameters: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Two of three times a report that is there."""
+    if path_parameters and "id" in path_parameters and len(str(path_parameters)) % 3:
+        path_parameters["id"] = os.environ["WBC_TEST_REPORT"]
+        if isinstance(path_parameters.get("index"), int):
+            path_parameters["index"] %= 2
+    return path_parameters

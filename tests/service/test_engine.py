@@ -147,7 +147,8 @@ SERVED = """
 import sys
 from pathlib import Path
 from fastapi.testclient import TestClient
-from serving.service import Around, ApiKeys, Classifier, Limits, Running, app, model_directory
+from serving.classify import Classifier
+from serving.service import Around, ApiKeys, Limits, Running, app, model_directory
 app.state.running = Running(Classifier.open(model_directory()), ApiKeys([]), Limits())
 answer = TestClient(Around(app)).post("/v1/classify", files={"images": ("a", open(sys.argv[1], "rb"))})
 assert answer.status_code == 200 and answer.json()["results"][0]["label"] == "Basophil", answer.text
@@ -172,7 +173,7 @@ def test_a_request_is_served_without_importing_torch_or_flows(model_dir: Path, t
     assert result.returncode == 0, result.stderr
     heavy, pure = result.stdout.splitlines()
     assert heavy == "[]"
-    pure_modules = ["canonical", "card", "classes", "doubt", "errors", "images", "probabilities"]
+    pure_modules = ["canonical", "card", "classes", "doubt", "errors", "files", "images", "probabilities"]
     assert pure == str([f"wbc_model.{name}" for name in pure_modules])
 
 

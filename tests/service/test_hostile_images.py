@@ -1,86 +1,24 @@
-"""Images as they come, and files that only claim to be images, each posted beside a good one."""
+"""Images as they come, and files that only claim to be images, each posted to a real server beside a good one."""
 
-import io
-import struct
-import zlib
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
-from live import encode, form, of_class
+from hostile import REJECTED, USABLE, many_scans, mutate, mutated
+from live import ROOT, Server, clean_environment, encode, form, free_port, of_class, serve_command, started
 from PIL import Image
+from test_api import assert_problem
 from tiny_model import COLOURS
 
-BLUE = COLOURS["Basophil"]
+from serving.classify import Budget
+from serving.schemas import Classification
+from wbc_model.errors import ImageRejected
 
-
-def _exif_rotated() -> bytes:
-    """Left half red, right half blue, stored on its side; the mean does not change, but decoding must go well."""
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    return encode(Image.new("RGB", (40, 60), BLUE), "JPEG", exif=exif)
-
-
-def _bomb() -> bytes:
-    """A PNG of a few hundred bytes that says it is 60,000 x 60,000."""
-    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
-
-
-def _transparent() -> bytes:
-    return encode(Image.new("RGBA", (40, 40), (0, 0, 255, 0)))
-
-
-def _palette() -> bytes:
-    return encode(Image.new("RGB", (40, 40), BLUE).quantize(4))
-
-
-def _sixteen_bits() -> bytes:
-    return encode(Image.fromarray(np.full((40, 40), 30_000, np.uint16)))
-
-
-def _truncated() -> bytes:
-    noise = np.random.default_rng(0).integers(0, 255, (200, 200, 3))
-    return encode(noise, "JPEG")[:-4000]
-
-
-def _zip_bomb_tiff() -> bytes:
-    buffer = io.BytesIO()
-    Image.new("L", (20_000, 20_000)).save(buffer, "TIFF", compression="tiff_adobe_deflate")
-    return buffer.getvalue()
-
-
-USABLE = {
-    "jpeg": (encode(BLUE, "JPEG", quality=95), "Basophil"),
-    "bmp": (encode(BLUE, "BMP"), "Basophil"),
-    "tiff": (encode(BLUE, "TIFF"), "Basophil"),
-    "cmyk": (encode(Image.new("CMYK", (40, 40), (255, 255, 0, 0)), "JPEG"), "Basophil"),
-    "palette": (_palette(), "Basophil"),
-    "transparent, on white": (_transparent(), "Neutrophil"),
-    "grey": (encode(Image.new("L", (40, 40), 255)), "Neutrophil"),
-    "one bit": (encode(Image.new("1", (40, 40), 0)), "Monocyte"),
-    "exif": (_exif_rotated(), "Basophil"),
-    "not square": (encode(Image.new("RGB", (100, 17), BLUE)), "Basophil"),
-}
-REJECTED = {
-    "truncated": (_truncated(), "truncated"),
-    "bomb": (_bomb(), "too_large"),
-    "compressed tiff": (_zip_bomb_tiff(), "too_large"),
-    "16 bits": (_sixteen_bits(), "undecodable"),
-    "1x1": (encode(Image.new("RGB", (1, 1))), "too_small"),
-    "svg": (b'<svg xmlns="http://www.w3.org/2000/svg"><image href="http://127.0.0.1/x"/></svg>', "undecodable"),
-    "html": (b"<!doctype html><script>alert(1)</script>", "undecodable"),
-    "pdf": (b"%PDF-1.7\n1 0 obj\n<<>>\nendobj\n", "undecodable"),
-    "gif": (encode(BLUE, "GIF"), "undecodable"),
-    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n", "undecodable"),
-    "empty": (b"", "undecodable"),
-    "zeros": (bytes(5000), "undecodable"),
-    "half a header": (of_class("Basophil")[:20], "undecodable"),
-}
+SECONDS = 20  # for any one file here, on a machine that is busy with other things
 
 
 @pytest.mark.parametrize("name", USABLE)
@@ -90,12 +28,30 @@ def test_odd_but_usable(client: httpx.Client, name: str) -> None:
     assert (result["status"], result.get("label")) == ("ok", label)
 
 
-def test_the_name_and_the_media_type_do_not_matter(client: httpx.Client) -> None:
-    answer = client.post("/v1/classify", files=[("images", ("../../etc/passwd.svg", encode(BLUE, "JPEG"), "text/html"))])
+@pytest.mark.parametrize("name", ["../../etc/passwd.svg", "cell.exe", "x" * 1000, "\u202egnp.exe", "a\nb.png"])
+def test_the_name_and_the_media_type_do_not_matter(client: httpx.Client, name: str) -> None:
+    answer = client.post("/v1/classify", files=[("images", (name, encode(COLOURS["Basophil"], "JPEG"), "text/html"))])
     assert answer.json()["results"][0]["label"] == "Basophil"
 
 
-def test_each_hostile_file_is_rejected_and_spoils_nothing(client: httpx.Client) -> None:
+def test_a_part_with_endless_headers_is_refused(client: httpx.Client) -> None:
+    answer = client.post("/v1/classify", files=[("images", ("x" * 100_000, of_class("Basophil"), "image/png"))])
+    assert assert_problem(answer, 422)["type"] == "urn:wbc:problem:malformed-body"
+
+
+@pytest.mark.parametrize("name", REJECTED)
+def test_each_hostile_file_is_rejected_in_its_time(server: Server, client: httpx.Client, name: str) -> None:
+    data, reason = REJECTED[name]
+    begun, processes = time.monotonic(), server.processes()
+    answer = client.post("/v1/classify", files=form(data))
+    assert time.monotonic() - begun < SECONDS
+    assert answer.status_code == 422
+    [result] = answer.json()["results"]
+    assert (result["status"], result["problem"]["reason"]) == ("rejected", reason)
+    assert server.processes() == processes, "nothing died and was started again"
+
+
+def test_all_together_spoil_nothing(client: httpx.Client) -> None:
     files = [data for bad, _ in REJECTED.values() for data in (bad, of_class("Lymphocyte"))]
     answer = client.post("/v1/classify", files=form(*files))
     assert answer.status_code == 200
@@ -103,3 +59,115 @@ def test_each_hostile_file_is_rejected_and_spoils_nothing(client: httpx.Client) 
     assert {result.get("label") for result in results[1::2]} == {"Lymphocyte"}
     reasons = {name: result["problem"]["reason"] for name, result in zip(REJECTED, results[::2], strict=True)}
     assert reasons == {name: reason for name, (_, reason) in REJECTED.items()}
+
+
+def test_a_jpeg_may_have_as_many_scans_as_is_sane(client: httpx.Client) -> None:
+    answer = client.post("/v1/classify", files=form(many_scans(40, 90), many_scans(40, 91)))
+    assert [result["status"] for result in answer.json()["results"]] == ["ok", "rejected"]
+
+
+def test_the_time_that_one_request_may_decode_is_bounded() -> None:
+    budget = Budget(0.05)
+    with budget:
+        begun = time.thread_time()
+        while time.thread_time() - begun < 0.06:
+            pass
+    with pytest.raises(ImageRejected, match="too_large"), budget:
+        raise AssertionError("not reached")
+    time.sleep(0.06)
+    with Budget(0.05):
+        time.sleep(0.06)  # waiting is not decoding
+
+
+@pytest.fixture(scope="module")
+def victim(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of its own with two threads, so that its memory and time say something."""
+    port = free_port()
+    environment = clean_environment(WBC_THREADS="2", MALLOC_ARENA_MAX="2")
+    with started(serve_command(model_dir, port), port, tmp_path_factory.mktemp("victim"), environment, ROOT) as server:
+        yield server
+
+
+def resident(server: Server) -> int:
+    return sum(int(Path(f"/proc/{process}/statm").read_text().split()[1]) * 4096 for process in server.processes())
+
+
+def peak(server: Server) -> int:
+    """The most that any one process of the server has held, in bytes."""
+    lines = [Path(f"/proc/{process}/status").read_text() for process in server.processes()]
+    return max(int(text.split("VmHWM:")[1].split()[0]) * 1024 for text in lines)
+
+
+def fuzz(server: Server, count: int, seed: int) -> Counter[str]:
+    """Post mutated files in requests of 50 with a good one at the end; returns what became of them."""
+    processes, held = server.processes(), 0
+    outcomes: Counter[str] = Counter()
+    files = list(mutated(count, seed))
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        for start in range(0, count, 50):
+            batch = files[start : start + 50]
+            begun = time.monotonic()
+            answer = client.post("/v1/classify", files=form(*batch, of_class("Monocyte")))
+            assert time.monotonic() - begun < 2 * SECONDS
+            assert answer.status_code == 200, (start, answer.text[:500])
+            results = Classification.model_validate(answer.json()).results
+            assert len(results) == len(batch) + 1
+            assert results[-1].status == "ok"
+            assert results[-1].label == "Monocyte"
+            outcomes.update(r.problem.reason if r.status == "rejected" else "ok" for r in results[:-1])
+            held = held or resident(server)
+    assert server.processes() == processes, "nothing died and was started again"
+    assert resident(server) < held + 250 * 2**20
+    assert peak(server) < 2 * 2**30
+    assert "Traceback" not in server.log.read_text()
+    return outcomes
+
+
+def test_mutated_files_are_answered(victim: Server) -> None:
+    outcomes = fuzz(victim, 200, seed=0)
+    assert outcomes["ok"] > 10, "the fuzzer must reach the decoders"
+    assert outcomes["undecodable"] > 10
+
+
+def test_mutated_bodies_are_answered(victim: Server) -> None:
+    """The same mutations on whole requests: boundaries, part headers, fields and files of a form."""
+    texts = {"specimen_id": "S-1", "wbc_count": "7.1"}
+    request = httpx.Request("POST", victim.url, files=form(of_class("Basophil"), of_class("Monocyte")), data=texts)
+    whole, content_type = request.read(), request.headers["content-type"]
+    rng = np.random.default_rng(0)
+    statuses: Counter[int] = Counter()
+    with httpx.Client(base_url=victim.url, timeout=30) as client:
+        for _ in range(300):
+            body = bytearray(whole)
+            for _ in range(rng.integers(1, 6)):
+                mutate(body, [whole], rng)
+            answer = client.post("/v1/differential", content=bytes(body), headers={"Content-Type": content_type})
+            statuses[answer.status_code] += 1
+            if answer.status_code != 200:
+                assert_problem(answer, answer.status_code)
+    assert set(statuses) <= {200, 413, 422}
+    assert statuses[200] > 10
+    assert statuses[422] > 10
+    assert "Traceback" not in victim.log.read_text()
+
+
+@pytest.mark.slow
+def test_ten_thousand_mutated_files_are_answered(victim: Server) -> None:
+    assert sum(fuzz(victim, 10_000, seed=1).values()) == 10_000
+
+
+@pytest.mark.slow
+def test_a_request_of_the_costliest_files_ends_and_others_are_answered_after_it(victim: Server) -> None:
+    """256 PNGs of 40 megapixels are 40 MB to send and would be minutes to decode."""
+    costly = encode(Image.new("RGBA", (6300, 6300), (0, 0, 255, 9)))
+    with httpx.Client(base_url=victim.url, timeout=150) as client:
+        begun = time.monotonic()
+        answer = client.post("/v1/classify", files=form(*[costly] * 256))
+        took = time.monotonic() - begun
+        assert client.post("/v1/classify", files=form(of_class("Basophil"))).status_code == 200
+    results = answer.json()["results"]
+    assert results[0]["status"] == "ok"
+    assert results[-1]["problem"]["reason"] == "too_large"
+    assert "to decode" in results[-1]["problem"]["detail"]
+    assert took < 100
+    assert peak(victim) < 2 * 2**30

@@ -1,13 +1,12 @@
 """Who may call, where the server listens, and how it refuses to start."""
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 from fastapi.testclient import TestClient
-from live import ROOT, clean_environment, form, free_port, of_class, serve_command, started
+from live import ROOT, clean_environment, fails_to_start, form, free_port, of_class, serve_command, started
 from tiny_model import write_model
 
 from serving import run
@@ -104,16 +103,6 @@ def test_an_address_others_can_reach_needs_a_key() -> None:
 def test_a_bad_limit_is_named(text: str) -> None:
     with pytest.raises(WbcError, match="WBC_MAX_BODY_MIB"):
         Limits.from_environment({"WBC_MAX_BODY_MIB": text})
-
-
-def fails_to_start(command: list[str], **environment: str) -> str:
-    result = subprocess.run(
-        command, env=clean_environment(**environment), cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert result.returncode != 0
-    lines = [line for line in (result.stdout + result.stderr).splitlines() if line.strip()]
-    assert len(lines) == 1, lines
-    return lines[0]
 
 
 def test_a_damaged_model_ends_the_start_with_one_line(tmp_path: Path) -> None:

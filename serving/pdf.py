@@ -1,0 +1,305 @@
+"""A report as one page to print or to file. The same report gives the same bytes.
+
+The fonts (DejaVu Sans, serving/fonts) hold the Latin, Greek and Cyrillic letters of names; of a character that they do not hold
+the page shows the code, such as [U+5F20], as a name must not come out as empty boxes.
+"""
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from fpdf import FPDF
+from fpdf.enums import XPos, YPos
+
+from serving.differential import SITE_UNKNOWN, AbsoluteCount, ClassShare, Flag, Interval, ReferenceRange
+from serving.report_schemas import ReportAnswer
+from serving.site import Site
+
+FONTS: Final = Path(__file__).resolve().parent / "fonts"
+FONT: Final = "DejaVu"
+MARGIN: Final = 18.0  # mm, as all lengths here
+WIDTH: Final = 210 - 2 * MARGIN
+ROW: Final = 6.3
+Colour = tuple[int, int, int]
+INK: Final[Colour] = (26, 32, 44)
+FAINT: Final[Colour] = (102, 112, 133)
+LINE: Final[Colour] = (208, 213, 221)
+SHADE: Final[Colour] = (242, 244, 247)
+BAND: Final[Colour] = (198, 222, 214)
+ALERT: Final[Colour] = (176, 32, 37)
+STATUS: Final[dict[str, tuple[str, Colour]]] = {
+    "preliminary": ("PRELIMINARY, NOT SIGNED", ALERT),
+    "final": ("FINAL", (22, 101, 70)),
+    "amended": ("AMENDED", (146, 64, 14)),
+}
+FLAGS: Final[dict[Flag | None, str]] = {
+    None: "",
+    "normal": "",
+    "low": "L  low",
+    "high": "H  high",
+    "critical_low": "LL  critical",
+    "critical_high": "HH  critical",
+}
+
+
+class _Column(NamedTuple):
+    title: str
+    width: float
+    align: str = "R"
+
+
+class _Page(FPDF):
+    """A4 with our fonts, and a foot that says which version of which report it is."""
+
+    def __init__(self, report: ReportAnswer) -> None:
+        super().__init__(format="A4")
+        self.foot = f"Report {report.id}, version {report.version}, {report.status}"
+        self.set_creation_date(report.changed_at)
+        self.set_title(f"Leukocyte differential {report.id}")
+        self.set_lang("en")
+        self.set_margin(MARGIN)
+        self.set_auto_page_break(True, 20)
+        self.add_font(FONT, "", FONTS / "DejaVuSans.ttf")
+        self.add_font(FONT, "B", FONTS / "DejaVuSans-Bold.ttf")
+        self._known = {chr(code) for code in self.fonts[FONT.lower()].cmap}  # type: ignore[union-attr]
+        self.add_page()
+
+    def footer(self) -> None:
+        """On every page."""
+        self.set_y(-14)
+        self.write_line(f"{self.foot}    page {self.page_no()}", 7, FAINT)
+
+    def shown(self, text: str) -> str:
+        """Text that the fonts can show."""
+        return "".join(one if one in self._known else f"[U+{ord(one):04X}]" for one in text)
+
+    def style(self, size: float, colour: Colour = INK, bold: bool = False) -> None:
+        """Font and colour of what is written next; size in points."""
+        self.set_font(FONT, "B" if bold else "", size)
+        self.set_text_color(*colour)
+
+    def write_line(self, text: str, size: float, colour: Colour = INK, bold: bool = False) -> None:
+        """A paragraph."""
+        self.style(size, colour, bold)
+        self.multi_cell(0, size * 0.5, self.shown(text), align="L", new_x=XPos.LMARGIN, new_y=YPos.NEXT)
+
+    def heading(self, text: str) -> None:
+        """A heading with room above it."""
+        self.ln(4)
+        self.write_line(text, 10.5, bold=True)
+        self.ln(1.5)
+
+
+def report_pdf(report: ReportAnswer, site: Site) -> bytes:
+    """The page as a PDF file."""
+    page = _Page(report)
+    enough = report.differential.kind == "differential"
+    _head(page, report, site, enough)
+    _facts(page, report)
+    page.heading("Percent of the leukocytes counted" if enough else "Cells counted")
+    _percentages(page, report, enough)
+    if enough:
+        if report.differential.wbc_count is not None:
+            page.heading("Absolute counts in 10³/µL (10⁹/L)")
+            _absolute(page, report)
+        page.heading("Against the reference ranges")
+        _chart(page, report)
+    _signatures(page, report)
+    _remarks(page, report)
+    return bytes(page.output())
+
+
+def _head(page: _Page, report: ReportAnswer, site: Site, enough: bool) -> None:
+    name, colour = STATUS[report.status]
+    page.style(8.5, (255, 255, 255), bold=True)
+    width = page.get_string_width(name) + 6
+    page.set_fill_color(*colour)
+    page.set_xy(MARGIN + WIDTH - width, MARGIN)
+    page.cell(width, 7, name, align="C", fill=True)
+    page.set_xy(MARGIN, MARGIN)
+    page.write_line("Leukocyte differential" if enough else "Classified leukocytes", 17, bold=True)
+    page.write_line(site.identifiers.facility or f"Site: {site.name}", 9, FAINT)
+    if not enough:
+        page.ln(2)
+        page.write_line(f"This is not a differential. {report.differential.note}", 10, ALERT, bold=True)
+    if report.differential.site_unknown:
+        page.ln(2)
+        page.write_line(SITE_UNKNOWN, 10, ALERT, bold=True)
+    page.ln(3)
+
+
+def _time(time: datetime) -> str:
+    return f"{time.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def _facts(page: _Page, report: ReportAnswer) -> None:
+    differential = report.differential
+    count = "not given" if differential.wbc_count is None else f"{differential.wbc_count:g} × 10³/µL"
+    _fact(page, "Specimen", report.specimen_id or "not given", 0, WIDTH)
+    page.ln(6)
+    facts = [
+        ("Cells counted", f"{differential.cells} of {_plural(len(report.cells), 'image')}"),
+        ("Leukocyte count", count),
+        ("Corrected by a person", _plural(report.corrected, "cell")),
+        ("Analysed", _time(report.created_at)),
+        ("Still to be looked at", _plural(differential.to_review, "cell")),
+        ("Model", f"{report.model.name} {report.model.version}"),
+    ]
+    for number, (name, value) in enumerate(facts):
+        _fact(page, name, value, number % 2 * WIDTH / 2, WIDTH / 2)
+        page.ln(6 * (number % 2))
+    _fact(page, "Signed by", report.signed_by or "nobody yet", 0, WIDTH)
+    page.ln(6)
+
+
+def _fact(page: _Page, name: str, value: str, left: float, width: float) -> None:
+    """A name and its value, whole: set smaller where it would not fit."""
+    page.set_x(MARGIN + left)
+    page.style(8, FAINT)
+    page.cell(40, 6, name)
+    text, size = page.shown(value), 8.5
+    page.style(size, bold=True)
+    while page.get_string_width(text) > width - 42 and size > 3:
+        size -= 0.25
+        page.style(size, bold=True)
+    page.cell(width - 40, 6, text)
+
+
+def _plural(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def _table(page: _Page, columns: Sequence[_Column], rows: Sequence[Sequence[str]]) -> None:
+    page.set_fill_color(*SHADE)
+    page.set_draw_color(*LINE)
+    page.style(7.5, FAINT, bold=True)
+    for column in columns:
+        page.cell(column.width, ROW, column.title, align=column.align, fill=True)
+    page.ln(ROW)
+    for row in rows:
+        for column, text in zip(columns, row, strict=True):
+            flagged = column.title == "Flag"
+            page.style(8.5, ALERT if flagged else INK, bold=flagged or column is columns[0])
+            page.cell(column.width, ROW, text, align=column.align, border="B")
+        page.ln(ROW)
+
+
+def _between(limits: Interval | ReferenceRange | None, digits: int | None) -> str:
+    """Limits as text; `digits` None writes them as the site's file does."""
+    if limits is None:
+        return ""
+    form = "g" if digits is None else f".{digits}f"
+    return f"{limits.low:{form}} – {limits.high:{form}}"
+
+
+def _percentages(page: _Page, report: ReportAnswer, enough: bool) -> None:
+    classes = report.differential.classes.items()
+    if not enough:
+        _table(page, [_Column("Class", 40, "L"), _Column("Cells", 20)], [[name, str(share.count)] for name, share in classes])
+        return
+    columns = [
+        _Column("Class", 30, "L"),
+        _Column("Cells", 14),
+        _Column("%", 16),
+        _Column("95 % limits", 31),
+        _Column("Corrected limits", 31),
+        _Column("Reference", 25),
+        _Column("Flag", 27),
+    ]
+    rows = [
+        [
+            name,
+            str(share.count),
+            f"{share.percent:.1f}",
+            _between(share.interval, 1),
+            _between(share.corrected, 1),
+            _between(share.reference, None),
+            FLAGS[share.flag],
+        ]
+        for name, share in classes
+    ]
+    _table(page, columns, rows)
+
+
+def _absolute(page: _Page, report: ReportAnswer) -> None:
+    columns = [
+        _Column("Class", 44, "L"),
+        _Column("Count", 16),
+        _Column("95 % limits", 31),
+        _Column("Corrected limits", 31),
+        _Column("Reference", 25),
+        _Column("Flag", 27),
+    ]
+    counts = [(name, share.absolute) for name, share in report.differential.classes.items() if share.absolute is not None]
+    _table(page, columns, [[name, *_absolute_row(count)] for name, count in counts])
+
+
+def _absolute_row(count: AbsoluteCount) -> Iterator[str]:
+    yield f"{count.value:.2f}"
+    yield _between(count.interval, 2)
+    yield _between(count.corrected, 2)
+    yield _between(count.reference, None)
+    yield FLAGS[count.flag]
+
+
+def _chart(page: _Page, report: ReportAnswer) -> None:
+    """For each class the reference range as a band, the exact limits as a line and the percentage as a dot."""
+    left, width = MARGIN + 30, WIDTH - 34
+    top = page.get_y()
+    for number, (name, share) in enumerate(report.differential.classes.items()):
+        _chart_row(page, name, share, left, width, top + 6 * number)
+    bottom = top + 6 * len(report.differential.classes)
+    page.style(6.5, FAINT)
+    for tick in range(0, 101, 20):
+        x = left + width * tick / 100
+        page.set_draw_color(*LINE)
+        page.line(x, bottom, x, bottom + 1)
+        page.set_xy(x - 8, bottom + 1)
+        page.cell(16, 3.5, f"{tick} %", align="C")
+    page.set_xy(MARGIN, bottom + 5)
+    page.write_line("Band: reference range. Line: exact 95 % limits. Dot: percentage; red where it is flagged.", 6.5, FAINT)
+
+
+def _chart_row(page: _Page, name: str, share: ClassShare, left: float, width: float, top: float) -> None:
+    def x(percent: float) -> float:
+        return left + width * percent / 100
+
+    middle, colour = top + 3, INK if share.flag in (None, "normal") else ALERT
+    page.set_xy(MARGIN, top)
+    page.style(8)
+    page.cell(30, 6, name)
+    page.set_fill_color(*SHADE)
+    page.rect(left, top + 1, width, 4, style="F")
+    page.set_fill_color(*BAND)
+    page.rect(x(share.reference.low), top + 1, max(0.4, x(share.reference.high) - x(share.reference.low)), 4, style="F")
+    page.set_draw_color(*colour)
+    page.set_line_width(0.4)
+    page.line(x(share.interval.low), middle, x(share.interval.high), middle)
+    page.set_line_width(0.2)
+    page.set_fill_color(*colour)
+    page.circle(x(share.percent), middle, 1.1, style="F")
+
+
+def _remarks(page: _Page, report: ReportAnswer) -> None:
+    differential = report.differential
+    page.heading("Remarks")
+    limits = (
+        differential.note,
+        "95 % limits: exact (Clopper-Pearson). Corrected limits: " + differential.correction.explanation,
+        f"Reference ranges: {differential.reference_source}. Critical limits: {differential.critical_source}.",
+    )
+    purpose = "The cells were pre-classified from their images by a neural network; a qualified person reviews them and signs."
+    for remark in (*(limits if differential.kind == "differential" else ()), purpose):
+        page.write_line(remark, 7.5, FAINT)
+        page.ln(0.8)
+
+
+def _signatures(page: _Page, report: ReportAnswer) -> None:
+    page.heading("Signatures")
+    if not report.signatures:
+        page.write_line("Nobody has signed this report.", 8.5, ALERT, bold=True)
+    for signature in report.signatures:
+        page.write_line(f"{signature.status.capitalize()}: {signature.by}, {_time(signature.at)}", 8.5)
+    if report.signatures and report.signed_by is None:
+        page.write_line("Changed since it was signed: not valid until it is signed again.", 8.5, ALERT, bold=True)

@@ -1,0 +1,339 @@
+"""What the service keeps: reports, their cells, corrections, signatures, and the messages that wait for the hospital's system.
+
+SQLite in WAL mode by default, PostgreSQL by URL. `Store.open` brings the tables up to date (serving/migrations), so that the
+models below are always those of the database. Corrections and signatures are only ever added; the database itself refuses to
+change or delete one.
+"""
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+from sqlalchemy import (
+    JSON,
+    URL,
+    CheckConstraint,
+    Connection,
+    DateTime,
+    Dialect,
+    Engine,
+    ExceptionContext,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    MetaData,
+    String,
+    Text,
+    TypeDecorator,
+    create_engine,
+    event,
+    make_url,
+)
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, column_property, mapped_column, relationship
+
+from wbc_model.errors import WbcError
+
+STORE_URL: Final = "WBC_STORE_URL"
+BUSY_SECONDS: Final = 30
+CONNECT_SECONDS: Final = 10
+DRIVERS: Final = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
+
+Status = Literal["preliminary", "final", "amended"]  # as FHIR's DiagnosticReport.status names them
+Delivery = Literal["pending", "delivered", "failed"]
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A moment with its time zone: SQLite keeps none, so it is UTC on the way in and on the way out."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Refuse a time without a zone rather than guess it."""
+        if value is not None and value.tzinfo is None:
+            raise ValueError("a time without a time zone")
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """UTC, whatever the database has made of it."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Base(DeclarativeBase):
+    """All tables; constraints are named so that a migration can refer to them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {datetime: UtcDateTime, dict[str, Any]: JSON, bytes: LargeBinary, str: Text}  # noqa: RUF012
+
+
+def _one_of(column: str, values: Any) -> CheckConstraint:
+    listed = ", ".join(f"'{value}'" for value in get_args(values))
+    return CheckConstraint(f"{column} IN ({listed})", name=column)
+
+
+class Report(Base):
+    """The differential of one specimen. `version` goes up with every change and is the ETag of the report."""
+
+    __tablename__ = "reports"
+    __table_args__ = (_one_of("status", Status), Index(None, "status", "created_at"))
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    version: Mapped[int] = mapped_column(default=1)
+    status: Mapped[Status] = mapped_column(String(16), default="preliminary")
+    specimen_id: Mapped[str | None]
+    wbc_count: Mapped[float | None]
+    model_name: Mapped[str]
+    model_version: Mapped[str]
+    confusion: Mapped[list[list[int]] | None] = mapped_column(
+        JSON(none_as_null=True)
+    )  # of the model that answered: a correction may come when another one serves
+    differential: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime]
+    changed_at: Mapped[datetime]
+
+    cells: Mapped[list["Cell"]] = relationship(order_by="Cell.position")
+    corrections: Mapped[list["Correction"]] = relationship(order_by="Correction.id")
+    signatures: Mapped[list["Signature"]] = relationship(order_by="Signature.id")
+    messages: Mapped[list["Message"]] = relationship(order_by="Message.id")
+
+
+class Cell(Base):
+    """One posted image: what the model said, what it counts as now (`label`, null where it is not counted)."""
+
+    __tablename__ = "cells"
+
+    report_id: Mapped[str] = mapped_column(ForeignKey("reports.id"), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True)
+    sha256: Mapped[str] = mapped_column(String(64))
+    result: Mapped[dict[str, Any]]
+    label: Mapped[str | None]
+    image: Mapped[bytes | None] = mapped_column(deferred=True)  # only where the site keeps images
+    has_image: Mapped[bool] = column_property(image.is_not(None))
+
+
+class Correction(Base):
+    """One change of one cell's label by a person; never changed or deleted. `version` is the report's after it."""
+
+    __tablename__ = "corrections"
+    __table_args__ = (Index(None, "report_id"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    report_id: Mapped[str] = mapped_column(ForeignKey("reports.id"))
+    position: Mapped[int]
+    from_label: Mapped[str | None]
+    to_label: Mapped[str | None]
+    by: Mapped[str]
+    caller: Mapped[str]  # the name of the key that the request came with
+    at: Mapped[datetime]
+    version: Mapped[int]
+
+
+class Signature(Base):
+    """Who signed which version of a report and what it said then; never changed or deleted."""
+
+    __tablename__ = "signatures"
+    __table_args__ = (_one_of("status", Literal["final", "amended"]), Index(None, "report_id"))
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    report_id: Mapped[str] = mapped_column(ForeignKey("reports.id"))
+    status: Mapped[str] = mapped_column(String(16))
+    differential: Mapped[dict[str, Any]]
+    by: Mapped[str]
+    caller: Mapped[str]
+    at: Mapped[datetime]
+    version: Mapped[int]
+
+
+class Message(Base):
+    """A message of the outbox, in the order of `id`; see serving/outbox.py for what its columns mean to the sender."""
+
+    __tablename__ = "outbox"
+    __table_args__ = (
+        _one_of("state", Delivery),
+        Index(None, "state", "id"),
+        Index(None, "report_id"),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    report_id: Mapped[str] = mapped_column(ForeignKey("reports.id"))
+    control_id: Mapped[str] = mapped_column(String(20), unique=True)
+    text: Mapped[str]
+    state: Mapped[Delivery] = mapped_column(String(16), default="pending")
+    attempts: Mapped[int] = mapped_column(default=0)
+    unanswered: Mapped[int] = mapped_column(default=0)
+    not_before: Mapped[datetime]
+    created_at: Mapped[datetime]
+    finished_at: Mapped[datetime | None]
+    error: Mapped[str | None]
+
+
+class Store:
+    """An open database. Sessions come from `reading` and `writing`; both may be used from several threads at once."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._writer = engine.execution_options(writing=True)
+        # A report is read with several SELECTs; on SQLite a transaction sees one state anyway.
+        postgres = engine.dialect.name == "postgresql"
+        self._reader = engine.execution_options(isolation_level="REPEATABLE READ") if postgres else engine
+
+    @classmethod
+    def open(cls, url: str) -> "Store":
+        """Connect and bring the tables up to date; processes that open an empty database at once wait for each other.
+
+        Raises WbcError, in one line without user, password or query of the URL, for an address that is not understood or not
+        reached and for a database that a newer version has written.
+        """
+        from serving.migrations import upgrade
+
+        parsed = _parsed(url)
+        engine = _engine(parsed)
+        store = cls(engine)
+        try:
+            if parsed.get_backend_name() == "sqlite":
+                _use_wal(engine)
+            with store._writer.begin() as connection:
+                upgrade(connection)
+        except (SQLAlchemyError, sqlite3.Error) as error:
+            engine.dispose()
+            raise WbcError(f"{describe(parsed)} cannot be used: {_reason(error, parsed)}") from None
+        except BaseException:
+            engine.dispose()
+            raise
+        return store
+
+    @classmethod
+    def from_environment(cls) -> "Store | None":
+        """The store that WBC_STORE_URL names; None where it is unset, and the service then keeps nothing."""
+        url = os.environ.get(STORE_URL, "").strip()
+        return cls.open(url) if url else None
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """A session for looking only; sees one state of the database."""
+        with Session(self._reader, expire_on_commit=False) as session:
+            yield session
+
+    @contextmanager
+    def writing(self) -> Iterator[Session]:
+        """A session in one transaction: committed at the end of the block, undone when the block raises."""
+        with Session(self._writer, expire_on_commit=False) as session, session.begin():
+            yield session
+
+
+def sqlite_url(path: Path) -> str:
+    """The URL of a SQLite file."""
+    return URL.create("sqlite", database=str(path)).render_as_string()
+
+
+def describe(url: URL) -> str:
+    """A database in words that may be printed: never user, password or query."""
+    if url.get_backend_name() == "sqlite":
+        return f"the store {url.database}"
+    return f"the store {url.database or ''!r} on PostgreSQL at {url.host or 'the local socket'}"
+
+
+def _parsed(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise WbcError(
+            f"{STORE_URL} is not a database URL: give sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME"
+        ) from None
+    backend = parsed.drivername.partition("+")[0]
+    if backend not in DRIVERS:
+        raise WbcError(f"{STORE_URL} names a {backend!r} database: use sqlite or postgresql")
+    if "@" in (parsed.host or ""):
+        raise WbcError(f"{STORE_URL}: an @ in the password must be written as %40")
+    if backend == "sqlite" and parsed.database in (None, "", ":memory:"):
+        raise WbcError(f"{STORE_URL} names no file: a store in memory would be lost; give sqlite:///FILE")
+    return parsed.set(drivername=DRIVERS[backend])
+
+
+def _reason(error: Exception, url: URL) -> str:
+    text = " ".join(str(getattr(error, "orig", None) or error).split())
+    for secret in (url.password, *map(str, url.query.values())):
+        text = text.replace(str(secret), "...") if secret else text
+    return text
+
+
+def _engine(url: URL) -> Engine:
+    # hide_parameters: an error's traceback goes to the log, and the parameters hold specimen ids.
+    if url.get_backend_name() != "sqlite":
+        engine = create_engine(url, hide_parameters=True, pool_pre_ping=True, connect_args={"connect_timeout": CONNECT_SECONDS})
+        event.listen(engine, "handle_error", _without_values)
+        return engine
+    _private_file(Path(str(url.database)))
+    engine = create_engine(url, hide_parameters=True, connect_args={"timeout": BUSY_SECONDS})
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _without_values(context: ExceptionContext) -> None:
+    """PostgreSQL quotes the offending row in the lines after the first."""
+    for error in (context.original_exception, context.sqlalchemy_exception):
+        if error is not None and error.args:
+            error.args = (str(error.args[0]).partition("\n")[0],)
+
+
+def _private_file(path: Path) -> None:
+    """Make the file so that only its owner may read it; SQLite gives the files beside it the same mode."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    except OSError as error:
+        raise WbcError(f"the store {path} cannot be written: {error.strerror}") from None
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, record: object) -> None:
+    connection.isolation_level = None  # the driver must not begin transactions on its own: `_begin_sqlite` does
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA synchronous = FULL")  # what was answered as kept outlives a power cut
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A transaction that reads first and writes later could not wait for another writer; so a writer says so at once.
+    writing = connection.get_execution_options().get("writing", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+
+
+def _use_wal(engine: Engine) -> None:
+    """Switch the file to a write-ahead log. SQLite does not wait here when another process is switching, so this does."""
+    raw = engine.raw_connection()
+    deadline = time.monotonic() + BUSY_SECONDS
+    try:
+        while True:
+            try:
+                [mode] = raw.cursor().execute("PRAGMA journal_mode = WAL").fetchone()
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+                continue
+            if mode != "wal":
+                raise WbcError(f"{describe(engine.url)}: SQLite has no write-ahead log there; choose a folder on a local disk")
+            return
+    finally:
+        raw.close()

@@ -1,0 +1,321 @@
+"""The audit log: what is in it, that tampering shows, and that no crash or full disk breaks it or lets an answer pass by."""
+
+import asyncio
+import hashlib
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from live import ROOT, clean_environment, fails_to_start, free_port, of_class, serve_command, started
+from typer.testing import CliRunner
+
+from flows.cli import app as command_line
+from serving.audit import AuditLog, Link, verify
+from serving.keys import add_key
+from serving.schemas import ModelName
+from wbc_model.errors import WbcError
+
+MODEL = ModelName(name="wbc", version="tiny-1")
+
+
+async def write(path: Path, count: int, caller: str = "ward-3") -> None:
+    log = AuditLog(path)
+    for number in range(count):
+        await log.record(caller, "POST /v1/classify", 200, [hashlib.sha256(bytes([number])).hexdigest()], MODEL, b"answer")
+    log.close()
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    path = tmp_path / "audit.jsonl"
+    asyncio.run(write(path, 6))
+    return path
+
+
+def test_a_record_says_who_when_what_and_the_hash_can_be_worked_out_by_hand(log: Path) -> None:
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["n"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    first, second = lines[:2]
+    assert list(first) == ["n", "time", "caller", "call", "status", "images", "model", "answer", "previous", "hash"]
+    assert first["previous"] == "0" * 64
+    assert second["previous"] == first["hash"]
+    text = log.read_text().splitlines()[0]
+    without = text[: text.index(', "hash"')] + "}"
+    assert first["hash"] == hashlib.sha256(without.encode()).hexdigest()
+    assert first["images"] == [hashlib.sha256(b"\0").hexdigest()]
+    assert first["answer"] == hashlib.sha256(b"answer").hexdigest()
+    assert verify(log).records == 6
+    assert log.stat().st_mode & 0o077 == 0, "only the service's user may read it"
+
+
+def test_a_chain_goes_on_after_a_restart(log: Path) -> None:
+    asyncio.run(write(log, 3))
+    assert (verify(log).records, verify(log).torn) == (9, 0)
+
+
+def tampered(kind: str, lines: list[bytes], at: int, to: int) -> tuple[list[bytes], int]:
+    """The lines after tampering, and the first line that must be named."""
+    if kind == "delete":
+        return lines[:at] + lines[at + 1 :], at + 1
+    if kind == "swap":
+        changed = list(lines)
+        changed[at], changed[to] = changed[to], changed[at]
+        return changed, min(at, to) + 1
+    if kind == "repeat":
+        return lines[: at + 1] + lines[at:], at + 2
+    change = {"change": (b"ward-3", b"ward-4"), "respace": (b'"n": ', b'"n":'), "answer": (b'"status": 200', b'"status": 422')}
+    return [*lines[:at], lines[at].replace(*change[kind], 1), *lines[at + 1 :]], at + 1
+
+
+@pytest.mark.parametrize("kind", ["delete", "swap", "repeat", "change", "respace", "answer"])
+@pytest.mark.parametrize(("at", "to"), [(0, 1), (2, 4), (4, 5), (5, 0)])
+def test_tampering_is_found_where_it_begins(log: Path, kind: str, at: int, to: int) -> None:
+    lines, broken = tampered(kind, log.read_bytes().splitlines(keepends=True), at, to)
+    log.write_bytes(b"".join(lines))
+    if kind == "delete" and at == 5:
+        with pytest.raises(WbcError, match="broken at the end, after record 5"):
+            verify(log)
+    else:
+        with pytest.raises(WbcError, match=f"broken at line {broken}:"):
+            verify(log)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_no_byte_can_be_changed_or_cut(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    path = tmp_path_factory.mktemp("audit") / "audit.jsonl"
+    asyncio.run(write(path, 3))
+    content = path.read_bytes()
+    place = data.draw(st.integers(0, len(content) - 1))
+    if data.draw(st.booleans()):
+        path.write_bytes(content[:place])
+        whole = place == len(content) - 1  # all that is missing is the last end of line
+    else:
+        other = data.draw(st.integers(0, 255).filter(lambda value: value != content[place]))
+        path.write_bytes(content[:place] + bytes([other]) + content[place + 1 :])
+        whole = False
+    if whole:
+        assert verify(path).records == 3
+    else:
+        with pytest.raises(WbcError, match="broken"):
+            verify(path)
+
+
+def test_the_end_cut_off_shows_even_at_a_line_and_a_hash_noted_elsewhere_shows_the_rest(log: Path) -> None:
+    noted = verify(log).last
+    head = log.with_name("audit.jsonl.head")
+    four = b"".join(log.read_bytes().splitlines(keepends=True)[:4])
+    log.write_bytes(four)
+    with pytest.raises(WbcError, match="knows of 6 records"):
+        verify(log)
+    with pytest.raises(WbcError, match="does not end with record 6"):
+        AuditLog(log)
+    head.write_text(f"{4:020d} {json.loads(four.splitlines()[-1])['hash']}\n")  # whoever changes both is found out by the note
+    assert verify(log).records == 4
+    with pytest.raises(WbcError, match="no record has the hash"):
+        verify(log, noted)
+    head.unlink()
+    with pytest.raises(WbcError, match="head is missing"):
+        verify(log)
+    with pytest.raises(WbcError, match="does not end with a"):
+        AuditLog(log)
+
+
+def test_a_log_that_is_gone_is_not_begun_anew_in_silence(log: Path) -> None:
+    log.unlink()
+    with pytest.raises(WbcError, match="does not end with record 6"):
+        AuditLog(log)
+
+
+def test_a_crash_at_any_byte_of_a_line_is_named_and_the_chain_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    head = tmp_path / "audit.jsonl.head"
+    asyncio.run(write(path, 2))
+    before, head_before = path.read_bytes(), head.read_bytes()
+    asyncio.run(write(path, 1))
+    after = path.read_bytes()
+    for cut in range(len(before) + 1, len(after) + 1, 7):
+        path.write_bytes(after[:cut])
+        head.write_bytes(head_before)
+        assert verify(path).torn == (cut < len(after) - 1), "seen by the verifier before the service is back"
+        asyncio.run(write(path, 2))
+        assert path.read_bytes().startswith(after[:cut]), "nothing is ever taken out of the file"
+        found = verify(path)
+        assert found.torn == (cut < len(after) - 1)
+        assert found.records == 2 + 1 + 2  # torn and its note, or whole after all
+    cut = len(before) + 40
+    torn = after[len(before) : cut]
+    path.write_bytes(after[:cut] + b"\n" + b'{"n": 3, "ti')  # a second crash while the first was noted
+    head.write_bytes(head_before)
+    asyncio.run(write(path, 1))
+    assert verify(path).records == 4
+    assert torn in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(torn, torn[:-1] + b"!"))
+    with pytest.raises(WbcError, match="broken at line 3:"):
+        verify(path)
+
+
+WRITER = """
+import asyncio, sys
+from pathlib import Path
+from serving.audit import AuditLog
+
+async def main():
+    log = AuditLog(Path(sys.argv[1]))
+    async def caller(number):
+        for turn in range(100_000):
+            await log.record(f"caller-{number}", "POST /v1/classify", 200, [f"{turn:064d}"] * 20, None, b"")
+            print(number, turn, flush=True)
+    await asyncio.gather(*(caller(number) for number in range(8)))
+
+asyncio.run(main())
+"""
+
+
+def test_killed_while_many_write_it_has_lost_nothing_that_was_answered(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    rng = random.Random(0)
+    answered = 0
+    environment = clean_environment(PYTHONPATH=str(ROOT))
+    for _ in range(4):
+        process = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, env=environment, cwd=ROOT, text=True
+        )
+        assert process.stdout is not None
+        lines = [process.stdout.readline()]
+        time.sleep(rng.uniform(0.05, 0.3))
+        process.send_signal(signal.SIGKILL)
+        lines += process.stdout.readlines()
+        process.wait()
+        with path.open() as file:
+            records = [json.loads(line) for line in file if line.startswith("{") and line.endswith("}\n")]
+        told = {(record["caller"], record["images"][0]) for record in records if "caller" in record}
+        for caller, turn in (line.split() for line in lines if line.endswith("\n")):
+            assert (f"caller-{caller}", f"{int(turn):064d}") in told
+            answered += 1
+        assert verify(path).records >= len(told)
+    assert answered > 20
+
+
+FULL = """
+import asyncio, resource, sys
+from pathlib import Path
+from serving.audit import AuditLog, verify
+from serving.problems import Problem
+
+async def main():
+    path = Path(sys.argv[1])
+    log = AuditLog(path)
+    record = lambda caller: log.record(caller, "POST /v1/classify", 200, ["0" * 64] * 10, None, b"")
+    await record("before")
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 100, hard))
+    for _ in range(3):
+        try:
+            await record("no room")
+        except Problem as problem:
+            assert problem.status == 503 and "Retry-After" in problem.headers
+        else:
+            raise AssertionError("an answer went out without its record")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    await record("after")
+    log.close()
+    print(verify(path))
+    callers = [line for line in path.read_text().splitlines() if '"caller": "no room"' in line and line.endswith("}")]
+    assert not callers and '"caller": "after"' in path.read_text()
+
+asyncio.run(main())
+"""
+
+
+def test_a_full_disk_withholds_the_answer_and_the_log_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FULL, str(tmp_path / "audit.jsonl")]
+    result = subprocess.run(command, env=clean_environment(PYTHONPATH=str(ROOT)), capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert "torn=" in result.stdout
+
+
+def test_a_caller_that_has_gone_does_not_stop_the_log(tmp_path: Path) -> None:
+    async def impatient() -> None:
+        log = AuditLog(tmp_path / "audit.jsonl")
+        calls = [asyncio.create_task(log.record("gone", "POST /v1/classify", 200, [], None, b"")) for _ in range(50)]
+        await asyncio.sleep(0)
+        for call in calls[::2]:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        await log.record("here", "POST /v1/classify", 200, [], None, b"")
+        log.close()
+
+    asyncio.run(impatient())
+    assert verify(tmp_path / "audit.jsonl").records >= 26
+
+
+def test_two_services_cannot_write_to_one_log(log: Path) -> None:
+    first = AuditLog(log)
+    with pytest.raises(WbcError, match="another service"):
+        AuditLog(log)
+    first.close()
+    AuditLog(log).close()
+
+
+def test_the_command_names_the_first_broken_line(log: Path) -> None:
+    def run(*words: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", "flows.cli", "audit", "verify", str(log), *words]
+        result = subprocess.run(command, env=clean_environment(PYTHONPATH=str(ROOT)), capture_output=True, text=True, timeout=60)
+        return result.returncode, result.stdout + result.stderr
+
+    good = CliRunner().invoke(command_line, ["audit", "verify", str(log), "--json"])
+    assert json.loads(good.stdout)["records"] == 6
+    log.write_text(log.read_text().replace("tiny-1", "tiny-2", 1))
+    code, output = run()
+    assert code == 1
+    assert output.startswith("wbc: error:")
+    assert "broken at line 1" in output
+    assert len(output.splitlines()) == 1
+
+
+def test_the_service_keeps_it_and_nothing_in_it_names_a_patient(model_dir: Path, tmp_path: Path) -> None:
+    port, path, keyring = free_port(), tmp_path / "audit.jsonl", tmp_path / "keys"
+    key = add_key(keyring, "ward-3", ["classify"])
+    environment = clean_environment(WBC_AUDIT_LOG=str(path), WBC_API_KEYS_FILE=str(keyring))
+    good, bad = of_class("Basophil"), b"not an image"
+    files = [("images", ("Doe^Jane 1970-01-01.png", data, "image/png")) for data in (good, bad)]
+    with started(serve_command(model_dir, port), port, tmp_path, environment, ROOT) as server:
+        headers = {"X-API-Key": key}
+        mixed = httpx.post(f"{server.url}/v1/classify", files=files, headers=headers)
+        none = httpx.post(f"{server.url}/v1/classify", files=files[1:], headers=headers)
+        refused = httpx.post(f"{server.url}/v1/classify", files=files)
+        texts = {"specimen_id": "S-4711", "wbc_count": "7.1"}
+        counted = httpx.post(f"{server.url}/v1/differential", files=files, data=texts, headers=headers)
+        assert [mixed.status_code, none.status_code, refused.status_code, counted.status_code] == [200, 422, 401, 200]
+        assert "another service" in fails_to_start(serve_command(model_dir, free_port()), WBC_AUDIT_LOG=str(path))
+    first, second, third = [json.loads(line) for line in path.read_text().splitlines()]
+    assert (first["caller"], first["call"], first["status"]) == ("ward-3", "POST /v1/classify", 200)
+    assert first["images"] == [hashlib.sha256(data).hexdigest() for data in (good, bad)]
+    assert first["model"] == {"name": "wbc", "version": "tiny-1"}
+    assert first["answer"] == hashlib.sha256(mixed.content).hexdigest()
+    assert (second["status"], second["answer"]) == (422, hashlib.sha256(none.content).hexdigest())
+    assert (third["call"], third["answer"]) == ("POST /v1/differential", hashlib.sha256(counted.content).hexdigest())
+    assert verify(path).last == third["hash"]
+    for text in (path.read_text(), server.log.read_text()):
+        assert "Doe" not in text
+        assert "4711" not in text
+        assert key not in text
+
+
+def test_a_log_that_cannot_be_written_ends_the_start_with_one_line(model_dir: Path, tmp_path: Path) -> None:
+    line = fails_to_start(serve_command(model_dir, free_port()), WBC_AUDIT_LOG=str(tmp_path / "not-there" / "audit.jsonl"))
+    assert "audit log cannot be written" in line
+
+
+def test_the_head_before_the_first_record(tmp_path: Path) -> None:
+    AuditLog(tmp_path / "audit.jsonl").close()
+    assert (verify(tmp_path / "audit.jsonl").records, verify(tmp_path / "audit.jsonl").last) == (0, Link().digest)

@@ -1,0 +1,315 @@
+"""What is kept: the same tests on SQLite and on a real PostgreSQL."""
+
+import stat
+import subprocess
+import sys
+import threading
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from live import ROOT, clean_environment
+from specimens import CONFUSION, MODEL, PERSON, SPECIMEN, classified, rejected, reported, site
+from sqlalchemy import inspect, select, text
+from sqlalchemy.exc import DBAPIError
+
+from serving.differential import Differential, count_differential
+from serving.problems import Problem
+from serving.review import changed_cells, correct, find, sign, take_in
+from serving.schemas import Result
+from serving.site import Hl7Receiver
+from serving.specimen import Specimen
+from serving.store import Base, Cell, Message, Report, Store, sqlite_url
+from wbc_model.classes import CLASSES
+from wbc_model.errors import WbcError
+
+RECEIVER = Hl7Receiver(host="127.0.0.1", port=9)
+
+
+def test_the_migrations_make_the_tables_of_the_models(store: Store) -> None:
+    with store.reading() as session:
+        context = MigrationContext.configure(session.connection(), opts={"compare_type": True})
+        assert compare_metadata(context, Base.metadata) == []
+        # Alembic compares neither constraints that check nor what a primary key is called
+        found = inspect(session.connection())
+        for name, table in Base.metadata.tables.items():
+            assert set(found.get_pk_constraint(name)["constrained_columns"]) == {column.name for column in table.primary_key}
+            checks = {one["name"] for one in found.get_check_constraints(name)}
+            assert checks == {one.name for one in table.constraints if type(one).__name__ == "CheckConstraint"}
+
+
+def test_opening_again_changes_nothing_and_keeps_what_is_there(store: Store, store_url: str) -> None:
+    report = reported(store)
+    again = Store.open(store_url)
+    assert find(again, report).specimen_id == SPECIMEN
+    again.close()
+
+
+def test_processes_that_open_an_empty_store_at_once_wait_for_each_other(store_url: str) -> None:
+    code = "import sys; from serving.store import Store; Store.open(sys.argv[1]).close()"
+    command = [sys.executable, "-c", code, store_url]
+    processes = [
+        subprocess.Popen(command, cwd=ROOT, env=clean_environment(), stderr=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+    reported(Store.open(store_url))
+
+
+def test_a_store_of_a_newer_version_is_refused_in_one_line(store: Store, store_url: str) -> None:
+    with store.writing() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(WbcError, match=r"newer version.*9999.*0001") as refused:
+        Store.open(store_url)
+    assert "\n" not in str(refused.value)
+
+
+def test_times_keep_their_moment_and_have_a_zone(store: Store) -> None:
+    report = reported(store)
+    moment = datetime(2026, 11, 23, 1, 30, tzinfo=timezone(timedelta(hours=5)))
+    with store.writing() as session:
+        session.get_one(Report, report).changed_at = moment
+    read = find(store, report).changed_at
+    assert read == moment
+    assert read.utcoffset() == timedelta(0)
+    with pytest.raises(Exception, match="without a time zone"), store.writing() as session:
+        session.get_one(Report, report).changed_at = datetime(2026, 11, 23)
+
+
+def test_a_report_is_kept_as_it_was_answered(store: Store) -> None:
+    results: list[Result] = [classified("Neutrophil"), rejected(), classified("Basophil", review=True)]
+    report = find(store, reported(store, results=results))
+    assert (report.status, report.version, report.model_version, report.wbc_count) == ("preliminary", 1, "tiny-1", 5.0)
+    assert [cell.label for cell in report.cells] == ["Neutrophil", None, "Basophil"]
+    assert [cell.result for cell in report.cells] == [result.model_dump(mode="json") for result in results]
+    assert report.differential["classes"]["Neutrophil"]["count"] == 1
+    assert report.differential["to_review"] == 1
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_images_are_kept_only_where_the_site_says_so(store: Store, keep: bool) -> None:
+    reported(store, site(keep_images=keep), [classified("Neutrophil"), rejected()])
+    with store.reading() as session:
+        images = list(session.scalars(select(Cell.image).order_by(Cell.position)))
+    assert images == ([b"image 0", None] if keep else [None, None])
+
+
+def test_a_correction_counts_again_and_stays(store: Store) -> None:
+    report = reported(store)
+    correct(store, report, 12, "Monocyte", PERSON, 1, False, site())
+    correct(store, report, 13, "Lymphocyte", PERSON, 2, False, site())  # looked at and confirmed
+    correct(store, report, 0, None, PERSON, 3, False, site())
+    kept = find(store, report)
+    differential = Differential.model_validate(kept.differential)
+    counts = {name: share.count for name, share in differential.classes.items()}
+    assert counts == {"Basophil": 0, "Eosinophil": 0, "Lymphocyte": 6, "Monocyte": 1, "Neutrophil": 11}
+    assert differential.classes["Neutrophil"].percent == pytest.approx(100 * 11 / 18)
+    assert differential.classes["Monocyte"].absolute is not None
+    assert differential.classes["Monocyte"].absolute.value == pytest.approx(5.0 / 18)
+    assert (differential.cells, differential.to_review, differential.by_person) == (18, 5, 2)
+    changes = [(one.position, one.from_label, one.to_label, one.by, one.caller, one.version) for one in kept.corrections]
+    assert changes == [
+        (12, "Lymphocyte", "Monocyte", "Dr. Ada", "ward", 2),
+        (13, "Lymphocyte", "Lymphocyte", "Dr. Ada", "ward", 3),
+        (0, "Neutrophil", None, "Dr. Ada", "ward", 4),
+    ]
+    assert changed_cells(kept) == 2
+    assert kept.version == 4
+    assert kept.cells[12].result["label"] == "Lymphocyte"  # what the model said stays
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.lists(st.tuples(st.integers(0, 18), st.sampled_from([*CLASSES, None])), max_size=6))
+def test_the_corrections_replayed_give_the_labels(store: Store, changes: list[tuple[int, str | None]]) -> None:
+    report = reported(store)
+    for position, label in changes:
+        correct(store, report, position, label, PERSON, None, False, site())
+    kept = find(store, report)
+    labels = [cell.result.get("label") for cell in kept.cells]
+    for change in kept.corrections:
+        assert labels[change.position] == change.from_label
+        labels[change.position] = change.to_label
+    assert labels == [cell.label for cell in kept.cells]
+    counts = {name: share["count"] for name, share in kept.differential["classes"].items()}
+    assert counts == {name: labels.count(name) for name in CLASSES}
+
+
+def test_that_the_site_is_unknown_outlives_a_correction(store: Store) -> None:
+    differential = count_differential(["Neutrophil"] * 12, CONFUSION, site(), site_unknown=True)
+    report = take_in(
+        store, [classified("Neutrophil")] * 12, [b""] * 12, differential, CONFUSION, MODEL, Specimen(None, None), site()
+    )
+    correct(store, report, 0, "Basophil", PERSON, 1, False, site())
+    kept = Differential.model_validate(find(store, report).differential)
+    assert kept.site_unknown
+    assert kept.classes["Neutrophil"].corrected is None
+
+
+@pytest.mark.parametrize(
+    ("position", "label", "expected", "status"),
+    [(0, "Monocyte", 7, 412), (20, "Monocyte", 1, 404), (-1, "Monocyte", 1, 404), (19, "Monocyte", 1, 409)],
+)
+def test_a_correction_that_cannot_be_leaves_no_trace(store: Store, position: int, label: str, expected: int, status: int) -> None:
+    report = reported(store)
+    with pytest.raises(Problem) as refused:
+        correct(store, report, position, label, PERSON, expected, False, site())
+    assert refused.value.status == status
+    kept = find(store, report)
+    assert (kept.version, kept.corrections) == (1, [])
+
+
+def test_the_last_cell_cannot_be_taken_out(store: Store) -> None:
+    report = reported(store, results=[classified("Neutrophil")])
+    with pytest.raises(Problem) as refused:
+        correct(store, report, 0, None, PERSON, 1, False, site())
+    assert refused.value.status == 409
+    assert find(store, report).cells[0].label == "Neutrophil"
+
+
+def test_a_signed_report_is_corrected_only_as_an_amendment(store: Store) -> None:
+    of = site(RECEIVER)
+    report = reported(store, of)
+    sign(store, report, PERSON, 1, of)
+    for attempt in (
+        lambda: correct(store, report, 0, "Basophil", PERSON, None, False, of),
+        lambda: sign(store, report, PERSON, None, of),
+    ):
+        with pytest.raises(Problem) as refused:
+            attempt()
+        assert (refused.value.status, refused.value.document["type"]) == (409, "urn:wbc:problem:signed")
+    assert find(store, report).status == "final"
+    correct(store, report, 0, "Basophil", PERSON, 2, True, of)
+    assert find(store, report).status == "preliminary"  # what nobody has signed is not final
+    sign(store, report, PERSON, 3, of)
+    kept = find(store, report)
+    assert kept.status == "amended"
+    assert [(one.status, one.version) for one in kept.signatures] == [("final", 2), ("amended", 4)]
+    assert [one.differential["classes"]["Basophil"]["count"] for one in kept.signatures] == [0, 1]
+    assert [one.text.split("\rOBR")[1].split("|")[25] for one in kept.messages] == ["F", "C"]
+
+
+def test_signing_and_the_outbox_are_one_transaction(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    of = site(RECEIVER)
+    report = reported(store, of)
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("the message cannot be made")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("serving.review.oru_r01", fails)
+        with pytest.raises(RuntimeError):
+            sign(store, report, PERSON, 1, of)
+    kept = find(store, report)
+    assert (kept.status, kept.signatures, kept.messages) == ("preliminary", [], [])
+    sign(store, report, PERSON, 1, of)
+    [message] = find(store, report).messages
+    assert (message.state, message.attempts, len(message.control_id)) == ("pending", 0, 20)
+    assert f"|{message.control_id}|" in message.text
+
+
+def test_without_a_receiver_nothing_waits_for_one(store: Store) -> None:
+    report = reported(store)
+    sign(store, report, PERSON, 1, site())
+    assert find(store, report).messages == []
+
+
+def test_of_two_people_who_correct_at_once_one_is_told(store: Store) -> None:
+    report = reported(store)
+    outcomes: list[int] = []
+    barrier = threading.Barrier(4)
+
+    def person(label: str) -> None:
+        barrier.wait()
+        try:
+            correct(store, report, 0, label, PERSON, 1, False, site())
+            outcomes.append(200)
+        except Problem as problem:
+            outcomes.append(problem.status)
+
+    threads = [threading.Thread(target=person, args=(label,)) for label in CLASSES[:4]]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == [200, 412, 412, 412]
+    kept = find(store, report)
+    assert (len(kept.corrections), kept.version) == (1, 2)
+
+
+@pytest.mark.parametrize("statement", ["UPDATE corrections SET by = 'x'", "DELETE FROM corrections", "DELETE FROM signatures"])
+def test_the_database_itself_refuses_to_change_what_people_did(store: Store, statement: str) -> None:
+    report = reported(store)
+    correct(store, report, 0, "Basophil", PERSON, 1, False, site())
+    sign(store, report, PERSON, 2, site())
+    with pytest.raises(DBAPIError, match="only ever added"), store.writing() as session:
+        session.execute(text(statement))
+    kept = find(store, report)
+    assert (len(kept.corrections), len(kept.signatures), kept.corrections[0].by) == (1, 1, "Dr. Ada")
+
+
+def test_rows_cannot_point_to_nothing_and_states_are_known_ones(store: Store) -> None:
+    now = datetime.now(UTC)
+    with pytest.raises(DBAPIError), store.writing() as session:
+        session.add(Message(report_id="0" * 32, control_id="A", text="x", not_before=now, created_at=now))
+    report = reported(store)
+    with pytest.raises(DBAPIError), store.writing() as session:
+        session.execute(text("UPDATE reports SET status = 'done' WHERE id = :id"), {"id": report})
+
+
+def test_an_error_names_neither_specimen_nor_password(store: Store, store_url: str, postgres: str) -> None:
+    with pytest.raises(DBAPIError) as error, store.writing() as session:
+        session.execute(text("INSERT INTO reports (specimen_id) VALUES (:specimen)"), {"specimen": "SECRET-1"})
+    assert "SECRET-1" not in str(error.value)
+    password = postgres.split(":")[2].partition("@")[0]
+    for url in (f"{postgres}/not_there", postgres.replace(password, "wrong-secret") + "/postgres"):
+        with pytest.raises(WbcError) as refused:
+            Store.open(url)
+        assert "cannot be used" in str(refused.value)
+        assert not {password, "wrong-secret"} & set(str(refused.value).replace('"', " ").split())
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("postgresql://wbc:top-secret@127.0.0.1:1/wbc", "cannot be used"),
+        ("postgresql://wbc:top@secret@127.0.0.1:1/wbc", "%40"),
+        ("postgresql://127.0.0.1:1/wbc?user=wbc&password=top-secret", "cannot be used"),
+        ("mysql://wbc:top-secret@127.0.0.1/wbc", "use sqlite or postgresql"),
+        ("top-secret", "not a database URL"),
+        ("sqlite://", "names no file"),
+        ("sqlite:///:memory:", "names no file"),
+    ],
+)
+def test_an_address_that_cannot_be_used_is_one_line_without_the_password(url: str, words: str) -> None:
+    with pytest.raises(WbcError, match=words) as refused:
+        Store.open(url)
+    assert "secret" not in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_sqlite_store_is_private_durable_and_made_where_it_is_wanted(tmp_path: Path) -> None:
+    path = tmp_path / "deep er" / "ser%vice.db"
+    store = Store.open(sqlite_url(path))
+    reported(store)
+    for file in path.parent.iterdir():
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600, file.name
+    with store.writing() as session:
+        pragmas = {
+            name: session.execute(text(f"PRAGMA {name}")).scalar() for name in ("journal_mode", "synchronous", "foreign_keys")
+        }
+    assert pragmas == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
+    store.close()
+
+
+def test_a_file_that_is_no_database_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "service.db").write_bytes(b"this is not a database, but it is long enough to look like one" * 100)
+    with pytest.raises(WbcError, match=r"service\.db cannot be used: file is not a database"):
+        Store.open(sqlite_url(tmp_path / "service.db"))
+    with pytest.raises(WbcError, match="cannot be written"):
+        Store.open(sqlite_url(tmp_path))
