@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 
 import serving
 import wbc_model
-from wbc_model.card import CARD, ONNX, README, WEIGHTS, ModelCard, read_card
+from wbc_model.card import CARD, INT8, ONNX, README, WEIGHTS, ModelCard, read_card
 from wbc_model.errors import WbcError
 from wbc_model.files import replace_directory
 
@@ -122,7 +122,7 @@ def _stage(source: Path, model_dir: Path, card: ModelCard, metrics: dict[str, An
     for name in PURE_MODULES:
         shutil.copyfile(Path(str(wbc_model.__file__)).parent / f"{name}.py", source / "wbc_model" / f"{name}.py")
     (source / "model").mkdir()
-    for name in MODEL_FILES:
+    for name in (*MODEL_FILES, *(name for name in INT8 if name in card.sha256)):
         shutil.copyfile(model_dir / name, source / "model" / name)
     shutil.copyfile(model_dir / README, source / README)
     if metrics is not None:

@@ -39,6 +39,7 @@ from wbc_model.probabilities import softmax
 
 # bf16 moves a logit by a few hundredths. That cannot be seen in a probability of 0.9 or more, but it can turn a near tie; so
 # whatever is less sure is computed again in float32, and the service never names another class than the offline evaluation.
+# int8 moves a probability of 0.9 or more by some hundredths: what that costs, the gate of flows/quantise.py measures.
 SURE: Final = 0.9
 # A cell takes milliseconds to decode, a 40-megapixel PNG of 100 kB seconds: without a bound one request of 256 of them would
 # keep everybody else waiting for minutes.
@@ -117,7 +118,7 @@ class Classifier:
                 shown.append(appearance)
                 places.append(place)
         if pixels:
-            answer = self._infer(np.stack(pixels))
+            answer = self.infer(np.stack(pixels))
             probabilities = softmax(answer.logits, self.card.temperature)
             doubts = self._doubts(answer, np.stack(shown))
             for row, place in enumerate(places):
@@ -129,7 +130,8 @@ class Classifier:
                 results[place] = result
         return [result for result in results if result is not None]
 
-    def _infer(self, images: NDArray[np.uint8]) -> Answer:
+    def infer(self, images: NDArray[np.uint8]) -> Answer:
+        """What the engine says of views (N, S, S, 3), and in float32 of those it is not SURE of; blocks."""
         answer = self.engine.infer(images)
         unsure = np.flatnonzero(softmax(answer.logits, self.card.temperature).max(axis=1) < SURE)
         if self.engine.reduced and len(unsure):

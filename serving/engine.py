@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from wbc_model.card import ONNX, ModelCard
+from wbc_model.card import INT8, ONNX, ModelCard
 from wbc_model.errors import WbcError
 
 ENGINES: Final = ("auto", "openvino", "torch")
@@ -25,7 +25,7 @@ class Answer(NamedTuple):
 
 
 class Engine(Protocol):
-    """What runs the network. `reduced` says that `infer` may compute in bf16 unless asked to be `exact` (float32)."""
+    """What runs the network. `reduced` says that `infer` may compute in bf16 or int8 unless asked to be `exact` (float32)."""
 
     name: str
     reduced: bool
@@ -45,7 +45,8 @@ def thread_count() -> int:
 
 
 class OpenVinoEngine:
-    """model.onnx on the CPU: one stream and one infer request a thread; bf16 where the processor computes in it natively."""
+    """On the CPU, one stream and one infer request a thread: the directory's graph in int8, or where it has none model.onnx in
+    bf16 where the processor computes in it natively; `exact` always model.onnx in float32."""
 
     name = "openvino"
     chunk = 16
@@ -54,18 +55,17 @@ class OpenVinoEngine:
         import openvino
 
         core = openvino.Core()
+        model = _read(core, directory / ONNX)
+        has_int8 = (directory / INT8[0]).exists()
+        bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        self.reduced = bf16 or has_int8
         try:
-            model = core.read_model(directory / ONNX)
+            self._requests = {True: _requests(core, model, "f32", threads)}
+            if self.reduced:
+                fast = _read(core, directory / INT8[0]) if has_int8 else model
+                self._requests[False] = _requests(core, fast, "bf16" if bf16 else "f32", threads)
         except RuntimeError as error:
-            raise WbcError(f"{directory / ONNX}: OpenVINO cannot read it: {_first_line(error)}") from None
-        outputs = {name for output in model.outputs for name in output.names}
-        if not {"logits", "predicted_loss"} <= outputs:
-            raise WbcError(f"{directory / ONNX}: outputs are {sorted(outputs)}, `logits` and `predicted_loss` are needed")
-        self.reduced = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        try:
-            self._requests = {exact: _requests(core, model, exact, threads) for exact in {True, not self.reduced}}
-        except RuntimeError as error:
-            raise WbcError(f"{directory / ONNX}: OpenVINO cannot compile it: {_first_line(error)}") from None
+            raise WbcError(f"{directory}: OpenVINO cannot compile its graph: {_first_line(error)}") from None
 
     def infer(self, images: NDArray[np.uint8], exact: bool = False) -> Answer:
         """See Engine. Waits for a free infer request."""
@@ -78,12 +78,23 @@ class OpenVinoEngine:
             free.put(request)
 
 
-def _requests(core: Any, model: Any, exact: bool, threads: int) -> "queue.SimpleQueue[Any]":
+def _read(core: Any, path: Path) -> Any:
+    try:
+        model = core.read_model(path)
+    except RuntimeError as error:
+        raise WbcError(f"{path}: OpenVINO cannot read it: {_first_line(error)}") from None
+    outputs = {name for output in model.outputs for name in output.names}
+    if not {"logits", "predicted_loss"} <= outputs:
+        raise WbcError(f"{path}: outputs are {sorted(outputs)}, `logits` and `predicted_loss` are needed")
+    return model
+
+
+def _requests(core: Any, model: Any, precision: str, threads: int) -> "queue.SimpleQueue[Any]":
     settings = {
         "PERFORMANCE_HINT": "THROUGHPUT",
         "NUM_STREAMS": threads,
         "INFERENCE_NUM_THREADS": threads,
-        "INFERENCE_PRECISION_HINT": "f32" if exact else "bf16",
+        "INFERENCE_PRECISION_HINT": precision,
     }
     compiled = core.compile_model(model, "CPU", settings)
     free: queue.SimpleQueue[Any] = queue.SimpleQueue()

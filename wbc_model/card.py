@@ -5,6 +5,7 @@ model.onnx            uint8 images (N, size, size, 3) named `images` to float32 
                       `predicted_loss` (N,); normalisation is inside the graph
 model.json            this card
 README.md             the card for a clinician
+model-int8.xml, .bin  where it passed the gate of flows/quantise.py: the graph in int8, which answers first in its place
 """
 
 import hashlib
@@ -19,6 +20,7 @@ from wbc_model.errors import WbcError
 from wbc_model.images import View
 
 WEIGHTS, ONNX, CARD, README = "weights.safetensors", "model.onnx", "model.json", "README.md"
+INT8 = ("model-int8.xml", "model-int8.bin")
 
 
 class Architecture(BaseModel):

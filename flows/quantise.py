@@ -1,0 +1,196 @@
+"""The network in int8: post-training quantisation, and the gate that it must pass before it is served.
+
+    python -m flows.quantise MODEL_DIR DATA.csv
+
+NNCF calibrates on DATA's validation cells. The int8 graph joins the model directory only where, on DATA's test cells, its
+accuracy is within 0.2 points of the float32 graph's and every class's recall within 0.5, and where on this processor it is at
+least 1.3 times as fast as what would be served without it. The gate looks at what the service answers: what the int8 graph is
+unsure of it computes again in float32 (serving/classify.py), and that counts in the time too. See docs/decisions/023.
+"""
+
+import argparse
+import importlib
+import logging
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.classify import Classifier
+from serving.engine import OpenVinoEngine
+from wbc_model.card import INT8, ONNX, file_sha256, read_card
+from wbc_model.classes import CLASSES
+from wbc_model.errors import ImageRejected, WbcError
+from wbc_model.evaluate import label_indices
+from wbc_model.export import write_card
+from wbc_model.files import replace_directory
+from wbc_model.images import View, preprocess
+from wbc_model.manifest import read_cell, read_manifest, root_of
+
+ACCURACY_POINTS: Final = 0.2
+RECALL_POINTS: Final = 0.5
+FASTER: Final = 1.3
+CALIBRATION_CELLS: Final = 300
+TIMED_CELLS: Final = 128
+CHUNK: Final = 16
+Pixels = NDArray[np.uint8]
+Labels = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate found; `reasons` is empty where int8 passes. Points are float32's minus int8's, percent."""
+
+    cells: int
+    accuracy_points: float
+    recall_points: dict[str, float]
+    speedup: float
+    reasons: list[str]
+
+
+def judge(labels: Labels, exact: Labels, int8: Labels, speedup: float) -> Verdict:
+    """Compare the classes (N,) that the float32 graph and the service with int8 name for the same labelled cells (N,)."""
+
+    def points(where: NDArray[np.bool_]) -> float:
+        lost = int((exact == labels)[where].sum()) - int((int8 == labels)[where].sum())
+        return 100 * lost / int(where.sum())
+
+    accuracy = points(np.ones(len(labels), bool))
+    recalls = {name: points(labels == index) for index, name in enumerate(CLASSES) if (labels == index).any()}
+    reasons = [f"recall of {name} falls by {fall:.2f} points" for name, fall in recalls.items() if fall > RECALL_POINTS]
+    if accuracy > ACCURACY_POINTS:
+        reasons.insert(0, f"accuracy falls by {accuracy:.2f} points")
+    if speedup < FASTER:
+        reasons.append(f"it is {speedup:.2f} times as fast, {FASTER} is needed")
+    return Verdict(len(labels), accuracy, recalls, speedup, reasons)
+
+
+def write_int8(model_dir: Path, views: Pixels, out: Path) -> None:
+    """Quantise model.onnx on calibration views (N, S, S, 3) and write the graph in int8 into the folder `out`."""
+    try:
+        nncf: Any = importlib.import_module("nncf")  # it is not in the lock: only who quantises needs it
+    except ModuleNotFoundError:
+        raise WbcError("quantisation needs the package nncf, which is not installed here") from None
+    import openvino
+
+    logging.getLogger("nncf").setLevel(logging.ERROR)  # it lists every operation that it leaves as it is
+    model = openvino.Core().read_model(model_dir / ONNX)
+    calibration = nncf.Dataset([view[None] for view in views])
+    # The attention's few operations gain nothing from int8, and its gates lose more than the convolutions do.
+    kept = nncf.IgnoredScope(patterns=[".*attention.*"], validate=False)
+    quantised = nncf.quantize(model, calibration, subset_size=len(views), ignored_scope=kept)
+    openvino.save_model(quantised, out / INT8[0], compress_to_fp16=False)
+
+
+def predicted(classifier: Classifier, views: Pixels) -> Labels:
+    """The class that the service names for each view, (N,)."""
+    parts = [classifier.infer(views[start : start + CHUNK]).logits for start in range(0, len(views), CHUNK)]
+    classes: Labels = np.concatenate(parts).argmax(axis=1)
+    return classes
+
+
+def exact_classes(engine: OpenVinoEngine, views: Pixels) -> Labels:
+    """The class of each view in float32, (N,)."""
+    parts = [engine.infer(views[start : start + CHUNK], exact=True).logits for start in range(0, len(views), CHUNK)]
+    classes: Labels = np.concatenate(parts).argmax(axis=1)
+    return classes
+
+
+def times_as_fast(int8: Classifier, without: Classifier, views: Pixels, repeats: int = 9) -> float:
+    """Median over alternated repeats of the time without int8 by the time with it, in one thread."""
+
+    def seconds(classifier: Classifier) -> float:
+        begin = time.perf_counter()
+        predicted(classifier, views)
+        return time.perf_counter() - begin
+
+    ratios = [seconds(without) / seconds(int8) for _ in range(repeats + 1)]
+    return statistics.median(ratios[1:])
+
+
+def quantise(model_dir: Path, calibration: Pixels, test: Pixels, labels: Labels) -> Verdict:
+    """Put the int8 graph into the model directory where the gate lets it; the directory stays as it is where not.
+
+    `calibration` (N, S, S, 3) and `test` (M, S, S, 3) are views as the network sees them, `labels` (M,) class indices.
+    """
+    card = read_card(model_dir)
+    plain = card.model_copy(update={"sha256": {name: digest for name, digest in card.sha256.items() if name not in INT8}})
+    temporary = Path(tempfile.mkdtemp(dir=model_dir.parent, prefix=f".{model_dir.name}."))
+    try:
+        shutil.copytree(model_dir, temporary, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*INT8))
+        without = Classifier(card, OpenVinoEngine(temporary, 1), 1)
+        write_int8(temporary, calibration, temporary)
+        engine = OpenVinoEngine(temporary, 1)
+        fast = Classifier(card, engine, 1)
+        speedup = times_as_fast(fast, without, some(test, TIMED_CELLS))
+        verdict = judge(labels, exact_classes(engine, test), predicted(fast, test), speedup)
+        if not verdict.reasons:
+            digests = {name: file_sha256(temporary / name) for name in INT8}
+            write_card(temporary, plain.model_copy(update={"sha256": plain.sha256 | digests}))
+            replace_directory(temporary, model_dir)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return verdict
+
+
+def some(views: Pixels, most: int) -> Pixels:
+    """At most so many, evenly spread, so that every class is there."""
+    return views[:: max(1, len(views) // most)][:most]
+
+
+def labelled_views(data: Path, split: str, size: int, view: View, most: int | None = None) -> tuple[Pixels, Labels]:
+    """Views and labels of a split's usable cells; `most` of them, evenly spread, where given."""
+    manifest, root = read_manifest(data), root_of(data)
+    rows = manifest[(manifest["split"] == split) & manifest["label"].isin(CLASSES)]
+    if most is not None:
+        rows = rows.iloc[:: max(1, len(rows) // most)][:most]
+    views, labels = [], []
+    for path, label in zip(rows["path"], rows["label"], strict=True):
+        try:
+            views.append(preprocess(read_cell(path, root), size, view))
+        except ImageRejected:
+            continue
+        labels.append(label)
+    if not views:
+        raise WbcError(f"{data}: no usable labelled cell in the split {split!r}")
+    return np.stack(views), label_indices(labels)
+
+
+def report(verdict: Verdict) -> dict[str, Any]:
+    """The verdict for printing."""
+    falls: Mapping[str, float] = {name: round(fall, 2) for name, fall in verdict.recall_points.items()}
+    return {
+        "cells": verdict.cells,
+        "accuracy_falls_by_points": round(verdict.accuracy_points, 2),
+        "recall_falls_by_points": falls,
+        "times_as_fast": round(verdict.speedup, 2),
+        "served": not verdict.reasons,
+        "reasons": verdict.reasons,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("data", type=Path)
+    arguments = parser.parse_args()
+    try:
+        card = read_card(arguments.model)
+        calibration, _ = labelled_views(arguments.data, "val", card.input_size, card.view, CALIBRATION_CELLS)
+        test, labels = labelled_views(arguments.data, "test", card.input_size, card.view)
+        found = report(quantise(arguments.model, calibration, test, labels))
+    except WbcError as error:
+        raise SystemExit(f"wbc: {error}") from None
+    for name, value in found.items():
+        print(f"{name}: {value}")
+
+
+if __name__ == "__main__":
+    main()
