@@ -5,7 +5,7 @@
 NNCF calibrates on DATA's validation cells. The int8 graph joins the model directory only where, on DATA's test cells, its
 accuracy is within 0.2 points of the float32 graph's and every class's recall within 0.5, and where on this processor it is at
 least 1.3 times as fast as what would be served without it. The gate looks at what the service answers: what the int8 graph is
-unsure of it computes again in float32 (serving/classify.py), and that counts in the time too. See docs/decisions/023.
+unsure of it computes again in float32 (serving/classify.py), and that counts in the time too. See docs/decisions/024.
 """
 
 import argparse
