@@ -124,7 +124,7 @@ def onboard(
     params = read_params(workspace / "params.yaml")
     asked = params.onboard.labels if labels is None else labels
     name = printable(data.resolve().name if data.is_dir() else data.stem)
-    _refuse_another_site(workspace / "sites" / name, data)
+    refuse_another_site(workspace / "sites" / name, data)
     ctx = Onboarding(workspace, workspace / "sites" / name, model or champion_of(workspace), params, progress)
     report = ingest(data, ctx.site / "data", params, name, reveal_labels=False)
     progress.say(f"site {name}: {sum(report.pools.values())} cells" + (f", refused: {report.reasons}" if report.reasons else ""))
@@ -147,7 +147,7 @@ def onboard(
     return result
 
 
-def _refuse_another_site(site: Path, data: Path) -> None:
+def refuse_another_site(site: Path, data: Path) -> None:
     """Raises WbcError where a site of this name has cells, and none of them is among the first of `data`: two hospitals may both
     call their file manifest.csv."""
     if not (site / "data/pools").is_dir():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from flows.onboard import adaptation_params, champion_of
+from flows.onboard import adaptation_params, champion_of, refuse_another_site
 from flows.workspace import init_workspace, set_params
 from tests.code.test_flow import TINY, environment
 from wbc_model.card import read_card
@@ -133,13 +133,14 @@ def test_more_labels_than_the_site_has_cells_is_one_clear_line(home: Path, works
     assert "500 labels were asked for, it has only 40 cells" in answer.stderr
 
 
-def test_two_sites_of_one_name_are_not_taken_for_one(home: Path, workspace: Path, tmp_path: Path):
-    assert wbc(workspace, "onboard", site_data(home), "--labels", "0").returncode == 0
-    write_cells(tmp_path / "elsewhere", 40, seed=3)
-    answer = wbc(workspace, "onboard", str(tmp_path / "elsewhere/manifest.csv"), "--labels", "0")
-    assert answer.returncode == 1
-    assert "site manifest has cells already, none of them in" in answer.stderr
-    assert len(Pools.read(workspace / "sites/manifest/data/pools").table()) == 40
+def test_two_sites_of_one_name_are_not_taken_for_one(home: Path, tmp_path: Path):
+    site = tmp_path / "sites/manifest"
+    refuse_another_site(site, Path(site_data(home)))  # nothing is known yet
+    ingest(Path(site_data(home)), site / "data", read_params(home / "params.yaml"), "manifest", reveal_labels=False)
+    refuse_another_site(site, Path(site_data(home)))
+    elsewhere = write_cells(tmp_path / "elsewhere", 40, seed=3)
+    with pytest.raises(WbcError, match="site manifest has cells already, none of them in"):
+        refuse_another_site(site, elsewhere)
 
 
 def test_a_workspace_without_a_model_says_what_to_do(tmp_path: Path):

@@ -71,6 +71,7 @@ def history(workspace: Path, rank: int) -> Rows:
     return rows
 
 
+@pytest.mark.slow
 def test_two_processes_agree_repeat_and_go_on_after_a_kill(workspace: Path):
     model = workspace / "models/candidate"
     assert two_ranks(workspace, "8") == -signal.SIGKILL

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -25,9 +26,16 @@ ROOT = Path(str(serving.__file__)).parent.parent
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """A port that nothing listens on. Below those that the system gives to outgoing connections: one of these may be taken by
+    another test's client before the server that is meant for it has bound it."""
+    while True:
+        port = random.SystemRandom().randrange(12_000, 30_000)
+        with socket.socket() as listener:
+            try:
+                listener.bind(("0.0.0.0", port))  # noqa: S104 - closed at once
+            except OSError:
+                continue
+            return port
 
 
 def encode(pixels: Any, kind: str = "PNG", **options: Any) -> bytes:
