@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from serving.changed import Signature, signature
 from serving.classify import Classifier
 from wbc_model.card import CARD, ONNX, WEIGHTS
 from wbc_model.errors import WbcError
@@ -19,20 +20,10 @@ LOOK_SECONDS: Final = 1.0
 
 _LOG = logging.getLogger("bentoml.wbc")
 
-Signature = tuple[tuple[int, ...], ...]
 
-
-def signature(directory: Path) -> Signature:
-    """What tells the files of a model directory from others that were put in their place; empty for a file that is missing."""
-    return tuple(_signature(directory / name) for name in (CARD, ONNX, WEIGHTS))
-
-
-def _signature(path: Path) -> tuple[int, ...]:
-    try:
-        status = path.stat()
-    except OSError:
-        return ()
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+def signatures(directory: Path) -> tuple[Signature, ...]:
+    """Those of a model directory's files."""
+    return tuple(signature(directory / name) for name in (CARD, ONNX, WEIGHTS))
 
 
 class ChampionWatch:
@@ -41,8 +32,8 @@ class ChampionWatch:
     def __init__(self, directory: Path, install: Callable[[Classifier], None]) -> None:
         self.directory = directory
         self._install = install
-        self._last_look: Signature = ()
-        self._tried: Signature = ()  # loaded or refused
+        self._last_look: tuple[Signature, ...] = ()
+        self._tried: tuple[Signature, ...] = ()  # loaded or refused
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="champion", daemon=True)
 
@@ -57,7 +48,7 @@ class ChampionWatch:
 
     def look(self) -> None:
         """Take in the directory's model if it is another one and nobody is still writing it."""
-        now = signature(self.directory)
+        now = signatures(self.directory)
         settled = now == self._last_look
         self._last_look = now
         if settled and now != self._tried:
@@ -65,13 +56,13 @@ class ChampionWatch:
 
     def load(self) -> None:
         """Load the directory's model, try it out and install it; what cannot be used is one line in the log."""
-        self._tried = signature(self.directory)
+        self._tried = signatures(self.directory)
         try:
             classifier = Classifier.open(self.directory)
         except (WbcError, OSError) as error:
             _LOG.error("the model is refused and the one before, if any, stays in use: %s", error)
             return
-        if signature(self.directory) != self._tried:
+        if signatures(self.directory) != self._tried:
             self._tried = ()  # replaced while it was read, so that it may be parts of two; the next look tries again
             return
         self._install(classifier)

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Literal, get_args
 
+from serving.changed import signature
 from serving.problems import Problem
 from wbc_model.errors import WbcError
 from wbc_model.files import write_atomic
@@ -128,7 +129,7 @@ class ApiKeys:
     def __init__(self, plain: Sequence[str] = (), file: Path | None = None) -> None:
         self._plain = _plain_keys(plain, "env")
         self._file = file
-        self._seen = _signature(file) if file else None
+        self._seen = signature(file) if file else None
         self._from_file = _read_keys_file(file) if file else []
         self._next_look = 0.0
 
@@ -174,24 +175,16 @@ class ApiKeys:
             return
         self._next_look = now + LOOK_SECONDS
         # Taken before the file is read: what changes in between is seen at the next look.
-        signature = _signature(self._file)
-        if signature == self._seen:
+        now = signature(self._file)
+        if now == self._seen:
             return
-        self._seen = signature
+        self._seen = now
         try:
             self._from_file = _read_keys_file(self._file)
         except WbcError as error:
             _LOG.error("%s; the keys from before stay in use", error)
         else:
             _LOG.info("%s was read again: %d keys", self._file, len(self._from_file))
-
-
-def _signature(path: Path) -> tuple[int, ...]:
-    try:
-        status = path.stat()
-    except OSError:
-        return ()
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _read_keys_file(path: Path) -> list[Key]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from wbc_model import images
 from wbc_model.classes import CLASS_INDEX, CLASSES
-from wbc_model.decoded import DecodedCells
+from wbc_model.decoded import DecodedCells, Pixels
 from wbc_model.errors import ImageRejected, WbcError
 from wbc_model.export import load_model
 from wbc_model.manifest import read_cell, read_manifest, root_of
@@ -23,7 +23,6 @@ from wbc_model.probabilities import softmax
 from wbc_model.statistics import MIN_CELLS, some_cells, with_statistics_of
 
 BATCH: Final = 128
-Pixels = NDArray[np.uint8]
 
 
 def label_indices(labels: Sequence[str]) -> NDArray[np.int64]:
@@ -111,9 +110,9 @@ def evaluate_data(model_directory: Path, data: Path, own_statistics: bool = Fals
                     yield np.stack([result for _, result in good])
 
     if own_statistics:
-        network = _with_statistics(
-            network, [view(path) for path in rows.loc[known, "path"].iloc[some_cells(known.sum(), 0)]], data
-        )
+        with ThreadPoolExecutor() as pool:
+            some = list(pool.map(view, rows.loc[known, "path"].iloc[some_cells(int(known.sum()), seed=0)]))
+        network = _with_statistics(network, some, data)
     seen = predict(network, batches())
     if not used:
         raise WbcError(f"{data}: no usable labelled image ({len(rejected)} rejected, first: {rejected[:1]})")
