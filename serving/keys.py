@@ -175,10 +175,10 @@ class ApiKeys:
             return
         self._next_look = now + LOOK_SECONDS
         # Taken before the file is read: what changes in between is seen at the next look.
-        now = signature(self._file)
-        if now == self._seen:
+        signed = signature(self._file)
+        if signed == self._seen:
             return
-        self._seen = now
+        self._seen = signed
         try:
             self._from_file = _read_keys_file(self._file)
         except WbcError as error:

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from wbc_model.canonical import background_colour
 from wbc_model.errors import ImageRejected
-from wbc_model.images import decode, preprocess, to_square
+from wbc_model.images import View, decode, look, preprocess, to_square
 from wbc_model.render import render_cells
 
 
@@ -28,6 +29,19 @@ def cell() -> Image.Image:
 @pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF"])
 def test_lossless_formats_give_the_same_view(cell: Image.Image, format: str):
     assert np.array_equal(preprocess(encoded(cell, format), 64, "whole"), preprocess(encoded(cell), 64, "whole"))
+
+
+@pytest.mark.parametrize("view", ["whole", "canonical"])
+def test_looking_gives_the_same_view_and_the_nucleus_in_pixels_of_the_file(cell: Image.Image, view: View):
+    """Whatever the size at which a JPEG was decoded, and however it lies."""
+    small, large = encoded(cell, "JPEG", quality=95), encoded(cell.resize((640, 640)), "JPEG", quality=95)
+    seen, shown = look(small, 64, view)
+    assert np.array_equal(seen, preprocess(small, 64, view))
+    twice = look(large, 64, view)[1]
+    assert twice[0] - shown[0] == pytest.approx(np.log(2), abs=0.1)  # radius
+    np.testing.assert_allclose(twice[1:], shown[1:], atol=0.15)
+    np.testing.assert_allclose(look(encoded(cell), 160, view)[1][4:], np.log(background_colour(np.asarray(cell))), atol=0.05)
+    assert np.isnan(look(encoded(Image.new("RGB", (64, 64), "white")), 32, view)[1]).all()
 
 
 def test_a_jpeg_decoded_small_looks_like_one_decoded_whole(cell: Image.Image):

@@ -53,6 +53,26 @@ def test_the_last_weights_are_kept_though_home_validation_was_better_before(
     assert training.progress.best_update == training.progress.update == params.size.updates
 
 
+def test_each_site_is_normalised_by_itself(labelled: LabelledCells, validation: LabelledCells, tmp_path: Path):
+    """What the other site's images look like does not change a site's output, in training mode; the order of the batch stays."""
+    params = tiny_params(hard_share=0.5, hard_start_share=0.0)
+    training = Training(params, labelled, validation, tmp_path / "c", adapt=adaptation(params, labelled, 8))
+    assert training.adapt is not None
+    training.network.train()
+    index = torch.tensor([0, len(labelled.labels) - 1, 1, len(labelled.labels) - 2, 2])
+    new = torch.tensor([False, True, False, True, False, True, True])  # two pseudo-labelled images come last
+    images = torch.rand(7, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    other = images.clone()
+    other[new] = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        both = training._forward(images, index, gradient=False).logits
+        changed = training._forward(other, index, gradient=False).logits
+        alone = training.network(images[~new]).logits
+    torch.testing.assert_close(both[~new], changed[~new])
+    torch.testing.assert_close(both[~new].float(), alone.float(), rtol=0.1, atol=0.1)  # the one in bf16
+    assert not torch.allclose(both[new], changed[new])
+
+
 def test_another_champion_is_another_training(params: Params, labelled: LabelledCells, validation: LabelledCells, tmp_path: Path):
     """A checkpoint made from other weights is not gone on with."""
     adapt = adaptation(params, labelled, 5)

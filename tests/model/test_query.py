@@ -15,13 +15,15 @@ from wbc_model.decoded import DecodedCells
 from wbc_model.errors import WbcError
 from wbc_model.evaluate import evaluate_data, predict_directory
 from wbc_model.export import load_model, save_model
-from wbc_model.images import preprocess
+from wbc_model.images import look, preprocess
 from wbc_model.ingest import ingest
 from wbc_model.network import MEAN, STD, AttentionResNet18
 from wbc_model.pools import Pools
 from wbc_model.predict import predict
+from wbc_model.probabilities import softmax
 from wbc_model.query import QUEUE_COLUMNS, draw_candidates, query, score_pool
 from wbc_model.render import write_cells
+from wbc_model.statistics import some_cells, with_statistics_of
 from wbc_model.store import ImageStore
 
 
@@ -207,6 +209,33 @@ def test_pools_and_files_give_the_same_predictions(site: Site):
     assert len(both) == len(table)
     np.testing.assert_allclose(both["p_Monocyte"], both["p_Monocyte_file"], atol=1e-6)
     assert (both["label"] == both["label_file"]).all()
+
+
+def test_evaluating_by_the_datas_own_statistics_needs_no_label(site: Site, tmp_path: Path):
+    """The predictions are those of the network with the statistics of these very images, whatever their labels say."""
+    manifest = pd.read_csv(site.manifest)
+    paths = [site.manifest.parent / path for path in manifest["path"]]
+    views = np.stack([preprocess(path.read_bytes(), 32, "whole") for path in paths])
+    network, card = load_model(site.model)
+    measured = with_statistics_of(network, views[some_cells(len(views), seed=0)])
+    expected = softmax(predict(measured, [views]).logits, card.temperature)
+    wrong = manifest.assign(path=[str(path) for path in paths], label=np.roll(manifest["label"], 7))
+    wrong.to_csv(tmp_path / "wrong.csv", index=False)
+    for data in (site.manifest, tmp_path / "wrong.csv"):
+        _, frame = evaluate_data(site.model, data, own_statistics=True)
+        np.testing.assert_allclose(frame[[f"p_{name}" for name in card.classes]].to_numpy(), expected, atol=1e-6)
+    _, usual = evaluate_data(site.model, site.manifest)
+    assert np.abs(usual["p_Monocyte"].to_numpy() - expected[:, card.classes.index("Monocyte")]).max() > 1e-3
+    wrong.head(31).to_csv(tmp_path / "few.csv", index=False)
+    with pytest.raises(WbcError, match=r"few\.csv: 31 usable images are too few"):
+        evaluate_data(site.model, tmp_path / "few.csv", own_statistics=True)
+
+
+def test_appearance_is_that_of_each_cell_in_the_order_asked_for(site: Site):
+    sha256s = list(site.store.index())[::-3]
+    encoded = dict(site.store.read(sha256s))
+    expected = np.stack([look(encoded[sha256], 32, "whole")[1] for sha256 in sha256s])
+    np.testing.assert_array_equal(site.decoded().appearance(sha256s), expected)
 
 
 def test_evaluating_on_bad_files_names_them(site: Site, tmp_path: Path):

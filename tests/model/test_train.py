@@ -10,7 +10,9 @@ import torch
 from serving.differential import card_confusion
 from tests.model.conftest import rendered_set, tiny_params
 from wbc_model import train as training_module
+from wbc_model.card import ModelCard
 from wbc_model.errors import WbcError
+from wbc_model.images import APPEARANCE
 from wbc_model.params import Params
 from wbc_model.train import LabelledCells, Training, calibrated_card, check_trainable, learning_rate
 
@@ -82,6 +84,11 @@ def test_it_learns(labelled: LabelledCells, validation: LabelledCells, tmp_path:
     assert confusion is not None
     assert confusion.sum(axis=1).tolist() == np.bincount(validation.labels, minlength=5).tolist()
     assert 0 < card.conformal_threshold < 1
+    assert card.doubt is None
+    shown = np.random.default_rng(0).normal(size=(80, len(APPEARANCE)))
+    doubtful = calibrated_card(training.network, validation, params, shown)
+    assert doubtful.doubt is not None
+    assert ModelCard.model_validate_json(doubtful.model_dump_json()) == doubtful
 
 
 def test_hard_samples_are_the_high_losses(params: Params, labelled: LabelledCells, validation: LabelledCells, tmp_path: Path):
