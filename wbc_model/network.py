@@ -6,6 +6,7 @@
 Parameter names are torchvision's, so that its ImageNet weights load as they are.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -117,3 +118,16 @@ def load_imagenet(network: AttentionResNet18, path: Path) -> list[str]:
         raise WbcError(f"model.init_weights: {path} is not a ResNet18: {(wrong + lacking)[0]} does not fit")
     network.load_state_dict(state, strict=False)
     return fresh
+
+
+def begin_with(network: AttentionResNet18, start: Mapping[str, Tensor]) -> None:
+    """Load the weights of a network of the same kind; a head that they lack (`fc`, `lossnet`) stays as initialised.
+
+    Raises WbcError when they are of another network.
+    """
+    own = network.state_dict()
+    wrong = sorted(name for name, value in start.items() if name not in own or own[name].shape != value.shape)
+    lacking = sorted(name for name in own if name not in start and not name.startswith(("fc.", "lossnet.")))
+    if wrong or lacking:
+        raise WbcError(f"the weights that the training begins with are of another network: {(wrong + lacking)[0]} does not fit")
+    network.load_state_dict(dict(start), strict=False)

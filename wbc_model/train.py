@@ -11,7 +11,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -33,7 +33,7 @@ from wbc_model.decoded import DecodedCells
 from wbc_model.errors import WbcError
 from wbc_model.lossnet import ranking_accuracy, ranking_loss
 from wbc_model.metrics import classification_metrics
-from wbc_model.network import MEAN, STD, AttentionResNet18, Output, load_imagenet
+from wbc_model.network import MEAN, STD, AttentionResNet18, Output, begin_with, load_imagenet
 from wbc_model.params import Params
 from wbc_model.predict import Predictions, predict
 from wbc_model.probabilities import softmax
@@ -84,6 +84,12 @@ def log_prior(count: Tensor) -> Tensor:
     return (count.double() / count.sum()).clamp_min(1e-3).log().float()
 
 
+def update_with_weights(digest: "hashlib._Hash", weights: Mapping[str, Tensor]) -> None:
+    """Take the names and the bytes of weights into a digest."""
+    for name, value in sorted(weights.items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+
+
 @dataclass
 class Progress:
     """What a training has learned so far, beside the weights: restored from a checkpoint as it stands here."""
@@ -119,11 +125,13 @@ class Training:
         checkpoint: Path,
         unlabelled: UnlabelledCells | None = None,
         adapt: Adaptation | None = None,
+        start: Mapping[str, Tensor] | None = None,
     ) -> None:
         """`unlabelled` is used where `train.unlabelled_ratio` is above 0, and is needed there; it may be empty. With `adapt` a
-        trained network is taken on to a new site."""
+        trained network is taken on to a new site. `start` are weights to begin with instead of random ones or those of
+        `model.init_weights`; a head that they lack begins as it would without them."""
         self.params, self.labelled, self.validation, self.path = params, labelled, validation, checkpoint
-        self.adapt = adapt
+        self.adapt, self.start = adapt, start
         size, train = params.size, params.train
         if train.unlabelled_ratio and unlabelled is None:
             raise WbcError("train.unlabelled_ratio is above 0, but the training was given no unlabelled pool")
@@ -144,6 +152,8 @@ class Training:
         self.network = AttentionResNet18(params.model.attention, params.model.lossnet)
         if params.model.init_weights:
             load_imagenet(self.network, Path(params.model.init_weights))
+        if start is not None:
+            begin_with(self.network, start)
         self.network.to(memory_format=torch.channels_last)
         if adapt is not None:
             self.network.load_state_dict(adapt.weights)
@@ -188,8 +198,10 @@ class Training:
             parts.append(list(self.unlabelled.sha256s))
         if self.adapt is not None:
             parts.append(self.adapt.focus.tolist())
-            for name, value in sorted(self.adapt.weights.items()):
-                digest.update(name.encode() + value.contiguous().numpy().tobytes())
+            update_with_weights(digest, self.adapt.weights)
+        if self.start is not None:
+            parts.append("start")
+            update_with_weights(digest, self.start)
         for source in sorted(Path(__file__).parent.glob("*.py")):
             digest.update(source.read_bytes())
         digest.update(json.dumps([torch.__version__, *parts]).encode())
