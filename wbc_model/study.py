@@ -6,14 +6,12 @@ seed), and what is recorded under its name is never done again: not after a kill
 labels with the same training, not in another study with the same cache.
 """
 
-import fcntl
 import hashlib
 import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -29,12 +27,13 @@ from wbc_model.card import CARD, WEIGHTS, Architecture, ModelCard, Normalisation
 from wbc_model.classes import CLASS_INDEX, CLASSES
 from wbc_model.decoded import DecodedCells
 from wbc_model.export import write_card
-from wbc_model.files import append_durably, replace_directory
+from wbc_model.files import append_durably, locked, replace_directory
 from wbc_model.lossnet import ranking_accuracy
 from wbc_model.metrics import classification_metrics
-from wbc_model.network import MEAN, STD, AttentionResNet18, load_imagenet
+from wbc_model.network import MEAN, STD, AttentionResNet18, begin_with, load_imagenet
 from wbc_model.params import Params
 from wbc_model.predict import predict
+from wbc_model.pretrain import pretrained
 from wbc_model.probabilities import softmax
 from wbc_model.query import query
 from wbc_model.semi import UnlabelledCells
@@ -107,8 +106,11 @@ def digest(content: Any) -> str:
 # --- the one place that knows the learner ---------------------------------------------------------------------------------
 
 
-def fit(params: Params, data: StudyData, labelled: Sequence[str], checkpoint: Path) -> tuple[AttentionResNet18, ModelCard, Any]:
-    """Train on the labelled cells of the pool; returns the network, its card and the history's rows."""
+def fit(
+    params: Params, data: StudyData, labelled: Sequence[str], checkpoint: Path, pretraining: Path
+) -> tuple[AttentionResNet18, ModelCard, Any]:
+    """Train on the labelled cells of the pool; returns the network, its card and the history's rows. `pretraining` is where
+    pre-trained weights are kept."""
     decoded = data.pool.decoded(params)
     cells = LabelledCells.load(decoded, labelled, data.labels(labelled))
     held_out = data.validation.frame
@@ -116,9 +118,17 @@ def fit(params: Params, data: StudyData, labelled: Sequence[str], checkpoint: Pa
     check_trainable(cells, validation)
     known = set(labelled)
     rest = tuple(sha256 for sha256 in data.pool.frame["sha256"] if sha256 not in known)
-    training = Training(params, cells, validation, checkpoint, UnlabelledCells(rest, decoded.read))
+    start = pretrained_on(params, data, pretraining)
+    training = Training(params, cells, validation, checkpoint, UnlabelledCells(rest, decoded.read), start=start)
     network = training.fit()
     return network, calibrated_card(network, validation, params), training.progress.history
+
+
+def pretrained_on(params: Params, data: StudyData, cache: Path) -> dict[str, torch.Tensor] | None:
+    """The weights that pre-training on the whole pool gives, kept under `cache`; None without pre-training."""
+    if params.train.pretraining == "none":
+        return None
+    return pretrained(params, UnlabelledCells(tuple(data.pool.frame["sha256"]), data.pool.decoded(params).read), cache)
 
 
 def evaluate(network: AttentionResNet18, card: ModelCard, params: Params, cells: Cells) -> dict[str, Any]:
@@ -158,12 +168,15 @@ def ask(params: Params, data: StudyData, labelled: Sequence[str], model: Path, s
     return [str(sha256) for sha256 in queue["sha256"]]
 
 
-def untrained(params: Params) -> tuple[AttentionResNet18, ModelCard]:
+def untrained(params: Params, data: StudyData, pretraining: Path) -> tuple[AttentionResNet18, ModelCard]:
     """The network that a training begins with, for a first query that looks at embeddings."""
+    start = pretrained_on(params, data, pretraining)
     torch.manual_seed(params.seed)
     network = AttentionResNet18(params.model.attention, params.model.lossnet)
     if params.model.init_weights:
         load_imagenet(network, Path(params.model.init_weights))
+    if start is not None:
+        begin_with(network, start)
     architecture = Architecture(attention=params.model.attention, lossnet=params.model.lossnet)
     normalisation = Normalisation(mean=MEAN, std=STD)
     size, view = params.size.image_size, params.model.view
@@ -213,15 +226,6 @@ class Records:
         record = self.get(key)
         assert record is not None  # noqa: S101 - it was just written
         return record
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file; waits for whoever holds it. The kernel frees it when the holder dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def save_weights(directory: Path, network: AttentionResNet18, card: ModelCard) -> None:
@@ -292,7 +296,7 @@ class Runner:
         record = self.records.get(key)
         if record is None:
             with tempfile.TemporaryDirectory() as folder:
-                save_weights(Path(folder) / "model", *untrained(params))
+                save_weights(Path(folder) / "model", *untrained(params, data, self.cache / "pretrained"))
                 asked = ask(params, data, [], Path(folder) / "model", arm.initial, count)
             record = self.records.add(key, {"kind": "first query", "sha256s": asked})
         return _State(arm, params, list(record["sha256s"]))
@@ -334,7 +338,7 @@ class Runner:
         """Train, evaluate, keep the model where a query waits for it, record."""
         checkpoint = self.cache / "checkpoints" / f"{key}.safetensors"
         start = time.perf_counter()
-        network, card, history = fit(state.params, data, sorted(state.labelled), checkpoint)
+        network, card, history = fit(state.params, data, sorted(state.labelled), checkpoint, self.cache / "pretrained")
         seconds = round(time.perf_counter() - start, 3)
         device = next(network.parameters()).device
         tests = {name: evaluate(network, card, state.params, cells) for name, cells in data.tests.items()}

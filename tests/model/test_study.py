@@ -59,7 +59,9 @@ class StandIn:
         if self.stop_at is not None and len(self.fits) + len(self.asked) >= self.stop_at:
             raise Killed
 
-    def fit(self, params: Params, data: StudyData, labelled: Sequence[str], checkpoint: Path) -> tuple[Any, ModelCard, Any]:
+    def fit(
+        self, params: Params, data: StudyData, labelled: Sequence[str], checkpoint: Path, pretraining: Path
+    ) -> tuple[Any, ModelCard, Any]:
         self._tick()
         assert list(labelled) == sorted(set(labelled))
         self.fits.append(tuple(labelled))
@@ -272,7 +274,7 @@ def test_many_writers_lose_nothing(tmp_path: Path) -> None:
 
 
 def test_weights_alone_make_a_model_that_can_be_read(tmp_path: Path) -> None:
-    network, card = engine.untrained(study(tmp_path).arms[1].params)
+    network, card = engine.untrained(study(tmp_path).arms[1].params, some_data(tmp_path), tmp_path)
     engine.save_weights(tmp_path / "m", network, card)
     from wbc_model.export import load_model
 
