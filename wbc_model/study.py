@@ -161,10 +161,10 @@ def ask(params: Params, data: StudyData, labelled: Sequence[str], model: Path, s
 def untrained(params: Params) -> tuple[AttentionResNet18, ModelCard]:
     """The network that a training begins with, for a first query that looks at embeddings."""
     torch.manual_seed(params.seed)
-    network = AttentionResNet18(params.model.attention, params.model.lossnet)
+    network = AttentionResNet18(params.model.attention, params.model.lossnet, norm=params.model.norm)
     if params.model.init_weights:
         load_imagenet(network, Path(params.model.init_weights))
-    architecture = Architecture(attention=params.model.attention, lossnet=params.model.lossnet)
+    architecture = Architecture(attention=params.model.attention, lossnet=params.model.lossnet, norm=params.model.norm)
     normalisation = Normalisation(mean=MEAN, std=STD)
     size, view = params.size.image_size, params.model.view
     return network, ModelCard(version="", input_size=size, view=view, normalisation=normalisation, architecture=architecture)
