@@ -15,6 +15,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 PresetName = Literal["small", "standard", "full"]
 Attention = Literal["none", "eca", "srm", "cbam"]
 Norm = Literal["batch", "group", "frozen"]
+Pretraining = Literal["none", "simsiam", "vicreg", "dino"]
 
 
 class Section(BaseModel):
@@ -63,6 +64,8 @@ class ModelParams(Section):
 
 
 class TrainParams(Section):
+    pretraining: Pretraining
+    pretraining_updates: Annotated[int, Field(ge=1)]
     augmentation: Literal["mild", "sites"]
     learning_rate: Annotated[float, Field(gt=0)]
     weight_decay: Annotated[float, Field(ge=0)]

@@ -6,14 +6,12 @@ seed), and what is recorded under its name is never done again: not after a kill
 labels with the same training, not in another study with the same cache.
 """
 
-import fcntl
 import hashlib
 import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -30,12 +28,13 @@ from wbc_model.card import CARD, WEIGHTS, Architecture, ModelCard, Normalisation
 from wbc_model.classes import CLASS_INDEX, CLASSES
 from wbc_model.decoded import DecodedCells
 from wbc_model.export import write_card
-from wbc_model.files import append_durably, replace_directory
+from wbc_model.files import append_durably, locked, replace_directory
 from wbc_model.lossnet import ranking_accuracy
 from wbc_model.metrics import classification_metrics
-from wbc_model.network import MEAN, STD, AttentionResNet18, load_imagenet
+from wbc_model.network import MEAN, STD, AttentionResNet18, begin_with, load_imagenet
 from wbc_model.params import Params
 from wbc_model.predict import predict
+from wbc_model.pretrain import pretrained
 from wbc_model.probabilities import softmax
 from wbc_model.query import query
 from wbc_model.semi import UnlabelledCells
@@ -113,10 +112,11 @@ def fit(
     data: StudyData,
     labelled: Sequence[str],
     checkpoint: Path,
+    pretraining: Path,
     start: Mapping[str, Tensor] | None = None,
 ) -> tuple[AttentionResNet18, ModelCard, Any]:
-    """Train on the labelled cells of the pool, from the weights `start` where they are given; returns the network, its card and
-    the history's rows."""
+    """Train on the labelled cells of the pool; returns the network, its card and the history's rows. The training begins with
+    the weights `start` where they are given; else `pretraining` is where pre-trained ones are kept."""
     decoded = data.pool.decoded(params)
     cells = LabelledCells.load(decoded, labelled, data.labels(labelled))
     held_out = data.validation.frame
@@ -124,9 +124,17 @@ def fit(
     check_trainable(cells, validation)
     known = set(labelled)
     rest = tuple(sha256 for sha256 in data.pool.frame["sha256"] if sha256 not in known)
+    start = pretrained_on(params, data, pretraining) if start is None else start
     training = Training(params, cells, validation, checkpoint, UnlabelledCells(rest, decoded.read), start=start)
     network = training.fit()
     return network, calibrated_card(network, validation, params), training.progress.history
+
+
+def pretrained_on(params: Params, data: StudyData, cache: Path) -> dict[str, torch.Tensor] | None:
+    """The weights that pre-training on the whole pool gives, kept under `cache`; None without pre-training."""
+    if params.train.pretraining == "none":
+        return None
+    return pretrained(params, UnlabelledCells(tuple(data.pool.frame["sha256"]), data.pool.decoded(params).read), cache)
 
 
 def evaluate(network: AttentionResNet18, card: ModelCard, params: Params, cells: Cells) -> dict[str, Any]:
@@ -166,12 +174,15 @@ def ask(params: Params, data: StudyData, labelled: Sequence[str], model: Path, s
     return [str(sha256) for sha256 in queue["sha256"]]
 
 
-def untrained(params: Params) -> tuple[AttentionResNet18, ModelCard]:
+def untrained(params: Params, data: StudyData, pretraining: Path) -> tuple[AttentionResNet18, ModelCard]:
     """The network that a training begins with, for a first query that looks at embeddings."""
+    start = pretrained_on(params, data, pretraining)
     torch.manual_seed(params.seed)
     network = AttentionResNet18(params.model.attention, params.model.lossnet, norm=params.model.norm)
     if params.model.init_weights:
         load_imagenet(network, Path(params.model.init_weights))
+    if start is not None:
+        begin_with(network, start)
     architecture = Architecture(attention=params.model.attention, lossnet=params.model.lossnet, norm=params.model.norm)
     normalisation = Normalisation(mean=MEAN, std=STD)
     size, view = params.size.image_size, params.model.view
@@ -221,15 +232,6 @@ class Records:
         record = self.get(key)
         assert record is not None  # noqa: S101 - it was just written
         return record
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file; waits for whoever holds it. The kernel frees it when the holder dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def save_weights(directory: Path, network: AttentionResNet18, card: ModelCard) -> None:
@@ -318,7 +320,7 @@ class Runner:
         record = self.records.get(key)
         if record is None:
             with tempfile.TemporaryDirectory() as folder:
-                save_weights(Path(folder) / "model", *untrained(params))
+                save_weights(Path(folder) / "model", *untrained(params, data, self.cache / "pretrained"))
                 asked = ask(params, data, [], Path(folder) / "model", arm.initial, count)
             record = self.records.add(key, {"kind": "first query", "sha256s": asked})
         return _State(arm, params, list(record["sha256s"]))
@@ -377,7 +379,7 @@ class Runner:
         key, checkpoint = what.key, self.cache / "checkpoints" / f"{what.key}.safetensors"
         weights = self._weights(what.before, params, data) if what.before else None
         start = time.perf_counter()
-        network, card, history = fit(params, data, sorted(what.labelled), checkpoint, weights)
+        network, card, history = fit(params, data, sorted(what.labelled), checkpoint, self.cache / "pretrained", weights)
         seconds = round(time.perf_counter() - start, 3)
         device = next(network.parameters()).device
         tests = {name: evaluate(network, card, params, cells) for name, cells in data.tests.items()}

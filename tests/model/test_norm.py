@@ -13,11 +13,13 @@ from torch import nn
 from flows.onboard import _at
 from tests.model.conftest import rendered_set, tiny_params
 from tests.model.test_export import card
+from tests.model.test_pretrain import pool_of
 from wbc_model.card import CARD
 from wbc_model.errors import WbcError
 from wbc_model.export import load_model, save_model
 from wbc_model.network import STATISTICS, AttentionResNet18, load_imagenet
 from wbc_model.params import Params
+from wbc_model.pretrain import pretrained
 from wbc_model.statistics import with_statistics_of
 from wbc_model.train import Adaptation, LabelledCells, Training, calibrated_card
 
@@ -102,6 +104,19 @@ def test_a_network_with_groups_is_trained_and_read_back_by_its_card(
     assert written.architecture.norm == "group"
     read, _ = load_model(tmp_path / "model")
     assert all(torch.equal(value, read.state_dict()[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("norm", ["group", "frozen"])
+def test_pre_trained_weights_begin_a_training_with_either(
+    norm: str, labelled: LabelledCells, validation: LabelledCells, tmp_path: Path
+):
+    params = with_norm(norm, pretraining="simsiam", pretraining_updates=2)
+    start = pretrained(params, pool_of(labelled), tmp_path)
+    assert start is not None
+    training = Training(params, labelled, validation, tmp_path / "c", start=start)
+    assert all(torch.equal(value, training.network.state_dict()[name]) for name, value in start.items())
+    counts = {int(value) for name, value in start.items() if name.endswith("num_batches_tracked")}
+    assert counts == ({2} if norm == "frozen" else set())  # the statistics of two updates, to be frozen
 
 
 def test_an_older_card_is_of_batch_norm(tmp_path: Path):

@@ -66,6 +66,7 @@ class StandIn:
         data: StudyData,
         labelled: Sequence[str],
         checkpoint: Path,
+        pretraining: Path,
         start: Mapping[str, torch.Tensor] | None = None,
     ) -> tuple[Any, ModelCard, Any]:
         self._tick()
@@ -336,7 +337,7 @@ def test_many_writers_lose_nothing(tmp_path: Path) -> None:
 
 
 def test_weights_alone_make_a_model_that_can_be_read(tmp_path: Path) -> None:
-    network, card = engine.untrained(study(tmp_path).arms[1].params)
+    network, card = engine.untrained(study(tmp_path).arms[1].params, some_data(tmp_path), tmp_path)
     engine.save_weights(tmp_path / "m", network, card)
     from wbc_model.export import load_model
 
