@@ -127,14 +127,14 @@ def plot(results: pd.DataFrame, path: Path) -> None:
         axes.bar(np.arange(len(sets)) + (place - (len(ways) - 1) / 2) * width, value, width, yerr=spread, capsize=3, label=way)
     axes.set_xticks(range(len(sets)), sets)
     axes.set(ylabel="balanced accuracy, %", ylim=(0, 100), title=f"Without a label, model {results['model'].iloc[0]}")
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside lower center", ncols=len(ways), frameon=False)
     axes.grid(axis="y", alpha=0.3)
     figure.savefig(path, dpi=120, metadata={"Software": None})
     plt.close(figure)
 
 
 def report(results: pd.DataFrame, out: Path) -> None:
-    """`results.csv`, `README.md` and `bars.png`."""
+    """`results.csv`, `bars.png`, and `README.md` with what people noted in NOTES.md."""
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "results.csv", results.to_csv(index=False, float_format="%.6f"))
     plot(results, out / "bars.png")
@@ -145,7 +145,9 @@ def report(results: pd.DataFrame, out: Path) -> None:
         "averaged over turns and flips; `both`: one on top of the other. One model: the intervals hold nothing of how much\n"
         "another training would differ.\n\n"
     )
-    write_atomic(out / "README.md", text + table(results) + "\n\n![balanced accuracy](bars.png)\n")
+    notes = (out / "NOTES.md").read_text() if (out / "NOTES.md").exists() else ""
+    parts = [text + table(results), "![balanced accuracy](bars.png)", *([notes.strip()] if notes else [])]
+    write_atomic(out / "README.md", "\n\n".join(parts) + "\n")
 
 
 def main() -> None:
