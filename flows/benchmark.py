@@ -26,7 +26,7 @@ from wbc_model.ingest import ingest
 from wbc_model.manifest import read_manifest
 from wbc_model.params import Params
 from wbc_model.pools import Pools, quarantined
-from wbc_model.study_file import HOME, INITIAL, RENDERED, Study, read_study, seeds_of, shown, value_of
+from wbc_model.study_file import HOME, INITIAL, RENDERED, START, Study, read_study, seeds_of, shown, value_of
 
 if TYPE_CHECKING:
     from flows.tracking import Tracker
@@ -377,7 +377,7 @@ class _StudyTracking:
         if found.data.tags.get(_COMPLETE) == "yes":
             return
         arm = next(arm for arm in self.study.arms if arm.name == name)
-        params = {"arm": name, "seed": seed, INITIAL: arm.initial, "preset": arm.params.preset}
+        params = {"arm": name, "seed": seed, INITIAL: arm.initial, START: arm.start, "preset": arm.params.preset}
         params |= {key: value_of(arm.params, key) for key in self.study.varied}
         at = int(found.info.start_time)  # the same however often a kill makes this run be logged
         metrics = []

@@ -40,7 +40,7 @@ COUNTS, DRAWS, NEIGHBOURS = (31, 62, 154), 5, 20
 def embeddings(params: Params, start: dict[str, torch.Tensor] | None, cells: LabelledCells) -> NDArray[np.float32]:
     """Embeddings (N, 512) by the network that a training begins with."""
     torch.manual_seed(params.seed)
-    network = AttentionResNet18(params.model.attention, params.model.lossnet)
+    network = AttentionResNet18(params.model.attention, params.model.lossnet, norm=params.model.norm)
     if start is not None:
         begin_with(network, start)
     seen: NDArray[np.float32] = predict(network, cells.batches(), embeddings=True).embedding

@@ -14,6 +14,7 @@ from wbc_model.images import View
 Share = Annotated[float, Field(ge=0, le=1)]
 PresetName = Literal["small", "standard", "full"]
 Attention = Literal["none", "eca", "srm", "cbam"]
+Norm = Literal["batch", "group", "frozen"]
 Pretraining = Literal["none", "simsiam", "vicreg", "dino"]
 
 
@@ -58,6 +59,7 @@ class ModelParams(Section):
     view: View
     attention: Attention
     lossnet: bool
+    norm: Norm
     init_weights: str | None
 
 

@@ -127,7 +127,8 @@ class Pretraining:
         torch.use_deterministic_algorithms(True)
         self.device = lightning_fabric.Fabric(accelerator=train.accelerator, devices=1).device
         torch.manual_seed(params.seed)
-        network = AttentionResNet18(params.model.attention, lossnet=False)
+        norm = "batch" if params.model.norm == "frozen" else params.model.norm  # there is nothing yet that could be frozen
+        network = AttentionResNet18(params.model.attention, lossnet=False, norm=norm)
         if params.model.init_weights:
             load_imagenet(network, Path(params.model.init_weights))
         self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -39,7 +39,7 @@ from wbc_model.predict import Predictions, predict
 from wbc_model.probabilities import softmax
 from wbc_model.sampling import BatchPlan, hard_sample_weights, seeded
 from wbc_model.semi import PRIOR_SHARE, Averaged, PseudoLabels, UnlabelledCells, candidates, choose
-from wbc_model.statistics import MIN_CELLS, some_cells, with_statistics_of
+from wbc_model.statistics import MIN_CELLS, some_cells, takes_statistics, with_statistics_of
 
 COVERAGE: Final = 0.95
 VALIDATION_BATCH: Final = 128
@@ -136,6 +136,9 @@ class Training:
         if train.unlabelled_ratio and unlabelled is None:
             raise WbcError("train.unlabelled_ratio is above 0, but the training was given no unlabelled pool")
         self.unlabelled = unlabelled if train.unlabelled_ratio and unlabelled and unlabelled.sha256s else None
+        if params.model.norm == "frozen" and not (params.model.init_weights or adapt or start):
+            raise WbcError("model.norm is frozen, but the training begins with no weights that have statistics: give them by "
+                           "model.init_weights or train.pretraining, or set model.norm to batch")  # fmt: skip
         if size.batch_size % train.devices:
             raise WbcError(f"params.yaml: batch_size {size.batch_size} does not divide by train.devices {train.devices}")
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its results only with this
@@ -149,7 +152,7 @@ class Training:
         if train.devices > 1:
             self.fabric.launch()
         torch.manual_seed(params.seed)
-        self.network = AttentionResNet18(params.model.attention, params.model.lossnet)
+        self.network = AttentionResNet18(params.model.attention, params.model.lossnet, norm=params.model.norm)
         if params.model.init_weights:
             load_imagenet(self.network, Path(params.model.init_weights))
         if start is not None:
@@ -347,7 +350,7 @@ class Training:
         if self.fabric.is_global_zero:
             index = candidates(cells, 2 * train.eval_every * self.pseudo_count, self.params.seed, update)
             network = self.evaluated
-            if self.adapt is not None and cells >= MIN_CELLS:
+            if self.adapt is not None and takes_statistics(network) and cells >= MIN_CELLS:
                 network = with_statistics_of(network, unlabelled.images(torch.from_numpy(some_cells(cells, self.params.seed))))
             seen = predict(network, unlabelled.batches(index), autocast=self.autocast)
             # The pool has its classes in about the labelled pool's shares, which a logit-adjusted network leaves out.
@@ -453,7 +456,7 @@ def calibrated_card(
         input_size=params.size.image_size,
         view=params.model.view,
         normalisation=Normalisation(mean=MEAN, std=STD),
-        architecture=Architecture(attention=params.model.attention, lossnet=params.model.lossnet),
+        architecture=Architecture(attention=params.model.attention, lossnet=params.model.lossnet, norm=params.model.norm),
         temperature=temperature,
         conformal_coverage=COVERAGE,
         conformal_threshold=conformal_threshold(probabilities, validation.labels, COVERAGE),
