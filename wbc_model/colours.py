@@ -1,9 +1,10 @@
 """A cell's colours as numbers: what can be known of it without any network and any label.
 
-The classes differ in the colours that Romanowsky stains give their nuclei and granules: eosin's red, the azure of basophils. That is
-too little to name a cell by, and enough to see to it that the first cells a person is asked about are of all kinds.
+The classes differ in the colours that Romanowsky stains give their nuclei and granules: eosin's red, the azure of basophils. That
+is too little to name a cell by, and enough to see to it that the first cells a person is asked about are of all kinds.
 """
 
+import itertools
 from typing import Final
 
 import numpy as np
@@ -19,8 +20,8 @@ Rows = NDArray[np.float32]
 
 
 def colours(images: NDArray[np.uint8]) -> Rows:
-    """Describe views (N, S, S, 3) by (N, 49) numbers of their optical density: quantiles, over the disc, of red, green, blue and of
-    red less green and green less blue; mean and standard deviation of each channel in rings about the middle."""
+    """Describe views (N, S, S, 3) by (N, 49) numbers of their optical density: quantiles, over the disc, of red, green, blue and
+    of red less green and green less blue; mean and standard deviation of each channel in rings about the middle."""
     size = images.shape[1]
     steps = (np.arange(size) + 0.5) / size * 2 - 1
     radius = np.hypot(steps[:, None], steps[None])
@@ -29,7 +30,7 @@ def colours(images: NDArray[np.uint8]) -> Rows:
     channels = np.concatenate([disc, disc[..., :2] - disc[..., 1:]], axis=2)
     parts = [np.quantile(channels, QUANTILES, axis=1).transpose(1, 0, 2).reshape(len(images), -1)]
     edges = np.linspace(0, DISC, RINGS + 1)
-    for inner, outer in zip(edges, edges[1:], strict=False):
+    for inner, outer in itertools.pairwise(edges):
         ring = density[:, (radius >= inner) & (radius < outer)]
         parts += [ring.mean(axis=1), ring.std(axis=1)]
     described: Rows = np.concatenate(parts, axis=1).astype(np.float32)
@@ -41,7 +42,8 @@ def whitened(described: Rows) -> Rows:
     difference alike however large its numbers are."""
     centred = described.astype(np.float64) - described.mean(axis=0)
     centred /= np.maximum(centred.std(axis=0), 1e-6)
-    values, vectors = np.linalg.eigh(np.cov(centred, rowvar=False, bias=True))
-    kept = np.flatnonzero(values > 1e-6 * values[-1])[-COMPONENTS:]
-    result: Rows = (centred @ vectors[:, kept] / np.sqrt(values[kept])).astype(np.float32)
+    values, vectors = np.linalg.eigh(np.atleast_2d(np.cov(centred, rowvar=False, bias=True)))
+    values, vectors = values[-COMPONENTS:], vectors[:, -COMPONENTS:]
+    spread = values > max(1e-6 * values[-1], 1e-9)  # a component in which no two cells differ stays as it is, all zeros
+    result: Rows = (centred @ vectors * np.where(spread, 1 / np.sqrt(np.maximum(values, 1e-9)), 0)).astype(np.float32)
     return result

@@ -53,7 +53,8 @@ def pools(draw: st.DrawFn) -> PoolScores:
     probabilities = np.nan_to_num(probabilities, nan=0.2)
     losses = rng.normal(size=max(total, 3)).round(1)[source]
     labels = rng.integers(0, draw(st.integers(1, 5)), known)
-    return PoolScores(probabilities[:n], losses[:n], embedding[:n], Labelled(labels, probabilities[n:], embedding[n:]))
+    known_pool = Labelled(labels, probabilities[n:], embedding[n:], embedding[n:])
+    return PoolScores(probabilities[:n], losses[:n], embedding[:n], known_pool, embedding[:n])
 
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
@@ -81,17 +82,19 @@ def test_what_a_strategy_does_not_name_it_does_not_look_at(name: str):
     labels, p, known_p = rng.integers(0, 5, 20), rng.dirichlet(np.ones(5), 60), rng.dirichlet(np.ones(5), 20)
     loss, h, known_h = rng.normal(size=60), rng.random((60, 8), np.float32), rng.random((20, 8), np.float32)
     needs = STRATEGIES[name].needs
-    full = PoolScores(p, loss, h, Labelled(labels, known_p, known_h))
+    full = PoolScores(p, loss, h, Labelled(labels, known_p, known_h, known_h), h)
     asked = Labelled(
         labels if needs & {"labels", "labelled"} else np.empty(0, np.int64),
         known_p if "labelled" in needs else np.empty((0, 0)),
         known_h if {"labelled", "embedding"} <= needs else np.empty((0, 0), np.float32),
+        known_h if {"labelled", "colours"} <= needs else np.empty((0, 0), np.float32),
     )
     least = PoolScores(
         p if "probabilities" in needs else np.full_like(p, np.nan),
         loss if "predicted_loss" in needs else np.full_like(loss, np.nan),
         h if "embedding" in needs else np.empty((60, 0), np.float32),
         asked,
+        h if "colours" in needs else np.empty((60, 0), np.float32),
     )
     assert chosen(name, full, 15) == chosen(name, least, 15)
 
@@ -102,7 +105,8 @@ def test_a_collapsed_model_does_not_give_the_first_cells(name: str):
         np.full((200, 5), 0.2),
         np.zeros(200),
         np.ones((200, 8), np.float32),
-        Labelled(np.array([0]), np.full((1, 5), 0.2), np.ones((1, 8), np.float32)),
+        Labelled(np.array([0]), np.full((1, 5), 0.2), np.ones((1, 8), np.float32), np.ones((1, 8), np.float32)),
+        np.ones((200, 8), np.float32),
     )
     indices = chosen(name, pool, 20)
     assert max(indices) > 40
