@@ -4,8 +4,9 @@
 
 A method sees the training cells without their labels. Its embeddings are then frozen and judged on the validation cells (the
 test cells have no part in the choice): macro-F1 of logistic regression on 31, 62 and 154 cells drawn at random, the same draws
-for all methods, and of the 20 nearest neighbours among all training cells. `none` is the network with its random weights. A run
-that is in `runs.csv` already is not repeated. Writes `runs.csv` and `README.md`.
+for all methods, and of the 20 nearest neighbours among all training cells. `none` is the network with its random weights.
+
+A run that is in `runs.csv` already is not repeated. Writes `runs.csv` and `README.md`.
 """
 
 import argparse
