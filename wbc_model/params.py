@@ -130,6 +130,10 @@ class GateParams(Section):
         return self
 
 
+class PackageParams(Section):
+    int8: bool
+
+
 class TrackingParams(Section):
     uri: str
     experiment: str
@@ -155,6 +159,7 @@ class Params(Section):
     onboard: OnboardParams
     retrain: RetrainParams
     gate: GateParams
+    package: PackageParams
     tracking: TrackingParams
     schedule: ScheduleParams
 
