@@ -3,11 +3,14 @@
 import asyncio
 import hashlib
 import json
+import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -161,6 +164,39 @@ def test_a_crash_at_any_byte_of_a_line_is_named_and_the_chain_goes_on(tmp_path: 
     path.write_bytes(path.read_bytes().replace(torn, torn[:-1] + b"!"))
     with pytest.raises(WbcError, match="broken at line 3:"):
         verify(path)
+
+
+def test_a_power_cut_takes_no_line_whose_answer_left_and_hides_no_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a disk holds after a power cut is what was flushed to it: kept here beside the files at every flush."""
+    path, disk = tmp_path / "audit.jsonl", tmp_path / "disk"
+    disk.mkdir()
+
+    def flushed(flush: Callable[[int], None]) -> Callable[[int], None]:
+        def keep(descriptor: int) -> None:
+            flush(descriptor)
+            file = Path(f"/proc/self/fd/{descriptor}").readlink()
+            if file.is_file():
+                (disk / file.name).write_bytes(file.read_bytes())
+
+        return keep
+
+    for name in ("fsync", "fdatasync"):
+        monkeypatch.setattr(os, name, flushed(getattr(os, name)))
+
+    async def answers() -> None:
+        log = AuditLog(path)
+        for number in range(1, 5):
+            await asyncio.gather(*(log.record(f"ward-{at}", "POST /v1/classify", 200, [], MODEL, b"") for at in range(2)))
+            assert verify(disk / path.name).records == 2 * number
+            lines = (disk / path.name).read_bytes().splitlines(keepends=True)
+            (tmp_path / "cut").mkdir(exist_ok=True)
+            (tmp_path / "cut" / path.name).write_bytes(b"".join(lines[:-1]))
+            shutil.copy(disk / "audit.jsonl.head", tmp_path / "cut")
+            with pytest.raises(WbcError, match=f"knows of {2 * number} records"):
+                verify(tmp_path / "cut" / path.name)
+        log.close()
+
+    asyncio.run(answers())
 
 
 WRITER = """
