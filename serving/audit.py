@@ -127,6 +127,7 @@ class AuditLog:
         known = _read_head(self.path)
         if known is None and self._last == Link():
             self._write_head(self._last)
+            os.fdatasync(self._head.fileno())
             directory = os.open(self.path.parent, os.O_RDONLY)
             os.fsync(directory)
             os.close(directory)
@@ -141,7 +142,14 @@ class AuditLog:
     def _write_head(self, link: Link) -> None:
         """In place: the 86 bytes lie in one sector, which a power cut leaves old or new, and no folder has to be flushed."""
         os.pwrite(self._head.fileno(), f"{link.number:020d} {link.digest}\n".encode(), 0)
-        os.fdatasync(self._head.fileno())
+
+    def _flush_head(self) -> None:
+        """After the answers have left, which wait for the disk long enough; what the head then still lacks is their lines."""
+        try:
+            os.fdatasync(self._head.fileno())
+        except OSError as error:
+            self._broken = True
+            _LOG.error("%s: %s", _head_path(self.path), error)
 
     def _write(self) -> None:
         while True:
@@ -168,6 +176,7 @@ class AuditLog:
         else:
             for done in waiting:
                 done.set_result(None)
+            self._flush_head()
 
     def _reopen(self) -> None:
         """After a write that failed half way, begin as after a crash: what is torn stays and is named."""
@@ -187,7 +196,7 @@ class AuditLog:
         while data:
             data = data[os.write(self._file.fileno(), data) :]
         os.fsync(self._file.fileno())
-        # Only now, so that the head never leads the log; and before the answers go out, so that it knows of all that did.
+        # Only now, so that the head never leads the log.
         self._write_head(last)
         self._last = last
 
