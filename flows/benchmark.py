@@ -21,12 +21,12 @@ import pandas as pd
 
 from flows.fingerprint import closure, imported_modules, reachable, source_path
 from wbc_model.errors import WbcError
-from wbc_model.files import write_atomic
+from wbc_model.files import locked, write_atomic
 from wbc_model.ingest import ingest
 from wbc_model.manifest import read_manifest
 from wbc_model.params import Params
 from wbc_model.pools import Pools, quarantined
-from wbc_model.study_file import HOME, INITIAL, RENDERED, Study, read_study, seeds_of, shown, value_of
+from wbc_model.study_file import HOME, INITIAL, RENDERED, START, Study, read_study, seeds_of, shown, value_of
 
 if TYPE_CHECKING:
     from flows.tracking import Tracker
@@ -245,7 +245,7 @@ def _all_or_test(pools: Pools, training: set[str]) -> pd.DataFrame:
 
 def _prepared(source: Path | None, params: Params, seed: int, cache: Path, check: bool, say: Callable[[str], None]) -> Path:
     """A folder like a workspace with the source's cells in store and pools, all labels known, made where it is missing."""
-    from wbc_model.study import digest, locked
+    from wbc_model.study import digest
 
     named = params.data.model_dump(include={"rendered_cells", "validation_share", "test_share"}) if check else {}
     content = [named, params.checks.model_dump() if check else {}, seed, _listing(source)]
@@ -377,7 +377,7 @@ class _StudyTracking:
         if found.data.tags.get(_COMPLETE) == "yes":
             return
         arm = next(arm for arm in self.study.arms if arm.name == name)
-        params = {"arm": name, "seed": seed, INITIAL: arm.initial, "preset": arm.params.preset}
+        params = {"arm": name, "seed": seed, INITIAL: arm.initial, START: arm.start, "preset": arm.params.preset}
         params |= {key: value_of(arm.params, key) for key in self.study.varied}
         at = int(found.info.start_time)  # the same however often a kill makes this run be logged
         metrics = []

@@ -31,7 +31,7 @@ class Entry:
 
 STAGES: Final = {
     "validate": Entry("flows.checks:validate", packages=("great-expectations", "numpy", "pandas", "pillow")),
-    "train": Entry("flows.stages:train", packages=(*_NUMERIC, "safetensors", "onnx")),
+    "train": Entry("flows.stages:train", packages=(*_NUMERIC, "safetensors", "onnx", "lightly")),
     "evaluate": Entry("flows.stages:evaluate", packages=(*_NUMERIC, "matplotlib")),
     "query": Entry("flows.stages:query", packages=_NUMERIC),
     "package": Entry("flows.package:package", ("serving",), ("bentoml", "openvino", "nncf", "numpy", "pillow", "fastapi")),

@@ -39,7 +39,7 @@ from wbc_model.predict import Predictions, predict
 from wbc_model.probabilities import softmax
 from wbc_model.query import query, score_pool
 from wbc_model.semi import UnlabelledCells
-from wbc_model.statistics import MIN_CELLS, some_cells, with_statistics_of
+from wbc_model.statistics import MIN_CELLS, some_cells, takes_statistics, with_statistics_of
 from wbc_model.train import VALIDATION_BATCH, Adaptation, LabelledCells, Training, calibrated_card
 
 RECOGNISED_BY = 50  # cells of a site's data, of which one is known when it is given again
@@ -90,7 +90,7 @@ def adaptation_params(params: Params, card: ModelCard, labels: int) -> Params:
     """
     how = params.onboard.train
     size = params.size.model_copy(update={"updates": how.updates, "image_size": card.input_size})
-    architecture = {"attention": card.architecture.attention, "lossnet": card.architecture.lossnet, "view": card.view}
+    architecture = {**card.architecture.model_dump(include={"attention", "lossnet", "norm"}), "view": card.view}
     train = {
         "augmentation": "mild",  # of home's cells, which are there to be remembered; the site's are strongly augmented
         "learning_rate": how.learning_rate,
@@ -182,8 +182,8 @@ def _views_of_site(ctx: Onboarding, card: ModelCard) -> NDArray[np.uint8]:
 
 
 def _at(network: AttentionResNet18, views: NDArray[np.uint8]) -> AttentionResNet18:
-    """The network with the statistics of a site; as it is where the site has too few cells to measure them."""
-    return with_statistics_of(network, views) if len(views) >= MIN_CELLS else network
+    """The network with the statistics of a site; as it is where it cannot have them, or the site has too few cells."""
+    return with_statistics_of(network, views) if takes_statistics(network) and len(views) >= MIN_CELLS else network
 
 
 def _made_from(ctx: Onboarding) -> str:

@@ -43,6 +43,7 @@ def _inputs_commit(workspace: Path) -> tuple[str, str]:
 
 def train(workspace: Path) -> dict[str, Any]:
     """Train on the labelled pool, calibrate on the validation pool: `models/candidate`, `models/history.csv`."""
+    from wbc_model.pretrain import pretrained
     from wbc_model.semi import UnlabelledCells
     from wbc_model.train import LabelledCells, Training, calibrated_card, check_trainable
 
@@ -55,7 +56,9 @@ def train(workspace: Path) -> dict[str, Any]:
     unlabelled = UnlabelledCells(tuple(pools.frames["unlabelled"]["sha256"]), decoded.read)
     if params.train.unlabelled_ratio:
         decoded.prepare(unlabelled.sha256s)
-    training = Training(params, labelled, validation, checkpoint, unlabelled)
+    pool = UnlabelledCells(labelled.sha256s + unlabelled.sha256s, decoded.read)
+    start = pretrained(params, pool, workspace / ".wbc/pretrained")
+    training = Training(params, labelled, validation, checkpoint, unlabelled, start=start)
     network = training.fit()
     if not training.fabric.is_global_zero:
         return {}

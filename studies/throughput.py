@@ -47,7 +47,7 @@ def bare_update(training: Training) -> Callable[[], None]:
     """One update of a second network of the same kind on one random batch."""
     params = training.params
     torch.manual_seed(0)
-    network = AttentionResNet18(params.model.attention, params.model.lossnet).to(training.fabric.device)
+    network = AttentionResNet18(params.model.attention, params.model.lossnet, norm=params.model.norm).to(training.fabric.device)
     network.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), fused=True)
     shape = params.size.batch_size, 3, params.size.image_size, params.size.image_size
@@ -113,7 +113,7 @@ def scoring_speed(params: Params, decoded: DecodedCells, pools: Pools, rounds: i
     sha256s = pools.frames["unlabelled"]["sha256"].tolist()
     sha256s = sha256s[: 5 * BATCH]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    network = AttentionResNet18(params.model.attention, params.model.lossnet).to(device).eval()
+    network = AttentionResNet18(params.model.attention, params.model.lossnet, norm=params.model.norm).to(device).eval()
     network.to(memory_format=torch.channels_last)
     size, bf16 = params.size.image_size, params.size.precision == "bf16-mixed"
     images = torch.rand(BATCH, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
@@ -138,7 +138,7 @@ def score_once(params: Params, folder: Path, times: int) -> None:
     """What `peak_memory` runs: prints the peak resident memory in MiB."""
     decoded = DecodedCells(ImageStore(folder / "data/images"), folder / ".wbc/decoded", params.size.image_size, params.model.view)
     sha256s = Pools.read(folder / "data/pools").frames["unlabelled"]["sha256"].tolist() * times
-    network = AttentionResNet18(params.model.attention, params.model.lossnet).eval()
+    network = AttentionResNet18(params.model.attention, params.model.lossnet, norm=params.model.norm).eval()
     seen = score_pool(network, decoded, sha256s, params.size.precision == "bf16-mixed")
     if not np.isfinite(seen.logits).all():
         raise SystemExit("scoring gave numbers that are not finite")

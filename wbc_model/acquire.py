@@ -23,12 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wbc_model.classes import CLASSES
+from wbc_model.colours import whitened
 from wbc_model.errors import WbcError
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Rows = NDArray[np.float32]
-Need = Literal["probabilities", "predicted_loss", "embedding", "labels", "labelled"]
+Need = Literal["probabilities", "predicted_loss", "embedding", "colours", "labels", "labelled"]
 
 DIVERSE_FACTOR: Final = 5  # `diverse_loss` spreads its choice over so many times the cells asked for
 TYPICAL_NEIGHBOURS: Final = 20  # the numbers of the authors of TypiClust, here and in the next two lines
@@ -43,11 +44,13 @@ def _no_rows() -> Rows:
 @dataclass(frozen=True)
 class Labelled:
     """The labelled pool of L cells: `labels` (L,) as class indices for who needs `labels` or `labelled`; for who needs
-    `labelled` also `probabilities` (L, C) and, where the strategy needs the pool's too, `embedding` (L, 512) float32."""
+    `labelled` also `probabilities` (L, C) and, where the strategy needs the pool's too, `embedding` (L, 512) and `colours`
+    (L, 49), float32."""
 
     labels: Ints = field(default_factory=lambda: np.empty(0, np.int64))
     probabilities: Floats = field(default_factory=lambda: np.empty((0, 0)))
     embedding: Rows = field(default_factory=_no_rows)
+    colours: Rows = field(default_factory=_no_rows)
 
     def counts(self, classes: int) -> Ints:
         """Labelled cells of each class (C,)."""
@@ -57,12 +60,14 @@ class Labelled:
 @dataclass(frozen=True)
 class PoolScores:
     """What the model says of each of N cells, in the order of the pool: `probabilities` (N, C), calibrated, `predicted_loss`
-    (N,) and, for who needs it, `embedding` (N, 512) float32; and what is labelled already."""
+    (N,) and, for who needs it, `embedding` (N, 512) float32; `colours` (N, 49) float32, which no model has a say in, for who
+    needs them (wbc_model/colours.py); and what is labelled already."""
 
     probabilities: Floats
     predicted_loss: Floats
     embedding: Rows = field(default_factory=_no_rows)
     labelled: Labelled = field(default_factory=Labelled)
+    colours: Rows = field(default_factory=_no_rows)
 
     def __len__(self) -> int:
         return len(self.probabilities)
@@ -138,6 +143,8 @@ def select(strategy: Strategy, pool: PoolScores, count: int, seed: int) -> Picks
         return Picks(np.empty(0, np.int64), np.empty(0))
     if "embedding" in strategy.needs and len(pool.embedding) != len(pool):
         raise ValueError(f"strategy {strategy.name} needs the embedding of each of the {len(pool)} cells")
+    if "colours" in strategy.needs and len(pool.colours) != len(pool):
+        raise ValueError(f"strategy {strategy.name} needs the colours of each of the {len(pool)} cells")
     picks = strategy.choose(pool, count, np.random.default_rng(seed))
     reasons = picks.reasons or (strategy.reason,) * count
     if not len(set(picks.indices.tolist())) == len(picks.indices) == len(picks.scores) == len(reasons) == count:
@@ -332,18 +339,16 @@ def badge(pool: PoolScores, count: int, rng: np.random.Generator) -> Picks:
     return Picks(indices, np.sqrt(squared))
 
 
-@batch_acquisition("k_center", needs={"embedding", "labelled"}, reason="unlike every cell that is labelled or in this queue")
-def k_center(pool: PoolScores, count: int, rng: np.random.Generator) -> Picks:
-    """CoreSet's greedy k-center (Sener & Savarese, ICLR 2018, algorithm 1): always the cell farthest from all labelled and
-    chosen ones. Without a labelled cell the first is drawn at random. Score: that distance (for such a first cell, the largest
-    distance from it)."""
+def _farthest_first(rows: Rows, labelled: Rows, count: int, rng: np.random.Generator) -> Picks:
+    """Always the cell farthest from all labelled and chosen ones; without a labelled cell the first is drawn at random. Score:
+    that distance (for such a first cell, the largest distance from it)."""
     from sklearn.metrics import pairwise_distances_argmin_min
 
-    to = embedding_distances(pool.embedding)
-    if len(pool.labelled.labels):
-        nearest = pairwise_distances_argmin_min(pool.embedding, pool.labelled.embedding)[1].astype(np.float64) ** 2
+    to = embedding_distances(rows)
+    if len(labelled):
+        nearest = pairwise_distances_argmin_min(rows, labelled)[1].astype(np.float64) ** 2
     else:
-        nearest = np.full(len(pool), np.inf)
+        nearest = np.full(len(rows), np.inf)
     chosen: list[int] = []
     squared: list[float] = []
     for _ in range(count):
@@ -354,6 +359,20 @@ def k_center(pool: PoolScores, count: int, rng: np.random.Generator) -> Picks:
     if np.isinf(squared[0]):
         squared[0] = float(to(chosen[0]).max())
     return Picks(np.array(chosen, np.int64), np.sqrt(squared))
+
+
+@batch_acquisition("k_center", needs={"embedding", "labelled"}, reason="unlike every cell that is labelled or in this queue")
+def k_center(pool: PoolScores, count: int, rng: np.random.Generator) -> Picks:
+    """CoreSet's greedy k-center (Sener & Savarese, ICLR 2018, algorithm 1) on the network's embedding: see `_farthest_first`."""
+    return _farthest_first(pool.embedding, pool.labelled.embedding, count, rng)
+
+
+@batch_acquisition("colour_cover", needs={"colours", "labelled"}, reason="coloured unlike all that is labelled or in this queue")
+def colour_cover(pool: PoolScores, count: int, rng: np.random.Generator) -> Picks:
+    """Greedy k-center on the cells' colours, for the first query: no network has learnt anything yet, and a class of 2 % of
+    the cells has little chance to be among 31 of them that are drawn at random."""
+    rows = whitened(np.concatenate([pool.colours, pool.labelled.colours]) if len(pool.labelled.labels) else pool.colours)
+    return _farthest_first(rows[: len(pool)], rows[len(pool) :], count, rng)
 
 
 @batch_acquisition(

@@ -7,7 +7,7 @@ Pillow, so that the service has it too; about a millisecond a cell.
 """
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,28 +41,36 @@ class Nucleus:
     background: Floats
 
 
-def _thumbnail(image: Image.Image) -> tuple[NDArray[np.uint8], float]:
+class Crop(NamedTuple):
+    """An RGB crop, and the same small: uint8 (h, w, 3), `scale` of its size."""
+
+    image: Image.Image
+    small: NDArray[np.uint8]
+    scale: float
+
+
+def _with_thumbnail(image: Image.Image) -> Crop:
     scale = min(1.0, THUMB / max(image.size))
     size = max(8, round(image.width * scale)), max(8, round(image.height * scale))
     small = image.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
-    return np.asarray(small), scale
+    return Crop(image, np.asarray(small), scale)
 
 
-def without_padding(image: Image.Image) -> Image.Image:
+def without_padding(image: Image.Image) -> Crop:
     """Cut off black rows and columns at the border, with which crops near the edge of a photograph are filled up."""
-    pixels, scale = _thumbnail(image)
-    lit = pixels.max(axis=2) > BLACK
+    whole = _with_thumbnail(image)
+    lit = whole.small.max(axis=2) > BLACK
     rows = np.flatnonzero(lit.mean(axis=1) > 0.1)
     if len(rows) == 0:
-        return image
+        return whole
     columns = np.flatnonzero(lit[rows[0] : rows[-1] + 1].mean(axis=0) > 0.1)
     height, width = lit.shape
     ends = [columns[0], rows[0], width - 1 - columns[-1], height - 1 - rows[-1]]
     if not any(ends):
-        return image
-    cut = [int(np.ceil((end + 1) / scale)) if end else 0 for end in ends]  # one more: the last row is a mixture
+        return whole
+    cut = [int(np.ceil((end + 1) / whole.scale)) if end else 0 for end in ends]  # one more: the last row is a mixture
     box = cut[0], cut[1], image.width - cut[2], image.height - cut[3]
-    return image.crop(box) if box[2] - box[0] >= 8 and box[3] - box[1] >= 8 else image
+    return _with_thumbnail(image.crop(box)) if box[2] - box[0] >= 8 and box[3] - box[1] >= 8 else whole
 
 
 def background_colour(pixels: NDArray[np.uint8]) -> Floats:
@@ -110,13 +118,12 @@ def _threshold(stain: Floats, central: NDArray[np.bool_]) -> float:
     return max(threshold, 0.5 * float(np.quantile(stain[central], 0.985)))
 
 
-def find_nucleus(image: Image.Image) -> Nucleus | None:
-    """The nucleus of the cell that an RGB crop is about, or None where nothing is stained like one."""
-    pixels, scale = _thumbnail(image)
-    background = background_colour(pixels)
+def find_nucleus(crop: Crop) -> Nucleus | None:
+    """The nucleus of the cell that a crop is about, in pixels of its image, or None where nothing is stained like one."""
+    background = background_colour(crop.small)
     if background.max() <= MIN_LIGHT:
         return None
-    density = optical_density(pixels, background)
+    density = optical_density(crop.small, background)
     stain = _nuclear_stain(density)
     height, width = stain.shape
     y, x = np.arange(height, dtype=np.float32)[:, None] + 0.5, np.arange(width, dtype=np.float32)[None] + 0.5
@@ -130,14 +137,16 @@ def find_nucleus(image: Image.Image) -> Nucleus | None:
         return None
     centre_x, centre_y, radius, inside = place
     mean = (density * inside[..., None]).sum((0, 1)) / inside.sum()
-    return Nucleus(centre_x / scale, centre_y / scale, radius / scale, mean, background)
+    return Nucleus(centre_x / crop.scale, centre_y / crop.scale, radius / crop.scale, mean, background)
 
 
 def _densest(weight: Floats) -> tuple[float, float]:
     """Centre (x, y) of the square of a tenth of the side that holds the most weight: where the search begins."""
     reach = max(2, max(weight.shape) // 20)
     side = 2 * reach + 1
-    sums = np.pad(weight, ((reach + 1, reach), (reach + 1, reach))).cumsum(0).cumsum(1)
+    padded = np.zeros((weight.shape[0] + side, weight.shape[1] + side), weight.dtype)
+    padded[reach + 1 : reach + 1 + weight.shape[0], reach + 1 : reach + 1 + weight.shape[1]] = weight
+    sums = padded.cumsum(0).cumsum(1)
     squares = sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]
     row, column = divmod(int(squares.argmax()), weight.shape[1])
     return column + 0.5, row + 0.5
@@ -175,8 +184,8 @@ def canonical_view(image: Image.Image, size: int) -> tuple[NDArray[np.uint8], Nu
 
     Without a nucleus the view is the whole image, background balanced. What lies outside the crop is background.
     """
-    image = without_padding(image)
-    nucleus = find_nucleus(image)
+    crop = without_padding(image)
+    image, nucleus = crop.image, find_nucleus(crop)
     if nucleus is None:
         half, x, y, power = max(image.size) / 2, image.width / 2, image.height / 2, 1.0
     else:
@@ -188,7 +197,7 @@ def canonical_view(image: Image.Image, size: int) -> tuple[NDArray[np.uint8], Nu
     inner = max(1, corner[2] - corner[0]), max(1, corner[3] - corner[1])
     cell = image.resize(inner, Image.Resampling.BILINEAR, box=box, reducing_gap=None)
     view = Image.new("RGB", (size, size), (WHITE,) * 3)
-    background = background_colour(_thumbnail(image)[0]) if nucleus is None else nucleus.background
+    background = background_colour(crop.small) if nucleus is None else nucleus.background
     view.paste(cell.point(_light_table(background, power)), (corner[0], corner[1]))
     return np.asarray(view), nucleus
 

@@ -30,6 +30,7 @@ class Architecture(BaseModel):
     network: str = "AttentionResNet18"
     attention: str
     lossnet: bool
+    norm: str = "batch"  # older cards do not say
 
 
 class Normalisation(BaseModel):

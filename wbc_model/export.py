@@ -56,7 +56,10 @@ def render_readme(card: ModelCard) -> str:
         for name, values in validation.get("per_class", {}).items()
     ]
     source = card.data_source or "not stated"
-    lossnet = "with LossNet" if card.architecture.lossnet else "without LossNet"
+    how = card.architecture
+    network = (
+        f"{how.network}, attention `{how.attention}`, normalisation `{how.norm}`, {'with' if how.lossnet else 'without'} LossNet"
+    )
     drawn = (
         "\n> **Drawn cells.** This model was trained on cells that a program rendered. It knows nothing about real blood and its "
         "figures say nothing about accuracy on patients.\n"
@@ -81,7 +84,7 @@ granulocytes, erythroblasts, platelets, artefacts or malignant cells: it will gi
 | training data | {source} |
 | pool version | `{card.pool_version}` |
 | code and data commit | `{card.git_commit or "not under git"}` |
-| network | {card.architecture.network}, attention `{card.architecture.attention}`, {lossnet} |
+| network | {network} |
 | input | {card.input_size} x {card.input_size} pixels, RGB |
 | temperature | {card.temperature:.3f} |
 | prediction set | every class with probability {card.conformal_threshold:.3f} or more |
@@ -155,6 +158,7 @@ def write_card(directory: Path, card: ModelCard) -> None:
 def load_model(directory: Path) -> tuple[AttentionResNet18, ModelCard]:
     """The network in evaluation mode, on the CPU, and its card; raises WbcError when the directory is damaged."""
     card = read_card(directory)
-    network = AttentionResNet18(card.architecture.attention, card.architecture.lossnet, len(card.classes))
+    architecture = card.architecture
+    network = AttentionResNet18(architecture.attention, architecture.lossnet, len(card.classes), architecture.norm)
     network.load_state_dict(load_file(directory / WEIGHTS))
     return network.eval(), card

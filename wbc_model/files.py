@@ -1,8 +1,11 @@
 """Writing files so that a crash at any moment leaves either the old content or the new, never a half."""
 
+import fcntl
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -64,3 +67,12 @@ def replace_directory(temporary: Path, final: Path) -> None:
     temporary.rename(final)
     _fsync_directory(final.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file; waits for whoever holds it. The kernel frees it when the holder dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

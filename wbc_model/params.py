@@ -14,6 +14,8 @@ from wbc_model.images import View
 Share = Annotated[float, Field(ge=0, le=1)]
 PresetName = Literal["small", "standard", "full"]
 Attention = Literal["none", "eca", "srm", "cbam"]
+Norm = Literal["batch", "group", "frozen"]
+Pretraining = Literal["none", "simsiam", "vicreg", "dino"]
 
 
 class Section(BaseModel):
@@ -57,10 +59,13 @@ class ModelParams(Section):
     view: View
     attention: Attention
     lossnet: bool
+    norm: Norm
     init_weights: str | None
 
 
 class TrainParams(Section):
+    pretraining: Pretraining
+    pretraining_updates: Annotated[int, Field(ge=1)]
     augmentation: Literal["mild", "sites"]
     learning_rate: Annotated[float, Field(gt=0)]
     weight_decay: Annotated[float, Field(ge=0)]

@@ -5,10 +5,12 @@ from typing import Final
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from wbc_model.acquire import Floats, Labelled, PoolScores, Strategy, find_strategy, select
 from wbc_model.classes import CLASS_INDEX, CLASSES
+from wbc_model.colours import colours
 from wbc_model.decoded import DecodedCells
 from wbc_model.errors import WbcError
 from wbc_model.export import load_model
@@ -77,6 +79,11 @@ def query(
         seen = score_pool(network, decoded, sha256s.tolist(), autocast, "embedding" in chosen.needs)
         return seen, softmax(seen.logits, card.temperature)
 
+    def described(sha256s: pd.Series) -> NDArray[np.float32]:
+        if "colours" not in chosen.needs:
+            return np.empty((0, 0), np.float32)
+        return np.concatenate([colours(batch) for batch in decoded.batches(sha256s.tolist(), BATCH)])
+
     known = Labelled()
     if chosen.needs & {"labels", "labelled"}:
         if labelled is None:
@@ -84,9 +91,10 @@ def query(
         known = Labelled(np.array([CLASS_INDEX[label] for label in labelled["label"]], np.int64))
     if "labelled" in chosen.needs and labelled is not None and not labelled.empty:
         seen, probabilities = scored(labelled["sha256"])
-        known = Labelled(known.labels, probabilities, seen.embedding)
+        known = Labelled(known.labels, probabilities, seen.embedding, described(labelled["sha256"]))
     seen, probabilities = scored(cells["sha256"])
-    pool = PoolScores(probabilities, seen.predicted_loss.astype(np.float64), seen.embedding, known)
+    loss = seen.predicted_loss.astype(np.float64)
+    pool = PoolScores(probabilities, loss, seen.embedding, known, described(cells["sha256"]))
     return queue_frame(chosen, pool, cells, count, seed)
 
 

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from wbc_model.errors import WbcError
 from wbc_model.network import AttentionResNet18
 
 BATCH: Final = 128
@@ -25,12 +26,20 @@ def some_cells(cells: int, seed: int) -> NDArray[np.int64]:
     return order
 
 
+def takes_statistics(network: AttentionResNet18) -> bool:
+    """Whether a network can be given a site's statistics: one that normalises by groups has none, and one with frozen statistics
+    has learned by these and no others."""
+    return network.norm == "batch"
+
+
 def with_statistics_of(network: AttentionResNet18, images: NDArray[np.uint8]) -> AttentionResNet18:
     """A copy of `network` whose batch normalisation has the statistics of `images`, uint8 (N, S, S, 3), in mixed order.
 
     Each layer gets the mean over batches of the batch's mean and variance, in float32. Raises ValueError for fewer than
-    MIN_CELLS.
+    MIN_CELLS, WbcError for a network that cannot be given statistics.
     """
+    if not takes_statistics(network):
+        raise WbcError(f"the network was trained with model.norm: {network.norm} and cannot be given the statistics of a site")
     if len(images) < MIN_CELLS:
         raise ValueError(f"{len(images)} images are too few to measure a site's statistics; {MIN_CELLS} are needed")
     measured = copy.deepcopy(network).eval()

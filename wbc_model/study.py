@@ -6,14 +6,12 @@ seed), and what is recorded under its name is never done again: not after a kill
 labels with the same training, not in another study with the same cache.
 """
 
-import fcntl
 import hashlib
 import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -24,23 +22,25 @@ import numpy as np
 import pandas as pd
 import torch
 from pydantic import BaseModel
+from torch import Tensor
 
 from wbc_model.card import CARD, WEIGHTS, Architecture, ModelCard, Normalisation, file_sha256
 from wbc_model.classes import CLASS_INDEX, CLASSES
 from wbc_model.decoded import DecodedCells
 from wbc_model.export import write_card
-from wbc_model.files import append_durably, replace_directory
+from wbc_model.files import append_durably, locked, replace_directory
 from wbc_model.lossnet import ranking_accuracy
 from wbc_model.metrics import classification_metrics
-from wbc_model.network import MEAN, STD, AttentionResNet18, load_imagenet
+from wbc_model.network import MEAN, STD, AttentionResNet18, begin_with, load_imagenet
 from wbc_model.params import Params
 from wbc_model.predict import predict
+from wbc_model.pretrain import pretrained
 from wbc_model.probabilities import softmax
 from wbc_model.query import query
 from wbc_model.semi import UnlabelledCells
 from wbc_model.split import seeded_rank
 from wbc_model.store import ImageStore
-from wbc_model.study_file import HOME, Arm, Study, trained_on, value_of
+from wbc_model.study_file import HOME, WARM, Arm, Study, trained_on, value_of
 from wbc_model.train import LabelledCells, Training, calibrated_card, check_trainable
 
 Record = Mapping[str, Any]
@@ -107,8 +107,16 @@ def digest(content: Any) -> str:
 # --- the one place that knows the learner ---------------------------------------------------------------------------------
 
 
-def fit(params: Params, data: StudyData, labelled: Sequence[str], checkpoint: Path) -> tuple[AttentionResNet18, ModelCard, Any]:
-    """Train on the labelled cells of the pool; returns the network, its card and the history's rows."""
+def fit(
+    params: Params,
+    data: StudyData,
+    labelled: Sequence[str],
+    checkpoint: Path,
+    pretraining: Path,
+    start: Mapping[str, Tensor] | None = None,
+) -> tuple[AttentionResNet18, ModelCard, Any]:
+    """Train on the labelled cells of the pool; returns the network, its card and the history's rows. The training begins with
+    the weights `start` where they are given; else `pretraining` is where pre-trained ones are kept."""
     decoded = data.pool.decoded(params)
     cells = LabelledCells.load(decoded, labelled, data.labels(labelled))
     held_out = data.validation.frame
@@ -116,9 +124,17 @@ def fit(params: Params, data: StudyData, labelled: Sequence[str], checkpoint: Pa
     check_trainable(cells, validation)
     known = set(labelled)
     rest = tuple(sha256 for sha256 in data.pool.frame["sha256"] if sha256 not in known)
-    training = Training(params, cells, validation, checkpoint, UnlabelledCells(rest, decoded.read))
+    start = pretrained_on(params, data, pretraining) if start is None else start
+    training = Training(params, cells, validation, checkpoint, UnlabelledCells(rest, decoded.read), start=start)
     network = training.fit()
     return network, calibrated_card(network, validation, params), training.progress.history
+
+
+def pretrained_on(params: Params, data: StudyData, cache: Path) -> dict[str, torch.Tensor] | None:
+    """The weights that pre-training on the whole pool gives, kept under `cache`; None without pre-training."""
+    if params.train.pretraining == "none":
+        return None
+    return pretrained(params, UnlabelledCells(tuple(data.pool.frame["sha256"]), data.pool.decoded(params).read), cache)
 
 
 def evaluate(network: AttentionResNet18, card: ModelCard, params: Params, cells: Cells) -> dict[str, Any]:
@@ -158,13 +174,16 @@ def ask(params: Params, data: StudyData, labelled: Sequence[str], model: Path, s
     return [str(sha256) for sha256 in queue["sha256"]]
 
 
-def untrained(params: Params) -> tuple[AttentionResNet18, ModelCard]:
+def untrained(params: Params, data: StudyData, pretraining: Path) -> tuple[AttentionResNet18, ModelCard]:
     """The network that a training begins with, for a first query that looks at embeddings."""
+    start = pretrained_on(params, data, pretraining)
     torch.manual_seed(params.seed)
-    network = AttentionResNet18(params.model.attention, params.model.lossnet)
+    network = AttentionResNet18(params.model.attention, params.model.lossnet, norm=params.model.norm)
     if params.model.init_weights:
         load_imagenet(network, Path(params.model.init_weights))
-    architecture = Architecture(attention=params.model.attention, lossnet=params.model.lossnet)
+    if start is not None:
+        begin_with(network, start)
+    architecture = Architecture(attention=params.model.attention, lossnet=params.model.lossnet, norm=params.model.norm)
     normalisation = Normalisation(mean=MEAN, std=STD)
     size, view = params.size.image_size, params.model.view
     return network, ModelCard(version="", input_size=size, view=view, normalisation=normalisation, architecture=architecture)
@@ -215,15 +234,6 @@ class Records:
         return record
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file; waits for whoever holds it. The kernel frees it when the holder dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def save_weights(directory: Path, network: AttentionResNet18, card: ModelCard) -> None:
     """What a query needs of a model: weights and card, without the ONNX file that costs more than a small training."""
     from safetensors.torch import save_file
@@ -240,13 +250,27 @@ def save_weights(directory: Path, network: AttentionResNet18, card: ModelCard) -
 # --- the grid -------------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Trained:
+    """A training that a warm one begins with: its name, its labels, and the training that it began with itself."""
+
+    key: str
+    labelled: tuple[str, ...]
+    before: "_Trained | None"
+
+    def path(self) -> list[str]:
+        """The names of this training and of all that led to it."""
+        return [self.key, *(self.before.path() if self.before else [])]
+
+
 @dataclass
 class _State:
-    """An arm on its way through one seed: `params` carry the seed."""
+    """An arm on its way through one seed: `params` carry the seed; `before` is what its next training begins with, if warm."""
 
     arm: Arm
     params: Params
     labelled: list[str]
+    before: _Trained | None = None
 
 
 @dataclass
@@ -275,11 +299,15 @@ class Runner:
             states = [self._begin(arm, data, seed, counts[0]) for arm in self.study.arms]
             for step, count in enumerate(counts):
                 more = counts[step + 1] - count if step + 1 < len(counts) else 0
+                begun_with = [key for state in states if state.before for key in state.before.path()]
                 groups: dict[str, list[_State]] = {}
                 for state in states:
-                    groups.setdefault(self.training_key(state.params, data, state.labelled), []).append(state)
+                    key = self.training_key(state.params, data, state.labelled, state.before)
+                    groups.setdefault(key, []).append(state)
                 for key, group in groups.items():
                     self._budget(key, group, data, step, more)
+                for key in begun_with:
+                    shutil.rmtree(self._model(key), ignore_errors=True)
         return self.rows[before:]
 
     def _begin(self, arm: Arm, data: StudyData, seed: int, count: int) -> _State:
@@ -292,16 +320,21 @@ class Runner:
         record = self.records.get(key)
         if record is None:
             with tempfile.TemporaryDirectory() as folder:
-                save_weights(Path(folder) / "model", *untrained(params))
+                save_weights(Path(folder) / "model", *untrained(params, data, self.cache / "pretrained"))
                 asked = ask(params, data, [], Path(folder) / "model", arm.initial, count)
             record = self.records.add(key, {"kind": "first query", "sha256s": asked})
         return _State(arm, params, list(record["sha256s"]))
 
-    def training_key(self, params: Params, data: StudyData, labelled: Sequence[str]) -> str:
-        """The name of a training: a hash of all that its numbers depend on."""
+    def _model(self, key: str) -> Path:
+        """Where the model of a training is kept while a query or a warm training waits for it."""
+        return self.cache / "models" / key
+
+    def training_key(self, params: Params, data: StudyData, labelled: Sequence[str], before: _Trained | None = None) -> str:
+        """The name of a training: a hash of all that its numbers depend on, the training `before` it where it is warm."""
         weights = params.model.init_weights
         file = file_sha256(Path(weights)) if weights and Path(weights).is_file() else ""
-        return digest(["training", self.provenance.train, trained_on(params), file, params.seed, data.version, sorted(labelled)])
+        parts = ["training", self.provenance.train, trained_on(params), file, params.seed, data.version, sorted(labelled)]
+        return digest([*parts, before.key] if before else parts)
 
     def query_key(self, training: str, params: Params, count: int) -> str:
         """The name of a query: the model that asks, how, and for how many cells."""
@@ -309,12 +342,13 @@ class Runner:
 
     def _budget(self, key: str, group: list[_State], data: StudyData, step: int, more: int) -> None:
         """One training for the arms that share it, and the query of each."""
-        known = self.records.get(key)
+        known, model, first = self.records.get(key), self._model(key), group[0]
         queries = {self.query_key(key, state.params, more): state for state in group} if more else {}
-        model = self.cache / "models" / key
         waiting = [name for name in queries if self.records.get(name) is None]
+        goes_on = bool(more) and any(state.arm.start == WARM for state in group)
+        trained = _Trained(key, tuple(first.labelled), first.before)
         if known is None or (waiting and not (model / CARD).exists()):
-            record = self._train(key, group[0], data, model if waiting else None)
+            record = self._train(trained, first.params, data, keep=bool(waiting) or goes_on)
         else:
             record = known
         self.reused += known is not None
@@ -323,23 +357,34 @@ class Runner:
             asked = ask(state.params, data, sorted(state.labelled), model, state.params.acquisition.strategy, more)
             seconds = round(time.perf_counter() - start, 3)
             self.records.add(name, {"kind": "query", "sha256s": asked, "seconds": seconds})
-        shutil.rmtree(model, ignore_errors=True)
+        if not goes_on:
+            shutil.rmtree(model, ignore_errors=True)
         for state in group:
             asked_of = self.records.get(self.query_key(key, state.params, more)) if more else None
             self._note(state, record, data, step, asked_of, recorded=known is not None)
             if asked_of is not None:
                 state.labelled = [*state.labelled, *asked_of["sha256s"]]
+            state.before = trained if state.arm.start == WARM else None
 
-    def _train(self, key: str, state: _State, data: StudyData, model: Path | None) -> dict[str, Any]:
-        """Train, evaluate, keep the model where a query waits for it, record."""
-        checkpoint = self.cache / "checkpoints" / f"{key}.safetensors"
+    def _weights(self, trained: _Trained, params: Params, data: StudyData) -> dict[str, Tensor]:
+        """The weights of an earlier training; it is done once more where its model is no longer there."""
+        from safetensors.torch import load_file
+
+        if not (self._model(trained.key) / CARD).exists():
+            self._train(trained, params, data, keep=True)
+        return load_file(self._model(trained.key) / WEIGHTS)
+
+    def _train(self, what: _Trained, params: Params, data: StudyData, keep: bool) -> dict[str, Any]:
+        """Train, evaluate, keep the model where something waits for it, record."""
+        key, checkpoint = what.key, self.cache / "checkpoints" / f"{what.key}.safetensors"
+        weights = self._weights(what.before, params, data) if what.before else None
         start = time.perf_counter()
-        network, card, history = fit(state.params, data, sorted(state.labelled), checkpoint)
+        network, card, history = fit(params, data, sorted(what.labelled), checkpoint, self.cache / "pretrained", weights)
         seconds = round(time.perf_counter() - start, 3)
         device = next(network.parameters()).device
-        tests = {name: evaluate(network, card, state.params, cells) for name, cells in data.tests.items()}
-        if model is not None:
-            save_weights(model, network, card)
+        tests = {name: evaluate(network, card, params, cells) for name, cells in data.tests.items()}
+        if keep:
+            save_weights(self._model(key), network, card)
         content = {
             "kind": "training",
             "tests": tests,
@@ -378,6 +423,7 @@ class Runner:
             **{f"validation_{name}": best.get(f"validation_{name}") for name in ("loss", "macro_f1")},
             **{key: _cell(value_of(state.params, key)) for key in self.study.varied},
             "initial": state.arm.initial,
+            "start": state.arm.start,
             "preset": state.params.preset,
             "updates": record["updates"],
             "best_update": best.get("update"),

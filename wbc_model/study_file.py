@@ -7,9 +7,10 @@ seeds: 5                        # 0 to 4, or a list of seeds
 budgets: [0.01, 0.02, 0.05]     # shares of the training cells (all up to 1), or counts (all above 1); increasing
 initial: random                 # how the labels of the first budget are chosen
 base: {train.patience: 4}       # parameters that hold for all arms
-arms:                           # name: the parameters that make the arm
+arms:                           # name: the parameters that make the arm, and how it begins: `initial`, `start`
   plain: {model.lossnet: false, acquisition.strategy: random}
   full: {}
+  warm: {start: warm}           # fresh: each budget from new weights | warm: from the weights of the budget before, heads too
 grid: {model.attention: [none, cbam]}   # every combination of values, of every arm
 reference: plain                # what the others are compared with
 """
@@ -29,7 +30,10 @@ from wbc_model.errors import WbcError
 from wbc_model.params import Params, PresetName, Share, parse_params
 
 RENDERED: Final = "rendered"
-INITIAL: Final = "initial"  # the one key of an arm that is no key of params.yaml
+INITIAL: Final = "initial"  # this and START are the keys of an arm that are no keys of params.yaml
+START: Final = "start"
+FRESH: Final = "fresh"
+WARM: Final = "warm"
 HOME: Final = "home"  # the name of the pool's own test split among the evaluation sets
 _NO_EFFECT: Final = ("seed", "checks", "retrain", "onboard", "gate", "tracking", "schedule")
 _NO_EFFECT_DATA: Final = ("source", "rendered_cells", "validation_share", "test_share", "initial_share")
@@ -93,12 +97,14 @@ class StudyFile(BaseModel):
 
 @dataclass(frozen=True)
 class Arm:
-    """One arm: what it changes, the whole parameters that result, and how its first labels are chosen."""
+    """One arm: what it changes, the whole parameters that result, how its first labels are chosen, and what its trainings after
+    the first start from."""
 
     name: str
     overrides: dict[str, Any]
     params: Params
     initial: str
+    start: str
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,7 @@ class Study:
     @property
     def varied(self) -> list[str]:
         """The keys of params.yaml that some arm changes, in the order in which they first occur."""
-        return list(dict.fromkeys(key for arm in self.arms for key in arm.overrides if key != INITIAL))
+        return list(dict.fromkeys(key for arm in self.arms for key in arm.overrides if key not in (INITIAL, START)))
 
     def counts(self, cells: int) -> list[int]:
         """The budgets as numbers of labels of a pool of `cells`. Raises WbcError where two are the same or one is too large."""
@@ -197,8 +203,10 @@ def _arm(name: str, overrides: dict[str, Any], base: Mapping[str, Any], file: St
         if first in _NO_EFFECT or (first == "data" and rest in _NO_EFFECT_DATA) or key == "preset":
             raise WbcError(f"{path}: arm {name}: {key} is the same for all arms; set it under base or by the study's own keys")
     where = f"{path}: arm {name}"
-    initial = overrides.get(INITIAL, file.initial)
-    document = _overridden(base, {key: value for key, value in overrides.items() if key != INITIAL}, where)
+    initial, start = overrides.get(INITIAL, file.initial), overrides.get(START, FRESH)
+    if start not in (FRESH, WARM):
+        raise WbcError(f"{where}: {START}: {start!r} is unknown; there are {FRESH}, {WARM}")
+    document = _overridden(base, {key: value for key, value in overrides.items() if key not in (INITIAL, START)}, where)
     params = _parsed(document, where)
     for key, strategy in (("acquisition.strategy", params.acquisition.strategy), (INITIAL, str(initial))):
         if strategy not in STRATEGIES:
@@ -207,7 +215,7 @@ def _arm(name: str, overrides: dict[str, Any], base: Mapping[str, Any], file: St
             raise WbcError(f"{where}: {key}: {strategy} needs LossNet, and model.lossnet is false")
     if params.train.devices != 1:
         raise WbcError(f"{where}: train.devices: a study trains on one device at a time; share out its seeds with --jobs")
-    return Arm(name, dict(overrides), params, str(initial))
+    return Arm(name, dict(overrides), params, str(initial), str(start))
 
 
 def _overridden(document: Mapping[str, Any], overrides: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -33,13 +33,13 @@ from wbc_model.decoded import DecodedCells
 from wbc_model.errors import WbcError
 from wbc_model.lossnet import ranking_accuracy, ranking_loss
 from wbc_model.metrics import classification_metrics
-from wbc_model.network import MEAN, STD, AttentionResNet18, Output, load_imagenet
+from wbc_model.network import MEAN, STD, AttentionResNet18, Output, begin_with, load_imagenet
 from wbc_model.params import Params
 from wbc_model.predict import Predictions, predict
 from wbc_model.probabilities import softmax
 from wbc_model.sampling import BatchPlan, hard_sample_weights, seeded
 from wbc_model.semi import PRIOR_SHARE, Averaged, PseudoLabels, UnlabelledCells, candidates, choose
-from wbc_model.statistics import MIN_CELLS, some_cells, with_statistics_of
+from wbc_model.statistics import MIN_CELLS, some_cells, takes_statistics, with_statistics_of
 
 COVERAGE: Final = 0.95
 VALIDATION_BATCH: Final = 128
@@ -84,6 +84,12 @@ def log_prior(count: Tensor) -> Tensor:
     return (count.double() / count.sum()).clamp_min(1e-3).log().float()
 
 
+def update_with_weights(digest: "hashlib._Hash", weights: Mapping[str, Tensor]) -> None:
+    """Take the names and the bytes of weights into a digest."""
+    for name, value in sorted(weights.items()):
+        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+
+
 @dataclass
 class Progress:
     """What a training has learned so far, beside the weights: restored from a checkpoint as it stands here."""
@@ -119,15 +125,20 @@ class Training:
         checkpoint: Path,
         unlabelled: UnlabelledCells | None = None,
         adapt: Adaptation | None = None,
+        start: Mapping[str, Tensor] | None = None,
     ) -> None:
         """`unlabelled` is used where `train.unlabelled_ratio` is above 0, and is needed there; it may be empty. With `adapt` a
-        trained network is taken on to a new site."""
+        trained network is taken on to a new site. `start` are weights to begin with instead of random ones or those of
+        `model.init_weights`; a head that they lack begins as it would without them."""
         self.params, self.labelled, self.validation, self.path = params, labelled, validation, checkpoint
-        self.adapt = adapt
+        self.adapt, self.start = adapt, start
         size, train = params.size, params.train
         if train.unlabelled_ratio and unlabelled is None:
             raise WbcError("train.unlabelled_ratio is above 0, but the training was given no unlabelled pool")
         self.unlabelled = unlabelled if train.unlabelled_ratio and unlabelled and unlabelled.sha256s else None
+        if params.model.norm == "frozen" and not (params.model.init_weights or adapt or start):
+            raise WbcError("model.norm is frozen, but the training begins with no weights that have statistics: give them by "
+                           "model.init_weights or train.pretraining, or set model.norm to batch")  # fmt: skip
         if size.batch_size % train.devices:
             raise WbcError(f"params.yaml: batch_size {size.batch_size} does not divide by train.devices {train.devices}")
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its results only with this
@@ -141,9 +152,11 @@ class Training:
         if train.devices > 1:
             self.fabric.launch()
         torch.manual_seed(params.seed)
-        self.network = AttentionResNet18(params.model.attention, params.model.lossnet)
+        self.network = AttentionResNet18(params.model.attention, params.model.lossnet, norm=params.model.norm)
         if params.model.init_weights:
             load_imagenet(self.network, Path(params.model.init_weights))
+        if start is not None:
+            begin_with(self.network, start)
         self.network.to(memory_format=torch.channels_last)
         if adapt is not None:
             self.network.load_state_dict(adapt.weights)
@@ -188,8 +201,10 @@ class Training:
             parts.append(list(self.unlabelled.sha256s))
         if self.adapt is not None:
             parts.append(self.adapt.focus.tolist())
-            for name, value in sorted(self.adapt.weights.items()):
-                digest.update(name.encode() + value.contiguous().numpy().tobytes())
+            update_with_weights(digest, self.adapt.weights)
+        if self.start is not None:
+            parts.append("start")
+            update_with_weights(digest, self.start)
         for source in sorted(Path(__file__).parent.glob("*.py")):
             digest.update(source.read_bytes())
         digest.update(json.dumps([torch.__version__, *parts]).encode())
@@ -335,7 +350,7 @@ class Training:
         if self.fabric.is_global_zero:
             index = candidates(cells, 2 * train.eval_every * self.pseudo_count, self.params.seed, update)
             network = self.evaluated
-            if self.adapt is not None and cells >= MIN_CELLS:
+            if self.adapt is not None and takes_statistics(network) and cells >= MIN_CELLS:
                 network = with_statistics_of(network, unlabelled.images(torch.from_numpy(some_cells(cells, self.params.seed))))
             seen = predict(network, unlabelled.batches(index), autocast=self.autocast)
             # The pool has its classes in about the labelled pool's shares, which a logit-adjusted network leaves out.
@@ -441,7 +456,7 @@ def calibrated_card(
         input_size=params.size.image_size,
         view=params.model.view,
         normalisation=Normalisation(mean=MEAN, std=STD),
-        architecture=Architecture(attention=params.model.attention, lossnet=params.model.lossnet),
+        architecture=Architecture(attention=params.model.attention, lossnet=params.model.lossnet, norm=params.model.norm),
         temperature=temperature,
         conformal_coverage=COVERAGE,
         conformal_threshold=conformal_threshold(probabilities, validation.labels, COVERAGE),

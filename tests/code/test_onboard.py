@@ -150,9 +150,11 @@ def test_a_workspace_without_a_model_says_what_to_do(tmp_path: Path):
 
 def test_the_adapted_network_is_the_champions_whatever_params_say_now(home: Path):
     params = read_params(home / "params.yaml")
-    card = read_card(home / "models/candidate").model_copy(update={"view": "whole", "input_size": 96})
+    card = read_card(home / "models/candidate")
+    by_groups = card.architecture.model_copy(update={"norm": "group"})
+    card = card.model_copy(update={"view": "whole", "input_size": 96, "architecture": by_groups})
     how = adaptation_params(params, card, 8)
-    assert (how.model.view, how.size.image_size, how.size.updates) == ("whole", 96, 4)
+    assert (how.model.view, how.model.norm, how.size.image_size, how.size.updates) == ("whole", "group", 96, 4)
     assert how.train.hard_share == params.onboard.train.site_share
     assert adaptation_params(params, card, 0).train.hard_share == 0.0
 

@@ -23,6 +23,7 @@ def test_the_projects_own_file_is_right():
         ("  learning_rate:", "  lerning_rate:", "unknown key train.lerning_rate; did you mean train.learning_rate?"),
         ("seed: 0", "sede: 0", "seed"),
         ("attention: cbam", "attention: cbma", "model.attention: .*'cbma'.*did you mean cbam"),
+        ("norm: batch", "norm: gruop", "model.norm: .*'gruop'.*did you mean group"),
         ("preset: small", "preset: smal", "did you mean small"),
         ("patience: 8", "patience: eight", "train.patience: .*integer.*'eight'"),
         ("lossnet: true", "lossnet: 'yes'", "model.lossnet: .*boolean"),

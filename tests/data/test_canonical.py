@@ -15,6 +15,7 @@ from wbc_model.canonical import (
     find_nucleus,
     optical_density,
     otsu_threshold,
+    without_padding,
 )
 from wbc_model.classes import CLASSES
 from wbc_model.images import decode
@@ -37,7 +38,7 @@ def disc(side: int = 200, centre: tuple[float, float] = (100, 100), radius: floa
 
 
 def test_the_nucleus_of_a_disc_is_where_it_was_drawn():
-    nucleus = find_nucleus(disc(centre=(120, 90), radius=30))
+    nucleus = find_nucleus(without_padding(disc(centre=(120, 90), radius=30)))
     assert nucleus is not None
     assert (nucleus.x, nucleus.y) == pytest.approx((120, 90), abs=2)
     assert nucleus.radius == pytest.approx(30 / np.sqrt(2), rel=0.06)  # a disc's radius of gyration

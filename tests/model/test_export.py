@@ -15,18 +15,30 @@ from wbc_model.network import MEAN, STD, AttentionResNet18
 from wbc_model.predict import predict
 
 
-def card(attention: str = "cbam", lossnet: bool = True) -> ModelCard:
+def card(attention: str = "cbam", lossnet: bool = True, norm: str = "batch") -> ModelCard:
     return ModelCard(
         version="",
         input_size=64,
         normalisation=Normalisation(mean=MEAN, std=STD),
-        architecture=Architecture(attention=attention, lossnet=lossnet),
+        architecture=Architecture(attention=attention, lossnet=lossnet, norm=norm),
     )
 
 
-@pytest.mark.parametrize(("attention", "lossnet"), [("cbam", True), ("eca", True), ("srm", True), ("none", False)])
-def test_torch_and_onnx_agree(attention: str, lossnet: bool, tmp_path: Path):
-    saved = save_model(tmp_path / "model", AttentionResNet18(attention, lossnet), card(attention, lossnet))
+@pytest.mark.parametrize(
+    ("attention", "lossnet", "norm"),
+    [
+        ("cbam", True, "batch"),
+        ("eca", True, "batch"),
+        ("srm", True, "batch"),
+        ("none", False, "batch"),
+        ("cbam", True, "group"),
+        ("srm", True, "group"),
+        ("none", False, "frozen"),
+    ],
+)
+def test_torch_and_onnx_agree(attention: str, lossnet: bool, norm: str, tmp_path: Path):
+    made = AttentionResNet18(attention, lossnet, norm=norm)
+    saved = save_model(tmp_path / "model", made, card(attention, lossnet, norm))
     network, read = load_model(tmp_path / "model")
     assert read == saved
     assert sorted(p.name for p in (tmp_path / "model").iterdir()) == sorted([WEIGHTS, ONNX, CARD, README])

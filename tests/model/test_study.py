@@ -6,7 +6,7 @@ The stand-in's numbers are hashes of what a training may depend on, so a wrong l
 import dataclasses
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ class StandIn:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.fits: list[tuple[str, ...]] = []
         self.asked: list[tuple[str, str]] = []
+        self.starts: list[float | None] = []  # of each training, the one number of the weights that it began with
         self.stop_at: int | None = None
         for name in ("fit", "evaluate", "ask"):
             monkeypatch.setattr(engine, name, getattr(self, name))
@@ -59,12 +60,22 @@ class StandIn:
         if self.stop_at is not None and len(self.fits) + len(self.asked) >= self.stop_at:
             raise Killed
 
-    def fit(self, params: Params, data: StudyData, labelled: Sequence[str], checkpoint: Path) -> tuple[Any, ModelCard, Any]:
+    def fit(
+        self,
+        params: Params,
+        data: StudyData,
+        labelled: Sequence[str],
+        checkpoint: Path,
+        pretraining: Path,
+        start: Mapping[str, torch.Tensor] | None = None,
+    ) -> tuple[Any, ModelCard, Any]:
         self._tick()
         assert list(labelled) == sorted(set(labelled))
         self.fits.append(tuple(labelled))
+        self.starts.append(None if start is None else float(start["weight"]))
         network = nn.Linear(1, 1, bias=False)
-        value = int(digest([params.seed, params.model.attention, list(labelled)]), 16) % 10**6
+        what = [params.seed, params.model.attention, list(labelled)]
+        value = int(digest(what if start is None else [*what, self.starts[-1]]), 16) % 10**6
         nn.init.constant_(network.weight, float(value))
         card = ModelCard(
             version="",
@@ -212,6 +223,60 @@ def test_first_labels_may_be_asked_for(learner: StandIn, tmp_path: Path) -> None
     assert len(learner.asked) == 1
 
 
+WARM = {
+    "fresh": {"acquisition.strategy": "random"},
+    "warm": {"acquisition.strategy": "random", "start": "warm"},
+    "warm, margin": {"acquisition.strategy": "margin", "start": "warm"},
+}
+
+
+def test_a_warm_arm_begins_each_budget_with_its_last_model(learner: StandIn, tmp_path: Path) -> None:
+    runner, table = run(three_arms(tmp_path, arms=WARM, reference="fresh", seeds=1), tmp_path / "c", some_data(tmp_path))
+    accuracy = table.set_index(["arm", "labels"])["accuracy"]
+    assert accuracy["fresh", 10] == accuracy["warm", 10] == accuracy["warm, margin", 10]  # one training
+    assert runner.trained == three_arms(tmp_path, arms=WARM, reference="fresh", seeds=1).trainings() == 1 + 3 * 2
+    values = {arm: [round(value * 10**6) for value in accuracy[arm]] for arm in WARM}
+    first = values["fresh"][0]
+    # fresh, warm and warm, margin at 20 labels, then at 40
+    assert learner.starts == [None, None, first, first, None, values["warm"][1], values["warm, margin"][1]]
+    assert values["fresh"][1] != values["warm"][1]  # the same random labels
+    assert table["start"].tolist() == ["fresh"] * 3 + ["warm"] * 6
+    assert list((tmp_path / "c/models").iterdir()) == []
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 4, 5, 6, 8, 9, 11])
+def test_killed_anywhere_a_warm_study_ends_the_same(learner: StandIn, tmp_path: Path, stop_at: int) -> None:
+    data, read = some_data(tmp_path), three_arms(tmp_path, arms=WARM, reference="fresh", seeds=1)
+    _, expected = run(read, tmp_path / "whole", data)
+    whole = len(learner.fits), len(learner.asked)
+    assert whole == (7, 5)
+    learner.fits, learner.asked, learner.stop_at = [], [], stop_at
+    with pytest.raises(Killed):
+        run(read, tmp_path / "c", data)
+    learner.stop_at = None
+    _, table = run(read, tmp_path / "c", data)
+    times = ["train_seconds", "query_seconds"]
+    pd.testing.assert_frame_equal(table.drop(columns=times), expected.drop(columns=times))
+    assert (len(learner.fits), len(learner.asked)) == whole  # nothing was done twice
+    assert list((tmp_path / "c/models").iterdir()) == []
+
+
+def test_a_warm_arm_that_comes_later_has_the_way_to_its_start_trained_again(learner: StandIn, tmp_path: Path) -> None:
+    """Its models are gone: what leads to the last budget is done again. Another way there is another training."""
+    data, cache, arms = some_data(tmp_path), tmp_path / "c", {"warm": WARM["warm"]}
+    _, table = run(three_arms(tmp_path, arms=arms, reference="warm", seeds=1), cache, data)
+    lines = [json.loads(line) for line in (cache / "records.jsonl").read_text().splitlines()]
+    last = next(line for line in lines if line["key"] == table["training"].iloc[-1])
+    (cache / "records.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines if line is not last))
+    learner.fits.clear()
+    _, again = run(three_arms(tmp_path, arms=arms, reference="warm", seeds=1), cache, data)
+    pd.testing.assert_frame_equal(again.drop(columns="train_seconds"), table.drop(columns="train_seconds"))
+    assert [len(fit) for fit in learner.fits] == [10, 20, 40]
+    assert list((cache / "models").iterdir()) == []
+    other = three_arms(tmp_path, arms=arms, reference="warm", seeds=1, budgets=[5, 20, 40])
+    assert run(other, cache, data)[1]["training"].tolist()[1:] != table["training"].tolist()[1:]
+
+
 def test_rows_say_what_was_run(learner: StandIn, tmp_path: Path) -> None:
     runner, table = run(three_arms(tmp_path, seeds=[4]), tmp_path / "c", some_data(tmp_path))
     row = table[(table["arm"] == "eca") & (table["labels"] == 20)].iloc[0]
@@ -272,7 +337,7 @@ def test_many_writers_lose_nothing(tmp_path: Path) -> None:
 
 
 def test_weights_alone_make_a_model_that_can_be_read(tmp_path: Path) -> None:
-    network, card = engine.untrained(study(tmp_path).arms[1].params)
+    network, card = engine.untrained(study(tmp_path).arms[1].params, some_data(tmp_path), tmp_path)
     engine.save_weights(tmp_path / "m", network, card)
     from wbc_model.export import load_model
 

@@ -42,6 +42,14 @@ def test_arms_are_the_base_with_their_overrides(tmp_path: Path) -> None:
     assert value_of(a.params, "presets.small.batch_size") == 64
 
 
+def test_what_an_arm_starts_from_is_no_parameter(tmp_path: Path) -> None:
+    read = study(tmp_path, grid={"start": ["fresh", "warm"]}, reference="plain, start=fresh")
+    assert [arm.start for arm in read.arms] == ["fresh", "warm"] * 2
+    assert read.arms[0].params == read.arms[1].params
+    assert read.varied == ["acquisition.strategy"]
+    assert study(tmp_path).arms[0].start == "fresh"
+
+
 def test_a_grid_is_every_combination_by_a_readable_name(tmp_path: Path) -> None:
     grid = {"model.attention": ["none", "eca"], "train.hard_share": [0.0, 0.25]}
     read = study(tmp_path, arms="absent", grid=grid, reference="attention=none, hard_share=0.0")
@@ -81,6 +89,8 @@ def test_a_grid_is_every_combination_by_a_readable_name(tmp_path: Path) -> None:
         ({"arms": {"plain": {"data.test_share": 0.1}}}, "data.test_share is the same for all arms"),
         ({"arms": {"plain": {"acquisition.strategy": "magic"}}}, "'magic' is unknown; there are"),
         ({"arms": {"plain": {"initial": "magic"}}}, "initial: 'magic' is unknown"),
+        ({"arms": {"plain": {"start": "hot"}}}, "arm plain: start: 'hot' is unknown; there are fresh, warm"),
+        ({"base": {"start": "warm"}}, "base: unknown key start"),
         ({"arms": {"plain": {"model.lossnet": False, "acquisition.strategy": "learning_loss"}}}, "needs LossNet"),
         ({"base": {"train.devices": 2}}, "one device at a time"),
         ({"base": {"train.patience": "many"}}, "base: train.patience"),

@@ -13,6 +13,7 @@ from wbc_model import train as training_module
 from wbc_model.card import ModelCard
 from wbc_model.errors import WbcError
 from wbc_model.images import APPEARANCE
+from wbc_model.network import AttentionResNet18
 from wbc_model.params import Params
 from wbc_model.train import LabelledCells, Training, calibrated_card, check_trainable, learning_rate
 
@@ -65,6 +66,34 @@ def test_a_checkpoint_of_other_inputs_is_not_used(
     other = Training(tiny_params(learning_rate=0.0001), labelled, validation, tmp_path / "checkpoint")
     other.resume()
     assert other.progress.update == 0
+
+
+def test_it_begins_with_given_weights_and_heads_that_they_lack_are_as_without_them(
+    params: Params, labelled: LabelledCells, validation: LabelledCells, tmp_path: Path
+):
+    torch.manual_seed(99)
+    other = AttentionResNet18(params.model.attention, params.model.lossnet).state_dict()
+    fresh = Training(params, labelled, validation, tmp_path / "c")
+    whole = Training(params, labelled, validation, tmp_path / "c", start=other)
+    assert same(weights(whole), other)
+    backbone = {name: value for name, value in other.items() if not name.startswith(("fc.", "lossnet."))}
+    headless = Training(params, labelled, validation, tmp_path / "c", start=backbone)
+    for name, value in weights(headless).items():
+        assert torch.equal(value, backbone.get(name, weights(fresh)[name])), name
+    changed = {**other, "fc.bias": other["fc.bias"] + 1}
+    keys = {fresh.key, whole.key, headless.key, Training(params, labelled, validation, tmp_path / "c", start=changed).key}
+    assert len(keys) == 4  # a checkpoint made from other weights is not gone on with
+
+
+@pytest.mark.parametrize("name", ["layer1.0.bn1.running_mean", "layer3.1.attention.spatial.weight"])
+def test_weights_of_another_network_are_no_start(
+    name: str, params: Params, labelled: LabelledCells, validation: LabelledCells, tmp_path: Path
+):
+    state = AttentionResNet18(params.model.attention, params.model.lossnet).state_dict()
+    lacking = {key: value for key, value in state.items() if key != name}
+    for start in (lacking, {**state, name: state[name][..., :1]}, {**state, f"{name}.more": state[name]}):
+        with pytest.raises(WbcError, match=f"of another network: {name}"):
+            Training(params, labelled, validation, tmp_path / "c", start=start)
 
 
 def test_it_learns(labelled: LabelledCells, validation: LabelledCells, tmp_path: Path):

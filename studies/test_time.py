@@ -1,0 +1,169 @@
+"""What helps at a strange microscope without a label and without training: the site's own statistics, averaging over views, both.
+
+    python studies/test_time.py MODEL_DIR DATA.csv [DATA.csv ...] --out studies/test_time
+
+Of each manifest the labelled test cells are used, all labelled cells where it names no test split. `statistics` gives batch
+normalisation the statistics of these cells, without their labels (wbc_model/statistics.py); `eight views` averages the
+probabilities over the eight turns and flips of the square. Nothing is drawn at random but the cells that statistics are measured
+on where there are very many, so there is no seed.
+"""
+
+import argparse
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from wbc_model.card import ModelCard
+from wbc_model.classes import CLASSES
+from wbc_model.errors import ImageRejected, WbcError
+from wbc_model.evaluate import BATCH, label_indices
+from wbc_model.export import load_model
+from wbc_model.files import write_atomic
+from wbc_model.images import preprocess
+from wbc_model.manifest import read_cell, read_manifest, root_of
+from wbc_model.metrics import classification_metrics
+from wbc_model.network import AttentionResNet18
+from wbc_model.predict import predict
+from wbc_model.probabilities import softmax
+from wbc_model.statistics import MIN_CELLS, some_cells, takes_statistics, with_statistics_of
+
+Pixels = NDArray[np.uint8]
+METRICS = {"accuracy": "accuracy", "macro_f1": "macro-F1", "balanced_accuracy": "balanced accuracy"}
+WAYS = ("as it is", "statistics", "eight views", "both")
+
+
+def read_cells(data: Path, card: ModelCard) -> tuple[Pixels, NDArray[np.int64], int]:
+    """The views (N, S, S, 3) of a manifest's cells, their labels (N,), and how many rows were unusable."""
+    manifest, root = read_manifest(data), root_of(data)
+    test = manifest["split"] == "test"
+    rows = manifest[test] if test.any() else manifest
+    known = rows[rows["label"].isin(CLASSES)]
+
+    def view(path: str) -> Pixels | None:
+        try:
+            return preprocess(read_cell(path, root), card.input_size, card.view)
+        except ImageRejected:
+            return None
+
+    with ThreadPoolExecutor() as pool:
+        read = pool.map(view, known["path"])
+        views = list(tqdm(read, total=len(known), desc=f"read {data.stem}", unit="cell", disable=None, leave=False))
+    good = [index for index, one in enumerate(views) if one is not None]
+    if not good:
+        raise WbcError(f"{data}: no labelled image is usable")
+    labels = label_indices(known["label"].iloc[good].tolist())
+    return np.stack([one for one in views if one is not None]), labels, len(rows) - len(good)
+
+
+def eight_views(images: Pixels) -> Iterator[Pixels]:
+    """The symmetries of the square, of images (N, S, S, 3): four turns, each as it is and mirrored; the first changes nothing."""
+    for turns in range(4):
+        turned = np.rot90(images, turns, axes=(1, 2))
+        yield np.ascontiguousarray(turned)
+        yield np.ascontiguousarray(turned[:, :, ::-1])
+
+
+def probabilities(network: AttentionResNet18, images: Pixels, temperature: float, average: bool) -> NDArray[np.float64]:
+    """Calibrated probabilities (N, classes) of images as they are or, with `average`, their mean over the eight views."""
+    views = eight_views(images) if average else iter([images])
+    each = []
+    for view in tqdm(views, total=8 if average else 1, desc="predict", unit="view", disable=None, leave=False):
+        batches = [view[start : start + BATCH] for start in range(0, len(view), BATCH)]
+        each.append(softmax(predict(network, batches).logits, temperature))
+    mean: NDArray[np.float64] = np.mean(each, axis=0)
+    return mean
+
+
+def rows_of(model: Path, data: Path) -> list[dict[str, Any]]:
+    """A row of `results.csv` for each way, without those by statistics where there are none to be had. Raises WbcError."""
+    network, card = load_model(model)
+    images, labels, unusable = read_cells(data, card)
+    networks = {"as it is": network}
+    if not takes_statistics(network) or len(images) < MIN_CELLS:
+        print(f"{data.stem}: without its statistics: the network cannot have any (model.norm), or it has under {MIN_CELLS} cells")
+    else:
+        networks["statistics"] = with_statistics_of(network, images[some_cells(len(images), seed=0)])
+    rows = []
+    for way in WAYS:
+        base = "statistics" if way in ("statistics", "both") else "as it is"
+        if base not in networks:
+            continue
+        average = way in ("eight views", "both")
+        found = classification_metrics(probabilities(networks[base], images, card.temperature, average), labels)
+        row: dict[str, Any] = {"model": card.version, "data": data.stem, "way": way, "cells": found["n"], "unusable": unusable}
+        for metric in METRICS:
+            low, high = found["intervals"][metric]
+            row |= {metric: found[metric], f"{metric}_low": low, f"{metric}_high": high}
+        rows.append(row)
+        print(f"{data.stem}: {way}: " + ", ".join(f"{METRICS[m]} {found[m]:.1%}" for m in METRICS), flush=True)
+    return rows
+
+
+def table(results: pd.DataFrame) -> str:
+    """The results as Markdown, in per cent with 95 % intervals over cells."""
+    lines = ["| data | cells | way | " + " | ".join(METRICS.values()) + " |", "|" + "---|" * (3 + len(METRICS))]
+    for row in results.to_dict("records"):
+        cells = [f"{100 * row[m]:.1f} ({100 * row[f'{m}_low']:.1f} to {100 * row[f'{m}_high']:.1f})" for m in METRICS]
+        lines.append(f"| {row['data']} | {row['cells']} | {row['way']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def plot(results: pd.DataFrame, path: Path) -> None:
+    """Bars of balanced accuracy with their intervals, a group for each data set."""
+    sets, ways = list(dict.fromkeys(results["data"])), [way for way in WAYS if way in set(results["way"])]
+    figure, axes = plt.subplots(figsize=(2 + 1.8 * len(sets), 4), layout="constrained")
+    width = 0.8 / len(ways)
+    for place, way in enumerate(ways):
+        here = results[results["way"] == way].set_index("data").reindex(sets)
+        value = 100 * here["balanced_accuracy"]
+        spread = [value - 100 * here["balanced_accuracy_low"], 100 * here["balanced_accuracy_high"] - value]
+        axes.bar(np.arange(len(sets)) + (place - (len(ways) - 1) / 2) * width, value, width, yerr=spread, capsize=3, label=way)
+    axes.set_xticks(range(len(sets)), sets)
+    axes.set(ylabel="balanced accuracy, %", ylim=(0, 100), title=f"Without a label, model {results['model'].iloc[0]}")
+    figure.legend(loc="outside lower center", ncols=len(ways), frameon=False)
+    axes.grid(axis="y", alpha=0.3)
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+    plt.close(figure)
+
+
+def report(results: pd.DataFrame, out: Path) -> None:
+    """`results.csv`, `bars.png`, and `README.md` with what people noted in NOTES.md."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(out / "results.csv", results.to_csv(index=False, float_format="%.6f"))
+    plot(results, out / "bars.png")
+    text = (
+        "# At test time, without a label\n\n"
+        f"`python studies/test_time.py MODEL_DIR DATA.csv ...`, model {results['model'].iloc[0]}: per cent, with 95 % bootstrap\n"
+        "intervals over cells. `statistics`: batch normalisation by the statistics of these cells; `eight views`: probabilities\n"
+        "averaged over turns and flips; `both`: one on top of the other. One model: the intervals hold nothing of how much\n"
+        "another training would differ.\n\n"
+    )
+    notes = (out / "NOTES.md").read_text() if (out / "NOTES.md").exists() else ""
+    parts = [text + table(results), "![balanced accuracy](bars.png)", *([notes.strip()] if notes else [])]
+    write_atomic(out / "README.md", "\n\n".join(parts) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("data", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    if len({data.stem for data in given.data}) < len(given.data):
+        parser.error("two of the manifests have the same name, by which the table tells them apart")
+    try:
+        rows = [row for data in given.data for row in rows_of(given.model, data)]
+    except WbcError as error:
+        raise SystemExit(str(error)) from None
+    report(pd.DataFrame(rows), given.out)
+
+
+if __name__ == "__main__":
+    main()
