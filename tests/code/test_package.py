@@ -80,7 +80,21 @@ def found(workspace: Path) -> Any:
     return json.loads((workspace / BENTO / "src/metrics.json").read_text())["int8"]
 
 
-def test_it_serves_int8_with_the_same_bytes_each_time_and_reports_nothing(workspace: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def handed_over(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the build of the Bento, some seconds of BentoML, is given: the model's files and the metrics."""
+    given: dict[str, Any] = {}
+
+    def build(model: Path, out: Path, metrics: dict[str, Any]) -> None:
+        given.update(model=digests(model), metrics=metrics)
+
+    monkeypatch.setattr("flows.package.build_bento", build)
+    return given
+
+
+def test_it_serves_int8_with_the_same_bytes_each_time_and_reports_nothing(
+    workspace: Path, tmp_path: Path, handed_over: dict[str, Any]
+) -> None:
     candidate = digests(workspace / "models/candidate")
     home = tmp_path / "home"
     home.mkdir()
@@ -99,12 +113,13 @@ def test_it_serves_int8_with_the_same_bytes_each_time_and_reports_nothing(worksp
     assert digests(workspace / "models/candidate") == candidate, "it is another stage's output"
     assert (workspace / "network.txt").read_text() == ""
     assert not (home / "intel").exists(), "where openvino_telemetry notes that it was used"
-    first = digests(workspace / BENTO)
     package(workspace)  # in another process, with other threads and another order of sets
-    assert digests(workspace / BENTO) == first
+    assert handed_over["model"] == digests(workspace / PACKAGED_MODEL)
 
 
-def test_where_the_gate_does_not_let_it_the_bento_says_why(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_gate_does_not_let_it_the_bento_is_as_before_and_says_why(
+    workspace: Path, handed_over: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def quick(model: Path, views: object, out: Path) -> None:
         openvino.save_model(openvino.Core().read_model(model / "model.onnx"), out / INT8[0])
 
@@ -112,16 +127,14 @@ def test_where_the_gate_does_not_let_it_the_bento_says_why(workspace: Path, monk
     monkeypatch.setattr("flows.quantise.ACCURACY_POINTS", -1.0)
     result = package(workspace)
     assert (result["int8"]["served"], result["int8"]["reasons"]) == (False, ["accuracy falls by 0.00 points"])
-    assert found(workspace) == result["int8"]
-    assert not (workspace / PACKAGED_MODEL / INT8[0]).exists()
-    names = ("weights.safetensors", "model.onnx", "model.json", "README.md")
-    model, candidate = digests(workspace / PACKAGED_MODEL), digests(workspace / "models/candidate")
-    assert model == {name: candidate[name] for name in names}
+    assert handed_over == {
+        "model": digests(workspace / "models/candidate"),
+        "metrics": {"accuracy": 0.5, "int8": result["int8"]},
+    }
 
 
-def test_it_is_left_out_where_the_parameters_say_so(workspace: Path) -> None:
+def test_it_is_left_out_where_the_parameters_say_so(workspace: Path, handed_over: dict[str, Any]) -> None:
     set_params(workspace, {"package.int8": False})
     assert package(workspace)["int8"] == {"served": False, "reasons": ["package.int8 in params.yaml is false"]}
-    assert not found(workspace)["served"]
-    assert not (workspace / PACKAGED_MODEL / INT8[0]).exists()
-    assert json.loads((workspace / BENTO / "src/metrics.json").read_text())["accuracy"] == 0.5
+    assert handed_over["model"] == digests(workspace / "models/candidate")
+    assert not handed_over["metrics"]["int8"]["served"]
