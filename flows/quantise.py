@@ -12,7 +12,6 @@ graph is unsure of it computes again in float32 (serving/classify.py), and that 
 
 import argparse
 import contextlib
-import importlib
 import itertools
 import logging
 import shutil
@@ -85,7 +84,8 @@ def write_int8(model_dir: Path, views: Pixels, out: Path) -> None:
     The same graph and views give the same bytes.
     """
     openvino = silent_openvino()  # before NNCF, which would report its use as well
-    nncf: Any = importlib.import_module("nncf")
+    import nncf  # type: ignore[import-untyped]
+
     logging.getLogger("nncf").setLevel(logging.ERROR)  # it lists every operation that it leaves as it is
     model = openvino.Core().read_model(model_dir / ONNX)
     calibration = nncf.Dataset([view[None] for view in views])
