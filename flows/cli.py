@@ -281,16 +281,16 @@ def query_command(
 
 @app.command("package")
 def package_command(json_: Json = False) -> None:
-    """Build the Bento that serves the candidate: build/bento."""
+    """Build the Bento that serves the candidate, in int8 where that is as good: build/bento."""
 
     def body(workspace: Path) -> dict[str, Any]:
-        from flows.package import build_bento
+        from flows.package import package
 
-        metrics = json.loads((workspace / "metrics.json").read_text()) if (workspace / "metrics.json").exists() else None
-        bento = build_bento(workspace / "models/candidate", workspace / "build/bento", metrics)
-        return {"wrote": [str(bento.relative_to(workspace))]}
+        return package(workspace)
 
-    _emit(result := _stage(body), json_, f"wrote {result['wrote'][0]}")
+    result = _stage(body)
+    int8 = "in int8" if result["int8"]["served"] else f"without int8: {'; '.join(result['int8']['reasons'])}"
+    _emit(result, json_, f"{int8}\nwrote {', '.join(result['wrote'])}")
 
 
 # --- the loop --------------------------------------------------------------------------------------------------------------

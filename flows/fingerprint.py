@@ -34,7 +34,7 @@ STAGES: Final = {
     "train": Entry("flows.stages:train", packages=(*_NUMERIC, "safetensors", "onnx", "lightly")),
     "evaluate": Entry("flows.stages:evaluate", packages=(*_NUMERIC, "matplotlib")),
     "query": Entry("flows.stages:query", packages=_NUMERIC),
-    "package": Entry("flows.package:build_bento", ("serving",), ("bentoml", "openvino", "numpy", "pillow", "fastapi")),
+    "package": Entry("flows.package:package", ("serving",), ("bentoml", "openvino", "nncf", "numpy", "pillow", "fastapi")),
 }
 
 

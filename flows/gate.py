@@ -53,6 +53,7 @@ class Decision:
     test_pool: str = ""
     asked_before: int = 0
     asked: bool = True  # false where the answer was known without looking at the test pool
+    in_place: bool = False  # whether it is the champion already, file for file: there is nothing to promote
     champion: str = ""
     challenger: str = ""
     weights: str = ""  # sha256 of the challenger's weights
@@ -187,16 +188,16 @@ def note_decision(workspace: Path, retraining: str, decision: Decision) -> None:
 # --- promotion ---------------------------------------------------------------------------------------------------------
 
 
-def promote(candidate: Path, champion: Path, test_metrics: Mapping[str, Any]) -> None:
-    """Put a copy of the candidate, its card with the test metrics added, in the champion's place in one step."""
+def promote(packaged: Path, champion: Path, test_metrics: Mapping[str, Any]) -> None:
+    """Put a copy of the candidate as packaged, its card with the test metrics added, in the champion's place in one step."""
     from wbc_model.card import read_card
     from wbc_model.export import write_card
 
-    card = read_card(candidate)
+    card = read_card(packaged)
     champion.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=champion.parent, prefix=f".{champion.name}."))
     try:
-        shutil.copytree(candidate, temporary, dirs_exist_ok=True)
+        shutil.copytree(packaged, temporary, dirs_exist_ok=True)
         write_card(temporary, card.model_copy(update={"metrics": {**card.metrics, "test": dict(test_metrics)}}))
         temporary.chmod(0o755)
         replace_directory(temporary, champion)

@@ -22,6 +22,7 @@ import wbc_model
 from wbc_model.card import CARD, INT8, ONNX, README, WEIGHTS, ModelCard, read_card
 from wbc_model.errors import WbcError
 from wbc_model.files import replace_directory
+from wbc_model.params import read_params
 
 MODEL_FILES: Final = (WEIGHTS, ONNX, CARD, README)
 PURE_MODULES: Final = ("__init__", "errors", "classes", "canonical", "files", "images", "doubt", "card", "probabilities")
@@ -45,6 +46,38 @@ DIRECT: Final = (
     "starlette",
 )
 UNKNOWN_TIME: Final = "1970-01-01T00:00:00+00:00"
+BENTO: Final = "build/bento"
+PACKAGED_MODEL: Final = f"{BENTO}/src/model"  # the candidate as it is served
+
+
+def package(workspace: Path) -> dict[str, Any]:
+    """The stage `package`: the Bento of the candidate, in int8 where the service then answers as well: `build/bento`.
+
+    What was found of int8 is in the Bento's `src/metrics.json`. It does not depend on any timing, so that the same workspace
+    gives the same Bento.
+    """
+    path = workspace / "metrics.json"
+    metrics = json.loads(path.read_text()) if path.exists() else {}
+    with tempfile.TemporaryDirectory(prefix="wbc-package-") as name:
+        model = Path(shutil.copytree(workspace / "models/candidate", Path(name) / "model"))  # the candidate stays as it is
+        int8 = _quantised(workspace, model)
+        build_bento(model, workspace / BENTO, {**metrics, "int8": int8})
+    return {"int8": int8, "wrote": [BENTO]}
+
+
+def _quantised(workspace: Path, model: Path) -> dict[str, Any]:
+    """Quantise the model directory where params.yaml wants it and the gate lets it; returns what was found."""
+    if not read_params(workspace / "params.yaml").package.int8:
+        return {"served": False, "reasons": ["package.int8 in params.yaml is false"]}
+    from flows.quantise import BATCH, CALIBRATION_CELLS, quantise, report, spread
+    from flows.stages import decoded_cells, usable_pools
+    from wbc_model.evaluate import label_indices
+
+    card, pools = read_card(model), usable_pools(workspace).frames
+    decoded = decoded_cells(workspace, card.input_size, card.view)
+    validation, test = pools["validation"]["sha256"].tolist(), pools["test"]["sha256"].tolist()
+    calibration = decoded.read(validation[spread(len(validation), CALIBRATION_CELLS)])
+    return report(quantise(model, calibration, decoded.batches(test, BATCH), label_indices(pools["test"]["label"].tolist())))
 
 
 def bento_version(model_dir: Path) -> str:

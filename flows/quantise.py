@@ -1,21 +1,26 @@
 """The network in int8: post-training quantisation, and the gate that it must pass before it is served.
 
+`wbc package` asks it of every candidate (flows/package.py). Of any other model directory, and with the speed measured:
+
     python -m flows.quantise MODEL_DIR DATA.csv
 
-NNCF calibrates on DATA's validation cells. The int8 graph joins the model directory only where, on DATA's test cells, its
-accuracy is within 0.2 points of the float32 graph's and every class's recall within 0.5, and where on this processor it is at
-least 1.3 times as fast as what would be served without it. The gate looks at what the service answers: what the int8 graph is
-unsure of it computes again in float32 (serving/classify.py), and that counts in the time too. See docs/decisions/024.
+NNCF calibrates on validation cells. The int8 graph joins the model directory only where, on the test cells, its accuracy is
+within 0.2 points of the float32 graph's and every class's recall within 0.5; the command also asks that on this processor it
+is at least 1.3 times as fast as what would be served without it. The gate looks at what the service answers: what the int8
+graph is unsure of it computes again in float32 (serving/classify.py), and that counts in the time too. See docs/decisions/024.
 """
 
 import argparse
-import importlib
+import contextlib
+import itertools
 import logging
 import shutil
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.classify import Classifier
-from serving.engine import OpenVinoEngine
+from serving.engine import OpenVinoEngine, silent_openvino, thread_count
 from wbc_model.card import INT8, ONNX, file_sha256, read_card
 from wbc_model.classes import CLASSES
 from wbc_model.errors import ImageRejected, WbcError
@@ -39,23 +44,24 @@ RECALL_POINTS: Final = 0.5
 FASTER: Final = 1.3
 CALIBRATION_CELLS: Final = 300
 TIMED_CELLS: Final = 128
-CHUNK: Final = 16
+BATCH: Final = OpenVinoEngine.chunk
 Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate found; `reasons` is empty where int8 passes. Points are float32's minus int8's, percent."""
+    """What the gate found; `reasons` is empty where int8 passes. Points are float32's minus int8's, percent. `speedup` is None
+    where it was not measured."""
 
     cells: int
     accuracy_points: float
     recall_points: dict[str, float]
-    speedup: float
+    speedup: float | None
     reasons: list[str]
 
 
-def judge(labels: Labels, exact: Labels, int8: Labels, speedup: float) -> Verdict:
+def judge(labels: Labels, exact: Labels, int8: Labels, speedup: float | None = None) -> Verdict:
     """Compare the classes (N,) that the float32 graph and the service with int8 name for the same labelled cells (N,)."""
 
     def points(where: NDArray[np.bool_]) -> float:
@@ -67,40 +73,45 @@ def judge(labels: Labels, exact: Labels, int8: Labels, speedup: float) -> Verdic
     reasons = [f"recall of {name} falls by {fall:.2f} points" for name, fall in recalls.items() if fall > RECALL_POINTS]
     if accuracy > ACCURACY_POINTS:
         reasons.insert(0, f"accuracy falls by {accuracy:.2f} points")
-    if speedup < FASTER:
+    if speedup is not None and speedup < FASTER:
         reasons.append(f"it is {speedup:.2f} times as fast, {FASTER} is needed")
     return Verdict(len(labels), accuracy, recalls, speedup, reasons)
 
 
 def write_int8(model_dir: Path, views: Pixels, out: Path) -> None:
-    """Quantise model.onnx on calibration views (N, S, S, 3) and write the graph in int8 into the folder `out`."""
-    try:
-        nncf: Any = importlib.import_module("nncf")  # it is not in the lock: only who quantises needs it
-    except ModuleNotFoundError:
-        raise WbcError("quantisation needs the package nncf, which is not installed here") from None
-    import openvino
+    """Quantise model.onnx on calibration views (N, S, S, 3) and write the graph in int8 into the folder `out`.
+
+    The same graph and views give the same bytes.
+    """
+    openvino = silent_openvino()  # before NNCF, which would report its use as well
+    import nncf  # type: ignore[import-untyped]
 
     logging.getLogger("nncf").setLevel(logging.ERROR)  # it lists every operation that it leaves as it is
     model = openvino.Core().read_model(model_dir / ONNX)
     calibration = nncf.Dataset([view[None] for view in views])
     # The attention's few operations gain nothing from int8, and its gates lose more than the convolutions do.
     kept = nncf.IgnoredScope(patterns=[".*attention.*"], validate=False)
-    quantised = nncf.quantize(model, calibration, subset_size=len(views), ignored_scope=kept)
+    with contextlib.redirect_stdout(sys.stderr):  # where its progress belongs: stdout is for the result
+        quantised = nncf.quantize(model, calibration, subset_size=len(views), ignored_scope=kept)
+    for number, operation in enumerate(quantised.get_ordered_ops()):  # some names count what this process has made before
+        operation.set_friendly_name(f"{operation.get_type_name()}_{number}")
     openvino.save_model(quantised, out / INT8[0], compress_to_fp16=False)
 
 
-def predicted(classifier: Classifier, views: Pixels) -> Labels:
-    """The class that the service names for each view, (N,)."""
-    parts = [classifier.infer(views[start : start + CHUNK]).logits for start in range(0, len(views), CHUNK)]
-    classes: Labels = np.concatenate(parts).argmax(axis=1)
-    return classes
+def both_classes(classifier: Classifier, batches: Iterable[Pixels], threads: int) -> tuple[Labels, Labels]:
+    """The classes of all views in float32 and as the service names them, each (N,); a few batches are in memory at a time."""
 
+    def both(views: Pixels) -> tuple[Labels, Labels]:
+        exact = classifier.engine.infer(views, exact=True).logits
+        return exact.argmax(axis=1), classifier.infer(views).logits.argmax(axis=1)
 
-def exact_classes(engine: OpenVinoEngine, views: Pixels) -> Labels:
-    """The class of each view in float32, (N,)."""
-    parts = [engine.infer(views[start : start + CHUNK], exact=True).logits for start in range(0, len(views), CHUNK)]
-    classes: Labels = np.concatenate(parts).argmax(axis=1)
-    return classes
+    rest = iter(batches)
+    pairs: list[tuple[Labels, Labels]] = []
+    with ThreadPoolExecutor(threads) as pool:
+        while block := list(itertools.islice(rest, threads)):
+            pairs += pool.map(both, block)
+    exact, served = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
+    return exact, served
 
 
 def times_as_fast(int8: Classifier, without: Classifier, views: Pixels, repeats: int = 9) -> float:
@@ -108,41 +119,52 @@ def times_as_fast(int8: Classifier, without: Classifier, views: Pixels, repeats:
 
     def seconds(classifier: Classifier) -> float:
         begin = time.perf_counter()
-        predicted(classifier, views)
+        for batch in in_batches(views):
+            classifier.infer(batch)
         return time.perf_counter() - begin
 
     ratios = [seconds(without) / seconds(int8) for _ in range(repeats + 1)]
     return statistics.median(ratios[1:])
 
 
-def quantise(model_dir: Path, calibration: Pixels, test: Pixels, labels: Labels) -> Verdict:
+def quantise(
+    model_dir: Path, calibration: Pixels, test: Iterable[Pixels], labels: Labels, timed: Pixels | None = None
+) -> Verdict:
     """Put the int8 graph into the model directory where the gate lets it; the directory stays as it is where not.
 
-    `calibration` (N, S, S, 3) and `test` (M, S, S, 3) are views as the network sees them, `labels` (M,) class indices.
+    `calibration` (N, S, S, 3) and the batches `test` are views as the network sees them, `labels` the test views' class
+    indices in their order. With `timed` (views too) the gate asks for speed as well.
     """
-    card = read_card(model_dir)
-    plain = card.model_copy(update={"sha256": {name: digest for name, digest in card.sha256.items() if name not in INT8}})
+    card, threads = read_card(model_dir), thread_count()
     temporary = Path(tempfile.mkdtemp(dir=model_dir.parent, prefix=f".{model_dir.name}."))
     try:
         shutil.copytree(model_dir, temporary, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*INT8))
-        without = Classifier(card, OpenVinoEngine(temporary, 1), 1)
+        without = None if timed is None else Classifier(card, OpenVinoEngine(temporary, 1), 1)
         write_int8(temporary, calibration, temporary)
-        engine = OpenVinoEngine(temporary, 1)
-        fast = Classifier(card, engine, 1)
-        speedup = times_as_fast(fast, without, some(test, TIMED_CELLS))
-        verdict = judge(labels, exact_classes(engine, test), predicted(fast, test), speedup)
+        speedup = None
+        if timed is not None and without is not None:
+            speedup = times_as_fast(Classifier(card, OpenVinoEngine(temporary, 1), 1), without, timed)
+        exact, served = both_classes(Classifier(card, OpenVinoEngine(temporary, threads), threads), test, threads)
+        verdict = judge(labels, exact, served, speedup)
         if not verdict.reasons:
             digests = {name: file_sha256(temporary / name) for name in INT8}
-            write_card(temporary, plain.model_copy(update={"sha256": plain.sha256 | digests}))
+            write_card(temporary, card.model_copy(update={"sha256": card.sha256 | digests}))
+            temporary.chmod(0o755)
             replace_directory(temporary, model_dir)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return verdict
 
 
-def some(views: Pixels, most: int) -> Pixels:
-    """At most so many, evenly spread, so that every class is there."""
-    return views[:: max(1, len(views) // most)][:most]
+def spread(count: int, most: int) -> slice:
+    """At most `most` of `count`, evenly spread, so that of sorted cells every class is there."""
+    step = max(1, count // most)
+    return slice(0, most * step, step)
+
+
+def in_batches(views: Pixels) -> Iterator[Pixels]:
+    """Views in the batches that the engine is asked for."""
+    return (views[start : start + BATCH] for start in range(0, len(views), BATCH))
 
 
 def labelled_views(data: Path, split: str, size: int, view: View, most: int | None = None) -> tuple[Pixels, Labels]:
@@ -150,7 +172,7 @@ def labelled_views(data: Path, split: str, size: int, view: View, most: int | No
     manifest, root = read_manifest(data), root_of(data)
     rows = manifest[(manifest["split"] == split) & manifest["label"].isin(CLASSES)]
     if most is not None:
-        rows = rows.iloc[:: max(1, len(rows) // most)][:most]
+        rows = rows.iloc[spread(len(rows), most)]
     views, labels = [], []
     for path, label in zip(rows["path"], rows["label"], strict=True):
         try:
@@ -170,7 +192,7 @@ def report(verdict: Verdict) -> dict[str, Any]:
         "cells": verdict.cells,
         "accuracy_falls_by_points": round(verdict.accuracy_points, 2),
         "recall_falls_by_points": falls,
-        "times_as_fast": round(verdict.speedup, 2),
+        **({} if verdict.speedup is None else {"times_as_fast": round(verdict.speedup, 2)}),
         "served": not verdict.reasons,
         "reasons": verdict.reasons,
     }
@@ -185,7 +207,8 @@ def main() -> None:
         card = read_card(arguments.model)
         calibration, _ = labelled_views(arguments.data, "val", card.input_size, card.view, CALIBRATION_CELLS)
         test, labels = labelled_views(arguments.data, "test", card.input_size, card.view)
-        found = report(quantise(arguments.model, calibration, test, labels))
+        timed = test[spread(len(test), TIMED_CELLS)]
+        found = report(quantise(arguments.model, calibration, in_batches(test), labels, timed))
     except WbcError as error:
         raise SystemExit(f"wbc: {error}") from None
     for name, value in found.items():

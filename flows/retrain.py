@@ -24,6 +24,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.concurrency.sync import concurrency
 
 from flows import gate, labels, versioning
+from flows.package import PACKAGED_MODEL
 from flows.prefect_api import LEASE_SECONDS, LIMIT, open_limit
 from flows.progress import Progress
 from flows.state import State, hold_lock, last_cycle, read_state
@@ -175,8 +176,9 @@ def query(ctx: Context) -> int:
 
 @_step("package")
 def package(ctx: Context) -> bool:
-    """The stage `package`: the last candidate as a Bento."""
-    return versioning.repro(ctx.workspace, "package", ctx.log("package"), (ctx.lock,)).ran
+    """The stage `package`: the last candidate as a Bento, quantised where that is as good."""
+    with _gpu(ctx):
+        return versioning.repro(ctx.workspace, "package", ctx.log("package"), (ctx.lock,)).ran
 
 
 @_step("label")
@@ -249,8 +251,9 @@ def _write_curve(workspace: Path, rows: list[dict[str, Any]]) -> None:
 def ask_gate(ctx: Context, run: str) -> gate.Decision:
     """Decide on the last candidate, once for each retraining, and carry the decision out; safe to be killed in."""
     workspace, key, tracker = ctx.workspace, ctx.state.key, ctx.tracker
-    candidate, champion = workspace / "models/candidate", workspace / "models/champion"
-    version = tracker.register(run, read_card(candidate))
+    champion = workspace / "models/champion"
+    tracker.log_packaged(run, workspace / PACKAGED_MODEL)
+    version = tracker.register(run, read_card(workspace / PACKAGED_MODEL))
     before = tracker.alias("champion")
     if before and not champion.is_dir():
         tracker.fetch(before, champion)  # a clone, or another machine: the registry has it
@@ -286,7 +289,9 @@ def _decide(ctx: Context, version: str, before: str | None, last: gate.Decision 
         "weights": weights,
     }
     if champion.is_dir() and read_card(champion).sha256[WEIGHTS] == weights:
-        return gate.Decision(True, ["it is the champion already; nothing was compared"], asked=False, **names)
+        same = read_card(champion).sha256 == read_card(workspace / PACKAGED_MODEL).sha256  # with int8 or without
+        is_it = "it is the champion already" if same else "its weights are the champion's, packaged in another way"
+        return gate.Decision(True, [f"{is_it}; nothing was compared"], asked=False, in_place=same, **names)
     if last is not None and not last.promoted and (last.weights, last.test_pool, last.champion) == (weights, pool, before or ""):
         return gate.Decision(**{**vars(last), **names, "asked": False})
 
@@ -309,8 +314,8 @@ def _carry_out(ctx: Context, run: str, version: str, decision: gate.Decision) ->
     for target in (run, ctx.parent_run):
         for name, value in said.items():
             tracker.client.set_tag(target, name, value)
-    if decision.promoted and (decision.asked or tracker.alias("champion") is None):  # not when it is the champion already
-        gate.promote(workspace / "models/candidate", workspace / "models/champion", ctx.state.rows[-1]["metrics"])
+    if decision.promoted and (not decision.in_place or tracker.alias("champion") is None):
+        gate.promote(workspace / PACKAGED_MODEL, workspace / "models/champion", ctx.state.rows[-1]["metrics"])
         if decision.champion and decision.champion != version:
             tracker.tag_version(version, {"wbc.gate.before": decision.champion})
         tracker.set_alias("champion", version)
@@ -441,11 +446,11 @@ def _waiting(ctx: Context) -> Outcome:
 
 def _finish(ctx: Context) -> Outcome:
     state, workspace = ctx.state, ctx.workspace
-    with ctx.progress.doing("asking the gate, packaging") as doing:
+    with ctx.progress.doing("packaging, asking the gate") as doing:
+        package(ctx)
+        doing("asking the gate")
         run = ctx.tracker.cycle(ctx.parent_run, state.key, state.after_cycle + state.cycle)
         decision = ask_gate(ctx, run)
-        doing("packaging")
-        package(ctx)
     ctx.tracker.end_retraining(ctx.parent_run, [workspace / name for name in (CURVE_CSV, CURVE_PNG, GATE_NOTE)])
     if state.commit:
         word = "promoted" if decision.promoted else "not promoted"

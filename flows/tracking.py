@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 RUN, CYCLE, COMPLETE, WEIGHTS_TAG = "wbc.retraining", "wbc.cycle", "wbc.complete", "wbc.weights_sha256"
+PACKAGED: Final = "wbc.packaged"
 CHAMPION, CHALLENGER = "champion", "challenger"
 _BATCH: Final = 1000  # metrics that MLflow takes in one call
 _SYSTEM_SECONDS: Final = 2
@@ -132,6 +133,13 @@ class Tracker:
             self.client.log_artifact(run, str(workspace / name))
         self.client.set_tag(run, COMPLETE, "yes")
         self.client.set_terminated(run)
+
+    def log_packaged(self, run: str, model: Path) -> None:
+        """Let the run's model be the one that is served: the candidate, and its int8 graph where it has one."""
+        if self.client.get_run(run).data.tags.get(PACKAGED) == "yes":
+            return
+        self.client.log_artifacts(run, str(model), "model")
+        self.client.set_tag(run, PACKAGED, "yes")
 
     def _log_pools(self, run: str, record: CycleRecord) -> None:
         import mlflow.data

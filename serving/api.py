@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving import fhir
 from serving.accept import negotiate
 from serving.access import ADMIN, ANY_KEY, CLASSIFY
-from serving.audit import AuditLog
+from serving.audit import AuditLog, recorded
 from serving.classify import Classifier
 from serving.differential import Differential, count_differential, foreign_site
 from serving.keys import ApiKeys
@@ -49,7 +49,6 @@ from serving.schemas import (
     Classified,
     DifferentialAnswer,
     FhirBundle,
-    ModelName,
     NoneUsable,
     ProblemDocument,
     Rejected,
@@ -163,15 +162,6 @@ def _none_usable(results: Sequence[Result]) -> Response | None:
     return Problem(422, "no-usable-image", "No usable image", detail, results=rejected).response()
 
 
-async def _recorded(request: Request, model: ModelName, results: Sequence[Result], answer: Response) -> Response:
-    """The answer, once it is in the audit log where there is one."""
-    audit = _running(request).audit
-    if audit is not None:
-        call, images = f"{request.method} {request.scope['path']}", [result.sha256 for result in results]
-        await audit.record(request.state.caller, call, answer.status_code, images, model, bytes(answer.body))
-    return answer
-
-
 @router.post(
     "/classify", dependencies=CLASSIFY, response_model=Classification, openapi_extra=CLASSIFY_BODY, responses=IMAGE_PROBLEMS
 )
@@ -196,7 +186,7 @@ async def classify(request: Request, explain: bool = False) -> Response:
     answer = _none_usable(results)
     if answer is None:
         answer = Response(Classification(model=classifier.model, results=results).model_dump_json(), media_type=JSON)
-    return await _recorded(request, classifier.model, results, answer)
+    return await recorded(request, [result.sha256 for result in results], classifier.model, answer)
 
 
 @router.post(
@@ -231,7 +221,7 @@ async def differential(request: Request) -> Response:
         else:
             document = await run_in_threadpool(_extend, running, classifier, report_id, specimen, results, form.images)
         answer = _differential_response(document, media_type, running.site)
-    return await _recorded(request, classifier.model, results, answer)
+    return await recorded(request, [result.sha256 for result in results], classifier.model, answer)
 
 
 async def _count(

@@ -20,6 +20,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from starlette.requests import Request
+from starlette.responses import Response
+
 from serving.problems import Problem
 from serving.schemas import ModelName
 from wbc_model.errors import WbcError
@@ -124,7 +127,7 @@ class AuditLog:
         known = _read_head(self.path)
         if known is None and self._last == Link():
             self._write_head(self._last)
-            os.fsync(self._head.fileno())
+            os.fdatasync(self._head.fileno())
             directory = os.open(self.path.parent, os.O_RDONLY)
             os.fsync(directory)
             os.close(directory)
@@ -137,7 +140,16 @@ class AuditLog:
             )
 
     def _write_head(self, link: Link) -> None:
+        """In place: the 86 bytes lie in one sector, which a power cut leaves old or new, and no folder has to be flushed."""
         os.pwrite(self._head.fileno(), f"{link.number:020d} {link.digest}\n".encode(), 0)
+
+    def _flush_head(self) -> None:
+        """After the answers have left, which wait for the disk long enough; what the head then still lacks is their lines."""
+        try:
+            os.fdatasync(self._head.fileno())
+        except OSError as error:
+            self._broken = True
+            _LOG.error("%s: %s", _head_path(self.path), error)
 
     def _write(self) -> None:
         while True:
@@ -164,6 +176,7 @@ class AuditLog:
         else:
             for done in waiting:
                 done.set_result(None)
+            self._flush_head()
 
     def _reopen(self) -> None:
         """After a write that failed half way, begin as after a crash: what is torn stays and is named."""
@@ -183,7 +196,7 @@ class AuditLog:
         while data:
             data = data[os.write(self._file.fileno(), data) :]
         os.fsync(self._file.fileno())
-        # Only now: the head may be behind the log, as after a crash at this point, but never before it. It is in one sector.
+        # Only now, so that the head never leads the log.
         self._write_head(last)
         self._last = last
 
@@ -244,6 +257,15 @@ def _record(line: bytes) -> dict[str, Any] | None:
     fields = {name: value for name, value in record.items() if name not in ("n", "previous", "hash")}
     rebuilt, _ = _line(fields, Link(record["n"] - 1, record["previous"]))
     return record if rebuilt.encode() == line else None
+
+
+async def recorded(request: Request, images: Sequence[str], model: ModelName | None, answer: Response) -> Response:
+    """The answer, once it is in the service's audit log where there is one. `images` are SHA-256 digests; raises Problem 503."""
+    audit: AuditLog | None = request.app.state.running.audit
+    if audit is not None:
+        call = f"{request.method} {request.url.path}"
+        await audit.record(request.state.caller, call, answer.status_code, images, model, bytes(answer.body))
+    return answer
 
 
 # --- verifying -----------------------------------------------------------------------------------------------------------

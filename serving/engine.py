@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import queue
+import sys
 import threading
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
@@ -44,6 +45,15 @@ def thread_count() -> int:
     return int(text) if text else min(len(os.sched_getaffinity(0)), MAX_THREADS)
 
 
+def silent_openvino() -> Any:
+    """The package openvino. Imported as it comes it reports that to its maker over the internet, unless somebody has declined in
+    the home directory; it does without where it does not find the package that sends."""
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # None: an import fails
+    import openvino
+
+    return openvino
+
+
 class OpenVinoEngine:
     """On the CPU, one stream and one infer request a thread: the directory's graph in int8, or where it has none model.onnx in
     bf16 where the processor computes in it natively; `exact` always model.onnx in float32."""
@@ -52,9 +62,7 @@ class OpenVinoEngine:
     chunk = 16
 
     def __init__(self, directory: Path, threads: int) -> None:
-        import openvino
-
-        core = openvino.Core()
+        core = silent_openvino().Core()
         model = _read(core, directory / ONNX)
         has_int8 = (directory / INT8[0]).exists()
         bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")

@@ -4,6 +4,7 @@ A keyring is a text file that `wbc keys` writes. Its first line is KEYRING_HEADE
 SHA-256 of the key, when it was made. See docs/decisions/018 for why a fast hash is right here.
 """
 
+import fcntl
 import hashlib
 import hmac
 import logging
@@ -11,7 +12,8 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -56,26 +58,44 @@ def add_key(path: Path, name: str, scopes: Collection[str]) -> str:
 
     Raises WbcError for a name that is taken or unusable, for an unknown scope, and for a damaged keyring.
     """
-    keys = _parse_keyring(_read(path), path) if path.exists() else []
     if not _NAME.fullmatch(name):
         raise WbcError(f"{name!r} cannot name a key: use letters, digits, '.', '_' and '-', at most 64 of them")
-    if any(key.name == name for key in keys):
-        raise WbcError(f"{path} has a key {name} already: revoke it first, or choose another name")
     if not scopes or not set(scopes) <= set(SCOPES):
         raise WbcError(f"a key's scopes are one or more of {', '.join(SCOPES)}")
-    secret = f"wbc_{secrets.token_urlsafe(32)}"
-    created = datetime.now(UTC).isoformat(timespec="seconds")
-    _write_keyring(path, [*keys, Key(name, frozenset(scopes), _digest(secret), created)])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(path):
+        keys = _parse_keyring(_read(path), path) if path.exists() else []
+        if any(key.name == name for key in keys):
+            raise WbcError(f"{path} has a key {name} already: revoke it first, or choose another name")
+        secret = f"wbc_{secrets.token_urlsafe(32)}"
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        _write_keyring(path, [*keys, Key(name, frozenset(scopes), _digest(secret), created)])
     return secret
 
 
 def revoke_key(path: Path, name: str) -> None:
     """Take a key out of the keyring; raises WbcError where there is none of that name."""
-    keys = list_keys(path)
-    left = [key for key in keys if key.name != name]
-    if len(left) == len(keys):
-        raise WbcError(f"{path} has no key {name}; it has {', '.join(key.name for key in keys) or 'none at all'}")
-    _write_keyring(path, left)
+    with _alone(path):
+        keys = list_keys(path)
+        left = [key for key in keys if key.name != name]
+        if len(left) == len(keys):
+            raise WbcError(f"{path} has no key {name}; it has {', '.join(key.name for key in keys) or 'none at all'}")
+        _write_keyring(path, left)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Change the keyring while no other process does: it could write back a key that this one revokes. The folder is locked, as
+    the file itself is replaced."""
+    try:
+        folder = os.open(path.parent, os.O_RDONLY)
+    except OSError as error:
+        raise WbcError(f"{path}: its folder cannot be read: {error.strerror}") from None
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
 
 
 def list_keys(path: Path) -> list[Key]:

@@ -61,8 +61,8 @@ def send(text: str, control_id: str, receiver: Hl7Receiver) -> Acknowledgement:
     """Send one message and wait for its acknowledgement; raises Unreachable or Unanswered. Blocks."""
     try:
         connection = socket.create_connection((receiver.host, receiver.port), receiver.timeout_seconds)
-    except OSError as error:
-        raise Unreachable(f"no connection: {error.strerror or error}") from None
+    except (OSError, UnicodeError) as error:  # the latter for a name that cannot be looked up, such as a..b
+        raise Unreachable(f"no connection: {getattr(error, 'strerror', None) or error}") from None
     with connection:
         try:
             connection.sendall(frame(text))
@@ -140,14 +140,6 @@ def deliver_one(store: Store, receiver: Hl7Receiver) -> bool:
     # The receiver's own words stay in the store: they may name a patient.
     log.info("message %s: %s", taken.control_id, failure or f"{message.state} ({answer.code if answer else ''})")
     return answer is not None
-
-
-def deliver_due(store: Store, receiver: Hl7Receiver) -> int:
-    """Send what is due, in order, until nothing is or the receiver fails; returns how many were acknowledged. Blocks."""
-    count = 0
-    while deliver_one(store, receiver):
-        count += 1
-    return count
 
 
 def refused(store: Store) -> list[Message]:

@@ -47,8 +47,8 @@ def malformed(detail: str) -> Problem:
 
 
 def bad_field(field: str, detail: str) -> Problem:
-    """422: a form field that is unknown, missing or of the wrong kind."""
-    return Problem(422, "bad-field", "Form field not accepted", detail, field=field)
+    """422: a field of a form or a JSON body that is unknown, missing or of the wrong kind."""
+    return Problem(422, "bad-field", "Field not accepted", detail, field=field)
 
 
 def too_large(detail: str, limit: int) -> Problem:

@@ -21,6 +21,7 @@ from starlette.responses import Response
 
 from serving import fhir
 from serving.access import REVIEW
+from serving.audit import recorded
 from serving.outbox import Sender
 from serving.problems import Problem, bad_field, described, too_large
 from serving.report_schemas import (
@@ -168,14 +169,13 @@ def _answer(report: Report) -> Response:
     return Response(whole(report).model_dump_json(), headers=headers, media_type="application/json")
 
 
-async def _recorded(request: Request, report: Report, cells: Iterable[int]) -> Response:
+async def _changed(request: Request, report: Report, cells: Iterable[int]) -> Response:
     """The answer to a change of these cells, once it is in the audit log where there is one."""
-    answer, audit = _answer(report), request.app.state.running.audit
-    if audit is not None:
-        call, images = f"{request.method} {request.url.path}", [report.cells[index].sha256 for index in cells]
-        model = ModelName(name=report.model_name, version=report.model_version)
-        await audit.record(request.state.caller, call, answer.status_code, images, model, bytes(answer.body))
-    return answer
+    images, model = (
+        [report.cells[index].sha256 for index in cells],
+        ModelName(name=report.model_name, version=report.model_version),
+    )
+    return await recorded(request, images, model, _answer(report))
 
 
 @router.get("", response_model=ReportList)
@@ -220,7 +220,7 @@ async def correct_cell(request: Request, report_id: ReportId, index: Index, if_m
     asked = await _body(request, CorrectionRequest)
     person, expected = _person(request, asked.by), _expected(if_match)
     change = (kept.store, _checked(report_id), index, asked.label, person, expected, asked.amend, site)
-    return await _recorded(request, await run_in_threadpool(correct, *change), [index])
+    return await _changed(request, await run_in_threadpool(correct, *change), [index])
 
 
 @router.post(
@@ -237,7 +237,7 @@ async def sign_report(request: Request, report_id: ReportId, if_match: IfMatch =
     signed = await run_in_threadpool(sign, kept.store, _checked(report_id), person, expected, site)
     if kept.sender is not None:
         kept.sender.wake()
-    return await _recorded(request, signed, range(len(signed.cells)))
+    return await _changed(request, signed, range(len(signed.cells)))
 
 
 @router.get("/{id}/cells/{index}/image", responses={200: {"content": {"image/png": {}}}}, response_class=Response)

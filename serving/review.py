@@ -112,13 +112,13 @@ def add_cells(
 
 
 def _cell(position: int, result: Result, data: bytes, site: Site) -> Cell:
-    usable = isinstance(result, Classified)
+    label = result.label if isinstance(result, Classified) else None
     return Cell(
         position=position,
         sha256=result.sha256,
         result=result.model_dump(mode="json"),
-        label=result.label if isinstance(result, Classified) else None,
-        image=data if usable and site.keep_images else None,
+        label=label,
+        image=data if label is not None and site.keep_images else None,
     )
 
 

@@ -13,7 +13,6 @@ $WBC_REAL_DATA has the data set pbc, rendered ones elsewhere.
 
 import argparse
 import contextlib
-import importlib.util
 import json
 import os
 import platform
@@ -420,11 +419,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10, help="of each measurement")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--model", type=Path, action="append", help="a model directory; may be given again")
-    parser.add_argument("--int8", action="store_true", help="measure int8 too; needs the package nncf")
+    parser.add_argument("--int8", action="store_true", help="measure int8 too")
     parser.add_argument("--out", type=Path, default=ROOT / "studies" / "serving_speed")
     arguments = parser.parse_args()
-    if arguments.int8 and importlib.util.find_spec("nncf") is None:
-        raise SystemExit("--int8 needs the package nncf, which is not installed here")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         about = about_this_run(write_images(folder / "images"))

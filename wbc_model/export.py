@@ -76,7 +76,7 @@ Classifies single-cell crops of stained peripheral blood smears into {len(card.c
 Pre-classification for a differential count that a qualified person reviews. It is not a diagnostic device by itself. It was
 trained on crops with one leukocyte in the middle; it does not find cells in a field of view, and does not know immature
 granulocytes, erythroblasts, platelets, artefacts or malignant cells: it will give them one of its {len(card.classes)} names.
-
+{_flags(card)}
 ## Where it came from
 
 | | |
@@ -105,6 +105,24 @@ registered version.
 - Another stain, camera or magnification can bring accuracy down without warning. Measure on your own labelled cells first
   (`wbc evaluate --model DIR --data DATA`).
 - The probabilities and the prediction set are calibrated for the site of the training data only.
+"""
+
+
+def _flags(card: ModelCard) -> str:
+    """What the service says of doubtful cells beside their names; nothing where the card has no thresholds for that."""
+    if card.doubt is None:
+        return ""
+    loss = (
+        "" if card.doubt.predicted_loss_threshold is None else "\n- `high_predicted_loss`: LossNet expects the name to be wrong."
+    )
+    return f"""
+The service flags such doubt for a person to review:
+
+- `not_a_leukocyte`: the cell looks like none of the classes.
+- `site_unknown`: stain, lamp or camera are not those of the site that it was calibrated for.{loss}
+
+These are flags, not classes: a flagged cell still has a name, and a cell without a flag can still be none of the classes. Each
+flag is also raised for about {card.doubt.false_alarms:.1%} of the site's own cells.
 """
 
 

@@ -135,6 +135,10 @@ class GateParams(Section):
         return self
 
 
+class PackageParams(Section):
+    int8: bool
+
+
 class TrackingParams(Section):
     uri: str
     experiment: str
@@ -160,6 +164,7 @@ class Params(Section):
     onboard: OnboardParams
     retrain: RetrainParams
     gate: GateParams
+    package: PackageParams
     tracking: TrackingParams
     schedule: ScheduleParams
 

@@ -42,6 +42,7 @@ TINY = {
     "data.initial_share": 0.3,
     "retrain.until": 0.6,
     "retrain.cycles": 1,
+    "package.int8": False,
     "schedule.min_new_labels": 5,
     **{f"gate.recall_floor.{name}": 0.0 for name in CLASSES},
 }

@@ -23,9 +23,10 @@ from prefect.tasks import Task
 
 from flows import gate, retrain, versioning
 from flows.labels import read_log
+from flows.package import PACKAGED_MODEL
 from flows.state import read_state
 from flows.workspace import set_params
-from wbc_model.card import Architecture, ModelCard, Normalisation, read_card
+from wbc_model.card import INT8, Architecture, ModelCard, Normalisation, read_card
 from wbc_model.classes import CLASSES
 from wbc_model.errors import WbcError
 from wbc_model.export import write_card
@@ -98,6 +99,9 @@ class Store:
             self.logged.append(run)
         self.killer.tick()
 
+    def log_packaged(self, run: str, model: Path) -> None:
+        self.killer.tick()
+
     def register(self, run: str, card: ModelCard) -> str:
         self.killer.tick()
         if run not in self.models:
@@ -156,6 +160,15 @@ def stage(workspace: Path, name: str) -> None:
         rows = [[cell, "", rank, 1.0, "", CLASSES[0], 0.5] for rank, cell in enumerate(order[: query_size(params, pools)], 1)]
         names = ["sha256", "path", "rank", "score", "reason", "predicted", "probability"]
         write_atomic(workspace / "data/queue.csv", pd.DataFrame(rows, columns=names).to_csv(index=False))
+    elif name == "package":
+        shutil.rmtree(workspace / PACKAGED_MODEL, ignore_errors=True)
+        shutil.copytree(workspace / "models/candidate", workspace / PACKAGED_MODEL)
+        if read_params(workspace / "params.yaml").package.int8:
+            card = read_card(workspace / PACKAGED_MODEL)
+            for file in INT8:
+                (workspace / PACKAGED_MODEL / file).write_bytes(weights(pools))
+            digests = dict.fromkeys(INT8, hashlib.sha256(weights(pools)).hexdigest())
+            write_card(workspace / PACKAGED_MODEL, card.model_copy(update={"sha256": card.sha256 | digests}))
 
 
 @pytest.fixture(scope="module")
@@ -227,6 +240,7 @@ def result(workspace: Path, store: Store) -> dict[str, Any]:
         "pools": table.to_csv(),
         "log": log[["sha256", "label", "labelled_by", "cycle"]].to_csv(),
         "champion": (workspace / "models/champion/weights.safetensors").read_bytes(),
+        "int8": (workspace / "models/champion" / INT8[0]).exists(),
         "test metrics": read_card(workspace / "models/champion").metrics,
         "rows": [(row["cycle"], row["labels"], row["accuracy"], row["pools"]) for row in state.rows],
         "versions": (workspace / "data/versions.csv").read_text(),
@@ -286,6 +300,23 @@ def test_the_same_refused_model_does_not_wear_out_the_test_pool_twice(
     assert run(workspace, killer, store, monkeypatch)  # nothing is left to label: the same model again
     assert [row["promoted"] for row in gate.read_log(workspace)] == ["no"]
     assert "champion" not in store.aliases
+
+
+def test_the_champion_follows_how_its_weights_are_packaged_without_asking_again(
+    fresh: Path, killer: Killer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, store = shutil.copytree(fresh, tmp_path / "site"), Store(killer)
+    champion = workspace / "models/champion"
+    assert run(workspace, killer, store, monkeypatch)
+    assert set(INT8) <= set(read_card(champion).sha256)
+    assert run(workspace, killer, store, monkeypatch)  # nothing is left to label: the same model, packaged in the same way
+    assert store.aliases["champion"] == "1"
+    set_params(workspace, {"package.int8": False})
+    assert run(workspace, killer, store, monkeypatch)
+    assert not set(INT8) & {path.name for path in champion.iterdir()}
+    assert store.aliases["champion"] == "3"
+    assert len(gate.read_log(workspace)) == 1
+    assert json.loads((workspace / "models/gate.json").read_text())["reason"].startswith("its weights are the champion's")
 
 
 def test_people_are_awaited_and_the_next_run_goes_on(

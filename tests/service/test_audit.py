@@ -3,11 +3,14 @@
 import asyncio
 import hashlib
 import json
+import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -161,6 +164,49 @@ def test_a_crash_at_any_byte_of_a_line_is_named_and_the_chain_goes_on(tmp_path: 
     path.write_bytes(path.read_bytes().replace(torn, torn[:-1] + b"!"))
     with pytest.raises(WbcError, match="broken at line 3:"):
         verify(path)
+
+
+def test_a_power_cut_takes_no_line_whose_answer_left_and_hides_no_cut_but_of_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a disk holds after a power cut is what was flushed to it: kept here beside the files at every flush."""
+    path, disk, cut = tmp_path / "audit.jsonl", tmp_path / "disk", tmp_path / "cut"
+    disk.mkdir()
+    cut.mkdir()
+
+    def flushed(flush: Callable[[int], None]) -> Callable[[int], None]:
+        def keep(descriptor: int) -> None:
+            flush(descriptor)
+            file = Path(f"/proc/self/fd/{descriptor}").readlink()
+            if file.is_file():
+                (disk / "new").write_bytes(file.read_bytes())
+                (disk / "new").replace(disk / file.name)  # at once: the test looks on while the log goes on
+
+        return keep
+
+    for name in ("fsync", "fdatasync"):
+        monkeypatch.setattr(os, name, flushed(getattr(os, name)))
+
+    def hidden(keep: int) -> bool:
+        """Whether nobody sees that what is on the disk was cut after so many lines."""
+        lines = (disk / path.name).read_bytes().splitlines(keepends=True)
+        (cut / path.name).write_bytes(b"".join(lines[:keep]))
+        shutil.copy(disk / "audit.jsonl.head", cut)
+        try:
+            return verify(cut / path.name).records == keep
+        except WbcError:
+            return False
+
+    async def answers() -> None:
+        log = AuditLog(path)
+        for number in range(1, 6):
+            await log.record("ward-3", "POST /v1/classify", 200, [], MODEL, b"")
+            assert verify(disk / path.name).records == number
+            assert not any(hidden(keep) for keep in range(number - 1))
+        log.close()
+
+    asyncio.run(answers())
+    assert not hidden(4), "nothing was under way any more"
 
 
 WRITER = """

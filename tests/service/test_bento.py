@@ -27,7 +27,18 @@ from wbc_model.errors import WbcError
 KEY = "a-key-of-the-ward"
 WHOLE = os.environ.get("WBC_TEST_DOCKERFILE") == "1"
 METRICS = {"n": 10, "accuracy": 0.9, "macro_f1": 0.8}
-TRAINING = {"torch", "torchvision", "lightning-fabric", "mlflow", "dvc", "prefect", "great-expectations", "pandas", "onnx"}
+TRAINING = {
+    "nncf",
+    "torch",
+    "torchvision",
+    "lightning-fabric",
+    "mlflow",
+    "dvc",
+    "prefect",
+    "great-expectations",
+    "pandas",
+    "onnx",
+}
 
 
 @pytest.fixture(scope="module")

@@ -219,7 +219,7 @@ def test_the_example_client(server: Server, folder: Path) -> None:
     Bundle.model_validate_json((folder / "bundle.json").read_bytes())
     refused = example(server, folder, "--wbc", "7100")
     assert refused.returncode == 1
-    assert refused.stderr.startswith("422 Form field not accepted: ")
+    assert refused.stderr.startswith("422 Field not accepted: ")
     assert len(refused.stderr.splitlines()) == 1
 
 

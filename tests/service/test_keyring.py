@@ -7,6 +7,7 @@ import logging
 import re
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,18 @@ def test_the_command_makes_lists_and_revokes(keyring: Path) -> None:
     assert ApiKeys(file=keyring).check(key, ["classify"]) == "ward-3"
     run("revoke", "ward-3")
     assert [one["name"] for one in run("list")["keys"]] == ["prometheus"]
+
+
+def test_changes_at_the_same_time_wait_for_each_other(keyring: Path) -> None:
+    """Else one would write back a key that the other has revoked, or lose one that was handed out."""
+    old = [f"old-{number}" for number in range(8)]
+    for name in old:
+        add_key(keyring, name, ["classify"])
+    with ThreadPoolExecutor(16) as pool:
+        changes = [pool.submit(revoke_key, keyring, name) for name in old]
+        changes += [pool.submit(add_key, keyring, f"new-{number}", ["review"]) for number in range(8)]
+    assert not [change.exception() for change in changes if change.exception()]
+    assert sorted(key.name for key in list_keys(keyring)) == [f"new-{number}" for number in range(8)]
 
 
 def test_scopes_are_what_a_key_may_do_and_no_more(keyring: Path) -> None:

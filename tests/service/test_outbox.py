@@ -19,7 +19,7 @@ from live import ROOT, clean_environment, free_port
 from specimens import CONFUSION, MODEL, PERSON, classified, counted, site
 from sqlalchemy import select
 
-from serving.outbox import LONGEST_WAIT, Sender, backlog, deliver_due, send_again, wait_after
+from serving.outbox import LONGEST_WAIT, Sender, Unreachable, backlog, deliver_one, send, send_again, wait_after
 from serving.review import correct, sign, take_in
 from serving.site import Hl7Receiver
 from serving.specimen import Specimen
@@ -33,6 +33,14 @@ def eventually(holds: Callable[[], bool], seconds: float = 30) -> None:
     while not holds():
         assert time.monotonic() < deadline, "it did not come about"
         time.sleep(0.05)
+
+
+def deliver_due(store: Store, receiver: Hl7Receiver) -> int:
+    """Send what is due, in order, until nothing is or the receiver fails; returns how many were acknowledged."""
+    count = 0
+    while deliver_one(store, receiver):
+        count += 1
+    return count
 
 
 class Listener:
@@ -289,3 +297,8 @@ def test_waiting_doubles_up_to_a_minute(attempts: int) -> None:
     assert wait_after(1) == 1
     assert wait_after(attempts) <= wait_after(attempts + 1) <= min(2 * wait_after(attempts), LONGEST_WAIT)
     assert wait_after(100) == LONGEST_WAIT
+
+
+def test_a_name_that_cannot_be_looked_up_is_a_receiver_that_cannot_be_reached() -> None:
+    with pytest.raises(Unreachable, match="no connection"):
+        send("MSH", "control-id", Hl7Receiver(host="a..b", port=2575))

@@ -1,16 +1,18 @@
-"""Int8: the gate by hand, which graph answers, and a real quantisation where NNCF is installed."""
+"""Int8: the gate by hand, which graph answers, and a real quantisation. `wbc package` with it: tests/code/test_package.py."""
 
 import shutil
 from pathlib import Path
 
 import numpy as np
+import openvino
 import pytest
+import torch
 from tiny_model import SIZE, expected_logits, write_model
 
-from flows.quantise import judge, quantise, write_int8
+from flows.quantise import in_batches, judge, quantise, report, spread, times_as_fast
 from serving.classify import Classifier
 from serving.engine import OpenVinoEngine
-from wbc_model.card import INT8, Architecture, ModelCard, Normalisation, read_card
+from wbc_model.card import INT8, ONNX, Architecture, ModelCard, Normalisation, read_card
 from wbc_model.classes import CLASSES
 from wbc_model.errors import WbcError
 
@@ -49,14 +51,24 @@ def test_a_mistake_that_float32_makes_too_is_none_of_int8() -> None:
     assert judge(LABELS, both, both, 2.0).reasons == []
 
 
+def test_where_no_speed_was_measured_none_is_asked_for() -> None:
+    verdict = judge(LABELS, LABELS, LABELS)
+    assert (verdict.reasons, verdict.speedup) == ([], None)
+    assert report(verdict) == {
+        "cells": 5000,
+        "accuracy_falls_by_points": 0.0,
+        "recall_falls_by_points": dict.fromkeys(CLASSES, 0.0),
+        "served": True,
+        "reasons": [],
+    }
+
+
 def test_what_is_hardly_faster_is_left_out() -> None:
     assert judge(LABELS, LABELS, LABELS, 1.29).reasons == ["it is 1.29 times as fast, 1.3 is needed"]
 
 
 def test_the_int8_graph_answers_first_and_float32_what_it_is_unsure_of(tmp_path: Path) -> None:
     """The int8 graph of this directory takes every cell for one of the other model, whose colours are turned round."""
-    import openvino
-
     write_model(tmp_path / "model", temperature=0.05)
     graph = openvino.Core().read_model(tmp_path / "model" / "model.onnx")
     flipped = openvino.preprocess.PrePostProcessor(graph)
@@ -78,39 +90,70 @@ def test_a_damaged_int8_graph_is_named(tmp_path: Path) -> None:
         Classifier.open(tmp_path)
 
 
-def test_without_nncf_it_says_so(model_dir: Path, tmp_path: Path) -> None:
-    try:
-        import nncf  # noqa: F401
-    except ModuleNotFoundError:
-        with pytest.raises(WbcError, match="nncf"):
-            write_int8(model_dir, np.zeros((2, SIZE, SIZE, 3), np.uint8), tmp_path)
-
-
-def test_a_real_quantisation_joins_the_directory_or_leaves_it_as_it_is(tmp_path: Path) -> None:
-    pytest.importorskip("nncf")
-    torch = pytest.importorskip("torch")
+@pytest.fixture(scope="module")
+def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from wbc_model.export import save_model
     from wbc_model.network import AttentionResNet18
 
     torch.manual_seed(0)
-    network = AttentionResNet18("cbam", True, 5).eval()
     card = ModelCard(
         version="random",
         input_size=32,
         normalisation=Normalisation(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
         architecture=Architecture(attention="cbam", lossnet=True),
     )
-    save_model(tmp_path / "model", network, card)
-    before = read_card(tmp_path / "model")
-    views = np.random.default_rng(0).integers(0, 256, (96, 32, 32, 3), dtype=np.uint8)
-    labels = OpenVinoEngine(tmp_path / "model", 1).infer(views, exact=True).logits.argmax(axis=1)
-    verdict = quantise(tmp_path / "model", views[:8], views, labels)
-    after = read_card(tmp_path / "model")
-    assert set(after.sha256) - set(before.sha256) == (set() if verdict.reasons else set(INT8))
-    assert (tmp_path / "model" / INT8[0]).exists() == (not verdict.reasons)
+    directory = tmp_path_factory.mktemp("random") / "model"
+    save_model(directory, AttentionResNet18("cbam", True, 5).eval(), card)
+    return directory
+
+
+VIEWS = np.random.default_rng(0).integers(0, 256, (96, 32, 32, 3), dtype=np.uint8)
+
+
+def test_a_real_quantisation_joins_the_directory(random_model: Path, tmp_path: Path) -> None:
+    directory = Path(shutil.copytree(random_model, tmp_path / "model"))
+    before = read_card(directory)
+    labels = OpenVinoEngine(directory, 1).infer(VIEWS, exact=True).logits.argmax(axis=1)
+    verdict = quantise(directory, VIEWS[:8], in_batches(VIEWS), labels)
+    # Random weights are sure of nothing, so that every cell is computed again in float32.
+    assert (verdict.cells, verdict.accuracy_points, set(verdict.recall_points.values())) == (96, 0.0, {0.0})
+    assert verdict.reasons == []
+    card = read_card(directory)
+    assert set(card.sha256) - set(before.sha256) == set(INT8)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    if not verdict.reasons:
-        shutil.copytree(tmp_path / "model", tmp_path / "again")
-        (tmp_path / "again" / INT8[1]).write_bytes(b"other weights")
-        with pytest.raises(WbcError, match=r"model-int8\.bin is damaged"):
-            Classifier.open(tmp_path / "again")
+    engine = OpenVinoEngine(directory, 1)
+    exact, int8 = engine.infer(VIEWS, exact=True), engine.infer(VIEWS)
+    assert np.corrcoef(exact.logits.ravel(), int8.logits.ravel())[0, 1] > 0.95
+    assert not np.allclose(exact.logits, int8.logits, atol=1e-6)
+    (directory / INT8[1]).write_bytes(b"other weights")
+    with pytest.raises(WbcError, match=r"model-int8\.bin is damaged"):
+        Classifier.open(directory)
+
+
+def test_what_the_gate_refuses_leaves_the_directory_as_it_is(
+    random_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = Path(shutil.copytree(random_model, tmp_path / "model"))
+
+    def not_quantised(model: Path, views: object, out: Path) -> None:
+        openvino.save_model(openvino.Core().read_model(model / ONNX), out / INT8[0], compress_to_fp16=False)
+
+    monkeypatch.setattr("flows.quantise.write_int8", not_quantised)
+    monkeypatch.setattr("flows.quantise.times_as_fast", lambda *_: 1.29)
+    verdict = quantise(directory, VIEWS[:8], in_batches(VIEWS), np.zeros(len(VIEWS), np.int64), timed=VIEWS[:8])
+    assert verdict.reasons == ["it is 1.29 times as fast, 1.3 is needed"]
+    assert sorted(path.name for path in directory.iterdir()) == sorted(path.name for path in random_model.iterdir())
+    assert read_card(directory) == read_card(random_model)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_times_are_of_the_whole_answer(random_model: Path) -> None:
+    classifier = Classifier(read_card(random_model), OpenVinoEngine(random_model, 1), 1)
+    assert 0.2 < times_as_fast(classifier, classifier, VIEWS[:16], repeats=3) < 5
+
+
+def test_cells_are_spread_over_the_whole_list() -> None:
+    for count, most in ((10, 3), (3, 10), (300, 300), (299, 300), (601, 300)):
+        chosen = list(range(count))[spread(count, most)]
+        assert len(chosen) == min(count, most)
+        assert chosen[-1] >= count - 2 * (count // most + 1)
