@@ -238,10 +238,11 @@ def test_nothing_leaks_in_a_long_overload(model_dir: Path, tmp_path: Path) -> No
         send(server.url, 48, 30, body, content_type)
         resident, files = _resident(server), _files(server)
         rates = []
-        for _ in range(minutes):
+        for minute in range(minutes):
             load = send(server.url, 48, 60, body, content_type)
             assert set(load.seconds) == {200, 503}
             rates.append(load.rate())
+            print(f"minute {minute + 1}: {rates[-1]:.0f} answers/s, {_resident(server) / 2**20:.0f} MiB, {_files(server)} files")
         assert _resident(server) < resident + 60 * 2**20
         assert _files(server) <= files + 5
         assert min(rates) > 0.5 * max(rates)
