@@ -137,8 +137,8 @@ class Training:
             raise WbcError("train.unlabelled_ratio is above 0, but the training was given no unlabelled pool")
         self.unlabelled = unlabelled if train.unlabelled_ratio and unlabelled and unlabelled.sha256s else None
         if params.model.norm == "frozen" and not (params.model.init_weights or adapt or start):
-            raise WbcError("model.norm is frozen, but the training begins with no weights that have statistics: give them by "
-                           "model.init_weights or train.pretraining, or set model.norm to batch")  # fmt: skip
+            lacks = "model.norm is frozen, but the training begins with no weights that have statistics"
+            raise WbcError(f"{lacks}: give them by model.init_weights or train.pretraining, or set model.norm to batch")
         if size.batch_size % train.devices:
             raise WbcError(f"params.yaml: batch_size {size.batch_size} does not divide by train.devices {train.devices}")
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its results only with this
