@@ -177,11 +177,11 @@ def _for_browser(data: bytes) -> tuple[str, bytes]:
 def _task(row: dict[str, Any], data: bytes) -> dict[str, Any]:
     media, shown = _for_browser(data)
     fields = {name: row[name] for name in ("sha256", "path", "rank", "reason")}
-    choice = {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": [row["predicted"]]}}
-    return {
-        "data": {"image": f"data:{media};base64,{base64.b64encode(shown).decode()}", **fields},
-        "predictions": [{"model_version": "wbc", "score": float(row["probability"]), "result": [choice]}],
-    }
+    task: dict[str, Any] = {"data": {"image": f"data:{media};base64,{base64.b64encode(shown).decode()}", **fields}}
+    if row["predicted"]:  # before there is any model nothing is predicted
+        choice = {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": [row["predicted"]]}}
+        task["predictions"] = [{"model_version": "wbc", "score": float(row["probability"]), "result": [choice]}]
+    return task
 
 
 # --- in ----------------------------------------------------------------------------------------------------------------

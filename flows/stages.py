@@ -112,20 +112,29 @@ def evaluate(workspace: Path) -> dict[str, Any]:
 
 
 def query(workspace: Path, count: int | None = None) -> dict[str, Any]:
-    """Queue the cells most worth a label: `data/queue.csv`."""
+    """Queue the cells most worth a label: `data/queue.csv`. Before there is any model their colours decide."""
+    from wbc_model.query import first_query
     from wbc_model.query import query as query_pool
 
     params, pools = read_params(workspace / "params.yaml"), usable_pools(workspace)
     count = query_size(params, pools) if count is None else count
     candidate = workspace / "models/candidate"
+    if not candidate.exists():
+        decoded = decoded_cells(workspace, params.size.image_size, params.model.view)
+        queue = first_query(decoded, pools.frames["unlabelled"], count, params.seed)
+        return _write_queue(workspace, queue, pools, "colour_cover")
     card = read_card(candidate)
     decoded = decoded_cells(workspace, card.input_size, card.view)
     autocast = params.size.precision == "bf16-mixed"
     unlabelled, labelled = pools.frames["unlabelled"], pools.frames["labelled"]
     how = params.acquisition
     queue = query_pool(candidate, decoded, unlabelled, how.strategy, count, params.seed, autocast, labelled, how.candidates)
+    return _write_queue(workspace, queue, pools, how.strategy)
+
+
+def _write_queue(workspace: Path, queue: pd.DataFrame, pools: Pools, strategy: str) -> dict[str, Any]:
     write_atomic(workspace / "data/queue.csv", queue.to_csv(index=False))
-    return {"wrote": "data/queue.csv", "cells": len(queue), "pool": len(unlabelled), "strategy": how.strategy}
+    return {"wrote": "data/queue.csv", "cells": len(queue), "pool": len(pools.frames["unlabelled"]), "strategy": strategy}
 
 
 def label_target(params: Params, pools: Pools) -> int:

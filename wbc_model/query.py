@@ -50,6 +50,21 @@ def draw_candidates(unlabelled: pd.DataFrame, candidates: int, count: int, seed:
     return unlabelled.iloc[np.sort(rng.choice(len(unlabelled), size, replace=False))]
 
 
+def colours_of(decoded: DecodedCells, sha256s: pd.Series) -> NDArray[np.float32]:
+    """The colours (N, 49) of cells in their order, in a stream."""
+    return np.concatenate([colours(batch) for batch in decoded.batches(sha256s.tolist(), BATCH)])
+
+
+def first_query(decoded: DecodedCells, unlabelled: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
+    """The `count` cells of `unlabelled` (columns sha256, path) to be labelled before there is any model: those whose colours
+    cover the pool's best (`colour_cover`, decision 025). QUEUE_COLUMNS; `predicted` and `probability` are empty."""
+    if unlabelled.empty or count < 1:
+        return pd.DataFrame(columns=list(QUEUE_COLUMNS))
+    shares = np.full((len(unlabelled), len(CLASSES)), 1 / len(CLASSES))
+    pool = PoolScores(shares, np.zeros(len(unlabelled)), colours=colours_of(decoded, unlabelled["sha256"]))
+    return queue_frame(find_strategy("colour_cover"), pool, unlabelled, count, seed).assign(predicted="", probability="")
+
+
 def query(
     model_directory: Path,
     decoded: DecodedCells,
@@ -80,9 +95,7 @@ def query(
         return seen, softmax(seen.logits, card.temperature)
 
     def described(sha256s: pd.Series) -> NDArray[np.float32]:
-        if "colours" not in chosen.needs:
-            return np.empty((0, 0), np.float32)
-        return np.concatenate([colours(batch) for batch in decoded.batches(sha256s.tolist(), BATCH)])
+        return colours_of(decoded, sha256s) if "colours" in chosen.needs else np.empty((0, 0), np.float32)
 
     known = Labelled()
     if chosen.needs & {"labels", "labelled"}:

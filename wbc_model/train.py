@@ -438,7 +438,8 @@ def validation_row(seen: Predictions, labels: NDArray[np.int64]) -> dict[str, fl
 def check_trainable(labelled: LabelledCells, validation: LabelledCells) -> None:
     """Raises WbcError when there is too little to learn from or to validate on."""
     if len(np.unique(labelled.labels)) < 2:
-        raise WbcError(f"the labelled pool has {len(labelled.labels)} cells of fewer than two classes: label more cells first")
+        few = f"the labelled pool has {len(labelled.labels)} cells of fewer than two classes"
+        raise WbcError(f"{few}: label more cells first (before there is a model, `wbc query --count 30` says which)")
     if len(validation.labels) == 0:
         raise WbcError("the validation pool is empty: training needs it to choose the best weights and to calibrate")
 

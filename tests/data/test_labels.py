@@ -11,11 +11,13 @@ import pytest
 from PIL import Image
 
 from flows.labels import awaited, export_queue, import_labels, oracle_answers, read_log, read_queue, record, replay, status
+from flows.stages import query
 from wbc_model.classes import CLASSES
 from wbc_model.errors import WbcError
 from wbc_model.ingest import ingest
 from wbc_model.params import Params, read_params
 from wbc_model.pools import Pools
+from wbc_model.render import render_cells
 
 ROOT = Path(__file__).parents[2]
 
@@ -198,3 +200,32 @@ def test_status_counts(workspace: Path) -> None:
     assert seen["labelled_by"]["anna"] == 2
     assert seen["awaited"] == 3
     assert sum(seen["classes"].values()) == seen["labelled"]
+
+
+def test_before_there_is_a_model_colours_choose_whom_to_ask_about(tmp_path: Path, params: Params) -> None:
+    """A site without one label of its training cells: the first queue holds cells of all classes, and its labels train."""
+    cells, rows = list(render_cells(260, seed=3, size=64)), []
+    for number, cell in enumerate(cells):
+        Image.fromarray(cell.pixels).save(tmp_path / f"{number}.png")
+        split = "train" if number < 240 else "val" if number < 250 else "test"
+        rows.append([f"{number}.png", cell.label if split != "train" else "", split])
+    pd.DataFrame(rows, columns=["path", "label", "split"]).to_csv(tmp_path / "manifest.csv", index=False)
+    root = tmp_path / "site"
+    ingest(tmp_path / "manifest.csv", root / "data", params)
+    (root / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    (root / "dvc.yaml").write_text("stages: {}\n")
+    assert Pools.read(root / "data/pools").frames["labelled"].empty
+    assert query(root, 25) == {"wrote": "data/queue.csv", "cells": 25, "pool": 240, "strategy": "colour_cover"}
+    queue = read_queue(root)
+    truth = {f"{number}.png": cell.label for number, cell in enumerate(cells)}
+    labels = [truth[Path(path).name] for path in queue["path"]]
+    assert set(labels) == set(CLASSES)
+    assert set(queue["predicted"]) == {""}
+    out = tmp_path / "tasks.json"
+    export_queue(root, out)
+    tasks = json.loads(out.read_text())
+    assert all("predictions" not in task and task["data"]["reason"].startswith("coloured unlike") for task in tasks)
+    answers = tmp_path / "answers.csv"
+    queue.assign(label=labels)[["sha256", "label"]].to_csv(answers, index=False)
+    assert import_labels(root, answers, 0, "anna")["labels"] == 25
+    assert Pools.read(root / "data/pools").counts()["labelled"] == 25
