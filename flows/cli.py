@@ -262,6 +262,27 @@ def evaluate_command(
     _emit(result, json_, _scores(result) + f"\nwrote {', '.join(result['wrote'])}")
 
 
+@app.command("calibrate")
+def calibrate_command(
+    model: Annotated[Path, typer.Option(metavar="DIR", help="A model directory; it is not changed.")],
+    data: Annotated[Path, typer.Option(metavar="DATA", help="Labelled cells of the site that the model has not learned from.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write the calibrated model directory.")],
+    json_: Json = False,
+) -> None:
+    """Make temperature, prediction sets, doubt and confusion of a model those of a site."""
+    from flows.calibration import calibrate
+
+    result = calibrate(model, data, out)
+    coverage, size = result["coverage"], result["classes_in_a_set"]
+    text = (
+        f"{result['cells']} cells: prediction sets stated at {coverage['stated']:.0%} held {coverage['before']:.1%} of the "
+        f"labels (classes in a set {size['before']:.2f}), now {coverage['after']:.1%} ({size['after']:.2f})\n"
+        + ("" if result["knows_the_site"] else "too few nuclei were found to know the site by its cells\n")
+        + f"wrote {out}, version {result['version']}"
+    )
+    _emit({**result, "wrote": [str(out)]}, json_, text)
+
+
 @app.command("query")
 def query_command(
     count: Annotated[int | None, typer.Option(min=0, help="Cells to ask about; default: what retrain.until needs.")] = None,

@@ -255,9 +255,11 @@ def _adapt(ctx: Onboarding) -> None:
     source = f"{card.data_source}, {len(site.labels)} labelled cells of {ctx.site.name}"
     facts = {"pool_version": _made_from(ctx), "git_commit": card.git_commit, "rendered": card.rendered, "data_source": source}
     save_model(ctx.home, at_home, new.model_copy(update=facts))
-    # The site has no labelled cells but those it was trained on: temperature and prediction sets stay those of home.
+    # The site has no labelled cells but those it was trained on: temperature and prediction sets stay those of home until
+    # somebody has others (flows/calibration.py).
     doubt = _site_doubt(ctx, at_site, decoded)
-    save_model(ctx.adapted, at_site, new.model_copy(update={**facts, "doubt": doubt}))
+    whose = f"home's validation pool; doubt by the cells of {ctx.site.name}"
+    save_model(ctx.adapted, at_site, new.model_copy(update={**facts, "doubt": doubt, "calibrated_on": whose}))
     checkpoint.unlink(missing_ok=True)
 
 

@@ -57,6 +57,7 @@ class ModelCard(BaseModel):
     temperature: float = 1.0
     conformal_coverage: float = 0.95
     conformal_threshold: float = 0.0
+    calibrated_on: str = ""  # the cells that the three above, `doubt` and the confusion are from; empty: the validation pool
     doubt: Doubt | None = None  # what is no leukocyte, and what is of another site; none where there were too few cells
     pool_version: str = ""
     data_source: str = ""

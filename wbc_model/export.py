@@ -66,6 +66,12 @@ def render_readme(card: ModelCard) -> str:
         if card.rendered
         else ""
     )
+    flattering = (
+        "The temperature was fitted to these cells, so the figures flatter a little."
+        if card.calibrated_on
+        else "These cells chose the best weights and the temperature, so the figures flatter a little; the test pool's are with the\n"
+        "registered version."
+    )
     return f"""# {card.name} {card.version}
 
 Classifies single-cell crops of stained peripheral blood smears into {len(card.classes)} leukocyte classes:
@@ -86,15 +92,15 @@ granulocytes, erythroblasts, platelets, artefacts or malignant cells: it will gi
 | code and data commit | `{card.git_commit or "not under git"}` |
 | network | {network} |
 | input | {card.input_size} x {card.input_size} pixels, RGB |
+| calibrated on | {card.calibrated_on or "its validation pool"} |
 | temperature | {card.temperature:.3f} |
 | prediction set | every class with probability {card.conformal_threshold:.3f} or more |
 | coverage of the set | {card.conformal_coverage:.0%} of cells, at the site it was calibrated for |
 
-## How well it did on its validation pool
+## How well it did on {card.calibrated_on or "its validation pool"}
 
 {validation.get("n", 0)} cells, accuracy {_percent(validation.get("accuracy"))}, macro-F1 {_percent(validation.get("macro_f1"))}.
-These cells chose the best weights and the temperature, so the figures flatter a little; the test pool's are with the
-registered version.
+{flattering}
 
 | class | recall | precision | cells |
 |---|---|---|---|
@@ -104,7 +110,8 @@ registered version.
 
 - Another stain, camera or magnification can bring accuracy down without warning. Measure on your own labelled cells first
   (`wbc evaluate --model DIR --data DATA`).
-- The probabilities and the prediction set are calibrated for the site of the training data only.
+- The probabilities and the prediction set are calibrated for the site of these cells only; `wbc calibrate` makes them another
+  site's.
 """
 
 

@@ -1,0 +1,140 @@
+"""A model's calibration made a site's own: temperature, prediction sets, doubt and confusion from labelled cells of that site.
+
+All of them belong to the site whose cells they were fitted to. A model that came from elsewhere, or that was adapted with a few
+labels, keeps its old site's until somebody has labelled cells of the new one that it did not learn from: those that were
+corrected and signed in the daily work, say.
+"""
+
+import hashlib
+import shutil
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wbc_model.calibrate import FOLDS, MIN_CELLS, conformal_threshold, fit_doubt, fit_temperature
+from wbc_model.card import ModelCard
+from wbc_model.classes import CLASSES
+from wbc_model.errors import ImageRejected, WbcError
+from wbc_model.evaluate import BATCH, label_indices
+from wbc_model.export import load_model, write_card
+from wbc_model.files import replace_directory
+from wbc_model.images import look
+from wbc_model.manifest import read_cell, read_manifest, root_of
+from wbc_model.metrics import classification_metrics
+from wbc_model.predict import Predictions, predict
+from wbc_model.probabilities import softmax
+
+Labels = NDArray[np.int64]
+Sets = NDArray[np.bool_]
+VERSION_DIGITS: Final = 6
+
+
+def calibrate(model: Path, data: Path, out: Path) -> dict[str, Any]:
+    """Write a copy of a model directory to `out`, calibrated on labelled cells; the network stays as it is.
+
+    Of `data`, a manifest or a folder per class, the rows of the split `val` are used where there are such, else all. The version
+    gets a suffix, so that answers and audit log tell the calibrations apart. Returns what changed. Raises WbcError for fewer than
+    MIN_CELLS usable cells.
+    """
+    network, card = load_model(model)
+    views, appearance, labels, rejected = _looks(data, card)
+    if len(labels) < MIN_CELLS:
+        raise WbcError(f"{data}: {len(labels)} usable labelled cells are too few to calibrate on; {MIN_CELLS} are needed")
+    seen = predict(network, [views[start : start + BATCH] for start in range(0, len(views), BATCH)])
+    new = _calibrated(card, seen, labels, appearance, data)
+    _write(model, out, new)
+    old_sets = prediction_sets(softmax(seen.logits, card.temperature), card.conformal_threshold)
+    new_sets = cross_fitted_sets(seen, labels, card.conformal_coverage)
+    return {
+        "model": str(out),
+        "version": new.version,
+        "cells": len(labels),
+        "rejected": rejected,
+        "temperature": {"before": card.temperature, "after": new.temperature},
+        "coverage": {
+            "stated": card.conformal_coverage,
+            "before": _covered(old_sets, labels),
+            "after": _covered(new_sets, labels),
+        },
+        "classes_in_a_set": {"before": float(old_sets.sum(axis=1).mean()), "after": float(new_sets.sum(axis=1).mean())},
+        "knows_the_site": new.doubt is not None,
+    }
+
+
+def _looks(data: Path, card: ModelCard) -> tuple[NDArray[np.uint8], NDArray[np.float64], Labels, int]:
+    """Views, appearances and class indices of the labelled cells, and how many could not be used."""
+    manifest, root = read_manifest(data), root_of(data)
+    rows = manifest[manifest["split"] == "val"] if (manifest["split"] == "val").any() else manifest
+    known = rows[rows["label"].isin(CLASSES)]
+
+    def one(path: str) -> tuple[NDArray[np.uint8], NDArray[np.float64]] | None:
+        try:
+            return look(read_cell(path, root), card.input_size, card.view)
+        except ImageRejected:
+            return None
+
+    with ThreadPoolExecutor() as pool:
+        looks = list(pool.map(one, known["path"]))
+    good = [(seen, label) for seen, label in zip(looks, known["label"], strict=True) if seen is not None]
+    if not good:
+        raise WbcError(f"{data}: no usable labelled cell")
+    views, appearance = np.stack([seen[0] for seen, _ in good]), np.stack([seen[1] for seen, _ in good])
+    return views, appearance, label_indices([label for _, label in good]), len(rows) - len(good)
+
+
+def _calibrated(card: ModelCard, seen: Predictions, labels: Labels, appearance: NDArray[np.float64], data: Path) -> ModelCard:
+    temperature = fit_temperature(seen.logits, labels)
+    probabilities = softmax(seen.logits, temperature)
+    new = card.model_copy(
+        update={
+            "temperature": temperature,
+            "conformal_threshold": conformal_threshold(probabilities, labels, card.conformal_coverage),
+            "doubt": fit_doubt(seen, labels, appearance),
+            "calibrated_on": f"{len(labels)} cells of {data.stem}",
+            "metrics": {**card.metrics, "validation": classification_metrics(probabilities, labels)},
+        }
+    )
+    fitted = new.model_dump_json(include={"temperature", "conformal_threshold", "doubt", "calibrated_on"})
+    suffix = hashlib.sha256(fitted.encode()).hexdigest()[:VERSION_DIGITS]
+    return new.model_copy(update={"version": f"{card.version.split('+')[0]}+{suffix}"})
+
+
+def _write(model: Path, out: Path, card: ModelCard) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        shutil.copytree(model, temporary, dirs_exist_ok=True)
+        write_card(temporary, card)
+        temporary.chmod(0o755)
+        replace_directory(temporary, out)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def prediction_sets(probabilities: NDArray[np.float64], threshold: float) -> Sets:
+    """Which classes (N, C) are in each cell's prediction set: those over the threshold, and the likeliest."""
+    likeliest = np.eye(probabilities.shape[1], dtype=bool)[probabilities.argmax(axis=1)]
+    sets: Sets = (probabilities >= threshold) | likeliest
+    return sets
+
+
+def cross_fitted_sets(seen: Predictions, labels: Labels, coverage: float) -> Sets:
+    """Prediction sets (N, C) of each fifth of the cells by a calibration on the other four: what cells will get that it was not
+    fitted to."""
+    fold = np.random.default_rng(0).permutation(len(labels)) % FOLDS
+    sets = np.zeros(seen.logits.shape, bool)
+    for number in range(FOLDS):
+        rest, out = fold != number, fold == number
+        temperature = fit_temperature(seen.logits[rest], labels[rest])
+        threshold = conformal_threshold(softmax(seen.logits[rest], temperature), labels[rest], coverage)
+        sets[out] = prediction_sets(softmax(seen.logits[out], temperature), threshold)
+    return sets
+
+
+def _covered(sets: Sets, labels: Labels) -> float:
+    return float(sets[np.arange(len(labels)), labels].mean())

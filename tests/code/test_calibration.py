@@ -1,0 +1,89 @@
+"""`wbc calibrate`: a model's calibration made a site's own, the network and the model it came from left as they are."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from flows.calibration import calibrate, cross_fitted_sets, prediction_sets
+from wbc_model.calibrate import fit_temperature
+from wbc_model.card import Architecture, ModelCard, Normalisation, read_card
+from wbc_model.errors import WbcError
+from wbc_model.evaluate import label_indices
+from wbc_model.export import load_model, save_model
+from wbc_model.images import preprocess
+from wbc_model.network import MEAN, STD, AttentionResNet18
+from wbc_model.predict import Predictions, predict
+from wbc_model.render import write_cells
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained network with a calibration that is wrong for every site."""
+    card = ModelCard(
+        version="",
+        input_size=32,
+        normalisation=Normalisation(mean=MEAN, std=STD),
+        architecture=Architecture(attention="none", lossnet=False),
+        temperature=3.0,
+        conformal_threshold=0.99,
+        metrics={"validation": {"accuracy": 1.0}, "test": {"accuracy": 0.9}},
+    )
+    directory = tmp_path_factory.mktemp("model") / "m"
+    save_model(directory, AttentionResNet18("none", lossnet=False), card)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_cells(tmp_path_factory.mktemp("cells") / "site", 120, seed=5, size=64)
+
+
+def test_a_copy_has_the_sites_calibration_and_the_same_network(model: Path, cells: Path, tmp_path: Path) -> None:
+    before = {path.name: path.read_bytes() for path in model.iterdir()}
+    result = calibrate(model, cells, tmp_path / "out")
+    assert {path.name: path.read_bytes() for path in model.iterdir()} == before
+    card, old = read_card(tmp_path / "out"), read_card(model)
+    table = pd.read_csv(cells)
+    labels = label_indices(table["label"].tolist())
+    views = np.stack([preprocess((cells.parent / path).read_bytes(), 32, "whole") for path in table["path"]])
+    seen = predict(load_model(model)[0], [views])
+    assert card.temperature == pytest.approx(fit_temperature(seen.logits, labels), rel=1e-3)
+    assert card.doubt is not None
+    assert card.sha256 == old.sha256
+    assert card.calibrated_on == "120 cells of manifest"
+    assert card.metrics["test"] == {"accuracy": 0.9}
+    assert np.sum(card.metrics["validation"]["confusion"]) == 120
+    assert card.version.startswith(f"{old.version}+")
+    # At a threshold of 0.99 an untrained network's sets hold its first guess alone.
+    assert result["classes_in_a_set"]["before"] == 1
+    assert result["coverage"]["before"] == pytest.approx((seen.logits.argmax(axis=1) == labels).mean())
+    assert result["coverage"]["after"] > 0.85
+    assert calibrate(tmp_path / "out", cells, tmp_path / "again")["version"] == card.version, "the same cells, the same version"
+
+
+def test_too_few_cells_are_refused_and_nothing_is_written(model: Path, cells: Path, tmp_path: Path) -> None:
+    table = pd.read_csv(cells).assign(path=lambda rows: [str(cells.parent / path) for path in rows["path"]])
+    table.head(49).to_csv(tmp_path / "few.csv", index=False)
+    with pytest.raises(WbcError, match=r"few\.csv: 49 usable labelled cells are too few to calibrate on; 50 are needed"):
+        calibrate(model, tmp_path / "few.csv", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    table.assign(split=["val"] * 60 + ["test"] * 60).to_csv(tmp_path / "split.csv", index=False)
+    assert calibrate(model, tmp_path / "split.csv", tmp_path / "out")["cells"] == 60
+
+
+def test_prediction_sets_by_hand() -> None:
+    p = np.array([[0.6, 0.3, 0.1], [0.2, 0.2, 0.6], [0.34, 0.33, 0.33]])
+    assert prediction_sets(p, 0.3).tolist() == [[True, True, False], [False, False, True], [True, True, True]]
+    assert prediction_sets(p, 0.9).tolist() == [[True, False, False], [False, False, True], [True, False, False]]
+
+
+def test_cross_fitted_sets_hold_what_is_stated() -> None:
+    """Cells whose labels are drawn from the network's own probabilities, sharpened: 95 % within what chance allows."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (2000, 5))
+    p = np.exp(logits / 2) / np.exp(logits / 2).sum(axis=1, keepdims=True)
+    labels = np.array([rng.choice(5, p=row) for row in p])
+    sets = cross_fitted_sets(Predictions(logits, np.zeros(2000), np.empty((2000, 0))), labels, 0.95)
+    assert sets[np.arange(2000), labels].mean() == pytest.approx(0.95, abs=0.015)
