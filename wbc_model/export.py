@@ -69,8 +69,8 @@ def render_readme(card: ModelCard) -> str:
     flattering = (
         "The temperature was fitted to these cells, so the figures flatter a little."
         if card.calibrated_on
-        else "These cells chose the best weights and the temperature, so the figures flatter a little; the test pool's are with the\n"
-        "registered version."
+        else "These cells chose the best weights and the temperature, so the figures flatter a little; the test pool's are with\n"
+        "the registered version."
     )
     return f"""# {card.name} {card.version}
 
