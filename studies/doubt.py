@@ -3,11 +3,14 @@
     python studies/doubt.py MODEL_DIR DATA_FOLDER --out studies/doubt
 
 DATA_FOLDER holds pbc.csv, whose test split is the model's own site, pbc_other.csv (path, kind: no leukocytes) and the other
-sites' lisc.csv and bccd.csv. Nothing is fitted here: densities and thresholds are those of the model's card.
+sites' lisc.csv and bccd.csv. Made here: scans of text, blank crops, and home's cells in another stain.
+Nothing is fitted here: densities and thresholds are those of the model's card.
 """
 
 import argparse
+import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 from sklearn.metrics import roc_auc_score
 
 from wbc_model.classes import CLASS_INDEX
@@ -28,21 +32,68 @@ from wbc_model.probabilities import softmax
 Floats = NDArray[np.float64]
 
 
+MADE = 100  # images of each kind
+
+
+def text_scan(rng: np.random.Generator) -> Image.Image:
+    """A crop of a printed page."""
+    page = Image.new("RGB", (320, 320), "white")
+    letters = list("abcdefghijklmnopqrstuvwxyz 0123456789")
+    font = ImageFont.load_default(int(rng.integers(12, 40)))
+    for y in range(0, 320, 36):
+        ImageDraw.Draw(page).text((rng.integers(0, 20), y), "".join(rng.choice(letters, 40)), fill="black", font=font)
+    return page
+
+
+def blank(rng: np.random.Generator) -> Image.Image:
+    """Smear without a cell, or the black frame of a lens."""
+    colour = rng.uniform([200, 180, 190], [250, 230, 240]) if rng.random() < 0.7 else rng.uniform(0, 30, 3)
+    return Image.fromarray((colour + rng.normal(0, 4, (320, 320, 3))).clip(0, 255).astype(np.uint8))
+
+
+def other_stain(image: Image.Image) -> Image.Image:
+    """The cell as if its dyes absorbed other colours: the channels' optical densities go round."""
+    return Image.fromarray(np.roll(np.asarray(image.convert("RGB")), 1, axis=2))
+
+
+def encoded(image: Image.Image) -> bytes:
+    """As a JPEG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=92)
+    return buffer.getvalue()
+
+
+def made(home: Sequence[Path]) -> dict[str, list[bytes]]:
+    """Files of things that are no cell of this site."""
+    rng = np.random.default_rng(0)
+    cells = [home[at] for at in rng.choice(len(home), MADE, replace=False)]
+    return {
+        "text scans": [encoded(text_scan(rng)) for _ in range(MADE)],
+        "blank crops": [encoded(blank(rng)) for _ in range(MADE)],
+        "another stain": [encoded(other_stain(Image.open(path))) for path in cells],
+    }
+
+
 def seen(model: Path, doubt: Doubt, root: Path, frame: pd.DataFrame) -> dict[str, Any]:
     """Probabilities, surprises and labels of the cells of a manifest."""
+    result = seen_files(model, doubt, [(root / path).read_bytes() for path in frame["path"]])
+    if "label" in frame:
+        result["labels"] = np.array([CLASS_INDEX[label] for label in frame["label"]])
+    return result
+
+
+def seen_files(model: Path, doubt: Doubt, files: Sequence[bytes]) -> dict[str, Any]:
+    """Probabilities and surprises of images."""
     network, card = load_model(model)
-    looks = [look((root / path).read_bytes(), card.input_size, card.view) for path in frame["path"]]
+    looks = [look(data, card.input_size, card.view) for data in files]
     predictions = predict(network, [np.stack([view for view, _ in looks[i : i + 128]]) for i in range(0, len(looks), 128)])
     shown = np.stack([appearance for _, appearance in looks])
-    result: dict[str, Any] = {
+    return {
         "probabilities": softmax(predictions.logits, card.temperature),
         "cell": cell_surprise(doubt, predictions.logits, shown),
         "site": site_surprise(doubt, shown),
         "loss": predictions.predicted_loss,
     }
-    if "label" in frame:
-        result["labels"] = np.array([CLASS_INDEX[label] for label in frame["label"]])
-    return result
 
 
 def risk_coverage(cells: dict[str, Any], doubt: Doubt) -> tuple[Floats, Floats]:
@@ -90,6 +141,12 @@ def main() -> None:
         "not_a_leukocyte_found": {kind: float(flagged[kinds == kind].mean()) for kind in sorted(set(kinds))},
         "site_unknown_found": {name: float((cells["site"] > doubt.site_threshold).mean()) for name, cells in sites.items()},
     }
+    result["made_flagged"] = {}
+    paths = [given.data / path for path in frames["pbc"].query("split == 'test'")["path"]]
+    for name, files in made(paths).items():
+        cells = seen_files(given.model, doubt, files)
+        flagged = (cells["cell"] > doubt.cell_threshold) | (cells["site"] > doubt.site_threshold)
+        result["made_flagged"][name] = float(flagged.mean())
     sets = home["probabilities"] >= card.conformal_threshold
     result["conformal"] = {
         "stated": card.conformal_coverage,
