@@ -368,7 +368,8 @@ def _begin(workspace: Path, commit: bool, progress: Progress) -> State:
     set_params(workspace, {"retrain.after_cycle": after})
     moment = datetime.now(UTC)
     params = read_params(workspace / "params.yaml")
-    state = State(f"{moment:%Y%m%d-%H%M%S}", _digest(params), moment.isoformat(timespec="seconds"), after, commit)
+    key = f"{moment:%Y%m%d-%H%M%S}-{moment.microsecond // 1000:03}"  # what is decided is kept by it: no two may be the same
+    state = State(key, _digest(params), moment.isoformat(timespec="seconds"), after, commit)
     state.write(workspace)
     return state
 

@@ -144,6 +144,7 @@ def test_mlflow_has_a_run_for_each_arm_and_seed(whole: tuple[Path, dict[str, Any
         assert {(point.step, point.value) for point in logged} == set(zip(rows["labels"], rows["macro_f1"], strict=True))
 
 
+@pytest.mark.slow
 def test_killed_and_gone_on_with_it_ends_the_same(whole: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     folder = tmp_path / "killed"
     shutil.copytree(whole[0], folder)

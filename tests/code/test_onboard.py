@@ -127,6 +127,7 @@ def test_a_wrong_answer_is_refused_in_one_line_and_nothing_is_taken_in(home: Pat
     assert Pools.read(workspace / "sites/manifest/data/pools").frames["labelled"].empty
 
 
+@pytest.mark.slow
 def test_more_labels_than_the_site_has_cells_is_one_clear_line(home: Path, workspace: Path):
     answer = wbc(workspace, "onboard", site_data(home), "--labels", "500")
     assert answer.returncode == 1

@@ -129,7 +129,7 @@ def test_a_full_service_refuses_before_the_body_is_sent(small: Server) -> None:
             line = connection.makefile("rb").readline()
         if b" 503 " in line:
             refusals += 1
-            assert time.monotonic() - begun < 1.0
+            assert time.monotonic() - begun < 3.0  # at once; the work that fills it takes longer, on two busy cores as well
         else:
             assert b" 100 " in line  # there was room yet, or again
         time.sleep(0.02)
