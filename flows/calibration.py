@@ -7,7 +7,6 @@ corrected and signed in the daily work, say.
 
 import hashlib
 import shutil
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +20,7 @@ from wbc_model.classes import CLASSES
 from wbc_model.errors import ImageRejected, WbcError
 from wbc_model.evaluate import BATCH, label_indices
 from wbc_model.export import load_model, write_card
-from wbc_model.files import replace_directory
+from wbc_model.files import building
 from wbc_model.images import look
 from wbc_model.manifest import read_cell, read_manifest, root_of
 from wbc_model.metrics import classification_metrics
@@ -46,7 +45,9 @@ def calibrate(model: Path, data: Path, out: Path) -> dict[str, Any]:
         raise WbcError(f"{data}: {len(labels)} usable labelled cells are too few to calibrate on; {MIN_CELLS} are needed")
     seen = predict(network, [views[start : start + BATCH] for start in range(0, len(views), BATCH)])
     new = _calibrated(card, seen, labels, appearance, data)
-    _write(model, out, new)
+    with building(out) as folder:
+        shutil.copytree(model, folder, dirs_exist_ok=True)
+        write_card(folder, new)
     old_sets = prediction_sets(softmax(seen.logits, card.temperature), card.conformal_threshold)
     new_sets = cross_fitted_sets(seen, labels, card.conformal_coverage)
     return {
@@ -101,19 +102,6 @@ def _calibrated(card: ModelCard, seen: Predictions, labels: Labels, appearance: 
     fitted = new.model_dump_json(include={"temperature", "conformal_threshold", "doubt", "calibrated_on"})
     suffix = hashlib.sha256(fitted.encode()).hexdigest()[:VERSION_DIGITS]
     return new.model_copy(update={"version": f"{card.version.split('+')[0]}+{suffix}"})
-
-
-def _write(model: Path, out: Path, card: ModelCard) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
-        shutil.copytree(model, temporary, dirs_exist_ok=True)
-        write_card(temporary, card)
-        temporary.chmod(0o755)
-        replace_directory(temporary, out)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def prediction_sets(probabilities: NDArray[np.float64], threshold: float) -> Sets:

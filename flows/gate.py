@@ -10,7 +10,6 @@ import io
 import json
 import math
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 
 from wbc_model.classes import CLASSES
 from wbc_model.errors import WbcError
-from wbc_model.files import append_durably, replace_directory, write_atomic
+from wbc_model.files import append_durably, building, write_atomic
 from wbc_model.params import GateParams
 
 LOG: Final = "reports/gate.csv"
@@ -194,15 +193,9 @@ def promote(packaged: Path, champion: Path, test_metrics: Mapping[str, Any]) -> 
     from wbc_model.export import write_card
 
     card = read_card(packaged)
-    champion.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=champion.parent, prefix=f".{champion.name}."))
-    try:
+    with building(champion) as temporary:
         shutil.copytree(packaged, temporary, dirs_exist_ok=True)
         write_card(temporary, card.model_copy(update={"metrics": {**card.metrics, "test": dict(test_metrics)}}))
-        temporary.chmod(0o755)
-        replace_directory(temporary, champion)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def mend(champion: Path) -> None:

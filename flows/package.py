@@ -21,7 +21,7 @@ import serving
 import wbc_model
 from wbc_model.card import CARD, INT8, ONNX, README, WEIGHTS, ModelCard, read_card
 from wbc_model.errors import WbcError
-from wbc_model.files import replace_directory
+from wbc_model.files import building
 from wbc_model.params import read_params
 
 MODEL_FILES: Final = (WEIGHTS, ONNX, CARD, README)
@@ -132,20 +132,9 @@ def build_bento(model_dir: Path, out: Path, metrics: dict[str, Any] | None = Non
         _run_bentoml(source, home, version)
         bento = home / "bentos" / "wbc" / version
         _settle(bento, card)
-        _put(bento, out)
+        with building(out) as temporary:
+            shutil.copytree(bento, temporary, dirs_exist_ok=True)
     return out
-
-
-def _put(bento: Path, out: Path) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
-        shutil.copytree(bento, temporary, dirs_exist_ok=True)
-        temporary.chmod(0o755)
-        replace_directory(temporary, out)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def _stage(source: Path, model_dir: Path, card: ModelCard, metrics: dict[str, Any] | None) -> None:

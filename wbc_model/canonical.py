@@ -3,7 +3,7 @@
 Sites differ in magnification, stain and lamp far more than their cells do. The view finds the nucleus by its stain, cuts a
 square whose side is a fixed multiple of the nucleus's radius, and undoes lamp and stain strength by Beer-Lambert's law:
 transmitted light is divided by the background's, and a power takes the nucleus half the way to a standard density. Pure NumPy and
-Pillow, so that the service has it too; about a millisecond a cell.
+Pillow, so that the service has it too.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,6 @@
 """The model directory: weights as safetensors, the network as ONNX, the card as JSON and as a page for a clinician."""
 
 import logging
-import shutil
-import tempfile
 import warnings
 from pathlib import Path
 
@@ -12,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from wbc_model.card import CARD, ONNX, README, WEIGHTS, ModelCard, file_sha256, read_card
-from wbc_model.files import replace_directory, write_atomic
+from wbc_model.files import building, write_atomic
 from wbc_model.network import AttentionResNet18
 
 
@@ -139,20 +137,13 @@ def _percent(value: float | None) -> str:
 
 def save_model(directory: Path, network: AttentionResNet18, card: ModelCard) -> ModelCard:
     """Write a whole model directory in the place of an older one; returns the card with the files' digests."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
-    try:
+    with building(directory) as temporary:
         network = network.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
         save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, temporary / WEIGHTS)
         export_onnx(network, card.input_size, temporary / ONNX)
         digests = {name: file_sha256(temporary / name) for name in (WEIGHTS, ONNX)}
         card = card.model_copy(update={"sha256": digests, "version": card.version or digests[WEIGHTS][:12]})
         write_card(temporary, card)
-        temporary.chmod(0o755)
-        replace_directory(temporary, directory)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return card
 
 

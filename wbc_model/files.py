@@ -70,6 +70,20 @@ def replace_directory(temporary: Path, final: Path) -> None:
 
 
 @contextmanager
+def building(final: Path) -> Iterator[Path]:
+    """A folder beside `final` to build it in, which takes its place when the block ends; where the block raises it is gone, and
+    `final` as it was."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}."))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        replace_directory(temporary, final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold a lock file; waits for whoever holds it. The kernel frees it when the holder dies."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -136,20 +136,8 @@ class Pretraining:
         learnt = [p for part in (self.network, self.method) for p in part.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(learnt, lr=train.learning_rate, weight_decay=train.weight_decay, fused=True)
         self.plan = BatchPlan(len(cells.sha256s), size.batch_size, 0, 1, params.seed)
-        self.key = self._key()
+        self.key = pretraining_key(params, cells)
         self.update = 0
-
-    def _key(self) -> str:
-        """A hash of all that the weights depend on."""
-        model, train = self.params.model.model_dump(), self.params.train
-        parts: list[Any] = [self.params.seed, self.params.size.model_dump(), model, list(self.cells.sha256s)]
-        parts += [train.pretraining, train.pretraining_updates, train.learning_rate, train.weight_decay, train.warmup_share]
-        digest = hashlib.sha256(json.dumps([torch.__version__, *parts]).encode())
-        for source in sorted(Path(__file__).parent.glob("*.py")):
-            digest.update(source.read_bytes())
-        if weights := self.params.model.init_weights:
-            digest.update(Path(weights).read_bytes())
-        return digest.hexdigest()
 
     def _embed(self, network: nn.Module, views: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings (N, 512) float32 of the first and of the second half of `views` (2 N, 3, S, S)."""
@@ -223,6 +211,20 @@ class Pretraining:
         self.update = checkpoint.facts["update"]
 
 
+def pretraining_key(params: Params, cells: UnlabelledCells) -> str:
+    """A hash of all that the weights of a pre-training depend on."""
+    train = params.train
+    parts: list[Any] = [params.seed, params.size.model_dump(), params.model.model_dump(), list(cells.sha256s)]
+    parts += [train.pretraining, train.pretraining_updates, train.learning_rate, train.weight_decay, train.warmup_share]
+    digest = hashlib.sha256(json.dumps([torch.__version__, *parts]).encode())
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    weights = params.model.init_weights
+    if weights and Path(weights).is_file():  # one that is missing is named when it is loaded
+        digest.update(Path(weights).read_bytes())
+    return digest.hexdigest()
+
+
 def pretrained(params: Params, cells: UnlabelledCells, cache: Path) -> dict[str, Tensor] | None:
     """The weights that a training on these `cells` (the whole training pool, labelled or not) begins with; None where
     `train.pretraining` is none.
@@ -233,10 +235,10 @@ def pretrained(params: Params, cells: UnlabelledCells, cache: Path) -> dict[str,
     if params.train.pretraining == "none":
         return None
     cells = UnlabelledCells(tuple(sorted(cells.sha256s)), cells.read)
-    pretraining = Pretraining(params, cells, cache / "checkpoint.safetensors")
-    path = cache / f"{pretraining.key[:24]}.safetensors"
+    path = cache / f"{pretraining_key(params, cells)[:24]}.safetensors"
     with locked(cache / "lock"):
         if not path.exists():
+            pretraining = Pretraining(params, cells, cache / "checkpoint.safetensors")
             write_atomic(path, save(pretraining.fit()))
             pretraining.path.unlink(missing_ok=True)
     return load_file(path)

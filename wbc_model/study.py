@@ -28,7 +28,7 @@ from wbc_model.card import CARD, WEIGHTS, Architecture, ModelCard, Normalisation
 from wbc_model.classes import CLASS_INDEX, CLASSES
 from wbc_model.decoded import DecodedCells
 from wbc_model.export import write_card
-from wbc_model.files import append_durably, locked, replace_directory
+from wbc_model.files import append_durably, building, locked
 from wbc_model.lossnet import ranking_accuracy
 from wbc_model.metrics import classification_metrics
 from wbc_model.network import MEAN, STD, AttentionResNet18, begin_with, load_imagenet
@@ -238,13 +238,11 @@ def save_weights(directory: Path, network: AttentionResNet18, card: ModelCard) -
     """What a query needs of a model: weights and card, without the ONNX file that costs more than a small training."""
     from safetensors.torch import save_file
 
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    save_file(state, temporary / WEIGHTS)
-    weights = file_sha256(temporary / WEIGHTS)
-    write_card(temporary, card.model_copy(update={"version": weights[:12], "sha256": {WEIGHTS: weights}}))
-    replace_directory(temporary, directory)
+    with building(directory) as temporary:
+        save_file(state, temporary / WEIGHTS)
+        weights = file_sha256(temporary / WEIGHTS)
+        write_card(temporary, card.model_copy(update={"version": weights[:12], "sha256": {WEIGHTS: weights}}))
 
 
 # --- the grid -------------------------------------------------------------------------------------------------------------
