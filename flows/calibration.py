@@ -7,7 +7,6 @@ corrected and signed in the daily work, say.
 
 import hashlib
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,13 +15,11 @@ from numpy.typing import NDArray
 
 from wbc_model.calibrate import FOLDS, MIN_CELLS, conformal_threshold, fit_doubt, fit_temperature
 from wbc_model.card import ModelCard
-from wbc_model.classes import CLASSES
-from wbc_model.errors import ImageRejected, WbcError
-from wbc_model.evaluate import BATCH, label_indices
+from wbc_model.errors import WbcError
+from wbc_model.evaluate import BATCH, labelled_looks
 from wbc_model.export import load_model, write_card
 from wbc_model.files import building
-from wbc_model.images import look
-from wbc_model.manifest import read_cell, read_manifest, root_of
+from wbc_model.manifest import read_manifest, root_of
 from wbc_model.metrics import classification_metrics
 from wbc_model.predict import Predictions, predict
 from wbc_model.probabilities import softmax
@@ -40,7 +37,9 @@ def calibrate(model: Path, data: Path, out: Path) -> dict[str, Any]:
     MIN_CELLS usable cells.
     """
     network, card = load_model(model)
-    views, appearance, labels, rejected = _looks(data, card)
+    manifest = read_manifest(data)
+    rows = manifest[manifest["split"] == "val"] if (manifest["split"] == "val").any() else manifest
+    views, appearance, labels = labelled_looks(rows, root_of(data), card.input_size, card.view)
     if len(labels) < MIN_CELLS:
         raise WbcError(f"{data}: {len(labels)} usable labelled cells are too few to calibrate on; {MIN_CELLS} are needed")
     seen = predict(network, [views[start : start + BATCH] for start in range(0, len(views), BATCH)])
@@ -54,7 +53,7 @@ def calibrate(model: Path, data: Path, out: Path) -> dict[str, Any]:
         "model": str(out),
         "version": new.version,
         "cells": len(labels),
-        "rejected": rejected,
+        "rejected": len(rows) - len(labels),
         "temperature": {"before": card.temperature, "after": new.temperature},
         "coverage": {
             "stated": card.conformal_coverage,
@@ -64,27 +63,6 @@ def calibrate(model: Path, data: Path, out: Path) -> dict[str, Any]:
         "classes_in_a_set": {"before": float(old_sets.sum(axis=1).mean()), "after": float(new_sets.sum(axis=1).mean())},
         "knows_the_site": new.doubt is not None,
     }
-
-
-def _looks(data: Path, card: ModelCard) -> tuple[NDArray[np.uint8], NDArray[np.float64], Labels, int]:
-    """Views, appearances and class indices of the labelled cells, and how many could not be used."""
-    manifest, root = read_manifest(data), root_of(data)
-    rows = manifest[manifest["split"] == "val"] if (manifest["split"] == "val").any() else manifest
-    known = rows[rows["label"].isin(CLASSES)]
-
-    def one(path: str) -> tuple[NDArray[np.uint8], NDArray[np.float64]] | None:
-        try:
-            return look(read_cell(path, root), card.input_size, card.view)
-        except ImageRejected:
-            return None
-
-    with ThreadPoolExecutor() as pool:
-        looks = list(pool.map(one, known["path"]))
-    good = [(seen, label) for seen, label in zip(looks, known["label"], strict=True) if seen is not None]
-    if not good:
-        raise WbcError(f"{data}: no usable labelled cell")
-    views, appearance = np.stack([seen[0] for seen, _ in good]), np.stack([seen[1] for seen, _ in good])
-    return views, appearance, label_indices([label for _, label in good]), len(rows) - len(good)
 
 
 def _calibrated(card: ModelCard, seen: Predictions, labels: Labels, appearance: NDArray[np.float64], data: Path) -> ModelCard:

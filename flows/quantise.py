@@ -32,12 +32,12 @@ from serving.classify import Classifier
 from serving.engine import OpenVinoEngine, silent_openvino, thread_count
 from wbc_model.card import INT8, ONNX, file_sha256, read_card
 from wbc_model.classes import CLASSES
-from wbc_model.errors import ImageRejected, WbcError
-from wbc_model.evaluate import label_indices
+from wbc_model.errors import WbcError
+from wbc_model.evaluate import labelled_looks
 from wbc_model.export import write_card
 from wbc_model.files import replace_directory
-from wbc_model.images import View, preprocess
-from wbc_model.manifest import read_cell, read_manifest, root_of
+from wbc_model.images import View
+from wbc_model.manifest import read_manifest, root_of
 
 ACCURACY_POINTS: Final = 0.2
 RECALL_POINTS: Final = 0.5
@@ -169,20 +169,14 @@ def in_batches(views: Pixels) -> Iterator[Pixels]:
 
 def labelled_views(data: Path, split: str, size: int, view: View, most: int | None = None) -> tuple[Pixels, Labels]:
     """Views and labels of a split's usable cells; `most` of them, evenly spread, where given."""
-    manifest, root = read_manifest(data), root_of(data)
+    manifest = read_manifest(data)
     rows = manifest[(manifest["split"] == split) & manifest["label"].isin(CLASSES)]
     if most is not None:
         rows = rows.iloc[spread(len(rows), most)]
-    views, labels = [], []
-    for path, label in zip(rows["path"], rows["label"], strict=True):
-        try:
-            views.append(preprocess(read_cell(path, root), size, view))
-        except ImageRejected:
-            continue
-        labels.append(label)
-    if not views:
+    views, _, labels = labelled_looks(rows, root_of(data), size, view)
+    if not len(views):
         raise WbcError(f"{data}: no usable labelled cell in the split {split!r}")
-    return np.stack(views), label_indices(labels)
+    return views, labels
 
 
 def report(verdict: Verdict) -> dict[str, Any]:

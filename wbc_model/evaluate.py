@@ -75,6 +75,27 @@ def _with_statistics(network: AttentionResNet18, views: Sequence[Pixels | ImageR
     return with_statistics_of(network, np.stack(good))
 
 
+def labelled_looks(
+    rows: pd.DataFrame, root: Path, size: int, view: images.View
+) -> tuple[Pixels, NDArray[np.float64], NDArray[np.int64]]:
+    """Views (N, S, S, 3), appearances (N, 7) and class indices (N,) of a manifest's labelled rows, without those that cannot be
+    used; N may be 0."""
+    known = rows[rows["label"].isin(CLASSES)]
+
+    def one(path: str) -> tuple[Pixels, NDArray[np.float64]] | None:
+        try:
+            return images.look(read_cell(path, root), size, view)
+        except ImageRejected:
+            return None
+
+    with ThreadPoolExecutor() as pool:
+        looks = list(pool.map(one, known["path"]))
+    good = [(seen, label) for seen, label in zip(looks, known["label"], strict=True) if seen is not None]
+    views = np.array([seen[0] for seen, _ in good], np.uint8).reshape(-1, size, size, 3)
+    shown = np.array([seen[1] for seen, _ in good], np.float64).reshape(-1, len(images.APPEARANCE))
+    return views, shown, label_indices([label for _, label in good])
+
+
 def evaluate_data(model_directory: Path, data: Path, own_statistics: bool = False) -> tuple[dict[str, Any], pd.DataFrame]:
     """Evaluate a model directory on a manifest or a folder per class.
 
