@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 
 from flows.workspace import set_params
+from wbc_model.params import read_params
 
 WBC = Path(sys.executable).parent / "wbc"
 # Labels drawn at random need no model to be drawn, so that one round is enough.
@@ -56,6 +57,7 @@ def run(workspace: Path, site: Path, arm: str, seed: int, labels: int) -> dict[s
         answer = subprocess.run(command, cwd=copy, stdout=subprocess.PIPE, text=True, check=True)
     result = json.loads(answer.stdout)
     row: dict[str, Any] = {"site": site.stem, "arm": arm, "seed": seed, "labels": result["labels"]}
+    row["max_home_loss"] = read_params(workspace / "params.yaml").onboard.max_home_loss
     for when in ("before", "statistics", "after"):
         for place, metrics in result[when].items():
             row |= scores(metrics, f"{when}_{place}")

@@ -17,6 +17,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from wbc_model.classes import CLASSES
+from wbc_model.decoded import DecodedCells
 from wbc_model.errors import ImageRejected
 from wbc_model.images import decode
 from wbc_model.manifest import known_label, printable, read_cell, read_manifest, root_of, unknown_label
@@ -122,7 +123,10 @@ def ingest(
     rejections: list[Rejection] = []
     images = _examine(manifest, root_of(data), set(store.index()), name, accepted, rejections)
     shards = store.add(images)
-    merge = _Merge(workspace_data, params, name, accepted, rejections, reveal_labels)
+    decoded = DecodedCells(store, workspace_data.parent / ".wbc/decoded", params.size.image_size, params.model.view)
+    if reveal_labels and params.data.initial == "colours" and 0 < params.data.initial_share < 1:
+        decoded.prepare([row.sha256 for row in accepted])  # not while the pools are locked; training needs it too
+    merge = _Merge(workspace_data, params, name, accepted, rejections, reveal_labels, decoded)
     pools = transaction(workspace_data / "pools", merge)
     return IngestReport(
         rows=len(manifest),
@@ -198,6 +202,7 @@ class _Merge:
     accepted: list[_Row]
     rejections: list[Rejection]
     reveal_labels: bool
+    decoded: DecodedCells
     known: int = 0
     added: dict[str, int] = field(default_factory=dict)
 
@@ -320,8 +325,7 @@ class _Merge:
         for sha256 in set(oracle) - waiting - set(pools.frames["labelled"]["sha256"]):
             del oracle[sha256]
         training = [row.sha256 for row in rows if row.side == "train" and row.label]
-        at_least = 2 if pools.frames["labelled"].empty else 0
-        shown = reveal(training, self.params.data.initial_share, at_least, self.params.seed) if self.reveal_labels else set()
+        shown = self._first(training, at_least=2 if pools.frames["labelled"].empty else 0) if self.reveal_labels else set()
         moment = now()
         records: dict[str, list[list[Any]]] = {name: [] for name in POOLS}
         for row in rows:
@@ -334,6 +338,17 @@ class _Merge:
             records[pool].append([row.path, label, row.group, row.sha256, *given, self.source])
         self.added = {name: len(records[name]) for name in POOLS}
         return pools.plus({name: pd.DataFrame(records[name], columns=COLUMNS) for name in POOLS})
+
+    def _first(self, training: list[str], at_least: int) -> set[str]:
+        """The cells whose label is known from the start: a share of them, and at least so many (or all)."""
+        data, seed = self.params.data, self.params.seed
+        count = min(len(training), max(round(data.initial_share * len(training)), at_least))
+        if data.initial == "random" or count in (0, len(training)):
+            return reveal(training, count, seed)
+        from wbc_model.query import first_query  # brings torch, which an ingest can do without
+
+        cells = pd.DataFrame({"sha256": sorted(training), "path": ""})
+        return set(first_query(self.decoded, cells, count, seed)["sha256"])
 
     def _files(self, recorded: set[Rejection], oracle: dict[str, str], pools: Pools) -> Mapping[Path, str]:
         """The files that change with the pools. A path that could not be used earlier is refused again or no longer."""

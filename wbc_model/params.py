@@ -30,6 +30,7 @@ class DataParams(Section):
     validation_share: Share
     test_share: Share
     initial_share: Share
+    initial: Literal["colours", "random"]
 
     @model_validator(mode="after")
     def _some_training_cells(self) -> Self:

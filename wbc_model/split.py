@@ -91,7 +91,6 @@ def _place_groups(
     return chosen
 
 
-def reveal(sha256s: Sequence[str], share: float, at_least: int, seed: int) -> set[str]:
-    """The cells whose label is known from the start: a share of them, and at least so many (or all)."""
-    count = min(len(sha256s), max(round(share * len(sha256s)), at_least))
+def reveal(sha256s: Sequence[str], count: int, seed: int) -> set[str]:
+    """`count` cells drawn at random, whose label is known from the start."""
     return set(sorted(sha256s, key=lambda sha256: seeded_rank(seed, "reveal", sha256))[:count])

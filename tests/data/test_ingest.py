@@ -23,7 +23,7 @@ from wbc_model.store import ImageStore
 Cell = Callable[..., str]
 
 
-def with_data(params: Params, **changes: float) -> Params:
+def with_data(params: Params, **changes: float | str) -> Params:
     return params.model_copy(update={"data": params.data.model_copy(update=changes)})
 
 
@@ -313,12 +313,35 @@ def test_a_chosen_split_is_stratified() -> None:
 
 def test_what_is_revealed_depends_on_seed_and_cells_alone() -> None:
     cells = [f"{n:064x}" for n in range(200)]
-    assert reveal(cells, 0.1, 2, 0) == reveal(cells[::-1], 0.1, 2, 0)
-    assert len(reveal(cells, 0.1, 2, 0)) == 20
-    assert reveal(cells, 0.1, 2, 0) != reveal(cells, 0.1, 2, 1)
-    assert len(reveal(cells[:5], 0.01, 2, 0)) == 2
-    assert len(reveal(cells[:1], 0.01, 2, 0)) == 1
-    assert reveal(cells, 1.0, 2, 0) == set(cells)
+    assert reveal(cells, 20, 0) == reveal(cells[::-1], 20, 0)
+    assert len(reveal(cells, 20, 0)) == 20
+    assert reveal(cells, 20, 0) != reveal(cells, 20, 1)
+    assert reveal(cells, 200, 0) == set(cells)
+
+
+def test_the_first_labels_cover_the_colours(tmp_path: Path, cell: Cell, params: Params) -> None:
+    """Two of forty cells are red: one of them at least is among the first four labels, in whatever order the rows come."""
+    red = [cell(f"red{n}.png", encoded(Image.blend(blobs(n), Image.new("RGB", (96, 96), "red"), 0.7))) for n in range(2)]
+    names = [*red, *(cell(f"{n}.png", 100 + n) for n in range(38))]
+    shown = []
+    for order, turned in enumerate((names, names[::-1])):
+        data = tmp_path / str(order) / "data"
+        rows = [(name, "Eosinophil" if name in red else "Neutrophil", "train") for name in turned]
+        manifest = write_manifest(tmp_path / "source", rows, ("path", "label", "split"))
+        ingest(manifest, data, with_data(params, initial_share=0.1, initial="colours"))
+        shown.append(set(Pools.read(data / "pools").frames["labelled"]["path"]))
+    assert shown[0] == shown[1]
+    assert len(shown[0]) == 4
+    assert shown[0] & set(red)
+
+
+@pytest.mark.parametrize("initial", ["random", "colours"])
+def test_the_first_labels_are_two_at_least(tmp_path: Path, cell: Cell, params: Params, initial: str) -> None:
+    rows = [(cell(f"{n}.png", n), CLASSES[n % 5], "train") for n in range(9)]
+    manifest = write_manifest(tmp_path / "source", rows, ("path", "label", "split"))
+    for share, count in ((0.0, 2), (0.01, 2), (0.4, 4), (1.0, 9)):
+        report = ingest(manifest, tmp_path / str(share) / "data", with_data(params, initial_share=share, initial=initial))
+        assert report.pools["labelled"] == count
 
 
 def test_a_killed_ingest_ends_where_an_unbroken_one_does(
