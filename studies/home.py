@@ -28,6 +28,7 @@ ARMS: dict[str, dict[str, Any]] = {
         "model.lossnet": False,
         "train.hard_share": 0.0,
         "acquisition.strategy": "random",
+        "data.initial": "random",
         "retrain.cycles": 1,  # cells drawn at random are the same whether in one round or in several
     },
 }
