@@ -71,7 +71,7 @@ def plan(workspace: Path, path: Path) -> dict[str, Any]:
         "evaluation_sets": [HOME, *file.also_test],
         "grid_cells": len(study.arms) * len(file.seed_list) * len(file.budgets),
         "trainings": study.trainings(),
-        "updates": study.trainings() * study.base.size.updates,
+        "updates": max(arm.params.size.updates for arm in study.arms),
     }
 
 
@@ -86,7 +86,7 @@ def plan_text(result: dict[str, Any]) -> str:
             f"  {name}{' (reference)' if name == result['reference'] else ''}: {shown(overrides)}"
             for name, overrides in result["arms"].items()
         ),
-        f"at most {result['trainings']} trainings of up to {result['updates'] // max(1, result['trainings'])} updates each",
+        f"at most {result['trainings']} trainings of up to {result['updates']} updates each",
     ]
     return "\n".join(lines)
 

@@ -1,6 +1,6 @@
 """A new site with a few labels: those that `wbc onboard` asks for beside as many drawn at random, over seeds.
 
-    python studies/onboard.py WORKSPACE SITE.csv [SITE.csv ...] --out studies/onboard [--seeds 5] [--labels 25]
+    python studies/onboard.py WORKSPACE SITE.csv [SITE.csv ...] --out studies/onboard [--seeds 5] [--labels 25] [--arms asked]
 
 WORKSPACE holds the champion (or a candidate) and the pools that it learned from; it is not changed. Every label of a site is
 known to the oracle; those that were not asked for are the test. A run that is in `runs.csv` already is not repeated.
@@ -98,11 +98,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--labels", type=int, default=25)
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     table = given.out / "runs.csv"
     for seed in range(given.seeds):
-        for arm in ARMS if given.labels else ["asked"]:  # without labels there is nothing to draw
+        for arm in given.arms if given.labels else ["asked"]:  # without labels there is nothing to draw
             for site in given.sites:
                 done = pd.read_csv(table) if table.exists() else pd.DataFrame(columns=["site", "arm", "seed", "labels"])
                 key = (done["site"] == site.stem) & (done["arm"] == arm) & (done["seed"] == seed)
