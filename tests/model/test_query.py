@@ -147,8 +147,8 @@ def test_the_stage_hands_the_labelled_pool_over(site: Site):
     from flows import stages
 
     text = (ROOT / "params.yaml").read_text()
-    assert "strategy: learning_loss " in text
-    (site.folder / "params.yaml").write_text(text.replace("strategy: learning_loss ", "strategy: rare_threshold "))
+    changed = text.replace("strategy: badge ", "strategy: rare_threshold ", 1)  # that of `acquisition`, not of `onboard`
+    (site.folder / "params.yaml").write_text(changed)
     shutil.copytree(site.model, site.folder / "models/candidate")
     result = stages.query(site.folder, count=6)
     assert result["strategy"] == "rare_threshold"
