@@ -231,7 +231,7 @@ def log_cycle(ctx: Context, run: str, version: PoolsVersion, metrics: dict[str, 
     rendered = read_card(workspace / "models/candidate", verify=False).rendered
     plot_learning_curve(state.rows, workspace / CURVE_PNG, rendered)
     record = CycleRecord(row["cycle"], count, metrics, version.name, version.version, row["at"])
-    ctx.tracker.log_cycle(run, ctx.parent_run, record, ctx.params)
+    ctx.tracker.log_cycle(run, ctx.parent_run, record, ctx.params.for_labels(count))
     table = [{name: row[name] for name in ("cycle", "labels", "accuracy", "macro_f1", "seconds", "pools")}]
     create_table_artifact(table=table, key="retrain-cycle", description=f"Cycle {row['cycle']} of retraining {state.key}")
     if state.commit:

@@ -52,6 +52,7 @@ def train(workspace: Path) -> dict[str, Any]:
     sets = {name: pools.frames[name] for name in ("labelled", "validation")}
     labelled, validation = (LabelledCells.load(decoded, f["sha256"].tolist(), f["label"].tolist()) for f in sets.values())
     check_trainable(labelled, validation)
+    params = params.for_labels(len(labelled.labels))
     checkpoint = workspace / ".wbc/checkpoint.safetensors"
     unlabelled = UnlabelledCells(tuple(pools.frames["unlabelled"]["sha256"]), decoded.read)
     if params.train.unlabelled_ratio:

@@ -29,6 +29,7 @@ ARMS: dict[str, dict[str, Any]] = {
         "train.hard_share": 0.0,
         "acquisition.strategy": "random",
         "data.initial": "random",
+        "few_labels.below": 0,
         "retrain.cycles": 1,  # cells drawn at random are the same whether in one round or in several
     },
 }

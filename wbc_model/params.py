@@ -91,6 +91,15 @@ class TrainParams(Section):
     accelerator: Literal["auto", "cpu", "cuda"]
 
 
+class FewLabelsParams(Section):
+    below: Annotated[int, Field(ge=0)]
+    strong_share: Share
+    logit_adjustment: Annotated[float, Field(ge=0)]
+    ema: Annotated[float, Field(ge=0, lt=1)]
+    unlabelled_ratio: Annotated[float, Field(ge=0)]
+    unlabelled_start_share: Share
+
+
 class AcquisitionParams(Section):
     strategy: str
     candidates: Annotated[int, Field(ge=0)]
@@ -161,6 +170,7 @@ class Params(Section):
     presets: dict[PresetName, Preset]
     model: ModelParams
     train: TrainParams
+    few_labels: FewLabelsParams
     acquisition: AcquisitionParams
     onboard: OnboardParams
     retrain: RetrainParams
@@ -178,6 +188,13 @@ class Params(Section):
     @property
     def size(self) -> Preset:
         return self.presets[self.preset]
+
+    def for_labels(self, labels: int) -> Self:
+        """The parameters of a training with so many labelled cells: `train` with what `few_labels` says of few."""
+        if labels >= self.few_labels.below:
+            return self
+        train = self.train.model_copy(update=self.few_labels.model_dump(exclude={"below"}))
+        return self.model_copy(update={"train": train})
 
 
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:

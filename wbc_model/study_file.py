@@ -35,7 +35,7 @@ START: Final = "start"
 FRESH: Final = "fresh"
 WARM: Final = "warm"
 HOME: Final = "home"  # the name of the pool's own test split among the evaluation sets
-_NO_EFFECT: Final = ("seed", "checks", "retrain", "onboard", "gate", "package", "tracking", "schedule")
+_NO_EFFECT: Final = ("seed", "checks", "few_labels", "retrain", "onboard", "gate", "package", "tracking", "schedule")
 _NO_EFFECT_DATA: Final = ("source", "rendered_cells", "validation_share", "test_share", "initial_share", "initial")
 # the last is for tuning: what is chosen by a score must not be the score that is reported
 Metric = Literal["macro_f1", "balanced_accuracy", "accuracy", "validation_macro_f1"]

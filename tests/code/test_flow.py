@@ -201,6 +201,7 @@ def test_the_registry_holds_runs_metrics_pools_and_the_champion(runs: dict[str, 
     assert [metric.step for metric in client.get_metric_history(cycles["1"].info.run_id, "validation_loss")] == [2, 4]
     assert any(name.startswith("system/cpu") for name in cycles["1"].data.metrics)
     assert cycles["1"].data.params["presets.small.updates"] == "4"
+    assert cycles["1"].data.params["train.unlabelled_ratio"] == "1.0", "what `few_labels` says is what it was trained with"
     assert cycles["1"].data.tags["mlflow.parentRunId"] == parents[0].info.run_id
     for number, run in cycles.items():
         (pools,) = (entry.dataset for entry in run.inputs.dataset_inputs)
@@ -216,6 +217,7 @@ def test_the_registry_holds_runs_metrics_pools_and_the_champion(runs: dict[str, 
     assert "first champion" in parents[0].data.tags["wbc.gate.reason"]
     card = json.loads((workspace / "models/champion/model.json").read_text())
     assert card["metrics"]["test"]["accuracy"] == pytest.approx(metrics["accuracy"])
+    assert card["parameters"]["train"]["ema"] == 0.99
 
 
 def test_a_clone_makes_the_same_weights_and_runs_nothing_that_has_not_changed(runs: dict[str, Path], tmp_path: Path) -> None:

@@ -17,6 +17,17 @@ def test_the_projects_own_file_is_right():
     assert [params.presets[name].image_size for name in ("small", "standard", "full")] == [64, 128, 224]
 
 
+def test_few_labels_change_the_training_and_nothing_else():
+    params = parse_params(TEXT)
+    few = params.for_labels(params.few_labels.below - 1)
+    assert (few.train.ema, few.train.unlabelled_ratio, few.train.strong_share) == (0.99, 1.0, 0.5)
+    assert few.train.learning_rate == params.train.learning_rate
+    assert few.model_dump(exclude={"train"}) == params.model_dump(exclude={"train"})
+    assert params.for_labels(params.few_labels.below) == params
+    never = parse_params(TEXT.replace("  below: 500 ", "  below: 0 "))
+    assert never.for_labels(0) == never
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

@@ -32,6 +32,7 @@ def set_devices(workspace: Path, devices: int) -> None:
     document = tiny_params(devices=devices, eval_every=4, patience=2, learning_rate=0.001, **semi).model_dump()
     document["presets"]["small"]["updates"] = 20
     document["data"]["initial_share"] = 0.6
+    document["few_labels"]["below"] = 0
     (workspace / "params.yaml").write_text(yaml.safe_dump(document))
 
 
