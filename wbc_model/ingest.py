@@ -39,6 +39,7 @@ from wbc_model.store import ImageStore, StoredImage
 __all__ = ["IngestReport", "Rejection", "ingest", "known_label", "read_manifest"]
 
 UNUSABLE: Final = ("missing", "outside_folder", "undecodable", "truncated", "too_large", "too_small", "unknown_label")
+LEAST_FIRST: Final = 10  # labels to begin with: fewer may be of one class
 _RANK: Final = {"train": 0, "validation": 1, "test": 2}
 _SIDE_OF_SPLIT: Final = {"train": "train", "val": "validation", "test": "test", "": ""}
 
@@ -325,7 +326,8 @@ class _Merge:
         for sha256 in set(oracle) - waiting - set(pools.frames["labelled"]["sha256"]):
             del oracle[sha256]
         training = [row.sha256 for row in rows if row.side == "train" and row.label]
-        shown = self._first(training, at_least=2 if pools.frames["labelled"].empty else 0) if self.reveal_labels else set()
+        at_least = LEAST_FIRST if pools.frames["labelled"].empty else 0
+        shown = self._first(training, at_least) if self.reveal_labels else set()
         moment = now()
         records: dict[str, list[list[Any]]] = {name: [] for name in POOLS}
         for row in rows:

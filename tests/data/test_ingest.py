@@ -320,9 +320,9 @@ def test_what_is_revealed_depends_on_seed_and_cells_alone() -> None:
 
 
 def test_the_first_labels_cover_the_colours(tmp_path: Path, cell: Cell, params: Params) -> None:
-    """Two of forty cells are red: one of them at least is among the first four labels, in whatever order the rows come."""
+    """Two of a hundred cells are red: one of them at least is among the first ten labels, in whatever order the rows come."""
     red = [cell(f"red{n}.png", encoded(Image.blend(blobs(n), Image.new("RGB", (96, 96), "red"), 0.7))) for n in range(2)]
-    names = [*red, *(cell(f"{n}.png", 100 + n) for n in range(38))]
+    names = [*red, *(cell(f"{n}.png", 100 + n) for n in range(98))]
     shown = []
     for order, turned in enumerate((names, names[::-1])):
         data = tmp_path / str(order) / "data"
@@ -331,15 +331,15 @@ def test_the_first_labels_cover_the_colours(tmp_path: Path, cell: Cell, params: 
         ingest(manifest, data, with_data(params, initial_share=0.1, initial="colours"))
         shown.append(set(Pools.read(data / "pools").frames["labelled"]["path"]))
     assert shown[0] == shown[1]
-    assert len(shown[0]) == 4
+    assert len(shown[0]) == 10
     assert shown[0] & set(red)
 
 
 @pytest.mark.parametrize("initial", ["random", "colours"])
-def test_the_first_labels_are_two_at_least(tmp_path: Path, cell: Cell, params: Params, initial: str) -> None:
-    rows = [(cell(f"{n}.png", n), CLASSES[n % 5], "train") for n in range(9)]
+def test_the_first_labels_are_ten_at_least(tmp_path: Path, cell: Cell, params: Params, initial: str) -> None:
+    rows = [(cell(f"{n}.png", n), CLASSES[n % 5], "train") for n in range(30)]
     manifest = write_manifest(tmp_path / "source", rows, ("path", "label", "split"))
-    for share, count in ((0.0, 2), (0.01, 2), (0.4, 4), (1.0, 9)):
+    for share, count in ((0.0, 10), (0.1, 10), (0.4, 12), (1.0, 30)):
         report = ingest(manifest, tmp_path / str(share) / "data", with_data(params, initial_share=share, initial=initial))
         assert report.pools["labelled"] == count
 
