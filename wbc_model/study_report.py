@@ -459,7 +459,7 @@ def plot_curves(study: Study, results: pd.DataFrame, test: str, path: Path) -> N
             top = axes.get_ylim()[1]
             for target in (target for target in study.file.targets if target < top):
                 axes.axhline(target, color="#999", linewidth=0.7, linestyle=":")
-    figure.axes[0].legend(frameon=False, fontsize=8)
+    _legend(figure)
     rendered = ", rendered cells, not real" if study.file.data == "rendered" else ""
     figure.suptitle(
         f"{study.file.name}: {test}{rendered}; mean ± standard deviation over {len(values[study.file.reference])} seeds"
@@ -478,7 +478,7 @@ def plot_recalls(results: pd.DataFrame, test: str, path: Path) -> None:
         axes.set_xticks(labels.mean(axis=0)[:: max(1, labels.shape[1] // 3)])
         axes.get_xaxis().set_major_formatter("{x:.0f}")
         axes.minorticks_off()
-    figure.axes[0].legend(frameon=False, fontsize=7)
+    _legend(figure)
     _save(figure, path)
 
 
@@ -496,7 +496,7 @@ def plot_ranking(history: pd.DataFrame, path: Path) -> None:
         axes.axhline(0.5, color="#999", linewidth=0.7, linestyle=":")
         axes.set(title=f"{_labels_text(here['labels'].to_numpy(dtype=np.float64))} labels", xlabel="update")
         axes.grid(alpha=0.3)
-    figure.axes[0].legend(frameon=False, fontsize=7)
+    _legend(figure)
     _save(figure, path)
 
 
@@ -512,6 +512,11 @@ def _draw(axes: Axes, values: Mapping[str, Floats], labels: Floats, reference: s
         line = "--" if arm == reference else "-"
         axes.plot(x, mean, line, marker=marker, markersize=4, color=colour, label=arm)
     axes.grid(alpha=0.3)
+
+
+def _legend(figure: Figure) -> None:
+    """The arms beside the panels: a study may have many, and no curve is to lie under their names."""
+    figure.axes[-1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5))
 
 
 def _save(figure: Figure, path: Path) -> None:
