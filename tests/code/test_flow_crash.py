@@ -173,7 +173,7 @@ def stage(workspace: Path, name: str) -> None:
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace with 24 training cells, four of them labelled."""
+    """A workspace with 24 training cells, ten of them labelled."""
     folder = tmp_path_factory.mktemp("crash")
     rng = np.random.default_rng(0)
     rows = []
@@ -185,7 +185,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root.mkdir()
     for name in ("params.yaml", "dvc.yaml"):
         (root / name).write_bytes((ROOT / name).read_bytes())
-    set_params(root, {"retrain.until": 0.7, "retrain.cycles": 2, "data.initial_share": 0.2})
+    set_params(root, {"retrain.until": 0.7, "retrain.cycles": 2})
     ingest(folder / "manifest.csv", root / "data", read_params(root / "params.yaml"))
     return root
 
@@ -271,7 +271,7 @@ def test_killed_at_any_write_it_comes_to_the_same_end(
     assert run(site("reference"), killer, reference, monkeypatch)
     operations = killer.count
     expected = result(tmp_path / "reference", reference)
-    assert [row[1] for row in expected["rows"]] == [5, 11, 17]
+    assert [row[1] for row in expected["rows"]] == [10, 14, 17]
     assert expected["aliases"] == {"champion": "1", "challenger": "1"}
     assert operations > 100
 
@@ -335,17 +335,17 @@ def test_people_are_awaited_and_the_next_run_goes_on(
         return outcome
 
     outcome = life()
-    assert (outcome.status, outcome.awaited, len(outcome.cycles)) == ("waiting", 6, 1)
+    assert (outcome.status, outcome.awaited, len(outcome.cycles)) == ("waiting", 4, 1)
     assert life().status == "waiting"  # nobody has said anything yet: nothing happens
     assert len(store.logged) == 1
     answers = oracle_answers(workspace, read_queue(workspace)).assign(labelled_by="ada")
-    record(workspace, answers.head(4), label_cycle(workspace))
-    assert len(awaited(workspace)) == 2
+    record(workspace, answers.head(3), label_cycle(workspace))
+    assert len(awaited(workspace)) == 1
     outcome = life()
-    assert (outcome.status, [row["labels"] for row in outcome.cycles]) == ("waiting", [5, 9])
+    assert (outcome.status, [row["labels"] for row in outcome.cycles]) == ("waiting", [10, 13])
     record(workspace, oracle_answers(workspace, read_queue(workspace)), label_cycle(workspace))
     outcome = life()
-    assert (outcome.status, [row["labels"] for row in outcome.cycles]) == ("done", [5, 9, 17])
+    assert (outcome.status, [row["labels"] for row in outcome.cycles]) == ("done", [10, 13, 17])
     assert sorted(read_log(workspace)["cycle"].unique()) == ["1", "2"]
 
 
