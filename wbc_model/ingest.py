@@ -125,8 +125,9 @@ def ingest(
     images = _examine(manifest, root_of(data), set(store.index()), name, accepted, rejections)
     shards = store.add(images)
     decoded = DecodedCells(store, workspace_data.parent / ".wbc/decoded", params.size.image_size, params.model.view)
-    if reveal_labels and params.data.initial == "colours" and 0 < params.data.initial_share < 1:
-        decoded.prepare([row.sha256 for row in accepted])  # not while the pools are locked; training needs it too
+    if reveal_labels and params.data.initial == "colours" and params.data.initial_share < 1:
+        # not while the pools are locked; training needs it too
+        decoded.prepare([row.sha256 for row in accepted if row.label and row.side in ("", "train")])
     merge = _Merge(workspace_data, params, name, accepted, rejections, reveal_labels, decoded)
     pools = transaction(workspace_data / "pools", merge)
     return IngestReport(
