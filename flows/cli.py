@@ -67,8 +67,10 @@ def main() -> None:
             Path(complaint).write_text(str(error), encoding="utf-8")
         print(f"wbc: error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    except SystemExit as end:
+        if end.code == 130:  # Ctrl-C, of which Typer says nothing
+            print("wbc: interrupted; what is finished is kept, the same command goes on from there", file=sys.stderr)
+        raise
 
 
 def _emit(result: Mapping[str, Any], as_json: bool, text: str) -> None:

@@ -88,7 +88,14 @@ def _server(home: Path, scheduling: bool) -> Iterator[str]:
     if not scheduling:
         values["PREFECT__SERVER_EPHEMERAL"] = "1"  # as Prefect's own temporary server: records task runs, starts no schedules
     with log.open("w") as output:
-        process = subprocess.Popen([*command, "--no-ui"], env=values, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+        process = subprocess.Popen(
+            [*command, "--no-ui"],
+            env=values,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,  # Ctrl-C at a terminal ends the flow, which then has its server to tell it to
+        )
     try:
         url = f"http://127.0.0.1:{port}/api"
         _await_health(url, process, log)

@@ -63,7 +63,9 @@ def wbc(workspace: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def begin(workspace: Path, *arguments: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "flows.cli", "retrain", "--json", *arguments]
     with (workspace / "out.txt").open("w") as out, (workspace / "err.txt").open("a") as err:
-        return subprocess.Popen(command, cwd=workspace, env=environment(), stdout=out, stderr=err, text=True)
+        return subprocess.Popen(
+            command, cwd=workspace, env=environment(), stdout=out, stderr=err, text=True, start_new_session=True
+        )
 
 
 def until(condition: Callable[[], bool], process: "subprocess.Popen[str]", seconds: float = 300) -> None:
@@ -90,6 +92,15 @@ def kill(process: "subprocess.Popen[str]") -> None:
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    _, left = psutil.wait_procs(children, timeout=30)
+    assert not left, [child.cmdline() for child in left]
+
+
+def interrupt(process: "subprocess.Popen[str]") -> None:
+    """Ctrl-C at a terminal: every process of the session gets it, and nothing that it started is left."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    os.killpg(process.pid, signal.SIGINT)
+    process.wait(60)
     _, left = psutil.wait_procs(children, timeout=30)
     assert not left, [child.cmdline() for child in left]
 
@@ -145,7 +156,8 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def runs(filled: Path) -> Iterator[dict[str, Path]]:
-    """A retraining that nobody killed, and at the same time one that was: in training, and when the labels had come in."""
+    """A retraining that nobody stopped, and at the same time one that was: by Ctrl-C in training, and by SIGKILL when the labels
+    had come in."""
     sites = {name: Path(shutil.copytree(filled, filled.parent / name)) for name in ("whole", "killed")}
     whole = begin(sites["whole"], "--commit")
     process = None
@@ -154,16 +166,16 @@ def runs(filled: Path) -> Iterator[dict[str, Path]]:
         process = begin(killed, "--commit")
         until(lambda: in_stage(process, "train"), process)
         refused = wbc(killed, "retrain")
-        time.sleep(random.uniform(0, 4))
-        kill(process)
         (killed / "refused.txt").write_text(f"{refused.returncode}\n{process.pid}\n{refused.stderr}")
+        interrupt(process)
+        (killed / "interrupted.txt").write_text(f"{process.returncode}\n{(killed / 'err.txt').read_text()}")
         process = begin(killed)
         until(lambda: (killed / "data/labels.csv").exists(), process)
-        time.sleep(random.uniform(0, 2))
+        time.sleep(random.uniform(0, 4))
         kill(process)
         process = begin(killed)
-        assert process.wait(280) == 0, (killed / "err.txt").read_text()
-        assert whole.wait(280) == 0, (sites["whole"] / "err.txt").read_text()
+        assert process.wait(600) == 0, (killed / "err.txt").read_text()
+        assert whole.wait(600) == 0, (sites["whole"] / "err.txt").read_text()
         yield sites
     finally:
         for one in (whole, process):
@@ -184,6 +196,13 @@ def test_a_second_retraining_at_once_is_refused_in_one_line(runs: dict[str, Path
     code, pid, line = (runs["killed"] / "refused.txt").read_text().splitlines()
     assert code == "1"
     assert line.startswith(f"wbc: error: a retraining runs in this workspace already (pid {pid}, since ")
+
+
+def test_ctrl_c_ends_a_retraining_soon_and_in_one_line(runs: dict[str, Path]) -> None:
+    code, *lines = (runs["killed"] / "interrupted.txt").read_text().splitlines()
+    assert code == "130"
+    assert lines[-1].startswith("wbc: interrupted; ")
+    assert not any("Traceback" in line for line in lines)
 
 
 def test_the_registry_holds_runs_metrics_pools_and_the_champion(runs: dict[str, Path]) -> None:
