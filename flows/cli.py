@@ -4,13 +4,15 @@ Results go to stdout (with `--json` nothing but JSON), progress and logs to stde
 stderr says why not, 2 wrong usage, 3 `wbc ingest` took in what it could but some rows were unusable.
 """
 
+import contextlib
 import enum
+import errno
 import json
 import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -62,15 +64,24 @@ def main() -> None:
     try:
         app()
     except WbcError as error:
-        complaint = os.environ.get("WBC_ERROR_FILE")
-        if complaint:  # a stage of a flow: DVC would bury the line
-            Path(complaint).write_text(str(error), encoding="utf-8")
-        print(f"wbc: error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+        _complain(str(error))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _complain("no space left on the disk; what is finished is kept, with more space the same command goes on from there")
     except SystemExit as end:
         if end.code == 130:  # Ctrl-C, of which Typer says nothing
             print("wbc: interrupted; what is finished is kept, the same command goes on from there", file=sys.stderr)
         raise
+
+
+def _complain(line: str) -> NoReturn:
+    print(f"wbc: error: {line}", file=sys.stderr)
+    complaint = os.environ.get("WBC_ERROR_FILE")
+    if complaint:  # a stage of a flow: DVC would bury the line
+        with contextlib.suppress(OSError):  # of a full disk: the line has been printed
+            Path(complaint).write_text(line, encoding="utf-8")
+    raise SystemExit(1) from None
 
 
 def _emit(result: Mapping[str, Any], as_json: bool, text: str) -> None:

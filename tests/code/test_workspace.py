@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from flows import cli
 from flows.workspace import Created, ensure_dvc, find_workspace, init_workspace, is_git_repository, set_params, template
 from wbc_model.errors import WbcError
 from wbc_model.params import read_params
@@ -171,3 +172,20 @@ def test_a_mistyped_parameter_is_named_with_the_nearest_right_one(workspace: Pat
     assert answer.returncode == 1
     assert "retrain.anotator" in answer.stderr
     assert "retrain.annotator" in answer.stderr
+
+
+def test_a_full_disk_is_one_line_and_where_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def write() -> None:
+        with open("/dev/full", "w") as file:
+            file.write("a")
+
+    monkeypatch.setattr(cli, "app", write)
+    monkeypatch.setenv("WBC_ERROR_FILE", str(tmp_path / "complaint"))
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 1
+    line = capsys.readouterr().err
+    assert line.startswith("wbc: error: no space left on the disk; ")
+    assert (tmp_path / "complaint").read_text() == line.removeprefix("wbc: error: ").rstrip("\n")
