@@ -23,7 +23,7 @@ from scipy import stats
 from wbc_model.classes import CLASSES
 from wbc_model.errors import WbcError
 from wbc_model.files import write_atomic
-from wbc_model.study_file import HOME, Study, shown
+from wbc_model.study_file import HOME, Study, StudyFile, shown
 
 Floats = NDArray[np.float64]
 ALPHA: Final = 0.05  # of the paired t-tests of the penalty matrix
@@ -270,13 +270,12 @@ def _head(study: Study, results: pd.DataFrame) -> str:
     arms = [
         f"| {arm.name}{' (reference)' if arm.name == file.reference else ''} | `{shown(arm.overrides)}` |" for arm in study.arms
     ]
-    asked = "differs from" if file.alternative == "two-sided" else "is better than"
     lines = [
         f"# {file.name}",
         "",
         *([file.description.strip(), ""] if file.description else []),
         *rendered,
-        f"`wbc benchmark studies/{study.path.name}`, {len(seeds)} paired seeds ({', '.join(map(str, seeds))}), preset "
+        f"`wbc benchmark studies/{study.path.name}`, {_seeds_text(len(seeds))} ({', '.join(map(str, seeds))}), preset "
         f"{file.preset}, data `{file.data}` (version {_listed(results, 'data_version')}). Labels: {points}.",
         f"Trained on {_listed(results, 'device')}; torch {_listed(results, 'torch')}; commit {_listed(results, 'commit')}; "
         f"code {_listed(results, 'code')}. Every row is in `results.csv` and `results.parquet`.",
@@ -287,13 +286,25 @@ def _head(study: Study, results: pd.DataFrame) -> str:
         "| arm | parameters |",
         "|---|---|",
         *arms,
-        "",
-        f"Tests ask whether an arm {asked} `{file.reference}`: Wilcoxon's signed-rank test over the paired seeds "
-        f"({file.alternative}), p adjusted by Holm within a table. With {len(seeds)} seeds its smallest possible p is "
-        f"{smallest_p(len(seeds), file.alternative):.3g}, before adjustment. d_z is the mean of the paired differences "
-        "over their standard deviation; intervals are 95 % percentile bootstrap over seeds, too narrow for fewer than about 10.",
+        *(["", _tests_text(file, len(seeds))] if len(study.arms) > 1 else []),
     ]
     return "\n".join(lines)
+
+
+def _seeds_text(seeds: int) -> str:
+    return "one seed" if seeds == 1 else f"{seeds} paired seeds"
+
+
+def _tests_text(file: StudyFile, seeds: int) -> str:
+    if seeds == 1:
+        return "One seed: differences have no spread, and nothing is tested."
+    asked = "differs from" if file.alternative == "two-sided" else "is better than"
+    return (
+        f"Tests ask whether an arm {asked} `{file.reference}`: Wilcoxon's signed-rank test over the paired seeds "
+        f"({file.alternative}), p adjusted by Holm within a table. With {seeds} seeds its smallest possible p is "
+        f"{smallest_p(seeds, file.alternative):.3g}, before adjustment. d_z is the mean of the paired differences "
+        "over their standard deviation; intervals are 95 % percentile bootstrap over seeds, too narrow for fewer than about 10."
+    )
 
 
 def _section(study: Study, results: pd.DataFrame, test: str, pictures: Sequence[str]) -> str:
@@ -346,27 +357,27 @@ def _comparison_tables(study: Study, results: pd.DataFrame, test: str) -> list[s
     if len(study.arms) < 2:
         return []
     by_area, by_budget = comparisons(study, results, test)
-    columns = ["arm", "labels", "difference [95 % interval]", "d_z", "p", "p (Holm)"]
+    _, _, seeds, _ = curves(results, test, study.file.metric)
+    tested = len(seeds) > 1
+    columns = ["arm", "labels", *(["difference [95 % interval]", "d_z", "p", "p (Holm)"] if tested else ["difference"])]
     texts = []
     for frame, what in ((by_area, "by area"), (by_budget, "at each budget")):
-        rows = [
-            [
-                row["arm"],
-                row["what"],
-                f"{100 * row['difference']:+.2f} [{100 * row['low']:+.2f}, {100 * row['high']:+.2f}]",
-                _number(row["d_z"]),
-                f"{row['p']:.3g}",
-                f"{row['p_holm']:.3g}",
-            ]
-            for row in frame.to_dict("records")
-        ]
+        rows = [_comparison_row(row, tested) for row in frame.to_dict("records")]
         texts.append(f"Against `{study.file.reference}`, {what}, in percentage points.\n\n" + _table(columns, rows))
     return texts
 
 
+def _comparison_row(row: Mapping[Any, Any], tested: bool) -> list[str]:
+    difference = f"{100 * row['difference']:+.2f}"
+    if not tested:
+        return [row["arm"], row["what"], difference]
+    interval = f"[{100 * row['low']:+.2f}, {100 * row['high']:+.2f}]"
+    return [row["arm"], row["what"], f"{difference} {interval}", _number(row["d_z"]), f"{row['p']:.3g}", f"{row['p_holm']:.3g}"]
+
+
 def _penalty_table(values: Mapping[str, Floats]) -> list[str]:
-    if len(values) < 2:
-        return []
+    if len(values) < 2 or len(next(iter(values.values()))) < 2:
+        return []  # one arm has nothing to be compared with, one seed has no spread to test by
     matrix = penalty_matrix([1 - each for each in values.values()])
     arms = list(values)
     rows = [[arm, *("–" if i == j else f"{matrix[i, j]:.2f}" for j in range(len(arms)))] for i, arm in enumerate(arms)]
@@ -461,9 +472,9 @@ def plot_curves(study: Study, results: pd.DataFrame, test: str, path: Path) -> N
                 axes.axhline(target, color="#999", linewidth=0.7, linestyle=":")
     _legend(figure)
     rendered = ", rendered cells, not real" if study.file.data == "rendered" else ""
-    figure.suptitle(
-        f"{study.file.name}: {test}{rendered}; mean ± standard deviation over {len(values[study.file.reference])} seeds"
-    )
+    seeds = len(values[study.file.reference])
+    spread = "one seed" if seeds == 1 else f"mean ± standard deviation over {seeds} seeds"
+    figure.suptitle(f"{study.file.name}: {test}{rendered}; {spread}")
     _save(figure, path)
 
 

@@ -240,5 +240,16 @@ def test_one_arm_one_budget_one_seed_make_a_report_too(tmp_path: Path) -> None:
     write_report(read, table[table["budget"] == 0.1], tmp_path / "out")
     text = (tmp_path / "out/report.md").read_text()
     assert "| plain | 90.00 | 90.00 |" in text  # the one value, and the area, which is the same
-    assert "Wilcoxon" in text
+    assert "one seed (0), preset" in text
+    assert "Wilcoxon" not in text
     assert "Against" not in text
+
+
+def test_one_seed_gives_differences_and_tests_nothing(tmp_path: Path) -> None:
+    read = study(tmp_path)
+    write_report(read, results({"plain": 0.0, "full": 0.01}, seeds=1), tmp_path / "out")
+    text = (tmp_path / "out/report.md").read_text()
+    assert "nothing is tested" in text
+    assert "| arm | labels | difference |" in text
+    assert "| full | area | +1.00 |" in text
+    assert not any(word in text for word in ("Wilcoxon", "Holm", "penalty", "nan"))
