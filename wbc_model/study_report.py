@@ -309,7 +309,8 @@ def _tests_text(file: StudyFile, seeds: int) -> str:
 
 def _section(study: Study, results: pd.DataFrame, test: str, pictures: Sequence[str]) -> str:
     file = study.file
-    values, labels, _, _ = curves(results, test, file.metric)
+    values, labels, seeds, _ = curves(results, test, file.metric)
+    spread = ", mean ± standard deviation over seeds" if len(seeds) > 1 else ""
     cells = int(results.loc[results["test"] == test, "n"].iloc[0])
     title = TITLES[file.metric]
     columns = [_labels_text(labels[:, at]) for at in range(labels.shape[1])]
@@ -321,7 +322,7 @@ def _section(study: Study, results: pd.DataFrame, test: str, pictures: Sequence[
     parts = [
         f"## {'The test split' if test == HOME else f'Another site: {test}'} ({cells} cells)",
         f"![learning curves]({pictures[0]})",
-        f"{title} in per cent, mean ± standard deviation over seeds. Area: under the curve over {over}, divided by its range.",
+        f"{title} in per cent{spread}. Area: under the curve over {over}, divided by its range.",
         _table(["arm", *(f"{name} labels" for name in columns), "area"], curve_rows),
         _needed_table(study, results, test, title),
         *_comparison_tables(study, results, test),
