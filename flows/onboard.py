@@ -103,7 +103,7 @@ def adaptation_params(params: Params, card: ModelCard, labels: int) -> Params:
         "pseudo_label_threshold": how.pseudo_label_threshold,
         "logit_adjustment": 0.0,
         "devices": 1,  # several adaptations follow each other in one process
-        "patience": how.updates,  # never early: the validation pool is not the new site's
+        "patience": 1.0,  # never early: the validation pool is not the new site's
     }
     return params.model_copy(
         update={

@@ -73,7 +73,7 @@ class TrainParams(Section):
     label_smoothing: Share
     warmup_share: Share
     eval_every: Annotated[int, Field(ge=1)]
-    patience: Annotated[int, Field(ge=1)]
+    patience: Annotated[float, Field(gt=0, le=1)]
     lossnet_weight: Annotated[float, Field(ge=0)]
     lossnet_margin: Annotated[float, Field(ge=0)]
     lossnet_gradient_share: Share

@@ -6,7 +6,7 @@ preset: small
 seeds: 5                        # 0 to 4, or a list of seeds
 budgets: [0.01, 0.02, 0.05]     # shares of the training cells (all up to 1), or counts (all above 1); increasing
 initial: random                 # how the labels of the first budget are chosen
-base: {train.patience: 4}       # parameters that hold for all arms
+base: {train.patience: 0.5}     # parameters that hold for all arms
 arms:                           # name: the parameters that make the arm, and how it begins: `initial`, `start`
   plain: {model.lossnet: false, acquisition.strategy: random}
   full: {}

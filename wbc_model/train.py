@@ -397,7 +397,9 @@ class Training:
         self.progress = Progress(**checkpoint.facts)
 
     def stopped_early(self) -> bool:
-        return self.progress.update - self.progress.best_update >= self.params.train.patience * self.params.train.eval_every
+        """Whether the validation loss has not fallen for a share of the updates. Not for a number of them: before the learning
+        rate falls, a long training finds nothing better for long."""
+        return self.progress.update - self.progress.best_update >= self.params.train.patience * self.params.size.updates
 
     def fit(self, report: Callable[[dict[str, float]], None] = lambda row: None) -> AttentionResNet18:
         """Train to the end and return the network with the best weights; `report` receives each row of the history."""

@@ -134,7 +134,7 @@ def test_stops_early_and_keeps_the_best(labelled: LabelledCells, validation: Lab
     """With labels drawn at random nothing is learned, and the best look is not the last."""
     rng = np.random.default_rng(0)
     noise = LabelledCells(labelled.images, rng.permutation(labelled.labels), labelled.sha256s)
-    params = tiny_params(patience=1, learning_rate=0.05)
+    params = tiny_params(patience=0.02, learning_rate=0.05)
     params = params.model_copy(update={"presets": {"small": params.size.model_copy(update={"updates": 600})}})
     training = Training(params, noise, validation, tmp_path / "checkpoint")
     training.fit()

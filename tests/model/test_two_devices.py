@@ -29,7 +29,7 @@ Rows = list[dict[str, Any]]
 
 def set_devices(workspace: Path, devices: int) -> None:
     semi = {"ema": 0.5, "unlabelled_ratio": 1.0, "unlabelled_start_share": 0.0, "pseudo_label_threshold": 0.2}
-    document = tiny_params(devices=devices, eval_every=4, patience=2, learning_rate=0.001, **semi).model_dump()
+    document = tiny_params(devices=devices, eval_every=4, patience=0.4, learning_rate=0.001, **semi).model_dump()
     document["presets"]["small"]["updates"] = 20
     document["data"]["initial_share"] = 0.6
     document["few_labels"]["below"] = 0
