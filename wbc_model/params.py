@@ -93,6 +93,7 @@ class TrainParams(Section):
 
 class FewLabelsParams(Section):
     below: Annotated[int, Field(ge=0)]
+    updates_share: Annotated[float, Field(gt=0, le=1)]
     strong_share: Share
     logit_adjustment: Annotated[float, Field(ge=0)]
     ema: Annotated[float, Field(ge=0, lt=1)]
@@ -190,11 +191,13 @@ class Params(Section):
         return self.presets[self.preset]
 
     def for_labels(self, labels: int) -> Self:
-        """The parameters of a training with so many labelled cells: `train` with what `few_labels` says of few."""
-        if labels >= self.few_labels.below:
+        """The parameters of a training with so many labelled cells: `train` and the preset with what `few_labels` says of few."""
+        few = self.few_labels
+        if labels >= few.below:
             return self
-        train = self.train.model_copy(update=self.few_labels.model_dump(exclude={"below"}))
-        return self.model_copy(update={"train": train})
+        train = self.train.model_copy(update=few.model_dump(exclude={"below", "updates_share"}))
+        size = self.size.model_copy(update={"updates": max(1, round(few.updates_share * self.size.updates))})
+        return self.model_copy(update={"train": train, "presets": {**self.presets, self.preset: size}})
 
 
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:

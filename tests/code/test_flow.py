@@ -36,7 +36,8 @@ from wbc_model.render import write_cells
 TINY = {
     "presets.small.image_size": 32,
     "presets.small.batch_size": 8,
-    "presets.small.updates": 4,
+    "presets.small.updates": 8,
+    "few_labels.updates_share": 0.5,  # 4 updates a training
     "presets.small.precision": "32-true",
     "train.eval_every": 2,
     "data.initial_share": 0.3,
@@ -308,6 +309,7 @@ def test_a_schedule_of_seconds_sees_a_run_end_well(runs: dict[str, Path]) -> Non
         url = log.read_text().split("Prefect API at ")[1].split(";")[0]
 
         def completed() -> bool:
+            time.sleep(0.5)  # the server has more to do than to answer
             states = scheduled_runs(url)
             assert not {kind for _, kind in states} & {"FAILED", "CRASHED"}, states
             state = read_state(workspace)
@@ -403,7 +405,7 @@ def scheduled_runs(url: str) -> list[tuple[str, str]]:
     """(flow name, state) of the runs that a deployment made."""
     import httpx
 
-    flows = {flow["id"]: flow["name"] for flow in httpx.post(f"{url}/flows/filter", json={}).json()}
+    flows = {flow["id"]: flow["name"] for flow in httpx.post(f"{url}/flows/filter", json={}, timeout=60).json()}
     query = {"flow_runs": {"deployment_id": {"is_null_": False}}}
-    answer = httpx.post(f"{url}/flow_runs/filter", json=query).json()
+    answer = httpx.post(f"{url}/flow_runs/filter", json=query, timeout=60).json()
     return [(flows[run["flow_id"]], run["state_type"]) for run in answer]

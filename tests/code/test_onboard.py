@@ -22,6 +22,7 @@ from wbc_model.render import write_cells
 
 SMALL = TINY | {
     "presets.small.updates": 30,
+    "few_labels.updates_share": 1.0,
     "presets.small.batch_size": 16,
     "data.initial_share": 1.0,
     "onboard.labels": 8,

@@ -22,7 +22,10 @@ def test_few_labels_change_the_training_and_nothing_else():
     few = params.for_labels(params.few_labels.below - 1)
     assert (few.train.ema, few.train.unlabelled_ratio, few.train.strong_share) == (0.99, 1.0, 0.5)
     assert few.train.learning_rate == params.train.learning_rate
-    assert few.model_dump(exclude={"train"}) == params.model_dump(exclude={"train"})
+    assert (params.size.updates, few.size.updates) == (1500, 500)
+    assert few.size.model_copy(update={"updates": 1500}) == params.size
+    assert few.presets["full"] == params.presets["full"]
+    assert few.model_dump(exclude={"train", "presets"}) == params.model_dump(exclude={"train", "presets"})
     assert params.for_labels(params.few_labels.below) == params
     never = parse_params(TEXT.replace("  below: 500 ", "  below: 0 "))
     assert never.for_labels(0) == never
