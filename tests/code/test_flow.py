@@ -63,6 +63,8 @@ def wbc(workspace: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def begin(workspace: Path, *arguments: str) -> "subprocess.Popen[str]":
     command = [sys.executable, "-m", "flows.cli", "retrain", "--json", *arguments]
+    # Where a shell runs the suite in the background Ctrl-C is ignored, and everything that is started inherits that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with (workspace / "out.txt").open("w") as out, (workspace / "err.txt").open("a") as err:
         return subprocess.Popen(
             command, cwd=workspace, env=environment(), stdout=out, stderr=err, text=True, start_new_session=True
