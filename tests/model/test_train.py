@@ -139,6 +139,7 @@ def test_stops_early_and_keeps_the_best(labelled: LabelledCells, validation: Lab
     training = Training(params, noise, validation, tmp_path / "checkpoint")
     training.fit()
     assert training.progress.update < 600
+    assert training.progress.update - training.progress.best_update == 12  # 2 % of 600, a multiple of the 3 between two looks
     assert training.progress.best_loss == min(row["validation_loss"] for row in training.progress.history)
 
 
