@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 
 
 class Strength(NamedTuple):
-    """Half widths of the uniform ranges from which a sample's transform is drawn, and probabilities of the last four."""
+    """Half widths of the uniform ranges from which a sample's transform is drawn, and probabilities of the last three."""
 
     zoom: float  # of log2 magnification
     shift: float  # of the image side
@@ -29,7 +29,7 @@ class Strength(NamedTuple):
     contrast: float  # of log2 contrast
     saturation: float  # of log2 saturation
     hue: float  # radians around the grey axis
-    blur: float
+    blur: float  # standard deviation of the lens's blur, of the image side; the drawn value's sign means nothing
     coarse: float  # half the resolution
     frame: float  # what lies outside a square is background, as in a crop that was cut tightly
     erase: float
@@ -38,12 +38,13 @@ class Strength(NamedTuple):
 # Optical densities of Giemsa's two dyes, methylene blue and eosin (Ruifrok & Johnston 2001, as ImageJ has them).
 DYES: Final = ((0.834750, 0.513556, 0.196330), (0.092789, 0.954111, 0.283111))
 
-CHANCES: Final = ("blur", "coarse", "frame", "erase")
+CHANCES: Final = ("coarse", "frame", "erase")
 MILD: Final = Strength(0.2, 0.05, 0.05, 0, 0, 0, 0, 0, 0, 0.05, 0.15, 0.2, 0.06, 0, 0, 0, 0)
-SITES: Final = Strength(0.35, 0.08, 0.12, 0.35, 0.4, 0.25, 0.7, 0.2, 0.8, 0.08, 0.2, 0.4, 0.15, 0.25, 0.25, 0.3, 0)
-STRONG: Final = Strength(0.5, 0.12, 0.2, 0.5, 0.5, 0.3, 0.8, 0.25, 1.0, 0.15, 0.45, 0.6, 0.25, 0.4, 0.3, 0.3, 0.4)
+SITES: Final = Strength(0.35, 0.08, 0.12, 0.35, 0.4, 0.25, 0.7, 0.2, 0.8, 0.08, 0.2, 0.4, 0.15, 0.03, 0.25, 0.3, 0)
+STRONG: Final = Strength(0.5, 0.12, 0.2, 0.5, 0.5, 0.3, 0.8, 0.25, 1.0, 0.15, 0.45, 0.6, 0.25, 0.02, 0.3, 0.3, 0.4)
 REGULAR: Final = {"mild": MILD, "sites": SITES}
 SWITCH_ON: Final = 0.6  # probability with which a strong sample receives each transform
+SHARP: Final = 0.3  # a blur with a standard deviation of fewer pixels than this changes nothing that is worth its time
 
 
 def _draw_ranges(strong: Tensor, regular: Strength, generator: Generator) -> dict[str, Tensor]:
@@ -151,8 +152,13 @@ def _coarse(images: Tensor) -> Tensor:
     return F.interpolate(half, size=images.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def _blur(images: Tensor) -> Tensor:
-    return F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+def _blur(images: Tensor, deviation: Tensor) -> Tensor:
+    """Gaussian blur of images (N, 3, S, S) by `deviation` (N,) pixels each: one banded matrix for rows and columns, with weights
+    that sum to one at the border too."""
+    place = torch.arange(images.shape[-1], device=images.device)
+    distance = (place[:, None] - place[None]) / deviation[:, None, None].to(images.device)
+    weight = torch.softmax(-0.5 * distance**2, dim=2)[:, None]
+    return (weight @ images @ weight.mT).clamp_(0, 1)  # rounding may leave the range by a bit
 
 
 def augment(images: Tensor, strong: Tensor, generator: Generator, regular: Strength = MILD) -> Tensor:
@@ -170,10 +176,12 @@ def augment(images: Tensor, strong: Tensor, generator: Generator, regular: Stren
     if regular.density or strong.any():
         x = _restain(x, _stain(values).to(device))
     x = torch.baddbmm(offset, matrix, x.flatten(2)).clamp_(0, 1).view(x.shape)
-    for name, change in (("coarse", _coarse), ("blur", _blur)):
-        some = values[name].nonzero().squeeze(1).to(device)
-        if len(some):
-            x[some] = change(x[some])
+    deviation = values["blur"].abs() * x.shape[-1]
+    blurred, coarse = (deviation > SHARP).nonzero().squeeze(1), values["coarse"].nonzero().squeeze(1).to(device)
+    if len(blurred):
+        x[blurred.to(device)] = _blur(x[blurred.to(device)], deviation[blurred])
+    if len(coarse):
+        x[coarse] = _coarse(x[coarse])
     for name, cover in (("frame", _frame), ("erase", _erase)):
         some = values[name].nonzero().squeeze(1).to(device)
         if len(some):

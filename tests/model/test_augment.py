@@ -105,3 +105,35 @@ def test_more_eosin_leaves_the_blue_dye_as_it_is():
     torch.testing.assert_close(matrix @ blue, blue, atol=1e-5, rtol=0)
     torch.testing.assert_close(matrix @ eosin, 2 * eosin, atol=1e-5, rtol=0)
     torch.testing.assert_close(augmentation._stain(zero)[0], torch.eye(3), atol=1e-5, rtol=0)
+
+
+def test_blur_spreads_a_point_by_its_standard_deviation():
+    """The variance of a blurred point, along a row and along a column, is that of the blur; nothing is lost, nothing moves."""
+    point = torch.zeros(2, 3, 33, 33)
+    point[:, :, 16, 16] = 1
+    out = augmentation._blur(point, torch.tensor([1.0, 2.0]))
+    place = torch.arange(33.0) - 16
+    for image, deviation in zip(out[:, 0], (1.0, 2.0), strict=True):
+        for side in (0, 1):
+            profile = image.sum(side)
+            assert profile.sum() == pytest.approx(1, abs=1e-4)
+            assert (profile * place).sum() == pytest.approx(0, abs=1e-4)
+            assert (profile * place**2).sum() == pytest.approx(deviation**2, rel=0.01)
+
+
+def test_blur_leaves_an_even_image_as_it_is():
+    even = torch.full((1, 3, 16, 16), 0.7)
+    torch.testing.assert_close(augmentation._blur(even, torch.tensor([3.0])), even)
+
+
+def test_sites_are_out_of_focus_by_different_amounts():
+    """The same textured cell comes back with fewer fine details, by another amount each time; mild augmentation keeps them."""
+    fine = (torch.arange(32)[:, None] + torch.arange(32)[None]) % 2 * 200 + 20
+    images = fine.to(torch.uint8)[None, ..., None].expand(64, -1, -1, 3)
+    only = dict.fromkeys(augmentation.Strength._fields, 0.0)
+    blur = augmentation.Strength(**{**only, "blur": augmentation.SITES.blur})
+    none = torch.zeros(64, dtype=torch.bool)
+    contrast = augment(images, none, seeded(2), blur).std((1, 2, 3))
+    assert augmentation.MILD.blur == 0
+    assert contrast.min() < 0.2 * contrast.max()
+    assert contrast.unique().numel() > 32
