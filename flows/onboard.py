@@ -38,6 +38,7 @@ from wbc_model.pools import Pools
 from wbc_model.predict import Predictions, predict
 from wbc_model.probabilities import softmax
 from wbc_model.query import query, score_pool
+from wbc_model.recolour import colour_map
 from wbc_model.semi import UnlabelledCells
 from wbc_model.statistics import MIN_CELLS, some_cells, takes_statistics, with_statistics_of
 from wbc_model.train import VALIDATION_BATCH, Adaptation, LabelledCells, Training, calibrated_card
@@ -245,11 +246,12 @@ def _adapt(ctx: Onboarding) -> None:
     unlabelled = UnlabelledCells(tuple(frames["unlabelled"]["sha256"]), decoded.read)
     checkpoint = ctx.site / ".wbc/checkpoint.safetensors"
     params = adaptation_params(ctx.params, card, len(site.labels))
-    training = Training(params, both, validation, checkpoint, unlabelled, Adaptation(weights, focus))
-    views = home.images[some_cells(len(home.labels), ctx.params.seed)]
+    views, of_site = home.images[some_cells(len(home.labels), ctx.params.seed)], _views_of_site(ctx, card)
+    adapt = Adaptation(weights, focus, colour_map(views, of_site) if len(of_site) >= MIN_CELLS else None)
+    training = Training(params, both, validation, checkpoint, unlabelled, adapt)
     adapted, step = _held_back(weights, training.fit(), views, validation, params.onboard.max_home_loss)
     ctx.progress.say(f"{step:.0%} of the way from the champion to the adapted weights, so that home is not forgotten")
-    at_home, at_site = _at(adapted, views), _at(adapted, _views_of_site(ctx, card))
+    at_home, at_site = _at(adapted, views), _at(adapted, of_site)
     shown = decoded_cells(ctx.workspace, card.input_size, card.view).appearance(validation.sha256s)
     new = calibrated_card(at_home, validation, params, shown)
     source = f"{card.data_source}, {len(site.labels)} labelled cells of {ctx.site.name}"
