@@ -29,6 +29,7 @@ class Strength(NamedTuple):
     contrast: float  # of log2 contrast
     saturation: float  # of log2 saturation
     hue: float  # radians around the grey axis
+    camera: float  # of the entries of a random matrix that mixes the channels; white stays white
     blur: float  # standard deviation of the lens's blur, of the image side; the drawn value's sign means nothing
     coarse: float  # half the resolution
     frame: float  # what lies outside a square is background, as in a crop that was cut tightly
@@ -39,11 +40,12 @@ class Strength(NamedTuple):
 DYES: Final = ((0.834750, 0.513556, 0.196330), (0.092789, 0.954111, 0.283111))
 
 CHANCES: Final = ("coarse", "frame", "erase")
-MILD: Final = Strength(0.2, 0.05, 0.05, 0, 0, 0, 0, 0, 0, 0.05, 0.15, 0.2, 0.06, 0, 0, 0, 0)
-SITES: Final = Strength(0.35, 0.08, 0.12, 0.35, 0.4, 0.25, 0.7, 0.2, 0.8, 0.08, 0.2, 0.4, 0.15, 0.03, 0.25, 0.3, 0)
-STRONG: Final = Strength(0.5, 0.12, 0.2, 0.5, 0.5, 0.3, 0.8, 0.25, 1.0, 0.15, 0.45, 0.6, 0.25, 0.02, 0.3, 0.3, 0.4)
+MILD: Final = Strength(0.2, 0.05, 0.05, 0, 0, 0, 0, 0, 0, 0.05, 0.15, 0.2, 0.06, 0, 0, 0, 0, 0)
+SITES: Final = Strength(0.35, 0.08, 0.12, 0.35, 0.4, 0.25, 0.7, 0.2, 0.8, 0.08, 0.35, 1.6, 0.3, 0.4, 0.03, 0.25, 0.3, 0)
+STRONG: Final = Strength(0.5, 0.12, 0.2, 0.5, 0.5, 0.3, 0.8, 0.25, 1.0, 0.15, 0.45, 0.6, 0.25, 0, 0.02, 0.3, 0.3, 0.4)
 REGULAR: Final = {"mild": MILD, "sites": SITES}
 SWITCH_ON: Final = 0.6  # probability with which a strong sample receives each transform
+WHITE: Final = 0.96  # of full light: the background of the canonical view, which no camera changes
 SHARP: Final = 0.3  # a blur with a standard deviation of fewer pixels than this changes nothing that is worth its time
 
 
@@ -120,6 +122,14 @@ def _colour(values: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     return matrix, offset.expand(count, 3, 1)
 
 
+def _camera(values: dict[str, Tensor], generator: Generator) -> tuple[Tensor, Tensor]:
+    """How another camera mixes the channels: an affine map of RGB a sample, (N, 3, 3) and (N, 3, 1), that leaves white white."""
+    mixing = torch.rand(len(values["camera"]), 3, 3, generator=generator) * 2 - 1
+    matrix = torch.eye(3) + values["camera"].abs()[:, None, None] * mixing
+    white = torch.full((3, 1), WHITE)
+    return matrix, white - matrix @ white
+
+
 def _erase(images: Tensor, generator: Generator) -> Tensor:
     """Lay a rectangle of the image's mean colour over a part of each image (random erasing, Zhong et al. 2020)."""
     count, _, height, width = images.shape
@@ -169,13 +179,16 @@ def augment(images: Tensor, strong: Tensor, generator: Generator, regular: Stren
     """
     device = images.device
     values = _draw_ranges(strong, regular, generator)
-    matrix, offset = (part.to(device) for part in _colour(values))
+    matrix, offset = _colour(values)
+    if regular.camera:
+        mixing, white = _camera(values, generator)
+        matrix, offset = mixing @ matrix, mixing @ offset + white
     x = images.permute(0, 3, 1, 2).float() / 255
     theta = _geometry(values, generator).to(device)
     x = F.grid_sample(x, _sampling_grid(theta, x.shape[-1]), padding_mode="reflection", align_corners=False)
     if regular.density or strong.any():
         x = _restain(x, _stain(values).to(device))
-    x = torch.baddbmm(offset, matrix, x.flatten(2)).clamp_(0, 1).view(x.shape)
+    x = torch.baddbmm(offset.to(device), matrix.to(device), x.flatten(2)).clamp_(0, 1).view(x.shape)
     deviation = values["blur"].abs() * x.shape[-1]
     blurred, coarse = (deviation > SHARP).nonzero().squeeze(1), values["coarse"].nonzero().squeeze(1).to(device)
     if len(blurred):

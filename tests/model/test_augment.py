@@ -107,6 +107,16 @@ def test_more_eosin_leaves_the_blue_dye_as_it_is():
     torch.testing.assert_close(augmentation._stain(zero)[0], torch.eye(3), atol=1e-5, rtol=0)
 
 
+def test_another_camera_mixes_the_channels_and_leaves_white_white():
+    values = {"camera": torch.tensor([0.0, 0.5, -0.5])}
+    matrix, offset = augmentation._camera(values, seeded(1))
+    white = torch.full((3, 1), augmentation.WHITE)
+    torch.testing.assert_close(matrix @ white + offset, white.expand(3, 3, 1))
+    torch.testing.assert_close(matrix[0], torch.eye(3))
+    assert 0 < (matrix[1:] - torch.eye(3)).abs().max() <= 0.5
+    assert not torch.equal(matrix[1], matrix[2])
+
+
 def test_blur_spreads_a_point_by_its_standard_deviation():
     """The variance of a blurred point, along a row and along a column, is that of the blur; nothing is lost, nothing moves."""
     point = torch.zeros(2, 3, 33, 33)
