@@ -29,8 +29,9 @@ def scratch_copy(workspace: Path, folder: Path, arm: str, seed: int) -> Path:
     """The workspace's pools, images and model under `folder`, with the arm's strategies and the seed."""
     copy = folder / "workspace"
     copy.mkdir()
-    for name in ("data", "models"):
-        shutil.copytree(workspace / name, copy / name)
+    for name in ("data", "models", ".wbc/decoded"):  # decoded images too: they are the same in every run
+        if (workspace / name).is_dir():
+            shutil.copytree(workspace / name, copy / name)
     shutil.copy(workspace / "dvc.yaml", copy)
     shutil.copy(workspace / "params.yaml", copy)
     set_params(copy, {"seed": seed, **ARMS[arm]})
