@@ -8,6 +8,7 @@ are the oracle's: only those that were asked for are used, the cells that were n
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,8 @@ def onboard(
     shift = _shift(ctx)
     progress.say(f"{shift['far']:.0%} of the cells are unlike any at home; confidence {shift['confidence']['site']:.2f}, "
                  f"at home {shift['confidence']['home']:.2f}")  # fmt: skip
+    if (known := shift["recoloured"]) is not None:
+        progress.say(f"home's validation cells: balanced accuracy {known['home']:.1%}, in the site's colours {known['site']:.1%}")
     result: dict[str, Any] = {"site": name, "champion": str(ctx.champion), "refused": report.reasons, "shift": shift}
     while (have := len(ctx.pools().frames["labelled"])) < asked:
         if not _ask(ctx, asked - have, asked):
@@ -318,7 +321,24 @@ def _shift(ctx: Onboarding) -> dict[str, Any]:
         for pool in ("labelled", "validation")
     )
     site = _predictions(ctx, ctx.champion, ctx.site, ctx.pools().table().sort_values("sha256"), True)
-    return measure_shift(home, half, site, read_card(ctx.champion).temperature, ctx.params.seed)
+    shift = measure_shift(home, half, site, read_card(ctx.champion).temperature, ctx.params.seed)
+    return shift | {"recoloured": _recoloured(ctx)}
+
+
+def _recoloured(ctx: Onboarding) -> dict[str, float] | None:
+    """What the site's colours alone cost: the champion's balanced accuracy on home's validation cells as they are (`home`) and in
+    the site's colours (`site`). It needs no label of the site; None where the site has too few cells."""
+    network, card = load_model(ctx.champion)
+    cells, of_site = _home(ctx, "validation", card), _views_of_site(ctx, card)
+    if len(of_site) < MIN_CELLS:
+        return None
+    colours = colour_map(cells.images[some_cells(len(cells.labels), ctx.params.seed)], of_site)
+
+    def balanced_accuracy(batches: Iterable[NDArray[np.uint8]]) -> float:
+        seen = predict(network, batches)
+        return float(classification_metrics(softmax(seen.logits), cells.labels, resamples=0)["balanced_accuracy"])
+
+    return {"home": balanced_accuracy(cells.batches()), "site": balanced_accuracy(map(colours.views, cells.batches()))}
 
 
 def _before_and_after(ctx: Onboarding) -> dict[str, Any]:

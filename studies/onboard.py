@@ -59,6 +59,7 @@ def run(workspace: Path, site: Path, arm: str, seed: int, labels: int) -> dict[s
     result = json.loads(answer.stdout)
     row: dict[str, Any] = {"site": site.stem, "arm": arm, "seed": seed, "labels": result["labels"]}
     row["max_home_loss"] = read_params(workspace / "params.yaml").onboard.max_home_loss
+    row |= {f"recoloured_{whose}": share for whose, share in result["shift"]["recoloured"].items()}
     for when in ("before", "statistics", "after"):
         for place, metrics in result[when].items():
             row |= scores(metrics, f"{when}_{place}")

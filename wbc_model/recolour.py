@@ -26,6 +26,12 @@ class ColourMap(NamedTuple):
         mapped = torch.einsum("dc,nchw->ndhw", self.matrix.to(images), images) + self.offset.to(images).view(1, 3, 1, 1)
         return mapped.clamp_(0, 1)
 
+    def views(self, pixels: Pixels) -> Pixels:
+        """Views uint8 (N, S, S, 3) in their new colours."""
+        mapped = self(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255)
+        recoloured: Pixels = (mapped * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+        return recoloured
+
 
 def _root(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     """The symmetric root of a symmetric matrix; eigenvalues that rounding made negative count as none."""

@@ -80,6 +80,8 @@ def test_with_known_labels_it_uses_those_it_asked_for_and_tests_on_the_rest(home
     assert Pools.read(workspace / "data/pools").version() == before  # home's pools are as they were
     assert 0 <= result["shift"]["far"] <= 1
     assert 0 <= result["shift"]["separability"] <= 1
+    assert set(result["shift"]["recoloured"]) == {"home", "site"}
+    assert all(0 <= share <= 1 for share in result["shift"]["recoloured"].values())
     adapted = read_card(site / "models/adapted")
     assert adapted.version != read_card(workspace / "models/candidate").version
     assert "8 labelled cells of manifest" in adapted.data_source

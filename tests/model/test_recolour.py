@@ -66,3 +66,11 @@ def test_a_site_without_any_colour_is_no_error():
     assert torch.isfinite(mapped.matrix).all()
     back = colour_map(views(6, (120, 90, 150), (20, 25, 15)), grey)
     torch.testing.assert_close(back(torch.rand(2, 3, 4, 4)), torch.full((2, 3, 4, 4), 200 / 255), atol=0.02, rtol=0)
+
+
+def test_views_are_mapped_as_images_are():
+    home, site = views(7, (120, 90, 150), (20, 25, 15)), views(8, (150, 110, 170), (10, 15, 25), 0.3)
+    mapped = colour_map(home, site)
+    seen = mapped.views(home)
+    assert (seen.dtype, seen.shape) == (np.uint8, home.shape)
+    torch.testing.assert_close(as_images(seen), mapped(as_images(home)), atol=0.5 / 255 + 1e-6, rtol=0)
