@@ -17,10 +17,13 @@ from typing import Any
 
 import pandas as pd
 
+from flows.onboard import champion_of
 from flows.workspace import set_params
+from wbc_model.card import read_card
 from wbc_model.params import read_params
 
 WBC = Path(sys.executable).parent / "wbc"
+KEY = ["champion", "site", "arm", "seed", "labels"]  # what names a run
 # Labels drawn at random need no model to be drawn, so that one round is enough.
 ARMS: dict[str, dict[str, str | int]] = {"asked": {}, "random": {"onboard.first_strategy": "random", "onboard.rounds": 1}}
 
@@ -36,6 +39,11 @@ def scratch_copy(workspace: Path, folder: Path, arm: str, seed: int) -> Path:
     shutil.copy(workspace / "params.yaml", copy)
     set_params(copy, {"seed": seed, **ARMS[arm]})
     return copy
+
+
+def version_of(workspace: Path) -> str:
+    """The version of the model that is adapted."""
+    return read_card(champion_of(workspace)).version
 
 
 def scores(metrics: dict[str, Any], prefix: str) -> dict[str, Any]:
@@ -57,7 +65,7 @@ def run(workspace: Path, site: Path, arm: str, seed: int, labels: int) -> dict[s
         command = [WBC, "onboard", str(site.resolve()), "--labels", str(labels), "--json"]
         answer = subprocess.run(command, cwd=copy, stdout=subprocess.PIPE, text=True, check=True)
     result = json.loads(answer.stdout)
-    row: dict[str, Any] = {"site": site.stem, "arm": arm, "seed": seed, "labels": result["labels"]}
+    row: dict[str, Any] = dict(zip(KEY, (version_of(workspace), site.stem, arm, seed, result["labels"]), strict=True))
     row["max_home_loss"] = read_params(workspace / "params.yaml").onboard.max_home_loss
     row |= {f"recoloured_{whose}": share for whose, share in result["shift"]["recoloured"].items()}
     for when in ("before", "statistics", "after"):
@@ -74,19 +82,19 @@ def report(out: Path) -> None:
         values = 100 * rows[column]
         return f"{values.mean():.1f} ± {values.std(ddof=1):.1f}" if len(values) > 1 else f"{values.mean():.1f}"
 
-    head = "| site | labels | chosen | seeds | before | statistics | after | without basophils | home before | home after |"
-    lines = [head, "|" + "---|" * 10]
-    for (site, labels, arm), rows in runs.groupby(["site", "labels", "arm"]):
+    head = "champion | site | labels | chosen | seeds | before | statistics | after | without basophils | home, before | after"
+    lines = [f"| {head} |", "|" + "---|" * 11]
+    for (champion, site, labels, arm), rows in runs.groupby(["champion", "site", "labels", "arm"], sort=False):
         columns = ["before_site_balanced", "statistics_site_balanced", "after_site_balanced"]
         columns += ["after_site_balanced_without_basophils"]
         columns += ["before_home_accuracy", "after_home_accuracy"]
-        lines.append(f"| {site} | {labels} | {arm} | {len(rows)} | {' | '.join(cell(rows, c) for c in columns)} |")
+        lines.append(f"| {champion} | {site} | {labels} | {arm} | {len(rows)} | {' | '.join(cell(rows, c) for c in columns)} |")
     text = (
         "# A new site with a few labels\n\n"
         "`python studies/onboard.py WORKSPACE SITE.csv ...`: balanced accuracy in per cent on the cells that were not\n"
         "asked for, mean ± standard deviation over seeds; home is accuracy on the test pool. `statistics` is the champion with\n"
-        "batch normalisation by the site's own statistics, without a label. The champion is the same in all runs; seeds change\n"
-        "the cells that are asked for and the adaptation.\n\n"
+        "batch normalisation by the site's own statistics, without a label. Seeds change the cells that are asked for and the\n"
+        "adaptation, not the champion.\n\n"
     )
     notes = out / "NOTES.md"
     lines += ["", notes.read_text().rstrip()] if notes.exists() else []
@@ -107,8 +115,9 @@ def main() -> None:
     for seed in range(given.seeds):
         for arm in given.arms if given.labels else ["asked"]:  # without labels there is nothing to draw
             for site in given.sites:
-                done = pd.read_csv(table) if table.exists() else pd.DataFrame(columns=["site", "arm", "seed", "labels"])
+                done = pd.read_csv(table) if table.exists() else pd.DataFrame(columns=KEY)
                 key = (done["site"] == site.stem) & (done["arm"] == arm) & (done["seed"] == seed)
+                key &= done["champion"] == version_of(given.workspace)
                 if (key & (done["labels"] == given.labels)).any():
                     continue
                 row = run(given.workspace, site, arm, seed, given.labels)
