@@ -85,14 +85,13 @@ def champion_of(workspace: Path) -> Path:
     raise WbcError("there is no model to adapt: `wbc retrain` makes one")
 
 
-def adaptation_params(params: Params, card: ModelCard, labels: int, updates: int) -> Params:
-    """The parameters of an adaptation of so many `updates`: those of training with what the section `onboard` says, and the
-    champion's network.
+def adaptation_params(params: Params, card: ModelCard, labels: int) -> Params:
+    """The parameters of the adaptation: those of training with what the section `onboard` says, and the champion's network.
 
     Without a label of the site pseudo-labels are all there is of it, and are used from the start.
     """
     how = params.onboard.train
-    size = params.size.model_copy(update={"updates": updates, "image_size": card.input_size})
+    size = params.size.model_copy(update={"updates": how.updates, "image_size": card.input_size})
     architecture = {**card.architecture.model_dump(include={"attention", "lossnet", "norm"}), "view": card.view}
     train = {
         "augmentation": "mild",  # of home's cells, which are there to be remembered; the site's are strongly augmented
@@ -144,9 +143,9 @@ def onboard(
         if not _ask(ctx, asked - have, asked):
             queue = ctx.site / "data/queue.csv"
             return {**result, "status": "waiting", "labels": have, "awaited": len(awaited(ctx.site)), "queue": str(queue)}
-        _adapt(ctx, asked)
-    if not ctx.adapted.is_dir() or read_card(ctx.adapted).pool_version != _made_from(ctx, asked):
-        _adapt(ctx, asked)  # killed between the labels and the training, or there is another champion since
+        _adapt(ctx)
+    if not ctx.adapted.is_dir() or read_card(ctx.adapted).pool_version != _made_from(ctx):
+        _adapt(ctx)  # killed between the labels and the training, or there is another champion since
     result |= {"status": "adapted", "labels": have, "model": str(ctx.adapted), **_before_and_after(ctx)}
     write_atomic(ctx.site / "report.json", json.dumps(result, indent=2) + "\n")
     return result
@@ -191,16 +190,9 @@ def _at(network: AttentionResNet18, views: NDArray[np.uint8]) -> AttentionResNet
     return with_statistics_of(network, views) if takes_statistics(network) and len(views) >= MIN_CELLS else network
 
 
-def _updates(ctx: Onboarding, asked: int) -> int:
-    """How long the site's labels are learned from: half as long while more are to come, which is enough to ask with."""
-    updates = ctx.params.onboard.train.updates
-    return updates if len(ctx.pools().frames["labelled"]) >= asked else -(-updates // 2)
-
-
-def _made_from(ctx: Onboarding, asked: int) -> str:
-    """What an adapted model depends on: the champion, the site's labels, home's pools, how long it learned."""
-    champion, home = read_card(ctx.champion).version, usable_pools(ctx.workspace).version()
-    return f"{champion}+{ctx.pools().version()}+{home}+{_updates(ctx, asked)}"
+def _made_from(ctx: Onboarding) -> str:
+    """What an adapted model depends on: the champion, the site's labels, home's pools."""
+    return f"{read_card(ctx.champion).version}+{ctx.pools().version()}+{usable_pools(ctx.workspace).version()}"
 
 
 def _round(ctx: Onboarding) -> int:
@@ -240,7 +232,7 @@ def _home(ctx: Onboarding, pool: str, card: ModelCard) -> LabelledCells:
     return LabelledCells.load(decoded, frame["sha256"].tolist(), frame["label"].tolist())
 
 
-def _adapt(ctx: Onboarding, asked: int) -> None:
+def _adapt(ctx: Onboarding) -> None:
     """Go on from the champion with the site's labelled cells, those of home, and the site's unlabelled ones."""
     network, card = load_model(ctx.champion)
     frames = ctx.pools().frames
@@ -256,22 +248,16 @@ def _adapt(ctx: Onboarding, asked: int) -> None:
     weights = {key: value.clone() for key, value in network.state_dict().items()}
     unlabelled = UnlabelledCells(tuple(frames["unlabelled"]["sha256"]), decoded.read)
     checkpoint = ctx.site / ".wbc/checkpoint.safetensors"
-    params = adaptation_params(ctx.params, card, len(site.labels), _updates(ctx, asked))
-    views, of_site = home.images[some_cells(len(home.labels), ctx.params.seed)], _views_of_site(ctx, card)
-    adapt = Adaptation(weights, focus, colour_map(views, of_site) if len(of_site) >= MIN_CELLS else None)
-    training = Training(params, both, validation, checkpoint, unlabelled, adapt)
+    params = adaptation_params(ctx.params, card, len(site.labels))
+    training = Training(params, both, validation, checkpoint, unlabelled, Adaptation(weights, focus))
+    views = home.images[some_cells(len(home.labels), ctx.params.seed)]
     adapted, step = _held_back(weights, training.fit(), views, validation, params.onboard.max_home_loss)
     ctx.progress.say(f"{step:.0%} of the way from the champion to the adapted weights, so that home is not forgotten")
-    at_home, at_site = _at(adapted, views), _at(adapted, of_site)
+    at_home, at_site = _at(adapted, views), _at(adapted, _views_of_site(ctx, card))
     shown = decoded_cells(ctx.workspace, card.input_size, card.view).appearance(validation.sha256s)
     new = calibrated_card(at_home, validation, params, shown)
     source = f"{card.data_source}, {len(site.labels)} labelled cells of {ctx.site.name}"
-    facts = {
-        "pool_version": _made_from(ctx, asked),
-        "git_commit": card.git_commit,
-        "rendered": card.rendered,
-        "data_source": source,
-    }
+    facts = {"pool_version": _made_from(ctx), "git_commit": card.git_commit, "rendered": card.rendered, "data_source": source}
     save_model(ctx.home, at_home, new.model_copy(update=facts))
     # The site has no labelled cells but those it was trained on: temperature and prediction sets stay those of home until
     # somebody has others (flows/calibration.py).

@@ -1,7 +1,7 @@
 """Home's cells in the colours of another site: a map of colour that needs no label.
 
 A site's stain and camera change all of its cells alike. Labelled cells of home, mapped to the colours that the site's cells have,
-are labelled cells that look as if they came from there.
+say what that change alone costs a model, before anybody has labelled a cell there.
 """
 
 from typing import Final, NamedTuple

@@ -37,14 +37,12 @@ from wbc_model.network import MEAN, STD, AttentionResNet18, Output, begin_with, 
 from wbc_model.params import Params
 from wbc_model.predict import Predictions, predict
 from wbc_model.probabilities import softmax
-from wbc_model.recolour import ColourMap
 from wbc_model.sampling import BatchPlan, hard_sample_weights, seeded
 from wbc_model.semi import PRIOR_SHARE, Averaged, PseudoLabels, UnlabelledCells, candidates, choose
 from wbc_model.statistics import MIN_CELLS, some_cells, takes_statistics, with_statistics_of
 
 COVERAGE: Final = 0.95
 VALIDATION_BATCH: Final = 128
-RECOLOURED: Final = 0.5  # of the old site's cells in a batch, when a network is taken on to a new site
 CHECKPOINT_SECONDS: Final = 60.0  # a checkpoint is four times the weights: not after every look
 
 
@@ -110,14 +108,10 @@ class Adaptation:
     Weights are the same for both sites, batch statistics are not: each site's part of a batch is normalised by itself, and
     whoever uses the network measures its statistics at the site (wbc_model/statistics.py). The validation pool is the old site's
     and would choose the weights that have moved the least: the last ones are kept.
-
-    With `recolour` each cell of the old site comes in the new site's colours in a share RECOLOURED of its turns, and is
-    normalised with the new site's.
     """
 
     weights: dict[str, Tensor]
     focus: NDArray[np.bool_]
-    recolour: ColourMap | None = None
 
 
 class Training:
@@ -207,7 +201,6 @@ class Training:
             parts.append(list(self.unlabelled.sha256s))
         if self.adapt is not None:
             parts.append(self.adapt.focus.tolist())
-            parts.append([part.tolist() for part in self.adapt.recolour or ()])
             update_with_weights(digest, self.adapt.weights)
         if self.start is not None:
             parts.append("start")
@@ -229,18 +222,7 @@ class Training:
         images = augment(
             images, strong, seeded(self.params.seed, 3, update, self.fabric.global_rank), REGULAR[self.params.train.augmentation]
         )
-        if self.adapt is not None and self.adapt.recolour is not None:
-            mapped = (self.at_new_site(update, index) & ~torch.from_numpy(self.adapt.focus)[index]).to(images.device)
-            images[mapped] = self.adapt.recolour(images[mapped])
         return images, self.labels[index].to(self.fabric.device), index
-
-    def at_new_site(self, update: int, index: Tensor) -> Tensor:
-        """Which of a batch's labelled cells, at `index`, look like the new site's: (N,) bool; its own and the recoloured ones."""
-        if self.adapt is None:
-            return torch.zeros(len(index), dtype=torch.bool)
-        share = RECOLOURED if self.adapt.recolour is not None else 0.0
-        drawn = torch.rand(len(index), generator=seeded(self.params.seed, 9, update)) < share
-        return torch.from_numpy(self.adapt.focus)[index] | drawn
 
     @property
     def pseudo_count(self) -> int:
@@ -270,8 +252,7 @@ class Training:
         if self.pseudo.weights.any():
             more, pseudo = self.pseudo_batch(update)
             images = torch.cat([images, more]).contiguous(memory_format=torch.channels_last)
-        new = self.at_new_site(update, index)
-        output = self._forward(images, new, gradient=update < train.lossnet_gradient_share * size.updates)
+        output = self._forward(images, index, gradient=update < train.lossnet_gradient_share * size.updates)
         logits = output.logits.float()
         each = F.cross_entropy(
             logits[: len(labels)] + self.prior, labels, reduction="none", label_smoothing=train.label_smoothing
@@ -288,11 +269,12 @@ class Training:
             self.averaged.follow(self.network, update)
         self._note_losses(index, each.detach())
 
-    def _forward(self, images: Tensor, new: Tensor, gradient: bool) -> Output:
-        """The network's output for a batch: labelled images, of which those in `new` look like a new site's, then pseudo-labelled
-        ones, which are from there. On a new site the images of each site by themselves, so that batch normalisation does not
-        mix them, unless one has too few for a variance."""
-        new = torch.cat([new, torch.ones(len(images) - len(new), dtype=torch.bool)])
+    def _forward(self, images: Tensor, index: Tensor, gradient: bool) -> Output:
+        """The network's output for a batch: labelled images at `index`, then pseudo-labelled ones. On a new site the images of
+        each site by themselves, so that batch normalisation does not mix them, unless one has too few for a variance."""
+        new = torch.ones(len(images), dtype=torch.bool)
+        if self.adapt is not None:
+            new[: len(index)] = torch.from_numpy(self.adapt.focus)[index]
         if self.adapt is None or min(int(new.sum()), int((~new).sum())) < 2:
             output: Output = self.module(images, lossnet_gradient=gradient)
             return output

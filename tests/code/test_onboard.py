@@ -157,10 +157,10 @@ def test_the_adapted_network_is_the_champions_whatever_params_say_now(home: Path
     card = read_card(home / "models/candidate")
     by_groups = card.architecture.model_copy(update={"norm": "group"})
     card = card.model_copy(update={"view": "whole", "input_size": 96, "architecture": by_groups})
-    how = adaptation_params(params, card, 8, 7)
-    assert (how.model.view, how.model.norm, how.size.image_size, how.size.updates) == ("whole", "group", 96, 7)
+    how = adaptation_params(params, card, 8)
+    assert (how.model.view, how.model.norm, how.size.image_size, how.size.updates) == ("whole", "group", 96, 4)
     assert how.train.hard_share == params.onboard.train.site_share
-    assert adaptation_params(params, card, 0, 7).train.hard_share == 0.0
+    assert adaptation_params(params, card, 0).train.hard_share == 0.0
 
 
 def test_without_any_label_the_statistics_and_pseudo_labels_adapt(home: Path, workspace: Path):
