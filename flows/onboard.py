@@ -8,7 +8,6 @@ are the oracle's: only those that were asked for are used, the cells that were n
 
 import hashlib
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,6 @@ from wbc_model.pools import Pools
 from wbc_model.predict import Predictions, predict
 from wbc_model.probabilities import softmax
 from wbc_model.query import query, score_pool
-from wbc_model.recolour import colour_map
 from wbc_model.semi import UnlabelledCells
 from wbc_model.statistics import MIN_CELLS, some_cells, takes_statistics, with_statistics_of
 from wbc_model.train import VALIDATION_BATCH, Adaptation, LabelledCells, Training, calibrated_card
@@ -299,32 +297,20 @@ def _predictions(ctx: Onboarding, model: Path, root: Path, frame: pd.DataFrame, 
 
 def _shift(ctx: Onboarding) -> dict[str, Any]:
     """The site's cells against home's, by the champion, without a label."""
-    from wbc_model.shift import measure_shift
+    from wbc_model.shift import cost_of_colours, measure_shift
 
-    frames = usable_pools(ctx.workspace).frames
-    home, half = (
-        _predictions(ctx, ctx.champion, ctx.workspace, frames[pool].head(SHIFT_CELLS), True)
-        for pool in ("labelled", "validation")
-    )
+    pools = usable_pools(ctx.workspace).frames  # in the order of their manifest, which may go class by class
+    frames = [pools[pool].sort_values("sha256").head(SHIFT_CELLS) for pool in ("labelled", "validation")]
+    home, half = (_predictions(ctx, ctx.champion, ctx.workspace, frame, True) for frame in frames)
     site = _predictions(ctx, ctx.champion, ctx.site, ctx.pools().table().sort_values("sha256"), True)
-    shift = measure_shift(home, half, site, read_card(ctx.champion).temperature, ctx.params.seed)
-    return shift | {"recoloured": _recoloured(ctx)}
-
-
-def _recoloured(ctx: Onboarding) -> dict[str, float] | None:
-    """What the site's colours alone cost: the champion's balanced accuracy on home's validation cells as they are (`home`) and in
-    the site's colours (`site`). It needs no label of the site; None where the site has too few cells."""
     network, card = load_model(ctx.champion)
-    cells, of_site = _home(ctx, "validation", card), _views_of_site(ctx, card)
+    shift = measure_shift(home, half, site, card.temperature, ctx.params.seed)
+    of_site = _views_of_site(ctx, card)
     if len(of_site) < MIN_CELLS:
-        return None
-    colours = colour_map(cells.images[some_cells(len(cells.labels), ctx.params.seed)], of_site)
-
-    def balanced_accuracy(batches: Iterable[NDArray[np.uint8]]) -> float:
-        seen = predict(network, batches)
-        return float(classification_metrics(softmax(seen.logits), cells.labels, resamples=0)["balanced_accuracy"])
-
-    return {"home": balanced_accuracy(cells.batches()), "site": balanced_accuracy(map(colours.views, cells.batches()))}
+        return {**shift, "recoloured": None}
+    decoded = decoded_cells(ctx.workspace, card.input_size, card.view)
+    cells = LabelledCells.load(decoded, frames[1]["sha256"].tolist(), frames[1]["label"].tolist())
+    return {**shift, "recoloured": cost_of_colours(network, cells.images, cells.labels, half.logits, of_site)}
 
 
 def _before_and_after(ctx: Onboarding) -> dict[str, Any]:

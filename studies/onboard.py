@@ -67,7 +67,7 @@ def run(workspace: Path, site: Path, arm: str, seed: int, labels: int) -> dict[s
     result = json.loads(answer.stdout)
     row: dict[str, Any] = dict(zip(KEY, (version_of(workspace), site.stem, arm, seed, result["labels"]), strict=True))
     row["max_home_loss"] = read_params(workspace / "params.yaml").onboard.max_home_loss
-    row |= {f"recoloured_{whose}": share for whose, share in result["shift"]["recoloured"].items()}
+    row |= {f"recoloured_{whose}": share for whose, share in (result["shift"]["recoloured"] or {}).items()}
     for when in ("before", "statistics", "after"):
         for place, metrics in result[when].items():
             row |= scores(metrics, f"{when}_{place}")

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from wbc_model.canonical import WHITE
+
 
 class Strength(NamedTuple):
     """Half widths of the uniform ranges from which a sample's transform is drawn, and probabilities of the last three."""
@@ -45,7 +47,6 @@ SITES: Final = Strength(0.35, 0.08, 0.12, 0.35, 0.4, 0.25, 0.7, 0.2, 0.8, 0.08, 
 STRONG: Final = Strength(0.5, 0.12, 0.2, 0.5, 0.5, 0.3, 0.8, 0.25, 1.0, 0.15, 0.45, 0.6, 0.25, 0, 0.02, 0.3, 0.3, 0.4)
 REGULAR: Final = {"mild": MILD, "sites": SITES}
 SWITCH_ON: Final = 0.6  # probability with which a strong sample receives each transform
-WHITE: Final = 0.96  # of full light: the background of the canonical view, which no camera changes
 SHARP: Final = 0.3  # a blur with a standard deviation of fewer pixels than this changes nothing that is worth its time
 
 
@@ -126,7 +127,7 @@ def _camera(values: dict[str, Tensor], generator: Generator) -> tuple[Tensor, Te
     """How another camera mixes the channels: an affine map of RGB a sample, (N, 3, 3) and (N, 3, 1), that leaves white white."""
     mixing = torch.rand(len(values["camera"]), 3, 3, generator=generator) * 2 - 1
     matrix = torch.eye(3) + values["camera"].abs()[:, None, None] * mixing
-    white = torch.full((3, 1), WHITE)
+    white = torch.full((3, 1), WHITE / 255)
     return matrix, white - matrix @ white
 
 
@@ -163,8 +164,8 @@ def _coarse(images: Tensor) -> Tensor:
 
 
 def _blur(images: Tensor, deviation: Tensor) -> Tensor:
-    """Gaussian blur of images (N, 3, S, S) by `deviation` (N,) pixels each: one banded matrix for rows and columns, with weights
-    that sum to one at the border too."""
+    """Gaussian blur of images (N, 3, S, S) by `deviation` (N,) pixels each: one matrix for rows and columns, whose weights sum to
+    one at the border too."""
     place = torch.arange(images.shape[-1], device=images.device)
     distance = (place[:, None] - place[None]) / deviation[:, None, None].to(images.device)
     weight = torch.softmax(-0.5 * distance**2, dim=2)[:, None]

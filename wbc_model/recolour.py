@@ -4,55 +4,38 @@ A site's stain and camera change all of its cells alike. Labelled cells of home,
 say what that change alone costs a model, before anybody has labelled a cell there.
 """
 
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-CELLS: Final = 256  # of each site that a map is measured on: more change nothing
+CELLS: Final = 256  # of each site that a map is measured on: a million pixels of the smallest preset
 Pixels = NDArray[np.uint8]
+Matrix = NDArray[np.float64]
 
 
-class ColourMap(NamedTuple):
-    """An affine map of RGB in 0..1: `matrix` (3, 3) and `offset` (3,), float32."""
-
-    matrix: Tensor
-    offset: Tensor
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Images (N, 3, S, S) in 0..1 in their new colours, within 0..1."""
-        mapped = torch.einsum("dc,nchw->ndhw", self.matrix.to(images), images) + self.offset.to(images).view(1, 3, 1, 1)
-        return mapped.clamp_(0, 1)
-
-    def views(self, pixels: Pixels) -> Pixels:
-        """Views uint8 (N, S, S, 3) in their new colours."""
-        mapped = self(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255)
-        recoloured: Pixels = (mapped * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
-        return recoloured
-
-
-def _root(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+def _root(matrix: Matrix) -> Matrix:
     """The symmetric root of a symmetric matrix; eigenvalues that rounding made negative count as none."""
     values, vectors = np.linalg.eigh(matrix)
-    root: NDArray[np.float64] = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
+    root: Matrix = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
     return root
 
 
-def colour_map(home: Pixels, site: Pixels) -> ColourMap:
-    """The map that gives views of `home` (N, S, S, 3) the mean and the covariance of the colours of `site` (M, S, S, 3), and of
-    all that do changes colours the least: the linear Monge-Kantorovich map of Pitié & Kokaram 2007. The first CELLS of each are
-    looked at.
+def colour_map(home: Pixels, site: Pixels) -> tuple[Matrix, Matrix]:
+    """`matrix` (3, 3) and `offset` (3,) that give RGB of the views of `home` (N, S, S, 3) the mean and the covariance of those of
+    `site` (M, S, S, 3), and of all that do change colours the least: the linear Monge-Kantorovich map of Pitié & Kokaram 2007.
 
     T = A^-1/2 (A^1/2 B A^1/2)^1/2 A^-1/2 with the covariances A of home and B of the site. A colour that home's cells do not vary
-    in (all grey, say) is varied a little, so that A can be inverted.
+    in (all grey, say) is varied a little, so that A can be inverted. CELLS of each site at most are looked at.
     """
-    (from_mean, a), (to_mean, b) = (
-        (p.mean(axis=0), np.cov(p.T)) for p in (v.reshape(-1, 3) / 255 for v in (home[:CELLS], site[:CELLS]))
-    )
-    a = a + 1e-6 * np.eye(3)
-    root = _root(a)
+    seen_at_home, seen_at_site = (views[:: -(-len(views) // CELLS)].reshape(-1, 3) for views in (home, site))
+    root = _root(np.cov(seen_at_home.T) + 0.05 * np.eye(3))
     inverse = np.linalg.inv(root)
-    matrix = inverse @ _root(root @ b @ root) @ inverse
-    return ColourMap(*(torch.from_numpy(part).float() for part in (matrix, to_mean - matrix @ from_mean)))
+    matrix = inverse @ _root(root @ np.cov(seen_at_site.T) @ root) @ inverse
+    return matrix, seen_at_site.mean(axis=0) - matrix @ seen_at_home.mean(axis=0)
+
+
+def recoloured(views: Pixels, matrix: Matrix, offset: Matrix) -> Pixels:
+    """Views uint8 (N, S, S, 3) in the colours that a map gives them, within 0..255."""
+    mapped: Pixels = (views @ matrix.T + offset).clip(0, 255).round().astype(np.uint8)
+    return mapped

@@ -1,13 +1,17 @@
 """How far a new site is from the one that a model was trained at, without a label of it."""
 
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
-from wbc_model.predict import Predictions
+from wbc_model.metrics import classification_metrics
+from wbc_model.predict import Predictions, predict
 from wbc_model.probabilities import softmax
+from wbc_model.recolour import Pixels, colour_map, recoloured
 
+BATCH: Final = 128
 Rows = NDArray[np.float32]
 
 
@@ -50,3 +54,17 @@ def measure_shift(home: Predictions, half: Predictions, site: Predictions, tempe
             "site": float(softmax(site.logits, temperature).max(axis=1).mean()),
         },
     }
+
+
+def cost_of_colours(
+    network: nn.Module, images: Pixels, labels: NDArray[np.int64], logits: Rows, site: Pixels
+) -> dict[str, float]:
+    """Balanced accuracy on labelled cells of home, views `images` (N, S, S, 3): as they are, by their `logits`
+    (`home`), and in the colours of views of the `site` (`site`). What a network loses by a site's colours alone."""
+    mapped = recoloured(images, *colour_map(images, site))
+    there = predict(network, np.array_split(mapped, -(-len(mapped) // BATCH))).logits
+
+    def balanced_accuracy(seen: Rows) -> float:
+        return float(classification_metrics(softmax(seen), labels, resamples=0)["balanced_accuracy"])
+
+    return {"home": balanced_accuracy(logits), "site": balanced_accuracy(there)}

@@ -110,7 +110,7 @@ def test_more_eosin_leaves_the_blue_dye_as_it_is():
 def test_another_camera_mixes_the_channels_and_leaves_white_white():
     values = {"camera": torch.tensor([0.0, 0.5, -0.5])}
     matrix, offset = augmentation._camera(values, seeded(1))
-    white = torch.full((3, 1), augmentation.WHITE)
+    white = torch.full((3, 1), augmentation.WHITE / 255)
     torch.testing.assert_close(matrix @ white + offset, white.expand(3, 3, 1))
     torch.testing.assert_close(matrix[0], torch.eye(3))
     assert 0 < (matrix[1:] - torch.eye(3)).abs().max() <= 0.5
@@ -136,14 +136,30 @@ def test_blur_leaves_an_even_image_as_it_is():
     torch.testing.assert_close(augmentation._blur(even, torch.tensor([3.0])), even)
 
 
-def test_sites_are_out_of_focus_by_different_amounts():
+def still(monkeypatch: pytest.MonkeyPatch, **ranges: float) -> augmentation.Strength:
+    """Nothing but these transforms, and no turn or flip."""
+    monkeypatch.setattr(augmentation, "_geometry", lambda values, generator: torch.eye(3)[:2].expand(len(values["zoom"]), 2, 3))
+    return augmentation.Strength(**{**dict.fromkeys(augmentation.Strength._fields, 0.0), **ranges})
+
+
+def test_sites_are_out_of_focus_by_different_amounts(monkeypatch: pytest.MonkeyPatch):
     """The same textured cell comes back with fewer fine details, by another amount each time; mild augmentation keeps them."""
     fine = (torch.arange(32)[:, None] + torch.arange(32)[None]) % 2 * 200 + 20
     images = fine.to(torch.uint8)[None, ..., None].expand(64, -1, -1, 3)
-    only = dict.fromkeys(augmentation.Strength._fields, 0.0)
-    blur = augmentation.Strength(**{**only, "blur": augmentation.SITES.blur})
     none = torch.zeros(64, dtype=torch.bool)
-    contrast = augment(images, none, seeded(2), blur).std((1, 2, 3))
+    contrast = augment(images, none, seeded(2), still(monkeypatch, blur=augmentation.SITES.blur)).std((1, 2, 3))
     assert augmentation.MILD.blur == 0
     assert contrast.min() < 0.2 * contrast.max()
     assert contrast.unique().numel() > 32
+
+
+def test_sites_are_seen_by_cameras_that_mix_channels(monkeypatch: pytest.MonkeyPatch):
+    """Every cell comes back in other colours, on the background that it had; a mild augmentation has one camera."""
+    images = torch.full((16, 8, 8, 3), augmentation.WHITE, dtype=torch.uint8)
+    images[:, 2:6, 2:6] = torch.tensor([120, 80, 160], dtype=torch.uint8)
+    out = augment(images, torch.zeros(16, dtype=torch.bool), seeded(3), still(monkeypatch, camera=augmentation.SITES.camera))
+    cell, white = out[:, :, 4, 4], out[:, :, 0, 0]
+    assert augmentation.MILD.camera == 0
+    torch.testing.assert_close(white, torch.full((16, 3), augmentation.WHITE / 255), atol=1e-3, rtol=0)
+    assert cell.unique(dim=0).shape == (16, 3)
+    assert (cell - torch.tensor([120, 80, 160]) / 255).abs().amax(1).min() > 1e-4
