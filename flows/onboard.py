@@ -295,12 +295,17 @@ def _predictions(ctx: Onboarding, model: Path, root: Path, frame: pd.DataFrame, 
     return score_pool(network, decoded, frame["sha256"].tolist(), False, embeddings)
 
 
+def of_all_kinds(cells: pd.DataFrame) -> pd.DataFrame:
+    """Up to SHIFT_CELLS rows of a pool, by a hash: it has the order of its manifest, which may go class by class."""
+    return cells.sort_values("sha256").head(SHIFT_CELLS)
+
+
 def _shift(ctx: Onboarding) -> dict[str, Any]:
     """The site's cells against home's, by the champion, without a label."""
     from wbc_model.shift import cost_of_colours, measure_shift
 
-    pools = usable_pools(ctx.workspace).frames  # in the order of their manifest, which may go class by class
-    frames = [pools[pool].sort_values("sha256").head(SHIFT_CELLS) for pool in ("labelled", "validation")]
+    pools = usable_pools(ctx.workspace).frames
+    frames = [of_all_kinds(pools[pool]) for pool in ("labelled", "validation")]
     home, half = (_predictions(ctx, ctx.champion, ctx.workspace, frame, True) for frame in frames)
     site = _predictions(ctx, ctx.champion, ctx.site, ctx.pools().table().sort_values("sha256"), True)
     network, card = load_model(ctx.champion)

@@ -1,5 +1,6 @@
 """`wbc onboard` through the real command on a tiny workspace: it asks, it learns, it forgets nothing that was answered."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -9,10 +10,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from flows.onboard import adaptation_params, champion_of, refuse_another_site
+from flows.onboard import SHIFT_CELLS, adaptation_params, champion_of, of_all_kinds, refuse_another_site
 from flows.workspace import init_workspace, set_params
 from tests.code.test_flow import TINY, environment
 from wbc_model.card import read_card
+from wbc_model.classes import CLASSES
 from wbc_model.errors import WbcError
 from wbc_model.export import write_card
 from wbc_model.ingest import ingest
@@ -145,6 +147,14 @@ def test_two_sites_of_one_name_are_not_taken_for_one(home: Path, tmp_path: Path)
     elsewhere = write_cells(tmp_path / "elsewhere", 40, seed=3)
     with pytest.raises(WbcError, match="site manifest has cells already, none of them in"):
         refuse_another_site(site, elsewhere)
+
+
+def test_the_shift_is_measured_on_cells_of_all_classes_though_the_manifest_goes_class_by_class():
+    labels = [name for name in CLASSES for _ in range(2 * SHIFT_CELLS)]
+    pool = pd.DataFrame({"sha256": [hashlib.sha256(str(i).encode()).hexdigest() for i in range(len(labels))], "label": labels})
+    some = of_all_kinds(pool)
+    assert len(some) == SHIFT_CELLS
+    assert some["label"].value_counts().reindex(CLASSES).min() > SHIFT_CELLS / len(CLASSES) / 2
 
 
 def test_a_workspace_without_a_model_says_what_to_do(tmp_path: Path):

@@ -53,6 +53,14 @@ def test_the_same_site_keeps_its_colours():
     np.testing.assert_allclose(recoloured(home, *colour_map(home, home)).astype(int), home, atol=1)
 
 
+def test_a_map_looks_at_cells_from_all_over_a_list():
+    """Cells that lie class by class are not mapped as if they were all of the first class."""
+    dark, bright = (np.tile(views(seed, (mean,) * 3, (10,) * 3), (8, 1, 1, 1)) for seed, mean in ((1, 70.0), (2, 180.0)))
+    matrix, offset = colour_map(np.concatenate([dark, bright]), np.concatenate([bright, dark]))
+    np.testing.assert_allclose(matrix, np.eye(3), atol=0.02)
+    np.testing.assert_allclose(offset, 0, atol=2)
+
+
 def test_colours_stay_within_what_there_is():
     far = np.array([[[[0, 128, 255]]]], np.uint8)
     np.testing.assert_array_equal(recoloured(far, 3 * np.eye(3), np.full(3, -256.0)), [[[[0, 128, 255]]]])
