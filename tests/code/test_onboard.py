@@ -1,4 +1,5 @@
-"""`wbc onboard` through the real command on a tiny workspace: it asks, it learns, it forgets nothing that was answered."""
+"""`wbc onboard` on a tiny workspace, through the real command and, to spare its start, in this process: it asks, it learns, it
+forgets nothing that was answered."""
 
 import hashlib
 import json
@@ -6,10 +7,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
+from flows.cli import app
 from flows.onboard import SHIFT_CELLS, adaptation_params, champion_of, of_all_kinds, refuse_another_site
 from flows.workspace import init_workspace, set_params
 from tests.code.test_flow import TINY, environment
@@ -35,6 +39,15 @@ SMALL = TINY | {
 def wbc(workspace: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "flows.cli", *arguments]
     return subprocess.run(command, cwd=workspace, env=environment(), capture_output=True, text=True, check=False)
+
+
+def here(workspace: Path, *arguments: str) -> dict[str, Any]:
+    """The command's answer, without a process of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(workspace)
+        answer = CliRunner().invoke(app, ["onboard", *arguments, "--json"], catch_exceptions=False)
+    assert answer.exit_code == 0, answer.output
+    return dict(json.loads(answer.stdout))
 
 
 @pytest.fixture(scope="module")
@@ -88,13 +101,12 @@ def test_with_known_labels_it_uses_those_it_asked_for_and_tests_on_the_rest(home
     assert adapted.version != read_card(workspace / "models/candidate").version
     assert "8 labelled cells of manifest" in adapted.data_source
 
-    again = json.loads(wbc(workspace, "onboard", site_data(home), "--json").stdout)
-    assert again == result  # nothing is asked, labelled or trained a second time
+    assert here(workspace, site_data(home)) == result  # nothing is asked, labelled or trained a second time
 
     # As if killed after the labels of the last round and before its training: the model is of other labels, and is made again.
     stale = adapted.model_copy(update={"pool_version": "of the first round", "data_source": "4 labelled cells of manifest"})
     write_card(site / "models/adapted", stale)
-    assert json.loads(wbc(workspace, "onboard", site_data(home), "--json").stdout) == result
+    assert here(workspace, site_data(home)) == result
     assert read_card(site / "models/adapted").data_source == adapted.data_source
 
 
@@ -106,9 +118,7 @@ def test_without_labels_it_asks_people_and_goes_on_with_their_answers(home: Path
     manifest.assign(label="").to_csv(data / "manifest.csv", index=False)
     result, answers = {}, []
     for _ in range(3):
-        answer = wbc(workspace, "onboard", str(data / "manifest.csv"), "--json", *answers)
-        assert answer.returncode == 0, answer.stderr
-        result = json.loads(answer.stdout)
+        result = here(workspace, str(data / "manifest.csv"), *answers)
         if result["status"] == "adapted":
             break
         queue = pd.read_csv(result["queue"])
@@ -174,9 +184,7 @@ def test_the_adapted_network_is_the_champions_whatever_params_say_now(home: Path
 
 
 def test_without_any_label_the_statistics_and_pseudo_labels_adapt(home: Path, workspace: Path):
-    answer = wbc(workspace, "onboard", site_data(home), "--labels", "0", "--json")
-    assert answer.returncode == 0, answer.stderr
-    result = json.loads(answer.stdout)
+    result = here(workspace, site_data(home), "--labels", "0")
     assert (result["status"], result["labels"]) == ("adapted", 0)
     assert result["after"]["site"]["n"] == result["statistics"]["site"]["n"] == 40
     assert Pools.read(workspace / "sites/manifest/data/pools").frames["labelled"].empty
