@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
-from wbc_model.files import write_atomic
+from wbc_model.files import write_atomic_by
 
 
 @dataclass
@@ -22,9 +22,10 @@ class Checkpoint:
     facts: dict[str, Any]
 
     def write(self, path: Path) -> None:
-        """Replace the checkpoint at `path` in one step."""
-        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.tensors.items()}
-        write_atomic(path, save(tensors, metadata={"key": self.key, "facts": json.dumps(self.facts)}))
+        """Replace the checkpoint at `path` in one step; no two of the tensors may share memory."""
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
+        metadata = {"key": self.key, "facts": json.dumps(self.facts)}
+        write_atomic_by(path, lambda temporary: save_file(tensors, temporary, metadata))
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         """The tensors under `prefix.`, without the prefix."""

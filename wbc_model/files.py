@@ -4,13 +4,14 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 
-def _fsync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
+def _fsync(path: Path) -> None:
+    """Of a file, or of a directory: its names."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -19,19 +20,23 @@ def _fsync_directory(directory: Path) -> None:
 
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a whole file: temporary name in the same directory, fsync, rename."""
+    write_atomic_by(path, lambda temporary: temporary.write_bytes(data.encode() if isinstance(data, str) else data))
+
+
+def write_atomic_by(path: Path, write: Callable[[Path], object]) -> None:
+    """The same for what `write` puts into the file that it is given: a library that streams needs no copy in memory."""
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(descriptor)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
+        write(Path(name))
+        _fsync(Path(name))
         os.chmod(name, 0o644)
         os.replace(name, path)
     except BaseException:
         os.unlink(name)
         raise
-    _fsync_directory(path.parent)
+    _fsync(path.parent)
 
 
 def append_durably(path: Path, text: str) -> None:
@@ -46,7 +51,7 @@ def append_durably(path: Path, text: str) -> None:
         file.write(text.encode())
         file.flush()
         os.fsync(file.fileno())
-    _fsync_directory(path.parent)
+    _fsync(path.parent)
 
 
 def replace_directory(temporary: Path, final: Path) -> None:
@@ -57,15 +62,14 @@ def replace_directory(temporary: Path, final: Path) -> None:
     """
     for file in sorted(temporary.rglob("*")):
         if file.is_file():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
+            _fsync(file)
     final.parent.mkdir(parents=True, exist_ok=True)
     old = final.with_name(f".{final.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
         final.rename(old)
     temporary.rename(final)
-    _fsync_directory(final.parent)
+    _fsync(final.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -16,14 +16,14 @@ from typing import Any, Final
 import lightning_fabric
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from wbc_model.augment import augment
 from wbc_model.checkpoint import Checkpoint, load_optimizer, optimizer_tensors, read_checkpoint
 from wbc_model.errors import WbcError
-from wbc_model.files import locked, write_atomic
+from wbc_model.files import locked, write_atomic_by
 from wbc_model.network import AttentionResNet18, load_imagenet
 from wbc_model.params import Params
 from wbc_model.sampling import BatchPlan, seeded
@@ -239,6 +239,7 @@ def pretrained(params: Params, cells: UnlabelledCells, cache: Path) -> dict[str,
     with locked(cache / "lock"):
         if not path.exists():
             pretraining = Pretraining(params, cells, cache / "checkpoint.safetensors")
-            write_atomic(path, save(pretraining.fit()))
+            weights = pretraining.fit()
+            write_atomic_by(path, lambda temporary: save_file(weights, temporary))
             pretraining.path.unlink(missing_ok=True)
     return load_file(path)

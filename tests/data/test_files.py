@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from wbc_model.files import building
+from wbc_model.files import building, write_atomic, write_atomic_by
 
 
 def test_a_directory_takes_its_place_when_it_is_finished(tmp_path: Path) -> None:
@@ -33,3 +33,21 @@ def test_what_fails_half_way_leaves_what_was_there(tmp_path: Path) -> None:
         half()
     assert (final / "a").read_text() == "good"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_file_that_is_streamed_takes_its_place_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "deep/weights"
+    write_atomic(path, "old")
+
+    def half(temporary: Path) -> None:
+        temporary.write_text("ha")
+        assert path.read_text() == "old"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomic_by(path, half)
+    assert path.read_text() == "old"
+    write_atomic_by(path, lambda temporary: temporary.write_text("new"))
+    assert path.read_text() == "new"
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert [file.name for file in path.parent.iterdir()] == ["weights"]
