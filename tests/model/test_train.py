@@ -97,8 +97,8 @@ def test_weights_of_another_network_are_no_start(
 
 
 def test_it_learns(labelled: LabelledCells, validation: LabelledCells, tmp_path: Path):
-    params = tiny_params(hard_share=0.25, eval_every=20)
-    size = params.size.model_copy(update={"updates": 100})
+    params = tiny_params(hard_share=0.25, eval_every=12)
+    size = params.size.model_copy(update={"updates": 60})
     params = params.model_copy(update={"presets": {"small": size}})
     training = Training(params, labelled, validation, tmp_path / "checkpoint")
     training.fit()
