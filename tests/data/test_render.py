@@ -176,10 +176,10 @@ def test_mean_colours_alone_do_not_tell_the_classes(cells: list[RenderedCell]) -
 def test_speed() -> None:
     list(render_cells(40, seed=8))
     best = 0.0
-    for seed in (9, 10, 11):  # the best of three: other work on the machine only ever slows it down
-        start = time.perf_counter()
+    for seed in (9, 10, 11):  # the best of three, in this process's own time: other work on the machine is not its fault
+        start = time.process_time()
         assert len(list(render_cells(150, seed))) == 150
-        best = max(best, 150 / (time.perf_counter() - start))
+        best = max(best, 150 / (time.process_time() - start))
     assert best >= 150, f"{best:.0f} cells a second"
 
 
