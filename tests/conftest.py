@@ -5,6 +5,5 @@ import os
 import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # a hundred processes are started, each would compile what it imports
 # A test that imports OpenVINO itself reports that to its maker as little as the product does (`silent_openvino`).
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
