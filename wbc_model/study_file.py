@@ -13,6 +13,7 @@ arms:                           # name: the parameters that make the arm, and ho
   warm: {start: warm}           # fresh: each budget from new weights | warm: from the weights of the budget before, heads too
 grid: {model.attention: [none, cbam]}   # every combination of values, of every arm
 reference: plain                # what the others are compared with
+parts: {attention: [full, bare]}   # what a part adds by itself: the arm with it, and the arm that lacks only it
 """
 
 import difflib
@@ -59,13 +60,14 @@ class StudyFile(BaseModel):
     arms: dict[str, dict[str, Any]] = {}
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
     reference: str
+    parts: dict[str, Annotated[list[str], Field(min_length=2, max_length=2)]] = {}
     metric: Metric = "macro_f1"
     targets: list[Share] = [0.95, 0.98, 0.99]
     log_budget: bool = True
     alternative: Literal["two-sided", "greater"] = "two-sided"
     keep_history: bool = False
 
-    @field_validator("arms", "base", "grid", "also_test", mode="before")
+    @field_validator("arms", "base", "grid", "also_test", "parts", mode="before")
     @classmethod
     def _nothing_is_empty(cls, value: Any) -> Any:
         """`arms: {plain:}` and an empty section are YAML's null: no overrides."""
@@ -175,9 +177,11 @@ def read_study(path: Path, params: Path) -> Study:
     prepared = _parsed(base, f"{path}: base")
     arms = tuple(_arm(name, overrides, base, file, path) for name, overrides in _expanded(file, path))
     names = [arm.name for arm in arms]
-    if file.reference not in names:
-        near = difflib.get_close_matches(file.reference, names, n=1, cutoff=0.0)
-        raise WbcError(f"{path}: reference: there is no arm {file.reference!r}; did you mean {near[0]!r}?")
+    named = [("reference", file.reference), *((f"parts: {part}", arm) for part, pair in file.parts.items() for arm in pair)]
+    for where, arm in named:
+        if arm not in names:
+            near = difflib.get_close_matches(arm, names, n=1, cutoff=0.0)
+            raise WbcError(f"{path}: {where}: there is no arm {arm!r}; did you mean {near[0]!r}?")
     return Study(path, file, prepared, arms)
 
 

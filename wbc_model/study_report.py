@@ -163,7 +163,7 @@ def areas(values: Mapping[str, Floats], labels: Floats, log: bool) -> dict[str, 
 
 
 def comparison(arm: str, what: str, difference: Floats, alternative: str) -> dict[str, Any]:
-    """One paired comparison of an arm with the reference; `difference` (seeds,) is the arm minus the reference."""
+    """One paired comparison of two arms; `difference` (seeds,) is the one minus the other."""
     low, high = bootstrap_interval(difference)
     return {
         "arm": arm,
@@ -195,6 +195,19 @@ def comparisons(study: Study, results: pd.DataFrame, test: str) -> tuple[pd.Data
         frame["p_holm"] = holm([row["p"] for row in rows])
         frames.append(frame)
     return frames[0], frames[1]
+
+
+def own_shares(study: Study, results: pd.DataFrame, test: str) -> pd.DataFrame:
+    """What each of the study's `parts` adds by itself, by area: the arm with it against the arm that lacks only it. One family
+    of tests, with `p_holm`."""
+    file = study.file
+    values, labels, _, _ = curves(results, test, file.metric)
+    by_area = areas(values, labels, file.log_budget)
+    rows = [
+        comparison(part, f"{arm} − {other}", by_area[arm] - by_area[other], file.alternative)
+        for part, (arm, other) in file.parts.items()
+    ]
+    return pd.DataFrame(rows).assign(p_holm=holm([row["p"] for row in rows]))
 
 
 def needed(study: Study, results: pd.DataFrame, test: str) -> list[dict[str, Any]]:
@@ -360,11 +373,15 @@ def _comparison_tables(study: Study, results: pd.DataFrame, test: str) -> list[s
     by_area, by_budget = comparisons(study, results, test)
     _, _, seeds, _ = curves(results, test, study.file.metric)
     tested = len(seeds) > 1
-    columns = ["arm", "labels", *(["difference [95 % interval]", "d_z", "p", "p (Holm)"] if tested else ["difference"])]
+    numbers = ["difference [95 % interval]", "d_z", "p", "p (Holm)"] if tested else ["difference"]
+    columns = ["arm", "labels", *numbers]
     texts = []
     for frame, what in ((by_area, "by area"), (by_budget, "at each budget")):
         rows = [_comparison_row(row, tested) for row in frame.to_dict("records")]
         texts.append(f"Against `{study.file.reference}`, {what}, in percentage points.\n\n" + _table(columns, rows))
+    if study.file.parts:
+        rows = [_comparison_row(row, tested) for row in own_shares(study, results, test).to_dict("records")]
+        texts.append("Each part's own share, by area, in percentage points.\n\n" + _table(["part", "arms", *numbers], rows))
     return texts
 
 

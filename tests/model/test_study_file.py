@@ -79,6 +79,8 @@ def test_a_grid_is_every_combination_by_a_readable_name(tmp_path: Path) -> None:
         ({"name": "a/b"}, "name"),
         ({"arms": "absent"}, "there is no arm"),
         ({"reference": "plane"}, "did you mean 'plain'"),
+        ({"parts": {"a": ["full", "plane"]}}, "parts: a: there is no arm 'plane'; did you mean 'plain'"),
+        ({"parts": {"a": ["full"]}}, "parts.a"),
         ({"arms": {"plain": {"model.atention": "none"}}}, "arm plain: unknown key model.atention; did you mean model.attention"),
         ({"arms": {"plain": {"modle.attention": "none"}}}, "arm plain: unknown key modle; did you mean model"),
         ({"arms": {"plain": {"model.attention": "cbma"}}}, "did you mean cbam"),

@@ -25,6 +25,7 @@ from wbc_model.study_report import (
     holm,
     labels_needed,
     needed,
+    own_shares,
     penalty_matrix,
     smallest_p,
     summary,
@@ -175,6 +176,20 @@ def test_comparisons_are_paired_and_adjusted_by_family(tmp_path: Path) -> None:
     assert by_budget["p_holm"].iloc[0] == pytest.approx(6 * 2 / 32)
     one_sided = study(tmp_path, arms=arms, budgets=[0.1, 0.2, 0.4], alternative="greater")
     assert comparisons(one_sided, results({"plain": 0.0, "full": 0.02, "same": 0.0}), "home")[0]["p"][0] == pytest.approx(1 / 32)
+
+
+def test_each_part_is_set_against_the_arm_that_lacks_only_it(tmp_path: Path) -> None:
+    arms = {"plain": {}, "half": {}, "full": {}}
+    parts = {"first": ["half", "plain"], "second": ["full", "half"]}
+    read = study(tmp_path, arms=arms, budgets=[0.1, 0.2, 0.4], log_budget=False, parts=parts)
+    table = results({"plain": 0.0, "half": 0.03, "full": 0.02})
+    first, second = own_shares(read, table, "home").to_dict("records")
+    assert (first["arm"], second["what"]) == ("first", "full − half")
+    assert first["difference"] == pytest.approx(0.03 * 1.2)
+    assert second["difference"] == pytest.approx(-0.01 * 1.2)
+    assert first["p_holm"] == second["p_holm"] == pytest.approx(4 / 32)  # a family of two
+    write_report(read, table, tmp_path / "out")
+    assert "| second | full − half | -1.20 [" in (tmp_path / "out/report.md").read_text()
 
 
 def test_labels_needed_are_of_the_mean_curve_with_a_count_of_seeds(tmp_path: Path) -> None:
