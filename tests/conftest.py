@@ -1,5 +1,4 @@
-"""One thread a process: the suite runs in three processes on two cores, as many of its tests wait for servers, and spinning
-OpenMP threads would wait for each other."""
+"""One thread a process: the suite runs in two processes on two cores, and spinning OpenMP threads would wait for each other."""
 
 import os
 import sys
