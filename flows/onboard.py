@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flows.labels import awaited, import_labels, oracle_answers, record
-from flows.progress import Progress
+from flows.progress import Progress, training_line
 from flows.stages import decoded_cells, usable_pools
 from wbc_model.calibrate import fit_doubt
 from wbc_model.card import ModelCard, read_card
@@ -249,7 +249,8 @@ def _adapt(ctx: Onboarding) -> None:
     params = adaptation_params(ctx.params, card, len(site.labels))
     training = Training(params, both, validation, checkpoint, unlabelled, Adaptation(weights, focus))
     views = home.images[some_cells(len(home.labels), ctx.params.seed)]
-    adapted, step = _held_back(weights, training.fit(), views, validation, params.onboard.max_home_loss)
+    said = training_line(params.size.updates)
+    adapted, step = _held_back(weights, training.fit(said), views, validation, params.onboard.max_home_loss)
     ctx.progress.say(f"{step:.0%} of the way from the champion to the adapted weights, so that home is not forgotten")
     at_home, at_site = _at(adapted, views), _at(adapted, _views_of_site(ctx, card))
     shown = decoded_cells(ctx.workspace, card.input_size, card.view).appearance(validation.sha256s)

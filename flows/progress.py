@@ -1,10 +1,25 @@
 """What a retraining says while it runs: a line per cycle on stderr, and on a terminal what it is doing now."""
 
 import contextlib
+import re
+import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
+
+TRAINING_LINE: Final = re.compile(r"update +\d+ of \d+:")
+
+
+def training_line(updates: int) -> Callable[[dict[str, float]], None]:
+    """What `Training.fit` reports to: a line on stderr at each look at the validation pool, where no terminal shows its bar."""
+
+    def say(row: dict[str, float]) -> None:
+        loss, score = row["validation_loss"], row["validation_macro_f1"]
+        line = f"update {row['update']:>5.0f} of {updates}: macro-F1 {score:.1%}, validation loss {loss:.3f}"
+        print(line, file=sys.stderr, flush=True)
+
+    return (lambda row: None) if sys.stderr.isatty() else say
 
 
 class Progress:

@@ -26,7 +26,7 @@ from prefect.concurrency.sync import concurrency
 from flows import gate, labels, versioning
 from flows.package import PACKAGED_MODEL
 from flows.prefect_api import LEASE_SECONDS, LIMIT, open_limit
-from flows.progress import Progress
+from flows.progress import TRAINING_LINE, Progress
 from flows.state import State, hold_lock, last_cycle, read_state
 from flows.versioning import PoolsVersion, StageFailed
 from flows.workspace import set_params
@@ -152,10 +152,15 @@ def validate(ctx: Context) -> bool:
 
 
 @_step("train")
-def train(ctx: Context, run: str) -> bool:
-    """The stage `train`, with this machine's metrics logged to the cycle's MLflow run meanwhile."""
+def train(ctx: Context, run: str, doing: Callable[[str], None]) -> bool:
+    """The stage `train`, with this machine's metrics logged to the cycle's MLflow run meanwhile; `doing` shows how far it is."""
+
+    def heard(line: str) -> None:
+        if TRAINING_LINE.match(line):
+            doing(f"training, {line}")
+
     with _gpu(ctx), ctx.tracker.system_metrics(run):
-        return versioning.repro(ctx.workspace, "train", ctx.log("train"), (ctx.lock,)).ran
+        return versioning.repro(ctx.workspace, "train", ctx.log("train"), (ctx.lock,), heard).ran
 
 
 @_step("evaluate")
@@ -421,7 +426,7 @@ def _one_cycle(ctx: Context) -> bool:
         validate(ctx)
         doing("training")
         run = ctx.tracker.cycle(ctx.parent_run, state.key, number)
-        train(ctx, run)
+        train(ctx, run, doing)
         doing("evaluating")
         metrics = evaluate(ctx)
         doing("querying")

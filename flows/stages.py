@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from flows.progress import training_line
 from wbc_model.card import ModelCard, read_card
 from wbc_model.decoded import DecodedCells
 from wbc_model.errors import WbcError
@@ -60,7 +61,7 @@ def train(workspace: Path) -> dict[str, Any]:
     pool = UnlabelledCells(labelled.sha256s + unlabelled.sha256s, decoded.read)
     start = pretrained(params, pool, workspace / ".wbc/pretrained")
     training = Training(params, labelled, validation, checkpoint, unlabelled, start=start)
-    network = training.fit()
+    network = training.fit(training_line(params.size.updates) if training.fabric.is_global_zero else lambda row: None)
     if not training.fabric.is_global_zero:
         return {}
     card = calibrated_card(network, validation, params, decoded.appearance(validation.sha256s))

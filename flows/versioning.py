@@ -1,5 +1,6 @@
 """DVC and git as the flow uses them: running a stage, versioning the pools, and putting right what a SIGKILL left behind."""
 
+import contextlib
 import csv
 import io
 import json
@@ -9,10 +10,10 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import IO, Final, cast
 
 import yaml
 
@@ -43,8 +44,14 @@ class StageFailed(WbcError):
     """A stage ended badly in a way that another attempt may put right: killed, out of memory, the disk full, a lock busy."""
 
 
-def run_dvc(workspace: Path, arguments: Sequence[str], log: Path | None = None, locks: Sequence[int] = ()) -> str:
-    """Run `dvc`, waiting for its lock; returns its output, which also goes to `log`.
+def run_dvc(
+    workspace: Path,
+    arguments: Sequence[str],
+    log: Path | None = None,
+    locks: Sequence[int] = (),
+    heard: Callable[[str], None] = lambda line: None,
+) -> str:
+    """Run `dvc`, waiting for its lock; returns its output, of which each line goes to `log` and to `heard` as it is said.
 
     Raises WbcError with the one line that a stage of ours left for the user, StageFailed for anything else. The child
     inherits the descriptors `locks`, so that a lock of the caller is held until the child is gone too.
@@ -52,31 +59,52 @@ def run_dvc(workspace: Path, arguments: Sequence[str], log: Path | None = None, 
     complaint = workspace / ".wbc" / f"error-{os.getpid()}.txt"
     complaint.parent.mkdir(exist_ok=True)
     complaint.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments]
-    values = environment() | {FLOW: flow_token(), ERROR_FILE: str(complaint)}
-    result = subprocess.run(
-        command,
+    with contextlib.ExitStack() as stack:
+        hearers: list[Callable[[str], None]] = []
+        if log is not None:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            written = stack.enter_context(log.open("w", buffering=1))  # a line at a time, for whoever looks in meanwhile
+            hearers.append(lambda line: print(line, file=written))
+        code, output = _run_aloud(workspace, arguments, {ERROR_FILE: str(complaint)}, locks, [*hearers, heard])
+    if code == 0:
+        return output
+    if complaint.exists():
+        line = complaint.read_text(encoding="utf-8")
+        complaint.unlink()
+        raise WbcError(line)
+    where = f" (see {log})" if log else ""
+    raise StageFailed(f"dvc {' '.join(arguments)} failed: {_last_line(output) or code}{where}")
+
+
+def _run_aloud(
+    workspace: Path,
+    arguments: Sequence[str],
+    more: dict[str, str],
+    locks: Sequence[int],
+    hearers: Sequence[Callable[[str], None]],
+) -> tuple[int, str]:
+    """Exit code and output of `dvc`, of which every hearer is given each line as it is said."""
+    said: list[str] = []
+    with subprocess.Popen(
+        [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments],
         cwd=workspace,
-        env=values,
+        env=environment() | {FLOW: flow_token()} | more,
         pass_fds=tuple(locks),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
-        check=False,
-    )
-    if log is not None:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text(result.stdout)
-    if result.returncode == 0:
-        return result.stdout
-    if complaint.exists():
-        line = complaint.read_text(encoding="utf-8")
-        complaint.unlink()
-        raise WbcError(line)
-    where = f" (see {log})" if log else ""
-    raise StageFailed(f"dvc {' '.join(arguments)} failed: {_last_line(result.stdout) or result.returncode}{where}")
+    ) as child:
+        try:
+            for line in cast(IO[str], child.stdout):
+                said.append(line)
+                for heard in hearers:
+                    heard(line.rstrip("\n"))
+        except BaseException:  # Ctrl-C, or a full disk under the log: no child may outlive its caller
+            child.kill()
+            raise
+    return child.returncode, "".join(said)
 
 
 def _last_line(output: str) -> str:
@@ -94,9 +122,15 @@ class StageRun:
     ran: bool
 
 
-def repro(workspace: Path, stage: str, log: Path | None = None, locks: Sequence[int] = ()) -> StageRun:
+def repro(
+    workspace: Path,
+    stage: str,
+    log: Path | None = None,
+    locks: Sequence[int] = (),
+    heard: Callable[[str], None] = lambda line: None,
+) -> StageRun:
     """Bring one stage up to date, its inputs as they are; those before it in the pipeline must be so already."""
-    output = run_dvc(workspace, ["repro", "--single-item", stage], log, locks)
+    output = run_dvc(workspace, ["repro", "--single-item", stage], log, locks, heard)
     return StageRun(stage, ran=f"Running stage '{stage}'" in output or f"Stage '{stage}' is cached" in output)
 
 

@@ -22,6 +22,7 @@ import pytest
 
 from flows.labels import oracle_answers, record
 from flows.prefect_api import prefect_api
+from flows.progress import TRAINING_LINE
 from flows.state import read_state
 from flows.tracking import open_tracker
 from flows.workspace import init_workspace, set_params
@@ -206,6 +207,12 @@ def test_ctrl_c_ends_a_retraining_soon_and_in_one_line(runs: dict[str, Path]) ->
     assert code == "130"
     assert lines[-1].startswith("wbc: interrupted; ")
     assert not any("Traceback" in line for line in lines)
+
+
+def test_the_log_of_a_training_tells_how_far_it_is(runs: dict[str, Path]) -> None:
+    for log in sorted((runs["whole"] / ".wbc/logs").glob("*/*-train.log")):
+        told = [line.split(":")[0] for line in log.read_text().splitlines() if TRAINING_LINE.match(line)]
+        assert told == ["update     2 of 4", "update     4 of 4"], log
 
 
 def test_the_registry_holds_runs_metrics_pools_and_the_champion(runs: dict[str, Path]) -> None:

@@ -1,5 +1,6 @@
 """DVC as the flow uses it: what a failing stage says, what a SIGKILL leaves, and that no child survives its flow."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -24,6 +25,9 @@ stages:
   telling:
     cmd: printf 'row 7 of the pools and what to do' > $WBC_ERROR_FILE; exit 1
     outs: [telling.txt]
+  slow:
+    cmd: echo begun; for i in $(seq 600); do test -e heard.txt && echo ended > slow.txt && exit; sleep 0.1; done; exit 1
+    outs: [slow.txt]
   killed:
     cmd: kill -9 $$
     outs: [killed.txt]
@@ -43,6 +47,29 @@ def test_a_stage_runs_once_for_the_same_inputs(site: Path) -> None:
     assert repro(site, "good", log).ran
     assert not repro(site, "good", log).ran
     assert "didn't change" in log.read_text()
+
+
+def test_what_a_stage_says_is_heard_and_in_the_log_while_it_runs(site: Path) -> None:
+    log = site / ".wbc/logs/slow.log"
+
+    def heard(line: str) -> None:
+        if line == "begun" and line in log.read_text().splitlines():
+            (site / "heard.txt").touch()  # what the stage waits for
+
+    assert repro(site, "slow", log, heard=heard).ran
+
+
+def test_a_hearer_that_fails_leaves_no_child(site: Path) -> None:
+    (site / "heard.txt").unlink(missing_ok=True)
+    (site / "slow.txt").unlink(missing_ok=True)
+
+    def heard(line: str) -> None:
+        if line == "begun":
+            raise OSError(errno.ENOSPC, "no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        repro(site, "slow", heard=heard)
+    assert not [child for child in psutil.Process().children() if "dvc" in child.cmdline()]
 
 
 def test_a_stage_that_tells_the_user_what_to_do_is_not_worth_another_attempt(site: Path) -> None:
