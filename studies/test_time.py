@@ -5,7 +5,8 @@
 Of each manifest the labelled test cells are used, all labelled cells where it names no test split. `statistics` gives batch
 normalisation the statistics of these cells, without their labels (wbc_model/statistics.py); `eight views` averages the
 probabilities over the eight turns and flips of the square. Nothing is drawn at random but the cells that statistics are measured
-on where there are very many, so there is no seed.
+on where there are very many, so there is no seed. A second MODEL_DIR with the same `--out` is put beside the first: trainings
+of one kind differ more away from home than at home.
 """
 
 import argparse
@@ -107,30 +108,52 @@ def rows_of(model: Path, data: Path) -> list[dict[str, Any]]:
 
 
 def table(results: pd.DataFrame) -> str:
-    """The results as Markdown, in per cent with 95 % intervals over cells."""
+    """The results as Markdown, in per cent: of one model with 95 % intervals over cells, of several the mean and each."""
     lines = ["| data | cells | way | " + " | ".join(METRICS.values()) + " |", "|" + "---|" * (3 + len(METRICS))]
-    for row in results.to_dict("records"):
-        cells = [f"{100 * row[m]:.1f} ({100 * row[f'{m}_low']:.1f} to {100 * row[f'{m}_high']:.1f})" for m in METRICS]
-        lines.append(f"| {row['data']} | {row['cells']} | {row['way']} | {' | '.join(cells)} |")
+    for (data, way), rows in results.groupby(["data", "way"], sort=False):
+        cells = []
+        for m in METRICS:
+            each = (100 * rows[m]).tolist()
+            low, high = 100 * rows[f"{m}_low"].iloc[0], 100 * rows[f"{m}_high"].iloc[0]
+            brackets = f"{low:.1f} to {high:.1f}" if len(each) == 1 else ", ".join(f"{one:.1f}" for one in each)
+            cells.append(f"{np.mean(each):.1f} ({brackets})")
+        lines.append(f"| {data} | {rows['cells'].iloc[0]} | {way} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def plot(results: pd.DataFrame, path: Path) -> None:
-    """Bars of balanced accuracy with their intervals, a group for each data set."""
+    """Bars of balanced accuracy, a group for each data set: of one model with its intervals, of several with a dot for each."""
     sets, ways = list(dict.fromkeys(results["data"])), [way for way in WAYS if way in set(results["way"])]
+    models = list(dict.fromkeys(results["model"]))
     figure, axes = plt.subplots(figsize=(2 + 1.8 * len(sets), 4), layout="constrained")
     width = 0.8 / len(ways)
     for place, way in enumerate(ways):
-        here = results[results["way"] == way].set_index("data").reindex(sets)
-        value = 100 * here["balanced_accuracy"]
-        spread = [value - 100 * here["balanced_accuracy_low"], 100 * here["balanced_accuracy_high"] - value]
-        axes.bar(np.arange(len(sets)) + (place - (len(ways) - 1) / 2) * width, value, width, yerr=spread, capsize=3, label=way)
+        at = np.arange(len(sets)) + (place - (len(ways) - 1) / 2) * width
+        here = 100 * results[results["way"] == way].pivot(index="data", columns="model").reindex(sets)
+        value = here["balanced_accuracy"].mean(axis=1)
+        bars = axes.bar(at, value, width, label=way)
+        if len(models) == 1:
+            low, high = (here[f"balanced_accuracy_{end}"].iloc[:, 0] for end in ("low", "high"))
+            axes.errorbar(at, value, [value - low, high - value], fmt="none", ecolor="black", capsize=3)
+        else:
+            axes.plot(at, here["balanced_accuracy"], "o", color="black", markersize=3)
+        axes.bar_label(bars, fmt="%.0f", label_type="center", color="white")
     axes.set_xticks(range(len(sets)), sets)
-    axes.set(ylabel="balanced accuracy, %", ylim=(0, 100), title=f"Without a label, model {results['model'].iloc[0]}")
+    of = f"model {models[0]}" if len(models) == 1 else f"{len(models)} models"
+    axes.set(ylabel="balanced accuracy, %", ylim=(0, 100), title=f"Without a label, {of}")
     figure.legend(loc="outside lower center", ncols=len(ways), frameon=False)
     axes.grid(axis="y", alpha=0.3)
     figure.savefig(path, dpi=120, metadata={"Software": None})
     plt.close(figure)
+
+
+def with_earlier(rows: list[dict[str, Any]], table: Path) -> pd.DataFrame:
+    """The rows of this model after those that the table holds of others."""
+    new = pd.DataFrame(rows)
+    if not table.exists():
+        return new
+    old = pd.read_csv(table)
+    return pd.concat([old[~old["model"].isin(new["model"])], new], ignore_index=True)
 
 
 def report(results: pd.DataFrame, out: Path) -> None:
@@ -138,12 +161,17 @@ def report(results: pd.DataFrame, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "results.csv", results.to_csv(index=False, float_format="%.6f"))
     plot(results, out / "bars.png")
+    models = ", ".join(dict.fromkeys(results["model"]))
+    brackets = (
+        "with 95 % bootstrap\nintervals over cells, which hold nothing of how much another training would differ."
+        if results["model"].nunique() == 1
+        else "the mean over\nmodels, of trainings of the same kind, and in brackets each of them."
+    )
     text = (
         "# At test time, without a label\n\n"
-        f"`python studies/test_time.py MODEL_DIR DATA.csv ...`, model {results['model'].iloc[0]}: per cent, with 95 % bootstrap\n"
-        "intervals over cells. `statistics`: batch normalisation by the statistics of these cells; `eight views`: probabilities\n"
-        "averaged over turns and flips; `both`: one on top of the other. One model: the intervals hold nothing of how much\n"
-        "another training would differ.\n\n"
+        f"`python studies/test_time.py MODEL_DIR DATA.csv ...`, {models}: per cent, {brackets}\n"
+        "`statistics`: batch normalisation by the statistics of these cells; `eight views`: probabilities\n"
+        "averaged over turns and flips; `both`: one on top of the other.\n\n"
     )
     notes = (out / "NOTES.md").read_text() if (out / "NOTES.md").exists() else ""
     parts = [text + table(results), "![balanced accuracy](bars.png)", *([notes.strip()] if notes else [])]
@@ -162,7 +190,7 @@ def main() -> None:
         rows = [row for data in given.data for row in rows_of(given.model, data)]
     except WbcError as error:
         raise SystemExit(str(error)) from None
-    report(pd.DataFrame(rows), given.out)
+    report(with_earlier(rows, given.out / "results.csv"), given.out)
 
 
 if __name__ == "__main__":

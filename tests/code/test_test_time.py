@@ -31,8 +31,8 @@ def study() -> ModuleType:
     return module
 
 
-def write_model(folder: Path, norm: str = "batch") -> Path:
-    torch.manual_seed(1)
+def write_model(folder: Path, norm: str = "batch", seed: int = 1) -> Path:
+    torch.manual_seed(seed)
     small = card("none", False, norm).model_copy(update={"input_size": 32, "temperature": 2.0})
     save_model(folder, AttentionResNet18("none", False, norm=norm), small)
     return folder
@@ -78,6 +78,19 @@ def test_the_study_writes_what_the_evaluation_finds(study: ModuleType, tmp_path:
     readme = (tmp_path / "out/README.md").read_text()
     assert readme.count("| manifest | 60 |") == 4
     assert (tmp_path / "out/bars.png").stat().st_size > 1000
+
+
+def test_a_second_model_is_put_beside_the_first(study: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    data = write_cells(tmp_path / "site", 40, seed=4, size=48)
+    models = [write_model(tmp_path / f"model{seed}", seed=seed) for seed in (1, 2)]
+    for model in (*models, models[0]):  # one that is there already is not counted twice
+        run(study, monkeypatch, model, data, "--out", tmp_path / "out")
+    results = pd.read_csv(tmp_path / "out/results.csv")
+    assert results["model"].nunique() == 2
+    assert len(results) == 8
+    first, second = (100 * results[results["way"] == "as it is"].set_index("model")["accuracy"]).tolist()
+    row = next(line for line in (tmp_path / "out/README.md").read_text().splitlines() if "| as it is |" in line)
+    assert f"| {(first + second) / 2:.1f} ({first:.1f}, {second:.1f}) |" in row
 
 
 def test_a_network_without_statistics_is_compared_without_them(
