@@ -210,7 +210,9 @@ def test_ctrl_c_ends_a_retraining_soon_and_in_one_line(runs: dict[str, Path]) ->
 
 
 def test_the_log_of_a_training_tells_how_far_it_is(runs: dict[str, Path]) -> None:
-    for log in sorted((runs["whole"] / ".wbc/logs").glob("*/*-train.log")):
+    logs = sorted((runs["whole"] / ".wbc/logs").glob("*/*-train.log"))
+    assert len(logs) == 2
+    for log in logs:
         told = [line.split(":")[0] for line in log.read_text().splitlines() if TRAINING_LINE.match(line)]
         assert told == ["update     2 of 4", "update     4 of 4"], log
 
