@@ -33,6 +33,7 @@ app.add_typer(keys_app, name="keys")
 audit_app = typer.Typer(help="The service's audit log.", no_args_is_help=True)
 app.add_typer(audit_app, name="audit")
 
+INTERRUPTED = 130  # exit code after Ctrl-C, as of a shell
 STORE, KEYRING, AUDIT = "data/service.db", "data/service.keys", "data/audit.jsonl"
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, to stdout.")]
 
@@ -63,16 +64,32 @@ def main() -> None:
     """Entry point of the `wbc` command."""
     try:
         app()
-    except WbcError as error:
-        _complain(str(error))
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        _complain("no space left on the disk; what is finished is kept, with more space the same command goes on from there")
     except SystemExit as end:
-        if end.code == 130:  # Ctrl-C, of which Typer says nothing
-            print("wbc: interrupted; what is finished is kept, the same command goes on from there", file=sys.stderr)
+        if end.code == INTERRUPTED:  # Typer says nothing of Ctrl-C
+            _interrupted()
         raise
+    except Exception as error:
+        if _after_ctrl_c(error):
+            _interrupted()
+        if isinstance(error, WbcError):
+            _complain(str(error))
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            _complain("no space left on the disk; what is finished is kept, with more space the same command goes on from there")
+        raise
+
+
+def _after_ctrl_c(error: BaseException | None) -> bool:
+    """Whether this went wrong while Ctrl-C was being obeyed (a server that no longer answered, say), so that it is no news."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__context__ or error.__cause__
+    return False
+
+
+def _interrupted() -> NoReturn:
+    print("wbc: interrupted; what is finished is kept, the same command goes on from there", file=sys.stderr)
+    raise SystemExit(INTERRUPTED) from None
 
 
 def _complain(line: str) -> NoReturn:

@@ -27,6 +27,7 @@ LIMIT: Final = "gpu"
 LEASE_SECONDS: Final = 60
 _START_SECONDS: Final = 180  # a loaded machine with 2 cores and a new database
 _DATABASE: Final = "prefect.db"
+_LOG: Final = "server.log"
 _CONSOLE: Final = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
 
 
@@ -51,22 +52,39 @@ def settings(home: Path) -> dict[str, str]:
 def prefect_api(workspace: Path, scheduling: bool = False) -> Iterator[str]:
     """Have a Prefect API for the block; yields its URL, which is in the environment too. Import prefect inside only.
 
-    `scheduling` starts the background services that create the runs of schedules. Raises WbcError when it does not start.
+    `scheduling` starts the background services that create the runs of schedules. Raises WbcError when it does not start, or
+    answers no more within the block.
     """
     home = workspace / ".wbc/prefect"
     home.mkdir(parents=True, exist_ok=True)
     os.environ.update(settings(home))
     given = os.environ.get("PREFECT_API_URL")
     if given:
-        yield given
+        with _answering(f"the Prefect server at {given}"):
+            yield given
         return
     with _server(home, scheduling) as url:
         os.environ["PREFECT_API_URL"] = url
         try:
-            yield url
+            with _answering(f"the workspace's own Prefect server (see {home / _LOG})"):
+                yield url
         finally:
             _flush_logs()
             del os.environ["PREFECT_API_URL"]
+
+
+@contextlib.contextmanager
+def _answering(server: str) -> Iterator[None]:
+    """Say in one line that the server is gone; Prefect's client has repeated the request several times by then."""
+    import httpx
+
+    try:
+        yield
+    except httpx.TransportError as error:
+        why = str(error) or type(error).__name__
+        raise WbcError(
+            f"{server} answers no more: {why}; what is finished is kept, the same command goes on from there"
+        ) from error
 
 
 def _flush_logs() -> None:
@@ -81,7 +99,7 @@ def _server(home: Path, scheduling: bool) -> Iterator[str]:
     database = home / _DATABASE
     fresh = not database.exists() and not _from_template(database)
     port = _free_port()
-    log = home / "server.log"
+    log = home / _LOG
     command = [sys.executable, "-m", "flows.guard", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     values = environment() | {FLOW: flow_token()}
     values.pop(_CONSOLE, None)

@@ -188,6 +188,26 @@ def runs(filled: Path) -> Iterator[dict[str, Path]]:
                 one.wait()
 
 
+def test_a_prefect_server_that_is_gone_is_one_line(filled: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; import psutil\n"
+        "from flows import cli; from flows.prefect_api import open_limit, prefect_api\n"
+        "def app():\n"
+        "    with prefect_api(Path(sys.argv[1])):\n"
+        "        [server] = psutil.Process().children()\n"
+        "        server.kill(); server.wait()\n"
+        "        open_limit(own_server=True)\n"
+        "cli.app = app; cli.main()"
+    )
+    command = [sys.executable, "-c", script, str(filled)]
+    values = environment() | {"PREFECT_CLIENT_MAX_RETRIES": "0"}
+    done = subprocess.run(command, env=values, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    log = filled / ".wbc/prefect/server.log"
+    assert line.startswith(f"wbc: error: the workspace's own Prefect server (see {log}) answers no more: ")
+
+
 def test_a_killed_retraining_ends_as_the_one_that_nobody_killed(runs: dict[str, Path]) -> None:
     whole, killed = outcome(runs["whole"]), outcome(runs["killed"])
     assert killed == whole

@@ -189,3 +189,31 @@ def test_a_full_disk_is_one_line_and_where_to_go_on(
     line = capsys.readouterr().err
     assert line.startswith("wbc: error: no space left on the disk; ")
     assert (tmp_path / "complaint").read_text() == line.removeprefix("wbc: error: ").rstrip("\n")
+
+
+def test_what_goes_wrong_while_ctrl_c_is_obeyed_is_no_news(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped_while_the_server_was_gone() -> None:
+        try:
+            try:
+                raise KeyboardInterrupt
+            finally:
+                raise ConnectionRefusedError("refused")
+        except ConnectionRefusedError as error:
+            raise WbcError("the server answers no more") from error
+
+    monkeypatch.setattr(cli, "app", stopped_while_the_server_was_gone)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "wbc: interrupted; what is finished is kept, the same command goes on from there\n"
+
+
+def test_a_fault_of_ours_is_shown_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli, "app", broken)
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
