@@ -25,7 +25,7 @@ from wbc_model.checkpoint import Checkpoint, load_optimizer, optimizer_tensors, 
 from wbc_model.errors import WbcError
 from wbc_model.files import locked, write_atomic_by
 from wbc_model.network import AttentionResNet18, load_imagenet
-from wbc_model.params import Params
+from wbc_model.params import Norm, Params
 from wbc_model.sampling import BatchPlan, seeded
 from wbc_model.semi import UnlabelledCells
 from wbc_model.train import CHECKPOINT_SECONDS, learning_rate
@@ -127,8 +127,7 @@ class Pretraining:
         torch.use_deterministic_algorithms(True)
         self.device = lightning_fabric.Fabric(accelerator=train.accelerator, devices=1).device
         torch.manual_seed(params.seed)
-        norm = "batch" if params.model.norm == "frozen" else params.model.norm  # there is nothing yet that could be frozen
-        network = AttentionResNet18(params.model.attention, lossnet=False, norm=norm)
+        network = AttentionResNet18(params.model.attention, lossnet=False, norm=_norm(params))
         if params.model.init_weights:
             load_imagenet(network, Path(params.model.init_weights))
         self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -211,10 +210,16 @@ class Pretraining:
         self.update = checkpoint.facts["update"]
 
 
+def _norm(params: Params) -> Norm:
+    """The normalisation of pre-training, before which there are no statistics that could be frozen."""
+    return "batch" if params.model.norm == "frozen" else params.model.norm
+
+
 def pretraining_key(params: Params, cells: UnlabelledCells) -> str:
     """A hash of all that the weights of a pre-training depend on."""
     train = params.train
-    parts: list[Any] = [params.seed, params.size.model_dump(), params.model.model_dump(), list(cells.sha256s)]
+    model = params.model.model_dump() | {"norm": _norm(params)}
+    parts: list[Any] = [params.seed, params.size.model_dump(), model, list(cells.sha256s)]
     parts += [train.pretraining, train.pretraining_updates, train.learning_rate, train.weight_decay, train.warmup_share]
     digest = hashlib.sha256(json.dumps([torch.__version__, *parts]).encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):

@@ -124,6 +124,9 @@ def test_made_once_for_a_pool_and_used_by_the_training(labelled: LabelledCells, 
     assert first is not None
     assert again is not None
     assert all(torch.equal(first[name], again[name]) for name in first)
+    frozen = params.model_copy(update={"model": params.model.model_copy(update={"norm": "frozen"})})
+    pretrained(frozen, pool, tmp_path)  # what is frozen later was learned by batches
+    assert list(tmp_path.glob("*.safetensors")) == files
     pretrained(settings("simsiam", pretraining_updates=5), pool, tmp_path)
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
     training = Training(params, labelled, validation, tmp_path / "checkpoint", start=first)
