@@ -1,8 +1,8 @@
 """What the service keeps: reports, their cells, corrections, signatures, and the messages that wait for the hospital's system.
 
 SQLite in WAL mode by default, PostgreSQL by URL. `Store.open` brings the tables up to date (serving/migrations), so that the
-models below are always those of the database. Corrections and signatures are only ever added; the database itself refuses to
-change or delete one.
+models below are always those of the database. Corrections, signatures and changes are only ever added; the database itself
+refuses to change one, and to delete one of a report whose removal was not written down first.
 """
 
 import os
@@ -30,6 +30,7 @@ from sqlalchemy import (
     String,
     Text,
     TypeDecorator,
+    UniqueConstraint,
     create_engine,
     event,
     make_url,
@@ -45,7 +46,7 @@ CONNECT_SECONDS: Final = 10
 DRIVERS: Final = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
 
 Status = Literal["preliminary", "final", "amended"]  # as FHIR's DiagnosticReport.status names them
-Delivery = Literal["pending", "delivered", "failed"]
+Delivery = Literal["pending", "delivered", "failed", "retired"]  # retired: a later message says what it should have said
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -91,13 +92,22 @@ class Report(Base):
     """The differential of one specimen. `version` goes up with every change and is the ETag of the report."""
 
     __tablename__ = "reports"
-    __table_args__ = (_one_of("status", Status), Index(None, "status", "created_at"))
+    __table_args__ = (
+        _one_of("status", Status),
+        Index(None, "status", "created_at"),
+        Index(None, "specimen_id"),
+        Index(None, "model_version"),
+    )
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)
     version: Mapped[int] = mapped_column(default=1)
     status: Mapped[Status] = mapped_column(String(16), default="preliminary")
     specimen_id: Mapped[str | None]
     wbc_count: Mapped[float | None]
+    expected_images: Mapped[int | None]  # how many the client means to send; null where it has not said
+    rendered: Mapped[bool] = mapped_column(default=False)  # whether the model learned from drawn cells
+    withdrawn_at: Mapped[datetime | None]
+    images_deleted_at: Mapped[datetime | None]  # when the kept images ran out
     model_name: Mapped[str]
     model_version: Mapped[str]
     confusion: Mapped[list[list[int]] | None] = mapped_column(
@@ -110,6 +120,7 @@ class Report(Base):
     cells: Mapped[list["Cell"]] = relationship(order_by="Cell.position")
     corrections: Mapped[list["Correction"]] = relationship(order_by="Correction.id")
     signatures: Mapped[list["Signature"]] = relationship(order_by="Signature.id")
+    changes: Mapped[list["Change"]] = relationship(order_by="Change.id")
     messages: Mapped[list["Message"]] = relationship(order_by="Message.id")
 
 
@@ -123,12 +134,17 @@ class Cell(Base):
     sha256: Mapped[str] = mapped_column(String(64))
     result: Mapped[dict[str, Any]]
     label: Mapped[str | None]
+    twin: Mapped[int | None]  # the position of an earlier cell of the report that shows the same cell
+    fingerprint: Mapped[bytes | None] = mapped_column(deferred=True)  # by which a twin is known
     image: Mapped[bytes | None] = mapped_column(deferred=True)  # only where the site keeps images
     has_image: Mapped[bool] = column_property(image.is_not(None))
 
 
 class Correction(Base):
-    """One change of one cell's label by a person; never changed or deleted. `version` is the report's after it."""
+    """One change of one cell's label by a person; never changed or deleted. `version` is the report's after it.
+
+    `undoes` is the id of an earlier correction of the same cell that this one takes back.
+    """
 
     __tablename__ = "corrections"
     __table_args__ = (Index(None, "report_id"),)
@@ -138,6 +154,7 @@ class Correction(Base):
     position: Mapped[int]
     from_label: Mapped[str | None]
     to_label: Mapped[str | None]
+    undoes: Mapped[int | None]
     by: Mapped[str]
     caller: Mapped[str]  # the name of the key that the request came with
     at: Mapped[datetime]
@@ -158,6 +175,56 @@ class Signature(Base):
     caller: Mapped[str]
     at: Mapped[datetime]
     version: Mapped[int]
+
+
+class Change(Base):
+    """One change of a report as a whole, with its reason: a field put right, a withdrawal; never changed or deleted."""
+
+    __tablename__ = "changes"
+    __table_args__ = (Index(None, "report_id"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    report_id: Mapped[str] = mapped_column(ForeignKey("reports.id"))
+    what: Mapped[str] = mapped_column(String(32))
+    from_value: Mapped[Any | None] = mapped_column(JSON(none_as_null=True))
+    to_value: Mapped[Any | None] = mapped_column(JSON(none_as_null=True))
+    reason: Mapped[str]
+    by: Mapped[str]
+    caller: Mapped[str]
+    at: Mapped[datetime]
+    version: Mapped[int]
+
+
+class Deed(Base):
+    """A call that wrote, in the transaction of what it wrote: the audit log's intention that it carries out, and its answer.
+
+    `key` is the caller's Idempotency-Key, `digest` the SHA-256 of what was asked; a repetition gets the answer kept here.
+    """
+
+    __tablename__ = "deeds"
+    __table_args__ = (UniqueConstraint("caller", "key"), Index(None, "at"))
+
+    intention: Mapped[str] = mapped_column(String(32), primary_key=True)
+    caller: Mapped[str]
+    key: Mapped[str | None]
+    digest: Mapped[str] = mapped_column(String(64))
+    status: Mapped[int]
+    headers: Mapped[dict[str, Any]]
+    body: Mapped[bytes]
+    at: Mapped[datetime]
+
+
+class Removal(Base):
+    """That a report was removed, by whom and why; it allows the database to delete what people did to it."""
+
+    __tablename__ = "removals"
+    __table_args__ = (Index(None, "report_id"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    report_id: Mapped[str] = mapped_column(String(32))
+    reason: Mapped[str]
+    by: Mapped[str]
+    at: Mapped[datetime]
 
 
 class Message(Base):

@@ -8,13 +8,15 @@ from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from live import ROOT, clean_environment
 from specimens import CONFUSION, MODEL, PERSON, SPECIMEN, classified, rejected, reported, site
-from sqlalchemy import inspect, select, text
+from sqlalchemy import create_engine, inspect, make_url, select, text
 from sqlalchemy.exc import DBAPIError
 
 from serving.differential import Differential, count_differential
@@ -23,10 +25,11 @@ from serving.review import changed_cells, correct, find, sign, take_in
 from serving.schemas import Result
 from serving.site import Hl7Receiver
 from serving.specimen import Specimen
-from serving.store import Base, Cell, Message, Report, Store, sqlite_url
+from serving.store import Base, Cell, Message, Removal, Report, Store, sqlite_url
 from wbc_model.classes import CLASSES
 from wbc_model.errors import WbcError
 
+REPORT = "e" * 32
 RECEIVER = Hl7Receiver(host="127.0.0.1", port=9)
 
 
@@ -64,7 +67,7 @@ def test_processes_that_open_an_empty_store_at_once_wait_for_each_other(store_ur
 def test_a_store_of_a_newer_version_is_refused_in_one_line(store: Store, store_url: str) -> None:
     with store.writing() as session:
         session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    with pytest.raises(WbcError, match=r"newer version.*9999.*0001") as refused:
+    with pytest.raises(WbcError, match=r"newer version.*9999.*0002") as refused:
         Store.open(store_url)
     assert "\n" not in str(refused.value)
 
@@ -313,3 +316,55 @@ def test_a_file_that_is_no_database_is_refused_in_one_line(tmp_path: Path) -> No
         Store.open(sqlite_url(tmp_path / "service.db"))
     with pytest.raises(WbcError, match="cannot be written"):
         Store.open(sqlite_url(tmp_path))
+
+
+def _at_0001(url: str) -> None:
+    """A store as the first version made it, with a signed and sent report."""
+    engine = create_engine(make_url(url).set(drivername="sqlite" if url.startswith("sqlite") else "postgresql+psycopg"))
+    config = Config()
+    config.set_main_option("script_location", str(ROOT / "serving/migrations"))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+    when = "'2026-01-01 00:00:00+00:00'"
+    rows = (
+        f"INSERT INTO reports VALUES ('{REPORT}', 3, 'final', 'S-1', NULL, 'wbc', 'v1', NULL, '{{}}', {when}, {when})",
+        f"INSERT INTO cells VALUES ('{REPORT}', 0, '{'a' * 64}', '{{}}', 'Monocyte', NULL)",
+        f"INSERT INTO corrections VALUES (1, '{REPORT}', 0, NULL, 'Monocyte', 'Ada', 'local', {when}, 2)",
+        f"INSERT INTO signatures VALUES (1, '{REPORT}', 'final', '{{}}', 'Ada', 'local', {when}, 3)",
+        f"INSERT INTO outbox VALUES (7, '{REPORT}', 'C1', 'MSH', 'failed', 1, 0, {when}, {when}, NULL, 'AE')",
+    )
+    with engine.begin() as connection:
+        for row in rows:
+            connection.exec_driver_sql(row)
+    engine.dispose()
+
+
+def test_a_store_of_the_first_version_keeps_what_it_has(store_url: str) -> None:
+    _at_0001(store_url)
+    store = Store.open(store_url)
+    report = find(store, REPORT)
+    assert (report.status, report.rendered, report.expected_images, report.withdrawn_at) == ("final", False, None, None)
+    assert [(one.to_label, one.undoes) for one in report.corrections] == [("Monocyte", None)]
+    assert [(one.id, one.state, one.error) for one in report.messages] == [(7, "failed", "AE")]
+    with store.writing() as session:
+        session.get_one(Message, 7).state = "retired"
+    store.close()
+
+
+def test_what_people_did_is_deleted_only_with_a_removal_that_says_so(store_url: str) -> None:
+    _at_0001(store_url)
+    store = Store.open(store_url)
+    tables = ("corrections", "signatures")
+    for table in tables:
+        with pytest.raises(DBAPIError, match="only ever added"), store.writing() as session:
+            session.execute(text(f"DELETE FROM {table}"))
+    with store.writing() as session:
+        session.add(Removal(report_id=REPORT, reason="asked for by the patient", by="Ada", at=datetime.now(UTC)))
+        session.flush()
+        for table in (*tables, "cells", "outbox"):
+            session.execute(text(f"DELETE FROM {table}"))
+        session.execute(text("DELETE FROM reports"))
+    with store.reading() as session:
+        assert session.get(Report, REPORT) is None
+    store.close()

@@ -1,0 +1,73 @@
+"""Files that people write."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wbc_model.errors import WbcError
+from wbc_model.written import decode_written, parse_yaml, read_written, read_yaml
+
+FILE = Path("some.yaml")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_an_editors_encoding_is_known_by_its_mark(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "keys"
+    path.write_bytes("a: ä\r\n".encode(encoding))
+    assert read_written(path) == "a: ä\r\n"
+    assert read_yaml(path) == {"a": "ä"}
+
+
+@pytest.mark.parametrize("data", ["ä".encode("latin-1"), "ab".encode("utf-16-le"), b"\xff\xfea"])
+def test_what_is_no_utf_8_is_refused_by_one_line(data: bytes) -> None:
+    with pytest.raises(WbcError, match=r"some\.yaml.*save it as UTF-8") as refused:
+        decode_written(data, FILE)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(WbcError, match=r"absent.*cannot be read"):
+        read_written(tmp_path / "absent")
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_every_number_is_read_as_python_writes_it(value: float) -> None:
+    assert parse_yaml(f"a: {value!r}", FILE) == {"a": value}
+
+
+@pytest.mark.parametrize(("text", "value"), [("1e-3", 0.001), ("1E3", 1000.0), ("-2e5", -2e5), (".5e1", 5.0), ("1.e2", 100.0)])
+def test_powers_of_ten_are_numbers(text: str, value: float) -> None:
+    found = parse_yaml(f"a: {text}", FILE)["a"]
+    assert found == value
+    assert type(found) is float
+
+
+@pytest.mark.parametrize("text", ["a1e3", "1e", "e3", "1e3b", "'1e3'"])
+def test_what_only_looks_like_one_stays_text(text: str) -> None:
+    assert parse_yaml(f"a: {text}", FILE)["a"] == text.strip("'")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("hl7: {port: 1}\nb: 2\nhl7: null\n", "some.yaml line 3: 'hl7' stands twice, in line 1 too"),
+        ("a:\n  b: 1\n  b: 2\n", "some.yaml line 3: 'b' stands twice"),
+        ("a: .inf", "some.yaml line 1: .inf is no finite number"),
+        ("a: [1, .nan]", "is no finite number"),
+        ("a: 1e999", "is no finite number"),
+        ("- 1", "must be a YAML mapping"),
+        ("a: [", "some.yaml line 1"),
+        ("a: !!python/object:os.system {}", "could not determine a constructor"),
+    ],
+)
+def test_a_trap_is_one_line(text: str, says: str) -> None:
+    with pytest.raises(WbcError) as refused:
+        parse_yaml(text, FILE)
+    assert says in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_an_empty_file_is_an_empty_mapping() -> None:
+    assert parse_yaml("# nothing\n", FILE) == {}

@@ -1,0 +1,107 @@
+"""Files that people write: text with or without a byte order mark, and the one strict reader of all YAML of the project."""
+
+import math
+import re
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, BOM_UTF32_BE, BOM_UTF32_LE
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from wbc_model.errors import WbcError
+
+# The longer marks first: UTF-32's begins with UTF-16's.
+MARKS: Final = (
+    (BOM_UTF32_LE, "utf-32"),
+    (BOM_UTF32_BE, "utf-32"),
+    (BOM_UTF8, "utf-8-sig"),
+    (BOM_UTF16_LE, "utf-16"),
+    (BOM_UTF16_BE, "utf-16"),
+)
+
+
+def read_written(path: Path) -> str:
+    """The text of a file that somebody may have saved in an editor: UTF-8, or what its byte order mark says.
+
+    Line ends stay as they are. Raises WbcError naming the file where it cannot be read, or is no such text.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise WbcError(f"{path}: cannot be read: {error.strerror}") from None
+    return decode_written(data, path)
+
+
+def decode_written(data: bytes, path: Path) -> str:
+    """The same of a file's bytes."""
+    encoding = next((name for mark, name in MARKS if data.startswith(mark)), "utf-8")
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise WbcError(f"{path}: is no UTF-8 text at byte {error.start}: save it as UTF-8") from None
+    if "\0" in text:
+        raise WbcError(f"{path}: is no UTF-8 text: it holds zero bytes; save it as UTF-8")
+    return text
+
+
+class _Strict(yaml.SafeLoader):
+    """YAML without its traps: a key given twice is an error, and so is an infinite number; 1e-3 is a number."""
+
+
+def _mapping(loader: _Strict, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+    seen: dict[str, int] = {}
+    for key, _ in node.value:
+        name = str(key.value)
+        if name in seen:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{name!r} stands twice, in line {seen[name]} too: keep one of them", key.start_mark
+            )
+        seen[name] = key.start_mark.line + 1
+    return yaml.SafeLoader.construct_mapping(loader, node, deep)
+
+
+def _finite(loader: _Strict, node: yaml.ScalarNode) -> float:
+    value = yaml.SafeLoader.construct_yaml_float(loader, node)
+    if not math.isfinite(value):
+        raise yaml.constructor.ConstructorError(None, None, f"{node.value} is no finite number", node.start_mark)
+    return value
+
+
+def _yaml_map(loader: _Strict, node: yaml.MappingNode) -> Any:
+    data: dict[Hashable, Any] = {}
+    yield data
+    data.update(_mapping(loader, node))
+
+
+_Strict.add_constructor("tag:yaml.org,2002:map", _yaml_map)
+_Strict.add_constructor("tag:yaml.org,2002:float", _finite)
+# YAML 1.1, which PyYAML reads, takes 1e-3 for text: it wants a point and a sign. This is YAML 1.2's number.
+_Strict.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"), list("-+0123456789.")
+)
+
+
+def parse_yaml(text: str, path: Path) -> dict[str, Any]:
+    """YAML text as a mapping; an empty text is an empty mapping.
+
+    Raises WbcError naming the file, the line and what is wrong: no YAML, a key given twice, an infinite number, no mapping.
+    """
+    try:
+        document = yaml.load(text, _Strict)  # noqa: S506 - a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f" line {mark.line + 1}" if mark else ""
+        raise WbcError(f"{path}{where}: {' '.join((error.problem or str(error)).split())}") from None
+    except yaml.YAMLError as error:
+        raise WbcError(f"{path}: is no YAML: {' '.join(str(error).split())}") from None
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise WbcError(f"{path}: must be a YAML mapping, such as `name: value`")
+    return document
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file as a mapping; raises WbcError as `read_written` and `parse_yaml`."""
+    return parse_yaml(read_written(path), path)
