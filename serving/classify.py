@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import ceil
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,8 +34,9 @@ from serving.schemas import (
 from wbc_model.card import ModelCard, read_card
 from wbc_model.doubt import cell_surprise, site_surprise
 from wbc_model.errors import ImageRejected
-from wbc_model.images import look
+from wbc_model.images import decode, large_enough, look_at, shown_scale
 from wbc_model.probabilities import softmax
+from wbc_model.twins import fingerprint
 
 # bf16 moves a logit by a few hundredths. That cannot be seen in a probability of 0.9 or more, but it can turn a near tie; so
 # whatever is less sure is computed again in float32, and with bf16 the service names no other class than the offline evaluation.
@@ -44,6 +45,13 @@ SURE: Final = 0.9
 # A cell takes milliseconds to decode, a 40-megapixel PNG of 100 kB seconds: without a bound one request of 256 of them would
 # keep everybody else waiting for minutes.
 DECODE_SECONDS: Final = 20.0
+
+
+class Seen(NamedTuple):
+    """What is said of one file, and by what its cell is known again (wbc_model/twins.py): None where it was rejected."""
+
+    result: Result
+    fingerprint: bytes | None
 
 
 class Budget:
@@ -89,7 +97,11 @@ class Classifier:
         self._pool.shutdown(cancel_futures=True)
 
     async def classify(self, files: Sequence[bytes], explain: bool = False) -> list[Result]:
-        """One result a file, in order; with `explain` each has a heat map.
+        """One result a file, in order; with `explain` each has a heat map."""
+        return [seen.result for seen in await self.see(files, explain)]
+
+    async def see(self, files: Sequence[bytes], explain: bool = False) -> list[Seen]:
+        """As `classify`, each with the cell's fingerprint.
 
         A thread takes a chunk of files all the way from bytes to results, so that while one waits for the engine another
         decodes; a small request is cut so that every thread gets a share.
@@ -98,21 +110,27 @@ class Classifier:
         step = min(self.engine.chunk, ceil(len(files) / self._threads))
         chunks = [files[start : start + step] for start in range(0, len(files), step)]
         budget = Budget()
-        work = (loop.run_in_executor(self._pool, self.classify_chunk, chunk, explain, budget) for chunk in chunks)
-        return [result for chunk in await asyncio.gather(*work) for result in chunk]
+        work = (loop.run_in_executor(self._pool, self.see_chunk, chunk, explain, budget) for chunk in chunks)
+        return [seen for chunk in await asyncio.gather(*work) for seen in chunk]
 
     def classify_chunk(self, files: Sequence[bytes], explain: bool = False, budget: Budget | None = None) -> list[Result]:
         """One result a file, in order; blocks. Files after the budget is used up are rejected."""
+        return [seen.result for seen in self.see_chunk(files, explain, budget)]
+
+    def see_chunk(self, files: Sequence[bytes], explain: bool = False, budget: Budget | None = None) -> list[Seen]:
+        """As `classify_chunk`, each with the cell's fingerprint."""
         budget = budget or Budget()
         digests = [hashlib.sha256(data).hexdigest() for data in files]
-        results: list[Result | None] = [None] * len(files)
-        pixels, shown, places = [], [], []
+        found: list[Seen | None] = [None] * len(files)
+        pixels, shown, places, prints = [], [], [], []
         for place, data in enumerate(files):
             try:
                 with budget:
-                    view, appearance = look(data, self.card.input_size, self.card.view)
+                    image, facts = decode(data, large_enough(self.card.input_size, self.card.view))
+                    view, appearance = look_at(image, facts, self.card.input_size, self.card.view)
+                    prints.append(fingerprint(image, shown_scale(image, facts)))
             except ImageRejected as error:
-                results[place] = _rejected(error, digests[place])
+                found[place] = Seen(_rejected(error, digests[place]), None)
             else:
                 pixels.append(view)
                 shown.append(appearance)
@@ -127,8 +145,8 @@ class Classifier:
                 if explain:
                     hot = heat(pixels[row], self.engine, int(probabilities[row].argmax()))
                     result.heat_map = base64.b64encode(heat_map(pixels[row], hot)).decode()
-                results[place] = result
-        return [result for result in results if result is not None]
+                found[place] = Seen(result, prints[row])
+        return [seen for seen in found if seen is not None]
 
     def infer(self, images: NDArray[np.uint8]) -> Answer:
         """What the engine says of views (N, S, S, 3), and in float32 of those it is not SURE of; blocks."""

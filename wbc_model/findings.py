@@ -15,9 +15,10 @@ import pandas as pd
 from wbc_model.files import write_atomic
 from wbc_model.images import MIN_SIDE
 from wbc_model.ingest import Rejection
-from wbc_model.near_duplicates import Pair, near_duplicates
+from wbc_model.near_duplicates import near_duplicates
 from wbc_model.params import CheckParams
 from wbc_model.pools import SIDES, Pools
+from wbc_model.twins import Pair
 
 REPEATS: Final = ("duplicate", "label_conflict", "split_leak", "near_duplicate")
 SAME_PLACE: Final = 0.25  # crops whose centres are farther apart than this share of their side may be centred on two cells
@@ -117,7 +118,8 @@ def _meetings(cells: pd.DataFrame, pairs: list[Pair]) -> Iterator[_Meeting]:
 def find_pairs(cells: pd.DataFrame, checks: CheckParams, cache: Path) -> list[Pair]:
     """Near-duplicates among the rows of `describe`, as positions in it; remembered in `cache` for this set of images."""
     sound = cells[cells["stored"] & (cells["damage"] == "")]
-    sources = [Path(__file__).with_name(name).read_bytes() for name in ("near_duplicates.py", "quality.py", "images.py")]
+    names = ("near_duplicates.py", "twins.py", "quality.py", "images.py")
+    sources = [Path(__file__).with_name(name).read_bytes() for name in names]
     settings = f"{checks.near_duplicate_bits} {checks.near_duplicate_correlation} "
     key = hashlib.sha256(b"".join([*sources, settings.encode(), "".join(sound["sha256"]).encode()])).hexdigest()[:16]
     kept = cache / f"pairs-{key}.json"

@@ -132,8 +132,12 @@ def look(data: bytes, size: int, view: View) -> tuple[NDArray[np.uint8], NDArray
 
     `whole` is the crop as it is, `canonical` the cell in a standard size, stain and light (wbc_model/canonical.py).
     """
-    image, facts = decode(data, at_least=_at_least(size, view))
-    scale = max(image.size) / max(facts.width, facts.height)
+    return look_at(*decode(data, at_least=large_enough(size, view)), size, view)
+
+
+def look_at(image: Image.Image, facts: ImageFacts, size: int, view: View) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """As `look`, of what `decode` returned."""
+    scale = shown_scale(image, facts)
     if view == "whole":
         return to_square(image, size), appearance(find_nucleus(without_padding(image)), scale)
     seen, nucleus = canonical_view(image, size)
@@ -142,9 +146,15 @@ def look(data: bytes, size: int, view: View) -> tuple[NDArray[np.uint8], NDArray
 
 def preprocess(data: bytes, size: int, view: View) -> NDArray[np.uint8]:
     """As `look`, without the appearance."""
-    image = decode(data, at_least=_at_least(size, view))[0]
+    image = decode(data, at_least=large_enough(size, view))[0]
     return to_square(image, size) if view == "whole" else canonical_view(image, size)[0]
 
 
-def _at_least(size: int, view: View) -> int:
+def shown_scale(image: Image.Image, facts: ImageFacts) -> float:
+    """Pixels of a decoded image for each pixel of its file; less than 1 where a JPEG was decoded small."""
+    return max(image.size) / max(facts.width, facts.height)
+
+
+def large_enough(size: int, view: View) -> int:
+    """The `at_least` of `decode` for a network's input."""
     return size if view == "whole" else 2 * size  # the canonical view is about half the crop's side

@@ -17,21 +17,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
-from scipy.fft import dctn
-from scipy.ndimage import gaussian_filter, maximum_filter
 
 from wbc_model.errors import ImageRejected
 from wbc_model.images import decode
 from wbc_model.store import ImageStore, StoredImage, intact, stream
-
-VIEW: Final = 64  # side of the small grey view, in pixels
-LANDMARKS: Final = 8  # the most that are kept of a crop
-MARGIN: Final = 8  # pixels of the view nearer to its edge than this hold no landmark
-REACH: Final = 12  # a landmark's surroundings are the 2 * REACH pixels square around it
-_FREQUENCIES: Final = sorted((row + column, row, column) for row in range(10) for column in range(10) if row + column)[:64]
-_ROWS: Final = [row for _, row, _ in _FREQUENCIES]
-_COLUMNS: Final = [column for _, _, column in _FREQUENCIES]
+from wbc_model.twins import VIEW, find_landmarks, perceptual_hashes, small_view
 
 
 def measure(data: bytes) -> dict[str, Any]:
@@ -44,7 +34,7 @@ def measure(data: bytes) -> dict[str, Any]:
     """
     image, facts = decode(data)
     grey = image.convert("L")
-    small = grey.resize((VIEW, VIEW), Image.Resampling.BOX)
+    small = small_view(grey)
     view = np.asarray(small, dtype=np.float32)
     level = np.asarray(grey)
     landmarks = find_landmarks(view)
@@ -67,34 +57,6 @@ def measure(data: bytes) -> dict[str, Any]:
 
 def _laplacian(view: NDArray[np.float32]) -> NDArray[np.float32]:
     return view[:-2, 1:-1] + view[2:, 1:-1] + view[1:-1, :-2] + view[1:-1, 2:] - 4 * view[1:-1, 1:-1]
-
-
-def find_landmarks(view: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """The strongest blobs (extrema of a difference of Gaussians) of a grey view (VIEW, VIEW): uint8 (n <= LANDMARKS, 2).
-
-    They sit on nuclei, granules and red cells, and so move with the content when a crop is cut elsewhere.
-    """
-    blobs = np.abs(gaussian_filter(view, 2.5) - gaussian_filter(view, 5.0))
-    peaks = (blobs == maximum_filter(blobs, 5)) & (blobs > 0.5)
-    inside = np.zeros_like(peaks)
-    inside[MARGIN:-MARGIN, MARGIN:-MARGIN] = True
-    places = np.argwhere(peaks & inside)
-    order = np.argsort(-blobs[places[:, 0], places[:, 1]], kind="stable")[:LANDMARKS]
-    return places[order].astype(np.uint8)
-
-
-def perceptual_hashes(view: NDArray[np.float32], landmarks: NDArray[np.uint8]) -> NDArray[np.uint64]:
-    """A 64-bit hash per landmark, uint64 (n,): the signs of the lowest DCT coefficients of its surroundings."""
-    if not len(landmarks):
-        return np.zeros(0, np.uint64)
-    coefficients = dctn(surroundings(gaussian_filter(view, 1.0), landmarks), axes=(1, 2))
-    return np.ascontiguousarray(np.packbits(coefficients[:, _ROWS, _COLUMNS] > 0, axis=1)).view(np.uint64).ravel()
-
-
-def surroundings(view: NDArray[np.float32], landmarks: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The squares around landmarks, float32 (n, 2 * REACH, 2 * REACH); beyond the edge the view is mirrored."""
-    padded = np.pad(view, REACH, mode="reflect")
-    return np.stack([padded[row : row + 2 * REACH, column : column + 2 * REACH] for row, column in landmarks.astype(int)])
 
 
 # --- a whole store, cached by shard --------------------------------------------------------------------------------------
@@ -147,7 +109,7 @@ _NOTHING: Final = {
 
 def _code_version() -> str:
     """Changes with the code that measures, so that no cache outlives it."""
-    sources = [Path(__file__), Path(__file__).with_name("images.py")]
+    sources = [Path(__file__), *(Path(__file__).with_name(name) for name in ("images.py", "twins.py"))]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:8]
 
 

@@ -22,6 +22,7 @@ from wbc_model.card import CARD, Architecture, ModelCard, Normalisation, read_ca
 from wbc_model.errors import WbcError
 from wbc_model.images import View, preprocess
 from wbc_model.probabilities import softmax
+from wbc_model.twins import twins_of
 
 REAL = Path(os.environ.get("WBC_REAL_DATA", ROOT.parent / "shared" / "data"))
 
@@ -91,6 +92,24 @@ def test_the_service_shows_the_network_the_view_that_the_card_names(tmp_path: Pa
     assert list(result.probabilities.values()) == pytest.approx(expected_probabilities(seen, 8.0), abs=0.02)
     other = preprocess(file.getvalue(), SIZE, "whole" if view == "canonical" else "canonical").mean(axis=(0, 1))
     assert abs(expected_probabilities(seen, 8.0) - expected_probabilities(other, 8.0)).max() > 0.05
+
+
+def test_the_same_cell_saved_again_has_a_fingerprint_that_says_so(model_dir: Path) -> None:
+    rng = np.random.default_rng(8)
+    cells = [
+        Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).resize((300, 300), Image.Resampling.BICUBIC)
+        for _ in range(3)
+    ]
+    files = []
+    for cell, kind in [(cells[0], "PNG"), (cells[1], "PNG"), (cells[0], "JPEG"), (cells[2], "BMP")]:
+        cell.save(file := io.BytesIO(), kind)
+        files.append(file.getvalue())
+    classifier = Classifier.open(model_dir)
+    seen = classifier.see_chunk([files[0], b"no image", *files[1:]])
+    classifier.close()
+    assert [one.result.status for one in seen] == ["ok", "rejected", "ok", "ok", "ok"]
+    assert seen[1].fingerprint is None
+    assert twins_of([one.fingerprint for one in seen if one.fingerprint is not None]) == [None, None, 0, None]
 
 
 def test_temperature_and_missing_lossnet(tmp_path: Path) -> None:
@@ -173,7 +192,7 @@ def test_a_request_is_served_without_importing_torch_or_flows(model_dir: Path, t
     assert result.returncode == 0, result.stderr
     heavy, pure = result.stdout.splitlines()
     assert heavy == "[]"
-    pure_modules = ["canonical", "card", "classes", "doubt", "errors", "files", "images", "probabilities"]
+    pure_modules = ["canonical", "card", "classes", "doubt", "errors", "files", "images", "probabilities", "twins"]
     assert pure == str([f"wbc_model.{name}" for name in pure_modules])
 
 
