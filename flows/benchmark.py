@@ -24,9 +24,9 @@ from wbc_model.errors import WbcError
 from wbc_model.files import locked, write_atomic
 from wbc_model.ingest import ingest
 from wbc_model.manifest import read_manifest
-from wbc_model.params import Params
+from wbc_model.params import RENDERED, Params
 from wbc_model.pools import Pools, quarantined
-from wbc_model.study_file import HOME, INITIAL, RENDERED, START, Study, read_study, seeds_of, shown, value_of
+from wbc_model.study_file import HOME, INITIAL, START, Study, read_study, seeds_of, shown, value_of
 
 if TYPE_CHECKING:
     from flows.tracking import Tracker

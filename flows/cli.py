@@ -16,6 +16,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from wbc_model.choices import Acquisition, Annotator, PresetName
 from wbc_model.errors import WbcError
 
 app = typer.Typer(
@@ -38,21 +39,10 @@ STORE, KEYRING, AUDIT = "data/service.db", "data/service.keys", "data/audit.json
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, to stdout.")]
 
 
-class PresetChoice(enum.StrEnum):
-    small = "small"
-    standard = "standard"
-    full = "full"
-
-
 class ScopeChoice(enum.StrEnum):
     classify = "classify"
     review = "review"
     admin = "admin"
-
-
-class AnnotatorChoice(enum.StrEnum):
-    oracle = "oracle"
-    people = "people"
 
 
 class StatisticsChoice(enum.StrEnum):
@@ -349,15 +339,15 @@ def package_command(json_: Json = False) -> None:
 
 @app.command("retrain")
 def retrain_command(
-    preset: Annotated[PresetChoice | None, typer.Option(help="Size of images and training.")] = None,
+    preset: Annotated[PresetName | None, typer.Option(help="Size of images and training.")] = None,
     until: Annotated[
         float | None, typer.Option(help="Labels to reach: a share of the training cells up to 1, a count above.")
     ] = None,
     cycles: Annotated[
         int | None, typer.Option(min=1, help="Rounds of labelling in which to get there; each trains again.")
     ] = None,
-    annotator: Annotated[AnnotatorChoice | None, typer.Option(help="Who answers: labels set aside at ingest, or people.")] = None,
-    acquisition: Annotated[str | None, typer.Option(help="How cells are chosen: random, learning_loss, badge ...")] = None,
+    annotator: Annotated[Annotator | None, typer.Option(help="Who answers: labels set aside at ingest, or people.")] = None,
+    acquisition: Annotated[Acquisition | None, typer.Option(help="How cells are chosen.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of everything that is random.")] = None,
     commit: Annotated[bool, typer.Option("--commit", help="Commit and tag every version of the pools.")] = False,
     json_: Json = False,
@@ -369,10 +359,10 @@ def retrain_command(
     from flows.run import outcome_text, retrain
 
     chosen = {
-        "preset": preset.value if preset else None,
+        "preset": preset,
         "retrain.until": int(until) if until is not None and until > 1 and until == int(until) else until,
         "retrain.cycles": cycles,
-        "retrain.annotator": annotator.value if annotator else None,
+        "retrain.annotator": annotator,
         "acquisition.strategy": acquisition,
         "seed": seed,
     }

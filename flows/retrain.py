@@ -31,9 +31,8 @@ from flows.state import State, hold_lock, last_cycle, read_state
 from flows.versioning import PoolsVersion, StageFailed
 from flows.workspace import set_params
 from wbc_model.card import WEIGHTS, read_card
-from wbc_model.errors import WbcError
 from wbc_model.files import write_atomic
-from wbc_model.params import Params, read_params
+from wbc_model.params import RENDERED, Params, check_paths, read_params
 from wbc_model.pools import Pools, quarantined
 
 if TYPE_CHECKING:
@@ -118,17 +117,15 @@ def fill_pools(workspace: Path, progress: Progress) -> None:
     from wbc_model.render import write_cells
 
     params = read_params(workspace / "params.yaml")
+    check_paths(params, workspace, fills_pools=True)
     source = params.data.source
-    if source == "rendered":
+    if source == RENDERED:
         progress.say(f"the pools are empty: drawing {params.data.rendered_cells} cells (rendered, not real)")
         data = write_cells(workspace / ".wbc/rendered", params.data.rendered_cells, params.seed)
-        report = ingest(data, workspace / "data", params, source="rendered")
+        report = ingest(data, workspace / "data", params, source=RENDERED)
     else:
-        data = workspace / source
-        if not data.exists():
-            raise WbcError(f"params.yaml: data.source {source}: there is no such file or folder; ingest data, or use `rendered`")
-        progress.say(f"the pools are empty: ingesting {data}")
-        report = ingest(data, workspace / "data", params)
+        progress.say(f"the pools are empty: ingesting {workspace / source}")
+        report = ingest(workspace / source, workspace / "data", params)
     if report.rejections:
         progress.say(f"{len(report.rejections)} rows are not in use: see data/rejected.csv")
 

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from flows.prefect_api import prefect_api
 from flows.state import hold_lock
+from flows.workspace import params_with
 from wbc_model.card import read_card
 from wbc_model.errors import WbcError
-from wbc_model.params import read_params
+from wbc_model.params import check_paths, read_params
+from wbc_model.pools import Pools
 
 if TYPE_CHECKING:
     from flows.retrain import Outcome
@@ -18,12 +20,18 @@ def retrain(workspace: Path, changes: dict[str, Any], commit: bool) -> "Outcome"
     """Begin a retraining, or go on with the one that was interrupted or waits; raises WbcError."""
     import os
 
-    read_params(workspace / "params.yaml")
+    check_before(workspace, changes)
     own_server = "PREFECT_API_URL" not in os.environ
     with hold_lock(workspace), prefect_api(workspace):
         from flows.retrain import retrain_flow
 
         return retrain_flow(str(workspace), changes, commit, own_server)
+
+
+def check_before(workspace: Path, changes: dict[str, Any] | None = None) -> None:
+    """Raises WbcError where a retraining with these `changes` of params.yaml could not come to its end: nothing starts then."""
+    params = params_with(workspace, changes or {})
+    check_paths(params, workspace, fills_pools=not Pools.exist(workspace / "data/pools"))
 
 
 def outcome_text(outcome: "Outcome") -> str:

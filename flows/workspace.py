@@ -8,10 +8,13 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from wbc_model.errors import WbcError
 from wbc_model.files import write_atomic
+
+if TYPE_CHECKING:
+    from wbc_model.params import Params
 
 MARKS: Final = ("params.yaml", "dvc.yaml")
 GITIGNORE: Final = """\
@@ -180,15 +183,29 @@ def set_params(workspace: Path, changes: Mapping[str, Any]) -> list[str]:
 
     Keys are dotted (`retrain.until`). Raises WbcError, and writes nothing, when the result would not be valid.
     """
+    text, lines = _changed_params(workspace, changes)
+    if lines:
+        write_atomic(workspace / "params.yaml", text)
+    return lines
+
+
+def params_with(workspace: Path, changes: Mapping[str, Any]) -> "Params":
+    """The workspace's parameters as `set_params` would make them; nothing is written. Raises WbcError."""
+    from wbc_model.params import parse_params
+
+    return parse_params(_changed_params(workspace, changes)[0], workspace / "params.yaml")
+
+
+def _changed_params(workspace: Path, changes: Mapping[str, Any]) -> tuple[str, list[str]]:
     from ruamel.yaml import YAML
 
-    from wbc_model.params import parse_params
+    from wbc_model.params import params_text, parse_params
 
     path = workspace / "params.yaml"
     yaml = YAML()
     yaml.width, yaml.preserve_quotes = 4096, True
     yaml.representer.add_representer(type(None), lambda dumper, _: dumper.represent_scalar("tag:yaml.org,2002:null", "null"))
-    text = path.read_text(encoding="utf-8")
+    text = params_text(path)
     parse_params(text, path)
     document = yaml.load(text)
     lines = []
@@ -197,13 +214,12 @@ def set_params(workspace: Path, changes: Mapping[str, Any]) -> list[str]:
         place = document
         for section in sections:
             place = place[section]
-        if place[name] != value:
-            lines.append(f"{key}: {place[name]} -> {value}")
+        if name not in place or place[name] != value:
+            lines.append(f"{key}: {place.get(name, 'not there')} -> {value}")
             place[name] = value
     if not lines:
-        return []
+        return text, []
     buffer = io.StringIO()
     yaml.dump(document, buffer)
     parse_params(buffer.getvalue(), path)
-    write_atomic(path, buffer.getvalue())
-    return lines
+    return buffer.getvalue(), lines

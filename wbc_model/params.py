@@ -1,18 +1,24 @@
 """`params.yaml` as typed parameters: every number a user may change, checked before anything runs."""
 
 import difflib
+import zoneinfo
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from cronsim import CronSim, CronSimError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from wbc_model.choices import Acquisition, Annotator, PresetName
 from wbc_model.classes import CLASSES
 from wbc_model.errors import WbcError
 from wbc_model.images import View
+from wbc_model.written import decode_written, parse_yaml
 
 Share = Annotated[float, Field(ge=0, le=1)]
-PresetName = Literal["small", "standard", "full"]
+NEEDS_LOSSNET: Final = ("learning_loss", "diverse_loss")  # strategies that look at the loss which LossNet predicts
+RENDERED: Final = "rendered"
 Attention = Literal["none", "eca", "srm", "cbam"]
 Norm = Literal["batch", "group", "frozen"]
 Pretraining = Literal["none", "simsiam", "vicreg", "dino"]
@@ -24,8 +30,38 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+_SHORT: Final = ("@hourly", "@daily", "@midnight", "@weekly", "@monthly", "@yearly", "@annually")
+
+
+def _cron(text: str) -> str:
+    if text in _SHORT:
+        return text
+    if len(text.split()) != 5:
+        raise ValueError("is no cron line: it has five fields, minute, hour, day, month and weekday, such as 0 2 * * *")
+    try:
+        CronSim(text, datetime.now(UTC))
+    except CronSimError as error:
+        raise ValueError(f"is no cron line: {error}; such as 0 2 * * * for two o'clock every night") from None
+    return text
+
+
+def _timezone(name: str) -> str:
+    try:
+        zoneinfo.ZoneInfo(name)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+        near = difflib.get_close_matches(name, zoneinfo.available_timezones(), n=1)
+        hint = f"; did you mean {near[0]}?" if near else "; such as America/Los_Angeles"
+        raise ValueError(f"is no time zone that is known here{hint}") from None
+    return name
+
+
+Cron = Annotated[str, AfterValidator(_cron)]
+Timezone = Annotated[str, AfterValidator(_timezone)]
+Text = Annotated[str, Field(min_length=1)]
+
+
 class DataParams(Section):
-    source: str
+    source: Text
     rendered_cells: Annotated[int, Field(ge=50)]
     validation_share: Share
     test_share: Share
@@ -39,8 +75,14 @@ class DataParams(Section):
         return self
 
 
+def _rising(bounds: list[float]) -> list[float]:
+    if bounds[0] >= bounds[1]:
+        raise ValueError("the lower bound comes first, and is less than the upper one")
+    return bounds
+
+
 class CheckParams(Section):
-    brightness: Annotated[list[float], Field(min_length=2, max_length=2)]
+    brightness: Annotated[list[float], Field(min_length=2, max_length=2), AfterValidator(_rising)]
     min_contrast: Annotated[float, Field(ge=0)]
     min_sharpness: Annotated[float, Field(ge=0)]
     near_duplicate_bits: Annotated[int, Field(ge=0, le=16)]
@@ -102,7 +144,7 @@ class FewLabelsParams(Section):
 
 
 class AcquisitionParams(Section):
-    strategy: str
+    strategy: Acquisition
     candidates: Annotated[int, Field(ge=0)]
 
 
@@ -120,8 +162,8 @@ class AdaptationParams(Section):
 class OnboardParams(Section):
     labels: Annotated[int, Field(ge=1)]
     rounds: Annotated[int, Field(ge=1)]
-    first_strategy: str
-    strategy: str
+    first_strategy: Acquisition
+    strategy: Acquisition
     max_home_loss: Share
     train: AdaptationParams
 
@@ -130,7 +172,7 @@ class RetrainParams(Section):
     until: Annotated[float, Field(gt=0)]
     cycles: Annotated[int, Field(ge=1)]
     after_cycle: Annotated[int, Field(ge=0)]
-    annotator: Literal["oracle", "people"]
+    annotator: Annotator
 
 
 class GateParams(Section):
@@ -151,13 +193,14 @@ class PackageParams(Section):
 
 
 class TrackingParams(Section):
-    uri: str
-    experiment: str
-    model_name: str
+    uri: Text
+    experiment: Text
+    model_name: Annotated[str, Field(pattern=r"^[^/:'\"]+$")]  # what MLflow takes
 
 
 class ScheduleParams(Section):
-    cron: str
+    cron: Cron
+    timezone: Timezone | None = None
     min_new_labels: Annotated[int, Field(ge=1)]
 
 
@@ -184,6 +227,12 @@ class Params(Section):
     def _preset_is_there(self) -> Self:
         if self.preset not in self.presets:
             raise ValueError(f"preset {self.preset} is not among presets")
+        return self
+
+    @model_validator(mode="after")
+    def _lossnet_is_there(self) -> Self:
+        if self.acquisition.strategy in NEEDS_LOSSNET and not self.model.lossnet:
+            raise ValueError(f"acquisition.strategy {self.acquisition.strategy} needs LossNet, and model.lossnet is false")
         return self
 
     @property
@@ -233,21 +282,40 @@ def _explain(path: Path, error: ValidationError) -> str:
 
 def parse_params(text: str, path: Path = Path("params.yaml")) -> Params:
     """Parse the text of a params.yaml; raises WbcError naming the wrong key and the nearest right one."""
-    try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise WbcError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
-    if not isinstance(document, dict):
-        raise WbcError(f"{path}: expected a mapping of sections, found {type(document).__name__}")
+    return checked_params(parse_yaml(text, path), path)
+
+
+def checked_params(document: Mapping[str, Any], path: Path = Path("params.yaml")) -> Params:
+    """The same of what the YAML says, which came from `path`."""
     try:
         return Params.model_validate(document)
     except ValidationError as error:
         raise WbcError(_explain(path, error)) from None
 
 
-def read_params(path: Path) -> Params:
-    """Read and check a params.yaml; raises WbcError."""
+def params_text(path: Path) -> str:
+    """The text of a params.yaml. DVC reads the file too, and as UTF-8 only. Raises WbcError."""
     try:
-        return parse_params(path.read_text(encoding="utf-8"), path)
+        data = path.read_bytes()
     except FileNotFoundError:
         raise WbcError(f"{path} is missing: run this inside a workspace (`wbc init DIR` makes one)") from None
+    except OSError as error:
+        raise WbcError(f"{path}: cannot be read: {error.strerror}") from None
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise WbcError(f"{path}: is no UTF-8 text: save it as UTF-8")
+    return decode_written(data, path)
+
+
+def read_params(path: Path) -> Params:
+    """Read and check a params.yaml; raises WbcError."""
+    return parse_params(params_text(path), path)
+
+
+def check_paths(params: Params, workspace: Path, fills_pools: bool) -> None:
+    """Raises WbcError naming the key whose file is not there: of the weights that a training begins with and, where the pools
+    are to be filled, of the data."""
+    weights, source = params.model.init_weights, params.data.source
+    if weights is not None and not (workspace / weights).is_file():
+        raise WbcError(f"params.yaml: model.init_weights: {weights} does not exist")
+    if fills_pools and source != RENDERED and not (workspace / source).exists():
+        raise WbcError(f"params.yaml: data.source {source}: there is no such file or folder; ingest data, or use `rendered`")

@@ -27,10 +27,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from wbc_model.acquire import STRATEGIES
+from wbc_model.choices import PresetName
 from wbc_model.errors import WbcError
-from wbc_model.params import Params, PresetName, Share, parse_params
+from wbc_model.params import NEEDS_LOSSNET, Params, Share, checked_params
+from wbc_model.written import read_yaml
 
-RENDERED: Final = "rendered"
 INITIAL: Final = "initial"  # this and START are the keys of an arm that are no keys of params.yaml
 START: Final = "start"
 FRESH: Final = "fresh"
@@ -159,19 +160,14 @@ def value_of(params: Params, key: str) -> Any:
 
 def read_study(path: Path, params: Path) -> Study:
     """Read a study file; `params` is the params.yaml that its overrides start from. Raises WbcError naming the wrong key."""
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise WbcError(f"{path} does not exist: name a study file (YAML; see studies/)") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise WbcError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
-    if not isinstance(document, dict):
-        raise WbcError(f"{path}: expected a mapping with name, data, budgets ..., found {type(document).__name__}")
+    if not path.exists():
+        raise WbcError(f"{path} does not exist: name a study file (YAML; see studies/)")
+    document = read_yaml(path)
     try:
         file = StudyFile.model_validate(document)
     except ValidationError as error:
         raise WbcError(_explain(path, error)) from None
-    start = yaml.safe_load(params.read_text(encoding="utf-8"))
+    start = read_yaml(params)
     start["preset"] = file.preset
     base = _overridden(start, file.base, f"{path}: base")
     prepared = _parsed(base, f"{path}: base")
@@ -215,7 +211,7 @@ def _arm(name: str, overrides: dict[str, Any], base: Mapping[str, Any], file: St
     for key, strategy in (("acquisition.strategy", params.acquisition.strategy), (INITIAL, str(initial))):
         if strategy not in STRATEGIES:
             raise WbcError(f"{where}: {key}: {strategy!r} is unknown; there are {', '.join(sorted(STRATEGIES))}")
-        if "predicted_loss" in STRATEGIES[strategy].needs and not params.model.lossnet:
+        if strategy in NEEDS_LOSSNET and not params.model.lossnet:
             raise WbcError(f"{where}: {key}: {strategy} needs LossNet, and model.lossnet is false")
     if params.train.devices != 1:
         raise WbcError(f"{where}: train.devices: a study trains on one device at a time; share out its seeds with --jobs")
@@ -241,7 +237,7 @@ def _copied(value: Any) -> Any:
 
 
 def _parsed(document: Mapping[str, Any], where: str) -> Params:
-    return parse_params(yaml.safe_dump(dict(document)), Path(where))
+    return checked_params(document, Path(where))
 
 
 def _explain(path: Path, error: ValidationError) -> str:

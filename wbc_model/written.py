@@ -5,7 +5,7 @@ import re
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, BOM_UTF32_BE, BOM_UTF32_LE
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import yaml
 
@@ -46,7 +46,13 @@ def decode_written(data: bytes, path: Path) -> str:
 
 
 class _Strict(yaml.SafeLoader):
-    """YAML without its traps: a key given twice is an error, and so is an infinite number; 1e-3 is a number."""
+    """YAML without its traps: a key given twice is an error, and so is an infinite number.
+
+    PyYAML reads YAML 1.1, DVC and ruamel read 1.2. A plain scalar is here what YAML 1.2's core schema says, so that all of them
+    take it for the same: 1e-3 is a number, `010` ten, `yes` and `1:30` and a date are text. Merge keys stay.
+    """
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
 
 
 def _mapping(loader: _Strict, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -68,18 +74,31 @@ def _finite(loader: _Strict, node: yaml.ScalarNode) -> float:
     return value
 
 
+def _whole(loader: _Strict, node: yaml.ScalarNode) -> int:
+    text = str(node.value)
+    base = {"0o": 8, "0x": 16}.get(text[:2], 10)
+    return int(text, base)
+
+
 def _yaml_map(loader: _Strict, node: yaml.MappingNode) -> Any:
     data: dict[Hashable, Any] = {}
     yield data
     data.update(_mapping(loader, node))
 
 
+_CORE: Final = (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    ("float", r"\.[0-9]+|[-+]?[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]+)?", list("-+.0123456789")),
+    ("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", list("-+.")),
+    ("merge", r"<<", ["<"]),
+)
+for _name, _pattern, _first in _CORE:
+    _Strict.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"^(?:{_pattern})$"), _first)
 _Strict.add_constructor("tag:yaml.org,2002:map", _yaml_map)
 _Strict.add_constructor("tag:yaml.org,2002:float", _finite)
-# YAML 1.1, which PyYAML reads, takes 1e-3 for text: it wants a point and a sign. This is YAML 1.2's number.
-_Strict.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"), list("-+0123456789.")
-)
+_Strict.add_constructor("tag:yaml.org,2002:int", _whole)
 
 
 def parse_yaml(text: str, path: Path) -> dict[str, Any]:

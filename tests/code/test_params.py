@@ -1,11 +1,14 @@
 """params.yaml: typed, and a mistake is named with the nearest right key."""
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from wbc_model.acquire import STRATEGIES
+from wbc_model.choices import Acquisition
 from wbc_model.errors import WbcError
-from wbc_model.params import parse_params, read_params
+from wbc_model.params import NEEDS_LOSSNET, check_paths, parse_params, read_params
 
 TEXT = (Path(__file__).parents[2] / "params.yaml").read_text()
 
@@ -46,6 +49,18 @@ def test_few_labels_change_the_training_and_nothing_else():
         ("  alpha: 0.05", "  alpha: 5", "gate.alpha: .*less than or equal to 1"),
         ("Basophil: 0.8", "Basofil: 0.8", "recall_floor needs exactly the classes"),
         ("test_share: 0.2", "test_share: 0.9", "leave no training cells"),
+        ("strategy: badge           # random", "strategy: bagde # random", "acquisition.strategy: .*'bagde'.*did you mean badge"),
+        ("first_strategy: typiclust", "first_strategy: typicluts", "onboard.first_strategy: .*did you mean typiclust"),
+        ('cron: "0 2 * * *"', 'cron: "every night"', "schedule.cron: is no cron line: it has five fields.*'every night'"),
+        ('cron: "0 2 * * *"', 'cron: "0 25 * * *"', "schedule.cron: is no cron line: Bad hour"),
+        ('cron: "0 2 * * *"', 'cron: "@nightly"', "schedule.cron: is no cron line"),
+        ("timezone: null", "timezone: America/Los_Angles", "schedule.timezone: .*did you mean America/Los_Angeles"),
+        ("timezone: null", "timezone: ../etc/passwd", "schedule.timezone: is no time zone"),
+        ("brightness: [40, 250]", "brightness: [250, 40]", "checks.brightness: the lower bound comes first"),
+        ("model_name: wbc", "model_name: a/b", "tracking.model_name"),
+        ("seed: 0", "seed: 0\nseed: 1", "line 4: 'seed' stands twice"),
+        ("learning_rate: 0.001", "learning_rate: .inf", "inf is no finite number"),
+        ("lossnet: true", "lossnet: yes", "model.lossnet: .*boolean.*'yes'"),
     ],
 )
 def test_a_mistake_is_named(old: str, new: str, message: str):
@@ -55,10 +70,50 @@ def test_a_mistake_is_named(old: str, new: str, message: str):
     assert "\n" not in str(caught.value)
 
 
+def test_a_strategy_that_needs_lossnet_has_it():
+    wrong = TEXT.replace("lossnet: true", "lossnet: false").replace(
+        "  strategy: badge           # r", "  strategy: learning_loss # r"
+    )
+    with pytest.raises(WbcError, match="learning_loss needs LossNet"):
+        parse_params(wrong)
+
+
+def test_the_choices_are_the_strategies_that_there_are():
+    assert set(get_args(Acquisition)) == set(STRATEGIES)
+    assert set(NEEDS_LOSSNET) == {name for name, strategy in STRATEGIES.items() if "predicted_loss" in strategy.needs}
+
+
+def test_a_power_of_ten_is_a_number_for_us_and_for_dvc(tmp_path: Path):
+    from dvc.utils.serialize import load_yaml
+
+    path = tmp_path / "params.yaml"
+    path.write_text(TEXT.replace("learning_rate: 0.001", "learning_rate: 1e-3", 1), encoding="utf-8-sig")
+    assert read_params(path).train.learning_rate == load_yaml(path)["train"]["learning_rate"] == 0.001
+
+
+def test_a_file_without_the_later_keys_is_right():
+    older = "\n".join(line for line in TEXT.splitlines() if not line.startswith("  timezone:"))
+    assert parse_params(older).schedule.timezone is None
+
+
+def test_a_path_that_is_not_there_is_named_before_anything_starts(tmp_path: Path):
+    source = parse_params(TEXT.replace("source: rendered ", "source: cells.csv "))
+    with pytest.raises(WbcError, match=r"data\.source cells\.csv"):
+        check_paths(source, tmp_path, fills_pools=True)
+    check_paths(source, tmp_path, fills_pools=False)
+    (tmp_path / "cells.csv").touch()
+    check_paths(source, tmp_path, fills_pools=True)
+    with pytest.raises(WbcError, match=r"model\.init_weights: resnet\.pth does not exist"):
+        check_paths(parse_params(TEXT.replace("init_weights: null", "init_weights: resnet.pth")), tmp_path, fills_pools=False)
+
+
 def test_missing_and_broken_files(tmp_path: Path):
     with pytest.raises(WbcError, match="wbc init DIR"):
         read_params(tmp_path / "params.yaml")
-    with pytest.raises(WbcError, match="not valid YAML"):
+    with pytest.raises(WbcError, match=r"params\.yaml line 1"):
         parse_params("a: [")
-    with pytest.raises(WbcError, match="expected a mapping"):
+    with pytest.raises(WbcError, match="must be a YAML mapping"):
         parse_params("- a")
+    (tmp_path / "params.yaml").write_text(TEXT, encoding="utf-16")
+    with pytest.raises(WbcError, match="save it as UTF-8"):  # DVC does not read it
+        read_params(tmp_path / "params.yaml")

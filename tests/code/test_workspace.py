@@ -158,7 +158,10 @@ def test_an_error_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
     assert answer.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [["retrain", "--preset", "huge"], ["evaluate", "--model", "x"], ["nonsense"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["retrain", "--preset", "huge"], ["retrain", "--acquisition", "bagde"], ["evaluate", "--model", "x"], ["nonsense"]],
+)
 def test_wrong_usage_is_exit_code_2(arguments: list[str], tmp_path: Path) -> None:
     assert wbc(*arguments, cwd=tmp_path).returncode == 2
 
@@ -172,6 +175,36 @@ def test_a_mistyped_parameter_is_named_with_the_nearest_right_one(workspace: Pat
     assert answer.returncode == 1
     assert "retrain.anotator" in answer.stderr
     assert "retrain.annotator" in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        ("first_strategy: typiclust", "first_strategy: typiclusst", "onboard.first_strategy"),
+        ("source: rendered", "source: cells.csv", "data.source cells.csv: there is no such file or folder"),
+    ],
+)
+def test_nothing_starts_before_all_is_right(workspace: Path, before: str, after: str, says: str) -> None:
+    path = workspace / "params.yaml"
+    right = path.read_text()
+    path.write_text(right.replace(before, after))
+    answer = wbc("retrain", cwd=workspace)
+    wrong = path.read_text()
+    path.write_text(right)
+    assert answer.returncode == 1
+    assert says in answer.stderr
+    assert answer.stderr.count("\n") == 1
+    assert wrong == right.replace(before, after)
+    assert not (workspace / ".wbc/prefect").exists()
+
+
+def test_a_wrong_option_changes_nothing(workspace: Path) -> None:
+    before = (workspace / "params.yaml").read_bytes()
+    answer = wbc("retrain", "--until", "-1", "--seed", "3", cwd=workspace)
+    assert answer.returncode == 1
+    assert "retrain.until" in answer.stderr
+    assert (workspace / "params.yaml").read_bytes() == before
+    assert not (workspace / ".wbc/prefect").exists()
 
 
 def test_a_full_disk_is_one_line_and_where_to_go_on(

@@ -37,7 +37,7 @@ def test_every_number_is_read_as_python_writes_it(value: float) -> None:
     assert parse_yaml(f"a: {value!r}", FILE) == {"a": value}
 
 
-@pytest.mark.parametrize(("text", "value"), [("1e-3", 0.001), ("1E3", 1000.0), ("-2e5", -2e5), (".5e1", 5.0), ("1.e2", 100.0)])
+@pytest.mark.parametrize(("text", "value"), [("1e-3", 0.001), ("1E3", 1000.0), ("-2e5", -2e5), ("1.e2", 100.0)])
 def test_powers_of_ten_are_numbers(text: str, value: float) -> None:
     found = parse_yaml(f"a: {text}", FILE)["a"]
     assert found == value
@@ -71,3 +71,45 @@ def test_a_trap_is_one_line(text: str, says: str) -> None:
 
 def test_an_empty_file_is_an_empty_mapping() -> None:
     assert parse_yaml("# nothing\n", FILE) == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1e-3",
+        "1E3",
+        ".5",
+        "5.",
+        "010",
+        "0o17",
+        "0x1F",
+        "+5",
+        "-0",
+        "-7",
+        "1.5e+3",
+        "True",
+        "false",
+        "null",
+        "~",
+        "",
+        "yes",
+        "on",
+        "1:30",
+        "NO",
+        "a",
+        "0.0",
+        "-.5e1",
+        ".5e1",
+        "'1'",
+    ],
+)
+def test_dvc_reads_a_scalar_as_we_do(text: str) -> None:
+    from dvc.utils.serialize import parse_yaml as read_by_dvc
+
+    ours, theirs = parse_yaml(f"a: {text}", FILE)["a"], read_by_dvc(f"a: {text}", "some.yaml")["a"]
+    assert (ours, type(ours)) == (theirs, type(theirs))
+
+
+@pytest.mark.parametrize("text", ["1_000", "2024-01-01", "0b11"])
+def test_what_dvc_takes_for_more_than_text_is_text_here(text: str) -> None:
+    assert parse_yaml(f"a: {text}", FILE)["a"] == text

@@ -89,7 +89,7 @@ def test_a_grid_is_every_combination_by_a_readable_name(tmp_path: Path) -> None:
         ({"arms": {"plain": {"seed": 1}}}, "seed is the same for all arms"),
         ({"arms": {"plain": {"retrain.until": 1}}}, "retrain.until is the same for all arms"),
         ({"arms": {"plain": {"data.test_share": 0.1}}}, "data.test_share is the same for all arms"),
-        ({"arms": {"plain": {"acquisition.strategy": "magic"}}}, "'magic' is unknown; there are"),
+        ({"arms": {"plain": {"acquisition.strategy": "magic"}}}, "(got 'magic'); did you mean"),
         ({"arms": {"plain": {"initial": "magic"}}}, "initial: 'magic' is unknown"),
         ({"arms": {"plain": {"start": "hot"}}}, "arm plain: start: 'hot' is unknown; there are fresh, warm"),
         ({"base": {"start": "warm"}}, "base: unknown key start"),
@@ -109,7 +109,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, changes: dict[str, Any], says: s
 
 
 def test_what_is_no_study_is_named(tmp_path: Path) -> None:
-    for text, says in (("[1, 2]", "found list"), ("a: [", "not valid YAML")):
+    for text, says in (("[1, 2]", "must be a YAML mapping"), ("a: [", "line 1"), ("name: a\nname: b", "'name' stands twice")):
         (tmp_path / "s.yaml").write_text(text)
         with pytest.raises(WbcError, match=says):
             read_study(tmp_path / "s.yaml", ROOT / "params.yaml")

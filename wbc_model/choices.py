@@ -1,0 +1,21 @@
+"""The choices that params.yaml and the command line share, each by its names. Imports nothing: `wbc --help` is fast."""
+
+from typing import Literal
+
+PresetName = Literal["small", "standard", "full"]
+Annotator = Literal["oracle", "people"]
+# The names that wbc_model.acquire registers its strategies under; a test compares them.
+Acquisition = Literal[
+    "random",
+    "entropy",
+    "margin",
+    "balanced_entropy",
+    "balanced_margin",
+    "rare_threshold",
+    "learning_loss",
+    "diverse_loss",
+    "badge",
+    "k_center",
+    "typiclust",
+    "colour_cover",
+]
