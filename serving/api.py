@@ -38,9 +38,11 @@ from serving.problems import (
     described,
     too_large,
 )
-from serving.reports import Kept, no_store
+from serving.repeats import Placed, place
+from serving.report_schemas import state
+from serving.reports import IDEMPOTENCY_KEY, Kept, no_store
 from serving.reports import router as reports_router
-from serving.review import add_cells, take_in
+from serving.review import Reading, add_cells, refuse_too_many, same_specimen, take_in
 from serving.schemas import (
     CLASSIFY_BODY,
     DIFFERENTIAL_BODY,
@@ -56,6 +58,7 @@ from serving.schemas import (
 )
 from serving.site import Site, read_site
 from serving.specimen import FIELDS, REPORT_ID, Specimen, read_specimen
+from serving.store import Report
 from serving.upload import busy, read_form
 from wbc_model import __version__
 from wbc_model.card import ModelCard
@@ -198,12 +201,17 @@ async def classify(request: Request, explain: bool = False) -> Response:
         200: {"content": {fhir.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/FhirBundle"}}}},
         404: _problem("No such report as `report_id` names; or this service keeps none"),
         406: _problem("The Accept header allows neither JSON nor FHIR"),
-        409: _problem("The report that `report_id` names was signed, or is of another model or specimen"),
+        409: _problem(
+            "The report that `report_id` names was signed or withdrawn, is of another specimen, or expects fewer images"
+        ),
         **IMAGE_PROBLEMS,
     },
 )
 async def differential(request: Request) -> Response:
-    """The 5-part differential of one specimen's cells, 1 to 256 images of one leukocyte each; as JSON or as a FHIR R4 Bundle."""
+    """The 5-part differential of one specimen's cells, 1 to 256 images of one leukocyte each; as JSON or as a FHIR R4 Bundle.
+
+    An image that came before, in this request or in the report that it adds to, is rejected as a duplicate: a cell counts once.
+    """
     running = _running(request)
     classifier = running.classifier
     media_type = negotiate(request.headers.getlist("accept"), (JSON, fhir.MEDIA_TYPE))
@@ -213,50 +221,67 @@ async def differential(request: Request) -> Response:
             results = await classifier.classify(form.images)
     except ClientDisconnect:
         return Response(status_code=499)
-    running.metrics.results(results)
-    answer = _none_usable(results)
-    if answer is None:
-        if report_id is None:
-            document = await _count(running, classifier, specimen, results, form.images)
-        else:
-            document = await run_in_threadpool(_extend, running, classifier, report_id, specimen, results, form.images)
-        answer = _differential_response(document, media_type, running.site)
-    return await recorded(request, [result.sha256 for result in results], classifier.model, answer)
+    reading = _reading(classifier, results, form.images)
+    digests = [result.sha256 for result in results]
+    if report_id is None:
+        refuse_too_many(len(results), specimen)
+        refused = _none_usable(results) if _is_all(running, specimen, len(results)) else None
+        if refused is not None:
+            running.metrics.results(results)
+            return await recorded(request, digests, classifier.model, refused)
+        document = await run_in_threadpool(_count, running, reading, specimen)
+    else:
+        repetition = IDEMPOTENCY_KEY not in request.headers
+        document = await run_in_threadpool(_extend, running, report_id, reading, specimen, repetition)
+    running.metrics.results(document.results)
+    return await recorded(request, digests, document.model, _differential_response(document, media_type, running.site))
 
 
-async def _count(
-    running: Running, classifier: Classifier, specimen: Specimen, results: list[Result], files: Sequence[bytes]
-) -> DifferentialAnswer:
-    cells = [result for result in results if isinstance(result, Classified)]
-    labels, to_review = [cell.label for cell in cells], sum(cell.review.required for cell in cells)
-    foreign = _site_unknown(classifier.card, cells)
-    confusion, site = classifier.confusion, running.site
-    counted = await run_in_threadpool(
-        count_differential, labels, confusion, site, specimen.wbc_count, to_review, site_unknown=foreign
+def _reading(classifier: Classifier, results: Sequence[Result], files: Sequence[bytes]) -> Reading:
+    foreign = _site_unknown(classifier.card, [result for result in results if isinstance(result, Classified)])
+    return Reading(results, files, classifier.model, classifier.confusion, foreign, classifier.card.rendered)
+
+
+def _is_all(running: Running, specimen: Specimen, images: int) -> bool:
+    """Whether nothing will be added to these images, so that a request without a usable one makes no report."""
+    return running.kept is None or specimen.expected_images is None or specimen.expected_images <= images
+
+
+def _count(running: Running, reading: Reading, specimen: Specimen) -> DifferentialAnswer:
+    if running.kept is not None:
+        report, placed = take_in(running.kept.store, reading, specimen, running.site)
+        return _kept_answer(running, running.kept, report, placed, reading)
+    placed = place(reading.results)
+    cells = [result for result in placed.results if isinstance(result, Classified)]
+    counted = count_differential(
+        [cell.label for cell in cells],
+        reading.confusion,
+        running.site,
+        specimen.wbc_count,
+        sum(cell.review.required for cell in cells),
+        site_unknown=reading.site_unknown,
     )
-    kept, report_id = running.kept, None
-    if kept is not None:
-        report = (kept.store, results, files, counted, confusion, classifier.model, specimen, site)
-        report_id = await run_in_threadpool(take_in, *report)
-    return DifferentialAnswer(
-        model=classifier.model, report_id=report_id, specimen_id=specimen.specimen_id, differential=counted, results=results
-    )
+    return DifferentialAnswer(model=reading.model, specimen_id=specimen.specimen_id, differential=counted, results=placed.results)
 
 
-def _extend(
-    running: Running, classifier: Classifier, report_id: str, specimen: Specimen, results: list[Result], files: Sequence[bytes]
-) -> DifferentialAnswer:
+def _extend(running: Running, report_id: str, reading: Reading, specimen: Specimen, repetition: bool) -> DifferentialAnswer:
     """Add the cells to a report: the answer about the whole report, with the `results` of this request."""
     if running.kept is None:
         raise no_store()
-    foreign = _site_unknown(classifier.card, [result for result in results if isinstance(result, Classified)])
-    report = add_cells(running.kept.store, report_id, results, files, classifier.model, specimen, running.site, foreign)
+    report, placed = add_cells(running.kept.store, report_id, reading, specimen, running.site, repetition)
+    return _kept_answer(running, running.kept, report, placed, reading)
+
+
+def _kept_answer(running: Running, kept: Kept, report: Report, placed: Placed, reading: Reading) -> DifferentialAnswer:
     return DifferentialAnswer(
-        model=classifier.model,
+        model=reading.model,
         report_id=report.id,
         specimen_id=report.specimen_id,
         differential=Differential.model_validate(report.differential),
-        results=results,
+        results=placed.results,
+        positions=placed.positions,
+        report=state(report, running.site),
+        same_specimen=same_specimen(kept.store, report),
     )
 
 
@@ -368,7 +393,7 @@ class Around:
 def _log(scope: Scope, status: int, seconds: float) -> None:
     """One line a request, of a few known words and the key's name: paths and headers are whatever a caller puts into them, line
     ends and specimen ids included."""
-    method = scope["method"] if scope["method"] in ("GET", "HEAD", "POST", "PUT", "DELETE") else "other"
+    method = scope["method"] if scope["method"] in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE") else "other"
     caller = scope["state"].get("caller", "-")
     _LOGGER.info("%s %s %d %.0f ms, caller %s", method, endpoint(scope["path"]), status, 1000 * seconds, caller)
 

@@ -31,6 +31,7 @@ COUNT_PRIOR: Final = 0.5  # Jeffreys' prior of a multinomial
 CONFUSION_PRIOR: Final = 1 / len(CLASSES)  # one imagined cell a row: a confusion never seen is rare, not impossible
 SURE_FOREIGN: Final = 1e-3  # probability under which so many cells that look foreign are no chance
 PERSON_ONLY: Final = "Every cell's class was given by a person; the exact limits hold as they are."
+NO_CELL: Final = "No cell was counted, so that nothing is known of the specimen."
 SITE_UNKNOWN: Final = "The images look like those of no site that the model was calibrated for: how it errs here is not known."
 
 
@@ -184,8 +185,10 @@ def _corrected(counts: NDArray[np.int64], draws: Floats) -> list[Corrected]:
     return [Corrected(low=a, median=b, high=c) for a, b, c in zip(low.tolist(), median.tolist(), high.tolist(), strict=True)]
 
 
-def _correction(confusion: NDArray[np.int64] | None, all_by_person: bool, site_unknown: bool) -> Correction:
-    if all_by_person:
+def _correction(confusion: NDArray[np.int64] | None, seen: NDArray[np.bool_], site_unknown: bool) -> Correction:
+    if not seen.size:
+        return Correction(applied=False, explanation=NO_CELL, validation_cells=None)
+    if seen.all():
         return Correction(applied=False, explanation=PERSON_ONLY, validation_cells=None)
     if site_unknown:
         return Correction(applied=False, explanation=SITE_UNKNOWN, validation_cells=None)
@@ -228,15 +231,13 @@ def count_differential(
     `confusion` (5, 5) is true x predicted of the validation pool, None where it is not known; `wbc_count` is in 10*3/uL;
     `to_review` is how many of the cells a person must still look at; `by_person` (N,) says which labels a person gave, by
     default none; `site_unknown` marks a differential of images that look like no site the model was calibrated for, which
-    are not corrected. Raises WbcError where there is no cell.
+    are not corrected. Where there is no cell every share is 0, from 0 to 100 %.
     """
-    if not labels:
-        raise WbcError("there is no classified cell to count")
-    indices = np.array([CLASS_INDEX[label] for label in labels])
+    indices = np.array([CLASS_INDEX[label] for label in labels], np.int64)
     seen = np.zeros(len(labels), bool) if by_person is None else np.asarray(by_person, bool)
     person = np.bincount(indices[seen], minlength=len(CLASSES))
     counts = np.bincount(indices, minlength=len(CLASSES))
-    correction = _correction(confusion, bool(seen.all()), site_unknown)
+    correction = _correction(confusion, seen, site_unknown)
     corrected: Sequence[Corrected | None] = [None] * len(CLASSES)
     if correction.applied and confusion is not None:
         corrected = _corrected(counts, true_shares(counts - person, person, confusion))
@@ -266,13 +267,14 @@ def _note(cells: int, to_review: int, minimum: int) -> str:
 
 def _share(name: str, count: int, total: int, corrected: Corrected | None, site: Site, wbc_count: float | None) -> ClassShare:
     low, high = clopper_pearson(count, total)
-    percent, reference = 100 * count / total, site.reference.percent[name]
+    of = max(total, 1)
+    percent, reference = 100 * count / of, site.reference.percent[name]
     interval = Interval(low=100 * low, high=100 * high)
     enough = total >= site.minimum_cells
     absolute = None
     if wbc_count is not None:
         factor, limits = wbc_count / 100, site.reference.absolute[name]
-        value = round(wbc_count * count / total, 9)  # so that 0.1 * 3 is not above a limit of 0.3
+        value = round(wbc_count * count / of, 9)  # so that 0.1 * 3 is not above a limit of 0.3
         absolute = AbsoluteCount(
             value=value,
             interval=Interval(low=factor * interval.low, high=factor * interval.high),

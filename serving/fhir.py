@@ -15,7 +15,7 @@ from serving.schemas import ModelName
 from serving.site import Site
 
 MEDIA_TYPE: Final = "application/fhir+json"
-Status = Literal["preliminary", "final", "amended"]
+Status = Literal["preliminary", "final", "amended", "cancelled", "entered-in-error"]
 Json = dict[str, Any]
 
 LOINC: Final = "http://loinc.org"
@@ -104,7 +104,8 @@ def _coded(system: str, code: str, display: str | None = None, text: str | None 
 
 def _method(status: Status) -> str:
     classified = "Classification of images of single leukocytes by a neural network"
-    return f"{classified}, not reviewed by a person" if status == "preliminary" else f"{classified}, reviewed by a person"
+    unseen = status in ("preliminary", "cancelled")
+    return f"{classified}, not reviewed by a person" if unseen else f"{classified}, reviewed by a person"
 
 
 def _panel(differential: Differential, site: Site) -> Json:

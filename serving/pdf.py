@@ -32,6 +32,7 @@ STATUS: Final[dict[str, tuple[str, Colour]]] = {
     "preliminary": ("PRELIMINARY, NOT SIGNED", ALERT),
     "final": ("FINAL", (22, 101, 70)),
     "amended": ("AMENDED", (146, 64, 14)),
+    "withdrawn": ("WITHDRAWN", ALERT),
 }
 FLAGS: Final[dict[Flag | None, str]] = {
     None: "",

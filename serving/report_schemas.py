@@ -1,33 +1,40 @@
 """The JSON of reports: what the store holds, as the routes of serving/reports.py give and take it."""
 
+from collections.abc import Iterable
 from datetime import datetime
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from serving.differential import Differential
-from serving.review import changed_cells
-from serving.schemas import Classified, ModelName, Rejected
-from serving.store import Delivery, Report, Status
+from serving.review import changed_cells, standing
+from serving.schemas import Classified, KeptImages, ModelName, Rejected, ReportState, Status
+from serving.signing import blocked, complete
+from serving.site import Site
+from serving.specimen import HIGHEST_COUNT, LOWEST_COUNT, MOST_IMAGES, SPECIMEN_PATTERN
+from serving.store import Cell, Change, Correction, Delivery, Report
 
-Wanted = Literal["open", "preliminary", "final", "amended", "all"]
-WANTED: Final[dict[Wanted, tuple[Status, ...]]] = {
-    "open": ("preliminary",),
-    "preliminary": ("preliminary",),
-    "final": ("final",),
-    "amended": ("amended",),
-    "all": ("preliminary", "final", "amended"),
-}
-# A name, with at least one character that can be seen; no control characters, which neither HL7 nor PostgreSQL takes.
+# A line with at least one character that can be seen; no control characters, which neither HL7 nor PostgreSQL takes.
+VISIBLE: Final = r"^[^\x00-\x1f\x7f]*[^\x00-\x20\x7f][^\x00-\x1f\x7f]*$"
 By = Annotated[
     str,
     Field(
         min_length=1,
         max_length=100,
-        pattern=r"^[^\x00-\x1f\x7f]*[^\x00-\x20\x7f][^\x00-\x1f\x7f]*$",
+        pattern=VISIBLE,
         description="Who does this, as it is to stand in the report.",
     ),
 ]
+Reason = Annotated[
+    str,
+    Field(
+        min_length=1,
+        max_length=200,
+        pattern=VISIBLE,
+        description="Why, in a line; it stays with the report.",
+    ),
+]
+Amend = Annotated[bool, Field(description="Needed where the report was signed: it must then be signed again.")]
 
 
 class _Request(BaseModel):
@@ -41,7 +48,45 @@ class CorrectionRequest(_Request):
         description="The class; the one it has confirms it; null where the cell is none of the five and is not to be counted."
     )
     by: By
-    amend: bool = Field(default=False, description="Needed where the report is signed: it must then be signed again.")
+    amend: Amend = False
+
+
+class UndoRequest(_Request):
+    """A person takes back the last correction of a cell that still stands."""
+
+    by: By
+    amend: Amend = False
+
+
+class PatchRequest(_Request):
+    """A person puts right what was said of the specimen. A field that is left out stays; null says that it is not known."""
+
+    reason: Reason
+    by: By
+    amend: Amend = False
+    specimen_id: Annotated[str, Field(pattern=SPECIMEN_PATTERN)] | None = None
+    wbc_count: Annotated[float, Field(ge=LOWEST_COUNT, le=HIGHEST_COUNT, description="In 10*3/uL.")] | None = None
+    expected_images: Annotated[int, Field(ge=1, le=MOST_IMAGES)] | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not self.given():
+            raise ValueError("give at least one of specimen_id, wbc_count and expected_images")
+        return self
+
+    def given(self) -> dict[str, Any]:
+        """The fields that are to be put right, and as what."""
+        return {
+            name: getattr(self, name) for name in ("specimen_id", "wbc_count", "expected_images") if name in self.model_fields_set
+        }
+
+
+class WithdrawalRequest(_Request):
+    """A person withdraws the report: it does not count any more."""
+
+    reason: Reason
+    by: By
+    amend: bool = Field(default=False, description="Needed where the report was signed: its receivers are told.")
 
 
 class SignatureRequest(_Request):
@@ -68,6 +113,21 @@ class ReportCorrection(BaseModel):
     to_label: str | None
     by: str
     caller: str = Field(description="The name of the key that the request came with.")
+    at: datetime
+    undo: bool = Field(description="Whether this took back the correction before it.")
+
+
+class ReportChange(BaseModel):
+    """One change of the report as a whole, with its reason; all of them stay."""
+
+    what: str = Field(
+        description="The field that was put right; `withdrawal`; or `model` where it was counted again by another one."
+    )
+    from_value: Any
+    to_value: Any
+    reason: str
+    by: str
+    caller: str
     at: datetime
 
 
@@ -104,6 +164,10 @@ class ReportSummary(BaseModel):
     changed_at: datetime
     cells: int
     to_review: int
+    expected_images: int | None
+    sent_images: int
+    complete: bool
+    withdrawn: bool
     signed_by: str | None = Field(description="Who signed it as it is; null while nobody has.")
 
 
@@ -114,12 +178,10 @@ class ReportList(BaseModel):
     next: str | None
 
 
-class ReportAnswer(BaseModel):
+class ReportAnswer(ReportState):
     """A whole report."""
 
     id: str
-    version: int = Field(description="Goes up with every change; the report's ETag.")
-    status: Status
     specimen_id: str | None
     model: ModelName
     created_at: datetime
@@ -129,55 +191,141 @@ class ReportAnswer(BaseModel):
     differential: Differential
     cells: list[ReportCell]
     corrections: list[ReportCorrection]
+    changes: list[ReportChange]
     signatures: list[ReportSignature]
     messages: list[ReportMessage]
 
 
+class ReportDelta(ReportState):
+    """With `Prefer: return=minimal`, what a change has made of a report: all but what it has left alone."""
+
+    id: str
+    specimen_id: str | None
+    changed_at: datetime
+    signed_by: str | None
+    corrected: int
+    differential: Differential
+    cells: list[ReportCell] = Field(description="Only those that the call changed.")
+    corrections: list[ReportCorrection] = Field(description="Only what the call added.")
+    changes: list[ReportChange] = Field(description="Only what the call added.")
+    signature: ReportSignature | None = Field(description="The last one.")
+    messages: list[ReportMessage]
+
+
+def shown_status(report: Report) -> Status:
+    """How a report stands; one that was withdrawn is nothing else any more."""
+    return report.status if report.withdrawn_at is None else "withdrawn"
+
+
 def signer(report: Report) -> str | None:
     """Who signed the report as it is."""
-    return None if report.status == "preliminary" else report.signatures[-1].by
+    return None if report.status == "preliminary" or report.withdrawn_at is not None else report.signatures[-1].by
 
 
-def summary(report: Report) -> ReportSummary:
+def summary(report: Report, sent_images: int) -> ReportSummary:
     """A line about a report whose cells need not be loaded."""
+    expected = report.expected_images
     return ReportSummary(
         id=report.id,
         version=report.version,
-        status=report.status,
+        status=shown_status(report),
         specimen_id=report.specimen_id,
         model=ModelName(name=report.model_name, version=report.model_version),
         created_at=report.created_at,
         changed_at=report.changed_at,
         cells=report.differential["cells"],
         to_review=report.differential["to_review"],
+        expected_images=expected,
+        sent_images=sent_images,
+        complete=expected is None or sent_images >= expected,
+        withdrawn=report.withdrawn_at is not None,
         signed_by=signer(report),
     )
 
 
-def whole(report: Report) -> ReportAnswer:
+def state(report: Report, site: Site) -> ReportState:
+    """How far a whole report is."""
+    return ReportState(
+        version=report.version,
+        status=shown_status(report),
+        expected_images=report.expected_images,
+        sent_images=len(report.cells),
+        complete=complete(report),
+        to_review=report.differential["to_review"],
+        withdrawn=report.withdrawn_at is not None,
+        images=kept_images(report, site),
+        blocked=blocked(report, site),
+    )
+
+
+def kept_images(report: Report, site: Site) -> KeptImages:
+    """What is kept of a whole report's images."""
+    kept = sum(cell.has_image for cell in report.cells)
+    return KeptImages(kept=kept, encrypted=False, delete_after=None, deleted_at=report.images_deleted_at)
+
+
+def whole(report: Report, site: Site) -> ReportAnswer:
     """All that is known of a report."""
-    seen = {correction.position for correction in report.corrections}
-    head = summary(report).model_dump(exclude={"cells", "to_review"})
+    decided = standing(report.corrections)
     return ReportAnswer(
-        **head,
+        **dict(state(report, site)),
+        id=report.id,
+        specimen_id=report.specimen_id,
+        model=ModelName(name=report.model_name, version=report.model_version),
+        created_at=report.created_at,
+        changed_at=report.changed_at,
+        signed_by=signer(report),
         corrected=changed_cells(report),
         differential=Differential.model_validate(report.differential),
-        cells=[
-            ReportCell(
-                index=cell.position,
-                result=cell.result,  # type: ignore[arg-type]  # pydantic makes the model of it
-                label=cell.label,
-                by_person=cell.position in seen,
-                has_image=cell.has_image,
-            )
-            for cell in report.cells
-        ],
-        corrections=[
-            ReportCorrection(
-                index=one.position, from_label=one.from_label, to_label=one.to_label, by=one.by, caller=one.caller, at=one.at
-            )
-            for one in report.corrections
-        ],
+        cells=[_cell(cell, decided) for cell in report.cells],
+        corrections=[_correction(one) for one in report.corrections],
+        changes=[_change(one) for one in report.changes],
         signatures=[ReportSignature.model_validate(one, from_attributes=True) for one in report.signatures],
         messages=[ReportMessage.model_validate(one, from_attributes=True) for one in report.messages],
     )
+
+
+def delta(report: Report, site: Site, cells: Iterable[int]) -> ReportDelta:
+    """What the change that made this version of a report has changed, `cells` among it."""
+    decided = standing(report.corrections)
+    last = report.signatures[-1] if report.signatures else None
+    return ReportDelta(
+        **dict(state(report, site)),
+        id=report.id,
+        specimen_id=report.specimen_id,
+        changed_at=report.changed_at,
+        signed_by=signer(report),
+        corrected=changed_cells(report),
+        differential=Differential.model_validate(report.differential),
+        cells=[_cell(report.cells[index], decided) for index in cells],
+        corrections=[_correction(one) for one in report.corrections if one.version == report.version],
+        changes=[_change(one) for one in report.changes if one.version == report.version],
+        signature=None if last is None else ReportSignature.model_validate(last, from_attributes=True),
+        messages=[ReportMessage.model_validate(one, from_attributes=True) for one in report.messages],
+    )
+
+
+def _cell(cell: Cell, decided: dict[int, Correction]) -> ReportCell:
+    return ReportCell(
+        index=cell.position,
+        result=cell.result,  # type: ignore[arg-type]  # pydantic makes the model of it
+        label=cell.label,
+        by_person=cell.position in decided,
+        has_image=cell.has_image,
+    )
+
+
+def _correction(one: Correction) -> ReportCorrection:
+    return ReportCorrection(
+        index=one.position,
+        from_label=one.from_label,
+        to_label=one.to_label,
+        by=one.by,
+        caller=one.caller,
+        at=one.at,
+        undo=one.undoes is not None,
+    )
+
+
+def _change(one: Change) -> ReportChange:
+    return ReportChange.model_validate(one, from_attributes=True)

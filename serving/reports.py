@@ -1,4 +1,4 @@
-"""The routes of reports: list, read, correct, sign, and the report as FHIR and PDF. They are there where a store is configured.
+"""The routes of reports: list, read, correct, put right, withdraw, sign, as FHIR and PDF. They are there where a store is.
 
 Two people may work on one report: every answer carries its version as ETag, and a change must name in If-Match the version that
 the person saw (`*` changes whatever is there). One that was changed meanwhile answers 412.
@@ -8,13 +8,12 @@ import asyncio
 import io
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Annotated, Any, Final, Self, TypeVar
 
 from fastapi import APIRouter, Header, Path, Query
 from pydantic import BaseModel, ValidationError
 from sqlalchemy import select
-from sqlalchemy.orm import defer, selectinload
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
@@ -22,25 +21,33 @@ from starlette.responses import Response
 from serving import fhir
 from serving.access import REVIEW
 from serving.audit import recorded
+from serving.changes import Why, put_right, withdraw
+from serving.listing import Filter, Wanted, listed
 from serving.outbox import Sender
 from serving.problems import Problem, bad_field, described, too_large
 from serving.report_schemas import (
-    WANTED,
+    VISIBLE,
     CorrectionRequest,
+    PatchRequest,
     ReportAnswer,
+    ReportDelta,
     ReportList,
     SignatureRequest,
-    Wanted,
+    UndoRequest,
+    WithdrawalRequest,
+    delta,
     summary,
     whole,
 )
-from serving.review import Person, correct, find, no_report, sign
+from serving.review import Person, correct, find, no_report, sign, undo
 from serving.schemas import ModelName
 from serving.site import Site
+from serving.specimen import SPECIMEN_PATTERN
 from serving.store import Cell, Report, Store
 from wbc_model.images import decode
 
 T = TypeVar("T", bound=BaseModel)
+IDEMPOTENCY_KEY: Final = "idempotency-key"
 BODY_BYTES: Final = 16 * 1024
 IMAGE_SIDE: Final = 1024
 IF_MATCH: Final = r'^("[0-9]{1,9}"|[*])$'
@@ -157,60 +164,73 @@ async def _body(request: Request, kind: type[T]) -> T:
 
 
 def _change(kind: type[BaseModel]) -> dict[str, Any]:
-    """What the OpenAPI document says of a change: its body, which `_body` reads, and the version that it needs."""
+    """What the OpenAPI document says of a change: its body, which `_body` reads, the version that it needs, a short answer."""
     meaning = 'The version that the person saw, as the ETag of the report gave it, such as "3"; * for whichever is there.'
     header = {"name": "If-Match", "in": "header", "required": True, "description": meaning}
+    meaning = "`return=minimal`: answer only with what the call changed (ReportDelta)."
+    prefer = {"name": "Prefer", "in": "header", "required": False, "description": meaning, "schema": {"type": "string"}}
     body = {"required": True, "content": {"application/json": {"schema": kind.model_json_schema()}}}
-    return {"parameters": [{**header, "schema": {"type": "string", "pattern": IF_MATCH}}], "requestBody": body}
+    return {"parameters": [{**header, "schema": {"type": "string", "pattern": IF_MATCH}}, prefer], "requestBody": body}
 
 
-def _answer(report: Report) -> Response:
+def _answer(report: Report, site: Site) -> Response:
     headers = {"ETag": f'"{report.version}"'}
-    return Response(whole(report).model_dump_json(), headers=headers, media_type="application/json")
+    return Response(whole(report, site).model_dump_json(), headers=headers, media_type="application/json")
 
 
-async def _changed(request: Request, report: Report, cells: Iterable[int]) -> Response:
+def _wants_little(request: Request) -> bool:
+    """Whether the client asks for what changed only (RFC 7240)."""
+    preferences = ",".join(request.headers.getlist("prefer")).lower().split(",")
+    return any(one.partition(";")[0].replace(" ", "") in ("return=minimal", 'return="minimal"') for one in preferences)
+
+
+async def _changed(request: Request, report: Report, cells: Sequence[int]) -> Response:
     """The answer to a change of these cells, once it is in the audit log where there is one."""
-    images, model = (
-        [report.cells[index].sha256 for index in cells],
-        ModelName(name=report.model_name, version=report.model_version),
-    )
-    return await recorded(request, images, model, _answer(report))
+    images = [report.cells[index].sha256 for index in cells]
+    model = ModelName(name=report.model_name, version=report.model_version)
+    if _wants_little(request):
+        headers = {"ETag": f'"{report.version}"', "Preference-Applied": "return=minimal"}
+        # A signature changes no cell, whichever it is about.
+        changed = cells if report.status == "preliminary" else []
+        answer = Response(delta(report, _site(request), changed).model_dump_json(), 200, headers, "application/json")
+    else:
+        answer = _answer(report, _site(request))
+    return await recorded(request, images, model, answer)
 
 
 @router.get("", response_model=ReportList)
 def reports(
     request: Request,
-    status: Annotated[Wanted, Query(description="Which reports; `open` are those that wait for a signature.")] = "open",
+    status: Annotated[
+        Wanted | None,
+        Query(
+            description="Which reports; `open` are those that wait for a signature: the default, where no other filter is given."
+        ),
+    ] = None,
+    specimen_id: Annotated[str | None, Query(description="Only those of this specimen number.", pattern=SPECIMEN_PATTERN)] = None,
+    model: Annotated[
+        str | None, Query(description="Only those of this version of the model.", min_length=1, max_length=200, pattern=VISIBLE)
+    ] = None,
+    signed: Annotated[bool | None, Query(description="Only those that were ever signed (true), or never (false).")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     before: Annotated[str | None, Query(description="Only reports older than this one: `next` of the answer before.")] = None,
 ) -> Response:
     """Reports, the newest first."""
-    kept = _kept(request)
-    query = select(Report).where(Report.status.in_(WANTED[status])).order_by(Report.created_at.desc(), Report.id.desc())
-    query = query.options(selectinload(Report.signatures), defer(Report.confusion)).limit(limit + 1)
-    with kept.store.reading() as session:
-        if before is not None:
-            last = session.get(Report, _checked(before))
-            if last is None:
-                raise no_report()
-            same_time = (Report.created_at == last.created_at) & (Report.id < last.id)
-            query = query.where((Report.created_at < last.created_at) | same_time)
-        found = list(session.scalars(query))
-    following = found[limit - 1].id if len(found) > limit else None
-    answer = ReportList(reports=[summary(report) for report in found[:limit]], next=following)
+    wanted = Filter(status, specimen_id, model, signed)
+    found, following = listed(_kept(request).store, wanted, limit, None if before is None else _checked(before))
+    answer = ReportList(reports=[summary(report, images) for report, images in found], next=following)
     return Response(answer.model_dump_json(), media_type="application/json")
 
 
 @router.get("/{id}", response_model=ReportAnswer)
 def report(request: Request, report_id: ReportId) -> Response:
     """A report with its cells and all that people did."""
-    return _answer(_find(request, report_id))
+    return _answer(_find(request, report_id), _site(request))
 
 
 @router.put(
     "/{id}/cells/{index}",
-    response_model=ReportAnswer,
+    response_model=ReportAnswer | ReportDelta,
     responses=CHANGES,
     openapi_extra=_change(CorrectionRequest),
 )
@@ -224,8 +244,56 @@ async def correct_cell(request: Request, report_id: ReportId, index: Index, if_m
 
 
 @router.post(
+    "/{id}/cells/{index}/undo",
+    response_model=ReportAnswer | ReportDelta,
+    responses=CHANGES,
+    openapi_extra=_change(UndoRequest),
+)
+async def undo_correction(request: Request, report_id: ReportId, index: Index, if_match: IfMatch = None) -> Response:
+    """Take back the last correction of a cell that stands. The cell is as it was before, and both stay in the record."""
+    kept, site = _kept(request), _site(request)
+    asked = await _body(request, UndoRequest)
+    person, expected = _person(request, asked.by), _expected(if_match)
+    change = (kept.store, _checked(report_id), index, person, expected, asked.amend, site)
+    return await _changed(request, await run_in_threadpool(undo, *change), [index])
+
+
+@router.patch(
+    "/{id}",
+    response_model=ReportAnswer | ReportDelta,
+    responses=CHANGES,
+    openapi_extra=_change(PatchRequest),
+)
+async def put_report_right(request: Request, report_id: ReportId, if_match: IfMatch = None) -> Response:
+    """Put right what was said of the specimen, with a reason; on a signed report this is an amendment."""
+    kept, site = _kept(request), _site(request)
+    asked = await _body(request, PatchRequest)
+    why, expected = Why(_person(request, asked.by), asked.reason), _expected(if_match)
+    change = (kept.store, _checked(report_id), asked.given(), why, expected, asked.amend, site)
+    return await _changed(request, await run_in_threadpool(put_right, *change), [])
+
+
+@router.post(
+    "/{id}/withdrawal",
+    response_model=ReportAnswer | ReportDelta,
+    responses=CHANGES,
+    openapi_extra=_change(WithdrawalRequest),
+)
+async def withdraw_report(request: Request, report_id: ReportId, if_match: IfMatch = None) -> Response:
+    """Withdraw the report, with a reason: it stays in the record, and nothing in it can be changed any more."""
+    kept = _kept(request)
+    asked = await _body(request, WithdrawalRequest)
+    why, expected = Why(_person(request, asked.by), asked.reason), _expected(if_match)
+    change = (kept.store, _checked(report_id), why, expected, asked.amend)
+    withdrawn = await run_in_threadpool(withdraw, *change)
+    if kept.sender is not None:
+        kept.sender.wake()
+    return await _changed(request, withdrawn, [])
+
+
+@router.post(
     "/{id}/signature",
-    response_model=ReportAnswer,
+    response_model=ReportAnswer | ReportDelta,
     responses=CHANGES,
     openapi_extra=_change(SignatureRequest),
 )
@@ -256,6 +324,13 @@ def cell_image(request: Request, report_id: ReportId, index: Index) -> Response:
     return Response(drawn.getvalue(), media_type="image/png")
 
 
+def _fhir_status(report: Report) -> fhir.Status:
+    """A report that was withdrawn was a mistake where it was signed, and else never came to anything."""
+    if report.withdrawn_at is None:
+        return report.status
+    return "entered-in-error" if report.signatures else "cancelled"
+
+
 @router.get(
     "/{id}/fhir",
     responses={200: {"content": {fhir.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/FhirBundle"}}}}},
@@ -264,13 +339,13 @@ def cell_image(request: Request, report_id: ReportId, index: Index) -> Response:
 def report_fhir(request: Request, report_id: ReportId) -> Response:
     """The report as a FHIR R4 Bundle."""
     found = _find(request, report_id)
-    answer = whole(found)
+    answer = whole(found, _site(request))
     document = fhir.bundle(
         answer.differential,
         model=answer.model,
         specimen_id=answer.specimen_id,
         issued=answer.changed_at,
-        status=answer.status,
+        status=_fhir_status(found),
         performer=answer.signed_by,
         site=_site(request),
         report_id=answer.id,
@@ -283,6 +358,6 @@ def report_as_pdf(request: Request, report_id: ReportId) -> Response:
     """The report as a page to print or to file."""
     from serving.pdf import report_pdf  # half a second that the start of the service need not wait for
 
-    answer = whole(_find(request, report_id))
+    answer = whole(_find(request, report_id), _site(request))
     headers = {"ETag": f'"{answer.version}"', "Content-Disposition": f'inline; filename="report-{answer.id}.pdf"'}
     return Response(report_pdf(answer, _site(request)), headers=headers, media_type="application/pdf")

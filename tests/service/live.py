@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import os
 import random
 import signal
@@ -17,12 +18,14 @@ from typing import Any
 import httpx
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from tiny_model import COLOURS
 
 import serving
 
 START_SECONDS = 90
 ROOT = Path(str(serving.__file__)).parent.parent
+_NUMBERS = itertools.count()
 
 
 def free_port() -> int:
@@ -48,9 +51,24 @@ def encode(pixels: Any, kind: str = "PNG", **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def of_class(label: str, **options: Any) -> bytes:
-    """A file that the tiny model takes for a class."""
-    return encode(COLOURS[label], **options)
+def of_colour(colour: tuple[int, int, int], kind: str = "PNG") -> bytes:
+    """A file of one colour, each time another one, as two photographs are."""
+    number = str(next(_NUMBERS))
+    if kind == "JPEG":
+        return encode(colour, kind, comment=number.encode())
+    info = PngInfo()
+    info.add_text("number", number)
+    return encode(colour, kind, pnginfo=info)
+
+
+def of_class(label: str, kind: str = "PNG") -> bytes:
+    """A file that the tiny model takes for a class, each time another one."""
+    return of_colour(COLOURS[label], kind)
+
+
+def ambiguous() -> bytes:
+    """A file halfway between an eosinophil and a monocyte, each time another one."""
+    return of_colour((128, 0, 0))
 
 
 def form(*files: bytes, field: str = "images") -> list[tuple[str, tuple[str, bytes, str]]]:

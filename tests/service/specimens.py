@@ -1,12 +1,13 @@
 """Results, differentials and reports for the tests of what is kept."""
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 
 from serving.differential import Differential, count_differential
-from serving.review import Person, take_in
+from serving.review import Person, Reading, take_in
 from serving.schemas import Classified, ImageProblem, ModelName, Rejected, Result, Review
 from serving.site import Hl7Receiver, Site, read_site
 from serving.specimen import Specimen
@@ -16,6 +17,7 @@ MODEL = ModelName(name="wbc", version="tiny-1")
 CONFUSION = np.eye(5, dtype=np.int64) * 20
 PERSON = Person("Dr. Ada", "ward")
 SPECIMEN = "S-4711"
+_NUMBERS = itertools.count()
 
 
 def site(hl7: Hl7Receiver | None = None, keep_images: bool = False, minimum_cells: int = 10) -> Site:
@@ -24,14 +26,14 @@ def site(hl7: Hl7Receiver | None = None, keep_images: bool = False, minimum_cell
 
 
 def classified(label: str, review: bool = False) -> Classified:
-    """A result as the service makes it."""
+    """A result as the service makes it, each time of another file."""
     return Classified(
         label=label,
         probabilities={label: 1.0},
         prediction_set=[label],
         predicted_loss=None,
         review=Review(required=review, reasons=["ambiguous"] if review else []),
-        sha256=hashlib.sha256(label.encode()).hexdigest(),
+        sha256=hashlib.sha256(str(next(_NUMBERS)).encode()).hexdigest(),
     )
 
 
@@ -46,12 +48,20 @@ def counted(labels: Sequence[str], of: Site, wbc_count: float | None = 5.0, to_r
     return count_differential(labels, CONFUSION, of, wbc_count, to_review)
 
 
+def several(label: str, count: int, review: bool = False) -> list[Result]:
+    """Results of as many files."""
+    return [classified(label, review) for _ in range(count)]
+
+
+def read(results: Sequence[Result], site_unknown: bool = False) -> Reading:
+    """Results as the tiny model gave them, of files of their own."""
+    files = [f"image {number}".encode() for number in range(len(results))]
+    return Reading(results, files, MODEL, CONFUSION, site_unknown)
+
+
 def reported(store: Store, of: Site | None = None, results: Sequence[Result] | None = None, wbc_count: float | None = 5.0) -> str:
     """A preliminary report in the store: 12 neutrophils, 7 lymphocytes to be looked at and a rejected image, unless told."""
-    of = of or site()
     if results is None:
-        results = [classified("Neutrophil")] * 12 + [classified("Lymphocyte", review=True)] * 7 + [rejected()]
-    good = [result for result in results if isinstance(result, Classified)]
-    differential = counted([one.label for one in good], of, wbc_count, sum(one.review.required for one in good))
-    files = [f"image {number}".encode() for number in range(len(results))]
-    return take_in(store, results, files, differential, CONFUSION, MODEL, Specimen(wbc_count, SPECIMEN), of)
+        results = [*several("Neutrophil", 12), *several("Lymphocyte", 7, review=True), rejected()]
+    report, _ = take_in(store, read(results), Specimen(wbc_count, SPECIMEN), of or site())
+    return report.id

@@ -116,9 +116,15 @@ def test_cells_to_review_are_counted_and_their_number_is_said() -> None:
     assert "7 of them to be looked at" in answer.note
 
 
-def test_no_cell_is_an_error() -> None:
-    with pytest.raises(WbcError, match="no classified cell"):
-        count_differential([], None, SITE)
+def test_of_no_cell_nothing_is_known() -> None:
+    answer = count_differential([], np.eye(5, dtype=np.int64) * 50, SITE, 7.0)
+    assert (answer.kind, answer.cells) == ("too_few_cells", 0)
+    share = answer.classes["Neutrophil"]
+    assert (share.count, share.percent, share.interval.low, share.interval.high) == (0, 0, 0, 100)
+    assert (share.corrected, share.flag, answer.correction.applied) == (None, None, False)
+    assert share.absolute is not None
+    assert (share.absolute.value, round(share.absolute.interval.high, 9)) == (0, 7)
+    assert "No cell" in answer.correction.explanation
 
 
 def test_the_correction_finds_the_truth_that_was_mixed() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi.testclient import TestClient
-from live import encode, form, of_class
+from live import ambiguous, form, of_class
 from specimens import SPECIMEN, site
 from test_reports import assert_problem, classifier, client, correct, posted, sign  # noqa: F401 - two of them are fixtures
 from tiny_model import write_model
@@ -13,7 +13,7 @@ from tiny_model import write_model
 from serving import review
 from serving.classify import Classifier
 from serving.differential import count_differential
-from serving.review import add_cells
+from serving.review import Reading, add_cells
 from serving.specimen import Specimen
 
 
@@ -29,7 +29,7 @@ def report_of(client: TestClient, report: str) -> dict[str, Any]:  # noqa: F811
 def test_the_differential_is_that_of_all_cells(client: TestClient) -> None:  # noqa: F811
     first = posted(client)  # 8 neutrophils, 4 lymphocytes, one to review, one that is no image
     report = first["report_id"]
-    answer = add(client, report, of_class("Basophil"), encode((128, 0, 0)), b"no image", of_class("Basophil")).json()
+    answer = add(client, report, of_class("Basophil"), ambiguous(), b"none either", of_class("Basophil")).json()
     assert (answer["report_id"], answer["specimen_id"], len(answer["results"])) == (report, SPECIMEN, 4)
     unsure = first["results"][12]["label"]
     labels = ["Neutrophil"] * 8 + ["Lymphocyte"] * 4 + [unsure] * 2 + ["Basophil"] * 2
@@ -62,7 +62,8 @@ def test_the_mark_of_an_unknown_site_stays(client: TestClient) -> None:  # noqa:
     report = posted(client)["report_id"]
     running = client.app.app.state.running  # type: ignore[attr-defined]
     assert not report_of(client, report)["differential"]["site_unknown"]
-    add_cells(running.kept.store, report, [], [], running.classifier.model, Specimen(None, None), running.site, True)
+    model = running.classifier.model
+    add_cells(running.kept.store, report, Reading([], [], model, None, site_unknown=True), Specimen(None, None), running.site)
     assert add(client, report, of_class("Basophil")).json()["differential"]["site_unknown"]
     assert correct(client, report, 0, "Monocyte", "*").json()["differential"]["site_unknown"]
 
@@ -79,9 +80,8 @@ def test_what_cannot_be_added_to_is_said_and_left_alone(
     assert_problem(add(client, report, cell, wbc_count="many"), 422, "bad-field")
     assert_problem(add(client, "0" * 32, cell), 404, "no-such-report")
     assert_problem(add(client, "no such id", cell), 404, "no-such-report")
-    assert_problem(add(client, report, b"no image"), 422, "no-usable-image")
     with monkeypatch.context() as patch:
-        patch.setattr(review, "MOST_CELLS", 15)
+        patch.setattr(review, "MOST_IMAGES", 15)
         assert_problem(add(client, report, cell, cell), 413, "too-large")
         assert report_of(client, report)["version"] == 1
         assert add(client, report, cell).status_code == 200

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from live import ROOT, clean_environment, free_port
-from specimens import CONFUSION, MODEL, PERSON, classified, counted, site
+from specimens import PERSON, read, several, site
 from sqlalchemy import select
 
 from serving.outbox import LONGEST_WAIT, Sender, Unreachable, backlog, deliver_one, send, send_again, wait_after
@@ -91,11 +91,9 @@ def listener(tmp_path: Path) -> Iterator[Listener]:
 def signed(store: Store, specimen: str, receiver: Hl7Receiver) -> str:
     """A signed report of 12 cells, whose message is in the outbox."""
     of = site(receiver)
-    results = [classified("Neutrophil")] * 12
-    differential = counted(["Neutrophil"] * 12, of, None)
-    report = take_in(store, results, [b""] * 12, differential, CONFUSION, MODEL, Specimen(None, specimen), of)
-    sign(store, report, PERSON, 1, of)
-    return report
+    report, _ = take_in(store, read(several("Neutrophil", 12)), Specimen(None, specimen), of)
+    sign(store, report.id, PERSON, 1, of)
+    return report.id
 
 
 def outbox(store: Store) -> list[Message]:

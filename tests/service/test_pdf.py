@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fpdf import FPDF
 from live import ROOT, clean_environment
-from specimens import CONFUSION, PERSON, SPECIMEN, classified, reported, site
+from specimens import CONFUSION, PERSON, SPECIMEN, reported, several, site
 
 from serving.differential import SITE_UNKNOWN
 from serving.pdf import report_pdf
@@ -19,7 +19,7 @@ from serving.review import Person, correct, find, sign
 from serving.schemas import Result
 from serving.store import Store, sqlite_url
 
-RESULTS: list[Result] = [classified("Neutrophil")] * 70 + [classified("Lymphocyte", review=True)] * 30
+RESULTS: list[Result] = [*several("Neutrophil", 70), *several("Lymphocyte", 30, review=True)]
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def signed(store: Store, by: str = "Dr. Ada") -> ReportAnswer:
     report = reported(store, of, RESULTS, 10.0)
     correct(store, report, 70, "Monocyte", PERSON, 1, False, of)
     correct(store, report, 71, "Lymphocyte", PERSON, 2, False, of)
-    return whole(sign(store, report, Person(by, "ward"), 3, of))
+    return whole(sign(store, report, Person(by, "ward"), 3, of), of)
 
 
 def test_it_says_all_of_the_report(kept: Store, written: list[str]) -> None:
@@ -71,12 +71,12 @@ def test_it_says_all_of_the_report(kept: Store, written: list[str]) -> None:
 
 def test_what_is_not_signed_says_so_and_what_was_amended_names_both(kept: Store, written: list[str]) -> None:
     of, report = site(minimum_cells=100), signed(kept)
-    opened = whole(correct(kept, report.id, 0, "Basophil", PERSON, None, True, of))
+    opened = whole(correct(kept, report.id, 0, "Basophil", PERSON, None, True, of), of)
     report_pdf(opened, of)
     assert "PRELIMINARY, NOT SIGNED" in written
     assert "Changed since it was signed: not valid until it is signed again." in written
     written.clear()
-    report_pdf(whole(sign(kept, report.id, Person("Dr. Ben", "ward"), None, of)), of)
+    report_pdf(whole(sign(kept, report.id, Person("Dr. Ben", "ward"), None, of), of), of)
     assert "AMENDED" in written
     assert [text.split(",")[0] for text in written if text.startswith(("Final:", "Amended:"))] == [
         "Final: Dr. Ada",
@@ -86,7 +86,7 @@ def test_what_is_not_signed_says_so_and_what_was_amended_names_both(kept: Store,
 
 def test_too_few_cells_have_counts_and_no_percentages(kept: Store, written: list[str]) -> None:
     of = site(minimum_cells=500)
-    report_pdf(whole(find(kept, reported(kept, of, RESULTS))), of)
+    report_pdf(whole(find(kept, reported(kept, of, RESULTS)), of), of)
     everything = "\n".join(written)
     assert "This is not a differential." in everything
     assert "Leukocyte differential" not in written

@@ -16,7 +16,7 @@ import pytest
 from databases import new_database
 from fastapi.testclient import TestClient
 from fhir.resources.R4B.bundle import Bundle
-from live import ROOT, Server, clean_environment, encode, form, free_port, of_class, started
+from live import ROOT, Server, ambiguous, clean_environment, form, free_port, of_class, started
 from specimens import SPECIMEN, site
 from test_outbox import Listener, eventually
 
@@ -60,7 +60,8 @@ def client(classifier: Classifier, tmp_path_factory: pytest.TempPathFactory) -> 
 def posted(client: TestClient | httpx.Client, files: list[bytes] | None = None, **fields: str) -> dict[str, Any]:
     """The answer to 8 neutrophils, 4 lymphocytes, one between eosinophil and monocyte and a file that is no image."""
     if files is None:
-        files = [of_class("Neutrophil")] * 8 + [of_class("Lymphocyte")] * 4 + [encode((128, 0, 0)), b"no image"]
+        labels = ["Neutrophil"] * 8 + ["Lymphocyte"] * 4
+        files = [*map(of_class, labels), ambiguous(), b"no image"]
     answer = client.post("/v1/differential", files=form(*files), data={"specimen_id": SPECIMEN, "wbc_count": "6.5", **fields})
     assert answer.status_code == 200, answer.text
     result: dict[str, Any] = answer.json()

@@ -15,13 +15,13 @@ from alembic.migration import MigrationContext
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from live import ROOT, clean_environment
-from specimens import CONFUSION, MODEL, PERSON, SPECIMEN, classified, rejected, reported, site
+from specimens import PERSON, SPECIMEN, classified, read, rejected, reported, several, site
 from sqlalchemy import create_engine, inspect, make_url, select, text
 from sqlalchemy.exc import DBAPIError
 
-from serving.differential import Differential, count_differential
+from serving.differential import Differential
 from serving.problems import Problem
-from serving.review import changed_cells, correct, find, sign, take_in
+from serving.review import changed_cells, correct, find, sign, take_in, undo
 from serving.schemas import Result
 from serving.site import Hl7Receiver
 from serving.specimen import Specimen
@@ -143,10 +143,7 @@ def test_the_corrections_replayed_give_the_labels(store: Store, changes: list[tu
 
 
 def test_that_the_site_is_unknown_outlives_a_correction(store: Store) -> None:
-    differential = count_differential(["Neutrophil"] * 12, CONFUSION, site(), site_unknown=True)
-    report = take_in(
-        store, [classified("Neutrophil")] * 12, [b""] * 12, differential, CONFUSION, MODEL, Specimen(None, None), site()
-    )
+    report = take_in(store, read(several("Neutrophil", 12), site_unknown=True), Specimen(None, None), site())[0].id
     correct(store, report, 0, "Basophil", PERSON, 1, False, site())
     kept = Differential.model_validate(find(store, report).differential)
     assert kept.site_unknown
@@ -166,12 +163,15 @@ def test_a_correction_that_cannot_be_leaves_no_trace(store: Store, position: int
     assert (kept.version, kept.corrections) == (1, [])
 
 
-def test_the_last_cell_cannot_be_taken_out(store: Store) -> None:
+def test_without_a_cell_there_is_nothing_to_sign(store: Store) -> None:
     report = reported(store, results=[classified("Neutrophil")])
+    correct(store, report, 0, None, PERSON, 1, False, site())
+    assert find(store, report).differential["cells"] == 0
     with pytest.raises(Problem) as refused:
-        correct(store, report, 0, None, PERSON, 1, False, site())
-    assert refused.value.status == 409
-    assert find(store, report).cells[0].label == "Neutrophil"
+        sign(store, report, PERSON, 2, site())
+    assert (refused.value.status, refused.value.document["type"]) == (409, "urn:wbc:problem:no-cells")
+    undo(store, report, 0, PERSON, 2, False, site())
+    assert sign(store, report, PERSON, 3, site()).status == "final"
 
 
 def test_a_signed_report_is_corrected_only_as_an_amendment(store: Store) -> None:

@@ -1,0 +1,50 @@
+"""What stands in the way of a report's signature; derived from the record, for the service and for whoever asks before."""
+
+from serving.problems import Problem
+from serving.schemas import Block, Why
+from serving.site import Site
+from serving.store import Report
+
+TITLES: dict[Why, str] = {
+    "incomplete": "Incomplete",
+    "unreviewed": "Not reviewed",
+    "rendered_model": "Model of rendered cells",
+    "no_cells": "No cell",
+    "withdrawn": "Withdrawn",
+    "signed": "Signed",
+}
+WITHDRAWN = "The report was withdrawn; nothing in it can be changed any more. Make a new one."
+
+
+def complete(report: Report) -> bool:
+    """Whether all images have come that the client means to send; one that never said how many has sent all."""
+    return report.expected_images is None or len(report.cells) >= report.expected_images
+
+
+def blocked(report: Report, site: Site) -> list[Block]:
+    """All reasons why a whole report cannot be signed as it is; empty where it can."""
+    if report.withdrawn_at is not None:
+        return [Block(kind="withdrawn", detail=WITHDRAWN)]
+    if report.status != "preliminary":
+        return [Block(kind="signed", detail="The report is signed and has not been changed since.")]
+    found: list[Block] = []
+    if not complete(report):
+        sent, expected = len(report.cells), report.expected_images
+        detail = f"{sent} of {expected} images have come. Send the rest, or put the number right (PATCH, expected_images)."
+        found.append(Block(kind="incomplete", detail=detail))
+    if all(cell.label is None for cell in report.cells):
+        found.append(Block(kind="no_cells", detail="No image of the report counts as a cell; there is nothing to sign."))
+    return found
+
+
+def cannot_sign(blocks: list[Block]) -> Problem:
+    """409 of the first reason's kind, with all of them as `blocked`."""
+    first = blocks[0]
+    kind = first.kind.replace("_", "-")
+    return Problem(409, kind, TITLES[first.kind], first.detail, blocked=[block.model_dump() for block in blocks])
+
+
+def refuse_withdrawn(report: Report) -> None:
+    """Raises Problem 409 for a report that was withdrawn: nothing else can happen to it."""
+    if report.withdrawn_at is not None:
+        raise Problem(409, "withdrawn", TITLES["withdrawn"], WITHDRAWN)
