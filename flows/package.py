@@ -25,7 +25,19 @@ from wbc_model.files import building
 from wbc_model.params import read_params
 
 MODEL_FILES: Final = (WEIGHTS, ONNX, CARD, README)
-PURE_MODULES: Final = ("__init__", "errors", "classes", "canonical", "files", "images", "doubt", "card", "probabilities", "twins")
+PURE_MODULES: Final = (
+    "__init__",
+    "errors",
+    "classes",
+    "canonical",
+    "files",
+    "images",
+    "doubt",
+    "card",
+    "probabilities",
+    "structure",
+    "twins",
+)
 # What serving/ imports; their own requirements are added with the versions installed here, which are those of the lock.
 DIRECT: Final = (
     "alembic",

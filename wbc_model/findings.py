@@ -118,7 +118,7 @@ def _meetings(cells: pd.DataFrame, pairs: list[Pair]) -> Iterator[_Meeting]:
 def find_pairs(cells: pd.DataFrame, checks: CheckParams, cache: Path) -> list[Pair]:
     """Near-duplicates among the rows of `describe`, as positions in it; remembered in `cache` for this set of images."""
     sound = cells[cells["stored"] & (cells["damage"] == "")]
-    names = ("near_duplicates.py", "twins.py", "quality.py", "images.py")
+    names = ("near_duplicates.py", "twins.py", "quality.py", "images.py", "structure.py")
     sources = [Path(__file__).with_name(name).read_bytes() for name in names]
     settings = f"{checks.near_duplicate_bits} {checks.near_duplicate_correlation} "
     key = hashlib.sha256(b"".join([*sources, settings.encode(), "".join(sound["sha256"]).encode()])).hexdigest()[:16]

@@ -14,15 +14,14 @@ from PIL import Image, ImageOps
 
 from wbc_model.canonical import Nucleus, canonical_view, find_nucleus, without_padding
 from wbc_model.errors import ImageRejected
+from wbc_model.structure import check_scans, one_picture
 
 View = Literal["whole", "canonical"]
 
-FORMATS: Final = ("JPEG", "PNG", "BMP", "TIFF")
 MAX_BYTES: Final = 32 * 2**20
 MAX_PIXELS: Final = 40_000_000  # a 40-megapixel smear photograph is not a cell; 120 MB decoded is the most one image may cost
 MAX_SIDE: Final = 8192  # the network's view is square: 16x2,000,000 pixels would become a square of terabytes
 MIN_SIDE: Final = 16
-MAX_SCANS: Final = 100  # of a progressive JPEG, which has about 10; each costs time like a decoding, however few bytes it has
 APPEARANCE: Final = ("radius", "density_r", "density_g", "density_b", "background_r", "background_g", "background_b")
 FAINT: Final = 0.05  # added to a density before its logarithm: a channel may not absorb at all
 # Modes that hold 8 bits a channel and so have one RGB form; 16-bit grey, float and Lab images do not.
@@ -44,14 +43,17 @@ def _open(data: bytes) -> Image.Image:
         raise ImageRejected("undecodable", "the file is empty")
     if len(data) > MAX_BYTES:
         raise ImageRejected("too_large", f"{len(data):,} bytes, at most {MAX_BYTES:,} are accepted")
+    kind = one_picture(data)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # our own pixel limit below is stricter than Pillow's warning
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image = Image.open(io.BytesIO(data), formats=(kind,))
     except Image.DecompressionBombError:
         raise ImageRejected("too_large", f"more than {MAX_PIXELS:,} pixels") from None
     except (OSError, SyntaxError, ValueError, TypeError, OverflowError, EOFError):
-        raise ImageRejected("undecodable", f"not a readable {', '.join(FORMATS)} image") from None
+        raise ImageRejected("undecodable", f"not a readable {kind} image") from None
+    if image.format != kind:  # Pillow's MPO
+        raise ImageRejected("undecodable", f"a {image.format} image inside a {kind} file")
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ImageRejected("too_large", f"{width}x{height} pixels, at most {MAX_PIXELS:,} are accepted")
@@ -59,8 +61,7 @@ def _open(data: bytes) -> Image.Image:
         raise ImageRejected("too_large", f"{width}x{height} pixels, no side may be longer than {MAX_SIDE:,}")
     if min(width, height) < MIN_SIDE:
         raise ImageRejected("too_small", f"{width}x{height} pixels, at least {MIN_SIDE}x{MIN_SIDE} are needed")
-    if image.format == "JPEG" and data.count(b"\xff\xda") > MAX_SCANS:
-        raise ImageRejected("undecodable", f"a JPEG of more than {MAX_SCANS} scans")
+    check_scans(data, kind, width * height)
     if image.mode not in RGB_CONVERTIBLE:
         raise ImageRejected("undecodable", f"pixel mode {image.mode} has no 8-bit RGB form")
     return image

@@ -109,7 +109,7 @@ _NOTHING: Final = {
 
 def _code_version() -> str:
     """Changes with the code that measures, so that no cache outlives it."""
-    sources = [Path(__file__), *(Path(__file__).with_name(name) for name in ("images.py", "twins.py"))]
+    sources = [Path(__file__), *(Path(__file__).with_name(name) for name in ("images.py", "structure.py", "twins.py"))]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:8]
 
 

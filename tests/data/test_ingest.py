@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.data.conftest import blobs, encoded, write_manifest
+from tests.pictures import NOT_ONE_PICTURE
 from wbc_model import ingest as ingest_module
 from wbc_model.classes import CLASSES
 from wbc_model.errors import WbcError
@@ -59,6 +60,8 @@ def test_every_bad_row_is_named_and_the_rest_goes_in(tmp_path: Path, cell: Cell,
         cell("bomb.png", bomb): "too_large",
         cell("tiny.png", encoded(blobs(6, 8))): "too_small",
         cell("deep.tif", encoded(Image.new("F", (64, 64)), "TIFF")): "undecodable",
+        cell("stack.tif", NOT_ONE_PICTURE["ome-tiff, a z-stack"][0]): "undecodable",
+        cell("two.jpg", NOT_ONE_PICTURE["mpo"][0]): "undecodable",
         "gone.png": "missing",
         "": "missing",
         "pipe.png": "missing",
@@ -80,6 +83,8 @@ def test_every_bad_row_is_named_and_the_rest_goes_in(tmp_path: Path, cell: Cell,
     assert set(where(tmp_path / "w" / "data")) == set(good)
     (blast,) = [entry for entry in report.rejections if entry.path == "blast.png"]
     assert "nearest is Basophil" in blast.detail
+    (stack,) = [entry for entry in report.rejections if entry.path == "stack.tif"]
+    assert stack.detail.startswith("an OME-TIFF of more than one plane or channel: it is not one picture")
     assert blast.sha256 == hashlib.sha256((source / "blast.png").read_bytes()).hexdigest()
     written = pd.read_csv(tmp_path / "w" / "data" / "rejected.csv", keep_default_na=False)
     assert list(written.columns) == ["path", "sha256", "reason", "detail"]

@@ -192,7 +192,7 @@ def test_a_request_is_served_without_importing_torch_or_flows(model_dir: Path, t
     assert result.returncode == 0, result.stderr
     heavy, pure = result.stdout.splitlines()
     assert heavy == "[]"
-    pure_modules = ["canonical", "card", "classes", "doubt", "errors", "files", "images", "probabilities", "twins"]
+    pure_modules = ["canonical", "card", "classes", "doubt", "errors", "files", "images", "probabilities", "structure", "twins"]
     assert pure == str([f"wbc_model.{name}" for name in pure_modules])
 
 
