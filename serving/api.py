@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,10 +22,12 @@ from serving import fhir
 from serving.accept import negotiate
 from serving.access import ADMIN, ANY_KEY, CLASSIFY
 from serving.audit import AuditLog, recorded
-from serving.classify import Classifier
-from serving.differential import Differential, count_differential, foreign_site
+from serving.classify import Classifier, Seen
+from serving.differential import Differential, count_differential
+from serving.intake import Call, Taken, add_cells, refuse_too_many, same_specimen, take_in
 from serving.keys import ApiKeys
 from serving.limits import InFlight, Limits, RateLimit
+from serving.listing import models_of_open_reports
 from serving.metrics import endpoint, exposition, process_metrics
 from serving.page import CONTENT_SECURITY_POLICY, add_page
 from serving.problems import (
@@ -38,19 +40,20 @@ from serving.problems import (
     described,
     too_large,
 )
-from serving.repeats import Placed, place
+from serving.reading import Reading
+from serving.recount import AT_A_TIME, another_model, begun, model_of, read_again
+from serving.repeats import place, site_unknown
 from serving.report_schemas import state
-from serving.reports import IDEMPOTENCY_KEY, Kept, no_store
+from serving.reports import IDEMPOTENCY_KEY, Kept, checked, no_store
 from serving.reports import router as reports_router
-from serving.review import Reading, add_cells, refuse_too_many, same_specimen, take_in
 from serving.schemas import (
     CLASSIFY_BODY,
     DIFFERENTIAL_BODY,
-    SITE_UNKNOWN,
     Classification,
     Classified,
     DifferentialAnswer,
     FhirBundle,
+    ModelName,
     NoneUsable,
     ProblemDocument,
     Rejected,
@@ -58,7 +61,6 @@ from serving.schemas import (
 )
 from serving.site import Site, read_site
 from serving.specimen import FIELDS, REPORT_ID, Specimen, read_specimen
-from serving.store import Report
 from serving.upload import busy, read_form
 from wbc_model import __version__
 from wbc_model.card import ModelCard
@@ -94,6 +96,7 @@ class Running:
         kept: Kept | None = None,
     ) -> None:
         self._classifier = classifier
+        self._earlier: list[Classifier] = []
         self.site = site or read_site()
         self.audit = audit
         self.kept = kept
@@ -119,8 +122,16 @@ class Running:
         return self._classifier
 
     def install(self, classifier: Classifier) -> None:
-        """Let a model answer from now on."""
-        self._classifier = classifier
+        """Let a model answer from now on. Where images are not kept, the one before stays in memory for the reports that it has
+        begun, and so do older ones as long as they have open reports."""
+        before, self._classifier = self._classifier, classifier
+        if before is not None and self.kept is not None and not self.site.keep_images:
+            needed = models_of_open_reports(self.kept.store)
+            self._earlier = [before, *(one for one in self._earlier if one.model in needed)]
+
+    def earlier(self, model: ModelName) -> Classifier | None:
+        """A model that answered before and is in memory still."""
+        return next((one for one in self._earlier if one.model == model), None)
 
     @property
     def version(self) -> str:
@@ -213,33 +224,56 @@ async def differential(request: Request) -> Response:
     An image that came before, in this request or in the report that it adds to, is rejected as a duplicate: a cell counts once.
     """
     running = _running(request)
-    classifier = running.classifier
+    classifier, again = running.classifier, None
     media_type = negotiate(request.headers.getlist("accept"), (JSON, fhir.MEDIA_TYPE))
     try:
         async with read_form(request, running.limits, running.in_flight, FIELDS) as form:
             specimen, report_id = read_specimen(form.texts), form.texts.get(REPORT_ID)
-            results = await classifier.classify(form.images)
+            if report_id is None:
+                refuse_too_many(len(form.images), specimen)
+            else:
+                classifier, again = await _model_for(running, report_id)
+            seen = await classifier.see(form.images)
     except ClientDisconnect:
         return Response(status_code=499)
-    reading = _reading(classifier, results, form.images)
+    results = [one.result for one in seen]
+    reading = Reading.of(classifier, seen, form.images)
     digests = [result.sha256 for result in results]
     if report_id is None:
-        refuse_too_many(len(results), specimen)
         refused = _none_usable(results) if _is_all(running, specimen, len(results)) else None
         if refused is not None:
             running.metrics.results(results)
             return await recorded(request, digests, classifier.model, refused)
         document = await run_in_threadpool(_count, running, reading, specimen)
     else:
-        repetition = IDEMPOTENCY_KEY not in request.headers
-        document = await run_in_threadpool(_extend, running, report_id, reading, specimen, repetition)
+        call = Call(request.state.caller, IDEMPOTENCY_KEY not in request.headers, again)
+        document = await run_in_threadpool(_extend, running, report_id, reading, specimen, call)
     running.metrics.results(document.results)
     return await recorded(request, digests, document.model, _differential_response(document, media_type, running.site))
 
 
-def _reading(classifier: Classifier, results: Sequence[Result], files: Sequence[bytes]) -> Reading:
-    foreign = _site_unknown(classifier.card, [result for result in results if isinstance(result, Classified)])
-    return Reading(results, files, classifier.model, classifier.confusion, foreign, classifier.card.rendered)
+async def _model_for(running: Running, report_id: str) -> tuple[Classifier, Mapping[int, Seen] | None]:
+    """The model for images that are added to a report, and what it says again of those that the report has, where it was begun
+    by another one.
+
+    The report's own model answers where it serves still, or is held for want of kept images; else the one that serves, if it
+    can count the whole report again. Raises Problem: 404 for a report that is not there, 409 where neither can be.
+    """
+    kept, classifier = running.kept, running.classifier
+    if kept is None:
+        raise no_store()
+    before = await run_in_threadpool(begun, kept.store, checked(report_id))
+    if before.model == classifier.model:
+        return classifier, None
+    if not before.all_kept:
+        held = running.earlier(before.model)
+        if held is None:
+            raise another_model(before.model, classifier.model, report_id)
+        return held, None
+    with running.in_flight.also(min(len(before.places), AT_A_TIME)) as room:
+        if not room:
+            raise busy()
+        return classifier, await read_again(kept.store, report_id, before.places, classifier)
 
 
 def _is_all(running: Running, specimen: Specimen, images: int) -> bool:
@@ -249,9 +283,8 @@ def _is_all(running: Running, specimen: Specimen, images: int) -> bool:
 
 def _count(running: Running, reading: Reading, specimen: Specimen) -> DifferentialAnswer:
     if running.kept is not None:
-        report, placed = take_in(running.kept.store, reading, specimen, running.site)
-        return _kept_answer(running, running.kept, report, placed, reading)
-    placed = place(reading.results)
+        return _kept_answer(running, running.kept, take_in(running.kept.store, reading, specimen, running.site))
+    placed = place(reading.seen)
     cells = [result for result in placed.results if isinstance(result, Classified)]
     counted = count_differential(
         [cell.label for cell in cells],
@@ -259,35 +292,31 @@ def _count(running: Running, reading: Reading, specimen: Specimen) -> Differenti
         running.site,
         specimen.wbc_count,
         sum(cell.review.required for cell in cells),
-        site_unknown=reading.site_unknown,
+        site_unknown=site_unknown([result.model_dump() for result in placed.results], reading.false_alarms),
     )
     return DifferentialAnswer(model=reading.model, specimen_id=specimen.specimen_id, differential=counted, results=placed.results)
 
 
-def _extend(running: Running, report_id: str, reading: Reading, specimen: Specimen, repetition: bool) -> DifferentialAnswer:
+def _extend(running: Running, report_id: str, reading: Reading, specimen: Specimen, call: Call) -> DifferentialAnswer:
     """Add the cells to a report: the answer about the whole report, with the `results` of this request."""
     if running.kept is None:
         raise no_store()
-    report, placed = add_cells(running.kept.store, report_id, reading, specimen, running.site, repetition)
-    return _kept_answer(running, running.kept, report, placed, reading)
+    return _kept_answer(running, running.kept, add_cells(running.kept.store, report_id, reading, specimen, running.site, call))
 
 
-def _kept_answer(running: Running, kept: Kept, report: Report, placed: Placed, reading: Reading) -> DifferentialAnswer:
+def _kept_answer(running: Running, kept: Kept, taken: Taken) -> DifferentialAnswer:
+    report = taken.report
     return DifferentialAnswer(
-        model=reading.model,
+        model=model_of(report),
         report_id=report.id,
         specimen_id=report.specimen_id,
         differential=Differential.model_validate(report.differential),
-        results=placed.results,
-        positions=placed.positions,
+        results=taken.placed.results,
+        positions=taken.placed.positions,
         report=state(report, running.site),
         same_specimen=same_specimen(kept.store, report),
+        recounted=taken.recounted,
     )
-
-
-def _site_unknown(card: ModelCard, cells: Sequence[Classified]) -> bool:
-    foreign = sum(SITE_UNKNOWN in cell.review.reasons for cell in cells)
-    return card.doubt is not None and foreign_site(foreign, len(cells), card.doubt.false_alarms)
 
 
 def _differential_response(answer: DifferentialAnswer, media_type: str, site: Site) -> Response:

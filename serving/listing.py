@@ -6,6 +6,7 @@ from sqlalchemy import ColumnElement, Select, func, select
 from sqlalchemy.orm import defer, selectinload
 
 from serving.review import no_report
+from serving.schemas import ModelName
 from serving.store import Cell, Report, Signature, Status, Store
 
 Wanted = Literal["open", "preliminary", "final", "amended", "withdrawn", "all"]
@@ -63,6 +64,14 @@ def listed(store: Store, wanted: Filter, limit: int, before: str | None = None) 
             query = query.where((Report.created_at < last.created_at) | same_time)
         found = [(report, images) for report, images in session.execute(query)]
     return found[:limit], found[limit - 1][0].id if len(found) > limit else None
+
+
+def models_of_open_reports(store: Store) -> list[ModelName]:
+    """The models of the reports to which cells may still be added."""
+    signed = select(Signature.id).where(Signature.report_id == Report.id).exists()
+    query = select(Report.model_name, Report.model_version).where(Report.withdrawn_at.is_(None), ~signed).distinct()
+    with store.reading() as session:
+        return [ModelName(name=name, version=version) for name, version in session.execute(query)]
 
 
 def _images() -> ColumnElement[int]:

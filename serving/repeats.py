@@ -1,19 +1,24 @@
 """The same image twice, and the same cell on two images: what counts once in a differential, and what a person must look at."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from serving.classify import Seen
+from serving.differential import foreign_site
 from serving.problems import PREFIX
-from serving.schemas import NEAR_DUPLICATE, Classified, ImageProblem, Rejected, Result, Review
+from serving.schemas import NEAR_DUPLICATE, SITE_UNKNOWN, Classified, ImageProblem, Rejected, Result, Review
 from serving.store import Cell
+from wbc_model.twins import twins_of
 
 
 class Held(NamedTuple):
-    """What a report holds already: how many images, and by their SHA-256 the first place of each, and of each that was usable."""
+    """What a report holds already: how many images, by their SHA-256 the first place of each, and of each that was usable, and
+    by their places what the cells are known again by."""
 
     images: int
     places: Mapping[str, int]
     usable: Mapping[str, int]
+    fingerprints: Mapping[int, bytes]
 
 
 class Placed(NamedTuple):
@@ -24,23 +29,25 @@ class Placed(NamedTuple):
     new: list[int]
 
 
-NOTHING = Held(0, {}, {})
+NOTHING = Held(0, {}, {}, {})
 
 
-def held(cells: Sequence[Cell]) -> Held:
+def held(cells: Sequence[Cell], fingerprints: Mapping[int, bytes]) -> Held:
     """What the cells of a report hold."""
     newest_first = list(reversed(cells))
     usable = {cell.sha256: cell.position for cell in newest_first if cell.result["status"] == "ok"}
-    return Held(len(cells), {cell.sha256: cell.position for cell in newest_first}, usable)
+    return Held(len(cells), {cell.sha256: cell.position for cell in newest_first}, usable, fingerprints)
 
 
-def place(results: Sequence[Result], before: Held = NOTHING, repetition: bool = False) -> Placed:
-    """Each result at its place. A file that was usable before, in the report or in this request, is rejected as a duplicate.
+def place(seen: Sequence[Seen], before: Held = NOTHING, repetition: bool = False) -> Placed:
+    """Each result at its place.
 
-    With `repetition` the request may be one that came already, so that a file which the report holds gets no place of its own.
+    A file that was usable before, in the report or in this request, is rejected as a duplicate. An image that shows the same cell
+    as an earlier one counts, and names it. With `repetition` the request may be one that came already, so that a file which the
+    report holds gets no place of its own.
     """
     placed, usable = Placed([], [], []), dict(before.usable)
-    for number, result in enumerate(results):
+    for number, (result, _) in enumerate(seen):
         first, known = usable.get(result.sha256), before.places.get(result.sha256)
         answered = result if first is None or isinstance(result, Rejected) else _duplicate(result, first)
         if repetition and known is not None and isinstance(answered, Rejected):
@@ -51,6 +58,7 @@ def place(results: Sequence[Result], before: Held = NOTHING, repetition: bool = 
         if isinstance(answered, Classified):
             usable[result.sha256] = placed.positions[-1]
         placed.results.append(answered)
+    _name_twins(placed, seen, before.fingerprints)
     return placed
 
 
@@ -58,6 +66,25 @@ def _duplicate(result: Classified, first: int) -> Rejected:
     detail = f"the same file as image {first} (numbered from 0), which counts; a cell counts once"
     problem = ImageProblem(type=f"{PREFIX}image:duplicate", title="Image rejected", detail=detail, reason="duplicate")
     return Rejected(problem=problem, sha256=result.sha256, duplicate_of=first)
+
+
+def _name_twins(placed: Placed, seen: Sequence[Seen], earlier: Mapping[int, bytes]) -> None:
+    mine = {number: seen[number].fingerprint for number in placed.new if isinstance(placed.results[number], Classified)}
+    known = {number: print_ for number, print_ in mine.items() if print_ is not None}
+    places = [*earlier, *(placed.positions[number] for number in known)]
+    for number, twin in zip(known, twins_of(list(known.values()), list(earlier.values())), strict=True):
+        result = placed.results[number]
+        if twin is not None and isinstance(result, Classified):
+            placed.results[number] = with_twin(result, places[twin])
+
+
+def site_unknown(results: Sequence[Mapping[str, Any]], false_alarms: float | None) -> bool:
+    """Whether more of the cells than false alarms explain look like those of no site that the model was calibrated for.
+
+    `results` as JSON, each file once: copies of one image prove nothing. `false_alarms` is None for a model that cannot tell.
+    """
+    reasons = [result["review"]["reasons"] for result in results if result["status"] == "ok"]
+    return false_alarms is not None and foreign_site(sum(SITE_UNKNOWN in one for one in reasons), len(reasons), false_alarms)
 
 
 def with_twin(result: Classified, twin: int) -> Classified:

@@ -13,7 +13,6 @@ from typing import Annotated, Any, Final, Self, TypeVar
 
 from fastapi import APIRouter, Header, Path, Query
 from pydantic import BaseModel, ValidationError
-from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
@@ -22,6 +21,7 @@ from serving import fhir
 from serving.access import REVIEW
 from serving.audit import recorded
 from serving.changes import Why, put_right, withdraw
+from serving.kept_images import images_of
 from serving.listing import Filter, Wanted, listed
 from serving.outbox import Sender
 from serving.problems import Problem, bad_field, described, too_large
@@ -43,7 +43,7 @@ from serving.review import Person, correct, find, no_report, sign, undo
 from serving.schemas import ModelName
 from serving.site import Site
 from serving.specimen import SPECIMEN_PATTERN
-from serving.store import Cell, Report, Store
+from serving.store import Report, Store
 from wbc_model.images import decode
 
 T = TypeVar("T", bound=BaseModel)
@@ -118,7 +118,7 @@ def _person(request: Request, by: str) -> Person:
     return Person(by, request.state.caller)
 
 
-def _checked(report_id: str) -> str:
+def checked(report_id: str) -> str:
     """The id, where it can be one: PostgreSQL does not take every text."""
     if not _ID.fullmatch(report_id):
         raise no_report()
@@ -126,7 +126,7 @@ def _checked(report_id: str) -> str:
 
 
 def _find(request: Request, report_id: str) -> Report:
-    return find(_kept(request).store, _checked(report_id))
+    return find(_kept(request).store, checked(report_id))
 
 
 def _expected(if_match: str | None) -> int | None:
@@ -217,7 +217,7 @@ def reports(
 ) -> Response:
     """Reports, the newest first."""
     wanted = Filter(status, specimen_id, model, signed)
-    found, following = listed(_kept(request).store, wanted, limit, None if before is None else _checked(before))
+    found, following = listed(_kept(request).store, wanted, limit, None if before is None else checked(before))
     answer = ReportList(reports=[summary(report, images) for report, images in found], next=following)
     return Response(answer.model_dump_json(), media_type="application/json")
 
@@ -239,7 +239,7 @@ async def correct_cell(request: Request, report_id: ReportId, index: Index, if_m
     kept, site = _kept(request), _site(request)
     asked = await _body(request, CorrectionRequest)
     person, expected = _person(request, asked.by), _expected(if_match)
-    change = (kept.store, _checked(report_id), index, asked.label, person, expected, asked.amend, site)
+    change = (kept.store, checked(report_id), index, asked.label, person, expected, asked.amend, site)
     return await _changed(request, await run_in_threadpool(correct, *change), [index])
 
 
@@ -254,7 +254,7 @@ async def undo_correction(request: Request, report_id: ReportId, index: Index, i
     kept, site = _kept(request), _site(request)
     asked = await _body(request, UndoRequest)
     person, expected = _person(request, asked.by), _expected(if_match)
-    change = (kept.store, _checked(report_id), index, person, expected, asked.amend, site)
+    change = (kept.store, checked(report_id), index, person, expected, asked.amend, site)
     return await _changed(request, await run_in_threadpool(undo, *change), [index])
 
 
@@ -269,7 +269,7 @@ async def put_report_right(request: Request, report_id: ReportId, if_match: IfMa
     kept, site = _kept(request), _site(request)
     asked = await _body(request, PatchRequest)
     why, expected = Why(_person(request, asked.by), asked.reason), _expected(if_match)
-    change = (kept.store, _checked(report_id), asked.given(), why, expected, asked.amend, site)
+    change = (kept.store, checked(report_id), asked.given(), why, expected, asked.amend, site)
     return await _changed(request, await run_in_threadpool(put_right, *change), [])
 
 
@@ -284,7 +284,7 @@ async def withdraw_report(request: Request, report_id: ReportId, if_match: IfMat
     kept = _kept(request)
     asked = await _body(request, WithdrawalRequest)
     why, expected = Why(_person(request, asked.by), asked.reason), _expected(if_match)
-    change = (kept.store, _checked(report_id), why, expected, asked.amend)
+    change = (kept.store, checked(report_id), why, expected, asked.amend)
     withdrawn = await run_in_threadpool(withdraw, *change)
     if kept.sender is not None:
         kept.sender.wake()
@@ -302,7 +302,7 @@ async def sign_report(request: Request, report_id: ReportId, if_match: IfMatch =
     kept, site = _kept(request), _site(request)
     asked = await _body(request, SignatureRequest)
     person, expected = _person(request, asked.by), _expected(if_match)
-    signed = await run_in_threadpool(sign, kept.store, _checked(report_id), person, expected, site)
+    signed = await run_in_threadpool(sign, kept.store, checked(report_id), person, expected, site)
     if kept.sender is not None:
         kept.sender.wake()
     return await _changed(request, signed, range(len(signed.cells)))
@@ -316,8 +316,8 @@ def cell_image(request: Request, report_id: ReportId, index: Index) -> Response:
     if cell is None or not cell.has_image:
         raise Problem(404, "no-such-image", "No such image", "There is no such cell, or its image is not kept.")
     with _kept(request).store.reading() as session:
-        data = session.scalar(select(Cell.image).where(Cell.report_id == found.id, Cell.position == cell.position))
-    image, _ = decode(bytes(data or b""), at_least=IMAGE_SIDE)
+        data = images_of(session, found.id, [index])[index]
+    image, _ = decode(data, at_least=IMAGE_SIDE)
     image.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
     drawn = io.BytesIO()
     image.save(drawn, "PNG")

@@ -6,9 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from serving.classify import Seen
 from serving.differential import Differential, count_differential
-from serving.review import Person, Reading, take_in
-from serving.schemas import Classified, ImageProblem, ModelName, Rejected, Result, Review
+from serving.intake import take_in
+from serving.reading import Reading
+from serving.review import Person
+from serving.schemas import Classified, ImageProblem, ModelName, Reason, Rejected, Result, Review
 from serving.site import Hl7Receiver, Site, read_site
 from serving.specimen import Specimen
 from serving.store import Store
@@ -25,14 +28,14 @@ def site(hl7: Hl7Receiver | None = None, keep_images: bool = False, minimum_cell
     return read_site().model_copy(update={"hl7": hl7, "keep_images": keep_images, "minimum_cells": minimum_cells})
 
 
-def classified(label: str, review: bool = False) -> Classified:
+def classified(label: str, review: bool = False, reason: Reason = "ambiguous") -> Classified:
     """A result as the service makes it, each time of another file."""
     return Classified(
         label=label,
         probabilities={label: 1.0},
         prediction_set=[label],
         predicted_loss=None,
-        review=Review(required=review, reasons=["ambiguous"] if review else []),
+        review=Review(required=review, reasons=[reason] if review else []),
         sha256=hashlib.sha256(str(next(_NUMBERS)).encode()).hexdigest(),
     )
 
@@ -48,20 +51,19 @@ def counted(labels: Sequence[str], of: Site, wbc_count: float | None = 5.0, to_r
     return count_differential(labels, CONFUSION, of, wbc_count, to_review)
 
 
-def several(label: str, count: int, review: bool = False) -> list[Result]:
+def several(label: str, count: int, review: bool = False, reason: Reason = "ambiguous") -> list[Result]:
     """Results of as many files."""
-    return [classified(label, review) for _ in range(count)]
+    return [classified(label, review, reason) for _ in range(count)]
 
 
-def read(results: Sequence[Result], site_unknown: bool = False) -> Reading:
-    """Results as the tiny model gave them, of files of their own."""
+def read(results: Sequence[Result], false_alarms: float | None = None) -> Reading:
+    """Results as a model gave them, of files of their own."""
     files = [f"image {number}".encode() for number in range(len(results))]
-    return Reading(results, files, MODEL, CONFUSION, site_unknown)
+    return Reading([Seen(result, None) for result in results], files, MODEL, CONFUSION, false_alarms)
 
 
 def reported(store: Store, of: Site | None = None, results: Sequence[Result] | None = None, wbc_count: float | None = 5.0) -> str:
     """A preliminary report in the store: 12 neutrophils, 7 lymphocytes to be looked at and a rejected image, unless told."""
     if results is None:
         results = [*several("Neutrophil", 12), *several("Lymphocyte", 7, review=True), rejected()]
-    report, _ = take_in(store, read(results), Specimen(wbc_count, SPECIMEN), of or site())
-    return report.id
+    return take_in(store, read(results), Specimen(wbc_count, SPECIMEN), of or site()).report.id

@@ -19,8 +19,9 @@ from live import ROOT, clean_environment, free_port
 from specimens import PERSON, read, several, site
 from sqlalchemy import select
 
+from serving.intake import take_in
 from serving.outbox import LONGEST_WAIT, Sender, Unreachable, backlog, deliver_one, send, send_again, wait_after
-from serving.review import correct, sign, take_in
+from serving.review import correct, sign
 from serving.site import Hl7Receiver
 from serving.specimen import Specimen
 from serving.store import Message, Store, sqlite_url
@@ -91,7 +92,7 @@ def listener(tmp_path: Path) -> Iterator[Listener]:
 def signed(store: Store, specimen: str, receiver: Hl7Receiver) -> str:
     """A signed report of 12 cells, whose message is in the outbox."""
     of = site(receiver)
-    report, _ = take_in(store, read(several("Neutrophil", 12)), Specimen(None, specimen), of)
+    report = take_in(store, read(several("Neutrophil", 12)), Specimen(None, specimen), of).report
     sign(store, report.id, PERSON, 1, of)
     return report.id
 

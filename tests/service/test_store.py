@@ -20,8 +20,9 @@ from sqlalchemy import create_engine, inspect, make_url, select, text
 from sqlalchemy.exc import DBAPIError
 
 from serving.differential import Differential
+from serving.intake import take_in
 from serving.problems import Problem
-from serving.review import changed_cells, correct, find, sign, take_in, undo
+from serving.review import changed_cells, correct, find, sign, undo
 from serving.schemas import Result
 from serving.site import Hl7Receiver
 from serving.specimen import Specimen
@@ -143,7 +144,7 @@ def test_the_corrections_replayed_give_the_labels(store: Store, changes: list[tu
 
 
 def test_that_the_site_is_unknown_outlives_a_correction(store: Store) -> None:
-    report = take_in(store, read(several("Neutrophil", 12), site_unknown=True), Specimen(None, None), site())[0].id
+    report = take_in(store, read(several("Neutrophil", 12, True, "site_unknown"), 0.02), Specimen(None, None), site()).report.id
     correct(store, report, 0, "Basophil", PERSON, 1, False, site())
     kept = Differential.model_validate(find(store, report).differential)
     assert kept.site_unknown
