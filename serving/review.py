@@ -99,6 +99,7 @@ def undo(store: Store, report_id: str, position: int, person: Person, expected: 
     """
     with store.writing() as session:
         report = locked(session, report_id, expected)
+        refuse_withdrawn(report)
         cell = _counted(report, position)
         stack = [one for one in _stand(report.corrections) if one.position == position]
         if not stack:

@@ -1,0 +1,249 @@
+"""The ways back: an undo that undoes, numbers put right, a withdrawal; each stays in the record. Short answers on request."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+from fhir.resources.R4B.bundle import Bundle
+from live import of_class
+from specimens import PERSON, SPECIMEN, reported, site
+from sqlalchemy.exc import DBAPIError
+from test_expected_images import patch
+from test_more_cells import add, report_of
+from test_reports import DOCTOR, assert_problem, classifier, client, client_of, correct, posted, sign  # noqa: F401 - two of them are fixtures
+
+from serving.changes import Why, put_right, withdraw
+from serving.classify import Classifier
+from serving.review import find, undo
+from serving.store import Change, Store
+
+UNSURE = 12  # of `posted`: the cell that a person must look at
+
+
+def undone(client: TestClient, report: str, index: int, version: str = "*", **more: Any) -> httpx.Response:  # noqa: F811
+    url = f"/v1/reports/{report}/cells/{index}/undo"
+    return client.post(url, json={**DOCTOR, **more}, headers={"If-Match": version})
+
+
+def withdrawn(client: TestClient, report: str, version: str = "*", **more: Any) -> httpx.Response:  # noqa: F811
+    body = {"reason": "another patient's smear", **DOCTOR, **more}
+    return client.post(f"/v1/reports/{report}/withdrawal", json=body, headers={"If-Match": version})
+
+
+@pytest.fixture
+def own(classifier: Classifier, tmp_path: Path) -> Iterator[TestClient]:  # noqa: F811
+    """A service with a store of its own."""
+    yield from client_of(classifier, tmp_path, site())
+
+
+@pytest.mark.parametrize("label", ["Eosinophil", "Basophil", None])
+def test_undo_puts_the_cell_back_where_it_was(client: TestClient, label: str | None) -> None:  # noqa: F811
+    """Whether it was confirmed, changed or taken out: it waits for a person again, and the record has both."""
+    report = posted(client)["report_id"]
+    before = report_of(client, report)
+    correct(client, report, UNSURE, label, '"1"')
+    after = undone(client, report, UNSURE, '"2"').json()
+    assert after["cells"] == before["cells"]
+    assert after["differential"] == before["differential"]
+    assert (after["to_review"], after["cells"][UNSURE]["by_person"]) == (1, False)
+    assert [(one["to_label"], one["undo"], one["by"]) for one in after["corrections"]] == [
+        (label, False, "Dr. Ada"),
+        (before["cells"][UNSURE]["label"], True, "Dr. Ada"),
+    ]
+    assert_problem(undone(client, report, UNSURE), 409, "nothing-to-undo")
+    assert report_of(client, report)["version"] == 3
+
+
+def test_undo_after_undo_goes_further_back(client: TestClient) -> None:  # noqa: F811
+    report = posted(client)["report_id"]
+    for label in ("Monocyte", None, "Basophil"):
+        correct(client, report, 0, label, "*")
+    labels = [undone(client, report, 0).json()["cells"][0]["label"] for _ in range(2)]
+    assert labels == [None, "Monocyte"]
+    assert correct(client, report, 0, "Lymphocyte", "*").json()["cells"][0]["label"] == "Lymphocyte"
+    states = [undone(client, report, 0).json()["cells"][0] for _ in range(2)]
+    assert [(one["label"], one["by_person"]) for one in states] == [("Monocyte", True), ("Neutrophil", False)]
+    assert_problem(undone(client, report, 0), 409, "nothing-to-undo")
+
+
+def test_undo_of_a_signed_report_is_an_amendment(client: TestClient) -> None:  # noqa: F811
+    report = posted(client)["report_id"]
+    correct(client, report, UNSURE, "Basophil", "*")
+    sign(client, report, "*")
+    assert_problem(undone(client, report, UNSURE), 409, "signed")
+    assert undone(client, report, UNSURE, amend=True).json()["status"] == "preliminary"
+    for index, kind in ((13, "rejected-image"), (0, "nothing-to-undo")):
+        assert_problem(undone(client, report, index), 409, kind)
+    assert_problem(undone(client, report, 99), 404, "no-such-cell")
+    assert_problem(undone(client, report, UNSURE, '"1"'), 412, "changed-meanwhile")
+    body = client.post(f"/v1/reports/{report}/cells/0/undo", json={}, headers={"If-Match": "*"})
+    assert_problem(body, 422, "bad-field")
+
+
+def test_a_wrong_number_is_put_right_with_a_reason(client: TestClient) -> None:  # noqa: F811
+    report = posted(client)["report_id"]
+    fixed = patch(client, report, specimen_id="S-4712", wbc_count=13).json()
+    assert (fixed["specimen_id"], fixed["version"], fixed["status"]) == ("S-4712", 2, "preliminary")
+    assert fixed["differential"]["wbc_count"] == 13
+    assert fixed["differential"]["classes"]["Neutrophil"]["absolute"]["value"] == pytest.approx(13 * 8 / 13)
+    changes = {one["what"]: (one["from_value"], one["to_value"], one["reason"], one["by"]) for one in fixed["changes"]}
+    assert changes == {
+        "specimen_id": (SPECIMEN, "S-4712", "a typing error", "Dr. Ada"),
+        "wbc_count": (6.5, 13.0, "a typing error", "Dr. Ada"),
+    }
+    cleared = patch(client, report, wbc_count=None).json()
+    assert cleared["differential"]["classes"]["Neutrophil"]["absolute"] is None
+    assert cleared["specimen_id"] == "S-4712"
+    assert_problem(patch(client, report, wbc_count=None), 409, "nothing-to-change")
+    assert add(client, report, of_class("Basophil"), specimen_id="S-4712").status_code == 200
+
+
+def test_of_a_signed_report_that_is_an_amendment(client: TestClient) -> None:  # noqa: F811
+    report = posted(client)["report_id"]
+    sign(client, report, "*")
+    assert_problem(patch(client, report, specimen_id="S-4713"), 409, "signed")
+    assert patch(client, report, specimen_id="S-4713", amend=True).json()["status"] == "preliminary"
+    assert sign(client, report, "*").json()["status"] == "amended"
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "body"),
+        ({"specimen_id": " padded"}, "specimen_id"),
+        ({"wbc_count": 7100}, "wbc_count"),
+        ({"wbc_count": "7.1"}, "wbc_count"),
+        ({"expected_images": 1.5}, "expected_images"),
+        ({"expected_images": 0}, "expected_images"),
+        ({"specimen_id": "S", "reason": ""}, "reason"),
+        ({"specimen_id": "S", "reason": "two\nlines"}, "reason"),
+        ({"specimen_id": "S", "status": "final"}, "status"),
+    ],
+)
+def test_what_cannot_be_put_right(client: TestClient, body: dict[str, Any], field: str) -> None:  # noqa: F811
+    report = posted(client)["report_id"]
+    assert assert_problem(patch(client, report, **body), 422, "bad-field")["field"] == field
+    assert report_of(client, report)["version"] == 1
+
+
+def test_a_withdrawn_report_is_nothing_any_more(own: TestClient) -> None:
+    report = posted(own)["report_id"]
+    answer = withdrawn(own, report, '"1"').json()
+    assert (answer["status"], answer["withdrawn"], answer["version"], answer["signed_by"]) == ("withdrawn", True, 2, None)
+    assert [one["kind"] for one in answer["blocked"]] == ["withdrawn"]
+    [change] = answer["changes"]
+    assert (change["what"], change["from_value"], change["reason"]) == ("withdrawal", "preliminary", "another patient's smear")
+    for refused in (
+        correct(own, report, 0, "Monocyte", "*"),
+        undone(own, report, 0),
+        patch(own, report, specimen_id="S-1"),
+        withdrawn(own, report),
+        sign(own, report, "*"),
+        add(own, report, of_class("Basophil")),
+    ):
+        assert_problem(refused, 409, "withdrawn")
+    assert report_of(own, report)["version"] == 2
+    listed = {status: own.get(f"/v1/reports?status={status}").json()["reports"] for status in ("open", "withdrawn", "all")}
+    assert [len(found) for found in listed.values()] == [0, 1, 1]
+    bundle = own.get(f"/v1/reports/{report}/fhir")
+    Bundle.model_validate_json(bundle.text)
+    assert bundle.json()["entry"][0]["resource"]["status"] == "cancelled"
+    assert own.get(f"/v1/reports/{report}/report.pdf").status_code == 200
+
+
+def test_a_signed_report_is_withdrawn_as_an_amendment(client: TestClient) -> None:  # noqa: F811
+    report = posted(client)["report_id"]
+    sign(client, report, "*")
+    assert_problem(withdrawn(client, report), 409, "signed")
+    answer = withdrawn(client, report, amend=True).json()
+    assert (answer["status"], answer["signed_by"], len(answer["signatures"])) == ("withdrawn", None, 1)
+    bundle = client.get(f"/v1/reports/{report}/fhir")
+    Bundle.model_validate_json(bundle.text)
+    assert bundle.json()["entry"][0]["resource"]["status"] == "entered-in-error"
+
+
+def test_a_second_report_of_a_specimen_names_the_first(own: TestClient) -> None:
+    first, second = (posted(own, specimen_id="S-9")["report_id"] for _ in range(2))
+    third = posted(own, specimen_id="S-9")
+    assert third["same_specimen"] == [first, second]
+    assert add(own, second, of_class("Basophil")).json()["same_specimen"] == [first]
+    withdrawn(own, first)
+    assert posted(own, specimen_id="S-9")["same_specimen"] == [second, third["report_id"]]
+    assert posted(own, specimen_id="S-90")["same_specimen"] == []
+    found = own.get("/v1/reports?specimen_id=S-9").json()["reports"]
+    assert [one["id"] for one in found][1:] == [third["report_id"], second, first]
+    assert [one["withdrawn"] for one in found] == [False, False, False, True]
+
+
+def test_recall_all_signed_reports_of_a_version(own: TestClient) -> None:
+    ids = [posted(own)["report_id"] for _ in range(4)]
+    for report in ids[:3]:
+        sign(own, report, "*")
+    correct(own, ids[1], 0, "Monocyte", "*", amend=True)
+    withdrawn(own, ids[2], amend=True)
+
+    def listed(**parameters: str) -> list[str]:
+        answer = own.get("/v1/reports", params=parameters)
+        assert answer.status_code == 200, answer.text
+        return [one["id"] for one in answer.json()["reports"]]
+
+    assert listed(model="tiny-1", signed="true") == ids[2::-1]
+    assert listed(model="tiny-1", signed="false") == ids[3:]
+    assert listed(model="tiny-2", signed="true") == []
+    assert listed(model="tiny-1", signed="true", status="final") == ids[:1]
+    assert listed(model="tiny-1", signed="true", status="open") == ids[1:2]
+    for wrong in ("specimen_id=%00", "model=%00", "signed=maybe", "model="):
+        assert_problem(own.get(f"/v1/reports?{wrong}"), 422, "bad-parameter")
+
+
+def test_a_short_answer_has_what_changed(client: TestClient) -> None:  # noqa: F811
+    report = posted(client)["report_id"]
+    url, little = f"/v1/reports/{report}", {"If-Match": "*", "Prefer": "return=minimal"}
+    answer = client.put(f"{url}/cells/{UNSURE}", json={"label": "Monocyte", **DOCTOR}, headers=little)
+    assert (answer.headers["preference-applied"], answer.headers["etag"]) == ("return=minimal", '"2"')
+    short, whole = answer.json(), report_of(client, report)
+    assert [cell["index"] for cell in short["cells"]] == [UNSURE]
+    assert short["cells"][0] == whole["cells"][UNSURE]
+    shared = set(short) & set(whole) - {"cells", "corrections", "changes"}
+    assert {name: short[name] for name in shared} == {name: whole[name] for name in shared}
+    assert {"id", "version", "status", "signed_by", "differential", "to_review", "blocked", "messages"} <= shared
+    assert len(answer.content) < 6000
+    back = client.post(f"{url}/cells/{UNSURE}/undo", json=DOCTOR, headers=little).json()
+    assert ([cell["by_person"] for cell in back["cells"]], [one["undo"] for one in back["corrections"]]) == ([False], [True])
+    fixed = client.patch(url, json={"wbc_count": 9, "reason": "x", **DOCTOR}, headers=little).json()
+    assert (fixed["cells"], [one["what"] for one in fixed["changes"]]) == ([], ["wbc_count"])
+    signed = client.post(f"{url}/signature", json=DOCTOR, headers=little).json()
+    assert (signed["status"], signed["signature"]["by"], signed["cells"]) == ("final", "Dr. Ada", [])
+    for preference in ("return=representation", "respond-async", ""):
+        headers = {"If-Match": "*", "Prefer": preference}
+        body = {"label": "Monocyte", "amend": True, **DOCTOR}
+        plain = client.put(f"{url}/cells/0", json=body, headers=headers)
+        assert "preference-applied" not in plain.headers
+        assert len(plain.json()["cells"]) == 14
+
+
+def test_the_record_of_changes_is_only_ever_added_to(store: Store) -> None:
+    report = reported(store)
+    put_right(store, report, {"specimen_id": None}, Why(PERSON, "unknown"), 1, False, site())
+    withdraw(store, report, Why(PERSON, "twice"), 2, False)
+    kept = find(store, report)
+    assert [(one.what, one.from_value, one.to_value, one.caller, one.version) for one in kept.changes] == [
+        ("specimen_id", SPECIMEN, None, "ward", 2),
+        ("withdrawal", "preliminary", "withdrawn", "ward", 3),
+    ]
+    with pytest.raises(DBAPIError, match="only ever added"), store.writing() as session:
+        session.get_one(Change, kept.changes[0].id).reason = "another"
+
+
+def test_an_undo_is_for_both_databases(store: Store) -> None:
+    from serving.review import correct as decide
+
+    report = reported(store)
+    decide(store, report, 14, "Monocyte", PERSON, 1, False, site())
+    undo(store, report, 14, PERSON, 2, False, site())
+    kept = find(store, report)
+    assert (kept.differential["to_review"], kept.cells[14].label) == (7, "Lymphocyte")
+    assert [one.undoes for one in kept.corrections] == [None, kept.corrections[0].id]
