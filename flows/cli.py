@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -607,16 +608,34 @@ def audit_verify_command(
     contains: Annotated[
         str | None, typer.Option(metavar="HASH", help="A hash that this command gave before: its record must still be there.")
     ] = None,
+    archived: Annotated[
+        bool, typer.Option("--archived", help="The first files of a rotated log lie elsewhere, on purpose.")
+    ] = False,
     json_: Json = False,
 ) -> None:
     """Check that no line of the audit log was changed, taken out, moved or cut off; names the first that was."""
-    from serving.audit import verify
+    from serving.chain import verify
 
     path = file or _workspace() / AUDIT
-    found = verify(path, contains)
+    found = verify(path, contains, archived)
     torn = f", {found.torn} lines torn by a crash" if found.torn else ""
-    text = f"{path}: {found.records} records, unbroken{torn}\nlast {found.last}"
-    _emit({"file": str(path), "records": found.records, "torn": found.torn, "last": found.last}, json_, text)
+    first = f"; records before {found.first} lie elsewhere" if found.first > 1 else ""
+    waiting = f"\n{found.open} calls have no outcome yet: under way, or the service completes them at its next start"
+    text = f"{path}: {found.records} records, unbroken{torn}{first}{waiting if found.open else ''}\nlast {found.last}"
+    _emit({"file": str(path), **asdict(found)}, json_, text)
+
+
+@audit_app.command("rotate")
+def audit_rotate_command(
+    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help=f"Default: {AUDIT} of the workspace.")] = None,
+    json_: Json = False,
+) -> None:
+    """Go on in a new file, also under a running service; the chain goes on over it."""
+    from serving.audit import rotate
+
+    path = file or _workspace() / AUDIT
+    moved = rotate(path)
+    _emit({"file": str(path), "wrote": [str(moved)]}, json_, f"wrote {moved}\nmoved elsewhere, verify with --archived")
 
 
 @app.command("champion")

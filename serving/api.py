@@ -18,17 +18,18 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving import fhir
+from serving import deeds, fhir
 from serving.accept import negotiate
 from serving.access import ADMIN, ANY_KEY, CLASSIFY
-from serving.audit import AuditLog, recorded
+from serving.audit import AuditLog, outcome
 from serving.classify import Classifier, Seen
+from serving.deeds import HEADER, Cleaned, Done, note
 from serving.differential import Differential, count_differential
 from serving.intake import Call, Taken, add_cells, refuse_too_many, same_specimen, take_in
 from serving.keys import ApiKeys
 from serving.limits import InFlight, Limits, RateLimit
 from serving.listing import models_of_open_reports
-from serving.metrics import endpoint, exposition, process_metrics
+from serving.metrics import METHODS, call_of, endpoint, exposition, process_metrics
 from serving.page import CONTENT_SECURITY_POLICY, add_page
 from serving.problems import (
     Problem,
@@ -42,9 +43,10 @@ from serving.problems import (
 )
 from serving.reading import Reading
 from serving.recount import AT_A_TIME, another_model, begun, model_of, read_again
+from serving.refusals import REFUSED, Refusals
 from serving.repeats import place, site_unknown
 from serving.report_schemas import state
-from serving.reports import IDEMPOTENCY_KEY, Kept, checked, no_store
+from serving.reports import Kept, checked, no_store
 from serving.reports import router as reports_router
 from serving.schemas import (
     CLASSIFY_BODY,
@@ -61,7 +63,7 @@ from serving.schemas import (
 )
 from serving.site import Site, read_site
 from serving.specimen import FIELDS, REPORT_ID, Specimen, read_specimen
-from serving.upload import busy, read_form
+from serving.upload import asked, busy, read_form
 from wbc_model import __version__
 from wbc_model.card import ModelCard
 
@@ -105,6 +107,9 @@ class Running:
         self.rate = RateLimit(limits.requests_per_minute)
         self.in_flight = InFlight(limits.in_flight_bytes, limits.waiting_images)
         self.metrics = process_metrics()
+        self.refusals = audit.refusals if audit is not None else Refusals(forget=True)
+        self.keys_in_use: set[tuple[str, str]] = set()  # callers and their Idempotency-Keys that are under way
+        self.cleaned = Cleaned()
 
     @property
     def ready(self) -> bool:
@@ -200,7 +205,8 @@ async def classify(request: Request, explain: bool = False) -> Response:
     answer = _none_usable(results)
     if answer is None:
         answer = Response(Classification(model=classifier.model, results=results).model_dump_json(), media_type=JSON)
-    return await recorded(request, [result.sha256 for result in results], classifier.model, answer)
+    note(request, [result.sha256 for result in results], classifier.model)
+    return answer
 
 
 @router.post(
@@ -213,7 +219,8 @@ async def classify(request: Request, explain: bool = False) -> Response:
         404: _problem("No such report as `report_id` names; or this service keeps none"),
         406: _problem("The Accept header allows neither JSON nor FHIR"),
         409: _problem(
-            "The report that `report_id` names was signed or withdrawn, is of another specimen, or expects fewer images"
+            "The report that `report_id` names was signed or withdrawn, is of another specimen, or expects fewer images; "
+            "or the first call with this Idempotency-Key is under way"
         ),
         **IMAGE_PROBLEMS,
     },
@@ -229,27 +236,34 @@ async def differential(request: Request) -> Response:
     try:
         async with read_form(request, running.limits, running.in_flight, FIELDS) as form:
             specimen, report_id = read_specimen(form.texts), form.texts.get(REPORT_ID)
-            if report_id is None:
-                refuse_too_many(len(form.images), specimen)
-            else:
-                classifier, again = await _model_for(running, report_id)
-            seen = await classifier.see(form.images)
+            async with deeds.begun(request, *asked(form)) as deed:
+                if deed.known is not None:
+                    return deed.known
+                if report_id is None:
+                    refuse_too_many(len(form.images), specimen)
+                else:
+                    classifier, again = await _model_for(running, report_id)
+                seen = await classifier.see(form.images)
+                results = [one.result for one in seen]
+                digests = [result.sha256 for result in results]
+                note(request, digests, classifier.model)
+                if report_id is None and _is_all(running, specimen, len(results)) and (refused := _none_usable(results)):
+                    running.metrics.results(results)
+                    return refused
+                reading = Reading.of(classifier, seen, form.images)
+
+                def work() -> Done:
+                    if report_id is None:
+                        document = _count(running, reading, specimen)
+                    else:
+                        call = Call(request.state.caller, HEADER not in request.headers, again)
+                        document = _extend(running, report_id, reading, specimen, call)
+                    running.metrics.results(document.results)
+                    return Done(_differential_response(document, media_type, running.site), digests, document.model)
+
+                return await deed.carry_out(work)
     except ClientDisconnect:
         return Response(status_code=499)
-    results = [one.result for one in seen]
-    reading = Reading.of(classifier, seen, form.images)
-    digests = [result.sha256 for result in results]
-    if report_id is None:
-        refused = _none_usable(results) if _is_all(running, specimen, len(results)) else None
-        if refused is not None:
-            running.metrics.results(results)
-            return await recorded(request, digests, classifier.model, refused)
-        document = await run_in_threadpool(_count, running, reading, specimen)
-    else:
-        call = Call(request.state.caller, IDEMPOTENCY_KEY not in request.headers, again)
-        document = await run_in_threadpool(_extend, running, report_id, reading, specimen, call)
-    running.metrics.results(document.results)
-    return await recorded(request, digests, document.model, _differential_response(document, media_type, running.site))
 
 
 async def _model_for(running: Running, report_id: str) -> tuple[Classifier, Mapping[int, Seen] | None]:
@@ -393,7 +407,8 @@ def create_app() -> FastAPI:
 
 
 class Around:
-    """The ASGI layer around the routes: counts requests, sets headers, and lets a client that is still sending hear a refusal.
+    """The ASGI layer around the routes: counts requests, sets headers, writes the audit log's line of each answer before it
+    leaves, and lets a client that is still sending hear a refusal.
 
     It is no Starlette application, so that BentoML hands it every path that is not its own and 404 and 405 are ours.
     """
@@ -408,23 +423,28 @@ class Around:
             await self.app(scope, receive, send)
             return
         # A mount leaves a root path behind that the routes must not see; the state is where they leave the caller's name.
-        scope = {**scope, "root_path": "", "state": {**scope.get("state", {})}}
-        exchange = _Exchange(scope, receive, send)
+        state = {**scope.get("state", {}), "call": call_of(scope["method"], scope["path"])}
+        scope = {**scope, "root_path": "", "state": state}
+        running: Running = self.state.running
+        exchange = _Exchange(scope, receive, send, running)
         try:
             await (_AMBIGUOUS if _ambiguous(scope) else self.app)(scope, exchange.receive, exchange.send)
         finally:
-            running: Running = self.state.running
             seconds = time.perf_counter() - exchange.started
             running.metrics.request(scope["path"], exchange.status, seconds, running.version)
-            _log(scope, exchange.status, seconds)
+            _log(scope, exchange, seconds)
 
 
-def _log(scope: Scope, status: int, seconds: float) -> None:
+def _log(scope: Scope, exchange: "_Exchange", seconds: float) -> None:
     """One line a request, of a few known words and the key's name: paths and headers are whatever a caller puts into them, line
-    ends and specimen ids included."""
-    method = scope["method"] if scope["method"] in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE") else "other"
+    ends and specimen ids included. Of refused calls of one address and minute the first, the tenth, the hundredth ..."""
+    times = exchange.refused
+    if times and times != 10 ** (len(str(times)) - 1):
+        return
+    method = scope["method"] if scope["method"] in METHODS else "other"
     caller = scope["state"].get("caller", "-")
-    _LOGGER.info("%s %s %d %.0f ms, caller %s", method, endpoint(scope["path"]), status, 1000 * seconds, caller)
+    again = f", {times} refused calls of this address in this minute" if times > 1 else ""
+    _LOGGER.info("%s %s %d %.0f ms, caller %s%s", method, endpoint(scope["path"]), exchange.status, 1000 * seconds, caller, again)
 
 
 # RFC 9112, 6.1: a proxy may have read the other length, and taken for a second request what is the body of the first.
@@ -438,11 +458,17 @@ def _ambiguous(scope: Scope) -> bool:
 
 
 class _Exchange:
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, running: Running) -> None:
         self.started = time.perf_counter()
         self.status = 500
+        self.refused = 0  # how many calls of its address in this minute, with this one
+        self._running = running
+        self._state: dict[str, Any] = scope["state"]
+        self._address = (scope.get("client") or ("unknown",))[0]
         self._receive = receive
         self._send = send
+        self._start: Message = {}
+        self._body = b""
         self._headers = dict(scope["headers"])
         self._unread = b"transfer-encoding" in self._headers or self._headers.get(b"content-length", b"0") != b"0"
         self._asked_first = b"expect" in self._headers
@@ -455,17 +481,48 @@ class _Exchange:
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
-            self.status = message["status"]
-            # A client that waits for `100 Continue` has sent nothing yet and must not be told to begin.
-            if self._unread and not self._asked_first:
-                await self._discard()
-            # Without this uvicorn would go on swallowing what an endless sender sends.
-            ending = [(b"connection", b"close")] if self._unread else []
-            own = message.get("headers", [])
-            set_already = {name.lower() for name, _ in own}
-            secure = [(name, value) for name, value in SECURITY_HEADERS.items() if name not in set_already]
-            message = {**message, "headers": [*own, *secure, *ending]}
-        await self._send(message)
+            self._start = message  # held back: the audit log gets the answer as a whole, and before it leaves
+            return
+        self._body += message.get("body", b"")
+        if message.get("more_body", False):
+            return
+        self.status = self._start["status"]
+        try:
+            await self._record()
+        except Problem as problem:
+            withheld = problem.response()
+            self.status, self._body = problem.status, bytes(withheld.body)
+            self._start = {**self._start, "status": problem.status, "headers": withheld.raw_headers}
+        await self._answer()
+
+    async def _record(self) -> None:
+        """The line of an answer to a caller with a name; of others the refused ones are counted. Raises Problem 503."""
+        state, audit, body = self._state, self._running.audit, self._body
+        caller = state.get("caller")
+        if caller is None:
+            if self.status in REFUSED:
+                self.refused = self._running.refusals.count(self._address, self.status)
+            return
+        if audit is None:
+            return
+        line = (caller, state["call"], self.status, state.get("images", ()), state.get("model"), body)
+        if state.get("intention"):
+            await audit.conclude(state["intention"], outcome(*line))
+        else:
+            more = {"replay_of": state["replay_of"]} if "replay_of" in state else {}
+            await audit.record(*line, **more)
+
+    async def _answer(self) -> None:
+        # A client that waits for `100 Continue` has sent nothing yet and must not be told to begin.
+        if self._unread and not self._asked_first:
+            await self._discard()
+        # Without this uvicorn would go on swallowing what an endless sender sends.
+        ending = [(b"connection", b"close")] if self._unread else []
+        own = self._start.get("headers", [])
+        set_already = {name.lower() for name, _ in own}
+        secure = [(name, value) for name, value in SECURITY_HEADERS.items() if name not in set_already]
+        await self._send({**self._start, "headers": [*own, *secure, *ending]})
+        await self._send({"type": "http.response.body", "body": self._body})
 
     async def _discard(self) -> None:
         """Read on for a moment and keep nothing: closing on a sender resets the connection before it has read the answer."""

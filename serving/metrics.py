@@ -20,8 +20,19 @@ from serving.store import Store
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
-REPORT: Final = re.compile(r"/v1/reports/[^/]+(?P<rest>(/cells/[^/]+(/image)?|/signature|/fhir|/report\.pdf)?)")
-ENDPOINTS: Final = ("/", "/v1/classify", "/v1/differential", "/v1/model", "/v1/openapi.json", "/v1/reports", "/metrics")
+REPORT: Final = re.compile(r"/v1/reports/[^/]+(?P<rest>(/cells/[^/]+(/image|/undo)?|/signature|/withdrawal|/fhir|/report\.pdf)?)")
+OURS: Final = re.compile(r"/v1/reports/[0-9a-f]{32}(/cells/[0-9]{1,9}(/image|/undo)?|/signature|/withdrawal|/fhir|/report\.pdf)?")
+METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+ENDPOINTS: Final = (
+    "/",
+    "/v1/classify",
+    "/v1/differential",
+    "/v1/model",
+    "/v1/openapi.json",
+    "/v1/preview",
+    "/v1/reports",
+    "/metrics",
+)
 
 
 def endpoint(path: str) -> str:
@@ -32,6 +43,11 @@ def endpoint(path: str) -> str:
     if found is None:
         return "other"
     return "/v1/reports/{id}" + re.sub(r"/cells/[^/]+", "/cells/{index}", found["rest"])
+
+
+def call_of(method: str, path: str) -> str:
+    """A call as the audit log names it: what a caller invents is left out, since it may be anything, a specimen's id too."""
+    return f"{method if method in METHODS else 'other'} {path if OURS.fullmatch(path) else endpoint(path)}"
 
 
 class Outbox:

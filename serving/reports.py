@@ -8,19 +8,19 @@ import asyncio
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Annotated, Any, Final, Self, TypeVar
 
 from fastapi import APIRouter, Header, Path, Query
 from pydantic import BaseModel, ValidationError
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
 from serving import fhir
 from serving.access import REVIEW
-from serving.audit import recorded
 from serving.changes import Why, put_right, withdraw
+from serving.deeds import Done, carry_out
 from serving.kept_images import images_of
 from serving.listing import Filter, Wanted, listed
 from serving.outbox import Sender
@@ -47,7 +47,6 @@ from serving.store import Report, Store
 from wbc_model.images import decode
 
 T = TypeVar("T", bound=BaseModel)
-IDEMPOTENCY_KEY: Final = "idempotency-key"
 BODY_BYTES: Final = 16 * 1024
 IMAGE_SIDE: Final = 1024
 IF_MATCH: Final = r'^("[0-9]{1,9}"|[*])$'
@@ -184,18 +183,30 @@ def _wants_little(request: Request) -> bool:
     return any(one.partition(";")[0].replace(" ", "") in ("return=minimal", 'return="minimal"') for one in preferences)
 
 
-async def _changed(request: Request, report: Report, cells: Sequence[int]) -> Response:
-    """The answer to a change of these cells, once it is in the audit log where there is one."""
-    images = [report.cells[index].sha256 for index in cells]
-    model = ModelName(name=report.model_name, version=report.model_version)
-    if _wants_little(request):
-        headers = {"ETag": f'"{report.version}"', "Preference-Applied": "return=minimal"}
-        # A signature changes no cell, whichever it is about.
-        changed = cells if report.status == "preliminary" else []
-        answer = Response(delta(report, _site(request), changed).model_dump_json(), 200, headers, "application/json")
-    else:
-        answer = _answer(report, _site(request))
-    return await recorded(request, images, model, answer)
+async def _changed(
+    request: Request,
+    asked: BaseModel,
+    change: Callable[[], Report],
+    cells: Callable[[Report], Iterable[int]] = lambda _: (),
+) -> Response:
+    """The answer to a change: made as a deed (serving/deeds.py). `cells` are those of which the audit log speaks."""
+    little, site = _wants_little(request), _site(request)
+
+    def work() -> Done:
+        report = change()
+        told = list(cells(report))
+        model = ModelName(name=report.model_name, version=report.model_version)
+        answer = _little_answer(report, site, told) if little else _answer(report, site)
+        return Done(answer, [report.cells[index].sha256 for index in told], model)
+
+    return await carry_out(request, work, asked.model_dump_json(exclude_unset=True))
+
+
+def _little_answer(report: Report, site: Site, cells: Sequence[int]) -> Response:
+    headers = {"ETag": f'"{report.version}"', "Preference-Applied": "return=minimal"}
+    # A signature changes no cell, whichever it is about.
+    changed = cells if report.status == "preliminary" else []
+    return Response(delta(report, site, changed).model_dump_json(), 200, headers, "application/json")
 
 
 @router.get("", response_model=ReportList)
@@ -239,8 +250,8 @@ async def correct_cell(request: Request, report_id: ReportId, index: Index, if_m
     kept, site = _kept(request), _site(request)
     asked = await _body(request, CorrectionRequest)
     person, expected = _person(request, asked.by), _expected(if_match)
-    change = (kept.store, checked(report_id), index, asked.label, person, expected, asked.amend, site)
-    return await _changed(request, await run_in_threadpool(correct, *change), [index])
+    change = partial(correct, kept.store, checked(report_id), index, asked.label, person, expected, asked.amend, site)
+    return await _changed(request, asked, change, lambda _: [index])
 
 
 @router.post(
@@ -254,8 +265,8 @@ async def undo_correction(request: Request, report_id: ReportId, index: Index, i
     kept, site = _kept(request), _site(request)
     asked = await _body(request, UndoRequest)
     person, expected = _person(request, asked.by), _expected(if_match)
-    change = (kept.store, checked(report_id), index, person, expected, asked.amend, site)
-    return await _changed(request, await run_in_threadpool(undo, *change), [index])
+    change = partial(undo, kept.store, checked(report_id), index, person, expected, asked.amend, site)
+    return await _changed(request, asked, change, lambda _: [index])
 
 
 @router.patch(
@@ -269,8 +280,8 @@ async def put_report_right(request: Request, report_id: ReportId, if_match: IfMa
     kept, site = _kept(request), _site(request)
     asked = await _body(request, PatchRequest)
     why, expected = Why(_person(request, asked.by), asked.reason), _expected(if_match)
-    change = (kept.store, checked(report_id), asked.given(), why, expected, asked.amend, site)
-    return await _changed(request, await run_in_threadpool(put_right, *change), [])
+    change = partial(put_right, kept.store, checked(report_id), asked.given(), why, expected, asked.amend, site)
+    return await _changed(request, asked, change)
 
 
 @router.post(
@@ -284,11 +295,10 @@ async def withdraw_report(request: Request, report_id: ReportId, if_match: IfMat
     kept = _kept(request)
     asked = await _body(request, WithdrawalRequest)
     why, expected = Why(_person(request, asked.by), asked.reason), _expected(if_match)
-    change = (kept.store, checked(report_id), why, expected, asked.amend)
-    withdrawn = await run_in_threadpool(withdraw, *change)
+    answer = await _changed(request, asked, partial(withdraw, kept.store, checked(report_id), why, expected, asked.amend))
     if kept.sender is not None:
         kept.sender.wake()
-    return await _changed(request, withdrawn, [])
+    return answer
 
 
 @router.post(
@@ -302,10 +312,11 @@ async def sign_report(request: Request, report_id: ReportId, if_match: IfMatch =
     kept, site = _kept(request), _site(request)
     asked = await _body(request, SignatureRequest)
     person, expected = _person(request, asked.by), _expected(if_match)
-    signed = await run_in_threadpool(sign, kept.store, checked(report_id), person, expected, site)
+    change = partial(sign, kept.store, checked(report_id), person, expected, site)
+    answer = await _changed(request, asked, change, lambda signed: range(len(signed.cells)))
     if kept.sender is not None:
         kept.sender.wake()
-    return await _changed(request, signed, range(len(signed.cells)))
+    return answer
 
 
 @router.get("/{id}/cells/{index}/image", responses={200: {"content": {"image/png": {}}}}, response_class=Response)

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from serving.api import Around, Running, create_app
 from serving.audit import AuditLog
 from serving.champion import ChampionWatch
+from serving.deeds import complete
 from serving.differential import card_confusion
 from serving.keys import ApiKeys
 from serving.limits import Limits
@@ -77,6 +78,7 @@ class WbcService:
         limits, audit = Limits.from_environment(), AuditLog.from_environment()
         site = site_from_environment()
         kept = Kept.from_environment(site)
+        complete(audit, None if kept is None else kept.store)
         app.state.running = Running(None, ApiKeys.from_environment(), limits, site, audit, kept)
         # The server listens while the model loads: /livez says yes, /readyz not yet.
         self.watch = ChampionWatch(model_directory(), app.state.running.install)

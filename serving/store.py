@@ -7,6 +7,7 @@ refuses to change one, and to delete one of a report whose removal was not writt
 
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -198,7 +199,9 @@ class Change(Base):
 class Deed(Base):
     """A call that wrote, in the transaction of what it wrote: the audit log's intention that it carries out, and its answer.
 
-    `key` is the caller's Idempotency-Key, `digest` the SHA-256 of what was asked; a repetition gets the answer kept here.
+    `key` is the caller's Idempotency-Key, `digest` the SHA-256 of what was asked; a repetition gets the answer kept here, whose
+    `body` is compressed. `record` is what the audit log says of the outcome. A status of 0 says that it was not done and never
+    will be.
     """
 
     __tablename__ = "deeds"
@@ -211,6 +214,7 @@ class Deed(Base):
     status: Mapped[int]
     headers: Mapped[dict[str, Any]]
     body: Mapped[bytes]
+    record: Mapped[dict[str, Any]]
     at: Mapped[datetime]
 
 
@@ -256,6 +260,7 @@ class Store:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._mine = threading.local()  # the session of the thread that is within `writing`
         self._writer = engine.execution_options(writing=True)
         # A report is read with several SELECTs; on SQLite a transaction sees one state anyway.
         postgres = engine.dialect.name == "postgresql"
@@ -304,9 +309,21 @@ class Store:
 
     @contextmanager
     def writing(self) -> Iterator[Session]:
-        """A session in one transaction: committed at the end of the block, undone when the block raises."""
+        """A session in one transaction: committed at the end of the block, undone when the block raises.
+
+        A block within a block of the same thread belongs to the outer one's transaction; `reading` does not see it.
+        """
+        outer: Session | None = getattr(self._mine, "session", None)
+        if outer is not None:
+            yield outer
+            outer.flush()
+            return
         with Session(self._writer, expire_on_commit=False) as session, session.begin():
-            yield session
+            self._mine.session = session
+            try:
+                yield session
+            finally:
+                self._mine.session = None
 
 
 def sqlite_url(path: Path) -> str:

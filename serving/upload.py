@@ -5,6 +5,7 @@ at it, spool files to disk, and take text where a file belongs. Nothing here eve
 """
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -126,6 +127,12 @@ def _announced(request: Request, limits: Limits) -> None:
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > limits.body_bytes:
         raise too_large(f"The body is {int(length):,} bytes, at most {limits.body_bytes:,} are accepted.", limits.body_bytes)
+
+
+def asked(form: Form) -> list[str]:
+    """What tells a form from another, whatever its boundary, the names of its files and the order of its texts."""
+    texts = [part for pair in sorted(form.texts.items()) for part in pair]
+    return [*texts, *(hashlib.sha256(data).hexdigest() for data in form.images)]
 
 
 def busy() -> Problem:

@@ -21,7 +21,8 @@ from live import ROOT, clean_environment, fails_to_start, free_port, of_class, s
 from typer.testing import CliRunner
 
 from flows.cli import app as command_line
-from serving.audit import AuditLog, Link, verify
+from serving.audit import AuditLog
+from serving.chain import Link, verify
 from serving.keys import add_key
 from serving.schemas import ModelName
 from wbc_model.errors import WbcError
@@ -254,7 +255,8 @@ def test_killed_while_many_write_it_has_lost_nothing_that_was_answered(tmp_path:
 FULL = """
 import asyncio, resource, sys
 from pathlib import Path
-from serving.audit import AuditLog, verify
+from serving.audit import AuditLog
+from serving.chain import verify
 from serving.problems import Problem
 
 async def main():
@@ -343,14 +345,15 @@ def test_the_service_keeps_it_and_nothing_in_it_names_a_patient(model_dir: Path,
         counted = httpx.post(f"{server.url}/v1/differential", files=files, data=texts, headers=headers)
         assert [mixed.status_code, none.status_code, refused.status_code, counted.status_code] == [200, 422, 401, 200]
         assert "another service" in fails_to_start(serve_command(model_dir, free_port()), WBC_AUDIT_LOG=str(path))
-    first, second, third = [json.loads(line) for line in path.read_text().splitlines()]
+    first, second, third, counts = [json.loads(line) for line in path.read_text().splitlines()]
     assert (first["caller"], first["call"], first["status"]) == ("ward-3", "POST /v1/classify", 200)
     assert first["images"] == [hashlib.sha256(data).hexdigest() for data in (good, bad)]
     assert first["model"] == {"name": "wbc", "version": "tiny-1"}
     assert first["answer"] == hashlib.sha256(mixed.content).hexdigest()
     assert (second["status"], second["answer"]) == (422, hashlib.sha256(none.content).hexdigest())
     assert (third["call"], third["answer"]) == ("POST /v1/differential", hashlib.sha256(counted.content).hexdigest())
-    assert verify(path).last == third["hash"]
+    assert (counts["address"], counts["refused"]) == ("127.0.0.1", {"401": 1})
+    assert verify(path).last == counts["hash"]
     for text in (path.read_text(), server.log.read_text()):
         assert "Doe" not in text
         assert "4711" not in text

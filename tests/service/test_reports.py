@@ -287,11 +287,14 @@ def test_reports_are_for_keys_that_review_and_changes_are_in_the_audit_log(class
         assert_problem(client.get(url), 401, "unauthorised")
     audit.close()
     records = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
-    assert [(one["caller"], one["call"].replace(report, "ID"), one["images"]) for one in records] == [
+    told = [one for one in records if "status" in one]
+    assert [(one["caller"], one["call"].replace(report, "ID"), one["images"]) for one in told] == [
         ("classify", "POST /v1/differential", digests),
         ("review", "PUT /v1/reports/ID/cells/1", digests[1:]),
         ("review", "POST /v1/reports/ID/signature", digests),
+        ("review", "GET /v1/reports/ID", []),
     ]
+    assert records[-1]["refused"] == {"401": 1, "403": 7}
     assert SPECIMEN not in (tmp_path / "audit.jsonl").read_text()
 
 

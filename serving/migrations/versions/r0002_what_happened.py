@@ -67,6 +67,7 @@ def _deeds() -> None:
         sa.Column("status", sa.Integer(), nullable=False),
         sa.Column("headers", sa.JSON(), nullable=False),
         sa.Column("body", sa.LargeBinary(), nullable=False),
+        sa.Column("record", sa.JSON(), nullable=False),
         sa.Column("at", MOMENT, nullable=False),
         sa.PrimaryKeyConstraint("intention", name=op.f("pk_deeds")),
         sa.UniqueConstraint("caller", "key", name=op.f("uq_deeds_caller_key")),
