@@ -13,12 +13,15 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
 from wbc_model.choices import Acquisition, Annotator, PresetName
 from wbc_model.errors import WbcError
+
+if TYPE_CHECKING:
+    from serving.store import Store
 
 app = typer.Typer(
     name="wbc",
@@ -34,6 +37,8 @@ keys_app = typer.Typer(help="The service's API keys; a running service takes cha
 app.add_typer(keys_app, name="keys")
 audit_app = typer.Typer(help="The service's audit log.", no_args_is_help=True)
 app.add_typer(audit_app, name="audit")
+reports_app = typer.Typer(help="The reports in the service's store.", no_args_is_help=True)
+app.add_typer(reports_app, name="reports")
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as of a shell
 STORE, KEYRING, AUDIT = "data/service.db", "data/service.keys", "data/audit.jsonl"
@@ -536,6 +541,18 @@ def outbox_command(
 ) -> None:
     """Messages to the hospital's system: how many wait, and which the receiver refused and why."""
     from serving.outbox import backlog, refused, send_again
+
+    store = _store()
+    failed = [{"control_id": one.control_id, "report": one.report_id, "error": one.error} for one in refused(store)]
+    result = {"sent_again": send_again(store) if again else 0, **backlog(store)._asdict(), "refused": failed}
+    lines = [f"{result['pending']} wait, the oldest for {result['oldest_seconds']:.0f} s; {result['failed']} refused"]
+    lines += [f"  {one['control_id']} of report {one['report']}: {one['error']}" for one in failed]
+    lines += [f"{result['sent_again']} put back in the queue"] if again else []
+    _emit(result, json_, "\n".join(lines))
+
+
+def _store() -> "Store":
+    """The store that WBC_STORE_URL names, else the workspace's; WbcError where there is none."""
     from serving.store import STORE_URL, Store, sqlite_url
 
     if STORE_URL in os.environ:
@@ -545,12 +562,40 @@ def outbox_command(
         store = Store.open(sqlite_url(path)) if path.exists() else None
     if store is None:
         raise WbcError(f"there is no store: {STORE_URL} names none, and `wbc serve` has not made one in this workspace yet")
-    failed = [{"control_id": one.control_id, "report": one.report_id, "error": one.error} for one in refused(store)]
-    result = {"sent_again": send_again(store) if again else 0, **backlog(store)._asdict(), "refused": failed}
-    lines = [f"{result['pending']} wait, the oldest for {result['oldest_seconds']:.0f} s; {result['failed']} refused"]
-    lines += [f"  {one['control_id']} of report {one['report']}: {one['error']}" for one in failed]
-    lines += [f"{result['sent_again']} put back in the queue"] if again else []
-    _emit(result, json_, "\n".join(lines))
+    return store
+
+
+ReportStatus = Literal["open", "preliminary", "final", "amended", "withdrawn", "all"]  # serving.listing.Wanted
+
+
+@reports_app.command("list")
+def reports_list_command(
+    model: Annotated[
+        str | None, typer.Option(metavar="VERSION", help="Recall: all that were ever signed with this version of the model.")
+    ] = None,
+    specimen: Annotated[str | None, typer.Option(metavar="NUMBER", help="Only those of this specimen number.")] = None,
+    status: Annotated[
+        ReportStatus | None, typer.Option(help="Default: open, those that wait for a signature; all with another option.")
+    ] = None,
+    signed: Annotated[
+        bool | None, typer.Option("--signed/--unsigned", help="Only those that somebody ever signed; with --model the default.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Reports, the newest first: by status, specimen, or the model that counted them."""
+    from serving.listing import Filter, all_listed
+    from serving.report_schemas import summary
+
+    ever = True if model is not None and signed is None and status is None else signed
+    found, text = [], []
+    for report, images in all_listed(_store(), Filter(status, specimen, model, ever)):
+        line, last = summary(report, images), report.signatures[-1] if report.signatures else None
+        by = None if last is None else {"by": last.by, "at": last.at.isoformat()}
+        found.append({**line.model_dump(mode="json"), "last_signature": by})
+        words = [line.id, f"{line.status:11}", f"{line.created_at:%Y-%m-%d %H:%M}", f"{line.cells:4} cells", line.model.version]
+        words += [f"specimen {line.specimen_id or '-'}", "" if last is None else f"last signed by {last.by}, {last.at:%Y-%m-%d}"]
+        text.append("  ".join(words).rstrip())
+    _emit({"reports": found}, json_, "\n".join([*text, f"{len(found)} {'report' if len(found) == 1 else 'reports'}"]))
 
 
 KeysFile = Annotated[

@@ -1,5 +1,6 @@
 """Which reports there are: by status, specimen number and model, the newest first."""
 
+from collections.abc import Iterator
 from typing import Final, Literal, NamedTuple
 
 from sqlalchemy import ColumnElement, Select, func, select
@@ -10,6 +11,7 @@ from serving.schemas import ModelName
 from serving.store import Cell, Report, Signature, Status, Store
 
 Wanted = Literal["open", "preliminary", "final", "amended", "withdrawn", "all"]
+AT_A_TIME: Final = 200
 _STATUSES: Final[dict[Wanted, tuple[Status, ...]]] = {
     "open": ("preliminary",),
     "preliminary": ("preliminary",),
@@ -64,6 +66,16 @@ def listed(store: Store, wanted: Filter, limit: int, before: str | None = None) 
             query = query.where((Report.created_at < last.created_at) | same_time)
         found = [(report, images) for report, images in session.execute(query)]
     return found[:limit], found[limit - 1][0].id if len(found) > limit else None
+
+
+def all_listed(store: Store, wanted: Filter) -> Iterator[tuple[Report, int]]:
+    """All reports, some at a time, each with how many images it has."""
+    before = None
+    while True:
+        found, before = listed(store, wanted, AT_A_TIME, before)
+        yield from found
+        if before is None:
+            return
 
 
 def models_of_open_reports(store: Store) -> list[ModelName]:

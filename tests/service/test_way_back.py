@@ -1,5 +1,6 @@
 """The ways back: an undo that undoes, numbers put right, a withdrawal; each stays in the record. Short answers on request."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,15 @@ from sqlalchemy.exc import DBAPIError
 from test_expected_images import patch
 from test_more_cells import add, report_of
 from test_reports import DOCTOR, assert_problem, classifier, client, client_of, correct, posted, sign  # noqa: F401 - two of them are fixtures
+from typer.testing import CliRunner
 
+from flows.cli import app
+from serving import listing
 from serving.changes import Why, put_right, withdraw
 from serving.classify import Classifier
+from serving.review import correct as decided
 from serving.review import find, undo
+from serving.review import sign as signed
 from serving.store import Change, Store
 
 UNSURE = 12  # of `posted`: the cell that a person must look at
@@ -199,6 +205,33 @@ def test_recall_all_signed_reports_of_a_version(own: TestClient) -> None:
         assert_problem(own.get(f"/v1/reports?{wrong}"), 422, "bad-parameter")
 
 
+def test_recall_on_the_command_line(store_url: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WBC_STORE_URL", store_url)
+    monkeypatch.setattr(listing, "AT_A_TIME", 2)
+    ids = [reported(store) for _ in range(5)]
+    for report in ids[1:]:
+        signed(store, report, PERSON, None, site())
+    decided(store, ids[1], 0, "Monocyte", PERSON, None, True, site())
+    withdraw(store, ids[2], Why(PERSON, "x"), None, True)
+
+    def wbc(*more: str) -> str:
+        done = CliRunner().invoke(app, ["reports", "list", *more])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    found = json.loads(wbc("--model", "tiny-1", "--json"))["reports"]
+    assert [one["id"] for one in found] == ids[:0:-1]
+    assert [one["status"] for one in found] == ["final", "final", "withdrawn", "preliminary"]
+    assert {one["last_signature"]["by"] for one in found} == {"Dr. Ada"}
+    lines = wbc("--model", "tiny-1").splitlines()
+    assert (len(lines), lines[-1]) == (5, "4 reports")
+    assert f"{ids[2]}  withdrawn" in lines[2]
+    assert wbc("--model", "tiny-2") == "0 reports\n"
+    assert ids[0] in wbc("--model", "tiny-1", "--unsigned")
+    assert wbc("--specimen", SPECIMEN).count("specimen") == 5
+    assert wbc().splitlines()[-1] == "2 reports"
+
+
 def test_a_short_answer_has_what_changed(client: TestClient) -> None:  # noqa: F811
     report = posted(client)["report_id"]
     url, little = f"/v1/reports/{report}", {"If-Match": "*", "Prefer": "return=minimal"}
@@ -239,10 +272,8 @@ def test_the_record_of_changes_is_only_ever_added_to(store: Store) -> None:
 
 
 def test_an_undo_is_for_both_databases(store: Store) -> None:
-    from serving.review import correct as decide
-
     report = reported(store)
-    decide(store, report, 14, "Monocyte", PERSON, 1, False, site())
+    decided(store, report, 14, "Monocyte", PERSON, 1, False, site())
     undo(store, report, 14, PERSON, 2, False, site())
     kept = find(store, report)
     assert (kept.differential["to_review"], kept.cells[14].label) == (7, "Lymphocyte")
