@@ -13,8 +13,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from wbc_model.calibrate import FOLDS, MIN_CELLS, conformal_threshold, fit_doubt, fit_temperature
+from wbc_model.calibrate import FOLDS, HIGHEST, LOWEST, MIN_CELLS, at_bound, conformal_threshold, fit_doubt, fit_temperature
 from wbc_model.card import ModelCard
+from wbc_model.classes import CLASSES
 from wbc_model.errors import WbcError
 from wbc_model.evaluate import BATCH, labelled_looks
 from wbc_model.export import load_model, write_card
@@ -34,14 +35,13 @@ def calibrate(model: Path, data: Path, out: Path) -> dict[str, Any]:
 
     Of `data`, a manifest or a folder per class, the rows of the split `val` are used where there are such, else all. The version
     gets a suffix, so that answers and audit log tell the calibrations apart. Returns what changed. Raises WbcError for fewer than
-    MIN_CELLS usable cells.
+    MIN_CELLS usable cells, for cells of one class, and where no temperature fits them best.
     """
     network, card = load_model(model)
     manifest = read_manifest(data)
     rows = manifest[manifest["split"] == "val"] if (manifest["split"] == "val").any() else manifest
     views, appearance, labels = labelled_looks(rows, root_of(data), card.input_size, card.view)
-    if len(labels) < MIN_CELLS:
-        raise WbcError(f"{data}: {len(labels)} usable labelled cells are too few to calibrate on; {MIN_CELLS} are needed")
+    _check(labels, data)
     seen = predict(network, [views[start : start + BATCH] for start in range(0, len(views), BATCH)])
     new = _calibrated(card, seen, labels, appearance, data)
     with building(out) as folder:
@@ -53,6 +53,7 @@ def calibrate(model: Path, data: Path, out: Path) -> dict[str, Any]:
         "model": str(out),
         "version": new.version,
         "cells": len(labels),
+        "without": [name for place, name in enumerate(CLASSES) if not (labels == place).any()],
         "rejected": len(rows) - len(labels),
         "temperature": {"before": card.temperature, "after": new.temperature},
         "coverage": {
@@ -65,8 +66,20 @@ def calibrate(model: Path, data: Path, out: Path) -> dict[str, Any]:
     }
 
 
+def _check(labels: Labels, data: Path) -> None:
+    if len(labels) < MIN_CELLS:
+        raise WbcError(f"{data}: {len(labels)} usable labelled cells are too few to calibrate on; {MIN_CELLS} are needed")
+    if len(present := np.unique(labels)) < 2:
+        only = f"all {len(labels)} usable cells are labelled {CLASSES[present[0]]}"
+        raise WbcError(f"{data}: {only}, and one class tells nothing of how classes are confused; add labelled cells of others")
+
+
 def _calibrated(card: ModelCard, seen: Predictions, labels: Labels, appearance: NDArray[np.float64], data: Path) -> ModelCard:
     temperature = fit_temperature(seen.logits, labels)
+    if at_bound(temperature):
+        right = f"the model is right on {(seen.logits.argmax(axis=1) == labels).mean():.0%} of the {len(labels)} cells"
+        fit = f"no temperature in {LOWEST:g} to {HIGHEST:g} fits them best"
+        raise WbcError(f"{data}: {right}, and {fit}; calibrate on more cells, whose labels are checked")
     probabilities = softmax(seen.logits, temperature)
     new = card.model_copy(
         update={

@@ -100,7 +100,7 @@ def rows_of(model: Path, data: Path) -> list[dict[str, Any]]:
         found = classification_metrics(probabilities(networks[base], images, card.temperature, average), labels)
         row: dict[str, Any] = {"model": card.version, "data": data.stem, "way": way, "cells": found["n"], "unusable": unusable}
         for metric in METRICS:
-            low, high = found["intervals"][metric]
+            low, high = found["intervals"].get(metric, [np.nan, np.nan])
             row |= {metric: found[metric], f"{metric}_low": low, f"{metric}_high": high}
         rows.append(row)
         print(f"{data.stem}: {way}: " + ", ".join(f"{METRICS[m]} {found[m]:.1%}" for m in METRICS), flush=True)
@@ -115,7 +115,8 @@ def table(results: pd.DataFrame) -> str:
         for m in METRICS:
             each = (100 * rows[m]).tolist()
             low, high = 100 * rows[f"{m}_low"].iloc[0], 100 * rows[f"{m}_high"].iloc[0]
-            brackets = f"{low:.1f} to {high:.1f}" if len(each) == 1 else ", ".join(f"{one:.1f}" for one in each)
+            around = "no interval" if np.isnan(low) else f"{low:.1f} to {high:.1f}"
+            brackets = around if len(each) == 1 else ", ".join(f"{one:.1f}" for one in each)
             cells.append(f"{np.mean(each):.1f} ({brackets})")
         lines.append(f"| {data} | {rows['cells'].iloc[0]} | {way} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -13,6 +13,8 @@ from wbc_model.predict import Predictions
 from wbc_model.probabilities import softmax
 
 FALSE_ALARMS: Final = 0.02  # of the site's own cells that a detector may send to a person
+LOWEST, HIGHEST = 0.05, 20.0  # temperatures that are tried
+NEAR: Final = 1.01  # within this factor of a bound a fit is at the bound
 FOLDS: Final = 5
 MIN_OF_CLASS: Final = 12  # a class with fewer cells has the covariance of all classes about their means
 MIN_CELLS: Final = 50  # fewer do not tell where 2 % of them lie
@@ -26,11 +28,15 @@ def negative_log_likelihood(logits: NDArray[Any], labels: NDArray[np.int64], tem
 
 
 def fit_temperature(logits: NDArray[Any], labels: NDArray[np.int64]) -> float:
-    """The temperature in 0.05..20 that minimises the negative log likelihood (Guo et al., ICML 2017)."""
-    result = minimize_scalar(
-        lambda t: negative_log_likelihood(logits, labels, math.exp(t)), bounds=(math.log(0.05), math.log(20)), method="bounded"
-    )
+    """The temperature in LOWEST..HIGHEST that minimises the negative log likelihood (Guo et al., ICML 2017)."""
+    bounds = math.log(LOWEST), math.log(HIGHEST)
+    result = minimize_scalar(lambda t: negative_log_likelihood(logits, labels, math.exp(t)), bounds=bounds, method="bounded")
     return float(math.exp(result.x))
+
+
+def at_bound(temperature: float) -> bool:
+    """Whether a fitted temperature is a bound: beyond it the likelihood would go on growing, so that nothing was fitted."""
+    return not LOWEST * NEAR < temperature < HIGHEST / NEAR
 
 
 def conformal_threshold(probabilities: NDArray[Any], labels: NDArray[np.int64], coverage: float) -> float:

@@ -1,4 +1,4 @@
-"""The one definition of every classification metric, with bootstrap confidence intervals.
+"""The one definition of every classification metric, with confidence intervals.
 
 Macro averages run over the classes that occur among the labels: a class without a cell has no recall to average.
 """
@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binomtest
 
 from wbc_model.classes import CLASSES
 from wbc_model.errors import WbcError
@@ -14,6 +15,7 @@ from wbc_model.errors import WbcError
 Floats = NDArray[np.float64]
 ECE_BINS: Final = 15
 RESAMPLES: Final = 1000
+NO_SPREAD: Final = 1e-12  # an interval that is no wider is none
 
 
 def confusion_matrix(labels: NDArray[np.int64], predicted: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -75,12 +77,33 @@ def _bootstrap(probabilities: Floats, labels: NDArray[np.int64], seed: int, resa
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _intervals(draws: dict[str, Floats]) -> dict[str, list[float]]:
-    """95 % percentile intervals; a class's recall counts only the resamples that hold a cell of it."""
+def _intervals(draws: dict[str, Floats], confusion: NDArray[np.int64]) -> dict[str, list[float]]:
+    """95 % percentile intervals; a class's recall counts only the resamples that hold a cell of it.
+
+    Resamples that are all alike leave nothing open only in appearance: of 5 cells all right, none is wrong in any resample. A
+    proportion then has exact limits (Clopper & Pearson, 1934), another metric no interval.
+    """
+    hits, support = np.diagonal(confusion), confusion.sum(axis=1)
+    proportions = {"accuracy": (int(hits.sum()), int(support.sum()))}
+    proportions |= {f"recall_{name}": (int(hits[place]), int(support[place])) for place, name in enumerate(CLASSES)}
     columns = {name: draws[name] for name in ("accuracy", "macro_f1", "balanced_accuracy", "ece")}
     columns |= {f"recall_{name}": draws["recall"][:, index] for index, name in enumerate(CLASSES)}
-    known = {name: values for name, values in columns.items() if not np.isnan(values).all()}
-    return {name: [float(x) for x in np.nanpercentile(values, [2.5, 97.5])] for name, values in known.items()}
+    found = {}
+    for name, values in columns.items():
+        if np.isnan(values).all():
+            continue
+        low, high = (float(x) for x in np.nanpercentile(values, [2.5, 97.5]))
+        if high - low > NO_SPREAD:
+            found[name] = [low, high]
+        elif name in proportions:
+            found[name] = exact_limits(*proportions[name])
+    return found
+
+
+def exact_limits(hits: int, count: int) -> list[float]:
+    """Exact 95 % limits of a proportion (Clopper & Pearson, Biometrika 1934)."""
+    low, high = binomtest(hits, count).proportion_ci(0.95, method="exact")
+    return [float(low), float(high)]
 
 
 def classification_metrics(
@@ -90,8 +113,8 @@ def classification_metrics(
 
     Returns `n`, `accuracy`, `macro_f1`, `balanced_accuracy`, `ece`, `per_class` {class: recall, precision, support} (None
     where undefined), `confusion` (rows of counts: true x predicted) and `intervals` {metric: [low, high]}, 95 % percentile
-    bootstrap over cells; per-class recalls are there as `recall_<class>`; with 0 `resamples` there are no intervals. Raises
-    WbcError when there is no cell.
+    bootstrap over cells; per-class recalls are there as `recall_<class>`. Where all resamples are alike, proportions have exact
+    limits and other metrics no interval; with 0 `resamples` there are none at all. Raises WbcError when there is no cell.
     """
     if len(labels) == 0:
         raise WbcError("there is no labelled cell to evaluate on")
@@ -114,5 +137,5 @@ def classification_metrics(
         "ece": expected_calibration_error(probabilities, labels),
         "per_class": per_class,
         "confusion": confusion.tolist(),
-        "intervals": _intervals(_bootstrap(probabilities, labels, seed, resamples)) if resamples else {},
+        "intervals": _intervals(_bootstrap(probabilities, labels, seed, resamples), confusion) if resamples else {},
     }

@@ -83,7 +83,8 @@ def plot_learning_curve(cycles: Sequence[dict[str, Any]], path: Path, rendered: 
     labels = [row["labels"] for row in cycles]
     for metric, colour, name in (("accuracy", "#1f5fa8", "accuracy"), ("macro_f1", "#c2571a", "macro-F1")):
         values = [row["metrics"][metric] for row in cycles]
-        low, high = zip(*(row["metrics"]["intervals"][metric] for row in cycles), strict=True)
+        nothing = [float("nan")] * 2  # where there is no interval nothing is drawn
+        low, high = zip(*(row["metrics"]["intervals"].get(metric, nothing) for row in cycles), strict=True)
         axes.fill_between(labels, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.plot(labels, values, marker="o", color=colour, label=f"{name}, {values[-1]:.1%} with {labels[-1]} labels")
     cells = "rendered cells, not real" if rendered else f"{cycles[-1]['metrics']['n']} test cells"

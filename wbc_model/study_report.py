@@ -104,7 +104,10 @@ def effect_size(differences: Floats) -> float:
 
 
 def bootstrap_interval(differences: Floats, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile interval of the mean difference under resampling of the pairs."""
+    """95 % percentile interval of the mean difference under resampling of the pairs; NaN for one pair or pairs without spread, of
+    which resampling tells nothing."""
+    if np.ptp(differences) < 1e-12:
+        return float("nan"), float("nan")
     draws = np.random.default_rng(seed).integers(0, len(differences), (RESAMPLES, len(differences)))
     low, high = np.percentile(differences[draws].mean(axis=1), [2.5, 97.5])
     return float(low), float(high)
@@ -389,7 +392,7 @@ def _comparison_row(row: Mapping[Any, Any], tested: bool) -> list[str]:
     difference = f"{100 * row['difference']:+.2f}"
     if not tested:
         return [row["arm"], row["what"], difference]
-    interval = f"[{100 * row['low']:+.2f}, {100 * row['high']:+.2f}]"
+    interval = "[none]" if np.isnan(row["low"]) else f"[{100 * row['low']:+.2f}, {100 * row['high']:+.2f}]"
     return [row["arm"], row["what"], f"{difference} {interval}", _number(row["d_z"]), f"{row['p']:.3g}", f"{row['p_holm']:.3g}"]
 
 

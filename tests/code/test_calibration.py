@@ -5,22 +5,25 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
 
 from flows.calibration import calibrate, cross_fitted_sets, prediction_sets
 from wbc_model.calibrate import fit_temperature
 from wbc_model.card import Architecture, ModelCard, Normalisation, read_card
+from wbc_model.classes import CLASSES
 from wbc_model.errors import WbcError
 from wbc_model.evaluate import label_indices
 from wbc_model.export import load_model, save_model
 from wbc_model.images import preprocess
 from wbc_model.network import MEAN, STD, AttentionResNet18
 from wbc_model.predict import Predictions, predict
-from wbc_model.render import write_cells
+from wbc_model.render import render_cells, write_cells
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained network with a calibration that is wrong for every site."""
+    """A network whose last layer alone was fitted, with a calibration that is wrong for every site."""
     card = ModelCard(
         version="",
         input_size=32,
@@ -30,8 +33,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         conformal_threshold=0.99,
         metrics={"validation": {"accuracy": 1.0}, "test": {"accuracy": 0.9}},
     )
+    torch.manual_seed(0)
+    network = AttentionResNet18("none", lossnet=False).eval()
+    drawn = list(render_cells(200, seed=6, size=32))
+    with torch.no_grad():
+        images = torch.from_numpy(np.stack([cell.pixels for cell in drawn])).permute(0, 3, 1, 2) / 255
+        fitted = LogisticRegression(C=0.001, max_iter=500).fit(network(images).embedding.numpy(), [cell.label for cell in drawn])
+        network.fc.weight.copy_(torch.from_numpy(fitted.coef_))
+        network.fc.bias.copy_(torch.from_numpy(fitted.intercept_))
     directory = tmp_path_factory.mktemp("model") / "m"
-    save_model(directory, AttentionResNet18("none", lossnet=False), card)
+    save_model(directory, network, card)
     return directory
 
 
@@ -56,7 +67,7 @@ def test_a_copy_has_the_sites_calibration_and_the_same_network(model: Path, cell
     assert card.metrics["test"] == {"accuracy": 0.9}
     assert np.sum(card.metrics["validation"]["confusion"]) == 120
     assert card.version.startswith(f"{old.version}+")
-    # At a threshold of 0.99 an untrained network's sets hold its first guess alone.
+    # At a threshold of 0.99 and so cold its sets hold its first guess alone.
     assert result["classes_in_a_set"]["before"] == 1
     assert result["coverage"]["before"] == pytest.approx((seen.logits.argmax(axis=1) == labels).mean())
     assert result["coverage"]["after"] > 0.85
@@ -71,6 +82,36 @@ def test_too_few_cells_are_refused_and_nothing_is_written(model: Path, cells: Pa
     assert not (tmp_path / "out").exists()
     table.assign(split=["val"] * 60 + ["test"] * 60).to_csv(tmp_path / "split.csv", index=False)
     assert calibrate(model, tmp_path / "split.csv", tmp_path / "out")["cells"] == 60
+
+
+def test_one_class_is_refused(model: Path, cells: Path, tmp_path: Path) -> None:
+    table = pd.read_csv(cells).assign(path=lambda rows: [str(cells.parent / path) for path in rows["path"]])
+    table.assign(label="Monocyte").to_csv(tmp_path / "one.csv", index=False)
+    with pytest.raises(
+        WbcError, match=r"one\.csv: all 120 usable cells are labelled Monocyte, and one class tells nothing"
+    ) as caught:
+        calibrate(model, tmp_path / "one.csv", tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    three = table[table["label"].isin(["Monocyte", "Basophil", "Lymphocyte"])]
+    three.to_csv(tmp_path / "three.csv", index=False)
+    assert calibrate(model, tmp_path / "three.csv", tmp_path / "out")["without"] == ["Eosinophil", "Neutrophil"]
+
+
+def test_a_temperature_at_its_bound_is_an_error(
+    model: Path, cells: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels that the model gave itself: it is never wrong, and the colder the likelier."""
+    table = pd.read_csv(cells).assign(path=lambda rows: [str(cells.parent / path) for path in rows["path"]])
+    labels = np.arange(len(table)) % 5
+    table["label"] = [CLASSES[label] for label in labels]
+    table.to_csv(tmp_path / "right.csv", index=False)
+    for sharpness, message in ((1.0, "right on 100% of the 120 cells"), (-1.0, "right on 0% of the 120 cells")):
+        seen = Predictions(sharpness * np.eye(5)[labels], np.zeros(120), np.zeros((120, 1)))
+        monkeypatch.setattr("flows.calibration.predict", lambda network, batches, seen=seen: seen)
+        with pytest.raises(WbcError, match=f"right\\.csv: the model is {message}, and no temperature in 0.05 to 20 fits"):
+            calibrate(model, tmp_path / "right.csv", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_prediction_sets_by_hand() -> None:

@@ -75,6 +75,18 @@ def test_interval_has_the_width_of_the_binomial():
     assert high == pytest.approx(0.9 + 0.0186, abs=0.003)
 
 
+def test_five_of_five_leave_much_open():
+    """Exact limits of 5 of 5: 0.025 ** (1 / 5) = 47.8 % to 100 %; what is no proportion has no interval then."""
+    found = classification_metrics(one_hot([0] * 5), np.zeros(5, dtype=int))["intervals"]
+    assert set(found) == {"accuracy", "recall_Basophil"}
+    assert found["accuracy"] == found["recall_Basophil"] == pytest.approx([0.025 ** (1 / 5), 1])
+    none_right = classification_metrics(one_hot([1] * 5), np.zeros(5, dtype=int))["intervals"]
+    assert none_right["accuracy"] == pytest.approx([0, 1 - 0.025 ** (1 / 5)])
+    mixed = classification_metrics(one_hot([0] * 5 + [1, 0]), np.array([0] * 5 + [1, 1]))["intervals"]
+    assert mixed["recall_Basophil"] == pytest.approx([0.025 ** (1 / 5), 1])
+    assert set(mixed) == {"accuracy", "macro_f1", "balanced_accuracy", "ece", "recall_Basophil", "recall_Eosinophil"}
+
+
 def test_no_cell_is_an_error():
     with pytest.raises(WbcError, match="no labelled cell"):
         classification_metrics(np.empty((0, 5)), np.empty(0, dtype=int))
