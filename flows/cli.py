@@ -517,6 +517,7 @@ def serve_command(
     ] = None,
 ) -> None:
     """Serve the champion as an HTTP service, with the workspace's keys, audit log and store (WBC_STORE_URL names another)."""
+    from flows.champion import followed
     from serving.audit import AUDIT_LOG
     from serving.keys import KEYS_FILE
     from serving.run import serve
@@ -526,6 +527,8 @@ def serve_command(
         workspace = _workspace()
         store = workspace / STORE
         model = workspace / "models/champion"
+        if line := followed(workspace):
+            print(line, file=sys.stderr)
         if not model.is_dir():
             raise WbcError("there is no champion yet: `wbc retrain` makes one, or give a model directory with --model DIR")
         if (workspace / KEYRING).exists():
@@ -685,18 +688,32 @@ def audit_rotate_command(
 
 @app.command("champion")
 def champion_command(
-    rollback: Annotated[bool, typer.Option("--rollback", help="Make the champion before this one the champion again.")] = False,
+    promote: Annotated[str | None, typer.Option(metavar="VERSION", help="Make this registered version the champion.")] = None,
+    reject: Annotated[str | None, typer.Option(metavar="VERSION", help="This version must not become champion.")] = None,
+    rollback: Annotated[bool, typer.Option("--rollback", help="Withdraw the champion; the one before it comes back.")] = False,
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why; needed with each of the three.")] = "",
+    by: Annotated[str | None, typer.Option(metavar="NAME", help="Who decides; default: the user's name.")] = None,
     json_: Json = False,
 ) -> None:
-    """List the registered models, or go back to the champion before."""
-    from flows.run import champions, roll_back
+    """List the registered models, or decide on the champion: a decision binds the gate until a person decides otherwise."""
+    from flows import champion
+    from flows.verdicts import person
 
-    result = roll_back(_workspace()) if rollback else champions(_workspace())
-    lines = [
-        f"version {one['version']} ({one['model']}) {' '.join(one['aliases'])}: {one['reason'] or 'no decision'}"
-        for one in result["versions"]
-    ]
-    _emit(result, json_, "\n".join(lines) or "no model is registered yet")
+    wanted = [name for name, value in (("--promote", promote), ("--reject", reject), ("--rollback", rollback)) if value]
+    if len(wanted) > 1:
+        raise typer.BadParameter(f"{' and '.join(wanted)} are different decisions: give one")
+    if bool(wanted) != bool(reason.strip()):
+        raise typer.BadParameter(f"{wanted[0]} needs --reason TEXT" if wanted else "--reason belongs to a decision")
+    who, workspace = by if by is not None else person(), _workspace()
+    if promote:
+        result = champion.promote(workspace, promote, reason, who)
+    elif reject:
+        result = champion.reject(workspace, reject, reason, who)
+    elif rollback:
+        result = champion.roll_back(workspace, reason, who)
+    else:
+        result = champion.champions(workspace)
+    _emit(result, json_, champion.champions_text(result))
 
 
 @app.command("demo")

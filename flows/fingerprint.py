@@ -37,6 +37,12 @@ STAGES: Final = {
     "package": Entry("flows.package:package", ("serving",), ("bentoml", "openvino", "nncf", "numpy", "pillow", "fastapi")),
 }
 
+# What the gate decides by (flows/gate.py remembers its answers): no stage of the pipeline.
+GATE: Final = (
+    Entry("flows.gate:decide", packages=("numpy", "pandas")),
+    Entry("wbc_model.evaluate:predict_directory", packages=_NUMERIC),
+)
+
 
 def source_path(module: str, root: Path) -> Path | None:
     """The file of one of our modules or packages, or None where there is no such file."""

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from wbc_model.card import ModelCard
 from wbc_model.classes import CLASSES
 from wbc_model.errors import WbcError
 from wbc_model.files import append_durably, building, write_atomic
@@ -56,6 +57,8 @@ class Decision:
     champion: str = ""
     challenger: str = ""
     weights: str = ""  # sha256 of the challenger's weights
+    asked_for: str = ""  # what the answer depends on: `question_key`
+    question: str = ""  # what a person is to decide, and how
     recalls: dict[str, list[float | None]] = field(default_factory=dict)  # class: [challenger's, champion's]
 
     @property
@@ -162,6 +165,23 @@ def _for(comparison: Comparison | None) -> str:
 def test_pool_id(sha256s: Sequence[str]) -> str:
     """Twelve hex digits that name a set of test cells."""
     return hashlib.sha256("\n".join(sorted(sha256s)).encode()).hexdigest()[:12]
+
+
+def question_key(challenger: ModelCard, champion: ModelCard | None, test: pd.DataFrame, rules: GateParams) -> str:
+    """Sixteen hex digits of all that the gate's answer depends on: both models, the test cells (sha256, label), the rules of
+    params.yaml and the code that predicts and decides. A remembered answer is good for the same question only."""
+    from flows.fingerprint import GATE, fingerprint
+
+    parts: list[object] = [sorted(test[["sha256", "label"]].to_numpy().tolist()), rules.model_dump()]
+    parts += [_answers_by(card) if card else None for card in (challenger, champion)]
+    parts += [fingerprint(entry) for entry in GATE]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _answers_by(card: ModelCard) -> str:
+    return card.model_dump_json(
+        include={"classes", "input_size", "view", "normalisation", "architecture", "temperature", "sha256"}
+    )
 
 
 def read_log(workspace: Path) -> list[dict[str, str]]:

@@ -33,6 +33,7 @@ PURE_MODULES: Final = (
     "files",
     "images",
     "doubt",
+    "cell_filter",
     "card",
     "probabilities",
     "structure",

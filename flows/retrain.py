@@ -24,10 +24,13 @@ from prefect.cache_policies import NO_CACHE
 from prefect.concurrency.sync import concurrency
 
 from flows import gate, labels, versioning
+from flows.champion import follow
 from flows.package import PACKAGED_MODEL
 from flows.prefect_api import LEASE_SECONDS, LIMIT, open_limit
 from flows.progress import TRAINING_LINE, Progress
 from flows.state import State, hold_lock, last_cycle, read_state
+from flows.tracking import BEFORE, packaged_digest
+from flows.verdicts import objection
 from flows.versioning import PoolsVersion, StageFailed
 from flows.workspace import set_params
 from wbc_model.card import WEIGHTS, read_card
@@ -253,13 +256,12 @@ def _write_curve(workspace: Path, rows: list[dict[str, Any]]) -> None:
 def ask_gate(ctx: Context, run: str) -> gate.Decision:
     """Decide on the last candidate, once for each retraining, and carry the decision out; safe to be killed in."""
     workspace, key, tracker = ctx.workspace, ctx.state.key, ctx.tracker
-    champion = workspace / "models/champion"
-    tracker.log_packaged(run, workspace / PACKAGED_MODEL)
-    version = tracker.register(run, read_card(workspace / PACKAGED_MODEL))
-    before = tracker.alias("champion")
-    if before and not champion.is_dir():
-        tracker.fetch(before, champion)  # a clone, or another machine: the registry has it
+    version = tracker.register(run, workspace / PACKAGED_MODEL)
     kept = gate.kept_decision(workspace)
+    if kept is None or kept[0] != key:
+        line = follow(workspace, tracker)  # a clone, another machine, or somebody moved the alias: the registry decides
+        ctx.progress.say(line) if line else None
+    before = tracker.alias("champion")
     if kept is not None and kept[0] == key:
         decision = kept[1]
     else:
@@ -282,7 +284,8 @@ def _decide(ctx: Context, version: str, before: str | None, last: gate.Decision 
     test = usable_pools(workspace).frames["test"]
     pool = gate.test_pool_id(test["sha256"].tolist())
     asked = sum(row["test_pool"] == pool for row in gate.read_log(workspace))
-    weights = read_card(candidate).sha256[WEIGHTS]
+    mine = read_card(candidate)
+    weights = mine.sha256[WEIGHTS]
     names: dict[str, Any] = {
         "test_pool": pool,
         "asked_before": asked,
@@ -290,11 +293,16 @@ def _decide(ctx: Context, version: str, before: str | None, last: gate.Decision 
         "challenger": version,
         "weights": weights,
     }
-    if champion.is_dir() and read_card(champion).sha256[WEIGHTS] == weights:
-        same = read_card(champion).sha256 == read_card(workspace / PACKAGED_MODEL).sha256  # with int8 or without
+    theirs_card = read_card(champion) if champion.is_dir() else None
+    if theirs_card is not None and theirs_card.sha256[WEIGHTS] == weights:
+        same = packaged_digest(theirs_card) == packaged_digest(read_card(workspace / PACKAGED_MODEL))  # with int8 or without
         is_it = "it is the champion already" if same else "its weights are the champion's, packaged in another way"
         return gate.Decision(True, [f"{is_it}; nothing was compared"], asked=False, in_place=same, **names)
-    if last is not None and not last.promoted and (last.weights, last.test_pool, last.champion) == (weights, pool, before or ""):
+    against = objection(ctx.tracker, mine, version)
+    if against is not None:  # a person's word: no comparison could change it
+        return gate.Decision(False, [against.reason], asked=False, question=against.question, **names)
+    names["asked_for"] = gate.question_key(mine, theirs_card, test, ctx.params.gate)
+    if last is not None and not last.promoted and last.asked_for == names["asked_for"]:
         return gate.Decision(**{**vars(last), **names, "asked": False})
 
     def predictions(model: Path) -> pd.DataFrame:
@@ -312,14 +320,15 @@ def _carry_out(ctx: Context, run: str, version: str, decision: gate.Decision) ->
     said = {"wbc.gate": "promoted" if decision.promoted else "refused", "wbc.gate.reason": decision.reason[:5000]}
     said |= {"wbc.gate.test_pool": decision.test_pool, "wbc.gate.asked_before": str(decision.asked_before)}
     tracker.set_alias("challenger", version)
-    tracker.tag_version(version, said)
+    if decision.asked or "wbc.gate" not in tracker.version_tags(version):  # else the tags are those of the comparison
+        tracker.tag_version(version, said)
     for target in (run, ctx.parent_run):
         for name, value in said.items():
             tracker.client.set_tag(target, name, value)
     if decision.promoted and (not decision.in_place or tracker.alias("champion") is None):
         gate.promote(workspace / PACKAGED_MODEL, workspace / "models/champion", ctx.state.rows[-1]["metrics"])
         if decision.champion and decision.champion != version:
-            tracker.tag_version(version, {"wbc.gate.before": decision.champion})
+            tracker.tag_version(version, {BEFORE: decision.champion})
         tracker.set_alias("champion", version)
     note = {"retraining": ctx.state.key, "version": version, **decision.to_dict()}
     write_atomic(workspace / GATE_NOTE, json.dumps(note, indent=2) + "\n")

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pandas as pd
 
 from flows.progress import training_line
 from wbc_model.card import ModelCard, read_card
+from wbc_model.cell_filter import CellFilter
 from wbc_model.decoded import DecodedCells
 from wbc_model.errors import WbcError
 from wbc_model.export import save_model
@@ -91,8 +93,14 @@ def _provenance(card: ModelCard, workspace: Path, pools: Pools) -> ModelCard:
             "rendered": any("rendered" in source for source in sources),
             "git_commit": commit,
             "created_at": date,
+            "cells": seen_cells(pools, ("labelled", "validation")),
         }
     )
+
+
+def seen_cells(pools: Pools, names: Iterable[str]) -> dict[str, CellFilter]:
+    """The cells of some pools with their labels, as a model's card keeps them."""
+    return {name: CellFilter.of(*(pools.frames[name][column].tolist() for column in ("sha256", "label"))) for name in names}
 
 
 def evaluate(workspace: Path) -> dict[str, Any]:

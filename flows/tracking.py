@@ -3,6 +3,7 @@
 Everything may be repeated: runs are found again by their tags, and what a kill left half logged is logged over.
 """
 
+import hashlib
 import logging
 import os
 import shutil
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pandas as pd
 
-from wbc_model.card import ModelCard, read_card
+from flows.artifacts import FOLDER, database_of, located, make_relative
+from wbc_model.card import CARD, WEIGHTS, ModelCard, read_card
 from wbc_model.errors import WbcError
 from wbc_model.files import replace_directory
 from wbc_model.params import Params
@@ -27,9 +29,20 @@ if TYPE_CHECKING:
 
 RUN, CYCLE, COMPLETE, WEIGHTS_TAG = "wbc.retraining", "wbc.cycle", "wbc.complete", "wbc.weights_sha256"
 PACKAGED: Final = "wbc.packaged"
+BEFORE: Final = "wbc.gate.before"
 CHAMPION, CHALLENGER = "champion", "challenger"
+# What a registered model is: two versions that agree in this are one.
+_IDENTITY: Final = {
+    *("version", "classes", "input_size", "view", "normalisation", "architecture", "doubt", "sha256"),
+    *("temperature", "conformal_coverage", "conformal_threshold", "calibrated_on"),
+}
 _BATCH: Final = 1000  # metrics that MLflow takes in one call
 _SYSTEM_SECONDS: Final = 2
+
+
+def packaged_digest(card: ModelCard) -> str:
+    """Sixteen hex digits of all that a model answers by: its files and its calibration, not where and when it was made."""
+    return hashlib.sha256(card.model_dump_json(include=_IDENTITY).encode()).hexdigest()[:16]
 
 
 def absolute_uri(uri: str, workspace: Path) -> str:
@@ -60,6 +73,7 @@ class Tracker:
     experiment: str
     model_name: str
     workspace: Path
+    uri: str
 
     def retraining(self, key: str, params: Params) -> str:
         """The run of the retraining `key`, begun where there is none; returns its id."""
@@ -127,19 +141,29 @@ class Tracker:
         curve = [Metric(name, value, record.at, record.labels) for name, value in scores.items() if value is not None]
         self.client.log_batch(parent, metrics=curve)
         self._log_pools(run, record)
-        self.client.log_artifacts(run, str(workspace / "models/candidate"), "model")
-        self.client.log_artifacts(run, str(workspace / "plots"), "plots")
+        self._put(run, workspace / "models/candidate", "model")
+        self._put(run, workspace / "plots", "plots")
         for name in ("models/predictions.csv", "models/history.csv", "metrics.json"):
-            self.client.log_artifact(run, str(workspace / name))
+            self._put(run, workspace / name)
         self.client.set_tag(run, COMPLETE, "yes")
         self.client.set_terminated(run)
 
+    def _put(self, run: str, path: Path, folder: str | None = None) -> None:
+        """Copy a file, or what is in a folder, to the files of a run."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        place = located(str(self.client.get_run(run).info.artifact_uri), self.workspace)
+        repository = get_artifact_repository(place, self.uri, self.uri)
+        put = repository.log_artifacts if path.is_dir() else repository.log_artifact
+        put(str(path), folder)  # type: ignore[no-untyped-call]
+
     def log_packaged(self, run: str, model: Path) -> None:
         """Let the run's model be the one that is served: the candidate, and its int8 graph where it has one."""
-        if self.client.get_run(run).data.tags.get(PACKAGED) == "yes":
+        digest = packaged_digest(read_card(model))
+        if self.client.get_run(run).data.tags.get(PACKAGED) == digest:
             return
-        self.client.log_artifacts(run, str(model), "model")
-        self.client.set_tag(run, PACKAGED, "yes")
+        self._put(run, model, "model")
+        self.client.set_tag(run, PACKAGED, digest)
 
     def _log_pools(self, run: str, record: CycleRecord) -> None:
         import mlflow.data
@@ -158,13 +182,14 @@ class Tracker:
         """Attach the retraining's reports and end its run."""
         for path in artifacts:
             if path.exists():
-                self.client.log_artifact(parent, str(path))
+                self._put(parent, path)
         self.client.set_terminated(parent)
 
     # --- the registered model ------------------------------------------------------------------------------------------
 
-    def register(self, run: str, card: ModelCard) -> str:
-        """The registered version of the model that `run` logged, made where there is none; returns its number."""
+    def register(self, run: str, model: Path) -> str:
+        """The registered version of a packaged model, made where there is none from the files that `run` logs; returns its
+        number. The same packaged model is one version, however often it was trained."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -173,13 +198,63 @@ class Tracker:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             self.client.create_registered_model(self.model_name, description="Leukocyte classification")
-        for version in self.versions():
-            if version.run_id == run:
-                return str(version.version)
+        card = read_card(model)
+        known = self.same_model(card)
+        if known is not None:
+            return known
+        self.log_packaged(run, model)
         source = f"{self.client.get_run(run).info.artifact_uri}/model"
-        tags = {WEIGHTS_TAG: card.sha256["weights.safetensors"], "wbc.model": card.version, "wbc.pools": card.pool_version}
+        tags = {WEIGHTS_TAG: card.sha256[WEIGHTS], "wbc.model": card.version, "wbc.pools": card.pool_version}
+        tags[PACKAGED] = packaged_digest(card)
         made = self.client.create_model_version(self.model_name, source, run_id=run, tags=tags)
         return str(made.version)
+
+    def same_model(self, card: ModelCard) -> str | None:
+        """The newest registered version that is this very packaged model, or None."""
+        digest, weights = packaged_digest(card), card.sha256.get(WEIGHTS)
+        alike = [version for version in self.versions() if version.tags.get(WEIGHTS_TAG) == weights]
+        return next((str(one.version) for one in alike if self.digest(str(one.version)) == digest), None)
+
+    def digest(self, version: str) -> str:
+        """`packaged_digest` of a registered version; empty where its files are gone."""
+        noted = self.client.get_model_version(self.model_name, version).tags.get(PACKAGED)
+        if noted:
+            return str(noted)
+        try:  # registered before the digest was a tag
+            return packaged_digest(self.card(version))
+        except WbcError:
+            return ""
+
+    def card(self, version: str) -> ModelCard:
+        """The card of a registered version, without its other files; raises WbcError where it cannot be had."""
+        with tempfile.TemporaryDirectory(prefix="wbc-card-") as folder:
+            return read_card(self._download(version, Path(folder), CARD).parent, verify=False)
+
+    def _download(self, version: str, folder: Path, name: str = "") -> Path:
+        """A registered version's folder, or one file of it, copied below `folder`; raises WbcError."""
+        import mlflow.artifacts
+        from mlflow.exceptions import MlflowException
+
+        source = located(str(self.client.get_model_version(self.model_name, version).source), self.workspace)
+        try:
+            return Path(mlflow.artifacts.download_artifacts(artifact_uri=f"{source}/{name}".rstrip("/"), dst_path=str(folder)))
+        except (MlflowException, OSError) as error:
+            raise WbcError(f"the files of version {version} cannot be had from {source}: {str(error).splitlines()[0]}") from None
+
+    def model_tags(self) -> dict[str, str]:
+        """The tags of the registered model; none where there is no such model."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return dict(self.client.get_registered_model(self.model_name).tags)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return {}
+
+    def tag_model(self, name: str, value: str) -> None:
+        """Set a tag of the registered model."""
+        self.client.set_registered_model_tag(self.model_name, name, value)
 
     def versions(self) -> "list[ModelVersion]":
         """All registered versions, newest first."""
@@ -201,6 +276,10 @@ class Tracker:
                 raise
             return None
 
+    def version_tags(self, version: str) -> dict[str, str]:
+        """The tags of a registered version."""
+        return dict(self.client.get_model_version(self.model_name, version).tags)
+
     def tag_version(self, version: str, tags: Mapping[str, str]) -> None:
         """Set tags of a registered version."""
         for name, value in tags.items():
@@ -208,13 +287,10 @@ class Tracker:
 
     def fetch(self, version: str, directory: Path) -> ModelCard:
         """Put the files of a registered version in the place of `directory`; returns the card. Raises WbcError."""
-        import mlflow.artifacts
-
-        source = self.client.get_model_version(self.model_name, version).source
         directory.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
         try:
-            files = Path(mlflow.artifacts.download_artifacts(artifact_uri=source, dst_path=str(temporary)))
+            files = self._download(version, temporary)
             card = read_card(files)
             files.chmod(0o755)
             replace_directory(files, directory)
@@ -231,6 +307,12 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{name}", value
 
 
+def registry_exists(workspace: Path, params: Params) -> bool:
+    """Whether there is an MLflow store to ask; one in a file that nobody has made yet is not made for that."""
+    uri = absolute_uri(params.tracking.uri, workspace)
+    return Path(uri.removeprefix("sqlite:///")).exists() if uri.startswith("sqlite:///") or "://" not in uri else True
+
+
 def open_tracker(workspace: Path, params: Params) -> Tracker:
     """Connect to the MLflow store of params.yaml, with the experiment made where it is missing; raises WbcError."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -238,6 +320,7 @@ def open_tracker(workspace: Path, params: Params) -> Tracker:
     import mlflow
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import DatabaseError
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -248,8 +331,12 @@ def open_tracker(workspace: Path, params: Params) -> Tracker:
         client = MlflowClient(uri, uri)
         experiment = client.get_experiment_by_name(params.tracking.experiment)
         local = not uri.startswith(("http://", "https://", "databricks"))
-        place = (workspace / "mlartifacts").as_uri() if local else None
+        place = (workspace / FOLDER).as_uri() if local else None
         number = experiment.experiment_id if experiment else client.create_experiment(params.tracking.experiment, place)
+        if database := database_of(uri, workspace):
+            make_relative(database)
     except MlflowException as error:
         raise WbcError(f"MLflow at {uri} does not answer: {str(error).splitlines()[0]}") from None
-    return Tracker(client, str(number), params.tracking.model_name, workspace)
+    except DatabaseError as error:
+        raise WbcError(f"MLflow's database {uri.removeprefix('sqlite:///')} cannot be used: {error.orig}") from None
+    return Tracker(client, str(number), params.tracking.model_name, workspace, uri)

@@ -356,7 +356,7 @@ router.include_router(reports_router)
 @router.get("/model", response_model=ModelCard, dependencies=ANY_KEY)
 async def model(request: Request) -> Response:
     """The card of the model that answers: where it came from, how it was calibrated, how well it did."""
-    return Response(_running(request).classifier.card.model_dump_json(), media_type=JSON)
+    return Response(_running(request).classifier.card.model_dump_json(exclude={"cells"}), media_type=JSON)
 
 
 @router.get("/openapi.json", include_in_schema=False, dependencies=ANY_KEY)

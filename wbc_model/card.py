@@ -10,10 +10,11 @@ model-int8.xml, .bin  where it passed the gate of flows/quantise.py: the graph i
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from wbc_model.cell_filter import CellFilter
 from wbc_model.classes import CLASSES
 from wbc_model.doubt import Doubt
 from wbc_model.errors import WbcError
@@ -66,6 +67,8 @@ class ModelCard(BaseModel):
     parameters: dict[str, Any] = {}
     metrics: dict[str, Any] = {}
     sha256: dict[str, str] = {}
+    # By pool: `labelled` it learned from, `validation` chose its weights and its temperature, `test` is what its scores are from.
+    cells: dict[Literal["labelled", "validation", "test"], CellFilter] = {}
 
 
 def file_sha256(path: Path) -> str:

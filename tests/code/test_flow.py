@@ -237,10 +237,11 @@ def test_the_log_of_a_training_tells_how_far_it_is(runs: dict[str, Path]) -> Non
         assert told == ["update     2 of 4", "update     4 of 4"], log
 
 
-def test_the_registry_holds_runs_metrics_pools_and_the_champion(runs: dict[str, Path]) -> None:
+def test_the_registry_holds_runs_metrics_pools_and_the_champion(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow import MlflowClient
 
     workspace = runs["killed"]
+    monkeypatch.chdir(workspace)  # MLflow's files are named relative to the workspace
     client = MlflowClient(f"sqlite:///{workspace}/mlflow.db", f"sqlite:///{workspace}/mlflow.db")
     experiment = client.get_experiment_by_name("wbc")
     found = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
@@ -384,20 +385,24 @@ def test_the_champion_before_comes_back_from_the_registry(runs: dict[str, Path],
     card = read_card(other).model_copy(update={"version": "another"})
     write_card(other, card)
     run = tracker.cycle(tracker.retraining("later", params), "later", 5)
-    tracker.client.log_artifacts(run, str(other), "model")
-    later = tracker.register(run, card)
-    assert tracker.register(run, card) == later  # once
+    later = tracker.register(run, other)
+    assert tracker.register(run, other) == later  # once
     tracker.tag_version(later, {"wbc.gate.before": before})
     tracker.set_alias("champion", later)
     assert tracker.fetch(later, workspace / "models/champion").version == "another"
 
-    answer = wbc(workspace, "champion", "--rollback", "--json")
+    unexplained = wbc(workspace, "champion", "--rollback", "--json")
+    assert unexplained.returncode == 2
+    assert "--rollback needs --reason TEXT" in unexplained.stderr
+    answer = wbc(workspace, "champion", "--rollback", "--reason", "it is another's", "--by", "Ada", "--json")
     assert answer.returncode == 0, answer.stderr
     assert json.loads(answer.stdout)["rolled_back"]["to"] == before
     assert tracker.alias("champion") == before
     assert file_sha256(workspace / "models/champion/weights.safetensors") == first
     assert read_card(workspace / "models/champion").version != "another"
-    again = wbc(workspace, "champion", "--rollback")
+    word = {version["version"]: version["word"] for version in json.loads(answer.stdout)["versions"]}[later]
+    assert (word["word"], word["reason"], word["by"]) == ("withdrawn", "it is another's", "Ada")
+    again = wbc(workspace, "champion", "--rollback", "--reason", "once more")
     assert again.returncode == 1
     assert again.stderr == f"wbc: error: version {before} was the first champion: there is none before it\n"
 

@@ -1,0 +1,59 @@
+"""Where MLflow's files lie: relative to the workspace, so that it can be moved, and a copy never writes into the original.
+
+MLflow itself makes every local path absolute when an experiment is created. A database in the workspace is put right after that;
+so is one that an earlier version made, wherever its workspace lay then.
+"""
+
+import contextlib
+import re
+import sqlite3
+from pathlib import Path
+from typing import Final
+
+from wbc_model.errors import WbcError
+
+FOLDER: Final = "mlartifacts"
+_PLACES: Final = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+    ("logged_models", "artifact_location"),
+)
+_SECONDS: Final = 60  # to wait for another process that writes
+
+
+def database_of(uri: str, workspace: Path) -> Path | None:
+    """The file of an SQLite tracking URI, where it lies in the workspace; else None."""
+    path = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+    return path if path is not None and path.resolve().is_relative_to(workspace.resolve()) else None
+
+
+def make_relative(database: Path) -> bool:
+    """Let an MLflow database name the files in its workspace's `mlartifacts` relative to the workspace; returns whether it named
+    them otherwise. Raises WbcError when the file is damaged."""
+    try:
+        with contextlib.closing(sqlite3.connect(database, timeout=_SECONDS)) as connection, connection:
+            names = [row[0] or "" for row in connection.execute("select artifact_location from experiments")]
+            roots = {name for name in names if re.fullmatch(rf"(file://)?/.*/{FOLDER}", name)}
+            for root in roots:
+                for table, column in _PLACES:
+                    _rename(connection, table, column, root)
+            return bool(roots)
+    except sqlite3.DatabaseError as error:
+        raise WbcError(f"{database}: {error}; bring back a backup, or move it away; it holds runs and models") from None
+
+
+def _rename(connection: sqlite3.Connection, table: str, column: str, root: str) -> None:
+    """Replace a folder at the start of a column by FOLDER, where the table has such a column."""
+    columns = {row[1] for row in connection.execute(f"pragma table_info({table})")}
+    if column in columns:
+        connection.execute(
+            f"update {table} set {column} = ? || substr({column}, ?) where {column} = ? or substr({column}, 1, ?) = ?",  # noqa: S608 - names of ours
+            (FOLDER, len(root) + 1, root, len(root) + 1, f"{root}/"),
+        )
+
+
+def located(uri: str, workspace: Path) -> str:
+    """An artifact URI for this process, wherever it stands: relative ones are the workspace's."""
+    return uri if "://" in uri or uri.startswith(("/", "file:", "runs:", "models:")) else str(workspace / uri)

@@ -1,0 +1,210 @@
+"""The champion of a workspace: what the registry says, what people say, and the files in `models/champion` that are served.
+
+The registry decides. Where somebody moved its alias, the workspace follows at its next command, or says why it does not.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from flows import verdicts
+from flows.state import Busy, hold_lock, read_state
+from flows.tracking import BEFORE, CHALLENGER, CHAMPION, open_tracker, packaged_digest, registry_exists
+from flows.verdicts import AGAINST, say
+from wbc_model.card import CARD, ModelCard, read_card
+from wbc_model.errors import WbcError
+from wbc_model.params import read_params
+
+if TYPE_CHECKING:
+    from flows.tracking import Tracker
+
+FOLDER: Final = "models/champion"
+MOVED: Final = "the alias was moved in MLflow"
+
+
+def _tracker(workspace: Path) -> "Tracker":
+    return open_tracker(workspace, read_params(workspace / "params.yaml"))
+
+
+def champions(workspace: Path) -> dict[str, Any]:
+    """The registered models, newest first, with their aliases, the gate's reason and the last word of a person."""
+    tracker = _tracker(workspace)
+    try:
+        moved = _follow_at_rest(workspace, tracker)
+    except WbcError as refusal:  # a list must show what there is to decide on
+        moved = str(refusal)
+    aliases = {name: tracker.alias(name) for name in (CHAMPION, CHALLENGER)}
+    said = verdicts.verdicts(tracker)
+    versions = [
+        {
+            "version": str(version.version),
+            "model": version.tags.get("wbc.model", ""),
+            "aliases": [name for name, pointed in aliases.items() if pointed == str(version.version)],
+            "decision": version.tags.get("wbc.gate", ""),
+            "reason": version.tags.get("wbc.gate.reason", ""),
+            "word": verdicts.as_dict(said, str(version.version)),
+        }
+        for version in tracker.versions()
+    ]
+    return {"champion": aliases[CHAMPION], "versions": versions, "notes": [moved] if moved else []}
+
+
+def champions_text(result: dict[str, Any]) -> str:
+    """What `champions` returns, for a terminal."""
+    lines = list(result["notes"])
+    for one in result["versions"]:
+        lines.append(f"version {one['version']} ({one['model']}) {' '.join(one['aliases'])}: {one['reason'] or 'no decision'}")
+        if one["word"]:
+            word = one["word"]
+            lines.append(
+                f"  {word['word']} by {word['by'] or 'a person'} {word['at'][:10]}: {word['reason']}".replace("  :", ":")
+            )
+    return "\n".join(lines) or "no model is registered yet"
+
+
+def promote(workspace: Path, version: str, reason: str, by: str = "") -> dict[str, Any]:
+    """A person makes a version the champion, whatever the gate said; the one before stays out. Raises WbcError."""
+    with hold_lock(workspace):
+        tracker = _tracker(workspace)
+        present = tracker.alias(CHAMPION)
+        _known(tracker, version)
+        card = _put(workspace, tracker, version, present, reason, by)
+    change = {"from": present, "to": version, "model": card.version}
+    return {**champions(workspace), "promoted": change, "wrote": [FOLDER]}
+
+
+def reject(workspace: Path, version: str, reason: str, by: str = "") -> dict[str, Any]:
+    """A person says that a version must not become champion. Raises WbcError where it is the champion."""
+    with hold_lock(workspace):
+        tracker = _tracker(workspace)
+        _known(tracker, version)
+        if tracker.alias(CHAMPION) == version:
+            raise WbcError(
+                f"version {version} is the champion: `wbc champion --rollback --reason TEXT` takes it back, "
+                "or --promote puts another in its place"
+            )
+        say(tracker, "rejected", version, reason, by)
+    return {**champions(workspace), "rejected": version, "wrote": []}
+
+
+def roll_back(workspace: Path, reason: str, by: str = "") -> dict[str, Any]:
+    """A person withdraws the champion; the last one before it that nobody withdrew is champion again. Raises WbcError."""
+    with hold_lock(workspace):
+        tracker = _tracker(workspace)
+        present = tracker.alias(CHAMPION)
+        if present is None:
+            raise WbcError("there is no champion to go back from")
+        before = _before(tracker, present)
+        card = tracker.fetch(before, workspace / FOLDER)
+        say(tracker, "withdrawn", present, reason, by)
+        say(tracker, "promoted", before, f"version {present} was withdrawn: {' '.join(reason.split())}", by)
+        tracker.set_alias(CHAMPION, before)
+    change = {"from": present, "to": before, "model": card.version}
+    return {**champions(workspace), "rolled_back": change, "wrote": [FOLDER]}
+
+
+def _put(workspace: Path, tracker: "Tracker", version: str, present: str | None, reason: str, by: str) -> ModelCard:
+    """Files first, then the words, then the alias: an alias never names a model that is not in place, and whatever a kill cuts
+    off the same command does again."""
+    card = tracker.fetch(version, workspace / FOLDER)
+    say(tracker, "promoted", version, reason, by)
+    if present is not None and present != version:
+        say(tracker, "replaced", present, f"version {version} was put in its place: {' '.join(reason.split())}", by)
+        tracker.tag_version(version, {BEFORE: present})
+    tracker.set_alias(CHAMPION, version)
+    return card
+
+
+def _known(tracker: "Tracker", version: str) -> None:
+    known = [str(one.version) for one in tracker.versions()]
+    if version not in known:
+        raise WbcError(f"no version {version} is registered; `wbc champion` lists them (there are {', '.join(known) or 'none'})")
+
+
+def _before(tracker: "Tracker", present: str) -> str:
+    """The champion before `present`, passing over those that a person took back."""
+    tags = {str(one.version): one.tags for one in tracker.versions()}
+    words = {one.version: one.word for one in verdicts.verdicts(tracker) if one.word != "asked"}
+    seen, version = {present}, tags[present].get(BEFORE)
+    if version is None:
+        raise WbcError(f"version {present} was the first champion: there is none before it")
+    while version is not None and version not in seen and version in tags:
+        if words.get(version) not in ("withdrawn", "rejected"):
+            return version
+        seen.add(version)
+        version = tags[version].get(BEFORE)
+    raise WbcError(
+        f"every champion before version {present} was withdrawn or deleted: "
+        "`wbc champion --promote VERSION --reason TEXT` takes another"
+    )
+
+
+# --- the registry decides -----------------------------------------------------------------------------------------------
+
+
+def followed(workspace: Path) -> str | None:
+    """`follow` for a command that needs no registry otherwise: does nothing where the workspace has none."""
+    params = read_params(workspace / "params.yaml")
+    return _follow_at_rest(workspace, open_tracker(workspace, params)) if registry_exists(workspace, params) else None
+
+
+def _follow_at_rest(workspace: Path, tracker: "Tracker") -> str | None:
+    """`follow`, unless a retraining is at work in the workspace: it does that itself."""
+    try:
+        with hold_lock(workspace):
+            return follow(workspace, tracker)
+    except Busy:
+        return None
+
+
+def follow(workspace: Path, tracker: "Tracker") -> str | None:
+    """Put the version that the registry calls champion into `models/champion` where another one lies there; returns a line that
+    says so, None where nothing had to be done. Raises WbcError where the workspace does not follow, with the reason.
+
+    A retraining that was killed while it promoted finishes that first: it is not second-guessed here.
+    """
+    version, folder = tracker.alias(CHAMPION), workspace / FOLDER
+    here = read_card(folder, verify=False) if (folder / CARD).exists() else None
+    if version is None:
+        _without_alias(workspace, tracker, here)
+        return None
+    if here is not None and packaged_digest(here) == tracker.digest(version):
+        return None
+    said = [one for one in verdicts.verdicts(tracker) if one.version == version and one.word != "asked"]
+    if said and said[-1].word in AGAINST:
+        raise WbcError(
+            f"MLflow's alias champion names version {version}, but {said[-1]}. "
+            f"`wbc champion --promote {version} --reason TEXT` makes it champion all the same, or promote another"
+        )
+    displaced = _version_of(tracker, here)
+    card = tracker.fetch(version, folder)
+    if here is None:
+        return f"models/champion was missing: version {version} ({card.version}) came from the registry"
+    _note_move(tracker, version, displaced)
+    name = f"version {displaced}" if displaced else "another model"
+    return f"the registry's champion is version {version} ({card.version}): it takes the place of {name} in models/champion"
+
+
+def _without_alias(workspace: Path, tracker: "Tracker", here: ModelCard | None) -> None:
+    state = read_state(workspace)
+    if here is None or (state is not None and state.status != "done"):
+        return
+    version = _version_of(tracker, here)
+    if version is not None:
+        raise WbcError(
+            f"the registry has no champion, but models/champion holds version {version}: somebody took MLflow's alias away. "
+            f"`wbc champion --promote {version} --reason TEXT` makes it champion again; remove models/champion to have none"
+        )
+
+
+def _version_of(tracker: "Tracker", card: ModelCard | None) -> str | None:
+    return tracker.same_model(card) if card is not None else None
+
+
+def _note_move(tracker: "Tracker", version: str, displaced: str | None) -> None:
+    """Whoever moves the alias by hand decides like with `--promote`; a gate's promotion elsewhere is no person's word."""
+    tags = tracker.version_tags(version)
+    if displaced is None or (tags.get("wbc.gate") == "promoted" and int(version) > int(displaced)):
+        return
+    say(tracker, "promoted", version, MOVED)
+    say(tracker, "replaced", displaced, f"version {version} was put in its place: {MOVED}")
+    tracker.tag_version(version, {BEFORE: displaced})

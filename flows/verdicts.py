@@ -1,0 +1,136 @@
+"""What people have said of registered models, and what that means for the gate: decision 039.
+
+A word is a tag of the registered model, not of the version, so that it outlives the version. It is about the model: its weights,
+and whatever else the same labels and parameters give with another rounding.
+"""
+
+import getpass
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from wbc_model.card import WEIGHTS, ModelCard
+from wbc_model.errors import WbcError
+
+if TYPE_CHECKING:
+    from flows.tracking import Tracker
+
+Word = Literal["promoted", "rejected", "withdrawn", "replaced", "asked"]
+AGAINST: Final = ("rejected", "withdrawn", "replaced")
+TAGS: Final = ("wbc.word.", "wbc.question.")  # each with the version's number
+ROLLED_BACK: Final = "wbc.gate.rolled_back"  # how versions before decision 039 said `withdrawn`
+MAX_REASON: Final = 2000
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A word about a version; `number` counts words, the later the higher. `asked` is the gate's question, no person's word.
+    `recipe` and `pools` name what the model was made of: see `recipes`."""
+
+    word: Word
+    version: str
+    number: int
+    weights: str
+    recipe: str
+    pools: str
+    reason: str
+    by: str
+    at: str
+
+    def __str__(self) -> str:
+        by = f" by {self.by}" if self.by else ""
+        when = f" on {self.at[:10]}" if self.at else ""
+        return f"version {self.version} was {self.word}{by}{when}: {self.reason}"
+
+
+def recipes(card: ModelCard) -> tuple[str, str]:
+    """Two names of what a model was made of: its labelled cells and parameters (empty for cards without cells), and its pools'
+    version and parameters, which older cards have. No code and no package: another torch rounds otherwise."""
+    labelled = card.cells.get("labelled")
+    return (_name([labelled.prefixes, labelled.labels], card) if labelled else ""), _name(card.pool_version, card)
+
+
+def _name(made_from: object, card: ModelCard) -> str:
+    return hashlib.sha256(json.dumps([made_from, card.parameters], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def verdicts(tracker: "Tracker") -> list[Verdict]:
+    """All words about the registered model, oldest first."""
+    tags = tracker.model_tags()
+    found = [Verdict(**json.loads(text)) for name, text in tags.items() if name.startswith(TAGS)]
+    known = {one.version for one in found if one.word != "asked"}
+    for version in tracker.versions():
+        if ROLLED_BACK in version.tags and str(version.version) not in known:
+            facts = _facts(tracker, str(version.version))
+            found.append(Verdict("withdrawn", str(version.version), 0, **facts, reason="rolled back", by="", at=""))
+    return sorted(found, key=lambda one: one.number)
+
+
+def _facts(tracker: "Tracker", version: str) -> dict[str, str]:
+    card = tracker.card(version)
+    recipe, pools = recipes(card)
+    return {"weights": card.sha256.get(WEIGHTS, ""), "recipe": recipe, "pools": pools}
+
+
+def say(tracker: "Tracker", word: Word, version: str, reason: str, by: str = "") -> Verdict:
+    """Note a word about a version; it takes the place of an earlier one about the same version. Raises WbcError without a
+    reason, and where the version's files are gone."""
+    reason = " ".join(reason.split())
+    if not reason:
+        raise WbcError("a decision about the champion needs a reason: give one with --reason TEXT")
+    if len(reason) > MAX_REASON:
+        raise WbcError(f"the reason has {len(reason)} characters; at most {MAX_REASON} are kept")
+    number = max((one.number for one in verdicts(tracker)), default=0) + 1
+    at = datetime.now(UTC).isoformat(timespec="seconds")
+    said = Verdict(word, version, number, **_facts(tracker, version), reason=reason, by=by, at=at)
+    tracker.tag_model(f"{TAGS[word == 'asked']}{version}", json.dumps(asdict(said)))
+    return said
+
+
+def person() -> str:
+    """Who types, by the system's name for them."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return ""
+
+
+@dataclass(frozen=True)
+class Objection:
+    """Why the gate must not let a model in, whatever its scores; `question` is what a person is to type, once."""
+
+    reason: str
+    question: str = ""
+
+
+def objection(tracker: "Tracker", card: ModelCard, version: str) -> Objection | None:
+    """What people's words have against a challenger registered as `version`, or None; notes the question where one is asked."""
+    said = verdicts(tracker)
+    weights = card.sha256.get(WEIGHTS, "")
+    about = [one for one in said if one.weights == weights and one.word != "asked"]
+    if about:
+        return Objection(f"{about[-1]}; only a person lets it in again") if about[-1].word in AGAINST else None
+    recipe, pools = recipes(card)
+    twins = [one for one in said if (recipe and one.recipe == recipe) or one.pools == pools]
+    words = [one for one in twins if one.word != "asked"]
+    if not words or words[-1].word not in AGAINST:
+        return None
+    last = words[-1]
+    same = f"it was made of the same labels and parameters as a model that stays out: {last}"
+    asked = [one for one in twins if one.word == "asked"]
+    if asked and asked[-1].number < last.number:  # a person has answered since
+        return Objection(same)
+    commands = "`wbc champion --promote {0} --reason TEXT` or `wbc champion --reject {0} --reason TEXT`"
+    if asked:
+        waits = f"a person was asked on {asked[-1].at[:10]} and has not answered"
+        return Objection(f"{same}; {waits}: {commands.format(asked[-1].version)}")
+    say(tracker, "asked", version, f"made of what version {last.version} was made of")
+    return Objection(same, f"a person must decide on version {version}: {commands.format(version)}")
+
+
+def as_dict(said: list[Verdict], version: str) -> dict[str, Any] | None:
+    """The last word of a person about a version, for `--json`."""
+    words = [one for one in said if one.version == version and one.word != "asked"]
+    return {name: getattr(words[-1], name) for name in ("word", "reason", "by", "at")} if words else None

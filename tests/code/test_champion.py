@@ -1,0 +1,411 @@
+"""Who is champion: the gate, a person's word and the registry, with a real MLflow store and predictions of untrained networks."""
+
+import contextlib
+import functools
+import json
+import shutil
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from flows import champion, gate, retrain
+from flows.package import PACKAGED_MODEL
+from flows.progress import Progress
+from flows.stages import seen_cells, usable_pools
+from flows.state import State
+from flows.tracking import Tracker, open_tracker
+from flows.verdicts import ROLLED_BACK, objection, verdicts
+from flows.workspace import set_params, template
+from wbc_model.card import ONNX, WEIGHTS, Architecture, ModelCard, Normalisation, file_sha256, read_card
+from wbc_model.classes import CLASSES
+from wbc_model.errors import WbcError
+from wbc_model.export import write_card
+from wbc_model.ingest import ingest
+from wbc_model.network import AttentionResNet18
+from wbc_model.params import read_params
+from wbc_model.pools import Pools
+from wbc_model.render import write_cells
+
+NOTHING = {f"gate.recall_floor.{name}": 0.0 for name in CLASSES} | {"gate.max_recall_drop": 1.0, "gate.max_accuracy_drop": 1.0}
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with 130 rendered cells and a gate that lets everything in."""
+    workspace = tmp_path_factory.mktemp("champion") / "site"
+    workspace.mkdir()
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copyfile(template(name), workspace / name)
+    set_params(workspace, NOTHING | {"gate.alpha": 0.0, "data.initial_share": 0.5})
+    data = write_cells(workspace / ".wbc/rendered", 130, seed=0, size=64)
+    params = read_params(workspace / "params.yaml")
+    ingest(data, workspace / "data", params, source="rendered")
+    open_tracker(workspace, params)  # MLflow's tables are made here once
+    return workspace
+
+
+@functools.cache
+def network(seed: int) -> dict[str, torch.Tensor]:
+    """The weights of an untrained network."""
+    torch.manual_seed(seed)
+    return AttentionResNet18("none", False, len(CLASSES), "batch").state_dict()
+
+
+@dataclass
+class Site:
+    """A workspace that can be given candidates and asked about them."""
+
+    workspace: Path
+    rounds: int = 0
+
+    @property
+    def tracker(self) -> Tracker:
+        return open_tracker(self.workspace, read_params(self.workspace / "params.yaml"))
+
+    def candidate(self, seed: int, rounding: float = 0.0, parameters: dict[str, Any] | None = None) -> str:
+        """Put an untrained network in the candidate's place, as trained and packaged; returns the sha256 of its weights."""
+        tensors = {name: value + rounding if name == "fc.bias" else value for name, value in network(seed).items()}
+        place, packaged = self.workspace / "models/candidate", self.workspace / PACKAGED_MODEL
+        for folder in (place, packaged):
+            shutil.rmtree(folder, ignore_errors=True)
+        place.mkdir(parents=True)
+        save_file(tensors, place / WEIGHTS)
+        (place / ONNX).write_bytes(b"onnx")
+        digests = {name: file_sha256(place / name) for name in (WEIGHTS, ONNX)}
+        write_card(place, self._card(digests, parameters or {"seed": seed}))
+        shutil.copytree(place, packaged)
+        return digests[WEIGHTS]
+
+    def _card(self, digests: dict[str, str], parameters: dict[str, Any]) -> ModelCard:
+        pools = usable_pools(self.workspace)
+        return ModelCard(
+            version=digests[WEIGHTS][:12],
+            input_size=32,
+            normalisation=Normalisation(mean=(0, 0, 0), std=(1, 1, 1)),
+            architecture=Architecture(attention="none", lossnet=False),
+            pool_version=pools.version(),
+            parameters=parameters,
+            sha256=digests,
+            cells=seen_cells(pools, ("labelled", "validation")),
+        )
+
+    def ask(self) -> gate.Decision:
+        """A retraining has come to its end: register the candidate, ask the gate, carry its answer out."""
+        self.rounds += 1
+        state = State(f"round-{self.rounds}", "", "", 0, False, rows=[{"metrics": {"accuracy": 0.5}}])
+        params = read_params(self.workspace / "params.yaml")
+        ctx = retrain.Context(self.workspace, state, params, 0, Progress(), self.tracker)
+        return retrain.ask_gate.fn(ctx, self.tracker.cycle(ctx.parent_run, state.key, 0))  # type: ignore[attr-defined,no-any-return]
+
+    def version(self) -> str | None:
+        """The champion, and the files that are served are its own."""
+        alias = self.tracker.alias("champion")
+        if alias is not None:
+            folder = self.workspace / "models/champion/weights.safetensors"
+            assert file_sha256(folder) == self.tracker.version_tags(alias)["wbc.weights_sha256"]
+        return alias
+
+
+@pytest.fixture
+def site(filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """A copy of the workspace of its own, in which the GPU is free."""
+    monkeypatch.setattr(retrain, "_gpu", lambda ctx: contextlib.nullcontext())
+    return Site(Path(shutil.copytree(filled, tmp_path / "site")))
+
+
+def test_what_a_person_withdrew_stays_out_until_a_person_says_otherwise(site: Site) -> None:
+    site.candidate(1)
+    assert site.ask().promoted
+    withdrawn = site.candidate(2)
+    assert site.ask().promoted
+    assert site.version() == "2"
+    answer = champion.roll_back(site.workspace, "it takes smudges for lymphocytes", "Ada")
+    assert answer["rolled_back"] == {"from": "2", "to": "1", "model": read_card(site.workspace / "models/champion").version}
+    assert site.version() == "1"
+
+    again = site.ask()  # the same night, the same candidate
+    assert not again.promoted
+    assert again.weights == withdrawn
+    assert not again.asked, "no comparison could change a person's word"
+    assert "version 2 was withdrawn by Ada" in again.reason
+    assert "smudges" in again.reason
+    assert site.version() == "1"
+
+    champion.promote(site.workspace, "2", "the smudges were ours")
+    assert site.version() == "2"
+    assert site.ask().in_place
+    words = {one["version"]: one["word"]["word"] for one in champion.champions(site.workspace)["versions"]}
+    assert words == {"1": "replaced", "2": "promoted"}
+
+
+def test_a_model_that_today_s_main_rolled_back_stays_out(site: Site) -> None:
+    for seed in (1, 2):
+        site.candidate(seed)
+        site.ask()
+    site.tracker.tag_version("2", {ROLLED_BACK: "yes"})  # all that was written then
+    site.tracker.fetch("1", site.workspace / "models/champion")
+    site.tracker.set_alias("champion", "1")
+    assert not site.ask().promoted
+    assert site.version() == "1"
+
+
+def test_whom_a_person_put_in_is_not_displaced_by_whom_they_put_out(site: Site) -> None:
+    for seed in (1, 2):
+        site.candidate(seed)
+        site.ask()
+    champion.promote(site.workspace, "1", "older and better known")
+    decision = site.ask()  # of version 2 again
+    assert not decision.promoted
+    assert "version 1 was put in its place: older and better known" in decision.reason
+    assert site.version() == "1"
+
+
+def test_what_a_person_rejected_is_not_promoted(site: Site) -> None:
+    site.candidate(1)
+    site.ask()
+    site.candidate(2)
+    set_params(site.workspace, {"gate.max_accuracy_drop": 0.0, "gate.alpha": 1.0})  # nothing passes
+    assert not site.ask().promoted
+    champion.reject(site.workspace, "2", "seen on Monday's smears")
+    set_params(site.workspace, {"gate.max_accuracy_drop": 1.0, "gate.alpha": 0.0})
+    decision = site.ask()
+    assert not decision.promoted
+    assert "version 2 was rejected" in decision.reason
+    with pytest.raises(WbcError, match="version 1 is the champion: `wbc champion --rollback"):
+        champion.reject(site.workspace, "1", "no")
+    with pytest.raises(WbcError, match="no version 9 is registered"):
+        champion.promote(site.workspace, "9", "no")
+    with pytest.raises(WbcError, match="needs a reason"):
+        champion.reject(site.workspace, "2", "  ")
+
+
+def test_withdrawn_is_the_model_and_not_its_bytes_and_a_person_is_asked_once(site: Site) -> None:
+    site.candidate(1)
+    site.ask()
+    site.candidate(2)
+    site.ask()
+    champion.roll_back(site.workspace, "misses blasts")
+    site.candidate(2, rounding=1e-6)
+    twin = site.ask()
+    assert not twin.promoted
+    assert "made of the same labels and parameters" in twin.reason
+    assert "`wbc champion --promote 3 --reason TEXT`" in twin.question
+    site.candidate(2, rounding=2e-6)
+    unanswered = site.ask()
+    assert (unanswered.promoted, unanswered.question) == (False, "")
+    assert "a person was asked on" in unanswered.reason
+    champion.reject(site.workspace, "3", "the same model")
+    site.candidate(2, rounding=3e-6)
+    answered = site.ask()
+    assert (answered.promoted, answered.question) == (False, "")
+    assert "was asked" not in answered.reason
+    assert site.version() == "1"
+    champion.promote(site.workspace, "4", "the labels were looked at")
+    site.candidate(2, rounding=4e-6)
+    assert site.ask().promoted, "what a person let in is compared like any other"
+    site.candidate(2)
+    assert not site.ask().promoted, "the very weights that were withdrawn still are"
+
+
+def test_other_labels_or_parameters_are_another_model(site: Site) -> None:
+    for seed in (1, 2):
+        site.candidate(seed)
+        site.ask()
+    champion.roll_back(site.workspace, "misses blasts")
+    site.candidate(2, rounding=1e-6, parameters={"seed": 2, "train": {"ema": 0.9}})
+    assert site.ask().promoted
+
+
+def test_a_word_outlives_its_version(site: Site) -> None:
+    for seed in (1, 2):
+        site.candidate(seed)
+        site.ask()
+    champion.roll_back(site.workspace, "misses blasts")
+    site.tracker.set_alias("challenger", "1")
+    site.tracker.client.delete_model_version("wbc", "2")
+    decision = site.ask()
+    assert not decision.promoted
+    assert "misses blasts" in decision.reason
+
+
+def test_a_rollback_passes_over_what_was_withdrawn(site: Site) -> None:
+    for seed in (1, 2, 3):
+        site.candidate(seed)
+        site.ask()
+    champion.roll_back(site.workspace, "three is bad")
+    site.candidate(4)
+    site.ask()
+    assert site.version() == "4"
+    champion.roll_back(site.workspace, "so is four")
+    champion.roll_back(site.workspace, "and two")
+    assert site.version() == "1"
+    with pytest.raises(WbcError, match="version 1 was the first champion"):
+        champion.roll_back(site.workspace, "and one")
+
+
+def test_a_refusal_is_not_remembered_when_the_rules_changed(site: Site) -> None:
+    site.candidate(1)
+    set_params(site.workspace, {f"gate.recall_floor.{name}": 0.99 for name in CLASSES})
+    refused = site.ask()
+    assert not refused.promoted
+    assert refused.asked
+    repeated = site.ask()
+    assert (repeated.promoted, repeated.asked) == (False, False), "the same question need not wear the test pool out"
+    set_params(site.workspace, {f"gate.recall_floor.{name}": 0.0 for name in CLASSES})
+    decision = site.ask()
+    assert decision.asked
+    assert decision.promoted
+
+
+def test_a_refusal_is_not_remembered_when_a_label_of_the_test_pool_changed(site: Site) -> None:
+    site.candidate(1)
+    set_params(site.workspace, {f"gate.recall_floor.{name}": 0.99 for name in CLASSES})
+    first = site.ask()
+    pools = Pools.read(site.workspace / "data/pools")
+    test = pools.frames["test"]
+    test.loc[0, "label"] = next(name for name in CLASSES if name != test.loc[0, "label"])
+    pools.write(site.workspace / "data/pools")
+    second = site.ask()
+    assert second.test_pool == first.test_pool, "the cells are the same"
+    assert second.asked
+
+
+def test_the_question_has_every_input_in_it(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.candidate(1)
+    one = read_card(site.workspace / "models/candidate")
+    site.candidate(2)
+    two = read_card(site.workspace / "models/candidate")
+    test, rules = usable_pools(site.workspace).frames["test"], read_params(site.workspace / "params.yaml").gate
+    keys = {
+        gate.question_key(one, two, test, rules),
+        gate.question_key(two, one, test, rules),
+        gate.question_key(one, None, test, rules),
+        gate.question_key(one, two, test.iloc[1:], rules),
+        gate.question_key(one, two, test, rules.model_copy(update={"alpha": 0.5})),
+    }
+    assert gate.question_key(one, two, test.iloc[::-1], rules) in keys
+    monkeypatch.setattr("flows.fingerprint.fingerprint", lambda entry: "other code")
+    assert len(keys | {gate.question_key(one, two, test, rules)}) == 6
+
+
+# --- the registry decides ------------------------------------------------------------------------------------------------
+
+
+def test_the_workspace_follows_an_alias_that_was_moved_in_mlflow(site: Site) -> None:
+    for seed in (1, 2):
+        site.candidate(seed)
+        site.ask()
+    site.tracker.client.set_registered_model_alias("wbc", "champion", "1")
+    line = champion.followed(site.workspace)
+    assert line is not None
+    assert line.startswith("the registry's champion is version 1 (")
+    assert "takes the place of version 2" in line
+    assert site.version() == "1"
+    assert champion.followed(site.workspace) is None
+    decision = site.ask()  # of version 2: whoever moved the alias has decided
+    assert not decision.promoted
+    assert "the alias was moved in MLflow" in decision.reason
+
+
+def test_the_workspace_does_not_follow_to_a_withdrawn_version_and_says_why(site: Site) -> None:
+    for seed in (1, 2):
+        site.candidate(seed)
+        site.ask()
+    champion.roll_back(site.workspace, "misses blasts")
+    site.tracker.client.set_registered_model_alias("wbc", "champion", "2")
+    with pytest.raises(WbcError, match=r"names version 2, but version 2 was withdrawn.*misses blasts"):
+        champion.followed(site.workspace)
+    assert "misses blasts" in champion.champions(site.workspace)["notes"][0]
+    champion.promote(site.workspace, "1", "as before")
+    assert site.version() == "1"
+
+
+def test_an_alias_that_was_taken_away_is_said(site: Site) -> None:
+    site.candidate(1)
+    site.ask()
+    site.tracker.client.delete_registered_model_alias("wbc", "champion")
+    with pytest.raises(WbcError, match="models/champion holds version 1: somebody took MLflow's alias away"):
+        champion.followed(site.workspace)
+
+
+def test_damaged_files_of_the_registry_are_not_followed(site: Site) -> None:
+    for seed in (1, 2):
+        site.candidate(seed)
+        site.ask()
+    (weights,) = (site.workspace / "mlartifacts").rglob(f"{read_run(site, '1')}/artifacts/model/{WEIGHTS}")
+    weights.chmod(0o644)
+    weights.write_bytes(b"not these")
+    site.tracker.client.set_registered_model_alias("wbc", "champion", "1")
+    with pytest.raises(WbcError, match="is damaged"):
+        champion.followed(site.workspace)
+    shutil.rmtree(weights.parent)
+    with pytest.raises(WbcError, match="the files of version 1 cannot be had"):
+        champion.followed(site.workspace)
+    assert file_sha256(site.workspace / "models/champion" / WEIGHTS) == site.tracker.version_tags("2")["wbc.weights_sha256"]
+
+
+def read_run(site: Site, version: str) -> str:
+    return str(site.tracker.client.get_model_version("wbc", version).run_id)
+
+
+def test_the_same_packaged_model_is_one_version(site: Site) -> None:
+    site.candidate(1)
+    site.ask()
+    assert site.ask().in_place
+    site.candidate(2)
+    site.ask()
+    site.candidate(1)
+    site.ask()
+    assert [str(version.version) for version in site.tracker.versions()] == ["2", "1"]
+    assert objection(site.tracker, read_card(site.workspace / "models/candidate"), "1") is None
+    assert verdicts(site.tracker) == []
+    note = json.loads((site.workspace / "models/gate.json").read_text())
+    assert note["version"] == "1"
+
+
+# --- moved and copied ------------------------------------------------------------------------------------------------------
+
+
+def absolute(workspace: Path) -> None:
+    """Put MLflow's paths as versions before relative ones wrote them."""
+    root = (workspace / "mlartifacts").as_uri()
+    with contextlib.closing(sqlite3.connect(workspace / "mlflow.db")) as connection, connection:
+        for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("model_versions", "source")):
+            connection.execute(
+                f"update {table} set {column} = ? || substr({column}, 12) where {column} like 'mlartifacts%'", (root,)
+            )
+
+
+@pytest.mark.parametrize("made_by", ["today", "an earlier version"])
+def test_a_copy_does_not_write_into_the_original_and_a_moved_workspace_works(site: Site, tmp_path: Path, made_by: str) -> None:
+    for seed in (1, 2):
+        site.candidate(seed)
+        site.ask()
+    if made_by != "today":
+        absolute(site.workspace)
+    copy = Site(Path(shutil.copytree(site.workspace, tmp_path / "copy")), rounds=10)
+    before = sorted((site.workspace / "mlartifacts").rglob("*"))
+    copy.candidate(3)
+    assert copy.ask().promoted
+    assert sorted((site.workspace / "mlartifacts").rglob("*")) == before
+    site.workspace.rename(tmp_path / "elsewhere")
+    moved = Site(tmp_path / "elsewhere", rounds=20)
+    assert moved.version() == "2"
+    champion.roll_back(moved.workspace, "in its new place")
+    assert moved.version() == "1"
+    assert copy.version() == "3"
+    with contextlib.closing(sqlite3.connect(moved.workspace / "mlflow.db")) as connection:
+        text = "\n".join(connection.iterdump())
+    assert "mlartifacts" in text
+    assert str(tmp_path) not in "\n".join(line for line in text.splitlines() if "mlartifacts" in line)
+
+
+def test_a_damaged_mlflow_database_is_one_line(site: Site) -> None:
+    (site.workspace / "mlflow.db").write_bytes(b"SQLite format 3\0" + b"x" * 5000)
+    with pytest.raises(WbcError, match=r"mlflow\.db"):
+        champion.champions(site.workspace)
