@@ -20,6 +20,7 @@ FHIR = "application/fhir+json"
 def post(url: str, folder: Path, fields: dict[str, str], accept: str = "application/json") -> dict:
     """Post every image of a folder, with the text fields, to the differential; SystemExit with the service's reason."""
     files = [("images", (path.name, path.read_bytes())) for path in sorted(folder.iterdir()) if path.is_file()]
+    fields = {**fields, "expected_images": str(len(files))}
     headers = {"Accept": accept, "X-API-Key": os.environ.get("WBC_API_KEY", "")}
     answer = httpx.post(f"{url}/v1/differential", files=files, data=fields, headers=headers, timeout=180)
     if answer.status_code != 200:

@@ -348,9 +348,9 @@ def run_document(server: Server, folder: Path) -> None:
     """All lines of docs/reports.md with a call, as they stand, but for the address and the key."""
     blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "docs/reports.md").read_text(), re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines() if "curl" in line]
-    assert len(lines) == 8
+    assert len(lines) == 10
     (folder / "cells").mkdir()
-    for number, label in enumerate(("Neutrophil", "Lymphocyte"), 1):
+    for number, label in enumerate(("Neutrophil", "Lymphocyte", "Monocyte"), 1):
         (folder / f"cells/{number}.png").write_bytes(of_class(label))
     script = "\n".join(["set -e -o pipefail", *(line.replace("curl ", "curl --fail-with-body --silent ", 1) for line in lines)])
     environment = clean_environment(URL=server.url, KEY="the-key")
