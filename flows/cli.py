@@ -107,12 +107,17 @@ def _workspace() -> Path:
     return find_workspace()
 
 
-def _stage(body: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-    """Run a stage in the workspace; it ends with the flow that started it."""
+def _stage(name: str, body: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """Run a stage in the workspace, on one version of the pools; it ends with the flow that started it, and waits for no other:
+    where a retraining or a stage is at work, it is refused."""
     from flows.guard import watch_flow
+    from flows.state import one_version, stage_lock
 
     watch_flow()
-    return body(_workspace())
+    workspace = _workspace()
+    os.chdir(workspace)  # what params.yaml names is relative to it
+    with stage_lock(workspace, name), one_version(workspace):
+        return body(workspace)
 
 
 def _percent(value: float | None) -> str:
@@ -208,7 +213,7 @@ def fingerprint_command(json_: Json = False) -> None:
     """Write models/code.json, the fingerprint of each stage's code."""
     from flows.fingerprint import write_fingerprints
 
-    values = _stage(write_fingerprints)
+    values = _stage("fingerprint", write_fingerprints)
     _emit(values, json_, "wrote models/code.json")
 
 
@@ -222,7 +227,7 @@ def validate_command(json_: Json = False) -> None:
 
         return validate(workspace, read_params(workspace / "params.yaml")).to_dict()
 
-    report = _stage(body)
+    report = _stage("validate", body)
     report["wrote"] = ["data/quarantine.csv", "data/docs"]
     lines = [
         "in quarantine: " + (", ".join(f"{count} {reason}" for reason, count in report["quarantined"].items()) or "none"),
@@ -242,7 +247,7 @@ def train_command(json_: Json = False) -> None:
 
         return train(workspace)
 
-    result = _stage(body)
+    result = _stage("train", body)
     if result:  # of several devices only the first reports
         result["wrote"] = ["models/candidate", "models/history.csv"]
         text = (
@@ -284,7 +289,7 @@ def evaluate_command(
 
         return evaluate(workspace)
 
-    result = _stage(body)
+    result = _stage("evaluate", body)
     _emit(result, json_, _scores(result) + f"\nwrote {', '.join(result['wrote'])}")
 
 
@@ -321,7 +326,7 @@ def query_command(
 
         return query(workspace, count)
 
-    result = _stage(body)
+    result = _stage("query", body)
     text = f"{result['cells']} of {result['pool']} unlabelled cells queued by {result['strategy']}\nwrote {result['wrote']}"
     _emit(result, json_, text)
 
@@ -335,7 +340,7 @@ def package_command(json_: Json = False) -> None:
 
         return package(workspace)
 
-    result = _stage(body)
+    result = _stage("package", body)
     int8 = "in int8" if result["int8"]["served"] else f"without int8: {'; '.join(result['int8']['reasons'])}"
     _emit(result, json_, f"{int8}\nwrote {', '.join(result['wrote'])}")
 

@@ -28,7 +28,7 @@ from flows.champion import follow
 from flows.package import PACKAGED_MODEL
 from flows.prefect_api import LEASE_SECONDS, LIMIT, open_limit
 from flows.progress import TRAINING_LINE, Progress
-from flows.state import State, hold_lock, last_cycle, read_state
+from flows.state import State, hold_lock, last_cycle, note_learned, read_state
 from flows.tracking import BEFORE, packaged_digest
 from flows.verdicts import objection
 from flows.versioning import PoolsVersion, StageFailed
@@ -135,8 +135,8 @@ def fill_pools(workspace: Path, progress: Progress) -> None:
 
 @_step("version_pools")
 def version_pools(ctx: Context) -> PoolsVersion:
-    """Version the pools with DVC, and commit and tag them when asked."""
-    return versioning.version_pools(ctx.workspace, ctx.state.commit, (ctx.lock,))
+    """Version the pools with DVC: the version that every stage of the cycle works on and is recorded under."""
+    return versioning.version_pools(ctx.workspace, (ctx.lock,))
 
 
 @_step("code")
@@ -152,15 +152,22 @@ def validate(ctx: Context) -> bool:
 
 
 @_step("train")
-def train(ctx: Context, run: str, doing: Callable[[str], None]) -> bool:
-    """The stage `train`, with this machine's metrics logged to the cycle's MLflow run meanwhile; `doing` shows how far it is."""
+def train(ctx: Context, run: str, version: PoolsVersion, doing: Callable[[str], None]) -> bool:
+    """The stage `train`, with this machine's metrics logged to the cycle's MLflow run meanwhile; `doing` shows how far it is.
+
+    DVC notes a stage's inputs when the stage has ended. Where they had become others by then, it takes the candidate for made of
+    what it was not made of; the candidate's own card knows, and it is trained again.
+    """
 
     def heard(line: str) -> None:
         if TRAINING_LINE.match(line):
             doing(f"training, {line}")
 
     with _gpu(ctx), ctx.tracker.system_metrics(run):
-        return versioning.repro(ctx.workspace, "train", ctx.log("train"), (ctx.lock,), heard).ran
+        ran = versioning.repro(ctx.workspace, "train", ctx.log("train"), (ctx.lock,), heard).ran
+        if read_card(ctx.workspace / "models/candidate", verify=False).pool_version == version.version:
+            return ran
+        return versioning.repro(ctx.workspace, "train", ctx.log("train"), (ctx.lock,), heard, force=True).ran
 
 
 @_step("evaluate")
@@ -239,9 +246,12 @@ def log_cycle(ctx: Context, run: str, version: PoolsVersion, metrics: dict[str, 
     ctx.tracker.log_cycle(run, ctx.parent_run, record, ctx.params.for_labels(count))
     table = [{name: row[name] for name in ("cycle", "labels", "accuracy", "macro_f1", "seconds", "pools")}]
     create_table_artifact(table=table, key="retrain-cycle", description=f"Cycle {row['cycle']} of retraining {state.key}")
+    note_learned(workspace, pools)
     if state.commit:
+        sizes = f"{row['labelled']} labelled, {len(pools.frames['unlabelled'])} waiting"
         scores = f"accuracy {metrics['accuracy']:.4f}, macro-F1 {metrics['macro_f1']:.4f}"
-        versioning.commit_all(workspace, f"{version.name} trained and evaluated: {scores}")
+        versioning.commit_all(workspace, f"{version.name}: {sizes}; {scores}")
+        versioning.tag(workspace, version)  # the pools and the model made of them
 
 
 def _write_curve(workspace: Path, rows: list[dict[str, Any]]) -> None:
@@ -373,8 +383,7 @@ def _begin(workspace: Path, commit: bool, progress: Progress) -> State:
         progress.say(f"going on with retraining {old.key}, cycle {old.after_cycle + old.cycle}")
         old.commit = old.commit or commit
         return old
-    if commit:
-        versioning.check_can_commit(workspace)
+    versioning.check_git(workspace, commit)
     after = last_cycle(workspace)
     set_params(workspace, {"retrain.after_cycle": after})
     moment = datetime.now(UTC)
@@ -432,11 +441,14 @@ def _one_cycle(ctx: Context) -> bool:
         validate(ctx)
         doing("training")
         run = ctx.tracker.cycle(ctx.parent_run, state.key, number)
-        train(ctx, run, doing)
+        train(ctx, run, version, doing)
         doing("evaluating")
         metrics = evaluate(ctx)
         doing("querying")
         last = query(ctx) == 0 or state.cycle >= ctx.params.retrain.cycles
+        if state.commit:  # every commit is whole: `dvc pull` finds there what each stage made
+            doing("packaging")
+            package(ctx)
         doing("logging")
         log_cycle(ctx, run, version, metrics, time.monotonic() - start)
     progress.row(state.rows[-1])

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.prefect_api import prefect_api
 from flows.state import hold_lock
+from flows.versioning import check_git
 from flows.workspace import params_with
 from wbc_model.params import check_paths
 from wbc_model.pools import Pools
@@ -18,7 +19,7 @@ def retrain(workspace: Path, changes: dict[str, Any], commit: bool) -> "Outcome"
     """Begin a retraining, or go on with the one that was interrupted or waits; raises WbcError."""
     import os
 
-    check_before(workspace, changes)
+    check_before(workspace, changes, commit)
     own_server = "PREFECT_API_URL" not in os.environ
     with hold_lock(workspace), prefect_api(workspace):
         from flows.retrain import retrain_flow
@@ -26,10 +27,11 @@ def retrain(workspace: Path, changes: dict[str, Any], commit: bool) -> "Outcome"
         return retrain_flow(str(workspace), changes, commit, own_server)
 
 
-def check_before(workspace: Path, changes: dict[str, Any] | None = None) -> None:
+def check_before(workspace: Path, changes: dict[str, Any] | None = None, commit: bool = False) -> None:
     """Raises WbcError where a retraining with these `changes` of params.yaml could not come to its end: nothing starts then."""
     params = params_with(workspace, changes or {})
     check_paths(params, workspace, fills_pools=not Pools.exist(workspace / "data/pools"))
+    check_git(workspace, commit)
 
 
 def outcome_text(outcome: "Outcome") -> str:

@@ -10,20 +10,10 @@ from typing import Any
 
 from flows.guard import FLOW, flow_token, watch_flow
 from flows.prefect_api import open_limit, prefect_api
-from flows.state import Busy, hold_lock, is_locked, read_state
+from flows.state import Busy, hold_lock, is_locked, new_labels, read_state
 from wbc_model.params import read_params
-from wbc_model.pools import Pools
 
 DEPLOYMENT = "retraining/by-schedule"
-
-
-def new_labels(workspace: Path) -> int:
-    """Labels that have come since the last training of this workspace; all, where it never trained."""
-    if not Pools.exist(workspace / "data/pools"):
-        return 0
-    labelled = len(Pools.read(workspace / "data/pools").frames["labelled"])
-    state = read_state(workspace)
-    return labelled - (state.rows[-1]["labelled"] if state and state.rows else 0)
 
 
 def retraining(workspace: str) -> dict[str, Any]:

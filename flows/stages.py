@@ -16,7 +16,7 @@ from wbc_model.errors import WbcError
 from wbc_model.export import save_model
 from wbc_model.files import write_atomic
 from wbc_model.images import View
-from wbc_model.params import Params, read_params
+from wbc_model.params import Params, check_paths, read_params
 from wbc_model.pools import Pools, quarantined
 from wbc_model.store import ImageStore
 
@@ -50,7 +50,9 @@ def train(workspace: Path) -> dict[str, Any]:
     from wbc_model.semi import UnlabelledCells
     from wbc_model.train import LabelledCells, Training, calibrated_card, check_trainable
 
-    params, pools = read_params(workspace / "params.yaml"), usable_pools(workspace)
+    params, whole = read_params(workspace / "params.yaml"), Pools.read(workspace / "data/pools")
+    check_paths(params, workspace, fills_pools=False)
+    pools = whole.without(quarantined(workspace / "data"))
     decoded = decoded_cells(workspace, params.size.image_size, params.model.view)
     sets = {name: pools.frames[name] for name in ("labelled", "validation")}
     labelled, validation = (LabelledCells.load(decoded, f["sha256"].tolist(), f["label"].tolist()) for f in sets.values())
@@ -67,7 +69,7 @@ def train(workspace: Path) -> dict[str, Any]:
     if not training.fabric.is_global_zero:
         return {}
     card = calibrated_card(network, validation, params, decoded.appearance(validation.sha256s))
-    card = _provenance(card, workspace, pools)
+    card = _provenance(card, workspace, pools, whole.version())
     card = save_model(workspace / "models/candidate", network, card)
     history = pd.DataFrame(training.progress.history)
     write_atomic(workspace / "models/history.csv", history.drop(columns="images_per_second").to_csv(index=False))
@@ -83,12 +85,13 @@ def train(workspace: Path) -> dict[str, Any]:
     }
 
 
-def _provenance(card: ModelCard, workspace: Path, pools: Pools) -> ModelCard:
+def _provenance(card: ModelCard, workspace: Path, pools: Pools, version: str) -> ModelCard:
+    """The card with what the model is made from; `version` names the pools as data/versions.csv does, quarantine and all."""
     sources = sorted(set(pools.frames["labelled"]["source"]))
     commit, date = _inputs_commit(workspace)
     return card.model_copy(
         update={
-            "pool_version": pools.version(),
+            "pool_version": version,
             "data_source": ", ".join(sources),
             "rendered": any("rendered" in source for source in sources),
             "git_commit": commit,

@@ -1,7 +1,8 @@
 """What a retraining remembers between its steps, so that one that was killed goes on where it was.
 
-`.wbc/retrain.json` is replaced in one step after each step that counts; every step may be repeated. One retraining at a time
-has a workspace to itself, by a lock that the kernel frees when its holder and the holder's DVC children are gone.
+`.wbc/retrain.json` is replaced in one step after each step that counts; every step may be repeated. One retraining, or one
+stage that a person typed, at a time has a workspace to itself, by a lock that the kernel frees when its holder and the holder's
+DVC children are gone. Whoever holds it works on one version of the pools: what comes meanwhile waits (`at_work`).
 """
 
 import contextlib
@@ -9,23 +10,26 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 from flows.guard import alive
+from wbc_model.card import file_sha256
 from wbc_model.errors import WbcError
 from wbc_model.files import write_atomic
-from wbc_model.pools import Pools
+from wbc_model.pools import POOLS, Pools, read_table, to_csv
 
 _ORPHAN_SECONDS: Final = 60  # for the children of a killed flow to end by themselves
+RETRAINING: Final = "a retraining"
+_LEARNED: Final = ".wbc/learned.csv"
 _held: dict[Path, int] = {}
 
 
 class Busy(WbcError):
-    """Another retraining has the workspace."""
+    """Another retraining, or a stage, has the workspace."""
 
 
 @dataclass
@@ -75,6 +79,24 @@ def last_cycle(workspace: Path) -> int:
     return int(labelled["cycle"].max()) if len(labelled) else 0
 
 
+def note_learned(workspace: Path, pools: Pools) -> None:
+    """Note which labels the last training has learned from: what differs later is new."""
+    write_atomic(workspace / _LEARNED, to_csv(pools.frames["labelled"][["sha256", "label"]]))
+
+
+def new_labels(workspace: Path) -> int:
+    """Cells whose label has come, or become another, since the last training of this workspace; all, where it never trained."""
+    if not Pools.exist(workspace / "data/pools"):
+        return 0
+    labelled = Pools.read(workspace / "data/pools").frames["labelled"]
+    path = workspace / _LEARNED
+    if not path.exists():  # it was trained before this was noted, or never
+        state = read_state(workspace)
+        return len(labelled) - (state.rows[-1]["labelled"] if state and state.rows else 0)
+    learned = set(map(tuple, read_table(path, ["sha256", "label"]).to_numpy()))
+    return sum(cell not in learned for cell in map(tuple, labelled[["sha256", "label"]].to_numpy()))
+
+
 def label_cycle(workspace: Path) -> int:
     """The number that labels given now carry: that of the round which a retraining waits for, else of the one to come."""
     state = read_state(workspace)
@@ -84,10 +106,11 @@ def label_cycle(workspace: Path) -> int:
 
 
 @contextlib.contextmanager
-def hold_lock(workspace: Path) -> Iterator[int]:
-    """Have the workspace's retraining lock for the block; yields its descriptor, for children to inherit.
+def hold_lock(workspace: Path, what: str = RETRAINING, waiting: Callable[[str], None] | None = None) -> Iterator[int]:
+    """Have the workspace's lock for the block; yields its descriptor, for children to inherit.
 
-    Within the process that holds it already this does nothing. Raises WbcError naming the holder.
+    Within the process that holds it already this does nothing. `what` is who holds it, in words. Raises Busy naming the holder;
+    with `waiting` that is told instead, once, and the lock is waited for.
     """
     path = (workspace / ".wbc/retrain.lock").resolve()
     if path in _held:
@@ -96,10 +119,10 @@ def hold_lock(workspace: Path) -> Iterator[int]:
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        _take(descriptor)
+        _take(descriptor, waiting)
         _held[path] = descriptor
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(_myself()).encode(), 0)
+        os.pwrite(descriptor, json.dumps({"what": what, **_myself()}).encode(), 0)
         yield descriptor
     finally:
         _held.pop(path, None)
@@ -112,7 +135,85 @@ def _myself() -> dict[str, Any]:
     return {"pid": os.getpid(), "created": psutil.Process().create_time(), "since": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"}
 
 
-def _take(descriptor: int) -> None:
+@contextlib.contextmanager
+def stage_lock(workspace: Path, stage: str) -> Iterator[None]:
+    """The lock for a stage: that of the flow which runs it, or of the stage's first process where there are several, else its
+    own. Raises Busy."""
+    if _of_an_ancestor(workspace):
+        yield
+        return
+    with hold_lock(workspace, f"`wbc {stage}`"):
+        yield
+
+
+def _of_an_ancestor(workspace: Path) -> bool:
+    import psutil
+
+    path = workspace / ".wbc/retrain.lock"
+    if not path.exists():
+        return False
+    with path.open("rb") as file:
+        holder = _holder(file.fileno())
+    above = {parent.pid: parent.create_time() for parent in psutil.Process().parents()}
+    return holder is not None and abs(above.get(holder["pid"], 0.0) - holder["created"]) < 1 and is_locked(workspace)
+
+
+def at_work(workspace: Path) -> str | None:
+    """Who works on the pools as they are now, so that they must stay so: a retraining, a stage, or DVC, which notes after a
+    stage what the stage's inputs are. None where nobody does, or this process."""
+    path = (workspace / ".wbc/retrain.lock").resolve()
+    if path in _held:
+        return None
+    if is_locked(workspace):
+        with path.open("rb") as file:
+            holder = _holder(file.fileno())
+        return f"{holder.get('what', RETRAINING)} (pid {holder['pid']})" if holder else RETRAINING
+    return _dvc_reads(workspace / "data/pools")
+
+
+def _dvc_reads(path: Path) -> str | None:
+    """The `dvc` command that runs a stage which reads `path`, by DVC's own lock file."""
+    import psutil
+
+    for folder in (parent / ".dvc/tmp/rwlock" for parent in path.resolve().parents):
+        if folder.parent.parent.is_dir():
+            with contextlib.suppress(OSError, ValueError):
+                readers = json.loads(folder.read_text(encoding="utf-8")).get("read", {}).get(str(path.resolve()), [])
+                for reader in readers:
+                    if psutil.pid_exists(int(reader["pid"])):
+                        return f"`dvc {reader['cmd']}` (pid {reader['pid']})"
+            return None
+    return None
+
+
+@contextlib.contextmanager
+def one_version(workspace: Path) -> Iterator[None]:
+    """The block works on the pools as they are at its start; raises WbcError at its end where they are others by then."""
+    before = _pool_digests(workspace)
+    yield
+    if _pool_digests(workspace) != before:
+        raise WbcError("data/pools was changed meanwhile, by a checkout or by hand: what was made does not count; run it again")
+
+
+def _pool_digests(workspace: Path) -> list[str]:
+    files = [workspace / "data/pools" / f"{name}.csv" for name in POOLS]
+    return [file_sha256(path) if path.exists() else "" for path in files]
+
+
+@contextlib.contextmanager
+def writing(workspace: Path, what: str, waiting: Callable[[str], None]) -> Iterator[None]:
+    """Have the workspace for a change of its data: nobody learns from them, and no `dvc` notes them as what it has just used.
+    `waiting` is told who is waited for."""
+    with hold_lock(workspace, what, waiting):
+        reader = _dvc_reads(workspace / "data/pools")
+        if reader:
+            waiting(f"{reader} runs in this workspace: waiting for its end; after Ctrl-C nothing has changed")
+        while _dvc_reads(workspace / "data/pools"):
+            time.sleep(0.2)
+        yield
+
+
+def _take(descriptor: int, waiting: Callable[[str], None] | None = None) -> None:
     deadline = time.monotonic() + _ORPHAN_SECONDS
     while True:
         with contextlib.suppress(BlockingIOError):
@@ -120,10 +221,13 @@ def _take(descriptor: int) -> None:
             return
         holder = _holder(descriptor)
         if holder and alive(holder["pid"], holder["created"]):
-            raise Busy(
-                f"a retraining runs in this workspace already (pid {holder['pid']}, since {holder['since']}): "
-                "wait for it, or stop that process; the next `wbc retrain` goes on where it was"
-            )
+            what = holder.get("what", RETRAINING)
+            here = f"{what} runs in this workspace already (pid {holder['pid']}, since {holder['since']})"
+            if waiting is None:
+                on = "; the next `wbc retrain` goes on where it was" if what == RETRAINING else ""
+                raise Busy(f"{here}: wait for it, or stop that process{on}")
+            waiting(f"{here}: waiting for its end; after Ctrl-C nothing has changed")
+            waiting, deadline = lambda line: None, time.monotonic() + _ORPHAN_SECONDS
         if time.monotonic() > deadline:
             raise WbcError(
                 "a retraining was killed and its children do not end: look for a `dvc repro` process in this workspace"

@@ -128,9 +128,11 @@ def repro(
     log: Path | None = None,
     locks: Sequence[int] = (),
     heard: Callable[[str], None] = lambda line: None,
+    force: bool = False,
 ) -> StageRun:
-    """Bring one stage up to date, its inputs as they are; those before it in the pipeline must be so already."""
-    output = run_dvc(workspace, ["repro", "--single-item", stage], log, locks, heard)
+    """Bring one stage up to date, its inputs as they are; those before it in the pipeline must be so already. With `force` it
+    runs though DVC takes it for up to date."""
+    output = run_dvc(workspace, ["repro", "--single-item", *(["--force"] if force else []), stage], log, locks, heard)
     return StageRun(stage, ran=f"Running stage '{stage}'" in output or f"Stage '{stage}' is cached" in output)
 
 
@@ -149,77 +151,111 @@ class PoolsVersion:
         return f"pools-v{self.number}"
 
 
-def version_pools(workspace: Path, commit: bool, locks: Sequence[int] = ()) -> PoolsVersion:
-    """Put the data under DVC and note the version of the pools; with `commit` commit it and tag it `pools-vN`.
+def version_pools(workspace: Path, locks: Sequence[int] = ()) -> PoolsVersion:
+    """Put the data under DVC and note the version of the pools in data/versions.csv.
 
-    The same pools keep their number, so that this may be repeated. Raises WbcError.
+    The same pools keep their number, so that this may be repeated; a number whose tag names other pools (of another branch, or
+    of another workspace in the same repository) is passed over. Raises WbcError.
     """
     ensure_dvc(workspace)
     pools = Pools.read(workspace / "data/pools")
     run_dvc(workspace, ["add", "--quiet", *(path for path in TRACKED if (workspace / path).exists())], locks=locks)
-    current = _note_version(workspace, pools)
-    if commit:
-        counts = pools.counts()
-        commit_all(workspace, f"{current.name}: {counts['labelled']} labelled, {counts['unlabelled']} waiting")
-        tag(workspace, current.name)
-    return current
-
-
-def _note_version(workspace: Path, pools: Pools) -> PoolsVersion:
+    version, rows = pools.version(), _versions(workspace)
+    taken = _tagged(workspace)
+    if rows and rows[-1].version == version and taken.get(rows[-1].number, version) == version:
+        return rows[-1]
+    number = max((row.number for row in rows), default=0) + 1
+    while taken.get(number, version) != version:
+        number += 1
     path = workspace / VERSIONS
-    rows = list(csv.DictReader(io.StringIO(path.read_text()))) if path.exists() else []
-    if rows and rows[-1]["version"] == pools.version():
-        return PoolsVersion(int(rows[-1]["number"]), rows[-1]["version"])
-    number = int(rows[-1]["number"]) + 1 if rows else 1
     text = path.read_text() if rows else "number,version,labelled,unlabelled,validation,test\n"
-    row = [number, pools.version(), *pools.counts().values()]
-    write_atomic(path, text + ",".join(map(str, row)) + "\n")
-    return PoolsVersion(number, pools.version())
+    write_atomic(path, text + ",".join(map(str, [number, version, *pools.counts().values()])) + "\n")
+    return PoolsVersion(number, version)
 
 
-def current_version(workspace: Path) -> PoolsVersion:
-    """The last version that was noted; raises WbcError where there is none."""
+def _versions(workspace: Path) -> list[PoolsVersion]:
     path = workspace / VERSIONS
-    rows = list(csv.DictReader(io.StringIO(path.read_text()))) if path.exists() else []
-    if not rows:
-        raise WbcError(f"{path}: no version of the pools was noted yet")
-    return PoolsVersion(int(rows[-1]["number"]), rows[-1]["version"])
+    return _parsed_versions(path.read_text()) if path.exists() else []
 
 
-def check_can_commit(workspace: Path) -> None:
-    """Raises WbcError when a commit here cannot work."""
+def _parsed_versions(text: str) -> list[PoolsVersion]:
+    return [PoolsVersion(int(row["number"]), row["version"]) for row in csv.DictReader(io.StringIO(text))]
+
+
+def _tagged(workspace: Path) -> dict[int, str]:
+    """The pools that each tag `pools-vN` of the repository names, by its number: their hash, empty where they are not this
+    workspace's."""
     if not is_git_repository(workspace):
+        return {}
+    names = _git(workspace, "tag", "--list", "pools-v*").split()
+    numbers = [int(match[1]) for name in names if (match := re.fullmatch(r"pools-v(\d+)", name))]
+    return {number: _pools_at(workspace, PoolsVersion(number, "").name) for number in numbers}
+
+
+def _pools_at(workspace: Path, name: str) -> str:
+    shown = _asked_git(workspace, "show", f"{name}:./{VERSIONS}")
+    rows = _parsed_versions(shown.stdout) if shown.returncode == 0 else []
+    return rows[-1].version if rows else ""
+
+
+def check_git(workspace: Path, commit: bool) -> None:
+    """Raises WbcError where git is in a state in which a retraining cannot note its data or, with `commit`, not commit: nothing
+    has been done by then."""
+    if commit and not is_git_repository(workspace):
         raise WbcError(f"{workspace} is not in a git repository, so that --commit has nowhere to commit to: run `git init`")
-    if not has_identity(workspace):
+    if not is_git_repository(workspace):
+        return
+    if commit and not has_identity(workspace):
         raise WbcError("git does not know who commits: set user.name and user.email with `git config`, or leave out --commit")
+    unmerged = _git(workspace, "diff", "--name-only", "--diff-filter=U", "--relative").split("\n")[0]
+    if unmerged:
+        raise WbcError(f"{unmerged} is in conflict by a merge: settle it (`git checkout --ours` or `--theirs` {unmerged}, then "
+                       "`git add` and `git commit`), bring its data with `dvc checkout`, and run this again")  # fmt: skip
+    folder = Path(_git(workspace, "rev-parse", "--absolute-git-dir").strip())
+    for name, word in (("MERGE_HEAD", "merge"), ("CHERRY_PICK_HEAD", "cherry-pick"), ("rebase-merge", "rebase")):
+        if commit and (folder / name).exists():
+            raise WbcError(f"a {word} is not finished in {workspace}: finish it, or leave out --commit")
+    ignored = _asked_git(workspace, "check-ignore", "--verbose", "--no-index", *(f"{path}.dvc" for path in TRACKED), "dvc.lock")
+    for line in ignored.stdout.splitlines():
+        rule, _, path = line.partition("\t")
+        if not rule.split(":", 2)[2].startswith("!"):
+            raise WbcError(f"git ignores {path}, by {rule}: the history of the data lives there; take that line out")
 
 
 def commit_all(workspace: Path, message: str) -> None:
     """Commit the project's own files where they changed (nothing else that may be staged)."""
-    check_can_commit(workspace)
-    git = ["git", "-C", str(workspace)]
+    check_git(workspace, commit=True)
     files = [name for name in COMMITTED if (workspace / name).exists()]
     ignores = [path for path in sorted(workspace.glob("*/.gitignore")) if not path.parent.name.startswith(".")]  # DVC's
     files += [str(path.relative_to(workspace)) for path in ignores]
-    _git([*git, "add", "--", *files])
-    changed = subprocess.run([*git, "diff", "--cached", "--quiet", "--", *files], check=False).returncode
-    if changed:
-        tracked = _git([*git, "ls-files", "--", *files]).splitlines()
-        _git([*git, "commit", "-q", "-m", message, "--", *tracked])
+    _git(workspace, "add", "--", *files)
+    if _asked_git(workspace, "diff", "--cached", "--quiet", "--", *files).returncode:
+        tracked = _git(workspace, "ls-files", "--", *files).splitlines()
+        _git(workspace, "commit", "-q", "--no-gpg-sign", "-m", message, "--", *tracked)
 
 
-def tag(workspace: Path, name: str) -> None:
-    """Tag HEAD, unless the tag is there."""
-    git = ["git", "-C", str(workspace)]
-    if not _git([*git, "tag", "--list", name]).strip():
-        _git([*git, "tag", name])
+def tag(workspace: Path, version: PoolsVersion) -> None:
+    """Tag HEAD by the name of these pools, unless the tag is there. A machine signs nothing. Raises WbcError where the tag is
+    another's."""
+    if not _git(workspace, "tag", "--list", version.name).strip():
+        _git(workspace, "tag", "--no-sign", version.name)
+    elif _pools_at(workspace, version.name) != version.version:
+        raise WbcError(f"the tag {version.name} came meanwhile and names other pools: rename it (`git tag NEW {version.name}; "
+                       f"git tag -d {version.name}`), and run this again")  # fmt: skip
 
 
-def _git(command: list[str]) -> str:
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+def _asked_git(workspace: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Git without anybody to answer it: no editor, no question, no terminal."""
+    values = environment() | {"GIT_EDITOR": "true", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
+    command = ["git", "-C", str(workspace), *arguments]
+    return subprocess.run(command, env=values, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+
+
+def _git(workspace: Path, *arguments: str) -> str:
+    result = _asked_git(workspace, *arguments)
     if result.returncode:
         lines = (result.stderr or result.stdout).strip().splitlines()
-        raise WbcError(f"git {command[3]} failed: {lines[-1] if lines else result.returncode}")
+        raise WbcError(f"git {arguments[0]} failed: {lines[-1] if lines else result.returncode}")
     return result.stdout
 
 
@@ -238,6 +274,9 @@ def heal(workspace: Path) -> list[str]:
         lock.unlink()
         done.append("removed DVC's damaged .dvc/tmp/rwlock")
     for path in [workspace / "dvc.lock", *(workspace / f"{name}.dvc" for name in TRACKED)]:
+        if path.exists() and _in_conflict(path):
+            raise WbcError(f"{path} holds the conflict of a merge: settle it (`git checkout --ours` or `--theirs` {path.name}), "
+                           "bring its data with `dvc checkout`, and run this again")  # fmt: skip
         if path.exists() and not _readable(path, yaml.safe_load):
             path.unlink()
             done.append(f"removed the damaged {path.relative_to(workspace)}; it is made again")
@@ -252,6 +291,10 @@ def heal(workspace: Path) -> list[str]:
         git_lock.unlink()
         done.append("removed git's stale index.lock")
     return done
+
+
+def _in_conflict(path: Path) -> bool:
+    return re.search(rb"^<{7}( |$)", path.read_bytes(), re.MULTILINE) is not None
 
 
 def _readable(path: Path, parse: object) -> bool:

@@ -142,7 +142,9 @@ def _dvc(workspace: Path, *arguments: str) -> None:
 
 
 def _run(command: list[str], cwd: Path | None = None) -> str:
-    result = subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        command, cwd=cwd, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
     if result.returncode:
         lines = [line for line in (result.stdout + result.stderr).splitlines() if line.strip()]
         raise WbcError(f"{' '.join(command[:3])} failed: {lines[-1] if lines else result.returncode}")
@@ -171,7 +173,7 @@ def _first_commit(created: Created) -> None:
     git = ["git", "-C", str(workspace)]
     _run([*git, "add", "--", *files])
     if subprocess.run([*git, "diff", "--cached", "--quiet", "--", *files], check=False).returncode:
-        _run([*git, "commit", "-q", "-m", "A workspace for leukocyte classification", "--", *files])
+        _run([*git, "commit", "-q", "--no-gpg-sign", "-m", "A workspace for leukocyte classification", "--", *files])
         created.notes.append("committed as the workspace's first version")
 
 

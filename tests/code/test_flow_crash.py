@@ -145,6 +145,7 @@ def stage(workspace: Path, name: str) -> None:
         normal = Normalisation(mean=(0, 0, 0), std=(1, 1, 1))
         network = Architecture(attention="none", lossnet=False)
         card = ModelCard(version="v", created_at="", input_size=32, normalisation=normal, architecture=network, sha256=digests)
+        card = card.model_copy(update={"pool_version": pools.version()})
         write_card(directory, card)
     elif name == "evaluate":
         accuracy = len(pools.frames["labelled"]) / 100

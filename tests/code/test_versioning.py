@@ -1,21 +1,40 @@
 """DVC as the flow uses it: what a failing stage says, what a SIGKILL leaves, and that no child survives its flow."""
 
+import contextlib
 import errno
+import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import psutil
 import pytest
 
 from flows.guard import FLOW, alive, flow_token
-from flows.state import State, hold_lock, is_locked, label_cycle, read_state
-from flows.versioning import StageFailed, heal, repro, run_dvc
+from flows.state import (
+    Busy,
+    State,
+    at_work,
+    hold_lock,
+    is_locked,
+    label_cycle,
+    new_labels,
+    note_learned,
+    one_version,
+    read_state,
+    writing,
+)
+from flows.versioning import StageFailed, check_git, commit_all, heal, repro, run_dvc, tag, version_pools
+from flows.workspace import template
 from wbc_model.errors import WbcError
+from wbc_model.pools import COLUMNS, Pools
 
 STAGES = """
 stages:
@@ -182,3 +201,228 @@ def test_a_damaged_state_is_named(tmp_path: Path) -> None:
     (tmp_path / ".wbc/retrain.json").write_text(textwrap.dedent('{"key": "a", "unknown": 1}'))
     with pytest.raises(WbcError, match=r"retrain\.json is damaged"):
         read_state(tmp_path)
+
+
+HOLDER = """
+import subprocess, sys, time
+from pathlib import Path
+from flows.state import hold_lock
+site = Path(sys.argv[1])
+with hold_lock(site):
+    print("held", flush=True)
+    if len(sys.argv) > 2:
+        done = subprocess.run([sys.executable, "-m", "flows.cli", *sys.argv[2:]], cwd=site, capture_output=True, text=True)
+        print(done.returncode, done.stderr.replace(chr(10), " "), flush=True)
+    sys.stdin.readline()
+"""
+
+
+@contextlib.contextmanager
+def holder(site: Path, *command: str) -> Iterator["subprocess.Popen[str]"]:
+    """Another process that has the workspace, and perhaps runs a command of ours as its child."""
+    program = [sys.executable, "-c", HOLDER, str(site), *command]
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        try:
+            yield process
+        finally:
+            process.communicate("\n")
+
+
+@pytest.fixture
+def marked(tmp_path: Path) -> Path:
+    for name in ("params.yaml", "dvc.yaml"):
+        (tmp_path / name).write_bytes(template(name).read_bytes())
+    return tmp_path
+
+
+@pytest.mark.parametrize("stage", ["validate", "train", "evaluate", "query", "package", "fingerprint"])
+def test_a_stage_typed_by_hand_does_not_come_between_a_retraining(marked: Path, stage: str) -> None:
+    with holder(marked) as flow:
+        typed = subprocess.run(
+            [sys.executable, "-m", "flows.cli", stage], cwd=marked, capture_output=True, text=True, check=False
+        )
+    assert typed.returncode == 1
+    assert typed.stderr.startswith(f"wbc: error: a retraining runs in this workspace already (pid {flow.pid}, since ")
+    assert typed.stderr.count("\n") == 1
+    assert not (marked / "models").exists()
+
+
+def test_a_stage_that_the_holder_runs_is_its_own(marked: Path) -> None:
+    with holder(marked, "fingerprint") as flow:
+        assert flow.stdout is not None
+        assert flow.stdout.readline().startswith("0 ")
+    assert (marked / "models/code.json").exists()
+
+
+def test_pools_that_become_others_while_a_stage_works_are_no_result(tmp_path: Path) -> None:
+    empty = Pools.empty()
+    empty.write(tmp_path / "data/pools")
+    with one_version(tmp_path):
+        pass
+    with pytest.raises(WbcError, match="data/pools was changed meanwhile"), one_version(tmp_path):
+        (tmp_path / "data/pools/test.csv").write_text("another\n")
+
+
+def test_who_works_on_the_pools_is_known(marked: Path) -> None:
+    assert at_work(marked) is None
+    with hold_lock(marked):
+        assert at_work(marked) is None, "what this process changes it changes between its stages"
+    with holder(marked) as flow:
+        assert at_work(marked) == f"a retraining (pid {flow.pid})"
+    assert at_work(marked) is None
+    rwlock = marked / ".dvc/tmp/rwlock"
+    rwlock.parent.mkdir(parents=True)
+    reader = {"pid": os.getpid(), "cmd": "repro"}
+    rwlock.write_text(json.dumps({"write": {}, "read": {str(marked / "data/pools"): [reader]}}))
+    assert at_work(marked) == f"`dvc repro` (pid {os.getpid()})"
+    rwlock.write_text(json.dumps({"read": {str(marked / "data/pools"): [{**reader, "pid": 2**22 + 1}]}}))
+    assert at_work(marked) is None, "that process is gone"
+
+
+def test_what_changes_the_data_waits_for_who_works_on_them(marked: Path) -> None:
+    told: list[str] = []
+    with holder(marked) as flow:
+        threading.Timer(1.0, lambda: flow.stdin and (flow.stdin.write("\n"), flow.stdin.flush())).start()
+        start = time.monotonic()
+        with writing(marked, "`wbc ingest`", told.append):
+            assert time.monotonic() - start > 0.5
+            assert len(told) == 1
+            assert told[0].startswith(f"a retraining runs in this workspace already (pid {flow.pid}")
+    with pytest.raises(Busy, match=r"^`wbc train` runs in this workspace already .* or stop that process$"):
+        _refused_while("`wbc train`", marked)
+
+
+def _refused_while(what: str, workspace: Path) -> None:
+    lock = f"with hold_lock(Path('.'), {what!r}): print(1, flush=True); input()"
+    script = f"from pathlib import Path; from flows.state import hold_lock\n{lock}"
+    with subprocess.Popen([sys.executable, "-c", script], cwd=workspace, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        try:
+            with hold_lock(workspace):
+                pass
+        finally:
+            other.communicate(b"\n")
+
+
+def test_a_corrected_label_is_new_too(tmp_path: Path) -> None:
+    def labelled(*labels: str) -> Pools:
+        rows = [{"path": str(i), "sha256": f"{i:064d}", "label": name, "cycle": 0} for i, name in enumerate(labels)]
+        frame = pd.DataFrame(rows).reindex(columns=COLUMNS, fill_value="")
+        pools = Pools.empty().plus({"labelled": frame})
+        pools.write(tmp_path / "data/pools")
+        return pools
+
+    assert new_labels(tmp_path) == 0
+    pools = labelled("Basophil", "Monocyte")
+    assert new_labels(tmp_path) == 2
+    note_learned(tmp_path, pools)
+    assert new_labels(tmp_path) == 0
+    labelled("Basophil", "Lymphocyte")
+    assert new_labels(tmp_path) == 1
+    labelled("Basophil", "Lymphocyte", "Neutrophil")
+    assert new_labels(tmp_path) == 2
+
+
+# --- git and its surroundings ---------------------------------------------------------------------------------------------
+
+
+def git(folder: Path, *arguments: str) -> str:
+    who = {f"GIT_{one}_{what}": "t@example.org" for one in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, env={**os.environ, **who}, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture
+def repository(marked: Path) -> Path:
+    git(marked, "init", "-q", "-b", "main")
+    for name in ("name", "email"):
+        git(marked, "config", f"user.{name}", "t@example.org")
+    git(marked, "add", "-A")
+    git(marked, "commit", "-q", "-m", "first")
+    (marked / "data").mkdir()
+    return marked
+
+
+def pools_of(site: Path, cells: int) -> Pools:
+    rows = [{"path": str(i), "sha256": f"{i:064d}"} for i in range(cells)]
+    pools = Pools.empty().plus({"unlabelled": pd.DataFrame(rows).reindex(columns=COLUMNS, fill_value="")})
+    pools.write(site / "data/pools")
+    return pools
+
+
+def test_a_tag_and_a_commit_need_nobody_to_sign_or_to_write(repository: Path) -> None:
+    for name, value in (
+        ("tag.gpgSign", "true"),
+        ("commit.gpgSign", "true"),
+        ("gpg.program", "false"),
+        ("core.editor", "sleep 600"),
+    ):
+        git(repository, "config", name, value)
+    pools_of(repository, 3)
+    version = version_pools(repository)
+    start = time.monotonic()
+    commit_all(repository, "pools")
+    tag(repository, version)
+    assert time.monotonic() - start < 60
+    assert git(repository, "tag", "--list").split() == ["pools-v1"]
+    assert git(repository, "rev-parse", "pools-v1^{commit}") == git(repository, "rev-parse", "HEAD")
+
+
+def test_a_number_that_is_anothers_is_passed_over(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    git(repository, "tag", "pools-v1")  # somebody's, of no pools at all
+    pools_of(repository, 3)
+    version = version_pools(repository)
+    assert version.name == "pools-v2"
+    assert version_pools(repository) == version
+    commit_all(repository, "pools")
+    tag(repository, version)
+    tag(repository, version)  # once
+    pools_of(repository, 4)
+    later = version_pools(repository)
+    assert later.name == "pools-v3"
+    git(repository, "tag", "pools-v3", "HEAD~1")  # it came by a fetch while the model was trained
+    commit_all(repository, "more")
+    with pytest.raises(WbcError, match="the tag pools-v3 came meanwhile and names other pools"):
+        tag(repository, later)
+    assert version_pools(repository).name == "pools-v4"
+
+
+def test_an_ignored_folder_is_named_with_the_line_that_ignores_it(repository: Path) -> None:
+    check_git(repository, commit=True)
+    (repository / ".gitignore").write_text("*.pyc\ndata/\n")
+    for commit in (True, False):
+        with pytest.raises(WbcError, match=r"git ignores data/images\.dvc, by \.gitignore:2:data/"):
+            check_git(repository, commit)
+    (repository / ".gitignore").write_text("data/*\n!data/*.dvc\n")
+    check_git(repository, commit=True)
+
+
+def test_an_unfinished_merge_stops_before_anything_is_done(repository: Path) -> None:
+    path = repository / "data/pools.dvc"
+
+    def branch(name: str, text: str) -> None:
+        git(repository, "checkout", "-q", "-b", name, "main")
+        path.parent.mkdir(exist_ok=True)  # git keeps no empty folder
+        path.write_text(text)
+        git(repository, "add", "-A")
+        git(repository, "commit", "-q", "-m", name)
+
+    branch("ours", "outs:\n- md5: a\n  path: pools\n")
+    branch("theirs", "outs:\n- md5: b\n  path: pools\n")
+    subprocess.run(["git", "-C", str(repository), "merge", "ours"], capture_output=True, check=False)
+    text = path.read_text()
+    assert "<<<<<<<" in text
+    for commit in (True, False):
+        with pytest.raises(WbcError, match=r"^data/pools\.dvc is in conflict by a merge: settle it"):
+            check_git(repository, commit)
+    with pytest.raises(WbcError, match=r"data/pools\.dvc holds the conflict of a merge"):
+        heal(repository)
+    assert path.read_text() == text
+    path.write_text("outs:\n- md5: b\n  path: pools\n")
+    git(repository, "add", "-A")
+    with pytest.raises(WbcError, match="a merge is not finished"):
+        check_git(repository, commit=True)
+    check_git(repository, commit=False)
