@@ -22,6 +22,7 @@ from wbc_model.errors import WbcError
 
 if TYPE_CHECKING:
     from serving.store import Store
+    from wbc_model.conflicts import Conflict
 
 app = typer.Typer(
     name="wbc",
@@ -155,27 +156,47 @@ def init_command(
 def ingest_command(
     data: Annotated[Path, typer.Argument(metavar="DATA", help="A manifest CSV, or a folder with a subfolder per class.")],
     source: Annotated[str | None, typer.Option(help="Name written beside every cell; default: the manifest's name.")] = None,
+    list_conflicts: Annotated[
+        bool, typer.Option("--list-conflicts", help="Take the rest in, however many rows disagree with labels in the pools.")
+    ] = False,
     json_: Json = False,
 ) -> None:
-    """Take images and labels into the image store and the pools. Exit code 3 when some rows were unusable."""
+    """Take images and labels into the image store and the pools. Nothing that is there already changes.
+
+    Exit code 3 when some rows were unusable, or disagree with a label in the pools: data/conflicts.csv has these.
+    """
     from flows.workspace import ensure_dvc
     from wbc_model.ingest import ingest
     from wbc_model.params import read_params
 
     workspace = _workspace()
     ensure_dvc(workspace)
-    report = ingest(data, workspace / "data", read_params(workspace / "params.yaml"), source)
+    report = ingest(data, workspace / "data", read_params(workspace / "params.yaml"), source, list_conflicts=list_conflicts)
     wrote = ["data/images", "data/pools", "data/oracle.csv", "data/rejected.csv", "data/quarantine.csv"]
+    wrote += ["data/conflicts.csv"] if report.conflicts else []
     lines = [
         f"{report.rows} rows: " + ", ".join(f"{count} new in {name}" for name, count in report.added.items()),
         f"{report.known} known already; pools now: " + ", ".join(f"{name} {count}" for name, count in report.pools.items()),
         *(f"  {entry.reason}: {entry.path}{f' ({entry.detail})' if entry.detail else ''}" for entry in report.rejections),
+        *_conflict_lines(report.conflicts),
         "not in use: " + (", ".join(f"{count} {reason}" for reason, count in report.reasons.items()) or "none"),
         f"wrote {', '.join(wrote)}",
     ]
     _emit({**report.to_dict(), "wrote": wrote}, json_, "\n".join(lines))
     if report.refused:
         raise typer.Exit(3)
+
+
+def _conflict_lines(conflicts: "list[Conflict]") -> list[str]:
+    """Who disagrees with whom, a person's labels first, and the command that decides."""
+    named = sorted(conflicts, key=lambda one: not one.by_a_person)[:20]
+    lines = [
+        f"  {one.row} says {one.other}, {one.path} is labelled {one.label} by {one.labelled_by}: "
+        f"`wbc labels decide {one.sha256[:12]} LABEL --by NAME --why REASON`"
+        for one in named
+    ]
+    more = f"  and {len(conflicts) - len(named)} more" if len(conflicts) > len(named) else ""
+    return [*lines, *filter(None, [more]), *(["`wbc labels decide` lists them, --all settles them at once"] if lines else [])]
 
 
 @app.command("raabin")

@@ -23,7 +23,7 @@ from wbc_model.errors import WbcError
 from wbc_model.files import write_atomic
 from wbc_model.pools import Pools
 
-TRACKED: Final = ("data/images", "data/pools", "data/labels.csv", "data/oracle.csv", "data/rejected.csv")
+TRACKED: Final = ("data/images", "data/pools", "data/labels.csv", "data/oracle.csv", "data/rejected.csv", "data/conflicts.csv")
 VERSIONS: Final = "data/versions.csv"
 COMMITTED: Final = (
     ".gitignore",

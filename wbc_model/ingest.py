@@ -17,8 +17,9 @@ import pandas as pd
 from tqdm import tqdm
 
 from wbc_model.classes import CLASSES
+from wbc_model.conflicts import CONFLICTS, Conflict, conflicts_csv, read_conflicts, too_many
 from wbc_model.decoded import DecodedCells
-from wbc_model.errors import ImageRejected
+from wbc_model.errors import ImageRejected, WbcError
 from wbc_model.images import decode
 from wbc_model.manifest import known_label, printable, read_cell, read_manifest, root_of, unknown_label
 from wbc_model.params import Params
@@ -28,6 +29,7 @@ from wbc_model.pools import (
     QUARANTINE_COLUMNS,
     SIDES,
     Pools,
+    check_present,
     now,
     read_table,
     to_csv,
@@ -39,6 +41,7 @@ from wbc_model.store import ImageStore, StoredImage
 __all__ = ["IngestReport", "Rejection", "ingest", "known_label", "read_manifest"]
 
 UNUSABLE: Final = ("missing", "outside_folder", "undecodable", "truncated", "too_large", "too_small", "unknown_label")
+CONFLICT: Final = "label_conflict"
 LEAST_FIRST: Final = 10  # labels to begin with: fewer may be of one class
 _RANK: Final = {"train": 0, "validation": 1, "test": 2}
 _SIDE_OF_SPLIT: Final = {"train": "train", "val": "validation", "test": "test", "": ""}
@@ -57,7 +60,8 @@ class Rejection:
 @dataclass(frozen=True)
 class IngestReport:
     """What an ingest did. `added` and `pools`: cells per pool, new and in all; `known`: rows that were there already;
-    `rejections`: the rows of this manifest (or pool rows, for a conflict with one) that are not in use, with the reason."""
+    `rejections`: the rows of this manifest that are not in use, with the reason; `conflicts`: those that give a cell of the pools
+    another label, and wait for a person's decision."""
 
     rows: int
     added: dict[str, int]
@@ -65,6 +69,7 @@ class IngestReport:
     known: int
     rejections: list[Rejection]
     shards: list[Path]
+    conflicts: list[Conflict] = field(default_factory=list)
 
     @property
     def reasons(self) -> dict[str, int]:
@@ -73,8 +78,9 @@ class IngestReport:
 
     @property
     def refused(self) -> bool:
-        """Whether a row could not be used at all; repeats, conflicts and leaks are reported and count as dealt with."""
-        return any(rejection.reason in UNUSABLE for rejection in self.rejections)
+        """Whether a row could not be used at all, or waits for a person's decision; repeats, leaks, and conflicts within the
+        manifest are reported and count as dealt with."""
+        return bool(self.conflicts) or any(rejection.reason in UNUSABLE for rejection in self.rejections)
 
     def to_dict(self) -> dict[str, Any]:
         """For `--json`."""
@@ -86,6 +92,7 @@ class IngestReport:
             "rejected": self.reasons,
             "refused": self.refused,
             "rejections": [vars(rejection) for rejection in self.rejections],
+            "conflicts": [vars(conflict) for conflict in self.conflicts],
             "shards": [shard.name for shard in self.shards],
         }
 
@@ -106,20 +113,41 @@ class _Row:
         return self.path, self.sha256
 
 
+@dataclass
+class _Present(_Row):
+    """A cell of the pools: `label` is what is known of it, be it hidden in the oracle."""
+
+    pool: str = ""
+    labelled_by: str = ""
+
+    def conflict(self, row: _Row, source: str, moment: str) -> Conflict:
+        return Conflict(self.sha256, self.path, self.pool, self.label, self.labelled_by, row.label, row.path, source, moment)
+
+
 def ingest(
-    data: Path, workspace_data: Path, params: Params, source: str | None = None, reveal_labels: bool = True
+    data: Path,
+    workspace_data: Path,
+    params: Params,
+    source: str | None = None,
+    reveal_labels: bool = True,
+    list_conflicts: bool = False,
 ) -> IngestReport:
     """Take a manifest CSV or a folder per class into the store and the pools under `workspace_data` (a workspace's `data`).
 
     `source` is written beside every cell; by default the manifest's name. Without `reveal_labels` all rows go to the unlabelled
-    pool, whatever their split, and their labels to the oracle. Raises WbcError when the manifest as a whole
-    cannot be read; a row that cannot be used is reported and the rest goes in.
+    pool, whatever their split, and their labels to the oracle. Nothing that is in a pool leaves it or changes its label: a row
+    that says otherwise is listed in `conflicts.csv`. Raises WbcError, with nothing changed, when the manifest as a whole cannot
+    be read or (without `list_conflicts`) too many of its rows disagree with the pools; a row that cannot be used is reported
+    and the rest goes in.
     """
     manifest = read_manifest(data)
     if not reveal_labels:
         manifest["split"] = "train"
-    store = ImageStore(workspace_data / "images")
     name = source or (data.resolve().name if data.is_dir() else data.stem)
+    check_present(workspace_data)
+    if not list_conflicts:
+        _compare_first(manifest, root_of(data), workspace_data, name, params)
+    store = ImageStore(workspace_data / "images")
     accepted: list[_Row] = []
     rejections: list[Rejection] = []
     images = _examine(manifest, root_of(data), set(store.index()), name, accepted, rejections)
@@ -128,7 +156,7 @@ def ingest(
     if reveal_labels and params.data.initial == "colours" and params.data.initial_share < 1:
         # not while the pools are locked; training needs it too
         decoded.prepare([row.sha256 for row in accepted if row.label and row.side in ("", "train")])
-    merge = _Merge(workspace_data, params, name, accepted, rejections, reveal_labels, decoded)
+    merge = _Merge(workspace_data, params, name, accepted, rejections, reveal_labels, decoded, list_conflicts)
     pools = transaction(workspace_data / "pools", merge)
     return IngestReport(
         rows=len(manifest),
@@ -137,6 +165,7 @@ def ingest(
         known=merge.known,
         rejections=sorted(merge.rejections),
         shards=shards,
+        conflicts=sorted(one for one in merge.conflicts if not one.settled_at),
     )
 
 
@@ -205,67 +234,87 @@ class _Merge:
     rejections: list[Rejection]
     reveal_labels: bool
     decoded: DecodedCells
+    list_conflicts: bool
+    moment: str = field(default_factory=lambda: now())
     known: int = 0
+    compared: int = 0  # rows with a label whose cell has one in the pools
     added: dict[str, int] = field(default_factory=dict)
+    conflicts: list[Conflict] = field(default_factory=list)
+    answers: dict[str, list[_Row]] = field(default_factory=dict)  # rows with a label for cells of the pools that had none
 
     def __call__(self, pools: Pools) -> tuple[Pools, Mapping[Path, str]]:
         recorded = read_rejections(self.workspace_data / "rejected.csv")
         oracle = _oracle(self.workspace_data / "oracle.csv")
-        table = pools.table()
-        existing = _existing(table, oracle)
-        decided = {(entry.path, entry.sha256): entry for entry in sorted(recorded) if entry.reason not in UNUSABLE}
-        rows = self._undecided(existing, table, decided)
-        rows = self._without_conflicts([*existing.values(), *rows], recorded)
-        rows = self._without_split_groups(rows)
-        rows = self._without_repeats(rows)
-        kept = {row.sha256 for row in rows if row.existing}
-        pools = pools.without(set(table["sha256"]) - kept)
-        new = self._sided([row for row in rows if not row.existing])
-        pools = self._revealed(pools, new, oracle)
+        existing = _existing(pools.table(), oracle)
+        decided = {(entry.path, entry.sha256): entry for entry in sorted(recorded) if entry.reason == "split_leak"}
+        new = self._unknown(existing, decided)
+        if not self.list_conflicts:
+            _refuse_many([one for one in self.conflicts if not one.settled_at], self.compared, self.params)
+        answered = self._answered(existing)
+        rows = self._without_split_groups([*existing.values(), *self._without_conflicts(new)])
+        new = self._sided(self._without_repeats([row for row in rows if not row.existing]))
+        pools = self._revealed(pools.without({row.sha256 for row in answered}), [*answered, *new], oracle)
         return pools, self._files(recorded, oracle, pools)
 
     def _reject(self, row: _Row, reason: str, detail: str) -> None:
         self.rejections.append(Rejection(row.path, row.sha256, reason, detail))
 
-    def _undecided(self, existing: dict[str, _Row], table: pd.DataFrame, decided: dict[tuple[str, str], Rejection]) -> list[_Row]:
-        """The rows that need a decision; those in a pool already, or taken out before, got theirs.
+    def _unknown(self, existing: dict[str, "_Present"], decided: dict[tuple[str, str], Rejection]) -> list[_Row]:
+        """The rows of cells that no pool has; the others are known, or named with what they disagree with.
 
-        A label for a cell that had none makes its row new: it is taken out of `existing`.
+        Nothing that is in a pool changes by them, but a cell without a label gets the one that comes.
         """
-        by_people = set(table.loc[~table["labelled_by"].isin(["", "manifest"]), "sha256"])
+        listed = {one.claim: one for one in read_conflicts(self.workspace_data / CONFLICTS)}
         seen: set[tuple[str, str]] = set()
-        rows = []
+        new = []
         for row in self.accepted:
             present = existing.get(row.sha256)
-            first_at_home = present is not None and present.path == row.path and row.key not in seen
+            again = row.key in seen
             seen.add(row.key)
-            if present and first_at_home and (row.label in ("", present.label) or row.sha256 in by_people):
-                self.known += 1
-            elif present and first_at_home and not present.label:
-                del existing[row.sha256]
-                row.side, row.group = present.side, present.group
-                rows.append(row)
-            elif row.key in decided:
-                self.rejections.append(decided[row.key])
+            if present is None:
+                if row.key in decided:
+                    self.rejections.append(decided[row.key])
+                else:
+                    new.append(row)
+                continue
+            self.compared += bool(row.label and present.label)
+            if row.label and present.label and row.label != present.label:
+                self._reject(row, CONFLICT, present.path)
+                conflict = present.conflict(row, self.source, self.moment)
+                self.conflicts.append(listed.get(conflict.claim, conflict))
+            elif row.side not in ("", present.side):
+                self._reject(row, "split_leak", present.path)
+            elif row.label and not present.label:
+                self.answers.setdefault(row.sha256, []).append(row)
+            elif present.path != row.path or again:
+                self._reject(row, "duplicate", present.path)
             else:
-                rows.append(row)
-        return rows
+                self.known += 1
+        return new
 
-    def _without_conflicts(self, rows: list[_Row], recorded: set[Rejection]) -> list[_Row]:
-        """Take out every row of a cell that comes with two labels, now or in an earlier ingest."""
-        in_doubt = {entry.sha256: entry.path for entry in sorted(recorded) if entry.reason == "label_conflict"}
+    def _answered(self, existing: dict[str, "_Present"]) -> list[_Row]:
+        """The cells of the pools that had no label and get one; two labels for one cell are a conflict, and it gets none."""
+        answered = []
+        for sha256, rows in self.answers.items():
+            kept = self._without_conflicts(rows)
+            for row in kept[1:]:
+                self._reject(row, "duplicate", kept[0].path)
+            if kept:
+                present = existing[sha256]
+                answered.append(_Row(present.path, sha256, kept[0].label, present.group, present.side))
+        return answered
+
+    def _without_conflicts(self, rows: list[_Row]) -> list[_Row]:
+        """Take out every row of a cell that this manifest gives two labels."""
         by_cell: dict[str, list[_Row]] = {}
         for row in rows:
             by_cell.setdefault(row.sha256, []).append(row)
         kept = []
         for row in rows:
             others = [other for other in by_cell[row.sha256] if other is not row]
-            conflicting = len({other.label for other in by_cell[row.sha256] if other.label}) > 1
-            if conflicting:
+            if len({other.label for other in by_cell[row.sha256] if other.label}) > 1:
                 different = [other for other in others if other.label and other.label != row.label]
-                self._reject(row, "label_conflict", (different or others)[0].path)
-            elif row.sha256 in in_doubt:
-                self._reject(row, "label_conflict", in_doubt[row.sha256])
+                self._reject(row, CONFLICT, (different or others)[0].path)
             else:
                 kept.append(row)
         return kept
@@ -329,14 +378,13 @@ class _Merge:
         training = [row.sha256 for row in rows if row.side == "train" and row.label]
         at_least = LEAST_FIRST if pools.frames["labelled"].empty else 0
         shown = self._first(training, at_least) if self.reveal_labels else set()
-        moment = now()
         records: dict[str, list[list[Any]]] = {name: [] for name in POOLS}
         for row in rows:
             hidden = row.side == "train" and row.sha256 not in shown
             pool = "unlabelled" if hidden else "labelled" if row.side == "train" else row.side
             if hidden and row.label:
                 oracle[row.sha256] = row.label
-            given = ["", "", ""] if hidden else [0, "manifest", moment]
+            given = ["", "", ""] if hidden else [0, "manifest", self.moment]
             label = "" if hidden else row.label
             records[pool].append([row.path, label, row.group, row.sha256, *given, self.source])
         self.added = {name: len(records[name]) for name in POOLS}
@@ -354,15 +402,24 @@ class _Merge:
         return set(first_query(self.decoded, cells, count, seed)["sha256"])
 
     def _files(self, recorded: set[Rejection], oracle: dict[str, str], pools: Pools) -> Mapping[Path, str]:
-        """The files that change with the pools. A path that could not be used earlier is refused again or no longer."""
+        """The files that change with the pools. A path that could not be used earlier, or had two labels, is refused again or
+        no longer."""
         examined = {row.path for row in self.accepted} | {entry.path for entry in self.rejections}
-        standing = {entry for entry in recorded if entry.reason not in UNUSABLE or entry.path not in examined}
+        again = {row.key for row in self.accepted}
+        standing = {
+            entry
+            for entry in recorded
+            if (entry.path not in examined if entry.reason in UNUSABLE else True)
+            and (entry.reason != CONFLICT or (entry.path, entry.sha256) not in again)
+        }
         rejected = standing | set(self.rejections)
         quarantine = self.workspace_data / "quarantine.csv"
         present = set(pools.table()["sha256"])
         found = {entry for entry in read_rejections(quarantine) - recorded if entry.sha256 in present}
         labels = pd.DataFrame(sorted(oracle.items()), columns=["sha256", "label"], dtype=str)
-        return {
+        listed = {one.claim: one for one in [*self.conflicts, *read_conflicts(self.workspace_data / CONFLICTS)]}
+        conflicts = {self.workspace_data / CONFLICTS: conflicts_csv(listed.values())} if listed else {}
+        return conflicts | {
             self.workspace_data / "oracle.csv": to_csv(labels),
             self.workspace_data / "rejected.csv": rejections_csv(rejected),
             quarantine: rejections_csv(rejected | found),
@@ -387,10 +444,50 @@ def _oracle(path: Path) -> dict[str, str]:
     return dict(read_table(path, ["sha256", "label"]).to_numpy()) if path.exists() else {}
 
 
-def _existing(table: pd.DataFrame, oracle: dict[str, str]) -> dict[str, _Row]:
+def _existing(table: pd.DataFrame, oracle: dict[str, str]) -> dict[str, _Present]:
     """The cells of the pools by sha256, with the label that is known of them, be it hidden."""
-    fields = table[["path", "sha256", "label", "group", "pool"]].to_numpy()
+    fields = table[["path", "sha256", "label", "group", "pool", "labelled_by"]].to_numpy()
     return {
-        sha256: _Row(path, sha256, label or oracle.get(sha256, ""), group, SIDES[pool], existing=True)
-        for path, sha256, label, group, pool in fields
+        sha256: _Present(path, sha256, label or oracle.get(sha256, ""), group, SIDES[pool], True, pool, by or "oracle")
+        for path, sha256, label, group, pool, by in fields
     }
+
+
+def _refuse_many(conflicts: list[Conflict], compared: int, params: Params) -> None:
+    """Raises WbcError where so many rows disagree with the pools that the manifest itself is in doubt."""
+    if not too_many(len(conflicts), compared, params.data.max_conflict_share):
+        return
+    some = "; ".join(f"{one.row}: {one.other}, there {one.label} by {one.labelled_by}" for one in conflicts[:3])
+    raise WbcError(
+        f"{len(conflicts)} of the {compared} rows whose cell is in the pools give it another label ({some}): were the labels "
+        "shifted? Nothing was taken in. Correct the manifest; or, where it is right, run again with --list-conflicts and settle "
+        "them with `wbc labels decide`"
+    )
+
+
+def _compare_first(manifest: pd.DataFrame, root: Path, workspace_data: Path, source: str, params: Params) -> None:
+    """Look for too many conflicts before anything is stored: a manifest that is refused must leave nothing behind."""
+    if not Pools.exist(workspace_data / "pools"):
+        return
+    existing = _existing(Pools.read(workspace_data / "pools").table(), _oracle(workspace_data / "oracle.csv"))
+    if not existing:
+        return
+    settled = {one.claim for one in read_conflicts(workspace_data / CONFLICTS) if one.settled_at}
+    labelled = manifest[manifest["label"].isin(CLASSES)]
+
+    def digest(path: str) -> str:
+        try:
+            return hashlib.sha256(read_cell(path, root)).hexdigest()
+        except ImageRejected:
+            return ""
+
+    conflicts, compared = [], 0
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for path, label, sha256 in zip(labelled["path"], labelled["label"], pool.map(digest, labelled["path"]), strict=True):
+            present = existing.get(sha256)
+            if present is not None and present.label:
+                compared += 1
+                conflict = present.conflict(_Row(printable(path), sha256, label, "", ""), source, "")
+                if label != present.label and conflict.claim not in settled:
+                    conflicts.append(conflict)
+    _refuse_many(conflicts, compared, params)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 from cronsim import CronSim, CronSimError
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from wbc_model.choices import Acquisition, Annotator, PresetName
 from wbc_model.classes import CLASSES
@@ -67,6 +67,16 @@ class DataParams(Section):
     test_share: Share
     initial_share: Share
     initial: Literal["colours", "random"]
+    max_conflict_share: Share = 0.05
+    label_names: dict[str, str] = {}
+
+    @field_validator("label_names")
+    @classmethod
+    def _names_of_classes(cls, names: dict[str, str]) -> dict[str, str]:
+        for name, label in names.items():
+            if label not in CLASSES:
+                raise ValueError(f"{name}: {label!r} is not one of {', '.join(CLASSES)}")
+        return names
 
     @model_validator(mode="after")
     def _some_training_cells(self) -> Self:

@@ -23,6 +23,7 @@ import pandas as pd
 from wbc_model.classes import CLASSES
 from wbc_model.errors import WbcError
 from wbc_model.files import write_atomic
+from wbc_model.written import read_written, read_yaml
 
 POOLS: Final = ("labelled", "unlabelled", "validation", "test")
 COLUMNS: Final = ["path", "label", "group", "sha256", "cycle", "labelled_by", "labelled_at", "source"]
@@ -57,13 +58,29 @@ def _sorted(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.sort_values(["cycle", "path", "sha256"], na_position="last", kind="stable").reset_index(drop=True)
 
 
+def check_present(data: Path) -> None:
+    """Raises WbcError where a file or folder of `data` is missing, whole or in part, that DVC's note beside it says is there.
+
+    A clone without its data has the notes only. What is absent there is not empty, and nothing may be begun in its place.
+    """
+    for note in sorted(data.glob("?*.dvc")):
+        noted = read_yaml(note).get("outs") or [{}]
+        target, count = note.with_suffix(""), noted[0].get("nfiles", 1)
+        files = sum(1 for path in target.rglob("*") if path.is_file()) if target.is_dir() else int(target.is_file())
+        if files < count:
+            some = f"{files} of the {count} files of {target} are" if files else f"{target} is not"
+            raise WbcError(
+                f"{some} here, though {note.name} says so: `dvc pull` brings it (`dvc checkout`, where it was here before)"
+            )
+
+
 def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     """Read one of the project's own CSV files as text; raises WbcError naming the file when its columns are not `columns`."""
+    if not path.exists():
+        raise WbcError(f"{path} is missing: run `wbc ingest DATA` first, or `dvc checkout` to bring it back")
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, na_filter=False, encoding="utf-8")
-    except FileNotFoundError:
-        raise WbcError(f"{path} is missing: run `wbc ingest DATA` first, or `dvc checkout` to bring it back") from None
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        frame = pd.read_csv(io.StringIO(read_written(path)), dtype=str, keep_default_na=False, na_filter=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise WbcError(f"{path} is damaged: {str(error).strip().splitlines()[-1]}; bring it back with `dvc checkout`") from None
     if list(frame.columns) != list(columns):
         raise WbcError(f"{path}: its columns are {', '.join(frame.columns)}; expected {', '.join(columns)}")
@@ -101,6 +118,7 @@ class Pools:
     def read(cls, directory: Path, check: bool = True) -> Self:
         """Read `data/pools`; finishes a write that was interrupted. Raises WbcError when a file is missing or damaged, and
         (unless `check` is false) when a rule of `check()` is broken."""
+        check_present(directory.parent)
         with _lock(directory, fcntl.LOCK_SH):
             interrupted = _journal(directory).exists()
             if not interrupted:
@@ -289,6 +307,7 @@ def transaction(directory: Path, change: Callable[[Pools], tuple[Pools, Mapping[
     pools without cells where none were ever written."""
     with _lock(directory, fcntl.LOCK_EX):
         _roll_forward(directory)
+        check_present(directory.parent)
         pools = Pools._load(directory) if Pools.exist(directory) else Pools.empty()
         pools.check()
         changed, also = change(pools)

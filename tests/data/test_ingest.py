@@ -14,10 +14,11 @@ from tests.data.conftest import blobs, encoded, write_manifest
 from tests.pictures import NOT_ONE_PICTURE
 from wbc_model import ingest as ingest_module
 from wbc_model.classes import CLASSES
+from wbc_model.conflicts import open_conflicts
 from wbc_model.errors import WbcError
 from wbc_model.ingest import IngestReport, ingest, read_manifest
 from wbc_model.params import Params
-from wbc_model.pools import Pools
+from wbc_model.pools import Pools, quarantined, update
 from wbc_model.split import choose_sides, reveal
 from wbc_model.store import ImageStore
 
@@ -156,11 +157,11 @@ def test_copies_conflicts_and_leaks(tmp_path: Path, cell: Cell, params: Params) 
     assert pools["c-test.png"] == pools["d-test.png"] == "test"
 
 
-def test_a_later_ingest_can_undo_what_is_in_the_pools(tmp_path: Path, cell: Cell, params: Params) -> None:
+def test_nothing_that_is_in_a_pool_leaves_it_by_a_later_ingest(tmp_path: Path, cell: Cell, params: Params) -> None:
     data, source = tmp_path / "w" / "data", tmp_path / "source"
     rows = [(cell(f"{n}.png", n), "Basophil", "train") for n in range(10)]
     ingest(write_manifest(source, rows, ("path", "label", "split")), data, params)
-    before = Pools.read(data / "pools")
+    before, hidden = Pools.read(data / "pools"), oracle(data)
     later = [
         (cell("x.png", 0), "Monocyte", "train"),
         (cell("y.png", 1), "Basophil", "test"),
@@ -168,17 +169,95 @@ def test_a_later_ingest_can_undo_what_is_in_the_pools(tmp_path: Path, cell: Cell
     ]
     report = ingest(write_manifest(source, later, ("path", "label", "split")), data, params)
     assert {(entry.path, entry.reason, entry.detail) for entry in report.rejections} == {
-        ("0.png", "label_conflict", "x.png"),
         ("x.png", "label_conflict", "0.png"),
-        ("1.png", "split_leak", "y.png"),
+        ("y.png", "split_leak", "1.png"),
         ("z.png", "duplicate", "2.png"),
     }
-    pools = where(data)
-    assert set(pools) == {*(f"{n}.png" for n in range(2, 10)), "y.png"}
-    gone = set(before.table()["sha256"]) - set(Pools.read(data / "pools").frames["unlabelled"]["sha256"])
-    assert not gone & set(oracle(data))
-    ingest(write_manifest(source, rows, ("path", "label", "split")), data, params)
-    assert where(data) == pools, "a conflict stays a conflict when one of its rows comes again alone"
+    assert report.refused, "a person has to decide"
+    assert Pools.read(data / "pools").version() == before.version()
+    assert oracle(data) == hidden
+    (conflict,) = open_conflicts(data / "conflicts.csv")
+    assert (conflict.path, conflict.label, conflict.row, conflict.other) == ("0.png", "Basophil", "x.png", "Monocyte")
+    again = content(data)
+    ingest(source / "manifest.csv", data, params)
+    assert content(data) == again
+    assert not ingest(write_manifest(source, rows, ("path", "label", "split")), data, params).rejections
+
+
+def test_a_shifted_manifest_changes_nothing_and_the_right_one_goes_in_after_it(
+    tmp_path: Path, cell: Cell, params: Params
+) -> None:
+    data, source = tmp_path / "w" / "data", tmp_path / "source"
+    rows = [(cell(f"{n}.png", n), CLASSES[n % 5]) for n in range(40)]
+    new = (cell("new.png", 99), "Basophil")
+    ingest(write_manifest(source, rows), data, params)
+    before = content(tmp_path / "w")
+    shifted = [(path, rows[number - 1][1]) for number, (path, _) in enumerate(rows)]
+    with pytest.raises(WbcError, match=r"40 of the 40 rows .*0.png: Neutrophil, there Basophil .*Nothing was taken in"):
+        ingest(write_manifest(source, [*shifted, new]), data, params)
+    assert content(tmp_path / "w") == before, "not even the new image is stored"
+    report = ingest(write_manifest(source, [*rows, new]), data, params)
+    assert (report.known, report.rejections, sum(report.added.values())) == (40, [], 1)
+    report = ingest(write_manifest(source, shifted), data, params, list_conflicts=True)
+    assert len(report.conflicts) == len(open_conflicts(data / "conflicts.csv")) == 40
+    assert sum(Pools.read(data / "pools").counts().values()) == 41
+    with pytest.raises(WbcError, match="40 rows"):
+        ingest(write_manifest(source, shifted), data, params)
+    generous = with_data(params, max_conflict_share=1.0)
+    assert len(ingest(write_manifest(source, shifted), data, generous).conflicts) == 40
+
+
+def test_a_cell_that_no_pool_has_goes_in_with_the_right_label_whatever_was_refused_before(
+    tmp_path: Path, cell: Cell, params: Params
+) -> None:
+    data, source = tmp_path / "w" / "data", tmp_path / "source"
+    rows = [(cell(f"{n}.png", n), "Basophil", "train") for n in range(12)]
+    torn = [*rows, (cell("torn.png", 50), "Monocyte", "train"), (cell("torn-copy.png", 50), "Basophil", "train")]
+    ingest(write_manifest(source, torn, ("path", "label", "split")), data, params)
+    assert "torn.png" not in where(data)
+    # As the ingest before this one left it: a row that came with another label took its cell out of the pools.
+    Pools.read(data / "pools").without({hashlib.sha256((source / "3.png").read_bytes()).hexdigest()}).write(data / "pools")
+    sha256 = hashlib.sha256((source / "3.png").read_bytes()).hexdigest()
+    for name in ("rejected.csv", "quarantine.csv"):
+        with (data / name).open("a") as file:
+            file.write(f"3.png,{sha256},label_conflict,x.png\nx.png,{sha256},label_conflict,3.png\n")
+    report = ingest(write_manifest(source, torn[:-1], ("path", "label", "split")), data, params)
+    assert report.rejections == []
+    assert {"3.png", "torn.png"} <= set(where(data))
+    written = pd.read_csv(data / "rejected.csv", keep_default_na=False)
+    assert set(written["path"]) == {"torn-copy.png", "x.png"}
+    assert quarantined(data) == set()
+
+
+def test_a_label_for_a_waiting_cell_is_taken_from_another_path_too(tmp_path: Path, cell: Cell, params: Params) -> None:
+    data, source = tmp_path / "w" / "data", tmp_path / "source"
+    cell("a.png", 1), cell("moved/a.png", 1), cell("b.png", 2)
+    everything = with_data(params, initial_share=1.0)
+    ingest(write_manifest(source, [("a.png", ""), ("b.png", "")]), data, everything)
+    report = ingest(write_manifest(source, [("moved/a.png", "Monocyte")]), data, everything)
+    assert (report.pools["labelled"], report.pools["unlabelled"]) == (1, 1)
+    torn = ingest(write_manifest(source, [("b.png", "Monocyte"), ("b.png", "Basophil")]), data, everything)
+    assert torn.reasons == {"label_conflict": 2}
+    assert where(data) == {"a.png": "labelled", "b.png": "unlabelled"}
+
+
+def test_a_clone_without_its_data_begins_nothing_in_its_place(tmp_path: Path, cell: Cell, params: Params) -> None:
+    data, source = tmp_path / "w" / "data", tmp_path / "source"
+    manifest = write_manifest(source, [(cell("a.png", 1), "Basophil")])
+    data.mkdir(parents=True)
+    note = "outs:\n- md5: 1.dir\n  size: 1\n  nfiles: {}\n  hash: md5\n  path: {}\n"
+    for name, count in (("pools", 4), ("images", 2)):
+        (data / f"{name}.dvc").write_text(note.format(count, name))
+        with pytest.raises(WbcError, match=f"{name} is not here, though {name}.dvc says so: `dvc pull` brings it"):
+            ingest(manifest, data, params)
+        assert not (data / "images").exists()
+        with pytest.raises(WbcError, match="dvc pull"):
+            update(data / "pools", lambda pools: pools)
+        (data / f"{name}.dvc").unlink()
+    ingest(manifest, data, params)
+    (data / "images.dvc").write_text(note.format(2, "images"))
+    with pytest.raises(WbcError, match=r"1 of the 2 files of .*images are here"):
+        ingest(manifest, data, params)
 
 
 def test_hidden_labels_go_to_the_oracle_and_nowhere_else(tmp_path: Path, cell: Cell, params: Params) -> None:
