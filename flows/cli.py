@@ -175,7 +175,8 @@ def ingest_command(
     wrote = ["data/images", "data/pools", "data/oracle.csv", "data/rejected.csv", "data/quarantine.csv"]
     wrote += ["data/conflicts.csv"] if report.conflicts else []
     lines = [
-        f"{report.rows} rows: " + ", ".join(f"{count} new in {name}" for name, count in report.added.items()),
+        f"{report.rows} rows{f' ({report.read_as})' if report.read_as else ''}: "
+        + ", ".join(f"{count} new in {name}" for name, count in report.added.items()),
         f"{report.known} known already; pools now: " + ", ".join(f"{name} {count}" for name, count in report.pools.items()),
         *(f"  {entry.reason}: {entry.path}{f' ({entry.detail})' if entry.detail else ''}" for entry in report.rejections),
         *_conflict_lines(report.conflicts),
@@ -437,14 +438,71 @@ def labels_import_command(
     annotator: Annotated[str, typer.Option(help="Who gave the labels that do not say.")] = "",
     json_: Json = False,
 ) -> None:
-    """Take in labels that people gave."""
+    """Take in labels that people gave; a later one supersedes an earlier. Exit code 3 when some rows were refused."""
     from flows.labels import import_labels
     from flows.state import label_cycle
 
     workspace = _workspace()
     result = import_labels(workspace, file, label_cycle(workspace), annotator)
-    text = f"{result['labels']} labels, {result['new']} of them new; {result['awaited']} cells still await one\nwrote "
+    lines = [
+        f"{result['labels']} labels: {result['new']} new, {result['known']} known; {result['awaited']} cells still await one",
+        *(
+            [f"{result['corrected']} supersede another label, {result['held_out']} of them in validation or test"]
+            * bool(result["corrected"])
+        ),
+        *(f"  refused: {one['place']}: {one['reason']}" for one in result["refused"]),
+        f"wrote {', '.join(result['wrote']) or 'nothing'}",
+    ]
+    _emit(result, json_, "\n".join(lines))
+    if result["refused"]:
+        raise typer.Exit(3)
+
+
+class WhoseChoice(enum.StrEnum):
+    pools = "pools"
+    manifest = "manifest"
+
+
+@labels_app.command("decide")
+def labels_decide_command(
+    cell: Annotated[
+        str | None, typer.Argument(metavar="[CELL]", help="Its path in the pools, or the first digits of its sha256.")
+    ] = None,
+    label: Annotated[str | None, typer.Argument(metavar="[LABEL]", help="The label that counts from now on.")] = None,
+    all_: Annotated[
+        WhoseChoice | None, typer.Option("--all", help="Settle every conflict by the label of the pools, or of the manifest.")
+    ] = None,
+    source: Annotated[str | None, typer.Option(help="With --all: only the conflicts of this manifest.")] = None,
+    by: Annotated[str, typer.Option(metavar="NAME", help="The person who decides.")] = "",
+    why: Annotated[str, typer.Option(metavar="REASON", help="Kept in the log.")] = "",
+    json_: Json = False,
+) -> None:
+    """Put a label right, in whatever pool its cell is; without arguments list the conflicts that wait for a decision."""
+    from flows.labels import conflicts, decide, decide_all
+    from flows.state import label_cycle
+
+    workspace = _workspace()
+    if (cell is None) != (label is None) or (cell is not None and all_ is not None):
+        raise typer.BadParameter("give CELL and LABEL, or --all, or nothing to list the conflicts")
+    if cell is not None and label is not None:
+        result = decide(workspace, cell, label, by, why, label_cycle(workspace))
+    elif all_ is not None:
+        result = decide_all(workspace, all_.value, source, by, why, label_cycle(workspace))
+    else:
+        waiting = conflicts(workspace)
+        _emit({"conflicts": [vars(one) for one in waiting]}, json_, "\n".join(_conflict_lines(waiting)) or "no conflict")
+        return
+    text = f"{result['new']} decided, {result['corrected']} labels changed; {result['conflicts']} conflicts wait\nwrote "
     _emit(result, json_, text + ", ".join(result["wrote"]))
+
+
+@labels_app.command("replay")
+def labels_replay_command(json_: Json = False) -> None:
+    """Take the labels of data/labels.csv in that the pools do not know, after a checkout or a merge say."""
+    from flows.labels import replay
+
+    count = replay(_workspace())
+    _emit({"replayed": count, "wrote": ["data/pools"]}, json_, f"{count} labels replayed\nwrote data/pools")
 
 
 @labels_app.command("status")
@@ -458,6 +516,8 @@ def labels_status_command(json_: Json = False) -> None:
         "labelled by: " + (", ".join(f"{name} {count}" for name, count in result["labelled_by"].items()) or "nobody"),
         "classes: " + ", ".join(f"{name} {count}" for name, count in result["classes"].items()),
         f"{result['awaited']} cells of the queue await a label",
+        *([f"{result['superseded']} labels were superseded by later ones"] * bool(result["superseded"])),
+        *([f"{result['conflicts']} conflicts wait for a decision: `wbc labels decide`"] * bool(result["conflicts"])),
     ]
     _emit(result, json_, "\n".join(lines))
 

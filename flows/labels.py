@@ -1,103 +1,266 @@
-"""The label store: an append-only log of who said what when, and the ways in and out of it (oracle, CSV, Label Studio).
+"""The label store: an append-only log of who said what when and why, and the ways in and out of it (oracle, CSV, Label Studio).
 
-A label is first appended to `data/labels.csv` and only then moves its cell between the pools, so that a crash loses none;
-reading the log into the pools again changes nothing.
+A label and the move of its cell between the pools are written in one step. A later label of a person supersedes an earlier one;
+that stays in the log. The last row of a cell is the label that counts.
 """
 
 import base64
-import csv
-import fcntl
+import hashlib
 import io
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import pandas as pd
 
+from flows.answers import CONTROL, Refused, read_answers
 from wbc_model.classes import CLASSES
+from wbc_model.conflicts import CONFLICTS, MACHINES, Conflict, conflicts_csv, open_conflicts, read_conflicts, settled
 from wbc_model.errors import WbcError
-from wbc_model.files import append_durably, write_atomic
-from wbc_model.manifest import known_label
-from wbc_model.pools import Pools, now, read_table, update
+from wbc_model.handed_out import hand_out, hand_out_bytes, is_ours, move_aside, was_handed_out
+from wbc_model.manifest import known_label, unknown_label
+from wbc_model.params import read_params
+from wbc_model.pools import Pools, now, read_table, to_csv, transaction
 from wbc_model.store import ImageStore
+from wbc_model.written import read_sheet, read_written
 
-COLUMNS: Final = ["sha256", "label", "labelled_by", "labelled_at", "cycle"]
+LOG: Final = "data/labels.csv"
+COLUMNS: Final = ["sha256", "label", "labelled_by", "labelled_at", "cycle", "why"]
+FIRST_COLUMNS: Final = COLUMNS[:5]  # of a log that was begun before labels could be superseded
 QUEUE: Final = ["sha256", "path", "rank", "score", "reason", "predicted", "probability"]
 LABEL_STUDIO_CONFIG: Final = """\
 <View>
   <Image name="image" value="$image"/>
-  <Choices name="label" toName="image" choice="single" showInline="true">
+  <Choices name="{control}" toName="image" choice="single" showInline="true">
 {choices}
   </Choices>
 </View>
 """
 
 
+@dataclass(frozen=True)
+class Taken:
+    """What became of labels: `new` ones; `corrected`, those of them that supersede another; `held_out`, those of these in the
+    validation or test pool; `known` already; `refused`; and the `pools` version that they made."""
+
+    new: int
+    corrected: int
+    held_out: int
+    known: int
+    refused: list[Refused]
+    pools: str
+
+
 def read_log(workspace: Path) -> pd.DataFrame:
     """The label log as text columns COLUMNS; a last line torn by a crash is not there."""
-    path = workspace / "data/labels.csv"
-    whole = _whole_lines(path)
+    path = workspace / LOG
+    text = read_written(path) if path.exists() else ""
+    whole = text[: text.rfind("\n") + 1]
     if not whole:
         return pd.DataFrame(columns=COLUMNS, dtype=str)
     frame = pd.read_csv(io.StringIO(whole), dtype=str, keep_default_na=False)
-    if list(frame.columns) != COLUMNS:
+    if list(frame.columns)[: len(FIRST_COLUMNS)] != FIRST_COLUMNS:
         raise WbcError(f"{path}: its columns are {', '.join(frame.columns)}; expected {', '.join(COLUMNS)}")
-    return frame
-
-
-def _whole_lines(path: Path) -> str:
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    return text[: text.rfind("\n") + 1]
+    return frame.reindex(columns=COLUMNS, fill_value="")
 
 
 def record(workspace: Path, rows: pd.DataFrame, cycle: int) -> int:
-    """Take labels (columns sha256, label, labelled_by, labelled_at) in: log first, then pools; returns how many were new.
+    """Take labels (columns sha256, label, labelled_by, labelled_at) in; returns how many were new.
 
-    All or nothing: raises WbcError naming the first row that cannot be a label, before anything is written.
+    All or nothing: raises WbcError naming the first row that cannot be a label, before anything is written. What the oracle says
+    of a cell that has a label by now is passed over.
     """
-    with _lock(workspace):
-        # A dry run first: the log is append-only, so nothing that the pools would refuse may get into it.
-        replay(workspace)
-        Pools.read(workspace / "data/pools").label(rows, cycle)
+    return take_in(workspace, rows, cycle, all_or_nothing=True).new
+
+
+def take_in(workspace: Path, rows: pd.DataFrame, cycle: int, decided: bool = False, all_or_nothing: bool = False) -> Taken:
+    """Take labels in, log and pools in one step: columns sha256, label, labelled_by, labelled_at (empty: now), and perhaps `why`
+    and `place` (in a file).
+
+    A row that cannot be taken in is refused by itself. With `decided` they are a person's last word: neither their time nor what
+    was said before matters, and conflicts about these cells are settled. Raises WbcError where the log has labels that the
+    pools do not know (nothing is replayed unasked), and with `all_or_nothing` for the first row that is refused.
+    """
+    rows = rows.reindex(columns=[*COLUMNS[:4], "why", "place"], fill_value="").fillna("").astype(str)
+    taken: list[Taken] = []
+
+    def change(pools: Pools) -> tuple[Pools, Mapping[Path, str]]:
         log = read_log(workspace)
-        known = set(zip(log["sha256"], log["label"], strict=True))
-        fresh = [key not in known for key in zip(rows["sha256"], rows["label"], strict=True)]
-        new = rows[fresh].drop_duplicates(["sha256", "label"]).assign(cycle=cycle)
-        if len(new):
-            path = workspace / "data/labels.csv"
-            append_durably(path, new[COLUMNS].to_csv(index=False, header=not _whole_lines(path), lineterminator="\n"))
-        replay(workspace)
-    return len(new)
+        _refuse_behind(workspace, pools, log)
+        sorting = _Sorting(pools, log, decided)
+        new = sorting.sort(rows)
+        if sorting.refused and all_or_nothing:
+            first = sorting.refused[0]
+            raise WbcError(f"cell {first.sha256}: {first.reason}")
+        after = pools.label(new, cycle) if len(new) else pools
+        counts = sorting.corrected, sorting.held_out, sorting.known, sorting.refused
+        taken.append(Taken(len(new), *counts, pools=after.version()))
+        also = {workspace / LOG: to_csv(pd.concat([log, new.assign(cycle=str(cycle))[COLUMNS]]))} if len(new) else {}
+        return after, also | _settled(workspace, set(new["sha256"]) if decided else set())
+
+    transaction(workspace / "data/pools", change)
+    return taken[-1]
 
 
-def replay(workspace: Path) -> None:
-    """Bring the pools up to the label log; a cell that has left the pools since is passed over."""
-    log = read_log(workspace)
-    if log.empty:
-        return
+@dataclass
+class _Sorting:
+    """Which rows become labels: what is known of each cell now, and what was said of it before."""
 
-    def apply(pools: Pools) -> Pools:
-        waiting = set(pools.frames["unlabelled"]["sha256"])
-        for cycle, rows in log[log["sha256"].isin(waiting)].groupby(log["cycle"].astype(int), sort=True):
+    pools: Pools
+    log: pd.DataFrame
+    decided: bool
+    corrected: int = 0
+    held_out: int = 0
+    known: int = 0
+    refused: list[Refused] = field(default_factory=list)
+
+    def sort(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """The rows that are new labels, one a cell, with their time."""
+        self.present = self.pools.table().set_index("sha256")[["pool", "label", "labelled_by", "labelled_at"]].to_dict("index")
+        self.said = set(map(tuple, self.log[COLUMNS[:3]].to_numpy()))
+        self.said_then = set(map(tuple, self.log[COLUMNS[:4]].to_numpy()))
+        torn = rows.groupby("sha256")["label"].nunique()
+        kept = []
+        for row in rows.drop_duplicates(COLUMNS[:2], keep="last").to_dict("records"):
+            reason = self._why_not(row, bool(torn[row["sha256"]] > 1))
+            if reason is None:
+                kept.append({**row, "labelled_at": row["labelled_at"] or now()})
+            elif reason:
+                self.refused.append(Refused(row["place"], row["sha256"], reason))
+        return pd.DataFrame(kept, columns=[*COLUMNS[:4], "why"], dtype=str)
+
+    def _why_not(self, row: dict[Any, str], torn: bool) -> str | None:
+        """None for a new label, the reason for one that is refused, nothing for one that changes nothing."""
+        sha256, label = row["sha256"], row["label"]
+        if label not in CLASSES:
+            return unknown_label(label)
+        if sha256 not in self.present:
+            return "no pool of this workspace has this cell"
+        if torn:
+            return "two labels are given for this cell; agree on one first"
+        cell = self.present[sha256]
+        if not cell["label"]:
+            return None
+        if row["labelled_by"] == "oracle" or (label == cell["label"] and not self.decided):
+            self.known += 1
+            return ""
+        if not self.decided and (superseded := self._superseded(row, cell)):
+            return superseded
+        self.corrected += label != cell["label"]
+        self.held_out += cell["pool"] in ("validation", "test")
+        return None
+
+    def _superseded(self, row: dict[Any, str], cell: dict[Any, str]) -> str:
+        """Why a label that differs does not follow the present one: it was said before it. Empty where it does."""
+        decide = f"`wbc labels decide {row['sha256'][:12]} {row['label']}` makes it count"
+        present = f"{cell['label']} by {cell['labelled_by']} of {cell['labelled_at']}"
+        then = tuple(row[name] for name in COLUMNS[:4])
+        if then in self.said_then or (not row["labelled_at"] and then[:3] in self.said):
+            return f"{row['label']} was said before by {row['labelled_by']} and is superseded: {present}; {decide}"
+        if row["labelled_at"] and cell["labelled_by"] not in MACHINES and row["labelled_at"] < cell["labelled_at"]:
+            return f"{row['label']} of {row['labelled_at']} is older than {present}; {decide}"
+        return ""
+
+
+def _settled(workspace: Path, sha256s: set[str]) -> Mapping[Path, str]:
+    path = workspace / "data" / CONFLICTS
+    conflicts = read_conflicts(path)
+    return {path: conflicts_csv(settled(conflicts, sha256s, now()))} if conflicts and sha256s else {}
+
+
+def _behind(pools: Pools, log: pd.DataFrame) -> pd.DataFrame:
+    """The last rows of the log's cells that the pools do not know, `cycle` that of the cell's first row."""
+    last = log.drop_duplicates("sha256", keep="last").set_index("sha256")
+    last["cycle"] = log.drop_duplicates("sha256").set_index("sha256")["cycle"]
+    labels = pools.table().set_index("sha256")["label"]
+    last = last[last.index.isin(labels.index)]
+    return last[last["label"] != labels.reindex(last.index)].reset_index()
+
+
+def _refuse_behind(workspace: Path, pools: Pools, log: pd.DataFrame) -> None:
+    behind = _behind(pools, log)
+    if len(behind):
+        raise WbcError(
+            f"{workspace / LOG} has {len(behind)} labels that the pools do not, as after a checkout of an older version: "
+            "`dvc checkout` brings both to one version, or `wbc labels replay` takes these labels in"
+        )
+
+
+def check_replayed(workspace: Path) -> None:
+    """Raises WbcError, with the ways on, where the log has labels that the pools do not know."""
+    _refuse_behind(workspace, Pools.read(workspace / "data/pools"), read_log(workspace))
+
+
+def replay(workspace: Path) -> int:
+    """Bring the pools up to the label log, because a person asked for it; returns how many labels they did not know. A cell that
+    no pool has is passed over."""
+    done = 0
+
+    def change(pools: Pools) -> tuple[Pools, Mapping[Path, str]]:
+        nonlocal done
+        behind = _behind(pools, read_log(workspace))
+        done = len(behind)
+        for cycle, rows in behind.groupby(behind["cycle"].astype(int), sort=True):
             pools = pools.label(rows[COLUMNS[:4]], int(str(cycle)))
-        return pools
+        return pools, {}
 
-    update(workspace / "data/pools", apply)
+    transaction(workspace / "data/pools", change)
+    return done
 
 
-@contextmanager
-def _lock(workspace: Path) -> Iterator[None]:
-    path = workspace / ".wbc/labels.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+# --- a person decides ----------------------------------------------------------------------------------------------------
+
+
+def decide(workspace: Path, cell: str, label: str, by: str, why: str, cycle: int) -> dict[str, Any]:
+    """Give a cell of any pool a label that supersedes whatever was said of it. `cell` is its path in the pools, or the beginning
+    of its sha256. Raises WbcError."""
+    known = known_label(label, _names(workspace))
+    return _decided(workspace, [(_find(workspace, cell), known)], by, why, cycle)
+
+
+def decide_all(
+    workspace: Path, whose: Literal["pools", "manifest"], source: str | None, by: str, why: str, cycle: int
+) -> dict[str, Any]:
+    """Settle the conflicts (of the manifest `source` only, where it is given) by the label that the pools have, or by that of the
+    manifest; raises WbcError where there is none."""
+    waiting = [one for one in conflicts(workspace) if source in (None, one.source)]
+    if not waiting:
+        raise WbcError(f"no conflict waits for a decision{f' from {source}' if source else ''}")
+    return _decided(workspace, [(one.sha256, one.label if whose == "pools" else one.other) for one in waiting], by, why, cycle)
+
+
+def conflicts(workspace: Path) -> list[Conflict]:
+    """The rows of manifests that disagree with the pools and wait for a decision."""
+    return open_conflicts(workspace / "data" / CONFLICTS)
+
+
+def _decided(workspace: Path, labels: list[tuple[str, str]], by: str, why: str, cycle: int) -> dict[str, Any]:
+    if not by.strip() or by in MACHINES or not why.strip():
+        raise WbcError("a decision needs the name of the person who makes it (--by) and the reason (--why)")
+    rows = pd.DataFrame(labels, columns=["sha256", "label"], dtype=str).assign(labelled_by=by, labelled_at="", why=why)
+    torn = rows[rows.groupby("sha256")["label"].transform("nunique") > 1]
+    if len(torn):
+        raise WbcError(f"cell {torn['sha256'].iloc[0]} has conflicts with more than one label: decide on it by itself first")
+    taken = take_in(workspace, rows, cycle, decided=True, all_or_nothing=True)
+    return {**_told(taken), "conflicts": len(conflicts(workspace)), "wrote": [LOG, "data/pools"]}
+
+
+def _told(taken: Taken) -> dict[str, Any]:
+    return {**vars(taken), "refused": [vars(one) for one in taken.refused]}
+
+
+def _find(workspace: Path, cell: str) -> str:
+    table = Pools.read(workspace / "data/pools").table()
+    found = table.loc[(table["path"] == cell) | (table["sha256"].str.startswith(cell.casefold()) & (len(cell) >= 6)), "sha256"]
+    if len(found) != 1:
+        many = f"{len(found)} cells" if len(found) else "no cell of the pools"
+        raise WbcError(f"{cell}: this names {many}: give a path as the pools have it, or at least 6 digits of the sha256")
+    return str(found.iloc[0])
+
+
+# --- the queue -------------------------------------------------------------------------------------------------------------
 
 
 def read_queue(workspace: Path) -> pd.DataFrame:
@@ -105,7 +268,33 @@ def read_queue(workspace: Path) -> pd.DataFrame:
     path = workspace / "data/queue.csv"
     if not path.exists():
         raise WbcError(f"{path} is missing: nothing was asked yet (`wbc query` or `wbc retrain` asks)")
-    return read_table(path, QUEUE)
+    sheet = read_sheet(path, QUEUE)
+    if not set(QUEUE) <= set(sheet.header):  # people add columns to it
+        raise WbcError(f"{path}: its columns are {', '.join(sheet.header)}; expected {', '.join(QUEUE)}")
+    places = [sheet.header.index(name) for name in QUEUE]
+    rows = [[row[place] if place < len(row) else "" for place in places] for _, row in sheet.rows]
+    return pd.DataFrame(rows, columns=QUEUE, dtype=str)
+
+
+def write_queue(workspace: Path, queue: pd.DataFrame) -> Path | None:
+    """Write the queue; one that somebody has filled in is kept under another name, which is returned."""
+    path, text = workspace / "data/queue.csv", queue.to_csv(index=False)
+    moved = keep_edited_queue(workspace)
+    if path.exists() and not is_ours(path, workspace):
+        path.unlink()  # of a version that did not remember what it wrote
+    hand_out([(path, text)], workspace)
+    return moved
+
+
+def keep_edited_queue(workspace: Path) -> Path | None:
+    """Give a queue that somebody has filled in another name, before the next takes its place."""
+    path, lock = workspace / "data/queue.csv", workspace / "dvc.lock"
+    if is_ours(path, workspace) or (not was_handed_out(path, workspace) and read_sheet(path, QUEUE).header == QUEUE):
+        return None
+    digest = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+    if lock.exists() and digest in lock.read_text(encoding="utf-8"):
+        return None  # DVC brought it back
+    return move_aside(path)
 
 
 def awaited(workspace: Path) -> pd.DataFrame:
@@ -130,21 +319,25 @@ def oracle_answers(workspace: Path, queue: pd.DataFrame) -> pd.DataFrame:
 def export_queue(workspace: Path, out: Path, images: Path | None = None) -> int:
     """Write the cells that await a label: `.csv` for a spreadsheet, `.json` as Label Studio tasks with the images in them.
 
-    With `images` the image files are written into that folder too, named by rank. Returns the number of cells.
+    With `images` the image files are written into that folder too, named by rank. Returns the number of cells. Raises WbcError
+    naming a file there that is not what was written: somebody may have filled it in.
     """
     cells = awaited(workspace)
-    if out.suffix not in (".csv", ".json"):
-        raise WbcError(f"{out}: export to a name that ends in .csv or .json (Label Studio)")
-    if out.suffix == ".csv":
-        write_atomic(out, cells.drop(columns="score").assign(label="", labelled_by="").to_csv(index=False))
-    else:
+    kind = out.suffix.casefold()
+    if kind == ".csv":
+        files = [(out, cells.drop(columns="score").assign(label="", labelled_by="").to_csv(index=False))]
+    elif kind == ".json":
         tasks = [_task(row, data) for row, data in _with_bytes(workspace, cells)]
-        write_atomic(out, json.dumps(tasks, indent=1) + "\n")
         choices = "\n".join(f'    <Choice value="{name}"/>' for name in CLASSES)
-        write_atomic(out.with_suffix(".xml"), LABEL_STUDIO_CONFIG.format(choices=choices))
+        config = LABEL_STUDIO_CONFIG.format(control=CONTROL, choices=choices)
+        files = [(out, json.dumps(tasks, indent=1) + "\n"), (out.with_suffix(".xml"), config)]
+    else:
+        raise WbcError(f"{out}: export to a name that ends in .csv or .json (Label Studio)")
+    hand_out(files, workspace)
     if images is not None:
         for row, data in _with_bytes(workspace, cells):
-            write_atomic(images / f"{int(row['rank']):05d}-{row['sha256'][:12]}{_kind(data)[1]}", data)
+            name = f"{int(row['rank']):05d}-{row['sha256'][:12]}{_kind(data)[1]}"
+            hand_out_bytes(images / name, data)
     return len(cells)
 
 
@@ -179,7 +372,7 @@ def _task(row: dict[str, Any], data: bytes) -> dict[str, Any]:
     fields = {name: row[name] for name in ("sha256", "path", "rank", "reason")}
     task: dict[str, Any] = {"data": {"image": f"data:{media};base64,{base64.b64encode(shown).decode()}", **fields}}
     if row["predicted"]:  # before there is any model nothing is predicted
-        choice = {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": [row["predicted"]]}}
+        choice = {"from_name": CONTROL, "to_name": "image", "type": "choices", "value": {"choices": [row["predicted"]]}}
         task["predictions"] = [{"model_version": "wbc", "score": float(row["probability"]), "result": [choice]}]
     return task
 
@@ -188,97 +381,27 @@ def _task(row: dict[str, Any], data: bytes) -> dict[str, Any]:
 
 
 def import_labels(workspace: Path, file: Path, cycle: int, annotator: str = "") -> dict[str, Any]:
-    """Take in labels that people gave: a CSV with sha256 and label, or a JSON export of Label Studio.
+    """Take in labels that people gave: a CSV with sha256 and label, or an export of Label Studio.
 
-    Rows without a label are passed over. `annotator` names who gave those that do not say. Raises WbcError naming the first
-    row that is wrong; nothing is taken in then.
+    Rows without a label are passed over. `annotator` names who gave those that do not say. A row or task that cannot be a label
+    is `refused` with the reason, the others are taken in. Raises WbcError where the file as a whole cannot be read.
     """
-    if not file.is_file():
-        raise WbcError(f"{file} does not exist")
-    given = _csv_labels(file) if file.suffix == ".csv" else _studio_labels(file)
-    rows = []
-    for place, sha256, text, by, at in given:
-        label = known_label(text)
-        if label not in CLASSES:
-            raise WbcError(f"{file} {place}: unknown label {text!r}; one of {', '.join(CLASSES)}")
-        if not sha256:
-            raise WbcError(f"{file} {place}: the cell's sha256 is missing")
-        rows.append([sha256, label, by or annotator or "people", at or now()])
-    frame = pd.DataFrame(rows, columns=COLUMNS[:4], dtype=str)
-    new = record(workspace, frame, cycle) if len(frame) else 0
+    answers, refused = read_answers(file, _names(workspace))
+    rows = [[one.sha256, one.label, one.by or annotator or "people", one.at, one.why, one.place] for one in answers]
+    frame = pd.DataFrame(rows, columns=[*COLUMNS[:4], "why", "place"], dtype=str)
+    taken = _told(take_in(workspace, frame, cycle))
     waiting = len(awaited(workspace)) if (workspace / "data/queue.csv").exists() else 0
-    return {"labels": len(frame), "new": new, "cycle": cycle, "awaited": waiting, "wrote": ["data/labels.csv", "data/pools"]}
+    wrote = [LOG, "data/pools"] if taken["new"] else []
+    refusals = [*(vars(one) for one in refused), *taken["refused"]]
+    return {"labels": len(frame), **taken, "refused": refusals, "cycle": cycle, "awaited": waiting, "wrote": wrote}
 
 
-Given = tuple[str, str, str, str, str]  # place in the file, sha256, label, by whom, when
-
-
-def _csv_labels(file: Path) -> list[Given]:
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as handle:
-            reader = csv.DictReader(handle)
-            names = {name.strip().lower(): name for name in reader.fieldnames or []}
-            if not {"sha256", "label"} <= set(names):
-                raise WbcError(f"{file}: needs the columns sha256 and label, has {', '.join(names) or 'none'}")
-
-            def value(row: dict[str, str], name: str) -> str:
-                return (row.get(names.get(name, "")) or "").strip()
-
-            rows = [(reader.line_num, row) for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise WbcError(f"{file}: not a CSV file in UTF-8: {error}") from None
-    return [
-        (f"line {line}", value(row, "sha256"), value(row, "label"), value(row, "labelled_by"), value(row, "labelled_at"))
-        for line, row in rows
-        if value(row, "label")
-    ]
-
-
-def _studio_labels(file: Path) -> list[Given]:
-    try:
-        tasks = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise WbcError(f"{file}: neither .csv nor JSON: {error}") from None
-    if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
-        raise WbcError(f"{file}: expected the list of tasks that Label Studio exports")
-    return [given for number, task in enumerate(tasks, 1) for given in _studio_task(file, number, task)]
-
-
-def _studio_task(file: Path, number: int, task: dict[str, Any]) -> Iterator[Given]:
-    """The label of one task, in Label Studio's full form or its JSON_MIN; annotators who disagree are an error."""
-    place = f"task {task.get('id', number)}"
-    data = task.get("data", task)
-    sha256 = str(data.get("sha256", ""))
-    if "annotations" not in task:
-        if task.get("label"):
-            yield place, sha256, str(task["label"]), _person(task.get("annotator")), _moment(task.get("updated_at"))
-        return
-    answers = []
-    for annotation in task["annotations"]:
-        choices = [c for part in annotation.get("result", []) for c in part.get("value", {}).get("choices", [])]
-        if choices and not annotation.get("was_cancelled"):
-            answers.append((choices, annotation))
-    labels = {choice for choices, _ in answers for choice in choices}
-    if len(labels) > 1:
-        raise WbcError(f"{file} {place} (cell {sha256[:16]}): {' and '.join(sorted(labels))} were chosen; agree on one first")
-    if answers:
-        last = max((annotation for _, annotation in answers), key=lambda one: str(one.get("updated_at", "")))
-        when = _moment(last.get("updated_at") or last.get("created_at"))
-        yield place, sha256, labels.pop(), _person(last.get("completed_by")), when
-
-
-def _person(value: object) -> str:
-    if isinstance(value, dict):
-        value = value.get("email") or value.get("id")
-    return "" if value is None else f"label studio {value}" if isinstance(value, int) else str(value)
-
-
-def _moment(value: object) -> str:
-    """Label Studio's time to ours: ISO 8601 in UTC, to the second."""
-    try:
-        return pd.Timestamp(str(value)).tz_convert("UTC").strftime("%Y-%m-%dT%H:%M:%SZ") if value else ""
-    except (ValueError, TypeError):
-        return ""
+def _names(workspace: Path) -> Mapping[str, str]:
+    """The names that this site has for the classes; a site in `sites/` has those of its workspace."""
+    for folder in (workspace, *workspace.parents):
+        if (folder / "params.yaml").is_file():
+            return read_params(folder / "params.yaml").data.label_names
+    return {}
 
 
 def status(workspace: Path) -> dict[str, Any]:
@@ -288,4 +411,13 @@ def status(workspace: Path) -> dict[str, Any]:
     by: dict[str, int] = {str(name): int(count) for name, count in labelled["labelled_by"].value_counts().sort_index().items()}
     classes = {name: int((labelled["label"] == name).sum()) for name in CLASSES}
     waiting = len(awaited(workspace)) if (workspace / "data/queue.csv").exists() else 0
-    return {**pools.counts(), "labelled_by": by, "classes": classes, "in_log": len(read_log(workspace)), "awaited": waiting}
+    log = read_log(workspace)
+    return {
+        **pools.counts(),
+        "labelled_by": by,
+        "classes": classes,
+        "in_log": len(log),
+        "superseded": int(log["sha256"].duplicated().sum()),
+        "conflicts": len(conflicts(workspace)),
+        "awaited": waiting,
+    }

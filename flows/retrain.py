@@ -34,9 +34,10 @@ from flows.verdicts import objection
 from flows.versioning import PoolsVersion, StageFailed
 from flows.workspace import set_params
 from wbc_model.card import WEIGHTS, read_card
+from wbc_model.errors import WbcError
 from wbc_model.files import write_atomic
 from wbc_model.params import RENDERED, Params, check_paths, read_params
-from wbc_model.pools import Pools, quarantined
+from wbc_model.pools import Pools, check_present, quarantined
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State as RunState
@@ -180,7 +181,9 @@ def evaluate(ctx: Context) -> dict[str, Any]:
 
 @_step("query")
 def query(ctx: Context) -> int:
-    """The stage `query`; returns how many cells it asks about."""
+    """The stage `query`; returns how many cells it asks about. DVC removes the queue before: one that was filled in is kept."""
+    if (kept := labels.keep_edited_queue(ctx.workspace)) is not None:
+        ctx.progress.say(f"data/queue.csv was filled in and is {kept.name} now: `wbc labels import {kept}` takes its labels in")
     with _gpu(ctx):
         versioning.repro(ctx.workspace, "query", ctx.log("query"), (ctx.lock,))
     return len(labels.read_queue(ctx.workspace))
@@ -371,14 +374,23 @@ def retrain_flow(
 def _begin(workspace: Path, commit: bool, progress: Progress) -> State:
     """The retraining to go on with, where one with these parameters was interrupted or waits; else a new one."""
     params = read_params(workspace / "params.yaml")
-    if not Pools.exist(workspace / "data/pools") or not sum(Pools.read(workspace / "data/pools").counts().values()):
+    check_present(workspace / "data")
+    if not Pools.exist(workspace / "data/pools"):
+        if (workspace / versioning.VERSIONS).exists():
+            raise WbcError(
+                f"{versioning.VERSIONS} names versions of the pools, and data/pools is not there: `dvc checkout` brings it"
+            )
         fill_pools(workspace, progress)
+    elif not sum(Pools.read(workspace / "data/pools").counts().values()):
+        raise WbcError(
+            "the pools have no cell: `wbc ingest DATA` takes some in (data/rejected.csv says what was refused, and why)"
+        )
     old = read_state(workspace)
     if old is not None and old.answers is not None:
         labels.record(workspace, pd.DataFrame(old.answers), old.label_cycle)
         old.answers, old.cycle = None, old.cycle + 1
         old.write(workspace)
-    labels.replay(workspace)
+    labels.check_replayed(workspace)
     if old is not None and old.status != "done" and old.params == _digest(params):
         progress.say(f"going on with retraining {old.key}, cycle {old.after_cycle + old.cycle}")
         old.commit = old.commit or commit

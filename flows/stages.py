@@ -146,7 +146,9 @@ def query(workspace: Path, count: int | None = None) -> dict[str, Any]:
 
 
 def _write_queue(workspace: Path, queue: pd.DataFrame, pools: Pools, strategy: str) -> dict[str, Any]:
-    write_atomic(workspace / "data/queue.csv", queue.to_csv(index=False))
+    from flows.labels import write_queue
+
+    write_queue(workspace, queue)
     return {"wrote": "data/queue.csv", "cells": len(queue), "pool": len(pools.frames["unlabelled"]), "strategy": strategy}
 
 

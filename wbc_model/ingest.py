@@ -61,7 +61,7 @@ class Rejection:
 class IngestReport:
     """What an ingest did. `added` and `pools`: cells per pool, new and in all; `known`: rows that were there already;
     `rejections`: the rows of this manifest that are not in use, with the reason; `conflicts`: those that give a cell of the pools
-    another label, and wait for a person's decision."""
+    another label, and wait for a person's decision; `read_as`: how a CSV was read."""
 
     rows: int
     added: dict[str, int]
@@ -70,6 +70,7 @@ class IngestReport:
     rejections: list[Rejection]
     shards: list[Path]
     conflicts: list[Conflict] = field(default_factory=list)
+    read_as: str = ""
 
     @property
     def reasons(self) -> dict[str, int]:
@@ -86,6 +87,7 @@ class IngestReport:
         """For `--json`."""
         return {
             "rows": self.rows,
+            "read_as": self.read_as,
             "added": self.added,
             "pools": self.pools,
             "known": self.known,
@@ -140,7 +142,7 @@ def ingest(
     be read or (without `list_conflicts`) too many of its rows disagree with the pools; a row that cannot be used is reported
     and the rest goes in.
     """
-    manifest = read_manifest(data)
+    manifest = read_manifest(data, params.data.label_names)
     if not reveal_labels:
         manifest["split"] = "train"
     name = source or (data.resolve().name if data.is_dir() else data.stem)
@@ -166,6 +168,7 @@ def ingest(
         rejections=sorted(merge.rejections),
         shards=shards,
         conflicts=sorted(one for one in merge.conflicts if not one.settled_at),
+        read_as=str(manifest.attrs["read_as"]),
     )
 
 

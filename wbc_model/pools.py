@@ -74,6 +74,17 @@ def check_present(data: Path) -> None:
             )
 
 
+def _relabelled(frame: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
+    """A pool with the labels of `new` (by sha256) in their cells, and who gave them when."""
+    coming = frame["sha256"].isin(new.index)
+    if not coming.any():
+        return frame
+    frame = frame.copy()
+    for name in ("label", "labelled_by", "labelled_at"):
+        frame.loc[coming, name] = frame.loc[coming, "sha256"].map(new[name])
+    return frame
+
+
 def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
     """Read one of the project's own CSV files as text; raises WbcError naming the file when its columns are not `columns`."""
     if not path.exists():
@@ -234,8 +245,8 @@ class Pools:
     def label(self, rows: pd.DataFrame, cycle: int) -> Self:
         """The pools after labels came in: `rows` has the columns sha256, label, labelled_by, labelled_at.
 
-        Cells that carry the same label already are left as they are. Raises WbcError on an unknown class, an unknown
-        cell, two labels for one cell, or a cell of the validation or test pool.
+        A cell that waited goes to the labelled pool, with `cycle`; one that has a label, in whatever pool, stays where it is and
+        gets the new one. Raises WbcError on an unknown class, an unknown cell, or two labels for one cell.
         """
         wrong = rows[~rows["label"].isin(CLASSES)]
         if len(wrong):
@@ -246,29 +257,16 @@ class Pools:
         twice = rows[rows["sha256"].duplicated()]
         if len(twice):
             raise WbcError(f"cell {twice['sha256'].iloc[0]} comes with two labels, one of them {twice['label'].iloc[0]}")
-        new = rows[~rows["sha256"].isin(self._already_labelled(rows))].set_index("sha256")
-        frame = self.frames["unlabelled"]
-        missing = new.index.difference(pd.Index(frame["sha256"]))
+        new = rows.set_index("sha256")
+        missing = new.index.difference(pd.Index(self.table()["sha256"]))
         if len(missing):
-            raise WbcError(f"cell {missing[0]} cannot be labelled: it is not in the pool unlabelled")
-        coming = frame["sha256"].isin(new.index)
-        labelled = frame[coming].copy()
-        for name in ("label", "labelled_by", "labelled_at"):
-            labelled[name] = labelled["sha256"].map(new[name])
-        labelled["cycle"] = cycle
-        frames = dict(self.frames)
-        frames["unlabelled"] = frame[~coming].reset_index(drop=True)
-        frames["labelled"] = _sorted(pd.concat([frames["labelled"], _typed(labelled)], ignore_index=True))
+            raise WbcError(f"cell {missing[0]} cannot be labelled: it is in no pool")
+        frames = {name: _relabelled(frame, new) for name, frame in self.frames.items()}
+        coming = frames["unlabelled"]["sha256"].isin(new.index)
+        labelled = _typed(frames["unlabelled"][coming].assign(cycle=cycle))
+        frames["unlabelled"] = frames["unlabelled"][~coming].reset_index(drop=True)
+        frames["labelled"] = _sorted(pd.concat([frames["labelled"], labelled], ignore_index=True))
         return type(self)(frames)
-
-    def _already_labelled(self, rows: pd.DataFrame) -> set[str]:
-        present = self.frames["labelled"].set_index("sha256")["label"]
-        known = rows[rows["sha256"].isin(present.index)]
-        differing = known[known["label"] != known["sha256"].map(present)]
-        if len(differing):
-            sha256, label = differing[["sha256", "label"]].iloc[0]
-            raise WbcError(f"cell {sha256} is labelled {present[sha256]} already and now comes as {label}; decide which is right")
-        return set(known["sha256"])
 
     def plus(self, rows: Mapping[str, pd.DataFrame]) -> Self:
         """The pools with these rows added, a DataFrame with the columns COLUMNS per pool name. Raises WbcError when the
@@ -291,6 +289,11 @@ class Pools:
         """Twelve hex digits that name this state: which cell is where with which label, whoever gave it and whenever."""
         whole = self.table().sort_values(["pool", "sha256"])
         return hashlib.sha256(to_csv(whole.drop(columns="labelled_at")).encode()).hexdigest()[:12]
+
+    def truth(self, pool: str) -> str:
+        """Twelve hex digits that name a pool's cells with their labels: what a score on it rests on, whoever gave them."""
+        cells = self.frames[pool].sort_values("sha256")[["sha256", "label"]]
+        return hashlib.sha256(to_csv(cells).encode()).hexdigest()[:12]
 
     def counts(self) -> dict[str, int]:
         """Cells per pool."""

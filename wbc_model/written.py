@@ -1,9 +1,12 @@
 """Files that people write: text with or without a byte order mark, and the one strict reader of all YAML of the project."""
 
+import csv
+import io
 import math
 import re
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, BOM_UTF32_BE, BOM_UTF32_LE
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -43,6 +46,67 @@ def decode_written(data: bytes, path: Path) -> str:
     if "\0" in text:
         raise WbcError(f"{path}: is no UTF-8 text: it holds zero bytes; save it as UTF-8")
     return text
+
+
+SEPARATORS: Final = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table as spreadsheets save it: the header in lower case, its separator, and the rows that are not empty, each with its
+    line and as many fields as it has, empty ones at its end left off."""
+
+    path: Path
+    separator: str
+    header: list[str]
+    rows: Iterator[tuple[int, list[str]]]
+
+    @property
+    def said(self) -> str:
+        """The separator in words."""
+        return SEPARATORS[self.separator]
+
+
+def read_sheet(path: Path, columns: Collection[str]) -> Sheet:
+    """Read a CSV or TSV file that somebody may have saved in a spreadsheet.
+
+    The separator is what a first line `sep=;` says, else the one of SEPARATORS by which the header has most of `columns`.
+    Raises WbcError as `read_written`, or, while its rows are read, where the file is no CSV.
+    """
+    text = read_written(path)
+    first, _, rest = text.partition("\n")
+    lines_before = 0
+    if (named := re.fullmatch(r'"?sep=(.)"?', first.strip("\r"))) and named[1] in SEPARATORS:
+        separator, text, lines_before = named[1], rest, 1
+    else:
+        likely = sorted(SEPARATORS, key=lambda one: one != "\t") if path.suffix.casefold() == ".tsv" else list(SEPARATORS)
+        separator = max(likely, key=lambda one: len(set(columns) & set(_header(path, text, one))))
+    header = _header(path, text, separator)
+    return Sheet(path, separator, header, _sheet_rows(path, text, separator, lines_before))
+
+
+def _reader(text: str, separator: str) -> "Iterator[list[str]]":
+    return csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+
+
+def _header(path: Path, text: str, separator: str) -> list[str]:
+    try:
+        return [name.strip().casefold() for name in next(_reader(text, separator), [])]
+    except csv.Error as error:
+        raise WbcError(f"{path}: not a readable CSV ({error})") from None
+
+
+def _sheet_rows(path: Path, text: str, separator: str, lines_before: int) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    try:
+        next(reader, None)
+        for row in reader:
+            while row and not row[-1].strip():
+                row.pop()
+            if row:
+                yield reader.line_num + lines_before, row
+    except csv.Error as error:
+        raise WbcError(f"{path}: not a readable CSV ({error})") from None
 
 
 class _Strict(yaml.SafeLoader):

@@ -315,10 +315,11 @@ def test_folders_per_class(tmp_path: Path, cell: Cell, params: Params) -> None:
     source = tmp_path / "source"
     (source / "Eosinophil").symlink_to(tmp_path)
     report = ingest(source, tmp_path / "w" / "data", params)
-    expected = dict.fromkeys([f"Blasts/{m}.png" for m in range(3)] + ["loose.png"], "unknown_label")
+    expected = dict.fromkeys([f"Blasts/{m}.png" for m in range(3)], "unknown_label")
     assert reasons(report) == expected | {"Eosinophil": "outside_folder"}
     manifest = read_manifest(source)
-    assert set(manifest["label"]) == {"Basophil", "Neutrophil", "Monocyte", "Blasts", "Eosinophil", "(no folder: loose.png)"}
+    assert set(manifest["label"]) == {"Basophil", "Neutrophil", "Monocyte", "Blasts", "Eosinophil", ""}
+    assert where(tmp_path / "w" / "data")["loose.png"] == "unlabelled"
     splits = tmp_path / "splits"
     for split in ("train", "val", "test"):
         (splits / split / "Basophil").mkdir(parents=True)
@@ -330,7 +331,9 @@ def test_folders_per_class(tmp_path: Path, cell: Cell, params: Params) -> None:
     ("text", "says"),
     [
         (b"pth,label\na,b\n", "'path' is missing; is 'pth' meant"),
-        (b"path,kind\na,b\n", "'label' is missing"),
+        (b"path,lables\na,b\n", "'label' is missing; is 'lables' meant"),
+        (b"path,kind\na,SEG\nb,\n", "'label' is missing; 'kind' has labels in it"),
+        (b"pfad;label\na;Basophil\n", "'path' is missing; it has 'pfad', 'label' .read as separated by a semicolon"),
         (b"path,label,split\na.png,Basophil,holdout\n", "line 2: split 'holdout'"),
         (b"path,label\na.png,Basophil,9\n", "line 2: 3 fields"),
         (b"path,label\n", "no rows"),

@@ -1,8 +1,11 @@
 """The label store: no label lost, none spent twice, whatever comes in and whenever it is killed."""
 
 import base64
+import contextlib
 import io
 import json
+import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,23 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from flows.labels import awaited, export_queue, import_labels, oracle_answers, read_log, read_queue, record, replay, status
+from flows.labels import (
+    awaited,
+    check_replayed,
+    conflicts,
+    decide,
+    decide_all,
+    export_queue,
+    import_labels,
+    oracle_answers,
+    read_log,
+    read_queue,
+    record,
+    replay,
+    status,
+    take_in,
+    write_queue,
+)
 from flows.stages import query
 from wbc_model.classes import CLASSES
 from wbc_model.errors import WbcError
@@ -66,7 +85,7 @@ def test_labels_go_into_the_log_and_the_pools_once(workspace: Path) -> None:
     assert len(awaited(workspace)) == 3
 
 
-@pytest.mark.parametrize("whole_lines", [0, 1, 2])
+@pytest.mark.parametrize("whole_lines", [0, 1])
 def test_a_log_torn_by_a_crash_is_finished_when_the_labels_come_again(workspace: Path, whole_lines: int) -> None:
     given = rows(workspace, ["Basophil", "Monocyte", "Neutrophil"])
     before = {path: path.read_bytes() for path in (workspace / "data/pools").iterdir()}
@@ -82,28 +101,146 @@ def test_a_log_torn_by_a_crash_is_finished_when_the_labels_come_again(workspace:
     assert read_log(workspace)["sha256"].is_unique
 
 
-def test_a_label_that_reached_only_the_log_reaches_the_pools_by_replay(workspace: Path) -> None:
+def test_labels_of_a_later_version_are_replayed_only_when_somebody_asks(workspace: Path) -> None:
+    """After `git checkout` of an old tag the pools are old, and a log that this tag does not know lies there still."""
     before = {path: path.read_bytes() for path in (workspace / "data/pools").iterdir()}
-    record(workspace, rows(workspace, ["Basophil", "Monocyte"]), 2)
-    expected = labelled(workspace)
+    given = rows(workspace, ["Basophil", "Monocyte"])
+    record(workspace, given, 2)
+    record(workspace, given.head(1).assign(label="Neutrophil", labelled_at="2026-11-23T08:00:00Z"), 4)
+    expected = Pools.read(workspace / "data/pools").version()
     for path, content in before.items():
         path.write_bytes(content)
-    assert labelled(workspace) == {}
-    replay(workspace)
-    assert labelled(workspace) == expected
+    log = (workspace / "data/labels.csv").read_bytes()
+    sha256 = read_queue(workspace)["sha256"].iloc[4]
+    for call in (
+        lambda: record(workspace, given.head(1).assign(sha256=sha256), 1),
+        lambda: check_replayed(workspace),
+    ):
+        with pytest.raises(WbcError, match=r"2 labels that the pools do not.*`wbc labels replay`"):
+            call()
+    assert {path: path.read_bytes() for path in before} == before
+    assert (workspace / "data/labels.csv").read_bytes() == log
+    assert replay(workspace) == 2
+    assert Pools.read(workspace / "data/pools").version() == expected
+    assert replay(workspace) == 0
+
+
+@pytest.mark.parametrize("survives", range(4))
+def test_log_and_pools_change_together_or_not_at_all(workspace: Path, survives: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(BaseException):
+        pass
+
+    real, done = os.replace, 0
+
+    def replace(source: str, target: str) -> None:
+        nonlocal done
+        if done == survives:
+            raise Killed
+        done += 1
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with contextlib.suppress(Killed):
+        record(workspace, rows(workspace, ["Basophil", "Monocyte"]), 1)
+    monkeypatch.undo()
+    check_replayed(workspace)
+    assert len(labelled(workspace)) == len(read_log(workspace)) == (0 if survives == 0 else 2)
 
 
 def test_nothing_wrong_gets_into_the_log(workspace: Path) -> None:
-    test_cell = Pools.read(workspace / "data/pools").frames["test"]["sha256"].iloc[0]
     good = rows(workspace, ["Basophil"])
-    for sha256, label in (("0" * 64, "Basophil"), (test_cell, "Basophil"), (good["sha256"].iloc[0], "Blast")):
+    for sha256, label in (("0" * 64, "Basophil"), (good["sha256"].iloc[0], "Blast")):
         with pytest.raises(WbcError):
             record(workspace, pd.concat([good, good.assign(sha256=sha256, label=label)]), 1)
-    record(workspace, good, 1)
-    with pytest.raises(WbcError, match="labelled Basophil already and now comes as Monocyte"):
-        record(workspace, good.assign(label="Monocyte"), 2)
-    assert len(read_log(workspace)) == 1
-    assert len(labelled(workspace)) == 1
+    assert read_log(workspace).empty
+    assert labelled(workspace) == {}
+
+
+def test_a_later_label_of_a_person_supersedes_and_the_old_one_stays_in_the_history(workspace: Path) -> None:
+    first = rows(workspace, ["Basophil"])
+    sha256 = first["sha256"].iloc[0]
+    version = take_in(workspace, first, 1).pools
+    taken = take_in(
+        workspace, first.assign(label="Monocyte", labelled_by="ben", labelled_at="2026-11-23T08:00:00Z", why="band"), 2
+    )
+    assert (taken.new, taken.corrected, taken.refused) == (1, 1, [])
+    assert version != taken.pools == Pools.read(workspace / "data/pools").version()
+    assert labelled(workspace) == {sha256: ("Monocyte", 1)}, "the round in which it was asked for stays"
+    log = read_log(workspace)
+    assert log[["label", "labelled_by", "cycle", "why"]].to_numpy().tolist() == [
+        ["Basophil", "anna", "1", ""],
+        ["Monocyte", "ben", "2", "band"],
+    ]
+    # What was said before is not said anew by coming again: nor is what was said earlier, nor what the oracle says.
+    again = take_in(workspace, first, 3)
+    untimed = take_in(workspace, first.assign(labelled_at=""), 3)
+    late = take_in(workspace, first.assign(labelled_by="cem", labelled_at="2026-11-22T12:00:00Z"), 3)
+    for one in (again, untimed, late):
+        assert one.new == 0
+        assert re.search(r"(superseded|older than).*Monocyte by ben.*`wbc labels decide", one.refused[0].reason)
+    assert take_in(workspace, first.assign(labelled_by="oracle", labelled_at=""), 3).known == 1
+    assert labelled(workspace) == {sha256: ("Monocyte", 1)}
+    assert take_in(workspace, first.assign(labelled_by="cem", labelled_at=""), 3).corrected == 1, "somebody says so now"
+
+
+def test_a_log_of_before_is_read_and_grows(workspace: Path) -> None:
+    record(workspace, rows(workspace, ["Basophil", "Monocyte"]), 1)
+    log = workspace / "data/labels.csv"
+    old = "".join(line.rsplit(",", 1)[0] + "\n" for line in log.read_text().splitlines())
+    assert old.splitlines()[0] == "sha256,label,labelled_by,labelled_at,cycle"
+    log.write_text(old)
+    assert len(read_log(workspace)) == 2
+    record(workspace, rows(workspace, ["Neutrophil"]).assign(labelled_by="ben", labelled_at="2026-11-23T08:00:00Z"), 1)
+    assert log.read_text().splitlines()[:3] == [
+        f"{line}{',why' if not number else ','}" for number, line in enumerate(old.splitlines())
+    ]
+    assert read_log(workspace)["label"].tolist() == ["Basophil", "Monocyte", "Neutrophil"]
+
+
+def test_a_person_decides_on_any_cell_with_name_and_reason(workspace: Path, params: Params, tmp_path: Path) -> None:
+    pools = Pools.read(workspace / "data/pools")
+    test_cell = pools.frames["test"].iloc[0]
+    other = "Monocyte" if test_cell["label"] != "Monocyte" else "Basophil"
+    for by, why in (("", "seen again"), ("ada", ""), ("oracle", "seen again")):
+        with pytest.raises(WbcError, match="name of the person"):
+            decide(workspace, test_cell["path"], other, by, why, 1)
+    with pytest.raises(WbcError, match="no cell of the pools"):
+        decide(workspace, "nothing.png", other, "ada", "seen again", 1)
+    with pytest.raises(WbcError, match="'smudge' is not one of"):
+        decide(workspace, test_cell["path"], "smudge", "ada", "seen again", 1)
+    result = decide(workspace, test_cell["sha256"][:8], f"{other}s", "ada", "seen again", 1)
+    assert (result["new"], result["corrected"], result["held_out"]) == (1, 1, 1)
+    after = Pools.read(workspace / "data/pools")
+    now_there = after.frames["test"].set_index("sha256").loc[test_cell["sha256"]]
+    assert (now_there["label"], now_there["labelled_by"]) == (other, "ada")
+    assert after.truth("test") != pools.truth("test")
+    assert after.truth("validation") == pools.truth("validation")
+    # A manifest that disagrees with a person is named, listed, and settled by a person.
+    report = ingest(tmp_path / "manifest.csv", workspace / "data", params)
+    assert [(one.row, one.labelled_by, one.by_a_person) for one in report.conflicts] == [(test_cell["path"], "ada", True)]
+    assert len(conflicts(workspace)) == status(workspace)["conflicts"] == 1
+    assert decide_all(workspace, "pools", None, "ben", "ada is right", 1)["conflicts"] == 0
+    assert Pools.read(workspace / "data/pools").frames["test"].set_index("sha256")["labelled_by"][test_cell["sha256"]] == "ben"
+    again = ingest(tmp_path / "manifest.csv", workspace / "data", params)
+    assert again.reasons == {"label_conflict": 1}
+    assert (again.conflicts, conflicts(workspace)) == ([], []), "it was decided on"
+    with pytest.raises(WbcError, match="no conflict waits"):
+        decide_all(workspace, "manifest", None, "ben", "x", 1)
+
+
+def test_a_shifted_first_manifest_is_put_right_by_the_right_one(workspace: Path, params: Params, tmp_path: Path) -> None:
+    table = pd.read_csv(tmp_path / "manifest.csv", dtype=str)
+    right = table.assign(label=table["label"].to_numpy()[[*range(1, len(table)), 0]])
+    right.to_csv(tmp_path / "right.csv", index=False)
+    with pytest.raises(WbcError, match="30 of the 30 rows"):
+        ingest(tmp_path / "right.csv", workspace / "data", params)
+    ingest(tmp_path / "right.csv", workspace / "data", params, list_conflicts=True)
+    result = decide_all(workspace, "manifest", "right", "ada", "the first was shifted by a row", 1)
+    assert (result["new"], result["conflicts"]) == (30, 0)
+    found = Pools.read(workspace / "data/pools").table().set_index("path")["label"]
+    assert found.to_dict() == dict(right[["path", "label"]].to_numpy())
+    assert set(read_log(workspace)["why"]) == {"the first was shifted by a row"}
+    assert not ingest(tmp_path / "right.csv", workspace / "data", params).rejections
 
 
 def test_a_cell_that_left_the_pools_does_not_stop_the_others(workspace: Path) -> None:
@@ -173,17 +310,125 @@ def test_label_studio_tasks_show_the_cell_and_come_back(workspace: Path, tmp_pat
     tasks[4]["id"] = 11
     tasks[4]["annotations"] = [annotated(tasks[4], "Basophil"), annotated(tasks[4], "Monocyte")]
     (tmp_path / "torn.json").write_text(json.dumps(tasks))
-    with pytest.raises(WbcError, match=r"task 11 .*Basophil and Monocyte were chosen"):
-        import_labels(workspace, tmp_path / "torn.json", 1)
+    (refused,) = import_labels(workspace, tmp_path / "torn.json", 1)["refused"]
+    assert refused == {
+        "place": "task 11",
+        "sha256": tasks[4]["data"]["sha256"],
+        "reason": "Basophil and Monocyte were chosen; agree on one first",
+    }
+
+
+def test_one_bad_task_of_label_studio_refuses_itself_and_no_other(workspace: Path, tmp_path: Path) -> None:
+    sha256s = Pools.read(workspace / "data/pools").frames["unlabelled"]["sha256"].tolist()
+
+    def choice(label: object, name: str = "label") -> dict[str, object]:
+        return {"from_name": name, "to_name": "image", "type": "choices", "value": {"choices": [label]}}
+
+    def task(number: int, annotations: object) -> dict[str, object]:
+        return {"id": number, "data": {"sha256": sha256s[number]}, "annotations": annotations}
+
+    good = {"completed_by": 7, "updated_at": "2026-11-22T10:00:00Z"}
+    tasks: list[object] = [
+        task(0, [{"result": [choice("good", "quality"), choice("seg")], **good}]),
+        task(1, [{"result": [choice("good", "quality")], **good}]),
+        task(2, [{"result": [choice("smudge cell")], **good}]),
+        task(3, None),
+        task(4, [{"result": None}]),
+        task(5, [None]),
+        task(6, [{"result": [{"from_name": "label", "value": None}]}]),
+        {"id": 7, "data": None, "annotations": []},
+        "no task",
+        task(9, [{"result": [choice("LYM")], **good}]),
+        task(10, [{"result": [choice("Monocyte")], "updated_at": "2999-01-01T00:00:00Z"}]),
+        task(11, []),
+    ]
+    (tmp_path / "done.json").write_text(json.dumps(tasks), encoding="utf-8-sig")
+    result = import_labels(workspace, tmp_path / "done.json", 1)
+    assert result["new"] == 3
+    assert [one["place"] for one in result["refused"]] == [*(f"task {n}" for n in range(1, 8)), "task 9"]
+    reasons = " ".join(one["reason"] for one in result["refused"])
+    assert "only in quality" in reasons
+    assert "'smudge cell' is not one of" in reasons
+    assert "nearest" not in reasons
+    log = read_log(workspace).set_index("sha256")
+    assert log["label"].to_dict() == {sha256s[0]: "Neutrophil", sha256s[9]: "Lymphocyte", sha256s[10]: "Monocyte"}
+    assert log["labelled_at"][sha256s[10]] < "2100", "a clock that was ahead blocks no later label"
+
+
+def test_who_and_when_survive_label_studios_csv(workspace: Path, tmp_path: Path) -> None:
+    sha256s = Pools.read(workspace / "data/pools").frames["unlabelled"]["sha256"].tolist()
+    two = json.dumps({"choices": ["Monocyte", "Basophil"]}).replace('"', '""')
+    (tmp_path / "export.CSV").write_text(
+        "annotation_id,annotator,created_at,id,label,lead_time,quality,sha256,updated_at\n"
+        f"1,7,2026-11-22T09:00:00.1Z,1,Basophil,3.2,good,{sha256s[0]},2026-11-22T10:00:00.123456Z\n"
+        f"2,ada@example.org,2026-11-22T09:00:00+02:00,2,Monocyte,3.2,,{sha256s[1]},\n"
+        f'3,7,2026-11-22T09:00:00Z,3,"{two}",3.2,,{sha256s[2]},\n'
+        f"4,7,yesterday,4,Monocyte,3.2,,{sha256s[3]},\n"
+    )
+    result = import_labels(workspace, tmp_path / "export.CSV", 1)
+    assert [one["place"] for one in result["refused"]] == ["line 4", "line 5"]
+    assert read_log(workspace)[["label", "labelled_by", "labelled_at"]].to_numpy().tolist() == [
+        ["Basophil", "label studio 7", "2026-11-22T10:00:00Z"],
+        ["Monocyte", "ada@example.org", "2026-11-22T07:00:00Z"],
+    ]
+
+
+@pytest.mark.parametrize(("separator", "encoding"), [(",", "utf-8-sig"), (";", "cp1252"), ("\t", "utf-16")])
+def test_a_sheet_as_spreadsheets_save_it(workspace: Path, tmp_path: Path, separator: str, encoding: str) -> None:
+    sha256s = read_queue(workspace)["sha256"].tolist()
+    lines = [["sha256", "label", "labelled_by", ""], [sha256s[0], "SEG", "ada", ""], [sha256s[1], "unsure", "ada", ""]]
+    lines += [["", "", "", ""], [sha256s[2], "", "", ""], ["x", "Monocyte", "ada", "", "more"], [sha256s[3], "LYMs", "", ""]]
+    (tmp_path / "given.tsv").write_text("\r\n".join(separator.join(line) for line in lines), encoding=encoding)
+    result = import_labels(workspace, tmp_path / "given.tsv", 1, "ben")
+    assert (result["new"], [one["place"] for one in result["refused"]]) == (2, ["line 3", "line 6"])
+    assert read_log(workspace)[["label", "labelled_by"]].to_numpy().tolist() == [["Neutrophil", "ada"], ["Lymphocyte", "ben"]]
+
+
+def test_what_somebody_filled_in_is_never_written_over(workspace: Path, tmp_path: Path) -> None:
+    sheet = tmp_path / "ask.csv"
+    export_queue(workspace, sheet, tmp_path / "cells")
+    export_queue(workspace, sheet, tmp_path / "cells")  # nobody has touched them
+    filled = sheet.read_text().replace("unsure,Monocyte,0.5,,", "unsure,Monocyte,0.5,Basophil,ada", 1)
+    sheet.write_text(filled)
+    with pytest.raises(WbcError, match=r"ask\.csv was not written here, or was changed since"):
+        export_queue(workspace, sheet)
+    assert sheet.read_text() == filled
+    assert import_labels(workspace, sheet, 1)["new"] == 1
+    export_queue(workspace, tmp_path / "tasks.json")
+    (tmp_path / "tasks.xml").write_text("<View>my own</View>")
+    record(workspace, rows(workspace, ["Basophil", "Monocyte"]), 1)
+    tasks = (tmp_path / "tasks.json").read_bytes()
+    with pytest.raises(WbcError, match=r"tasks\.xml"):
+        export_queue(workspace, tmp_path / "tasks.json")
+    assert (tmp_path / "tasks.json").read_bytes() == tasks, "all of them or none"
+    (tmp_path / "notes.csv").write_text("mine\n")
+    with pytest.raises(WbcError, match=r"notes\.csv"):
+        export_queue(workspace, tmp_path / "notes.csv")
+
+
+def test_a_queue_that_was_filled_in_is_imported_counted_and_kept(workspace: Path) -> None:
+    path = workspace / "data/queue.csv"
+    queue = read_queue(workspace)
+    write_queue(workspace, queue)
+    queue.assign(label=["Basophil", "Monocyte", "", "", ""], labelled_by="ada").to_csv(
+        path, index=False, sep=";", encoding="utf-8-sig"
+    )
+    assert import_labels(workspace, path, 1)["new"] == 2
+    assert status(workspace)["awaited"] == len(awaited(workspace)) == 3
+    filled = path.read_bytes()
+    kept = write_queue(workspace, queue.head(1))
+    assert kept is not None
+    assert kept.read_bytes() == filled
+    assert len(read_queue(workspace)) == 1
+    assert write_queue(workspace, queue.head(2)) is None, "what nobody touched is replaced"
 
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.csv", "sha256,label\nabc,Blast\n", "line 2: unknown label 'Blast'"),
-        ("a.csv", "sha256,label\n,Monocyte\n", "line 2: the cell's sha256 is missing"),
+        ("a.csv", "sha256;label;label\nabc;Monocyte;\n", "'label' is there twice"),
         ("a.csv", "cell,label\nabc,Monocyte\n", "needs the columns sha256 and label"),
-        ("a.json", "{", "neither .csv nor JSON"),
+        ("a.json", "{", "nor JSON"),
         ("a.json", "{}", "expected the list of tasks"),
     ],
 )

@@ -80,15 +80,26 @@ def test_labelling_moves_cells_once(tmp_path: Path) -> None:
     ("rows", "says"),
     [
         (labels([10], "Blast"), "Blast"),
-        (labels([55]), "not in the pool unlabelled"),
-        (labels([999]), "not in the pool unlabelled"),
+        (labels([999]), "in no pool"),
         (pd.concat([labels([10]), labels([10], "Basophil")]), "two labels"),
-        (labels([0]), "labelled Basophil already"),
     ],
 )
 def test_labels_that_cannot_be_taken(rows: pd.DataFrame, says: str) -> None:
     with pytest.raises(WbcError, match=says):
         some_pools().label(rows, cycle=1)
+
+
+def test_a_label_is_put_right_where_its_cell_is() -> None:
+    pools = some_pools()
+    after = pools.label(labels([0, 55, 65]), cycle=3)
+    assert after.counts() == pools.counts()
+    for name, number in (("labelled", 0), ("validation", 55), ("test", 65)):
+        cell = after.frames[name].set_index("sha256").loc[sha256(number)]
+        assert (cell["label"], cell["cycle"], cell["labelled_by"]) == ("Monocyte", 0, "ada")
+        assert after.truth(name) != pools.truth(name)
+    assert after.version() != pools.version()
+    by_another = pools.label(labels([65], CLASSES[0]).assign(labelled_by="ben"), 3)
+    assert by_another.truth("test") == pools.truth("test"), "what it is, not who said so"
 
 
 def test_the_version_forgets_times_and_sees_everything_else() -> None:
