@@ -80,7 +80,7 @@ def _moment(text: str) -> str:
         moment = pd.Timestamp(text) if text[:4].isdigit() else pd.NaT
     except (ValueError, OverflowError):
         return ""
-    if moment is pd.NaT:
+    if not isinstance(moment, pd.Timestamp):
         return ""
     moment = moment.tz_localize("UTC") if moment.tzinfo is None else moment.tz_convert("UTC")
     return min(str(moment.strftime("%Y-%m-%dT%H:%M:%SZ")), now())

@@ -458,11 +458,6 @@ def labels_import_command(
         raise typer.Exit(3)
 
 
-class WhoseChoice(enum.StrEnum):
-    pools = "pools"
-    manifest = "manifest"
-
-
 @labels_app.command("decide")
 def labels_decide_command(
     cell: Annotated[
@@ -470,7 +465,8 @@ def labels_decide_command(
     ] = None,
     label: Annotated[str | None, typer.Argument(metavar="[LABEL]", help="The label that counts from now on.")] = None,
     all_: Annotated[
-        WhoseChoice | None, typer.Option("--all", help="Settle every conflict by the label of the pools, or of the manifest.")
+        Literal["pools", "manifest"] | None,
+        typer.Option("--all", help="Settle every conflict by the label of the pools, or of the manifest."),
     ] = None,
     source: Annotated[str | None, typer.Option(help="With --all: only the conflicts of this manifest.")] = None,
     by: Annotated[str, typer.Option(metavar="NAME", help="The person who decides.")] = "",
@@ -487,7 +483,7 @@ def labels_decide_command(
     if cell is not None and label is not None:
         result = decide(workspace, cell, label, by, why, label_cycle(workspace))
     elif all_ is not None:
-        result = decide_all(workspace, all_.value, source, by, why, label_cycle(workspace))
+        result = decide_all(workspace, all_, source, by, why, label_cycle(workspace))
     else:
         waiting = conflicts(workspace)
         _emit({"conflicts": [vars(one) for one in waiting]}, json_, "\n".join(_conflict_lines(waiting)) or "no conflict")

@@ -164,7 +164,7 @@ class _Sorting:
         return ""
 
 
-def _settled(workspace: Path, sha256s: set[str]) -> Mapping[Path, str]:
+def _settled(workspace: Path, sha256s: set[str]) -> dict[Path, str]:
     path = workspace / "data" / CONFLICTS
     conflicts = read_conflicts(path)
     return {path: conflicts_csv(settled(conflicts, sha256s, now()))} if conflicts and sha256s else {}

@@ -4,7 +4,7 @@ An ingest changes nothing that is in a pool. What disagrees with it is listed he
 """
 
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 from typing import Final
 
@@ -66,7 +66,7 @@ def conflicts_csv(conflicts: Iterable[Conflict]) -> str:
 
 def settled(conflicts: Iterable[Conflict], sha256s: set[str], moment: str) -> list[Conflict]:
     """The list after a person decided on these cells at `moment`."""
-    return [Conflict(*astuple(one)[:-1], moment) if one.sha256 in sha256s and not one.settled_at else one for one in conflicts]
+    return [replace(one, settled_at=moment) if one.sha256 in sha256s and not one.settled_at else one for one in conflicts]
 
 
 def too_many(conflicts: int, compared: int, share: float) -> bool:
