@@ -13,13 +13,16 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from flows.stages import seen_before
 from wbc_model.calibrate import FOLDS, HIGHEST, LOWEST, MIN_CELLS, at_bound, conformal_threshold, fit_doubt, fit_temperature
 from wbc_model.card import ModelCard
+from wbc_model.cell_filter import CellFilter
 from wbc_model.classes import CLASSES
 from wbc_model.errors import WbcError
 from wbc_model.evaluate import BATCH, labelled_looks
 from wbc_model.export import load_model, write_card
 from wbc_model.files import building
+from wbc_model.leakage import digests
 from wbc_model.manifest import read_manifest, root_of
 from wbc_model.metrics import classification_metrics
 from wbc_model.predict import Predictions, predict
@@ -44,6 +47,11 @@ def calibrate(model: Path, data: Path, out: Path) -> dict[str, Any]:
     _check(labels, data)
     seen = predict(network, [views[start : start + BATCH] for start in range(0, len(views), BATCH)])
     new = _calibrated(card, seen, labels, appearance, data)
+    used = digests(rows[rows["label"].isin(CLASSES)], root_of(data))
+    fitted = CellFilter.of(used["sha256"].tolist(), used["label"].tolist())
+    if "validation" in card.cells:
+        fitted = card.cells["validation"].plus(fitted)
+    new = new.model_copy(update={"cells": {**card.cells, "validation": fitted}})
     with building(out) as folder:
         shutil.copytree(model, folder, dirs_exist_ok=True)
         write_card(folder, new)
@@ -55,6 +63,8 @@ def calibrate(model: Path, data: Path, out: Path) -> dict[str, Any]:
         "cells": len(labels),
         "without": [name for place, name in enumerate(CLASSES) if not (labels == place).any()],
         "rejected": len(rows) - len(labels),
+        "split": "val" if (rows["split"] == "val").all() else "all",
+        "seen_before": seen_before(card, used["sha256"].tolist()),
         "temperature": {"before": card.temperature, "after": new.temperature},
         "coverage": {
             "stated": card.conformal_coverage,

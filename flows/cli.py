@@ -136,6 +136,10 @@ def _scores(metrics: Mapping[str, Any]) -> str:
     return "\n".join([f"{head}balanced accuracy {metrics['balanced_accuracy']:.2%}, ECE {metrics['ece']:.3f}", *rows])
 
 
+def _rows_used(split: str, cells: int) -> str:
+    return f"used {cells} cells, " + ("all rows" if split == "all" else f"the rows of split {split} only")
+
+
 # --- workspace and data --------------------------------------------------------------------------------------------------
 
 
@@ -302,8 +306,9 @@ def evaluate_command(
         from flows.stages import evaluate_model
 
         result = evaluate_model(model, data, plots, statistics == StatisticsChoice.data)
-        rejected = f"\n{len(result['rejected'])} rows could not be used" if result.get("rejected") else ""
-        _emit(result, json_, _scores(result) + rejected + (f"\nwrote {plots}" if plots else ""))
+        lines = [_rows_used(result["split"], result["n"]), _scores(result), *result["seen_before"]["warnings"]]
+        lines += [f"{len(result['rejected'])} rows could not be used"] if result["rejected"] else []
+        _emit(result, json_, "\n".join([*lines, *([f"wrote {plots}"] if plots else [])]))
         return
 
     def body(workspace: Path) -> dict[str, Any]:
@@ -328,9 +333,11 @@ def calibrate_command(
     result = calibrate(model, data, out)
     coverage, size = result["coverage"], result["classes_in_a_set"]
     text = (
+        _rows_used(result["split"], result["cells"]) + "\n"
         f"{result['cells']} cells: prediction sets stated at {coverage['stated']:.0%} held {coverage['before']:.1%} of the "
         f"labels (classes in a set {size['before']:.2f}), now {coverage['after']:.1%} ({size['after']:.2f})\n"
         + ("" if result["knows_the_site"] else "too few nuclei were found to know the site by its cells\n")
+        + "".join(f"{line}\n" for line in result["seen_before"]["warnings"])
         + f"wrote {out}, version {result['version']}"
     )
     _emit({**result, "wrote": [str(out)]}, json_, text)

@@ -22,7 +22,8 @@ from flows.progress import Progress, training_line
 from flows.stages import decoded_cells, usable_pools
 from wbc_model.calibrate import fit_doubt
 from wbc_model.card import ModelCard, read_card
-from wbc_model.classes import CLASS_INDEX
+from wbc_model.cell_filter import CellFilter
+from wbc_model.classes import CLASS_INDEX, CLASSES
 from wbc_model.decoded import DecodedCells
 from wbc_model.doubt import Doubt
 from wbc_model.errors import ImageRejected, WbcError
@@ -256,7 +257,13 @@ def _adapt(ctx: Onboarding) -> None:
     shown = decoded_cells(ctx.workspace, card.input_size, card.view).appearance(validation.sha256s)
     new = calibrated_card(at_home, validation, params, shown)
     source = f"{card.data_source}, {len(site.labels)} labelled cells of {ctx.site.name}"
-    facts = {"pool_version": _made_from(ctx), "git_commit": card.git_commit, "rendered": card.rendered, "data_source": source}
+    facts: dict[str, Any] = {
+        "pool_version": _made_from(ctx),
+        "git_commit": card.git_commit,
+        "rendered": card.rendered,
+        "data_source": source,
+    }
+    facts |= {"cells": {"labelled": _filter(both), "validation": _filter(validation)}}
     save_model(ctx.home, at_home, new.model_copy(update=facts))
     # The site has no labelled cells but those it was trained on: temperature and prediction sets stay those of home until
     # somebody has others (flows/calibration.py).
@@ -264,6 +271,10 @@ def _adapt(ctx: Onboarding) -> None:
     whose = f"home's validation pool; doubt by the cells of {ctx.site.name}"
     save_model(ctx.adapted, at_site, new.model_copy(update={**facts, "doubt": doubt, "calibrated_on": whose}))
     checkpoint.unlink(missing_ok=True)
+
+
+def _filter(cells: LabelledCells) -> CellFilter:
+    return CellFilter.of(cells.sha256s, [CLASSES[index] for index in cells.labels])
 
 
 def _site_doubt(ctx: Onboarding, network: AttentionResNet18, decoded: DecodedCells) -> Doubt | None:

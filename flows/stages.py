@@ -9,13 +9,16 @@ from typing import Any
 import pandas as pd
 
 from flows.progress import training_line
-from wbc_model.card import ModelCard, read_card
+from flows.workspace import find_workspace
+from wbc_model.card import ModelCard, PoolName, read_card
 from wbc_model.cell_filter import CellFilter
 from wbc_model.decoded import DecodedCells
 from wbc_model.errors import WbcError
 from wbc_model.export import save_model
 from wbc_model.files import write_atomic
 from wbc_model.images import View
+from wbc_model.leakage import digests, leakage
+from wbc_model.manifest import root_of
 from wbc_model.params import Params, check_paths, read_params
 from wbc_model.pools import Pools, quarantined
 from wbc_model.store import ImageStore
@@ -101,7 +104,7 @@ def _provenance(card: ModelCard, workspace: Path, pools: Pools, version: str) ->
     )
 
 
-def seen_cells(pools: Pools, names: Iterable[str]) -> dict[str, CellFilter]:
+def seen_cells(pools: Pools, names: Iterable[PoolName]) -> dict[PoolName, CellFilter]:
     """The cells of some pools with their labels, as a model's card keeps them."""
     return {name: CellFilter.of(*(pools.frames[name][column].tolist() for column in ("sha256", "label"))) for name in names}
 
@@ -178,7 +181,29 @@ def evaluate_model(model: Path, data: Path, plots: Path | None, own_statistics: 
     if not data.exists():
         raise WbcError(f"{data} does not exist: give a manifest CSV or a folder with a subfolder per class")
     metrics, frame = evaluate_data(model, data, own_statistics)
+    card = read_card(model)
     if plots is not None:
-        plot_frame(frame, metrics, plots, f"{data.stem}, model {read_card(model).version}")
+        plot_frame(frame, metrics, plots, f"{data.stem}, model {card.version}")
     statistics = "data" if own_statistics else "model"
-    return {"model": str(model), "data": str(data), "statistics": statistics, **metrics}
+    seen = seen_before(card, digests(frame, root_of(data))["sha256"].tolist())
+    return {"model": str(model), "data": str(data), "statistics": statistics, **metrics, "seen_before": seen}
+
+
+def seen_before(card: ModelCard, sha256s: list[str]) -> dict[str, Any]:
+    """Whether the model was made from some of these cells, by its card or, for a card that does not say, by the pools of the
+    workspace that we stand in; with the `warnings` in words."""
+    found = leakage(sha256s, card.cells, {} if card.cells else _pools_of(card))
+    return {**found.to_dict(), "warnings": list(found.lines())}
+
+
+def _pools_of(card: ModelCard) -> dict[PoolName, CellFilter]:
+    """The pools of the workspace that we stand in, where a version of them made the model; else none."""
+    try:
+        workspace = find_workspace()
+    except WbcError:
+        return {}
+    versions = workspace / "data/versions.csv"
+    known = pd.read_csv(versions, dtype=str)["version"].tolist() if versions.exists() else []
+    if not card.pool_version or card.pool_version not in known:
+        return {}
+    return seen_cells(Pools.read(workspace / "data/pools"), ("labelled", "validation"))

@@ -20,6 +20,7 @@ from wbc_model.doubt import Doubt
 from wbc_model.errors import WbcError
 from wbc_model.images import View
 
+PoolName = Literal["labelled", "validation", "test"]
 WEIGHTS, ONNX, CARD, README = "weights.safetensors", "model.onnx", "model.json", "README.md"
 INT8 = ("model-int8.xml", "model-int8.bin")
 
@@ -68,7 +69,7 @@ class ModelCard(BaseModel):
     metrics: dict[str, Any] = {}
     sha256: dict[str, str] = {}
     # By pool: `labelled` it learned from, `validation` chose its weights and its temperature, `test` is what its scores are from.
-    cells: dict[Literal["labelled", "validation", "test"], CellFilter] = {}
+    cells: dict[PoolName, CellFilter] = {}
 
 
 def file_sha256(path: Path) -> str:

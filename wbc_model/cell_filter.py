@@ -40,6 +40,18 @@ class CellFilter(BaseModel):
             labels=base64.b64encode(bytes(index for _, index in rows)).decode(),
         )
 
+    def plus(self, other: Self) -> Self:
+        """The cells of both; of a cell that both know, the label of `other`."""
+        rows = {**self._rows(), **other._rows()}
+        prefixes = b"".join(prefix for prefix, _ in sorted(rows.items()))
+        labels = bytes(label for _, label in sorted(rows.items()))
+        names = {"prefixes": base64.b64encode(prefixes).decode(), "labels": base64.b64encode(labels).decode()}
+        return type(self)(count=len(rows), **names)
+
+    def _rows(self) -> dict[bytes, int]:
+        raw, labels = base64.b64decode(self.prefixes), base64.b64decode(self.labels)
+        return {raw[_BYTES * place : _BYTES * (place + 1)]: label for place, label in enumerate(labels)}
+
     def _known(self) -> tuple[NDArray[np.uint64], NDArray[np.uint8]]:
         raw = np.frombuffer(base64.b64decode(self.prefixes), np.uint8).reshape(-1, _BYTES).astype(np.uint64)
         shifts = np.arange(_BYTES - 1, -1, -1, dtype=np.uint64) * np.uint64(8)
