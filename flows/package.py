@@ -57,6 +57,7 @@ DIRECT: Final = (
     "pyyaml",
     "sqlalchemy",
     "starlette",
+    "uharfbuzz",
 )
 UNKNOWN_TIME: Final = "1970-01-01T00:00:00+00:00"
 BENTO: Final = "build/bento"

@@ -10,11 +10,11 @@ Two kinds of 95 % limits stand beside each percentage:
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from serving.site import Critical, Range, Site
 from wbc_model.card import CARD, ModelCard
@@ -33,6 +33,9 @@ SURE_FOREIGN: Final = 1e-3  # probability under which so many cells that look fo
 PERSON_ONLY: Final = "Every cell's class was given by a person; the exact limits hold as they are."
 NO_CELL: Final = "No cell was counted, so that nothing is known of the specimen."
 SITE_UNKNOWN: Final = "The images look like those of no site that the model was calibrated for: how it errs here is not known."
+RENDERED: Final = "The model learned from drawn cells: this is for trying out, says nothing about a patient and cannot be signed."
+PERCENT_DIGITS, ABSOLUTE_DIGITS = 1, 2  # decimals that are printed where no more are needed
+MOST_DIGITS: Final = 12
 
 
 class Interval(BaseModel):
@@ -59,10 +62,16 @@ class AbsoluteCount(BaseModel):
     """A class in 10*3/uL: its share times `wbc_count`, whose own uncertainty is not in the limits."""
 
     value: float
+    printed: str = Field(default="", description="`value` as it is printed: with the digit that decides its flag.")
     interval: Interval
     corrected: Corrected | None
     reference: ReferenceRange
     flag: Flag | None
+
+    @model_validator(mode="after")
+    def _print(self) -> Self:
+        self.printed = self.printed or printed(self.value, ABSOLUTE_DIGITS, self.reference, self.flag)
+        return self
 
 
 class ClassShare(BaseModel):
@@ -70,11 +79,17 @@ class ClassShare(BaseModel):
 
     count: int
     percent: float
+    printed: str = Field(default="", description="`percent` as it is printed: with the digit that decides its flag.")
     interval: Interval = Field(description="Exact (Clopper-Pearson) 95 % limits.")
     corrected: Corrected | None = Field(description="Limits corrected for the classifier's confusion; `correction` says how.")
     reference: ReferenceRange
     flag: Flag | None = Field(description="Of the percentage against the reference range; null below `minimum_cells`.")
     absolute: AbsoluteCount | None = Field(description="Only where `wbc_count` was given.")
+
+    @model_validator(mode="after")
+    def _print(self) -> Self:
+        self.printed = self.printed or printed(self.percent, PERCENT_DIGITS, self.reference, self.flag)
+        return self
 
 
 class Correction(BaseModel):
@@ -95,6 +110,7 @@ class Differential(BaseModel):
     to_review: int = Field(description="How many of the cells counted a person must still look at.")
     by_person: int = Field(description="How many of the cells counted have their class from a person.")
     site_unknown: bool = Field(description="The images look like no site that the model was calibrated for: trust no limits.")
+    rendered: bool = Field(default=False, description="The model learned from drawn cells: nothing here is about a patient.")
     wbc_count: float | None = Field(description="As given with the request, in 10*3/uL.")
     classes: dict[str, ClassShare]
     correction: Correction
@@ -206,7 +222,7 @@ def _correction(confusion: NDArray[np.int64] | None, seen: NDArray[np.bool_], si
     return Correction(applied=True, explanation=how, validation_cells=cells)
 
 
-def flag(value: float, reference: Range, critical: Critical | None) -> Flag:
+def flag(value: float, reference: Range | ReferenceRange, critical: Critical | None) -> Flag:
     """Where a value lies: critical limits go before the reference range; a value on a limit is inside."""
     if critical is not None and critical.low is not None and value < critical.low:
         return "critical_low"
@@ -217,6 +233,33 @@ def flag(value: float, reference: Range, critical: Critical | None) -> Flag:
     return "high" if value > reference.high else "normal"
 
 
+def printed(
+    value: float, digits: int, reference: Range | ReferenceRange, flagged: Flag | None, critical: Critical | None = None
+) -> str:
+    """A value to `digits` decimals, or to as many more as it takes for the printed number to have the value's flag.
+
+    Without `critical` limits it is on the same side of the reference range that the flag is of.
+    """
+    if flagged is None:
+        return f"{value:.{digits}f}"
+    wanted = flagged if critical is not None else flagged.removeprefix("critical_")
+    texts = (f"{value:.{decimals}f}" for decimals in range(digits, MOST_DIGITS))
+    return next((text for text in texts if flag(float(text), reference, critical) == wanted), repr(value))
+
+
+def plain(value: float) -> str:
+    """A limit as the site's file has it: every digit and no exponent."""
+    return np.format_float_positional(value, trim="-")
+
+
+def how_reviewed(differential: Differential) -> str:
+    """To how many of the cells counted a person gave or confirmed the class, in words: from the record, whoever signed."""
+    cells, by_person, left = differential.cells, differential.by_person, differential.to_review
+    some = "each cell" if by_person == cells else f"{by_person} of {cells} cells"
+    did = f"{some} reviewed by a person" if by_person else "not reviewed by a person"
+    return f"{did}, {left} still to be reviewed" if left else did
+
+
 def count_differential(
     labels: Sequence[str],
     confusion: NDArray[np.int64] | None,
@@ -225,13 +268,14 @@ def count_differential(
     to_review: int = 0,
     by_person: Sequence[bool] | None = None,
     site_unknown: bool = False,
+    rendered: bool = False,
 ) -> Differential:
     """The differential of the labels of one specimen's cells.
 
     `confusion` (5, 5) is true x predicted of the validation pool, None where it is not known; `wbc_count` is in 10*3/uL;
     `to_review` is how many of the cells a person must still look at; `by_person` (N,) says which labels a person gave, by
     default none; `site_unknown` marks a differential of images that look like no site the model was calibrated for, which
-    are not corrected. Where there is no cell every share is 0, from 0 to 100 %.
+    are not corrected; `rendered` one by a model of drawn cells. Where there is no cell every share is 0, from 0 to 100 %.
     """
     indices = np.array([CLASS_INDEX[label] for label in labels], np.int64)
     seen = np.zeros(len(labels), bool) if by_person is None else np.asarray(by_person, bool)
@@ -251,6 +295,7 @@ def count_differential(
         to_review=to_review,
         by_person=int(seen.sum()),
         site_unknown=site_unknown,
+        rendered=rendered,
         wbc_count=wbc_count,
         classes={name: _share(name, count, len(labels), limits, site, wbc_count) for name, count, limits in shares},
         correction=correction,
@@ -275,19 +320,25 @@ def _share(name: str, count: int, total: int, corrected: Corrected | None, site:
     if wbc_count is not None:
         factor, limits = wbc_count / 100, site.reference.absolute[name]
         value = round(wbc_count * count / of, 9)  # so that 0.1 * 3 is not above a limit of 0.3
+        critical = site.critical.absolute.get(name)
+        flagged = flag(value, limits, critical) if enough else None
         absolute = AbsoluteCount(
             value=value,
+            printed=printed(value, ABSOLUTE_DIGITS, limits, flagged, critical),
             interval=Interval(low=factor * interval.low, high=factor * interval.high),
             corrected=corrected and Corrected(**{key: factor * value for key, value in corrected.model_dump().items()}),
             reference=ReferenceRange(low=limits.low, high=limits.high),
-            flag=flag(value, limits, site.critical.absolute.get(name)) if enough else None,
+            flag=flagged,
         )
+    critical = site.critical.percent.get(name)
+    flagged = flag(percent, reference, critical) if enough else None
     return ClassShare(
         count=count,
         percent=percent,
+        printed=printed(percent, PERCENT_DIGITS, reference, flagged, critical),
         interval=interval,
         corrected=corrected,
         reference=ReferenceRange(low=reference.low, high=reference.high),
-        flag=flag(percent, reference, site.critical.percent.get(name)) if enough else None,
+        flag=flagged,
         absolute=absolute,
     )

@@ -7,15 +7,25 @@ but the reason why, so that no receiver files a percentage that must not be repo
 
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 from uuid import UUID, uuid4, uuid5
 
-from serving.differential import SITE_UNKNOWN, AbsoluteCount, ClassShare, Differential, Flag, Interval, ReferenceRange
+from serving.differential import (
+    RENDERED,
+    SITE_UNKNOWN,
+    AbsoluteCount,
+    ClassShare,
+    Differential,
+    Flag,
+    Interval,
+    how_reviewed,
+)
+from serving.names import visible
 from serving.schemas import ModelName
 from serving.site import Site
 
 MEDIA_TYPE: Final = "application/fhir+json"
-Status = Literal["preliminary", "final", "amended", "cancelled", "entered-in-error"]
+Status = Literal["preliminary", "final", "amended", "entered-in-error", "cancelled"]
 Json = dict[str, Any]
 
 LOINC: Final = "http://loinc.org"
@@ -24,7 +34,8 @@ SNOMED: Final = "http://snomed.info/sct"
 HL7: Final = "http://terminology.hl7.org/CodeSystem"
 PERCENT: Final = "%"
 THOUSANDS: Final = "10*3/uL"
-DECIMALS: Final = {PERCENT: 2, THOUSANDS: 3}
+DECIMALS: Final = {PERCENT: 2, THOUSANDS: 3}  # of limits
+TEST_DATA: Final = {"system": f"{HL7}/v3-ActReason", "code": "HTEST", "display": "test health data"}
 INTERPRETATION: Final[dict[Flag, tuple[str, str]]] = {
     "low": ("L", "Low"),
     "normal": ("N", "Normal"),
@@ -64,10 +75,12 @@ def bundle(
     performer: str | None,
     site: Site,
     report_id: str | None = None,
+    withdrawn: str | None = None,
 ) -> Json:
     """The Bundle as plain JSON.
 
-    `performer` is the person who signed, None where nobody has; `issued` carries its time zone. With a `report_id` the
+    `performer` is the person who signed, None where nobody has; `issued` carries its time zone; `withdrawn` says of a withdrawn
+    report who withdrew it and why. With a `report_id` the
     resources keep their identity from one call to the next, else they get a new one. Raises ValueError for an `issued`
     without a time zone.
     """
@@ -77,13 +90,13 @@ def bundle(
     instant = issued.isoformat(timespec="milliseconds")
     report: Json = {"resourceType": "DiagnosticReport", "status": status, "issued": instant}
     entries.add("report", report)  # the first entry; filled in below, when there is something to refer to
-    about: Json = {"resourceType": "Observation", "status": status, "issued": instant, "method": {"text": _method(status)}}
+    about: Json = {"resourceType": "Observation", "status": status, "issued": instant, "method": {"text": _method(differential)}}
     about |= {"category": [_coded(f"{HL7}/observation-category", "laboratory")], "device": entries.add("device", _device(model))}
     if specimen_id is not None:
         about["specimen"] = entries.add("specimen", _specimen(specimen_id, site))
         report["specimen"] = [about["specimen"]]
-    if differential.site_unknown:
-        about["note"] = [{"text": SITE_UNKNOWN}]  # on each, for receivers that file Observations one by one
+    if notes := list(_notes(differential, withdrawn)):
+        about["note"] = [{"text": note} for note in notes]  # on each, for receivers that file Observations one by one
     if performers := list(_performers(entries, performer, site)):
         about["performer"] = report["performer"] = performers
     if report_id is not None:
@@ -92,9 +105,29 @@ def bundle(
         "category": [_coded(f"{HL7}/v2-0074", "HM", "Hematology")],
         "code": _panel(differential, site),
         "result": [entries.add(name, about | it) for name, it in _observations(differential, site, entries)],
-        "conclusion": _conclusion(differential),
+        "conclusion": " ".join([*_notes(differential, withdrawn), _conclusion(differential)]),
     }
-    return {"resourceType": "Bundle", "type": "collection", "timestamp": instant, "entry": entries.listed()}
+    document = {"resourceType": "Bundle", "type": "collection", "timestamp": instant, "entry": entries.listed()}
+    if differential.rendered:
+        for resource in (document, *(entry["resource"] for entry in entries.listed())):
+            resource["meta"] = {"security": [TEST_DATA]}  # on each resource, by which receivers know it on its own
+    return document
+
+
+def status_of(status: str, signed: bool) -> Status:
+    """The status of a report in FHIR's words: one that was withdrawn is an error where it had been signed, else cancelled."""
+    if status == "withdrawn":
+        return "entered-in-error" if signed else "cancelled"
+    return cast(Status, status)
+
+
+def _notes(differential: Differential, withdrawn: str | None) -> Iterator[str]:
+    if withdrawn is not None:
+        yield withdrawn
+    if differential.rendered:
+        yield RENDERED
+    if differential.site_unknown:
+        yield SITE_UNKNOWN
 
 
 def _coded(system: str, code: str, display: str | None = None, text: str | None = None) -> Json:
@@ -102,10 +135,8 @@ def _coded(system: str, code: str, display: str | None = None, text: str | None 
     return {"coding": [coding]} | ({"text": text} if text else {})
 
 
-def _method(status: Status) -> str:
-    classified = "Classification of images of single leukocytes by a neural network"
-    unseen = status in ("preliminary", "cancelled")
-    return f"{classified}, not reviewed by a person" if unseen else f"{classified}, reviewed by a person"
+def _method(differential: Differential) -> str:
+    return f"Classification of images of single leukocytes by a neural network, {how_reviewed(differential)}"
 
 
 def _panel(differential: Differential, site: Site) -> Json:
@@ -139,9 +170,9 @@ def _specimen(specimen_id: str, site: Site) -> Json:
 
 
 def _performers(entries: _Entries, person: str | None, site: Site) -> Iterator[Json]:
-    if site.identifiers.facility:
+    if visible(site.identifiers.facility):
         yield entries.add("facility", {"resourceType": "Organization", "name": site.identifiers.facility})
-    if person is not None:
+    if person is not None and visible(person):  # a store may hold a name of blanks from before these were refused
         yield entries.add("person", {"resourceType": "Practitioner", "name": [{"text": person}]})
 
 
@@ -152,12 +183,12 @@ def _observations(differential: Differential, site: Site, entries: _Entries) -> 
     for name, share in differential.classes.items():
         counted = {"code": {"text": "Cells counted of this class"}, "valueInteger": share.count}
         code = _coded(LOINC, site.loinc.percent[name], text=f"{name}s/100 leukocytes in Blood")
-        measured = _measured(share.percent, share, PERCENT, absent, differential.reference_source)
+        measured = _measured(share, PERCENT, absent, differential.reference_source)
         yield f"{name} percent", _observation(code, measured, [counted])
     for name, share in differential.classes.items():
         if share.absolute is not None:
             code = _coded(LOINC, site.loinc.absolute[name], text=f"{name}s [#/volume] in Blood")
-            measured = _measured(share.absolute.value, share.absolute, THOUSANDS, absent, differential.reference_source)
+            measured = _measured(share.absolute, THOUSANDS, absent, differential.reference_source)
             yield f"{name} absolute", _observation(code, measured) | {"derivedFrom": [entries.reference(f"{name} percent")]}
 
 
@@ -166,27 +197,25 @@ def _observation(code: Json, measured: Json, components: list[Json] | None = Non
     return {"code": code, **measured} | ({"component": both} if both else {})
 
 
-def _measured(value: float, share: ClassShare | AbsoluteCount, unit: str, absent: str | None, source: str) -> Json:
+def _measured(share: ClassShare | AbsoluteCount, unit: str, absent: str | None, source: str) -> Json:
     """Value, flag, reference range and 95 % limits of an Observation, or why it has none."""
     if absent is not None:
         return {"dataAbsentReason": _coded(f"{HL7}/data-absent-reason", "not-performed", text=f"Too few cells: {absent}")}
     limits = [_component("Exact 95 % confidence limits (Clopper-Pearson)", share.interval, unit)]
     if share.corrected is not None:
         limits.append(_component("95 % limits corrected for the classifier's confusion", share.corrected, unit))
-    measured = {"valueQuantity": _quantity(value, unit), "component": limits}
-    measured["referenceRange"] = [{**_range(share.reference, unit), "text": source}]
+    measured: Json = {"valueQuantity": _quantity(float(share.printed), unit), "component": limits}
+    reference = {"low": _quantity(share.reference.low, unit), "high": _quantity(share.reference.high, unit)}
+    measured["referenceRange"] = [reference | ({"text": source} if source.strip() else {})]
     if share.flag is not None:
         measured["interpretation"] = [_coded(f"{HL7}/v3-ObservationInterpretation", *INTERPRETATION[share.flag])]
     return measured
 
 
 def _component(text: str, limits: Interval, unit: str) -> Json:
-    return {"code": {"text": text}, "valueRange": _range(limits, unit)}
-
-
-def _range(limits: Interval | ReferenceRange, unit: str) -> Json:
-    return {"low": _quantity(limits.low, unit), "high": _quantity(limits.high, unit)}
+    low, high = (_quantity(round(value, DECIMALS[unit]), unit) for value in (limits.low, limits.high))
+    return {"code": {"text": text}, "valueRange": {"low": low, "high": high}}
 
 
 def _quantity(value: float, unit: str) -> Json:
-    return {"value": round(value, DECIMALS[unit]), "unit": unit, "system": UCUM, "code": unit}
+    return {"value": value, "unit": unit, "system": UCUM, "code": unit}

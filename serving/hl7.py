@@ -8,18 +8,30 @@ must have, and the receiver finds the patient by the specimen number.
 import re
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from hl7apy.consts import VALIDATION_LEVEL  # type: ignore[import-untyped]
 from hl7apy.core import Group, Message  # type: ignore[import-untyped]
 
-from serving.differential import SITE_UNKNOWN, Differential, Flag, Interval, ReferenceRange
+from serving.differential import (
+    RENDERED,
+    SITE_UNKNOWN,
+    AbsoluteCount,
+    ClassShare,
+    Differential,
+    Flag,
+    Interval,
+    how_reviewed,
+    plain,
+)
 from serving.schemas import ModelName
 from serving.site import Site
 from serving.store import Status
 
 START, END = b"\x0b", b"\x1c\r"
-RESULT_STATUS: Final[dict[Status, str]] = {"preliminary": "P", "final": "F", "amended": "C"}  # tables 0085 and 0123
+Sent = Status | Literal["withdrawn"]
+RESULT_STATUS: Final[dict[Sent, str]] = {"preliminary": "P", "final": "F", "amended": "C", "withdrawn": "C"}  # table 0123
+OBSERVATION_STATUS: Final = RESULT_STATUS | {"withdrawn": "W"}  # table 0085: post original as wrong
 NO_RESULT: Final = "X"  # table 0085: results cannot be obtained for this observation
 FLAGS: Final[dict[Flag, str]] = {
     "low": "L",
@@ -29,10 +41,9 @@ FLAGS: Final[dict[Flag, str]] = {
     "critical_high": "HH",
 }  # table 0078
 ESCAPES: Final = {"\\": "\\E\\", "|": "\\F\\", "^": "\\S\\", "&": "\\T\\", "~": "\\R\\"}
-CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 PERCENT: Final = "%^percent^UCUM"
 ABSOLUTE: Final = "10*3/uL^thousand per microliter^UCUM"
-METHOD: Final = "^Image classification, reviewed by a person"
 
 
 class BadAcknowledgement(Exception):
@@ -52,16 +63,20 @@ class Acknowledgement(NamedTuple):
 
 
 class Signed(NamedTuple):
-    """What a message says beside the numbers. Times are aware; `corrected` counts cells whose class a person changed."""
+    """What a message says beside the numbers. Times are aware; `corrected` counts cells whose class a person changed.
+
+    Of a withdrawal `by`, `signed` and `reason` are who withdrew the report, when and why.
+    """
 
     report_id: str
-    status: Status
+    status: Sent
     specimen_id: str | None
     model: ModelName
     by: str
     analysed: datetime
     signed: datetime
     corrected: int
+    reason: str = ""
 
 
 def escape(text: str) -> str:
@@ -77,8 +92,12 @@ def moment(time: datetime) -> str:
 def oru_r01(differential: Differential, report: Signed, control_id: str, site: Site) -> str:
     """The message; segments end in a carriage return. `control_id` (20 characters at most) is MSH-10.
 
-    Where the cells were too few for a differential, the observations carry no value and the status `X`, and a note says why.
+    Where the cells were too few for a differential, the observations carry no value and the status `X`, and a note says why. A
+    withdrawal repeats the observations with the status `W`, so that the receiver marks what it has as wrong. Raises ValueError
+    for a model of drawn cells, of which no message may leave.
     """
+    if differential.rendered:
+        raise ValueError(RENDERED)
     message = Message("ORU_R01", version="2.5.1", validation_level=VALIDATION_LEVEL.TOLERANT)
     _header(message.msh, report, control_id, site)
     result = message.add_group("ORU_R01_PATIENT_RESULT")
@@ -89,8 +108,10 @@ def oru_r01(differential: Differential, report: Signed, control_id: str, site: S
     for number, note in enumerate(_notes(differential, report), 1):
         _note(order, number, note)
     enough = differential.kind == "differential"
+    method = f"^Image classification, {how_reviewed(differential)}"
     for number, observation in enumerate(_observations(differential, site), 1):
-        _observe(order.add_group("ORU_R01_OBSERVATION"), number, observation, report, enough)
+        segment = _observe(order.add_group("ORU_R01_OBSERVATION"), number, observation, report, enough)
+        segment.obx_17 = method
     if report.specimen_id:
         specimen = order.add_group("ORU_R01_SPECIMEN").add_segment("SPM")
         specimen.spm_1, specimen.spm_2, specimen.spm_4 = "1", escape(report.specimen_id), "BLD^Whole blood^HL70487"
@@ -119,7 +140,10 @@ def _request(request: Any, report: Signed, site: Site) -> None:
 
 
 def _notes(differential: Differential, report: Signed) -> Iterator[str]:
-    yield f"{differential.note} Signed by {report.by}; cells corrected: {report.corrected}."
+    if report.status == "withdrawn":
+        yield f"Withdrawn, not valid. By {report.by}: {report.reason}"
+    else:
+        yield f"{differential.note} Signed by {report.by}; cells corrected: {report.corrected}."
     if differential.site_unknown:
         yield SITE_UNKNOWN
     yield f"Pre-classified by {report.model.name} {report.model.version}. Reference ranges: {differential.reference_source}"
@@ -137,25 +161,24 @@ class _Observation(NamedTuple):
 def _observations(differential: Differential, site: Site) -> Iterator[_Observation]:
     for name, share in differential.classes.items():
         code = f"{site.loinc.percent[name]}^{name}s/100 leukocytes in Blood^LN"
-        yield _Observation(code, PERCENT, f"{share.percent:.1f}", *_limits(share, 1), share.flag)
+        yield _Observation(code, PERCENT, share.printed, *_limits(share, 1), share.flag)
     for name, share in differential.classes.items():
         if share.absolute is not None:
             code = f"{site.loinc.absolute[name]}^{name}s [#/volume] in Blood^LN"
-            yield _Observation(code, ABSOLUTE, f"{share.absolute.value:.2f}", *_limits(share.absolute, 2), share.absolute.flag)
+            yield _Observation(code, ABSOLUTE, share.absolute.printed, *_limits(share.absolute, 2), share.absolute.flag)
 
 
-def _limits(of: Any, digits: int) -> tuple[str, str]:
+def _limits(of: ClassShare | AbsoluteCount, digits: int) -> tuple[str, str]:
     interval: Interval = of.interval
-    reference: ReferenceRange = of.reference
-    return f"95 % limits {interval.low:.{digits}f} to {interval.high:.{digits}f}", f"{reference.low:g}-{reference.high:g}"
+    limits = f"95 % limits {interval.low:.{digits}f} to {interval.high:.{digits}f}"
+    return limits, f"{plain(of.reference.low)}-{plain(of.reference.high)}"
 
 
-def _observe(group: Group, number: int, observation: _Observation, report: Signed, enough: bool) -> None:
+def _observe(group: Group, number: int, observation: _Observation, report: Signed, enough: bool) -> Any:
     segment = group.add_segment("OBX")
     segment.obx_1, segment.obx_2, segment.obx_3 = str(number), "NM", observation.code
     segment.obx_6, segment.obx_7 = observation.units, observation.reference
-    segment.obx_11 = RESULT_STATUS[report.status] if enough else NO_RESULT
-    segment.obx_17 = METHOD
+    segment.obx_11 = OBSERVATION_STATUS[report.status] if enough or report.status == "withdrawn" else NO_RESULT
     segment.obx_18 = f"{escape(report.model.version)}^{escape(report.model.name)}"
     segment.obx_19 = moment(report.analysed)
     if enough:
@@ -163,6 +186,7 @@ def _observe(group: Group, number: int, observation: _Observation, report: Signe
         _note(group, 1, observation.interval)
         if observation.flag is not None:
             segment.obx_8 = FLAGS[observation.flag]
+    return segment
 
 
 def _note(group: Group, number: int, text: str) -> None:
@@ -176,27 +200,47 @@ def frame(text: str) -> bytes:
 
 
 def unframe(received: bytes) -> str | None:
-    """The first whole message in what was received so far, None while its end is missing; what is before its start is skipped."""
+    """The first whole message in what was received so far, None while its end is missing.
+
+    What is before its start is skipped. Neither the start nor the carriage return behind the end has to be there.
+    """
     start = received.find(START)
-    end = received.find(END, start + 1)
-    return None if start < 0 or end < 0 else received[start + 1 : end].decode(errors="replace")
+    end = received.find(END[:1], start + 1)
+    if end < 0 or (start < 0 and not may_be_whole(received[:end])):
+        return None
+    return received[start + 1 : end].decode(errors="replace")
+
+
+def may_be_whole(received: bytes) -> bool:
+    """Whether an answer without the end of a frame may be all that comes: it has an acknowledgement in it."""
+    return b"MSA" in received
+
+
+def _bare(line: str) -> str:
+    """A line of an answer without what a receiver may have put around it: bytes of the frame, a byte order mark, blanks."""
+    return line.strip("\x0b\x1c\ufeff\0 \t")
 
 
 def parse_acknowledgement(text: str, control_id: str) -> Acknowledgement:
-    """Read MSA (and ERR) of an answer; raises BadAcknowledgement where there is none, or where MSA-2 names another message.
+    """Read MSA (and ERR) of an answer; raises BadAcknowledgement, saying what is wrong with it, where there is none or where
+    MSA-2 names another message. The receiver's own words are not in what is said: they may name a patient.
 
     Written by hand: a receiver whose answer is slightly off the standard has still taken the message.
     """
-    lines = [line for line in text.replace("\n", "\r").split("\r") if line]
-    if not lines or not lines[0].startswith("MSH") or len(lines[0]) < 4:
-        raise BadAcknowledgement("the answer is not an HL7 message")
-    separator = lines[0][3]
+    length = f"the answer of {len(text)} characters"
+    lines = [line for line in map(_bare, re.split(r"[\r\n]+", text)) if line]
+    found = next((line for line in lines if re.match(r"MSA[^\w\s]", line)), None)
+    if found is None:
+        what = "no MSA segment" if any(line.startswith("MSH") for line in lines) else "no HL7 segment MSH or MSA in it"
+        raise BadAcknowledgement(f"{length} has {what}")
+    separator = found[3]
     segments = {fields[0]: fields for fields in (line.split(separator) for line in reversed(lines))}
-    msa = [*segments.get("MSA", []), "", "", "", ""]
+    msa = [*segments["MSA"], "", "", "", ""]
     code, of_message, words = (value.strip() for value in msa[1:4])
-    if code not in ("AA", "AE", "AR", "CA", "CE", "CR"):
-        raise BadAcknowledgement("the answer has no acknowledgement code")
+    if code.upper() not in ("AA", "AE", "AR", "CA", "CE", "CR"):
+        raise BadAcknowledgement(f"{length} has no acknowledgement code in MSA-1")
     if of_message != control_id:
-        raise BadAcknowledgement("the answer acknowledges another message")
+        what = "acknowledges another message" if of_message else "does not say in MSA-2 which message it acknowledges"
+        raise BadAcknowledgement(f"{length} {what}")
     error = " ".join(field for field in segments.get("ERR", [])[1:] if field)
-    return Acknowledgement(code, " ".join(part for part in (words, error) if part)[:500])
+    return Acknowledgement(code.upper(), " ".join(part for part in (words, error) if part)[:500])

@@ -8,9 +8,14 @@ when the receiver has acknowledged it. What happens to a message:
 - the receiver cannot be reached: tried again for ever, waiting 1, 2, 4 ... 60 seconds; the others wait behind it, in order.
 - it was sent but not acknowledged: the same, but after `retries` times the others go past it.
 
-Of one report the order is always kept. A message is taken with a lease (`not_before`): a sender that is killed between sending
-and acknowledgement leaves it pending, and whoever sends next sends it again, with the same control id, by which the receiver
-knows it.
+Of one report only the last message is ever sent. A new signature or a withdrawal retires those before it, whether they wait or
+were refused; while a signed report is being amended its message waits. The order is that of the messages' numbers, not of a
+clock.
+
+A message is taken with a lease (`not_before`): a sender that is killed between sending and acknowledgement leaves it pending, and
+whoever sends next sends it again, with the same control id, by which the receiver knows it. What follows a message that may
+just be on its way waits until that lease has ended. A time that lies further ahead than any wait is that of a clock which was
+wrong, and is put right.
 """
 
 import logging
@@ -20,18 +25,19 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
-from sqlalchemy import exists, func, or_, select, update
+from sqlalchemy import ColumnElement, exists, func, or_, select, update
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import aliased
+from sqlalchemy.orm import Session, aliased, object_session
 
-from serving.hl7 import Acknowledgement, BadAcknowledgement, frame, parse_acknowledgement, unframe
+from serving.hl7 import Acknowledgement, BadAcknowledgement, frame, may_be_whole, parse_acknowledgement, unframe
 from serving.site import Hl7Receiver
-from serving.store import Message, Store
+from serving.store import Message, Report, Store
 
 FIRST_WAIT: Final = 1.0
 LONGEST_WAIT: Final = 60.0
 POLL_SECONDS: Final = 1.0
 LEASE_MARGIN: Final = 2.0
+QUIET_SECONDS: Final = 1.0  # after which an answer without the end of a frame is taken to be all
 MAX_ACKNOWLEDGEMENT: Final = 64 * 1024
 
 log = logging.getLogger("bentoml.wbc")  # BentoML sets up the log of what is called `bentoml`
@@ -58,12 +64,19 @@ def _now() -> datetime:
 
 
 def send(text: str, control_id: str, receiver: Hl7Receiver) -> Acknowledgement:
-    """Send one message and wait for its acknowledgement; raises Unreachable or Unanswered. Blocks."""
+    """Send one message and wait for its acknowledgement; raises Unreachable or Unanswered. Blocks.
+
+    The message has left after twice `timeout_seconds` or does not leave any more: what comes after it need not wait longer.
+    """
+    deadline = time.monotonic() + 2 * receiver.timeout_seconds
     try:
         connection = socket.create_connection((receiver.host, receiver.port), receiver.timeout_seconds)
     except (OSError, UnicodeError) as error:  # the latter for a name that cannot be looked up, such as a..b
         raise Unreachable(f"no connection: {getattr(error, 'strerror', None) or error}") from None
     with connection:
+        if (left := deadline - time.monotonic()) <= 0:
+            raise Unreachable("no connection: it took too long")
+        connection.settimeout(min(left, receiver.timeout_seconds))
         try:
             connection.sendall(frame(text))
             return parse_acknowledgement(_receive(connection, receiver.timeout_seconds), control_id)
@@ -72,42 +85,96 @@ def send(text: str, control_id: str, receiver: Hl7Receiver) -> Acknowledgement:
 
 
 def _receive(connection: socket.socket, timeout: float) -> str:
+    """What came back, up to the end of its frame; without one, what there was when no more came."""
     deadline = time.monotonic() + timeout
     received = b""
     while (text := unframe(received)) is None:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError("timed out")
-        connection.settimeout(left)
-        chunk = connection.recv(4096)
-        if not chunk:
-            raise ConnectionError("the receiver closed the connection")
+        try:
+            chunk = _more(connection, deadline, may_be_whole(received))
+        except OSError as error:
+            if may_be_whole(received):
+                return received.decode(errors="replace")
+            raise ConnectionError(
+                f"{error}, after {len(received)} bytes without the end of a frame" if received else error
+            ) from None
         received += chunk
         if len(received) > MAX_ACKNOWLEDGEMENT:
             raise ConnectionError(f"the answer is longer than {MAX_ACKNOWLEDGEMENT} bytes")
     return text
 
 
+def _more(connection: socket.socket, deadline: float, may_be_all: bool) -> bytes:
+    """The next bytes; raises OSError where none come before the deadline, or soon where what is there may be all."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("timed out")
+    connection.settimeout(min(left, QUIET_SECONDS) if may_be_all else left)
+    chunk = connection.recv(4096)
+    if not chunk:
+        raise ConnectionError("the receiver closed the connection")
+    return chunk
+
+
+def lease(receiver: Hl7Receiver) -> timedelta:
+    """For how long a message is claimed by whoever sends it: connecting, sending, and waiting for the acknowledgement."""
+    return timedelta(seconds=3 * receiver.timeout_seconds + LEASE_MARGIN)
+
+
+def _latest() -> ColumnElement[bool]:
+    """That no later message of the same report is there."""
+    later = aliased(Message)
+    return ~exists(select(later.id).where(later.report_id == Message.report_id, later.id > Message.id))
+
+
+def _in_force() -> ColumnElement[bool]:
+    """That the report is not just being amended."""
+    settled = or_(Report.status != "preliminary", Report.withdrawn_at.is_not(None))
+    return exists(select(Report.id).where(Report.id == Message.report_id, settled))
+
+
+def retire(report: Report, now: datetime) -> datetime:
+    """Let no earlier message of the report be sent any more, in the caller's transaction; returns when the next one may be.
+
+    A message that may be on its way at this moment cannot be called back: the next waits until it has arrived or has failed.
+    """
+    due = now
+    session = object_session(report)
+    for message in report.messages:
+        if session is not None:
+            session.refresh(message, with_for_update=True)  # a sender may have taken it since the report was read
+        if message.state in ("pending", "failed"):
+            if message.state == "pending" and message.attempts:
+                due = max(due, message.not_before)
+            message.state, message.finished_at = "retired", now
+    return due
+
+
+def _put_clock_right(session: Session, receiver: Hl7Receiver, now: datetime) -> None:
+    claimed = lease(receiver)
+    longest = max(timedelta(seconds=LONGEST_WAIT), claimed)
+    ahead = (Message.state == "pending") & (Message.not_before > now + longest)
+    session.execute(update(Message).where(ahead).values(not_before=now + claimed))
+
+
 def take(store: Store, receiver: Hl7Receiver) -> Message | None:
     """The message to send now, claimed for as long as sending it may last; None where nothing is due."""
     now = _now()
-    earlier = aliased(Message)
-    of_same_report = (earlier.report_id == Message.report_id) & (earlier.state == "pending") & (earlier.id < Message.id)
     set_aside = Message.unanswered >= receiver.retries
     query = (
         select(Message)
-        .where(Message.state == "pending", ~exists(select(earlier.id).where(of_same_report)))
+        .where(Message.state == "pending", _latest(), _in_force())
         .where(or_(~set_aside, Message.not_before <= now))
         .order_by(set_aside, Message.id)
         .limit(1)
         .with_for_update()
     )
     with store.writing() as session:
+        _put_clock_right(session, receiver, now)
         message = session.scalar(query)
         if message is None or message.not_before > now:
             return None
         message.attempts += 1
-        message.not_before = now + timedelta(seconds=2 * receiver.timeout_seconds + LEASE_MARGIN)
+        message.not_before = now + lease(receiver)
         return message
 
 
@@ -129,7 +196,9 @@ def deliver_one(store: Store, receiver: Hl7Receiver) -> bool:
         failure = error
     with store.writing() as session:
         message = session.get_one(Message, taken.id, with_for_update=True)
-        if answer is not None:
+        if message.state == "retired" and (answer is None or not answer.accepted):
+            message.error = str(failure) if answer is None else f"{answer.code}: {answer.reason}"
+        elif answer is not None:
             message.state = "delivered" if answer.accepted else "failed"
             message.error = None if answer.accepted else f"{answer.code}: {answer.reason}"
             message.finished_at = _now()
@@ -143,16 +212,16 @@ def deliver_one(store: Store, receiver: Hl7Receiver) -> bool:
 
 
 def refused(store: Store) -> list[Message]:
-    """The messages that the receiver has refused, in order."""
+    """The messages that the receiver has refused and that say what still holds, in order."""
     with store.reading() as session:
-        return list(session.scalars(select(Message).where(Message.state == "failed").order_by(Message.id)))
+        return list(session.scalars(select(Message).where(Message.state == "failed", _latest()).order_by(Message.id)))
 
 
 def send_again(store: Store) -> int:
-    """Put every failed message back in the queue; returns how many."""
+    """Put every failed message that says what still holds back in the queue; returns how many."""
     fresh = {"state": "pending", "attempts": 0, "unanswered": 0, "not_before": _now(), "finished_at": None}
     with store.writing() as session:
-        failed = list(session.scalars(select(Message.id).where(Message.state == "failed").with_for_update()))
+        failed = list(session.scalars(select(Message.id).where(Message.state == "failed", _latest()).with_for_update()))
         session.execute(update(Message).where(Message.id.in_(failed)).values(fresh))
         return len(failed)
 

@@ -1,7 +1,8 @@
 """A report as one page to print or to file. The same report gives the same bytes.
 
-The fonts (DejaVu Sans, serving/fonts) hold the Latin, Greek and Cyrillic letters of names; of a character that they do not hold
-the page shows the code, such as [U+5F20], as a name must not come out as empty boxes.
+The fonts (DejaVu Sans, serving/fonts) hold the Latin, Greek, Cyrillic, Armenian, Georgian, Hebrew and Arabic letters of names.
+HarfBuzz joins them and sets them in their direction. Of a character that the fonts do not hold the page shows the code, such as
+[U+5F20], as a name must not come out as empty boxes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,18 @@ from typing import Final, NamedTuple
 from fpdf import FPDF
 from fpdf.enums import XPos, YPos
 
-from serving.differential import SITE_UNKNOWN, AbsoluteCount, ClassShare, Flag, Interval, ReferenceRange
+from serving.differential import (
+    RENDERED,
+    SITE_UNKNOWN,
+    AbsoluteCount,
+    ClassShare,
+    Flag,
+    Interval,
+    ReferenceRange,
+    how_reviewed,
+    plain,
+)
+from serving.names import BLANKS, REFUSED
 from serving.report_schemas import ReportAnswer
 from serving.site import Site
 
@@ -21,6 +33,9 @@ FONT: Final = "DejaVu"
 MARGIN: Final = 18.0  # mm, as all lengths here
 WIDTH: Final = 210 - 2 * MARGIN
 ROW: Final = 6.3
+NAMES: Final = 40.0  # for the names of facts
+WHEN: Final = 52.0  # for what was done and when
+SMALLEST: Final = 5.5  # points; a value that does not fit in a line of these goes on in the next
 Colour = tuple[int, int, int]
 INK: Final[Colour] = (26, 32, 44)
 FAINT: Final[Colour] = (102, 112, 133)
@@ -63,6 +78,7 @@ class _Page(FPDF):
         self.set_auto_page_break(True, 20)
         self.add_font(FONT, "", FONTS / "DejaVuSans.ttf")
         self.add_font(FONT, "B", FONTS / "DejaVuSans-Bold.ttf")
+        self.set_text_shaping(True)
         self._known = {chr(code) for code in self.fonts[FONT.lower()].cmap}  # type: ignore[union-attr]
         self.add_page()
 
@@ -72,8 +88,9 @@ class _Page(FPDF):
         self.write_line(f"{self.foot}    page {self.page_no()}", 7, FAINT)
 
     def shown(self, text: str) -> str:
-        """Text that the fonts can show."""
-        return "".join(one if one in self._known else f"[U+{ord(one):04X}]" for one in text)
+        """Text that the fonts can show, and that is shown in the order in which it was written."""
+        known = self._known
+        return "".join(one if one in known and not REFUSED.match(one) else f"[U+{ord(one):04X}]" for one in BLANKS.sub(" ", text))
 
     def style(self, size: float, colour: Colour = INK, bold: bool = False) -> None:
         """Font and colour of what is written next; size in points."""
@@ -124,9 +141,10 @@ def _head(page: _Page, report: ReportAnswer, site: Site, enough: bool) -> None:
     if not enough:
         page.ln(2)
         page.write_line(f"This is not a differential. {report.differential.note}", 10, ALERT, bold=True)
-    if report.differential.site_unknown:
-        page.ln(2)
-        page.write_line(SITE_UNKNOWN, 10, ALERT, bold=True)
+    for warning, applies in ((RENDERED, report.differential.rendered), (SITE_UNKNOWN, report.differential.site_unknown)):
+        if applies:
+            page.ln(2)
+            page.write_line(warning, 10, ALERT, bold=True)
     page.ln(3)
 
 
@@ -137,34 +155,46 @@ def _time(time: datetime) -> str:
 def _facts(page: _Page, report: ReportAnswer) -> None:
     differential = report.differential
     count = "not given" if differential.wbc_count is None else f"{differential.wbc_count:g} × 10³/µL"
-    _fact(page, "Specimen", report.specimen_id or "not given", 0, WIDTH)
-    page.ln(6)
     facts = [
         ("Cells counted", f"{differential.cells} of {_plural(len(report.cells), 'image')}"),
         ("Leukocyte count", count),
+        ("Reviewed by a person", f"{differential.by_person} of {_plural(differential.cells, 'cell')}"),
         ("Corrected by a person", _plural(report.corrected, "cell")),
+        ("Still to be reviewed", _plural(differential.to_review, "cell")),
         ("Analysed", _time(report.created_at)),
-        ("Still to be looked at", _plural(differential.to_review, "cell")),
         ("Model", f"{report.model.name} {report.model.version}"),
     ]
+    _fact_row(page, [("Specimen", report.specimen_id or "not given")])
+    for number in range(0, len(facts), 2):
+        _fact_row(page, facts[number : number + 2], 2)
+    _fact_row(page, [("Signed by", report.signed_by or "nobody yet")])
+
+
+def _fact_row(page: _Page, facts: Sequence[tuple[str, str]], columns: int = 1, names: float = NAMES) -> None:
+    """Facts side by side; the next row begins below the highest."""
+    top, width = page.get_y(), WIDTH / columns
+    bottoms = []
     for number, (name, value) in enumerate(facts):
-        _fact(page, name, value, number % 2 * WIDTH / 2, WIDTH / 2)
-        page.ln(6 * (number % 2))
-    _fact(page, "Signed by", report.signed_by or "nobody yet", 0, WIDTH)
-    page.ln(6)
+        page.set_xy(MARGIN + number * width, top)
+        bottoms.append(_fact(page, name, value, width, names))
+    page.set_xy(MARGIN, max(bottoms))
 
 
-def _fact(page: _Page, name: str, value: str, left: float, width: float) -> None:
-    """A name and its value, whole: set smaller where it would not fit."""
-    page.set_x(MARGIN + left)
+def _fact(page: _Page, name: str, value: str, width: float, names: float) -> float:
+    """A name and its value, whole: set smaller where it would not fit, then in lines. Returns where it ends."""
     page.style(8, FAINT)
-    page.cell(40, 6, name)
-    text, size = page.shown(value), 8.5
+    page.cell(names, 6, name)
+    text, size, room = page.shown(value), 8.5, width - names - 2
     page.style(size, bold=True)
-    while page.get_string_width(text) > width - 42 and size > 3:
+    while page.get_string_width(text) > room and size > SMALLEST:
         size -= 0.25
         page.style(size, bold=True)
-    page.cell(width - 40, 6, text)
+    if page.get_string_width(text) <= room:
+        page.cell(width - names, 6, text)
+        return page.get_y() + 6
+    page.set_xy(page.get_x(), page.get_y() + 1.2)
+    page.multi_cell(room + 2, 3.6, text, align="L", new_x=XPos.LMARGIN, new_y=YPos.NEXT)
+    return page.get_y() + 1.2
 
 
 def _plural(count: int, what: str) -> str:
@@ -186,12 +216,12 @@ def _table(page: _Page, columns: Sequence[_Column], rows: Sequence[Sequence[str]
         page.ln(ROW)
 
 
-def _between(limits: Interval | ReferenceRange | None, digits: int | None) -> str:
-    """Limits as text; `digits` None writes them as the site's file does."""
-    if limits is None:
-        return ""
-    form = "g" if digits is None else f".{digits}f"
-    return f"{limits.low:{form}} – {limits.high:{form}}"
+def _between(limits: Interval | None, digits: int) -> str:
+    return "" if limits is None else f"{limits.low:.{digits}f} – {limits.high:.{digits}f}"
+
+
+def _reference(limits: ReferenceRange) -> str:
+    return f"{plain(limits.low)} – {plain(limits.high)}"
 
 
 def _percentages(page: _Page, report: ReportAnswer, enough: bool) -> None:
@@ -212,10 +242,10 @@ def _percentages(page: _Page, report: ReportAnswer, enough: bool) -> None:
         [
             name,
             str(share.count),
-            f"{share.percent:.1f}",
+            share.printed,
             _between(share.interval, 1),
             _between(share.corrected, 1),
-            _between(share.reference, None),
+            _reference(share.reference),
             FLAGS[share.flag],
         ]
         for name, share in classes
@@ -237,10 +267,10 @@ def _absolute(page: _Page, report: ReportAnswer) -> None:
 
 
 def _absolute_row(count: AbsoluteCount) -> Iterator[str]:
-    yield f"{count.value:.2f}"
+    yield count.printed
     yield _between(count.interval, 2)
     yield _between(count.corrected, 2)
-    yield _between(count.reference, None)
+    yield _reference(count.reference)
     yield FLAGS[count.flag]
 
 
@@ -290,7 +320,7 @@ def _remarks(page: _Page, report: ReportAnswer) -> None:
         "95 % limits: exact (Clopper-Pearson). Corrected limits: " + differential.correction.explanation,
         f"Reference ranges: {differential.reference_source}. Critical limits: {differential.critical_source}.",
     )
-    purpose = "The cells were pre-classified from their images by a neural network; a qualified person reviews them and signs."
+    purpose = f"The cells were pre-classified from their images by a neural network, {how_reviewed(differential)}."
     for remark in (*(limits if differential.kind == "differential" else ()), purpose):
         page.write_line(remark, 7.5, FAINT)
         page.ln(0.8)
@@ -301,6 +331,7 @@ def _signatures(page: _Page, report: ReportAnswer) -> None:
     if not report.signatures:
         page.write_line("Nobody has signed this report.", 8.5, ALERT, bold=True)
     for signature in report.signatures:
-        page.write_line(f"{signature.status.capitalize()}: {signature.by}, {_time(signature.at)}", 8.5)
+        # The name stands alone: beside a date, one that runs from right to left would take the date with it.
+        _fact_row(page, [(f"{signature.status.capitalize()}, {_time(signature.at)}", signature.by)], names=WHEN)
     if report.signatures and report.signed_by is None:
         page.write_line("Changed since it was signed: not valid until it is signed again.", 8.5, ALERT, bold=True)

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from serving.differential import Differential
+from serving.names import By, Reason
 from serving.review import changed_cells, standing
 from serving.schemas import Classified, KeptImages, ModelName, Rejected, ReportState, Status
 from serving.signing import blocked, complete
@@ -14,26 +15,6 @@ from serving.site import Site
 from serving.specimen import HIGHEST_COUNT, LOWEST_COUNT, MOST_IMAGES, SPECIMEN_PATTERN
 from serving.store import Cell, Change, Correction, Delivery, Report
 
-# A line with at least one character that can be seen; no control characters, which neither HL7 nor PostgreSQL takes.
-VISIBLE: Final = r"^[^\x00-\x1f\x7f]*[^\x00-\x20\x7f][^\x00-\x1f\x7f]*$"
-By = Annotated[
-    str,
-    Field(
-        min_length=1,
-        max_length=100,
-        pattern=VISIBLE,
-        description="Who does this, as it is to stand in the report.",
-    ),
-]
-Reason = Annotated[
-    str,
-    Field(
-        min_length=1,
-        max_length=200,
-        pattern=VISIBLE,
-        description="Why, in a line; it stays with the report.",
-    ),
-]
 Amend = Annotated[bool, Field(description="Needed where the report was signed: it must then be signed again.")]
 
 

@@ -23,10 +23,10 @@ from serving.changes import Why, put_right, withdraw
 from serving.deeds import Done, carry_out
 from serving.kept_images import images_of
 from serving.listing import Filter, Wanted, listed
+from serving.names import NAME
 from serving.outbox import Sender
 from serving.problems import Problem, bad_field, described, too_large
 from serving.report_schemas import (
-    VISIBLE,
     CorrectionRequest,
     PatchRequest,
     ReportAnswer,
@@ -220,7 +220,7 @@ def reports(
     ] = None,
     specimen_id: Annotated[str | None, Query(description="Only those of this specimen number.", pattern=SPECIMEN_PATTERN)] = None,
     model: Annotated[
-        str | None, Query(description="Only those of this version of the model.", min_length=1, max_length=200, pattern=VISIBLE)
+        str | None, Query(description="Only those of this version of the model.", min_length=1, max_length=200, pattern=NAME)
     ] = None,
     signed: Annotated[bool | None, Query(description="Only those that were ever signed (true), or never (false).")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,

@@ -5,8 +5,6 @@ amendment; the report is `preliminary` again until it is signed, and then `amend
 the latter with the differential as it was signed. An undo is a correction, too, that names the one it takes back.
 """
 
-import base64
-import secrets
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
@@ -17,13 +15,12 @@ from sqlalchemy.orm import Session, selectinload
 from sqlalchemy.orm.attributes import set_committed_value
 
 from serving.differential import Differential, count_differential
-from serving.hl7 import Signed, oru_r01
+from serving.messages import announce_signature
 from serving.problems import Problem
 from serving.repeats import site_unknown
-from serving.schemas import ModelName
 from serving.signing import blocked, cannot_sign, refuse_withdrawn
 from serving.site import Site
-from serving.store import Cell, Correction, Message, Report, Signature, Status, Store
+from serving.store import Cell, Correction, Report, Signature, Status, Store
 
 WHOLE = (
     selectinload(Report.cells),
@@ -212,22 +209,5 @@ def sign(store: Store, report_id: str, person: Person, expected: int | None, sit
                 version=report.version,
             )
         )
-        if site.hl7 is not None:
-            report.messages.append(_message(report, person, now, site))
+        announce_signature(report, person.by, changed_cells(report), now, site)
     return report
-
-
-def _message(report: Report, person: Person, now: datetime, site: Site) -> Message:
-    control_id = base64.b32encode(secrets.token_bytes(12)).decode().rstrip("=")
-    signed = Signed(
-        report_id=report.id,
-        status=report.status,
-        specimen_id=report.specimen_id,
-        model=ModelName(name=report.model_name, version=report.model_version),
-        by=person.by,
-        analysed=report.created_at,
-        signed=now,
-        corrected=changed_cells(report),
-    )
-    text = oru_r01(Differential.model_validate(report.differential), signed, control_id, site)
-    return Message(control_id=control_id, text=text, not_before=now, created_at=now)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -9,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,18 @@ from specimens import PERSON, read, several, site
 from sqlalchemy import select
 
 from serving.intake import take_in
-from serving.outbox import LONGEST_WAIT, Sender, Unreachable, backlog, deliver_one, send, send_again, wait_after
+from serving.outbox import (
+    LONGEST_WAIT,
+    Sender,
+    Unreachable,
+    backlog,
+    deliver_one,
+    lease,
+    refused,
+    send,
+    send_again,
+    wait_after,
+)
 from serving.review import correct, sign
 from serving.site import Hl7Receiver
 from serving.specimen import Specimen
@@ -175,12 +187,229 @@ def test_a_message_that_is_not_acknowledged_is_sent_again_and_in_the_end_lets_th
     assert deliver_due(store, receiver) == 1  # twice is enough
     correct(store, report, 0, "Basophil", PERSON, None, True, site(receiver))
     sign(store, report, PERSON, None, site(receiver))
-    assert deliver_due(store, receiver) == 0  # the amendment does not overtake what it amends
+    assert deliver_due(store, receiver) == 0  # the amendment waits until what it amends cannot be on its way any more
     assert listener.specimens() == [f"{kind}-1", f"{kind}-1", "S-2"]
     first, second, amendment = outbox(store)
-    assert (first.state, first.attempts, first.unanswered) == ("pending", 2, 2)
+    assert (first.state, first.attempts, first.unanswered) == ("retired", 2, 2)
     assert words in str(first.error)
-    assert (second.state, amendment.attempts) == ("delivered", 0)
+    assert (second.state, amendment.attempts, amendment.not_before) == ("delivered", 0, first.not_before)
+    due_now(store)
+    deliver_due(store, receiver)
+    assert [one.attempts for one in outbox(store)] == [2, 1, 1]
+    store.close()
+
+
+def amended(store: Store, report: str, receiver: Hl7Receiver) -> None:
+    """Corrected and signed again."""
+    correct(store, report, 0, "Basophil", PERSON, None, True, site(receiver))
+    sign(store, report, PERSON, None, site(receiver))
+
+
+def statuses(listener: Listener) -> list[str]:
+    """OBR-25 of what arrived."""
+    return [message.split("\rOBR|")[1].split("\r")[0].split("|")[24] for message in listener.messages()]
+
+
+def test_a_superseded_result_is_never_sent_again(store: Store, listener: Listener) -> None:
+    listener.start()
+    receiver = listener.receiver()
+    report = signed(store, "ONCE-1", receiver)
+    deliver_due(store, receiver)
+    assert [one.state for one in outbox(store)] == ["failed"]
+    amended(store, report, receiver)
+    assert [one.state for one in outbox(store)] == ["retired", "pending"]
+    assert (refused(store), send_again(store)) == ([], 0)
+    deliver_due(store, receiver)
+    assert send_again(store) == 0
+    assert deliver_due(store, receiver) == 0
+    assert (listener.specimens(), statuses(listener)) == (["ONCE-1", "ONCE-1"], ["F", "C"])
+    assert [one.state for one in outbox(store)] == ["retired", "delivered"]
+
+
+def test_a_result_that_was_superseded_while_nothing_was_sent_is_not_sent_later(store: Store, listener: Listener) -> None:
+    report = signed(store, "S-1", listener.receiver())
+    correct(store, report, 0, "Basophil", PERSON, None, True, site())
+    sign(store, report, PERSON, None, site())  # the site has no receiver at this time
+    listener.start()
+    assert deliver_due(store, listener.receiver()) == 0
+    assert (listener.messages(), [one.state for one in outbox(store)]) == ([], ["retired"])
+
+
+def test_a_result_waits_while_it_is_being_amended(store: Store, listener: Listener) -> None:
+    receiver = listener.receiver()
+    report = signed(store, "S-1", receiver)
+    signed(store, "S-2", receiver)
+    correct(store, report, 0, "Basophil", PERSON, None, True, site(receiver))
+    listener.start()
+    assert deliver_due(store, receiver) == 1
+    sign(store, report, PERSON, None, site(receiver))
+    assert deliver_due(store, receiver) == 1
+    assert (listener.specimens(), statuses(listener)) == (["S-2", "S-1"], ["F", "C"])
+
+
+def test_what_may_be_on_its_way_arrives_before_its_amendment(store: Store, listener: Listener) -> None:
+    """The amendment is signed while the first message is being sent; a second sender does not overtake it."""
+    listener.start(1.0)
+    receiver = listener.receiver(timeout=5)
+    report = signed(store, "S-1", receiver)
+    sender = threading.Thread(target=deliver_one, args=(store, receiver))
+    sender.start()
+    eventually(lambda: len(listener.messages()) == 1)
+    amended(store, report, receiver)
+    assert not deliver_one(store, receiver)
+    sender.join()
+    first, amendment = outbox(store)
+    assert first.state == "delivered"  # what the receiver has taken it has taken
+    assert amendment.not_before == first.not_before > datetime.now(UTC)
+    due_now(store)
+    assert deliver_due(store, receiver) == 1
+    assert statuses(listener) == ["F", "C"]
+
+
+def test_a_message_of_a_clock_that_was_ahead_does_not_wait_for_that_time(store: Store, listener: Listener) -> None:
+    receiver = listener.receiver(timeout=0.2)
+    report = signed(store, "S-1", receiver)
+    with store.writing() as session:
+        [message] = session.scalars(select(Message).where(Message.report_id == report))
+        message.not_before = datetime.now(UTC) + timedelta(days=400)
+    listener.start()
+    assert deliver_due(store, receiver) == 0
+    [message] = outbox(store)
+    assert message.not_before <= datetime.now(UTC) + lease(receiver)
+    eventually(lambda: deliver_due(store, receiver) == 1, 5)
+
+
+WITH_CLOCK = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from specimens import PERSON, site
+from test_outbox import amended, deliver_due, signed
+from serving.outbox import send_again
+from serving.site import Hl7Receiver
+from serving.store import Store
+store = Store.open(sys.argv[2])
+receiver = Hl7Receiver(host="127.0.0.1", port=int(sys.argv[3]), timeout_seconds=0.3, retries=3)
+for word in sys.argv[4:]:
+    does, _, of = word.partition(":")
+    if does == "sign":
+        print(signed(store, of, receiver))
+    elif does == "amend":
+        amended(store, of, receiver)
+    elif does == "send":
+        deliver_due(store, receiver)
+    else:
+        print(send_again(store))
+"""
+
+
+def with_clock(moved: str, store_url: str, listener: Listener, *words: str) -> str:
+    """What a process of its own prints whose clock is `moved`."""
+    faketime = shutil.which("faketime")
+    if faketime is None:
+        pytest.skip("faketime not found: the clock cannot be moved")
+    line = [faketime, "--exclude-monotonic", "-f", moved, sys.executable, "-c", WITH_CLOCK, str(Path(__file__).parent)]
+    environment = clean_environment(PYTHONPATH=str(ROOT))
+    command = [*line, store_url, str(listener.port), *words]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
+def test_nothing_older_follows_whatever_the_clock_says_and_whoever_restarts(
+    store: Store, store_url: str, listener: Listener
+) -> None:
+    listener.start()
+    report = with_clock("+0", store_url, listener, "sign:ONCE-1", "send")
+    with_clock("-3d", store_url, listener, f"amend:{report}", "send")  # the clock is put back, the service is started anew
+    assert with_clock("+5d", store_url, listener, "again", "send") == "0"
+    assert with_clock("+0", store_url, listener, "again", "send") == "0"
+    assert statuses(listener) == ["F", "C"]
+
+
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
+def test_a_clock_that_was_two_days_ahead_blocks_nothing(store: Store, store_url: str, listener: Listener) -> None:
+    with_clock("+2d", store_url, listener, "sign:S-1", "send")  # nobody listens: it is to be tried again, two days ahead
+    [message] = outbox(store)
+    assert (message.state, message.attempts) == ("pending", 1)
+    assert message.not_before > datetime.now(UTC) + timedelta(days=1)
+    listener.start()
+    receiver = listener.receiver(timeout=0.3)
+    eventually(lambda: deliver_due(store, receiver) == 1, 10)
+
+
+def answering(*answers: bytes, then_close: bool = True) -> Iterator[int]:
+    """A port where each connection's message is taken and answered with the next of the answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        opened: list[socket.socket] = []
+
+        def serve() -> None:
+            for answer in answers:
+                with contextlib.suppress(OSError):
+                    connection, _ = server.accept()
+                    opened.append(connection)
+                    received = b""
+                    while b"\x1c\r" not in received:
+                        received += connection.recv(4096)
+                    control_id = received.split(b"|")[9]
+                    connection.sendall(answer.replace(b"ID", control_id))
+                    if then_close:
+                        connection.close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield server.getsockname()[1]
+        for connection in opened:
+            connection.close()
+
+
+MSH = b"MSH|^~\\&|LIS||WBC||20261123||ACK^R01^ACK|1|P|2.5.1"
+OFF_ITS_FRAME = {
+    "no start": MSH + b"\rMSA|AA|ID\r\x1c\r",
+    "no carriage return behind the end": b"\x0b" + MSH + b"\rMSA|AA|ID\r\x1c",
+    "line feed behind the end": b"\x0b" + MSH + b"\rMSA|AA|ID\r\x1c\n",
+    "no frame": MSH + b"\rMSA|AA|ID\r",
+    "no end": b"\x0b" + MSH + b"\rMSA|AA|ID\r",
+    "line feeds": b"\x0b" + MSH + b"\nMSA|AA|ID\n\x1c\r",
+    "a mark before it": b"\x0b\xef\xbb\xbf" + MSH + b"\r\nMSA|AA|ID\r\n\x1c\r",
+    "MSA alone": b"\x0bMSA|AA|ID\r\x1c\r",
+    "two starts": b"\x0b\x0b" + MSH + b"\rMSA|AA|ID\x1c\r",
+    "small letters": b"\x0b" + MSH + b"\rMSA|aa| ID \r\x1c\r",
+}
+
+
+@pytest.mark.parametrize("then_close", [True, False])
+@pytest.mark.parametrize("kind", OFF_ITS_FRAME)
+def test_an_acknowledgement_that_can_be_read_is_taken(tmp_path: Path, kind: str, then_close: bool) -> None:
+    store = Store.open(sqlite_url(tmp_path / "service.db"))
+    for port in answering(OFF_ITS_FRAME[kind], then_close=then_close):
+        receiver = Hl7Receiver(host="127.0.0.1", port=port, timeout_seconds=5)
+        signed(store, "S-1", receiver)
+        assert deliver_one(store, receiver)
+    assert [(one.state, one.error) for one in outbox(store)] == [("delivered", None)]
+    store.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (b"", "closed the connection"),
+        (b"\x0b" + MSH, "closed the connection, after 51 bytes without the end of a frame"),
+        (b"\x0b" + MSH + b"\r\x1c\r", "has no MSA segment"),
+        (b"\x0bOK\x1c\r", "has no HL7 segment MSH or MSA"),
+        (b"\x0b" + MSH + b"\rMSA|AA|OTHER\r\x1c\r", "acknowledges another message"),
+        (b"\x0b" + MSH + b"\rMSA|AA\r\x1c\r", "does not say in MSA-2 which message"),
+        (b"\x0b" + MSH + b"\rMSA|OK|ID\r\x1c\r", "has no acknowledgement code in MSA-1"),
+    ],
+)
+def test_of_another_answer_the_reason_says_what_is_wrong_with_it(tmp_path: Path, answer: bytes, words: str) -> None:
+    store = Store.open(sqlite_url(tmp_path / "service.db"))
+    for port in answering(answer):
+        receiver = Hl7Receiver(host="127.0.0.1", port=port, timeout_seconds=5)
+        signed(store, "S-1", receiver)
+        assert not deliver_one(store, receiver)
+    [message] = outbox(store)
+    assert words in str(message.error)
+    assert "timed out" not in str(message.error)
     store.close()
 
 

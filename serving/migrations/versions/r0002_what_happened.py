@@ -92,6 +92,11 @@ def _retired_messages() -> None:
     with op.batch_alter_table("outbox", table_kwargs={"sqlite_autoincrement": True}) as outbox:
         outbox.drop_constraint(op.f("ck_outbox_state"), type_="check")
         outbox.create_check_constraint(op.f("ck_outbox_state"), "state IN ('pending', 'delivered', 'failed', 'retired')")
+    op.execute(
+        "UPDATE outbox SET state = 'retired' WHERE state IN ('pending', 'failed') AND ("
+        "EXISTS (SELECT 1 FROM outbox AS later WHERE later.report_id = outbox.report_id AND later.id > outbox.id) "
+        "OR EXISTS (SELECT 1 FROM signatures AS s WHERE s.report_id = outbox.report_id AND s.at > outbox.created_at))"
+    )
 
 
 def _only_added(table: str) -> None:
