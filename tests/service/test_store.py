@@ -205,7 +205,7 @@ def test_signing_and_the_outbox_are_one_transaction(store: Store, monkeypatch: p
         raise RuntimeError("the message cannot be made")
 
     with monkeypatch.context() as patch:
-        patch.setattr("serving.review.oru_r01", fails)
+        patch.setattr("serving.messages.oru_r01", fails)
         with pytest.raises(RuntimeError):
             sign(store, report, PERSON, 1, of)
     kept = find(store, report)
