@@ -305,8 +305,9 @@ def _count(running: Running, reading: Reading, specimen: Specimen) -> Differenti
         reading.confusion,
         running.site,
         specimen.wbc_count,
-        sum(cell.review.required for cell in cells),
+        sum(cell.review.required or running.site.review_before_signature == "all" for cell in cells),
         site_unknown=site_unknown([result.model_dump() for result in placed.results], reading.false_alarms),
+        rendered=reading.rendered,
     )
     return DifferentialAnswer(model=reading.model, specimen_id=specimen.specimen_id, differential=counted, results=placed.results)
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from serving.messages import announce_withdrawal
 from serving.problems import Problem
 from serving.review import Person, change, count_again, locked
 from serving.signing import refuse_withdrawn
@@ -47,8 +48,9 @@ def put_right(
     return report
 
 
-def withdraw(store: Store, report_id: str, why: Why, expected: int | None, amend: bool) -> Report:
-    """Withdraw a report: it stays as it is and nothing in it can be changed any more; returns it.
+def withdraw(store: Store, report_id: str, why: Why, expected: int | None, amend: bool, site: Site) -> Report:
+    """Withdraw a report: it stays as it is and nothing in it can be changed any more; returns it. Where a receiver was told of
+    it, the message that takes it back enters the outbox in the same transaction.
 
     Raises Problem: 404 for a report that is not there, 409 for one that was signed unless `amend`, or that was
     withdrawn, 412.
@@ -62,6 +64,7 @@ def withdraw(store: Store, report_id: str, why: Why, expected: int | None, amend
         report.version += 1
         report.changed_at = report.withdrawn_at = datetime.now(UTC)
         report.changes.append(record(report, WITHDRAWAL, report.status, "withdrawn", why))
+        announce_withdrawal(report, why.person.by, why.reason, report.withdrawn_at, site)
         session.flush()
     return report
 

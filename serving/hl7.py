@@ -194,6 +194,25 @@ def _note(group: Group, number: int, text: str) -> None:
     note.nte_1, note.nte_3 = str(number), escape(text)
 
 
+class About(NamedTuple):
+    """Of which specimen a message of ours is, None where it names none, and whether it takes a result back."""
+
+    specimen: str | None
+    withdrawn: bool
+
+
+def about(text: str) -> About:
+    """Read again what `oru_r01` has written."""
+    segments = {fields[0]: fields for fields in (line.split("|") for line in text.split("\r"))}
+    specimen = segments["SPM"][2] if "SPM" in segments else None
+    return About(None if specimen is None else _unescape(specimen), segments["OBX"][11] == OBSERVATION_STATUS["withdrawn"])
+
+
+def _unescape(text: str) -> str:
+    back = {sequence: character for character, sequence in ESCAPES.items()}
+    return re.sub(r"\\[EFSTR]\\", lambda found: back[found[0]], text)
+
+
 def frame(text: str) -> bytes:
     """A message as it goes over the wire."""
     return START + text.encode() + END

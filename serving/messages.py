@@ -1,19 +1,23 @@
 """The messages that a signature or a withdrawal puts into the outbox, in the same transaction.
 
 What was waiting of the same report retires, whether or not the site has a receiver now: it may have one again, and nothing older
-may then follow.
+may then follow. A receiver files results by the specimen number: where that was put right, the result under the former number is
+taken back first.
 """
 
 import base64
 import secrets
 from datetime import datetime
+from typing import Final
 
 from serving.differential import Differential
-from serving.hl7 import Sent, Signed, oru_r01
-from serving.outbox import retire
+from serving.hl7 import Sent, Signed, about, oru_r01
+from serving.outbox import lock_messages, retire
 from serving.schemas import ModelName
 from serving.site import Site
 from serving.store import Message, Report
+
+OTHER_SPECIMEN: Final = "the specimen number was wrong and has been corrected"
 
 
 def announce_signature(report: Report, by: str, corrected: int, now: datetime, site: Site) -> None:
@@ -21,19 +25,49 @@ def announce_signature(report: Report, by: str, corrected: int, now: datetime, s
 
     `corrected` is how many cells count as something else than what the model said.
     """
-    due = retire(report, now)
-    if site.hl7 is not None:
-        said = _said(report, report.status, by, corrected, now)
-        report.messages.append(_message(Differential.model_validate(report.differential), said, due, now, site))
+    lock_messages(report)
+    wrong = [specimen for specimen in _told(report) if specimen != report.specimen_id]
+    due, kept = _retire_others(report, now)
+    if site.hl7 is None:
+        return
+    for specimen in wrong:
+        if specimen not in kept:
+            before = Differential.model_validate(report.signatures[-2].differential)
+            taken_back = _said(report, "withdrawn", by, 0, now)._replace(specimen_id=specimen, reason=OTHER_SPECIMEN)
+            report.messages.append(_message(before, taken_back, due, now, site))
+    said = _said(report, report.status, by, corrected, now)
+    report.messages.append(_message(Differential.model_validate(report.differential), said, due, now, site))
 
 
 def announce_withdrawal(report: Report, by: str, reason: str, now: datetime, site: Site) -> None:
-    """Tell the receiver that the report, as it was signed last, is wrong; nothing where nothing of it was ever on its way."""
-    on_its_way = any(message.attempts for message in report.messages)
-    due = retire(report, now)
-    if site.hl7 is not None and on_its_way:
-        said = _said(report, "withdrawn", by, 0, now)._replace(reason=reason)
-        report.messages.append(_message(Differential.model_validate(report.signatures[-1].differential), said, due, now, site))
+    """Tell the receiver that what it was told of the report is wrong; nothing where nothing can have reached it."""
+    lock_messages(report)
+    told = _told(report)
+    due, kept = _retire_others(report, now)
+    if site.hl7 is None:
+        return
+    for specimen in told:
+        if specimen not in kept:
+            last = Differential.model_validate(report.signatures[-1].differential)
+            said = _said(report, "withdrawn", by, 0, now)._replace(specimen_id=specimen, reason=reason)
+            report.messages.append(_message(last, said, due, now, site))
+
+
+def _told(report: Report) -> list[str | None]:
+    """The specimen numbers under which the receiver may have a result of the report that was not taken back."""
+    sent = [about(one.text) for one in report.messages if one.attempts and one.state != "failed"]
+    last = {one.specimen: one.withdrawn for one in sent}
+    return [specimen for specimen, withdrawn in last.items() if not withdrawn]
+
+
+def _retire_others(report: Report, now: datetime) -> tuple[datetime, set[str | None]]:
+    """Retire all but the withdrawals of other specimen numbers; returns when the next message may go, and those numbers."""
+    kept = {
+        one.control_id: about(one.text).specimen
+        for one in report.messages
+        if one.state in ("pending", "failed") and about(one.text).withdrawn and about(one.text).specimen != report.specimen_id
+    }
+    return retire(report, now, kept.keys()), set(kept.values())
 
 
 def _said(report: Report, status: Sent, by: str, corrected: int, now: datetime) -> Signed:

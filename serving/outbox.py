@@ -8,9 +8,9 @@ when the receiver has acknowledged it. What happens to a message:
 - the receiver cannot be reached: tried again for ever, waiting 1, 2, 4 ... 60 seconds; the others wait behind it, in order.
 - it was sent but not acknowledged: the same, but after `retries` times the others go past it.
 
-Of one report only the last message is ever sent. A new signature or a withdrawal retires those before it, whether they wait or
-were refused; while a signed report is being amended its message waits. The order is that of the messages' numbers, not of a
-clock.
+A new signature or a withdrawal retires the report's messages before it, whether they wait or were refused (serving/messages.py):
+nothing older is sent after it. While a signed report is being amended its message waits. The order within a report is that of the
+messages' numbers, not of a clock.
 
 A message is taken with a lease (`not_before`): a sender that is killed between sending and acknowledgement leaves it pending, and
 whoever sends next sends it again, with the same control id, by which the receiver knows it. What follows a message that may
@@ -22,6 +22,7 @@ import logging
 import socket
 import threading
 import time
+from collections.abc import Container
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
@@ -120,10 +121,11 @@ def lease(receiver: Hl7Receiver) -> timedelta:
     return timedelta(seconds=3 * receiver.timeout_seconds + LEASE_MARGIN)
 
 
-def _latest() -> ColumnElement[bool]:
-    """That no later message of the same report is there."""
-    later = aliased(Message)
-    return ~exists(select(later.id).where(later.report_id == Message.report_id, later.id > Message.id))
+def _next() -> ColumnElement[bool]:
+    """That no earlier message of the same report waits."""
+    earlier = aliased(Message)
+    waits = (earlier.report_id == Message.report_id) & (earlier.state == "pending") & (earlier.id < Message.id)
+    return ~exists(select(earlier.id).where(waits))
 
 
 def _in_force() -> ColumnElement[bool]:
@@ -132,19 +134,25 @@ def _in_force() -> ColumnElement[bool]:
     return exists(select(Report.id).where(Report.id == Message.report_id, settled))
 
 
-def retire(report: Report, now: datetime) -> datetime:
-    """Let no earlier message of the report be sent any more, in the caller's transaction; returns when the next one may be.
+def lock_messages(report: Report) -> None:
+    """Read a report's messages again, for this transaction alone: a sender may have taken one since the report was read."""
+    session = object_session(report)
+    for message in report.messages:
+        if session is not None and message.id is not None:
+            session.refresh(message, with_for_update=True)
+
+
+def retire(report: Report, now: datetime, kept: Container[str]) -> datetime:
+    """Let no message of the report be sent any more, in the caller's transaction, but those whose control ids are `kept`;
+    returns when the next one may be.
 
     A message that may be on its way at this moment cannot be called back: the next waits until it has arrived or has failed.
     """
     due = now
-    session = object_session(report)
     for message in report.messages:
-        if session is not None:
-            session.refresh(message, with_for_update=True)  # a sender may have taken it since the report was read
-        if message.state in ("pending", "failed"):
-            if message.state == "pending" and message.attempts:
-                due = max(due, message.not_before)
+        if message.state == "pending" and message.attempts:
+            due = max(due, message.not_before)
+        if message.state in ("pending", "failed") and message.control_id not in kept:
             message.state, message.finished_at = "retired", now
     return due
 
@@ -162,7 +170,7 @@ def take(store: Store, receiver: Hl7Receiver) -> Message | None:
     set_aside = Message.unanswered >= receiver.retries
     query = (
         select(Message)
-        .where(Message.state == "pending", _latest(), _in_force())
+        .where(Message.state == "pending", _next(), _in_force())
         .where(or_(~set_aside, Message.not_before <= now))
         .order_by(set_aside, Message.id)
         .limit(1)
@@ -212,16 +220,16 @@ def deliver_one(store: Store, receiver: Hl7Receiver) -> bool:
 
 
 def refused(store: Store) -> list[Message]:
-    """The messages that the receiver has refused and that say what still holds, in order."""
+    """The messages that the receiver has refused and that were not superseded, in order."""
     with store.reading() as session:
-        return list(session.scalars(select(Message).where(Message.state == "failed", _latest()).order_by(Message.id)))
+        return list(session.scalars(select(Message).where(Message.state == "failed").order_by(Message.id)))
 
 
 def send_again(store: Store) -> int:
-    """Put every failed message that says what still holds back in the queue; returns how many."""
+    """Put every failed message back in the queue; returns how many. One that was superseded has retired and is none."""
     fresh = {"state": "pending", "attempts": 0, "unanswered": 0, "not_before": _now(), "finished_at": None}
     with store.writing() as session:
-        failed = list(session.scalars(select(Message.id).where(Message.state == "failed", _latest()).with_for_update()))
+        failed = list(session.scalars(select(Message.id).where(Message.state == "failed").with_for_update()))
         session.execute(update(Message).where(Message.id.in_(failed)).values(fresh))
         return len(failed)
 

@@ -47,7 +47,7 @@ STATUS: Final[dict[str, tuple[str, Colour]]] = {
     "preliminary": ("PRELIMINARY, NOT SIGNED", ALERT),
     "final": ("FINAL", (22, 101, 70)),
     "amended": ("AMENDED", (146, 64, 14)),
-    "withdrawn": ("WITHDRAWN", ALERT),
+    "withdrawn": ("WITHDRAWN, NOT VALID", ALERT),
 }
 FLAGS: Final[dict[Flag | None, str]] = {
     None: "",
@@ -167,7 +167,7 @@ def _facts(page: _Page, report: ReportAnswer) -> None:
     _fact_row(page, [("Specimen", report.specimen_id or "not given")])
     for number in range(0, len(facts), 2):
         _fact_row(page, facts[number : number + 2], 2)
-    _fact_row(page, [("Signed by", report.signed_by or "nobody yet")])
+    _fact_row(page, [("Signed by", report.signed_by or ("nobody: withdrawn" if report.withdrawn else "nobody yet"))])
 
 
 def _fact_row(page: _Page, facts: Sequence[tuple[str, str]], columns: int = 1, names: float = NAMES) -> None:
@@ -333,5 +333,14 @@ def _signatures(page: _Page, report: ReportAnswer) -> None:
     for signature in report.signatures:
         # The name stands alone: beside a date, one that runs from right to left would take the date with it.
         _fact_row(page, [(f"{signature.status.capitalize()}, {_time(signature.at)}", signature.by)], names=WHEN)
-    if report.signatures and report.signed_by is None:
+    for change in report.changes:
+        what = "Withdrawn" if change.what == "withdrawal" else f"{change.what.replace('_', ' ').capitalize()} changed"
+        _fact_row(page, [(f"{what}, {_time(change.at)}", change.by)], names=WHEN)
+        values = "" if change.what == "withdrawal" else f"From {_value(change.from_value)} to {_value(change.to_value)}. "
+        _fact_row(page, [("", f"{values}{change.reason}")], names=WHEN)
+    if report.signatures and report.signed_by is None and not report.withdrawn:
         page.write_line("Changed since it was signed: not valid until it is signed again.", 8.5, ALERT, bold=True)
+
+
+def _value(value: object) -> str:
+    return "not given" if value is None else str(value)

@@ -15,8 +15,9 @@ from serving.kept_images import images_of
 from serving.problems import Problem
 from serving.reading import Reading
 from serving.repeats import place
-from serving.review import Person, find, standing
+from serving.review import Person, find
 from serving.schemas import Classified, ModelName, Recounted, Result
+from serving.signing import standing
 from serving.store import Cell, Report, Store
 
 MODEL: Final = "model"

@@ -8,9 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from serving.differential import Differential
 from serving.names import By, Reason
-from serving.review import changed_cells, standing
+from serving.review import changed_cells
 from serving.schemas import Classified, KeptImages, ModelName, Rejected, ReportState, Status
-from serving.signing import blocked, complete
+from serving.signing import blocked, complete, standing
 from serving.site import Site
 from serving.specimen import HIGHEST_COUNT, LOWEST_COUNT, MOST_IMAGES, SPECIMEN_PATTERN
 from serving.store import Cell, Change, Correction, Delivery, Report
@@ -196,6 +196,12 @@ class ReportDelta(ReportState):
 def shown_status(report: Report) -> Status:
     """How a report stands; one that was withdrawn is nothing else any more."""
     return report.status if report.withdrawn_at is None else "withdrawn"
+
+
+def withdrawal(answer: ReportAnswer) -> str | None:
+    """Who withdrew the report and why, in words; None where nobody has."""
+    last = next((change for change in reversed(answer.changes) if change.what == "withdrawal"), None)
+    return None if last is None else f"Withdrawn, not valid. By {last.by}: {last.reason}"
 
 
 def signer(report: Report) -> str | None:

@@ -38,6 +38,7 @@ from serving.report_schemas import (
     delta,
     summary,
     whole,
+    withdrawal,
 )
 from serving.review import Person, correct, find, no_report, sign, undo
 from serving.schemas import ModelName
@@ -295,7 +296,8 @@ async def withdraw_report(request: Request, report_id: ReportId, if_match: IfMat
     kept = _kept(request)
     asked = await _body(request, WithdrawalRequest)
     why, expected = Why(_person(request, asked.by), asked.reason), _expected(if_match)
-    answer = await _changed(request, asked, partial(withdraw, kept.store, checked(report_id), why, expected, asked.amend))
+    done = partial(withdraw, kept.store, checked(report_id), why, expected, asked.amend, _site(request))
+    answer = await _changed(request, asked, done)
     if kept.sender is not None:
         kept.sender.wake()
     return answer
@@ -335,13 +337,6 @@ def cell_image(request: Request, report_id: ReportId, index: Index) -> Response:
     return Response(drawn.getvalue(), media_type="image/png")
 
 
-def _fhir_status(report: Report) -> fhir.Status:
-    """A report that was withdrawn was a mistake where it was signed, and else never came to anything."""
-    if report.withdrawn_at is None:
-        return report.status
-    return "entered-in-error" if report.signatures else "cancelled"
-
-
 @router.get(
     "/{id}/fhir",
     responses={200: {"content": {fhir.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/FhirBundle"}}}}},
@@ -356,10 +351,11 @@ def report_fhir(request: Request, report_id: ReportId) -> Response:
         model=answer.model,
         specimen_id=answer.specimen_id,
         issued=answer.changed_at,
-        status=_fhir_status(found),
+        status=fhir.status_of(answer.status, signed=bool(answer.signatures)),
         performer=answer.signed_by,
         site=_site(request),
         report_id=answer.id,
+        withdrawn=withdrawal(answer),
     )
     return Response(json.dumps(document), headers={"ETag": f'"{answer.version}"'}, media_type=fhir.MEDIA_TYPE)
 

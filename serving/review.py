@@ -5,7 +5,6 @@ amendment; the report is `preliminary` again until it is signed, and then `amend
 the latter with the differential as it was signed. An undo is a correction, too, that names the one it takes back.
 """
 
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
@@ -18,7 +17,7 @@ from serving.differential import Differential, count_differential
 from serving.messages import announce_signature
 from serving.problems import Problem
 from serving.repeats import site_unknown
-from serving.signing import blocked, cannot_sign, refuse_withdrawn
+from serving.signing import blocked, cannot_sign, refuse_withdrawn, stand, standing, waiting
 from serving.site import Site
 from serving.store import Cell, Correction, Report, Signature, Status, Store
 
@@ -98,7 +97,7 @@ def undo(store: Store, report_id: str, position: int, person: Person, expected: 
         report = locked(session, report_id, expected)
         refuse_withdrawn(report)
         cell = _counted(report, position)
-        stack = [one for one in _stand(report.corrections) if one.position == position]
+        stack = [one for one in stand(report.corrections) if one.position == position]
         if not stack:
             raise Problem(409, "nothing-to-undo", "Nothing to undo", f"No correction of cell {position} is left to be undone.")
         change(report, amend)
@@ -149,24 +148,12 @@ def _decide(
     report.differential = count_again(report, site).model_dump(mode="json")
 
 
-def _stand(corrections: Iterable[Correction]) -> list[Correction]:
-    """Those that are no undo and were not undone, in their order."""
-    corrections = list(corrections)
-    undone = {one.undoes for one in corrections}
-    return [one for one in corrections if one.undoes is None and one.id not in undone]
-
-
-def standing(corrections: Iterable[Correction]) -> dict[int, Correction]:
-    """By the position of a cell, the correction that its label comes from: only these cells were decided by a person."""
-    return {one.position: one for one in _stand(corrections)}
-
-
 def count_again(report: Report, site: Site, false_alarms: float | None = None) -> Differential:
     """The differential of a report as its cells and its specimen are now; with the model's `false_alarms` it is looked anew at
     whether the site is unknown, a mark that stays once it was earned."""
     decided = standing(report.corrections)
     counted = [cell for cell in report.cells if cell.label is not None]
-    to_review = sum(cell.result["review"]["required"] for cell in counted if cell.position not in decided)
+    to_review = len(waiting(counted, decided, site))
     confusion = None if report.confusion is None else np.array(report.confusion, np.int64)
     return count_differential(
         [str(cell.label) for cell in counted],
@@ -176,6 +163,7 @@ def count_again(report: Report, site: Site, false_alarms: float | None = None) -
         to_review,
         [cell.position in decided for cell in counted],
         report.differential["site_unknown"] or site_unknown([cell.result for cell in report.cells], false_alarms),
+        report.rendered,
     )
 
 

@@ -1,9 +1,12 @@
 """What stands in the way of a report's signature; derived from the record, for the service and for whoever asks before."""
 
+from collections.abc import Container, Iterable
+
+from serving.differential import RENDERED
 from serving.problems import Problem
 from serving.schemas import Block, Why
 from serving.site import Site
-from serving.store import Report
+from serving.store import Cell, Correction, Report
 
 TITLES: dict[Why, str] = {
     "incomplete": "Incomplete",
@@ -14,6 +17,28 @@ TITLES: dict[Why, str] = {
     "signed": "Signed",
 }
 WITHDRAWN = "The report was withdrawn; nothing in it can be changed any more. Make a new one."
+
+
+def stand(corrections: Iterable[Correction]) -> list[Correction]:
+    """Those that are no undo and were not undone, in their order."""
+    corrections = list(corrections)
+    undone = {one.undoes for one in corrections}
+    return [one for one in corrections if one.undoes is None and one.id not in undone]
+
+
+def standing(corrections: Iterable[Correction]) -> dict[int, Correction]:
+    """By the position of a cell, the correction that its label comes from: only these cells were decided by a person."""
+    return {one.position: one for one in stand(corrections)}
+
+
+def waiting(cells: Iterable[Cell], decided: Container[int], site: Site) -> list[int]:
+    """The positions of those counted cells that a person must still look at: none of the cells that are `decided`."""
+    everyone = site.review_before_signature == "all"
+    return [
+        cell.position
+        for cell in cells
+        if cell.label is not None and cell.position not in decided and (everyone or cell.result["review"]["required"])
+    ]
 
 
 def complete(report: Report) -> bool:
@@ -34,6 +59,12 @@ def blocked(report: Report, site: Site) -> list[Block]:
         found.append(Block(kind="incomplete", detail=detail))
     if all(cell.label is None for cell in report.cells):
         found.append(Block(kind="no_cells", detail="No image of the report counts as a cell; there is nothing to sign."))
+    if report.rendered:
+        found.append(Block(kind="rendered_model", detail=RENDERED))
+    if site.review_before_signature != "nothing" and (left := len(waiting(report.cells, standing(report.corrections), site))):
+        must = "all cells" if site.review_before_signature == "all" else "the cells that are marked"
+        which = f"{left} {'cell waits' if left == 1 else 'cells wait'} for a person: at this site {must} must be reviewed first."
+        found.append(Block(kind="unreviewed", detail=f"{which} Correct or confirm each."))
     return found
 
 

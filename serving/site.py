@@ -6,7 +6,7 @@ The defaults are `serving/sites/default.yaml`; a file named by WBC_SITE_FILE rep
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -104,6 +104,7 @@ class Site(_Section):
 
     name: Annotated[Line, Field(min_length=1)]
     minimum_cells: Annotated[int, Field(ge=1)]
+    review_before_signature: Literal["marked", "all", "nothing"]
     reference: Reference
     critical: CriticalLimits
     loinc: LoincCodes

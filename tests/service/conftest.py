@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from databases import new_database, postgres_server
+from fpdf import FPDF
 from live import ROOT, Server, clean_environment, free_port, serve_command, started
 from tiny_model import write_model
 
@@ -52,3 +54,18 @@ def store(store_url: str) -> Iterator[Store]:
     opened = Store.open(store_url)
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """All text that is put on pages, as it comes."""
+    texts: list[str] = []
+    for name, place in (("cell", 2), ("multi_cell", 2)):
+        original = getattr(FPDF, name)
+
+        def spy(page: FPDF, *given: Any, _original: Any = original, _place: int = place, **named: Any) -> Any:
+            texts.append(str(named.get("text", given[_place] if len(given) > _place else "")))
+            return _original(page, *given, **named)
+
+        monkeypatch.setattr(FPDF, name, spy)
+    return texts

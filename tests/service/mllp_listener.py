@@ -1,8 +1,8 @@
 """A receiver of HL7 messages over MLLP, run as a process of its own: `python mllp_listener.py PORT FILE [SECONDS]`.
 
 Every message is appended to FILE and synced before it is acknowledged, SECONDS later. What the specimen number (SPM-2) says is
-done: REJECT and ERROR are answered with AR and AE, ONCE with AE the first time, SILENT not at all, WRONG with another message's
-number, CLOSE by hanging up.
+done: REJECT and ERROR are answered with AR and AE, ONCE with AE the first time, TWICE with AE but the first time, SILENT not at
+all, WRONG with another message's number, CLOSE by hanging up.
 """
 
 import json
@@ -46,7 +46,9 @@ class Handler(socketserver.BaseRequestHandler):
             self.request.close()
         elif does != "SILENT":
             first = sum(f"SPM|1|{segments['SPM'][2]}|" in line for line in FILE.read_text().splitlines()) == 1
-            code = {"REJECT": "AR", "ERROR": "AE", "ONCE": "AE" if first else "AA"}.get(does, "AA")
+            code = {"REJECT": "AR", "ERROR": "AE", "ONCE": "AE" if first else "AA", "TWICE": "AA" if first else "AE"}.get(
+                does, "AA"
+            )
             words = "" if code == "AA" else "Unknown specimen"
             self.request.sendall(acknowledgement(code, "ANOTHER" if does == "WRONG" else control_id, words))
 

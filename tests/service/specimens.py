@@ -23,9 +23,10 @@ SPECIMEN = "S-4711"
 _NUMBERS = itertools.count()
 
 
-def site(hl7: Hl7Receiver | None = None, keep_images: bool = False, minimum_cells: int = 10) -> Site:
-    """The default site with small numbers."""
-    return read_site().model_copy(update={"hl7": hl7, "keep_images": keep_images, "minimum_cells": minimum_cells})
+def site(hl7: Hl7Receiver | None = None, keep_images: bool = False, minimum_cells: int = 10, review: str = "nothing") -> Site:
+    """The default site with small numbers, where a report can be signed without a look at any cell."""
+    changes = {"hl7": hl7, "keep_images": keep_images, "minimum_cells": minimum_cells, "review_before_signature": review}
+    return read_site().model_copy(update=changes)
 
 
 def classified(label: str, review: bool = False, reason: Reason = "ambiguous") -> Classified:

@@ -20,6 +20,8 @@ from live import ROOT, clean_environment, free_port
 from specimens import PERSON, read, several, site
 from sqlalchemy import select
 
+from serving.changes import Why, put_right, withdraw
+from serving.hl7 import about
 from serving.intake import take_in
 from serving.outbox import (
     LONGEST_WAIT,
@@ -264,6 +266,61 @@ def test_what_may_be_on_its_way_arrives_before_its_amendment(store: Store, liste
     due_now(store)
     assert deliver_due(store, receiver) == 1
     assert statuses(listener) == ["F", "C"]
+
+
+WHY = Why(PERSON, "another patient's tube")
+
+
+def test_a_withdrawal_reaches_whoever_was_told(store: Store, listener: Listener) -> None:
+    receiver = listener.receiver()
+    of, told, untold = site(receiver), signed(store, "S-1", receiver), signed(store, "S-2", receiver)
+    listener.start()
+    assert deliver_one(store, receiver)
+    for report in (told, untold):
+        withdraw(store, report, WHY, None, True, of)
+    assert deliver_due(store, receiver) == 1
+    assert (listener.specimens(), statuses(listener)) == (["S-1", "S-1"], ["F", "C"])
+    result, withdrawal = listener.messages()
+    assert {line.split("|")[11] for line in withdrawal.split("\r") if line.startswith("OBX")} == {"W"}
+    assert "|Withdrawn, not valid. By Dr. Ada: another patient's tube" in withdrawal
+    assert [line.split("|")[:6] for line in withdrawal.split("\r") if line.startswith("OBX")] == [
+        line.split("|")[:6] for line in result.split("\r") if line.startswith("OBX")
+    ]
+    assert [one.state for one in outbox(store)] == ["delivered", "retired", "delivered"]
+
+
+def test_a_result_under_a_wrong_specimen_number_is_taken_back(store: Store, listener: Listener) -> None:
+    """Receivers file by the specimen number: a correction under another number leaves the first where it is."""
+    listener.start()
+    receiver = listener.receiver()
+    of, report = site(receiver), signed(store, "S-1", receiver)
+    deliver_due(store, receiver)
+    put_right(store, report, {"specimen_id": "S^2"}, WHY, None, True, of)
+    sign(store, report, PERSON, None, of)
+    assert deliver_due(store, receiver) == 2
+    assert listener.specimens() == ["S-1", "S-1", r"S\S\2"]
+    assert [about(text) for text in listener.messages()] == [("S-1", False), ("S-1", True), ("S^2", False)]
+    put_right(store, report, {"specimen_id": "S-1"}, WHY, None, True, of)
+    sign(store, report, PERSON, None, of)
+    assert deliver_due(store, receiver) == 2
+    assert [about(text) for text in listener.messages()[3:]] == [("S^2", True), ("S-1", False)]
+
+
+def test_a_withdrawal_that_was_refused_can_be_sent_again_until_the_number_is_used_again(store: Store, listener: Listener) -> None:
+    listener.start()
+    receiver = listener.receiver()
+    of, report = site(receiver), signed(store, "TWICE-1", receiver)
+    deliver_due(store, receiver)
+    put_right(store, report, {"specimen_id": "S-2"}, WHY, None, True, of)
+    sign(store, report, PERSON, None, of)
+    deliver_due(store, receiver)
+    assert [one.state for one in outbox(store)] == ["delivered", "failed", "delivered"]
+    assert send_again(store) == 1
+    put_right(store, report, {"specimen_id": "TWICE-1"}, WHY, None, True, of)
+    sign(store, report, PERSON, None, of)
+    assert [one.state for one in outbox(store)] == ["delivered", "retired", "delivered", "pending", "pending"]
+    deliver_due(store, receiver)
+    assert [about(text) for text in listener.messages()[-2:]] == [("S-2", True), ("TWICE-1", False)]
 
 
 def test_a_message_of_a_clock_that_was_ahead_does_not_wait_for_that_time(store: Store, listener: Listener) -> None:

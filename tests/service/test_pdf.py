@@ -5,10 +5,8 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
-from fpdf import FPDF
 from live import ROOT, clean_environment
 from specimens import CONFUSION, PERSON, SPECIMEN, reported, several, site
 
@@ -20,21 +18,6 @@ from serving.schemas import Result
 from serving.store import Store, sqlite_url
 
 RESULTS: list[Result] = [*several("Neutrophil", 70), *several("Lymphocyte", 30, review=True)]
-
-
-@pytest.fixture
-def written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """All text that is put on pages, as it comes."""
-    texts: list[str] = []
-    for name, place in (("cell", 2), ("multi_cell", 2)):
-        original = getattr(FPDF, name)
-
-        def spy(page: FPDF, *given: Any, _original: Any = original, _place: int = place, **named: Any) -> Any:
-            texts.append(str(named.get("text", given[_place] if len(given) > _place else "")))
-            return _original(page, *given, **named)
-
-        monkeypatch.setattr(FPDF, name, spy)
-    return texts
 
 
 @pytest.fixture

@@ -1,0 +1,133 @@
+"""What may be signed, and what a report says about who reviewed it: from the record, not from its status."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from fhir.resources.R4B.bundle import Bundle
+from specimens import MODEL, PERSON, reported, several, site
+
+from serving import fhir
+from serving.differential import RENDERED, Differential, count_differential, how_reviewed
+from serving.hl7 import Signed, oru_r01
+from serving.pdf import report_pdf
+from serving.problems import Problem
+from serving.report_schemas import whole
+from serving.review import correct, find, sign
+from serving.site import Site
+from serving.store import Report, Store, sqlite_url
+
+NOW = datetime(2026, 11, 23, 9, 30, 1, tzinfo=UTC)
+HALF_MARKED = several("Neutrophil", 100) + several("Lymphocyte", 17, review=True)
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Store:
+    return Store.open(sqlite_url(tmp_path / "service.db"))
+
+
+def kinds(store: Store, report: str, of: Site) -> list[str]:
+    """Why it cannot be signed, as it is said before and as signing is refused."""
+    blocked = [block.kind for block in whole(find(store, report), of).blocked]
+    if blocked:
+        with pytest.raises(Problem) as caught:
+            sign(store, report, PERSON, None, of)
+        assert caught.value.status == 409
+        assert [block["kind"] for block in caught.value.document["blocked"]] == blocked
+    return blocked
+
+
+def test_what_is_marked_must_be_reviewed_before_a_signature(kept: Store) -> None:
+    of, report = site(review="marked"), reported(kept, site(review="marked"), HALF_MARKED)
+    assert kinds(kept, report, of) == ["unreviewed"]
+    for position in range(100, 117):
+        assert kinds(kept, report, of) == ["unreviewed"]
+        correct(kept, report, position, "Lymphocyte", PERSON, None, False, of)
+    assert kinds(kept, report, of) == []
+    assert sign(kept, report, PERSON, None, of).status == "final"
+
+
+def test_a_site_may_ask_for_all_cells_or_for_none(kept: Store) -> None:
+    report = reported(kept, site(review="all"), several("Neutrophil", 12))
+    assert kinds(kept, report, site(review="marked")) == []
+    assert kinds(kept, report, site(review="all")) == ["unreviewed"]
+    assert whole(find(kept, report), site(review="all")).to_review == 12
+    for position in range(12):
+        correct(kept, report, position, None if position == 3 else "Neutrophil", PERSON, None, False, site(review="all"))
+    assert kinds(kept, report, site(review="all")) == []
+    other = reported(kept, site(review="nothing"), HALF_MARKED)
+    assert kinds(kept, other, site(review="nothing")) == []
+
+
+def test_a_report_by_a_model_of_drawn_cells_cannot_be_signed(kept: Store) -> None:
+    report = reported(kept, site(), several("Neutrophil", 12))
+    with kept.writing() as session:
+        session.get_one(Report, report).rendered = True
+    assert kinds(kept, report, site()) == ["rendered_model"]
+
+
+def said(differential: Differential, status: str = "final") -> set[str]:
+    """Everything that a FHIR Bundle and an HL7 message say of how the result came about."""
+    of = site()
+    document = fhir.bundle(
+        differential,
+        model=MODEL,
+        specimen_id="S",
+        issued=NOW,
+        status=status,
+        performer="Dr. Ada",
+        site=of,  # type: ignore[arg-type]
+    )
+    assert Bundle.model_validate_json(json.dumps(document))
+    methods = {entry["resource"]["method"]["text"] for entry in document["entry"] if "method" in entry["resource"]}
+    text = oru_r01(differential, Signed("r", "final", "S", MODEL, "Dr. Ada", NOW, NOW, 0), "X", of)
+    return {method.split(", ", 1)[1] for method in methods} | {
+        line.split("|")[17].split(", ", 1)[1] for line in text.split("\r") if line.startswith("OBX")
+    }
+
+
+@pytest.mark.parametrize(
+    ("reviewed", "left", "words"),
+    [
+        (0, 117, "not reviewed by a person, 117 still to be reviewed"),
+        (2, 117, "2 of 119 cells reviewed by a person, 117 still to be reviewed"),
+        (119, 0, "each cell reviewed by a person"),
+        (5, 0, "5 of 119 cells reviewed by a person"),
+    ],
+)
+def test_reviewed_by_a_person_is_said_of_those_cells_that_were(reviewed: int, left: int, words: str) -> None:
+    by_person = [number < reviewed for number in range(119)]
+    differential = count_differential(["Neutrophil"] * 119, None, site(), None, left, by_person, site_unknown=True)
+    assert how_reviewed(differential) == words
+    assert said(differential) == {words}
+
+
+def test_the_pdf_says_how_many_were_reviewed(kept: Store, written: list[str]) -> None:
+    of, report = site(minimum_cells=100), reported(kept, site(minimum_cells=100), HALF_MARKED)
+    correct(kept, report, 0, "Monocyte", PERSON, None, False, of)
+    report_pdf(whole(sign(kept, report, PERSON, None, of), of), of)
+    assert written[written.index("Reviewed by a person") + 1] == "1 of 117 cells"
+    assert written[written.index("Still to be reviewed") + 1] == "17 cells"
+    everything = "\n".join(written)
+    assert "by a neural network, 1 of 117 cells reviewed by a person, 17 still to be reviewed." in everything
+    assert "a qualified person reviews" not in everything
+
+
+def test_of_drawn_cells_the_formats_say_so_and_no_message_is_made(kept: Store, written: list[str]) -> None:
+    differential = count_differential(["Neutrophil"] * 12, None, site(), rendered=True)
+    document = fhir.bundle(
+        differential, model=MODEL, specimen_id="S", issued=NOW, status="preliminary", performer=None, site=site()
+    )
+    assert Bundle.model_validate_json(json.dumps(document))
+    for resource in (document, *(entry["resource"] for entry in document["entry"])):
+        assert resource["meta"]["security"][0]["code"] == "HTEST", resource["resourceType"]
+        if resource["resourceType"] == "Observation":
+            assert resource["note"] == [{"text": RENDERED}]
+    assert RENDERED in document["entry"][0]["resource"]["conclusion"]
+    with pytest.raises(ValueError, match="drawn cells"):
+        oru_r01(differential, Signed("r", "final", "S", MODEL, "Dr. Ada", NOW, NOW, 0), "X", site())
+    answer = whole(find(kept, reported(kept, site(), several("Neutrophil", 12))), site())
+    answer.differential.rendered = True
+    report_pdf(answer, site())
+    assert RENDERED in written
