@@ -13,6 +13,7 @@ import random
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from flows import gate, retrain, versioning
 from flows.labels import read_log
 from flows.package import PACKAGED_MODEL
 from flows.state import read_state
+from flows.tracking import packaged_digest
 from flows.workspace import set_params
 from wbc_model.card import INT8, Architecture, ModelCard, Normalisation, read_card
 from wbc_model.classes import CLASSES
@@ -75,6 +77,7 @@ class Store:
         self.runs: dict[str, dict[str, str]] = {}
         self.logged: list[str] = []
         self.models: list[str] = []
+        self.tags: list[dict[str, str]] = []
         self.aliases: dict[str, str] = {}
         self.client = self
 
@@ -99,15 +102,26 @@ class Store:
             self.logged.append(run)
         self.killer.tick()
 
-    def log_packaged(self, run: str, model: Path) -> None:
+    def register(self, run: str, model: Path) -> str:
         self.killer.tick()
+        digest = packaged_digest(read_card(model))
+        if digest not in self.models:
+            self.models.append(digest)
+            self.tags.append({})
+        self.killer.tick()
+        return str(self.models.index(digest) + 1)
 
-    def register(self, run: str, card: ModelCard) -> str:
-        self.killer.tick()
-        if run not in self.models:
-            self.models.append(run)
-        self.killer.tick()
-        return str(self.models.index(run) + 1)
+    def digest(self, version: str) -> str:
+        return self.models[int(version) - 1]
+
+    def model_tags(self) -> dict[str, str]:
+        return {}
+
+    def version_tags(self, version: str) -> dict[str, str]:
+        return self.tags[int(version) - 1]
+
+    def versions(self) -> list[SimpleNamespace]:
+        return [SimpleNamespace(version=str(number), tags=tags) for number, tags in enumerate(self.tags, 1)]
 
     def alias(self, name: str) -> str | None:
         return self.aliases.get(name)
@@ -119,6 +133,7 @@ class Store:
 
     def tag_version(self, version: str, tags: dict[str, str]) -> None:
         self.killer.tick()
+        self.tags[int(version) - 1] |= tags
 
     def set_tag(self, run: str, name: str, value: str) -> None:
         self.runs[run][name] = value
@@ -315,7 +330,7 @@ def test_the_champion_follows_how_its_weights_are_packaged_without_asking_again(
     set_params(workspace, {"package.int8": False})
     assert run(workspace, killer, store, monkeypatch)
     assert not set(INT8) & {path.name for path in champion.iterdir()}
-    assert store.aliases["champion"] == "3"
+    assert store.aliases["champion"] == "2"
     assert len(gate.read_log(workspace)) == 1
     assert json.loads((workspace / "models/gate.json").read_text())["reason"].startswith("its weights are the champion's")
 
