@@ -10,6 +10,7 @@ Two kinds of 95 % limits stand beside each percentage:
 """
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, Final, Literal, Self
 
 import numpy as np
@@ -119,6 +120,7 @@ class Differential(BaseModel):
     critical_source: str
 
 
+@lru_cache(4096)  # a decision of a person leaves most counts as they were
 def clopper_pearson(count: int, total: int) -> tuple[float, float]:
     """Exact 95 % limits of a share of `count` in `total`, as fractions.
 
@@ -133,9 +135,15 @@ def clopper_pearson(count: int, total: int) -> tuple[float, float]:
 def binomial(share: float, total: int) -> Floats:
     """The probabilities (total + 1,) of 0 to `total` of so many, each with probability `share`, which is above 0 and below 1."""
     numbers = np.arange(total + 1)
-    log_ways = np.concatenate([[0.0], np.cumsum(np.log((total - numbers[:-1]) / numbers[1:]))])  # binomial coefficients
-    probabilities: Floats = np.exp(log_ways + numbers * np.log(share) + (total - numbers) * np.log1p(-share))
+    probabilities: Floats = np.exp(_log_ways(total) + numbers * np.log(share) + (total - numbers) * np.log1p(-share))
     return probabilities
+
+
+@lru_cache(64)
+def _log_ways(total: int) -> Floats:
+    """The logarithms (total + 1,) of the binomial coefficients."""
+    numbers = np.arange(total + 1)
+    return np.concatenate([[0.0], np.cumsum(np.log((total - numbers[:-1]) / numbers[1:]))])
 
 
 def foreign_site(foreign: int, cells: int, false_alarms: float) -> bool:

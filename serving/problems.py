@@ -9,6 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 
 MEDIA_TYPE: Final = "application/problem+json"
 PREFIX: Final = "urn:wbc:problem:"
@@ -67,7 +68,17 @@ async def answer_http(request: Request, error: Exception) -> Response:
     phrase = HTTPStatus(error.status_code).phrase
     detail = f"{request.method} {request.scope['path']}: {phrase.lower()}"
     document = {"type": "about:blank", "title": phrase, "status": error.status_code, "detail": detail}
-    return Response(json.dumps(document), error.status_code, error.headers, MEDIA_TYPE)
+    # A path may have several routes, and the framework names the methods of the first only.
+    headers = {"Allow": ", ".join(_methods(request))} if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED else error.headers
+    return Response(json.dumps(document), error.status_code, headers, MEDIA_TYPE)
+
+
+def _methods(request: Request) -> list[str]:
+    def taken(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    return [method for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE") if taken(method)]
 
 
 async def answer_parameter(request: Request, error: Exception) -> Response:

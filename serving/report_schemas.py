@@ -42,6 +42,9 @@ class UndoRequest(_Request):
 class PatchRequest(_Request):
     """A person puts right what was said of the specimen. A field that is left out stays; null says that it is not known."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"anyOf": [{"required": [name]} for name in ("specimen_id", "wbc_count", "expected_images")]}
+    )
     reason: Reason
     by: By
     amend: Amend = False

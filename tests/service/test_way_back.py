@@ -135,6 +135,11 @@ def test_what_cannot_be_put_right(client: TestClient, body: dict[str, Any], fiel
     assert report_of(client, report)["version"] == 1
 
 
+def test_a_method_that_is_none_names_those_that_are(client: TestClient) -> None:  # noqa: F811
+    answer = client.options(f"/v1/reports/{'0' * 32}")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, PATCH")
+
+
 def test_a_withdrawn_report_is_nothing_any_more(own: TestClient) -> None:
     report = posted(own)["report_id"]
     answer = withdrawn(own, report, '"1"').json()
