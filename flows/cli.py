@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
+from flows.workspace import AUDIT, KEYRING, STORE
 from wbc_model.choices import Acquisition, Annotator, PresetName
 from wbc_model.errors import WbcError
 
@@ -42,7 +43,6 @@ reports_app = typer.Typer(help="The reports in the service's store.", no_args_is
 app.add_typer(reports_app, name="reports")
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as of a shell
-STORE, KEYRING, AUDIT = "data/service.db", "data/service.keys", "data/audit.jsonl"
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, to stdout.")]
 
 
@@ -600,30 +600,25 @@ def onboard_command(
 @app.command("serve")
 def serve_command(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 3000,
-    host: Annotated[str | None, typer.Option(metavar="IP", help="Address to listen on; loopback unless a key is set.")] = None,
+    host: Annotated[str | None, typer.Option(metavar="IP", help="Address to listen on; loopback unless a key is made.")] = None,
     model: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="A model directory; default: the workspace's champion.")
+        Path | None,
+        typer.Option(metavar="DIR", help="A model directory; default: $WBC_MODEL_DIR, else the workspace's champion."),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A host name that it may be called by, beside loopback's; also $WBC_HOSTS."),
     ] = None,
 ) -> None:
-    """Serve the champion as an HTTP service, with the workspace's keys, audit log and store (WBC_STORE_URL names another)."""
-    from flows.champion import followed
-    from serving.audit import AUDIT_LOG
-    from serving.keys import KEYS_FILE
-    from serving.run import serve
+    """Serve the champion as an HTTP service, with the workspace's keys, audit log and store (WBC_STORE_URL names another).
 
-    store = None
-    if model is None:
-        workspace = _workspace()
-        store = workspace / STORE
-        model = workspace / "models/champion"
-        if line := followed(workspace):
-            print(line, file=sys.stderr)
-        if not model.is_dir():
-            raise WbcError("there is no champion yet: `wbc retrain` makes one, or give a model directory with --model DIR")
-        if (workspace / KEYRING).exists():
-            os.environ.setdefault(KEYS_FILE, str(workspace / KEYRING))
-        os.environ.setdefault(AUDIT_LOG, str(workspace / AUDIT))
-    serve(model, port, host, store)
+    The first start makes a key and shows the page's address with it, once, on the terminal.
+    """
+    from flows.serve import serve_workspace
+    from serving.run import allow_hosts
+
+    allow_hosts(allow_host or [])
+    serve_workspace(port, host, model)
 
 
 @app.command("outbox")
@@ -739,9 +734,14 @@ def keys_revoke_command(
     _emit({"name": name, "wrote": [str(path)]}, json_, f"{name} is revoked\nwrote {path}")
 
 
+def _audit_log(file: Path | None) -> Path:
+    named = file or os.environ.get("WBC_AUDIT_LOG", "").strip()
+    return Path(named) if named else _workspace() / AUDIT
+
+
 @audit_app.command("verify")
 def audit_verify_command(
-    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help=f"Default: {AUDIT} of the workspace.")] = None,
+    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help=f"Default: $WBC_AUDIT_LOG, else {AUDIT}.")] = None,
     contains: Annotated[
         str | None, typer.Option(metavar="HASH", help="A hash that this command gave before: its record must still be there.")
     ] = None,
@@ -753,7 +753,7 @@ def audit_verify_command(
     """Check that no line of the audit log was changed, taken out, moved or cut off; names the first that was."""
     from serving.chain import verify
 
-    path = file or _workspace() / AUDIT
+    path = _audit_log(file)
     found = verify(path, contains, archived)
     torn = f", {found.torn} lines torn by a crash" if found.torn else ""
     first = f"; records before {found.first} lie elsewhere" if found.first > 1 else ""
@@ -764,13 +764,13 @@ def audit_verify_command(
 
 @audit_app.command("rotate")
 def audit_rotate_command(
-    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help=f"Default: {AUDIT} of the workspace.")] = None,
+    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help=f"Default: $WBC_AUDIT_LOG, else {AUDIT}.")] = None,
     json_: Json = False,
 ) -> None:
     """Go on in a new file, also under a running service; the chain goes on over it."""
     from serving.audit import rotate
 
-    path = file or _workspace() / AUDIT
+    path = _audit_log(file)
     moved = rotate(path)
     _emit({"file": str(path), "wrote": [str(moved)]}, json_, f"wrote {moved}\nmoved elsewhere, verify with --archived")
 

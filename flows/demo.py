@@ -1,6 +1,7 @@
 """`wbc demo`: the whole loop, small, on rendered cells, in a workspace of its own; then one real HTTP request."""
 
 import json
+import secrets
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any, Final
 from flows.guard import FLOW, flow_token
 from flows.progress import Progress
 from flows.workspace import environment, init_workspace, set_params
+from serving.keys import HEADER, KEYS
 from wbc_model.classes import CLASSES
 from wbc_model.errors import WbcError
 from wbc_model.pools import Pools
@@ -62,12 +64,14 @@ def ask(workspace: Path, model: Path) -> dict[str, Any]:
     log = workspace / ".wbc/logs/serve.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "flows.cli", "serve", "--port", str(port), "--model", str(model)]
-    values = {name: value for name, value in environment().items() if not name.startswith("WBC_")} | {FLOW: flow_token()}
+    key = secrets.token_urlsafe(32)  # of this one request
+    values = {name: value for name, value in environment().items() if not name.startswith("WBC_")}
+    values |= {FLOW: flow_token(), KEYS: key}
     with log.open("w") as output:
         server = subprocess.Popen(command, cwd=workspace, env=values, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     try:
         _await_ready(port, server, log)
-        return _post(port, _test_cell(workspace))
+        return _post(port, _test_cell(workspace), key)
     finally:
         server.terminate()
         try:
@@ -93,13 +97,13 @@ def _await_ready(port: int, server: "subprocess.Popen[bytes]", log: Path) -> Non
     raise WbcError(f"the service did not start: see {log}")
 
 
-def _post(port: int, image: bytes) -> dict[str, Any]:
+def _post(port: int, image: bytes, key: str) -> dict[str, Any]:
     boundary = uuid.uuid4().hex
     head = (
         f'--{boundary}\r\nContent-Disposition: form-data; name="images"; filename="cell.png"\r\nContent-Type: image/png\r\n\r\n'
     )
     body = head.encode() + image + f"\r\n--{boundary}--\r\n".encode()
-    headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+    headers = {"Content-Type": f"multipart/form-data; boundary={boundary}", HEADER: key}
     request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/classify", data=body, headers=headers)
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310 - our own http://127.0.0.1

@@ -38,6 +38,7 @@ PURE_MODULES: Final = (
     "probabilities",
     "structure",
     "twins",
+    "written",
 )
 # What serving/ imports; their own requirements are added with the versions installed here, which are those of the lock.
 DIRECT: Final = (

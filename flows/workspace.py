@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from wbc_model.params import Params
 
 MARKS: Final = ("params.yaml", "dvc.yaml")
+STORE: Final = "data/service.db"  # what `wbc serve` keeps
+KEYRING: Final = "data/service.keys"
+AUDIT: Final = "data/audit.jsonl"
 GITIGNORE: Final = """\
 # caches, checkpoints, locks and the state of flows
 /.wbc/

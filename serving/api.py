@@ -25,6 +25,7 @@ from serving.audit import AuditLog, outcome
 from serving.classify import Classifier, Seen
 from serving.deeds import HEADER, Cleaned, Done, note
 from serving.differential import Differential, count_differential
+from serving.hosts import Hosts
 from serving.intake import Call, Taken, add_cells, refuse_too_many, same_specimen, take_in
 from serving.keys import ApiKeys
 from serving.limits import InFlight, Limits, RateLimit
@@ -96,6 +97,7 @@ class Running:
         site: Site | None = None,
         audit: AuditLog | None = None,
         kept: Kept | None = None,
+        hosts: Hosts | None = None,
     ) -> None:
         self._classifier = classifier
         self._earlier: list[Classifier] = []
@@ -103,6 +105,7 @@ class Running:
         self.audit = audit
         self.kept = kept
         self.keys = keys
+        self.hosts = hosts or Hosts.from_environment()
         self.limits = limits
         self.rate = RateLimit(limits.requests_per_minute)
         self.in_flight = InFlight(limits.in_flight_bytes, limits.waiting_images)
@@ -429,7 +432,8 @@ class Around:
         running: Running = self.state.running
         exchange = _Exchange(scope, receive, send, running)
         try:
-            await (_AMBIGUOUS if _ambiguous(scope) else self.app)(scope, exchange.receive, exchange.send)
+            refusal = _AMBIGUOUS if _ambiguous(scope) else running.hosts.refusal(scope, keyless=not running.keys)
+            await (self.app if refusal is None else refusal.response())(scope, exchange.receive, exchange.send)
         finally:
             seconds = time.perf_counter() - exchange.started
             running.metrics.request(scope["path"], exchange.status, seconds, running.version)
@@ -451,7 +455,7 @@ def _log(scope: Scope, exchange: "_Exchange", seconds: float) -> None:
 # RFC 9112, 6.1: a proxy may have read the other length, and taken for a second request what is the body of the first.
 _AMBIGUOUS = Problem(
     400, "ambiguous-length", "Bad request", "Content-Length and Transfer-Encoding exclude each other.", {"Connection": "close"}
-).response()
+)
 
 
 def _ambiguous(scope: Scope) -> bool:

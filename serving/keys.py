@@ -23,10 +23,12 @@ from serving.changed import signature
 from serving.problems import Problem
 from wbc_model.errors import WbcError
 from wbc_model.files import write_atomic
+from wbc_model.written import read_written
 
 KEYS, KEYS_FILE, HEADER = "WBC_API_KEYS", "WBC_API_KEYS_FILE", "X-API-Key"
 KEYRING_HEADER: Final = "# wbc keyring 1: name scopes sha256 created"
 LOCAL: Final = "local"  # the caller's name where no key is configured
+PAGE_KEY: Final = "page"  # the key that `wbc serve` makes on its first start, for the person at the machine
 LOOK_SECONDS: Final = 1.0  # how often the keys' file is looked at
 
 Scope = Literal["classify", "review", "admin"]
@@ -73,6 +75,19 @@ def add_key(path: Path, name: str, scopes: Collection[str]) -> str:
     return secret
 
 
+def first_key(path: Path) -> str | None:
+    """Make the page's key, and return it; None where the keyring has a key. Raises WbcError as `add_key`."""
+    return None if path.exists() and list_keys(path) else add_key(path, PAGE_KEY, ["classify", "review"])
+
+
+def empty_keyring(path: Path) -> None:
+    """Make a keyring without a key where there is none, so that a running service sees the first one. Raises WbcError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(path):
+        if not path.exists():
+            _write_keyring(path, [])
+
+
 def revoke_key(path: Path, name: str) -> None:
     """Take a key out of the keyring; raises WbcError where there is none of that name."""
     with _alone(path):
@@ -110,9 +125,9 @@ def _write_keyring(path: Path, keys: Sequence[Key]) -> None:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise WbcError(f"{path}: the file of API keys ({KEYS_FILE}) cannot be read: {error}") from None
+        return read_written(path).replace("\r\n", "\n")
+    except WbcError as error:
+        raise WbcError(f"the file of API keys ({KEYS_FILE}): {error}") from None
 
 
 def _parse_keyring(text: str, path: Path) -> list[Key]:
@@ -156,17 +171,23 @@ class ApiKeys:
     def __bool__(self) -> bool:
         return bool(self._plain) or self._file is not None
 
+    @property
+    def for_others(self) -> bool:
+        """Whether there is another key than the one that `wbc serve` made for the page."""
+        return any(key.name != PAGE_KEY for key in (*self._plain, *self._from_file))
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "ApiKeys":
         """Keys of WBC_API_KEYS (separated by commas) and of the file WBC_API_KEYS_FILE.
 
-        Raises WbcError where one of them is set but holds no key: an empty secret must not open the service to everybody.
+        Raises WbcError where one of them is set but holds no key: an empty secret must not open the service to everybody. Beside
+        plain keys the keyring may be empty: its first key is taken when it is made.
         """
         plain = _split(environment[KEYS]) if KEYS in environment else []
         if KEYS in environment and not plain:
             raise _no_key(KEYS)
         keys = cls(plain, Path(environment[KEYS_FILE]) if KEYS_FILE in environment else None)
-        if keys._file is not None and not keys._from_file:
+        if keys._file is not None and not keys._from_file and not plain:
             raise _no_key(f"{KEYS_FILE} ({keys._file})")
         return keys
 

@@ -4,13 +4,15 @@ import argparse
 import ipaddress
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from serving.audit import AuditLog
+from serving.hosts import HOSTS, Hosts
 from serving.keys import KEYS, KEYS_FILE, ApiKeys
 from serving.limits import Limits
+from serving.settings import MODEL_DIR, absolute_paths
 from serving.site import site_from_environment
 from serving.store import STORE_URL, sqlite_url
 from wbc_model.card import read_card
@@ -20,15 +22,17 @@ LOOPBACK = "127.0.0.1"
 
 
 def address(host: str | None, keys: ApiKeys) -> str:
-    """The IP address to listen on; raises WbcError for a name, or for an address others can reach while no key is configured."""
+    """The IP address to listen on; raises WbcError for a name, or for an address that others can reach while there
+    is no key, or only the one that `wbc serve` made for the page."""
     if host in (None, "", "localhost"):
         return LOOPBACK
     try:
         parsed = ipaddress.ip_address(str(host))
     except ValueError:
         raise WbcError(f"--host {host}: give an IP address, such as 127.0.0.1 or 0.0.0.0") from None
-    if not parsed.is_loopback and not keys:
-        raise WbcError(f"--host {host} can be reached by others: set {KEYS} or {KEYS_FILE} first, or listen on {LOOPBACK}")
+    if not parsed.is_loopback and not keys.for_others:
+        how = f"make a key with `wbc keys add`, or set {KEYS} or {KEYS_FILE}"
+        raise WbcError(f"--host {host} can be reached by others: {how} first, or listen on {LOOPBACK}")
     return str(parsed)
 
 
@@ -40,60 +44,84 @@ def command(target: str, host: str, port: int, working_dir: Path | None = None) 
 
 
 def environment(port: int, model_dir: Path | None, store: Path | None = None) -> dict[str, str]:
-    """This process' environment with what BentoML needs: no usage reports, and a home of its own for each port.
+    """This process' environment with what BentoML needs: no usage reports, a home of its own for each port, absolute paths.
 
     BentoML empties `prometheus_multiproc_dir` in its home at every start, under the feet of another server that has the same.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     values = {"BENTOML_DO_NOT_TRACK": "True", "BENTOML_HOME": str(cache / "wbc" / f"serve-{port}"), **os.environ}
+    values |= absolute_paths(os.environ)
     if model_dir is not None:
-        values["WBC_MODEL_DIR"] = str(model_dir.absolute())  # not resolved: a link may be led to another champion
+        values[MODEL_DIR] = str(model_dir.absolute())  # not resolved: a link may be led to another champion
     if store is not None:
         values.setdefault(STORE_URL, sqlite_url(store.resolve()))
     return values
 
 
-def serve(model_dir: Path, port: int = 3000, host: str | None = None, store: Path | None = None) -> NoReturn:
+def serve(
+    model_dir: Path,
+    port: int = 3000,
+    host: str | None = None,
+    store: Path | None = None,
+    show: Callable[[str, int], None] | None = None,
+) -> NoReturn:
     """Serve a model directory: replaces this process by `bentoml serve`, so that signals reach the server.
 
     `store` is the SQLite file for reports unless WBC_STORE_URL names another store (or is set to nothing: none). Listens on
-    loopback unless `host` says otherwise. Raises WbcError for a damaged model, for a bad setting, and for a host that others can
-    reach while no API key is configured.
+    loopback unless `host` says otherwise. `show` is told address and port when all is right. Raises WbcError for a damaged
+    model, for a bad setting, and for a host that others can reach while no API key is configured.
     """
     read_card(model_dir)
-    _replace("serving.service:WbcService", port, host, model_dir, Path(__file__).resolve().parent.parent, store)
+    where = Path(__file__).resolve().parent.parent
+    _replace("serving.service:WbcService", port, host, environment(port, model_dir, store), where, show)
 
 
 def serve_bento(bento: Path, port: int = 3000, host: str | None = None) -> NoReturn:
     """Serve a Bento directory with the model in it; otherwise as `serve`."""
     if not (bento / "bento.yaml").is_file():
         raise WbcError(f"{bento} is not a Bento: bento.yaml is missing")
-    _replace(str(bento.resolve()), port, host, None, None, None)
+    _replace(str(bento.resolve()), port, host, environment(port, None))
 
 
 def _replace(
-    target: str, port: int, host: str | None, model_dir: Path | None, working_dir: Path | None, store: Path | None
+    target: str,
+    port: int,
+    host: str | None,
+    values: dict[str, str],
+    working_dir: Path | None = None,
+    show: Callable[[str, int], None] | None = None,
 ) -> NoReturn:
     Limits.from_environment()
+    Hosts.from_environment()
     if audit := AuditLog.from_environment():
         audit.close()  # here only to fail early, in one line
     site_from_environment()
-    line = command(target, address(host, ApiKeys.from_environment()), port, working_dir)
-    values = environment(port, model_dir, store)
+    listen = address(host, ApiKeys.from_environment())
+    line = command(target, listen, port, working_dir)
     Path(values["BENTOML_HOME"]).mkdir(parents=True, exist_ok=True)
+    if show is not None:
+        show(listen, port)
     sys.stdout.flush()
     os.execve(line[0], line, values)  # noqa: S606 - an argument list of our own
 
 
+def allow_hosts(names: Sequence[str]) -> None:
+    """Add host names that the service may be called by to those of WBC_HOSTS."""
+    if names:
+        os.environ[HOSTS] = ",".join([*filter(None, [os.environ.get(HOSTS, "").strip()]), *names])
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """`python -m serving.run (--bento DIR | --model DIR) [--host IP] [--port PORT]`."""
+    """`python -m serving.run (--bento DIR | --model DIR) [--host IP] [--port PORT] [--allow-host NAME]...`."""
     parser = argparse.ArgumentParser(prog="python -m serving.run")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--bento", type=Path)
     what.add_argument("--model", type=Path)
     parser.add_argument("--host")
     parser.add_argument("--port", type=int, default=3000)
+    parser.add_argument("--allow-host", action="append", default=[], metavar="NAME", help=f"as {HOSTS}")
     options = parser.parse_args(arguments)
+    allow_hosts(options.allow_host)
     try:
         if options.bento:
             serve_bento(options.bento, options.port, options.host)

@@ -19,15 +19,15 @@ from serving.audit import AuditLog
 from serving.champion import ChampionWatch
 from serving.deeds import complete
 from serving.differential import card_confusion
+from serving.hosts import Hosts
 from serving.keys import ApiKeys
 from serving.limits import Limits
 from serving.reports import Kept
+from serving.settings import MODEL_DIR, resolve_paths
 from serving.site import site_from_environment
 from serving.store import Store
 from wbc_model.card import read_card
 from wbc_model.errors import WbcError
-
-MODEL_DIR = "WBC_MODEL_DIR"
 
 app = create_app()
 around = Around(app)
@@ -62,11 +62,13 @@ class WbcService:
     @staticmethod
     def check() -> None:
         """Before the server starts: a missing or damaged model, or a bad setting, ends it with one line."""
+        resolve_paths()  # here the folder is still the one where the command was typed
         try:
             card_confusion(read_card(model_directory()))
             site_from_environment()
             ApiKeys.from_environment()
             Limits.from_environment()
+            Hosts.from_environment()
             if audit := AuditLog.from_environment():
                 audit.close()
             if (store := Store.from_environment()) is not None:  # its tables are brought up to date here, once

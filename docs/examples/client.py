@@ -3,13 +3,15 @@
     pip install httpx
     python client.py http://127.0.0.1:3000 cells/ --specimen 26-04711 --wbc 7.1 --fhir bundle.json
 
-The key, where the service asks for one, is taken from WBC_API_KEY. Exits with 1 and one line where the service refuses.
+The key is taken from WBC_API_KEY. Exits with 1 and one line where the service refuses.
 """
 
 import argparse
 import json
 import os
 import sys
+import time
+import uuid
 from pathlib import Path
 
 import httpx
@@ -18,15 +20,28 @@ FHIR = "application/fhir+json"
 
 
 def post(url: str, folder: Path, fields: dict[str, str], accept: str = "application/json") -> dict:
-    """Post every image of a folder, with the text fields, to the differential; SystemExit with the service's reason."""
+    """Post every image of a folder, with the text fields, to the differential; SystemExit with the service's reason.
+
+    The key lets the service know a repetition: after a broken connection nobody can say whether the first call was carried out.
+    """
     files = [("images", (path.name, path.read_bytes())) for path in sorted(folder.iterdir()) if path.is_file()]
     fields = {**fields, "expected_images": str(len(files))}
-    headers = {"Accept": accept, "X-API-Key": os.environ.get("WBC_API_KEY", "")}
-    answer = httpx.post(f"{url}/v1/differential", files=files, data=fields, headers=headers, timeout=180)
-    if answer.status_code != 200:
-        problem = answer.json()
-        sys.exit(f"{problem['status']} {problem['title']}: {problem['detail']}")
-    return answer.json()
+    headers = {"Accept": accept, "X-API-Key": os.environ.get("WBC_API_KEY", ""), "Idempotency-Key": str(uuid.uuid4())}
+    for wait in (1, 2, 4, 8, None):
+        try:
+            answer = httpx.post(f"{url}/v1/differential", files=files, data=fields, headers=headers, timeout=180)
+        except httpx.TransportError as error:
+            problem = {"status": "", "title": "No answer", "detail": f"The service was not reached, or not to the end: {error}."}
+            again = True
+        else:
+            if answer.status_code == 200:
+                return answer.json()
+            problem = answer.json()
+            again = answer.status_code in (429, 500, 502, 503, 504) or problem["type"].endswith(":idempotency-key-in-use")
+        if not again or wait is None:
+            break
+        time.sleep(wait)
+    sys.exit(f"{problem['status']} {problem['title']}: {problem['detail']}".strip())
 
 
 def show(answer: dict) -> None:

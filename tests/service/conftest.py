@@ -1,5 +1,6 @@
 """One real server for the session, with the tiny model."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from live import ROOT, Server, clean_environment, free_port, serve_command, star
 from tiny_model import write_model
 
 from serving.store import Store, sqlite_url
+
+# The host name that Starlette's TestClient calls a service in this process by.
+os.environ["WBC_HOSTS"] = "testserver"
 
 
 @pytest.fixture(scope="session")

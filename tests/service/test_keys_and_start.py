@@ -12,7 +12,7 @@ from tiny_model import write_model
 from serving import run
 from serving.api import Around, Running, create_app
 from serving.classify import Classifier
-from serving.keys import ApiKeys
+from serving.keys import PAGE_KEY, ApiKeys, add_key
 from serving.limits import Limits
 from wbc_model.card import CARD, ONNX, WEIGHTS
 from wbc_model.errors import WbcError
@@ -87,14 +87,17 @@ def test_an_empty_secret_does_not_open_the_service(environment: dict[str, str]) 
         ApiKeys.from_environment(environment)
 
 
-def test_an_address_others_can_reach_needs_a_key() -> None:
+def test_an_address_others_can_reach_needs_a_key(tmp_path: Path) -> None:
     none, some = ApiKeys([]), ApiKeys([KEY])
+    add_key(tmp_path / "keys", PAGE_KEY, ["classify", "review"])
+    of_the_page = ApiKeys(file=tmp_path / "keys")
     assert run.address(None, none) == run.address("localhost", none) == "127.0.0.1"
     assert run.address("::1", none) == "::1"
     assert run.address("0.0.0.0", some) == "0.0.0.0"  # noqa: S104
     for host in ("0.0.0.0", "::", "192.168.1.5"):  # noqa: S104
-        with pytest.raises(WbcError, match="WBC_API_KEYS"):
-            run.address(host, none)
+        for too_few in (none, of_the_page):
+            with pytest.raises(WbcError, match="WBC_API_KEYS"):
+                run.address(host, too_few)
     with pytest.raises(WbcError, match="IP address"):
         run.address("ward.example", some)
 

@@ -1,0 +1,63 @@
+"""`wbc serve`: the workspace's keys, audit log and store, whichever model answers."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Final
+
+from flows.champion import followed
+from flows.workspace import AUDIT, KEYRING, STORE, find_workspace
+from serving.audit import AUDIT_LOG
+from serving.first_page import show
+from serving.keys import KEYS, KEYS_FILE, empty_keyring, first_key
+from serving.run import environment, serve
+from serving.settings import MODEL_DIR
+from wbc_model.errors import WbcError
+
+CHAMPION: Final = "models/champion"
+
+
+def serve_workspace(port: int, host: str | None, model: Path | None) -> None:
+    """Serve `model`, else what WBC_MODEL_DIR names, else the champion; replaces this process. Makes a key where there is none.
+
+    Outside a workspace a model and keys must be named. Raises WbcError as `serving.run.serve`.
+    """
+    named = os.environ.get(MODEL_DIR, "").strip()
+    chosen = model or (Path(named) if named else None)
+    try:
+        workspace = find_workspace()
+    except WbcError:
+        if chosen is None or not (KEYS in os.environ or KEYS_FILE in os.environ):
+            raise
+        serve(chosen, port, host)
+    else:
+        _serve_in(workspace, port, host, chosen)
+
+
+def _serve_in(workspace: Path, port: int, host: str | None, chosen: Path | None) -> None:
+    if chosen is None and (line := followed(workspace)):
+        print(line, file=sys.stderr)
+    model = chosen or workspace / CHAMPION
+    if not model.is_dir():
+        hint = "there is no champion yet: `wbc retrain` makes one" if chosen is None else f"{chosen} is not there"
+        raise WbcError(f"{hint}; or give a model directory with --model DIR")
+    os.environ.setdefault(AUDIT_LOG, str(workspace / AUDIT))
+    key = _keys(workspace / KEYRING)
+    home = Path(environment(port, None)["BENTOML_HOME"])
+    try:
+        serve(model, port, host, workspace / STORE, lambda address, at: show(address, at, key, home))
+    except WbcError:
+        if key is not None:
+            (workspace / KEYRING).unlink()  # nobody has seen it
+        raise
+
+
+def _keys(keyring: Path) -> str | None:
+    """See to it that there is a key, and that keys which are made later are taken; the key where it was made now."""
+    if KEYS_FILE in os.environ:
+        return None
+    os.environ[KEYS_FILE] = str(keyring)
+    if KEYS in os.environ:
+        empty_keyring(keyring)
+        return None
+    return first_key(keyring)
