@@ -1,6 +1,7 @@
 """A cell counts once, however often its image comes; what was cut or saved again counts and is looked at by a person."""
 
 import io
+import uuid
 from typing import Any
 
 import httpx
@@ -31,8 +32,9 @@ def statuses(results: list[dict[str, Any]]) -> list[Any]:
     return [one["label"] if one["status"] == "ok" else one.get("duplicate_of", one["problem"]["reason"]) for one in results]
 
 
-def keyed(client: TestClient, report: str, *files: bytes, key: str = "a key") -> httpx.Response:  # noqa: F811
-    headers = {"Idempotency-Key": key}
+def keyed(client: TestClient, report: str, *files: bytes) -> httpx.Response:  # noqa: F811
+    """Files that are added by another call than any before."""
+    headers = {"Idempotency-Key": uuid.uuid4().hex}
     return client.post("/v1/differential", files=form(*files), data={"report_id": report}, headers=headers)
 
 

@@ -217,7 +217,7 @@ def test_recall_on_the_command_line(store_url: str, store: Store, monkeypatch: p
     for report in ids[1:]:
         signed(store, report, PERSON, None, site())
     decided(store, ids[1], 0, "Monocyte", PERSON, None, True, site())
-    withdraw(store, ids[2], Why(PERSON, "x"), None, True)
+    withdraw(store, ids[2], Why(PERSON, "x"), None, True, site())
 
     def wbc(*more: str) -> str:
         done = CliRunner().invoke(app, ["reports", "list", *more])
@@ -266,7 +266,7 @@ def test_a_short_answer_has_what_changed(client: TestClient) -> None:  # noqa: F
 def test_the_record_of_changes_is_only_ever_added_to(store: Store) -> None:
     report = reported(store)
     put_right(store, report, {"specimen_id": None}, Why(PERSON, "unknown"), 1, False, site())
-    withdraw(store, report, Why(PERSON, "twice"), 2, False)
+    withdraw(store, report, Why(PERSON, "twice"), 2, False, site())
     kept = find(store, report)
     assert [(one.what, one.from_value, one.to_value, one.caller, one.version) for one in kept.changes] == [
         ("specimen_id", SPECIMEN, None, "ward", 2),
