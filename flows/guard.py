@@ -12,9 +12,12 @@ import runpy
 import sys
 import threading
 import time
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-FLOW: Final = "WBC_FLOW"  # "<pid>:<creation time>" of the flow this process works for
+if TYPE_CHECKING:
+    import psutil
+
+FLOW: Final = "WBC_FLOW"  # "<pid>:<when it began>" of the flow this process works for
 _LOOK_SECONDS: Final = 0.3
 ORPHANED: Final = 70
 
@@ -23,7 +26,15 @@ def flow_token() -> str:
     """What a flow puts under FLOW into its children's environment."""
     import psutil
 
-    return f"{os.getpid()}:{psutil.Process().create_time():.2f}"
+    return f"{os.getpid()}:{began(psutil.Process()):.2f}"
+
+
+def began(process: "psutil.Process") -> float:
+    """Seconds from the start of the machine to that of a process. By the time of day a process would seem to be another one as
+    soon as the clock is put right."""
+    import psutil
+
+    return process.create_time() - psutil.boot_time()
 
 
 def alive(pid: int, created: float) -> bool:
@@ -32,7 +43,7 @@ def alive(pid: int, created: float) -> bool:
 
     try:
         process = psutil.Process(pid)
-        return abs(process.create_time() - created) < 1 and process.status() != psutil.STATUS_ZOMBIE
+        return abs(began(process) - created) < 1 and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
@@ -46,7 +57,7 @@ def watch_flow() -> None:
     elif os.environ.get("LOCAL_RANK", "0") != "0":
         import psutil
 
-        watched = [(parent.pid, parent.create_time()) for parent in psutil.Process().parents()[:1]]
+        watched = [(parent.pid, began(parent)) for parent in psutil.Process().parents()[:1]]
     else:
         return
 
@@ -59,7 +70,7 @@ def watch_flow() -> None:
 
 
 def _flow_and_between(token: str) -> list[tuple[int, float]]:
-    """Process id and creation time of the flow and of every process between it and this one."""
+    """Process ids of the flow and of every process between it and this one, and when each began."""
     import psutil
 
     pid, _, created = token.partition(":")
@@ -67,7 +78,7 @@ def _flow_and_between(token: str) -> list[tuple[int, float]]:
     for parent in psutil.Process().parents():
         if parent.pid == int(pid):
             return watched
-        watched.append((parent.pid, parent.create_time()))
+        watched.append((parent.pid, began(parent)))
     return watched[:1]  # the flow is no ancestor: started by hand with its environment, or orphaned already
 
 

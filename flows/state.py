@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from flows.guard import alive
+from flows.guard import alive, began
 from wbc_model.card import file_sha256
 from wbc_model.errors import WbcError
 from wbc_model.files import write_atomic
@@ -132,7 +132,7 @@ def hold_lock(workspace: Path, what: str = RETRAINING, waiting: Callable[[str], 
 def _myself() -> dict[str, Any]:
     import psutil
 
-    return {"pid": os.getpid(), "created": psutil.Process().create_time(), "since": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"}
+    return {"pid": os.getpid(), "created": began(psutil.Process()), "since": f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"}
 
 
 @contextlib.contextmanager
@@ -154,7 +154,7 @@ def _of_an_ancestor(workspace: Path) -> bool:
         return False
     with path.open("rb") as file:
         holder = _holder(file.fileno())
-    above = {parent.pid: parent.create_time() for parent in psutil.Process().parents()}
+    above = {parent.pid: began(parent) for parent in psutil.Process().parents()}
     return holder is not None and abs(above.get(holder["pid"], 0.0) - holder["created"]) < 1 and is_locked(workspace)
 
 

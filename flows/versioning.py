@@ -287,7 +287,8 @@ def heal(workspace: Path) -> list[str]:
         for leftover in (workspace / folder).glob(".*.*.????????"):
             leftover.unlink()
     git_lock = workspace / ".git/index.lock"
-    if git_lock.exists() and time.time() - git_lock.stat().st_mtime > 60:  # no commit of ours takes that long
+    # No commit of ours takes that long; one that seems to lie ahead was left behind by a clock that was.
+    if git_lock.exists() and abs(time.time() - git_lock.stat().st_mtime) > 60:
         git_lock.unlink()
         done.append("removed git's stale index.lock")
     return done

@@ -182,6 +182,17 @@ def test_a_process_is_known_by_its_time_of_birth_too() -> None:
     assert not alive(int(pid), float(created) - 100)  # its number was given to another process
 
 
+@pytest.mark.parametrize("seconds", [3600.0, -3600.0])
+def test_a_process_stays_itself_when_the_clock_is_put_right(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """The kernel gives the time of its start by the clock of now, and with it that of every process."""
+    pid, created = flow_token().split(":")
+    before = psutil.Process().create_time()
+    at = psutil.boot_time()
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: at + seconds)
+    assert abs(psutil.Process().create_time() - before - seconds) < 1
+    assert alive(int(pid), float(created))
+
+
 # --- the lock and the state -----------------------------------------------------------------------------------------------
 
 

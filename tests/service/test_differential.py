@@ -10,8 +10,17 @@ from numpy.typing import NDArray
 from scipy.stats import beta, binom
 from tiny_model import CONFUSION, write_model
 
-from serving.differential import Differential, card_confusion, clopper_pearson, count_differential, flag, foreign_site
-from serving.site import Critical, Range, read_site
+from serving.differential import (
+    Differential,
+    Flag,
+    ReferenceRange,
+    card_confusion,
+    clopper_pearson,
+    count_differential,
+    flag,
+    foreign_site,
+)
+from serving.site import Critical, CriticalLimits, Range, Reference, read_site
 from wbc_model.classes import CLASSES
 from wbc_model.errors import WbcError
 
@@ -262,3 +271,56 @@ def test_a_site_is_foreign_where_false_alarms_do_not_explain_it(cells: int, fals
     foreign = data.draw(st.integers(0, cells))
     tail = binom.sf(foreign - 1, cells, false_alarms)
     assert foreign_site(foreign, cells, false_alarms) == (foreign > 0 and tail < 1e-3)
+
+
+def printed_number(text: str, reference: ReferenceRange, critical: Critical | None) -> Flag:
+    """The flag that a reader gives to what is printed."""
+    return flag(float(text), reference, critical)
+
+
+LIMITS = st.integers(0, 100).map(lambda tenths: tenths / 10)
+
+
+@settings(max_examples=300, deadline=None)
+@given(count=st.integers(0, 1500), more=st.integers(1, 1500), limits=st.tuples(LIMITS, LIMITS), wbc=st.integers(1, 60000))
+def test_a_flag_never_contradicts_the_number_that_is_printed(
+    count: int, more: int, limits: tuple[float, float], wbc: int
+) -> None:
+    low, high = sorted(limits)
+    site = read_site()
+    ranges = {**site.reference.percent, "Monocyte": Range(low=low, high=high)}
+    absolute = {**site.reference.absolute, "Monocyte": Range(low=low / 10, high=high / 10)}
+    critical = Critical(low=low / 2, high=high * 2 + 1)
+    changed = site.model_copy(
+        update={
+            "minimum_cells": 1,
+            "reference": Reference(source="x", percent=ranges, absolute=absolute),
+            "critical": CriticalLimits(source="x", percent={"Monocyte": critical}, absolute={}),
+        }
+    )
+    share = count_differential(["Monocyte"] * count + ["Neutrophil"] * more, None, changed, wbc / 1000).classes["Monocyte"]
+    assert share.absolute is not None
+    assert printed_number(share.printed, share.reference, critical) == share.flag
+    assert printed_number(share.absolute.printed, share.absolute.reference, None) == share.absolute.flag
+    assert float(share.printed) == pytest.approx(share.percent, abs=0.0501)
+    assert float(share.absolute.printed) == pytest.approx(share.absolute.value, abs=0.00501)
+
+
+def test_the_digit_that_decides_is_printed_and_no_more() -> None:
+    eosinophils = count_differential(["Eosinophil"] * 31 + ["Neutrophil"] * 482, None, read_site()).classes["Eosinophil"]
+    assert (eosinophils.percent, eosinophils.printed, eosinophils.flag) == (pytest.approx(100 * 31 / 513), "6.04", "high")
+    assert (
+        count_differential(["Eosinophil"] * 30 + ["Neutrophil"] * 470, None, read_site()).classes["Eosinophil"].printed == "6.0"
+    )
+
+
+def test_a_differential_that_was_kept_before_is_printed_so_too() -> None:
+    kept = count_differential(["Eosinophil"] * 31 + ["Neutrophil"] * 482, None, read_site(), 9.99).model_dump()
+    for share in kept["classes"].values():
+        del share["printed"], share["absolute"]["printed"]
+    del kept["rendered"]
+    shares = Differential.model_validate(kept).classes
+    assert (shares["Eosinophil"].printed, shares["Eosinophil"].flag) == ("6.04", "high")
+    for share in shares.values():
+        assert share.absolute is not None
+        assert printed_number(share.absolute.printed, share.absolute.reference, None) == share.absolute.flag

@@ -5,13 +5,16 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
+import uharfbuzz as hb
+from fpdf import FPDF
 from live import ROOT, clean_environment
 from specimens import CONFUSION, PERSON, SPECIMEN, reported, several, site
 
 from serving.differential import SITE_UNKNOWN
-from serving.pdf import report_pdf
+from serving.pdf import FONTS, report_pdf
 from serving.report_schemas import ReportAnswer, whole
 from serving.review import Person, correct, find, sign
 from serving.schemas import Result
@@ -107,3 +110,70 @@ def test_the_same_report_gives_the_same_bytes_in_another_process(kept: Store, tm
     command = [sys.executable, "-c", code, str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == hashlib.sha256(report_pdf(report, of)).hexdigest()
+
+
+def shaped(text: str) -> list[str]:
+    """The glyphs of a line as they stand from left to right, by HarfBuzz itself."""
+    font = hb.Font(hb.Face(hb.Blob.from_file_path(str(FONTS / "DejaVuSans-Bold.ttf"))))
+    buffer = hb.Buffer()
+    buffer.add_str(text)
+    buffer.guess_segment_properties()
+    hb.shape(font, buffer)
+    return [font.glyph_to_string(one.codepoint) for one in buffer.glyph_infos]
+
+
+def test_arabic_letters_are_joined_and_run_from_right_to_left(kept: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fpdf.fonts import TTFFont
+
+    seen: list[tuple[str, list[int], str]] = []
+    original = TTFFont.shape_text
+
+    def spy(self: TTFFont, text: str, font_size_pt: float, parms: Any) -> Any:
+        glyphs = original(self, text, font_size_pt, parms)
+        seen.append((text, [one["mapped_char"] for one in glyphs], self.fontkey))
+        return glyphs
+
+    monkeypatch.setattr(TTFFont, "shape_text", spy)
+    name = "\u0645\u062d\u0645\u062f"  # Muhammad: four letters, joined into one word
+    report_pdf(signed(kept, by=name), site(minimum_cells=100))
+    [glyphs] = {tuple(mapped) for text, mapped, font in seen if text.strip() == name and font.endswith("B")}
+    by_harfbuzz = shaped(name)
+    assert len(glyphs) == len(by_harfbuzz) == 4
+    assert len({by_harfbuzz[1], by_harfbuzz[3]}) == 2  # the same letter, at the beginning and in the middle, is two shapes
+    assert by_harfbuzz[-1].startswith("uni0645") or "0645" in by_harfbuzz[-1] or by_harfbuzz[-1] == "uniFEE3"  # the first is last
+
+
+def right_edge(page: FPDF) -> float:
+    return page.w - page.r_margin + 0.1
+
+
+@pytest.mark.parametrize("by", ["\u5f35\u5049" * 50, "W" * 100, "\u05d0" * 100, "\u0645" * 100, "x y " * 25])
+def test_a_long_name_stays_on_the_page(kept: Store, monkeypatch: pytest.MonkeyPatch, by: str) -> None:
+    edges: list[float] = []
+    original = FPDF._render_styled_text_line
+
+    def spy(page: FPDF, line: Any, *given: Any, **named: Any) -> Any:
+        start = page.x
+        edges.append(start + line.text_width - right_edge(page))
+        return original(page, line, *given, **named)
+
+    monkeypatch.setattr(FPDF, "_render_styled_text_line", spy)
+    report_pdf(signed(kept, by=by), site(minimum_cells=100))
+    assert len(edges) > 50
+    assert max(edges) <= 0
+
+
+def test_a_name_of_another_direction_stands_alone(kept: Store, written: list[str]) -> None:
+    """In one line with a date it would take the date along."""
+    name = "\u05d3\u05f4\u05e8 \u05e9\u05e8\u05d4 12"
+    report_pdf(signed(kept, by=name), site(minimum_cells=100))
+    assert written.count(name) == 2
+    assert not any(name in text and text != name for text in written)
+
+
+def test_what_turns_the_direction_or_is_blank_is_not_taken_for_a_name(kept: Store, written: list[str]) -> None:
+    """A store may hold such names from before they were refused."""
+    report = signed(kept)
+    report.signed_by = "\u202egnorW\u3000x"
+    report_pdf(report, site(minimum_cells=100))
+    assert "[U+202E]gnorW x" in written

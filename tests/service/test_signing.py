@@ -131,3 +131,28 @@ def test_of_drawn_cells_the_formats_say_so_and_no_message_is_made(kept: Store, w
     answer.differential.rendered = True
     report_pdf(answer, site())
     assert RENDERED in written
+
+
+def test_all_formats_print_the_same_number_and_the_same_range(kept: Store, written: list[str]) -> None:
+    of = site(minimum_cells=100)
+    report = whole(find(kept, reported(kept, of, several("Eosinophil", 31) + several("Neutrophil", 482), 7.4)), of)
+    eosinophils = report.differential.classes["Eosinophil"]
+    assert eosinophils.absolute is not None
+    assert (eosinophils.printed, eosinophils.flag) == ("6.04", "high")
+    report_pdf(report, of)
+    row = written.index("Eosinophil")
+    assert (written[row + 2], *written[row + 5 : row + 7]) == ("6.04", "1 – 6", "H  high")
+    text = oru_r01(report.differential, Signed("r", "final", "S", MODEL, "Dr. Ada", NOW, NOW, 0), "X", of)
+    observed = {line.split("|")[3].split("^")[0]: line.split("|") for line in text.split("\r") if line.startswith("OBX")}
+    code, count = of.loinc.percent["Eosinophil"], of.loinc.absolute["Eosinophil"]
+    assert (observed[code][5], observed[code][7], observed[code][8]) == ("6.04", "1-6", "H")
+    assert observed[count][5] == eosinophils.absolute.printed == "0.45"
+    document = fhir.bundle(
+        report.differential, model=MODEL, specimen_id="S", issued=NOW, status="preliminary", performer=None, site=of
+    )
+    values = {
+        entry["resource"]["code"]["coding"][0]["code"]: entry["resource"]["valueQuantity"]["value"]
+        for entry in document["entry"]
+        if entry["resource"]["resourceType"] == "Observation"
+    }
+    assert (values[code], values[count]) == (6.04, 0.45)
