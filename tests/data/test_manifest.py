@@ -1,0 +1,158 @@
+"""Folders, paths, separators and names as people have them."""
+
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.data.conftest import blobs, encoded
+from wbc_model.classes import CLASSES
+from wbc_model.errors import ImageRejected, WbcError
+from wbc_model.ingest import ingest
+from wbc_model.manifest import known_label, read_cell, read_manifest, unknown_label
+from wbc_model.params import Params
+from wbc_model.pools import Pools
+
+Cell = Callable[..., str]
+
+
+def rows(data: Path) -> dict[str, tuple[str, str]]:
+    return {row.path: (row.label, row.split) for row in read_manifest(data).itertuples()}
+
+
+def test_unlabelled_images_wait_for_a_label(tmp_path: Path, cell: Cell, params: Params) -> None:
+    source = tmp_path / "source"
+    names = [cell(f"{n}.png", n) for n in range(3)]
+    assert rows(source) == dict.fromkeys(names, ("", "")), "a flat folder"
+    cell("Unlabelled/slide 1/a.png", 10), cell("unlabeled/b.png", 11), cell("Monocyte/c.png", 12)
+    assert ingest(source, tmp_path / "w/data", params).pools["unlabelled"] == 5
+    manifest = source / "cells.csv"
+    manifest.write_text("path;slide\n0.png;one\n1.png;two\n")
+    report = ingest(manifest, tmp_path / "v/data", params)
+    assert (report.pools["unlabelled"], report.refused) == (2, False)
+    assert report.read_as == "read as separated by a semicolon, without a column label"
+    manifest.write_text("path,label\n0.png,unlabelled\n")
+    assert rows(manifest) == {"0.png": ("", "")}
+
+
+def test_folders_as_unpackers_and_file_servers_leave_them(tmp_path: Path, cell: Cell) -> None:
+    for name in ("train/Basophil/a.png", "TEST/neutrophils/b.png", "unlabelled/c.png", "validation/EOS/d.png"):
+        cell(f"PBC/{name}", 1)
+    for name in (
+        "__MACOSX/PBC/train/._a.png",
+        "PBC/@eaDir/a.png",
+        "PBC/train/@eaDir/Basophil/x.png",
+        "PBC/train/Basophil/Thumbs.db",
+    ):
+        cell(name, b"x")
+    assert rows(tmp_path / "source") == {
+        "PBC/train/Basophil/a.png": ("Basophil", "train"),
+        "PBC/TEST/neutrophils/b.png": ("Neutrophil", "test"),
+        "PBC/unlabelled/c.png": ("", ""),
+        "PBC/validation/EOS/d.png": ("Eosinophil", "val"),
+    }
+    cell("other/Blasts/a.png", 2)
+    assert rows(tmp_path / "source/other") == {"Blasts/a.png": ("Blasts", "")}, "no class, and no guess that it is none"
+
+
+def test_links_are_followed_where_they_stay_inside(tmp_path: Path, cell: Cell, params: Params) -> None:
+    source = tmp_path / "source"
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/x.png").write_bytes(encoded(blobs(5)))
+    cell(".all/b/1.png", 1)
+    (source / "Basophil").symlink_to(source / ".all/b")
+    (source / "Monocyte").symlink_to(tmp_path / "elsewhere")
+    (source / "Neutrophil").mkdir()
+    (source / "Neutrophil/round").symlink_to(source / "Neutrophil")
+    (source / "Neutrophil/out.png").symlink_to(tmp_path / "elsewhere/x.png")
+    report = ingest(source, tmp_path / "w/data", params)
+    assert set(Pools.read(tmp_path / "w/data/pools").table()["path"]) == {"Basophil/1.png"}
+    assert {entry.path: entry.reason for entry in report.rejections} == {
+        "Monocyte": "outside_folder",
+        "Neutrophil/out.png": "outside_folder",
+        "Neutrophil/round": "missing",
+    }
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "img\\a b.png",
+        " img/a b.png ",
+        "file:img/a%20b.png",
+        "FILE://{root}/img/a%20b.png",
+        "file://localhost{root}/img/a%20b.png",
+        "{root}/img/a b.png",
+    ],
+)
+def test_a_path_is_found_however_it_is_written(tmp_path: Path, cell: Cell, written: str) -> None:
+    cell("img/a b.png", b"cell")
+    assert read_cell(written.format(root=tmp_path / "source"), tmp_path / "source") == b"cell"
+
+
+def test_a_path_is_found_in_either_normal_form(tmp_path: Path, cell: Cell) -> None:
+    one, other = (unicodedata.normalize(form, "größe/é.png") for form in ("NFC", "NFD"))
+    cell(one, b"cell")
+    assert read_cell(other, tmp_path / "source") == b"cell"
+    assert read_cell(one, tmp_path / "source") == b"cell"
+    mixed = f"{one.split('/')[0]}/{other.split('/')[1]}"
+    assert read_cell(mixed, tmp_path / "source") == b"cell"
+
+
+@pytest.mark.parametrize("written", ["..\\x.png", " ../x.png", "file:../x.png", "img\\..\\..\\x.png", "file:///{root}/../x.png"])
+def test_no_spelling_leads_out(tmp_path: Path, cell: Cell, written: str) -> None:
+    cell("img/a.png", b"cell")
+    (tmp_path / "x.png").write_bytes(b"secret")
+    with pytest.raises(ImageRejected, match="outside_folder"):
+        read_cell(written.format(root=tmp_path / "source"), tmp_path / "source")
+
+
+def test_a_file_of_just_that_name_comes_first(tmp_path: Path, cell: Cell) -> None:
+    for name in ("img\\a.png", " a.png"):
+        cell(name, name.encode())
+        cell(name.replace("\\", "/").strip(), b"other")
+        assert read_cell(name, tmp_path / "source") == name.encode()
+
+
+@pytest.mark.parametrize(
+    ("separator", "name"), [(",", "M.CSV"), (";", "m.csv"), ("\t", "m.tsv"), ("\t", "m.txt"), ("|", "m.csv")]
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_manifests_as_spreadsheets_save_them(tmp_path: Path, separator: str, name: str, encoding: str) -> None:
+    lines = [["Path ", "LABEL", "Split", ""], ["é,x;.png", "Seg", "Training", ""], ["", "", "", ""], ["b.png", "BNE", "", ""]]
+    quoted = [[f'"{text}"' for text in line] for line in lines]
+    text = "\r\n".join(separator.join(line) for line in quoted) + "\r\n"
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    assert rows(tmp_path / name) == {"é,x;.png": ("Neutrophil", "train"), "b.png": ("Neutrophil", "")}
+
+
+def test_what_excel_says_of_its_separator_is_believed(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("sep=;\r\npath;label\r\na,b.png;Monocyte\r\nb.png;Monocyte;x\r\n")
+    with pytest.raises(WbcError, match=r"m\.csv line 4: 3 fields, the header has 2 \(separated by a semicolon\)"):
+        rows(tmp_path / "m.csv")
+
+
+def test_names_of_the_field_and_of_the_site() -> None:
+    known = {
+        "Basophil": ["BASO", "ba", "Basophils"],
+        "Eosinophil": ["EOS", "eo", "EOSINOPHILS"],
+        "Lymphocyte": ["LYM", "ly", "lymphs"],
+        "Monocyte": ["MO", "MONO", "Monocytes "],
+        "Neutrophil": ["NEU", "SEG", "segs", "BNE", "Band_Neutrophils", "segmented-neutrophil"],
+    }
+    assert {name: {known_label(text) for text in texts} for name, texts in known.items()} == {name: {name} for name in CLASSES}
+    for other in ("IG", "ERB", "PLT", "Promonocyte", "Prolymphocyte", "atypical lymphocyte", "smudge cell", "unsure"):
+        assert known_label(other) == other
+        assert "nearest" not in unknown_label(other)
+    assert "the nearest is Basophil" in unknown_label("Basofil")
+    assert known_label("stab", {"STAB": "Neutrophil"}) == "Neutrophil"
+    assert known_label("LY", {"LY": "Monocyte"}) == "Monocyte", "the site's own names come first"
+
+
+def test_a_sites_names_are_those_of_its_params(tmp_path: Path, cell: Cell, params: Params) -> None:
+    cell("Stab/a.png", 1)
+    named = params.model_copy(update={"data": params.data.model_copy(update={"label_names": {"stab": "Neutrophil"}})})
+    assert ingest(tmp_path / "source", tmp_path / "v/data", params).reasons == {"unknown_label": 1}
+    report = ingest(tmp_path / "source", tmp_path / "w/data", named)
+    assert not report.refused
