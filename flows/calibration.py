@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flows.stages import seen_before
+from flows.workspace import label_names
 from wbc_model.calibrate import FOLDS, HIGHEST, LOWEST, MIN_CELLS, at_bound, conformal_threshold, fit_doubt, fit_temperature
 from wbc_model.card import ModelCard
 from wbc_model.cell_filter import CellFilter
@@ -41,7 +42,7 @@ def calibrate(model: Path, data: Path, out: Path) -> dict[str, Any]:
     MIN_CELLS usable cells, for cells of one class, and where no temperature fits them best.
     """
     network, card = load_model(model)
-    manifest = read_manifest(data)
+    manifest = read_manifest(data, label_names())
     rows = manifest[manifest["split"] == "val"] if (manifest["split"] == "val").any() else manifest
     views, appearance, labels = labelled_looks(rows, root_of(data), card.input_size, card.view)
     _check(labels, data)

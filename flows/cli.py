@@ -9,6 +9,7 @@ import enum
 import errno
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -581,10 +582,12 @@ def onboard_command(
     from flows.progress import Progress
 
     result = onboard(_workspace(), data, labels, answers, model, Progress())
+    given = {"--labels": labels, "--model": model}
+    again = ["wbc", "onboard", str(data), *(str(x) for name, value in given.items() if value is not None for x in (name, value))]
     if result["status"] == "waiting":
         text = (
             f"{result['awaited']} cells wait for a label: {result['queue']}\n"
-            f"fill in a column `label` and run again with --answers {result['queue']}"
+            f"fill in its column label, as far as you can, and run `{shlex.join([*again, '--answers', result['queue']])}`"
         )
     else:
         stages = [when for when in ("before", "statistics", "after") if when in result]

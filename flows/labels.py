@@ -16,12 +16,12 @@ from typing import Any, Final, Literal
 import pandas as pd
 
 from flows.answers import CONTROL, Refused, read_answers
+from flows.workspace import label_names
 from wbc_model.classes import CLASSES
 from wbc_model.conflicts import CONFLICTS, MACHINES, Conflict, conflicts_csv, open_conflicts, read_conflicts, settled
 from wbc_model.errors import WbcError
 from wbc_model.handed_out import hand_out, hand_out_bytes, is_ours, move_aside, was_handed_out
 from wbc_model.manifest import known_label, unknown_label
-from wbc_model.params import read_params
 from wbc_model.pools import Pools, now, read_table, to_csv, transaction
 from wbc_model.store import ImageStore
 from wbc_model.written import read_sheet, read_written
@@ -216,7 +216,7 @@ def replay(workspace: Path) -> int:
 def decide(workspace: Path, cell: str, label: str, by: str, why: str, cycle: int) -> dict[str, Any]:
     """Give a cell of any pool a label that supersedes whatever was said of it. `cell` is its path in the pools, or the beginning
     of its sha256. Raises WbcError."""
-    known = known_label(label, _names(workspace))
+    known = known_label(label, label_names(workspace))
     return _decided(workspace, [(_find(workspace, cell), known)], by, why, cycle)
 
 
@@ -386,7 +386,7 @@ def import_labels(workspace: Path, file: Path, cycle: int, annotator: str = "") 
     Rows without a label are passed over. `annotator` names who gave those that do not say. A row or task that cannot be a label
     is `refused` with the reason, the others are taken in. Raises WbcError where the file as a whole cannot be read.
     """
-    answers, refused = read_answers(file, _names(workspace))
+    answers, refused = read_answers(file, label_names(workspace))
     rows = [[one.sha256, one.label, one.by or annotator or "people", one.at, one.why, one.place] for one in answers]
     frame = pd.DataFrame(rows, columns=[*COLUMNS[:4], "why", "place"], dtype=str)
     taken = _told(take_in(workspace, frame, cycle))
@@ -394,14 +394,6 @@ def import_labels(workspace: Path, file: Path, cycle: int, annotator: str = "") 
     wrote = [LOG, "data/pools"] if taken["new"] else []
     refusals = [*(vars(one) for one in refused), *taken["refused"]]
     return {"labels": len(frame), **taken, "refused": refusals, "cycle": cycle, "awaited": waiting, "wrote": wrote}
-
-
-def _names(workspace: Path) -> Mapping[str, str]:
-    """The names that this site has for the classes; a site in `sites/` has those of its workspace."""
-    for folder in (workspace, *workspace.parents):
-        if (folder / "params.yaml").is_file():
-            return read_params(folder / "params.yaml").data.label_names
-    return {}
 
 
 def status(workspace: Path) -> dict[str, Any]:

@@ -17,25 +17,27 @@ import pandas as pd
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flows.labels import awaited, import_labels, oracle_answers, record
+from flows.labels import QUEUE, awaited, import_labels, oracle_answers, read_queue, record, write_queue
 from flows.progress import Progress, training_line
 from flows.stages import decoded_cells, usable_pools
 from wbc_model.calibrate import fit_doubt
 from wbc_model.card import ModelCard, read_card
 from wbc_model.cell_filter import CellFilter
 from wbc_model.classes import CLASS_INDEX, CLASSES
+from wbc_model.conflicts import MACHINES
 from wbc_model.decoded import DecodedCells
 from wbc_model.doubt import Doubt
 from wbc_model.errors import ImageRejected, WbcError
 from wbc_model.export import load_model, save_model
 from wbc_model.files import write_atomic
+from wbc_model.handed_out import hand_out, is_ours
 from wbc_model.ingest import ingest
 from wbc_model.interpolate import between, largest_step
 from wbc_model.manifest import printable, read_cell, read_manifest, root_of
 from wbc_model.metrics import classification_metrics
 from wbc_model.network import AttentionResNet18
 from wbc_model.params import Params, read_params
-from wbc_model.pools import Pools
+from wbc_model.pools import Pools, read_table
 from wbc_model.predict import Predictions, predict
 from wbc_model.probabilities import softmax
 from wbc_model.query import query, score_pool
@@ -127,10 +129,10 @@ def onboard(
     name = printable(data.resolve().name if data.is_dir() else data.stem)
     refuse_another_site(workspace / "sites" / name, data)
     ctx = Onboarding(workspace, workspace / "sites" / name, model or champion_of(workspace), params, progress)
-    report = ingest(data, ctx.site / "data", params, name, reveal_labels=False)
+    # People may have answered otherwise than the site's data say: that is listed, and stops nothing.
+    report = ingest(data, ctx.site / "data", params, name, reveal_labels=False, list_conflicts=True)
     progress.say(f"site {name}: {sum(report.pools.values())} cells" + (f", refused: {report.reasons}" if report.reasons else ""))
-    if answers is not None:
-        import_labels(ctx.site, answers, _round(ctx) + 1)
+    refused = _take_answers(ctx, answers) if answers is not None else []
     _start(ctx)
     shift = _shift(ctx)
     progress.say(f"{shift['far']:.0%} of the cells are unlike any at home; confidence {shift['confidence']['site']:.2f}, "
@@ -138,10 +140,11 @@ def onboard(
     if (known := shift["recoloured"]) is not None:
         progress.say(f"home's validation cells: balanced accuracy {known['home']:.1%}, in the site's colours {known['site']:.1%}")
     result: dict[str, Any] = {"site": name, "champion": str(ctx.champion), "refused": report.reasons, "shift": shift}
+    result |= {"refused_answers": refused}
     while (have := len(ctx.pools().frames["labelled"])) < asked:
         if not _ask(ctx, asked - have, asked):
-            queue = ctx.site / "data/queue.csv"
-            return {**result, "status": "waiting", "labels": have, "awaited": len(awaited(ctx.site)), "queue": str(queue)}
+            waiting = _waiting(ctx)
+            return {**result, "status": "waiting", "labels": have, "awaited": len(waiting), "queue": str(_sheet(ctx, waiting))}
         _adapt(ctx)
     if not ctx.adapted.is_dir() or read_card(ctx.adapted).pool_version != _made_from(ctx):
         _adapt(ctx)  # killed between the labels and the training, or there is another champion since
@@ -200,27 +203,81 @@ def _round(ctx: Onboarding) -> int:
     return int(labelled["cycle"].max()) if len(labelled) else 0
 
 
+def _take_answers(ctx: Onboarding, answers: Path) -> list[dict[str, str]]:
+    """Take in what people answered, be it a part; returns the rows that are no labels. Raises WbcError where none of them is."""
+    taken = import_labels(ctx.site, answers, _round(ctx) + 1)
+    refused: list[dict[str, str]] = taken["refused"]
+    if refused and not taken["new"] + taken["known"]:
+        raise WbcError(f"{answers} {refused[0]['place']}: {refused[0]['reason']}; nothing was taken in")
+    for one in refused:
+        ctx.progress.say(f"not taken in: {answers.name} {one['place']}: {one['reason']}")
+    return refused
+
+
+def _passed_over(ctx: Onboarding) -> Path:
+    """The cells that people left without an answer when they answered others of their round; they are asked last again."""
+    return ctx.site / "data/passed_over.csv"
+
+
+def _waiting(ctx: Onboarding) -> pd.DataFrame:
+    """The cells of the round that still wait for an answer."""
+    if not (ctx.site / "data/queue.csv").exists():
+        return pd.DataFrame(columns=QUEUE)
+    waiting = awaited(ctx.site)
+    return waiting[~waiting["sha256"].isin(_passed(ctx))]
+
+
+def _passed(ctx: Onboarding) -> set[str]:
+    path = _passed_over(ctx)
+    return set(read_table(path, ["sha256"])["sha256"]) if path.exists() else set()
+
+
+def _sheet(ctx: Onboarding, waiting: pd.DataFrame) -> Path:
+    """The sheet of this round for people to fill in; one that they have begun to fill in stays as it is."""
+    sheet = ctx.site / f"answers-{_round(ctx) + 1}.csv"
+    if is_ours(sheet, ctx.site):
+        hand_out([(sheet, waiting.drop(columns="score").assign(label="", labelled_by="").to_csv(index=False))], ctx.site)
+    return sheet
+
+
 def _ask(ctx: Onboarding, missing: int, asked: int) -> bool:
-    """Put the next round into the queue and take its answers from the oracle; False where people have to answer."""
-    done, how, pools = _round(ctx), ctx.params.onboard, ctx.pools()
-    waiting = awaited(ctx.site) if (ctx.site / "data/queue.csv").exists() else pd.DataFrame()
+    """Put the next round into the queue and take its answers from the oracle; False where people have to answer. A round that
+    they answered in part goes on with that."""
+    done, how, frames = _round(ctx), ctx.params.onboard, ctx.pools().frames
+    waiting = _waiting(ctx)
     if waiting.empty:
         count = min(missing, -(-asked // how.rounds))
         first = done == 0 or not ctx.adapted.is_dir()
         model, strategy = (ctx.start, how.first_strategy) if first else (ctx.adapted, how.strategy)
         card = read_card(model)
         decoded = decoded_cells(ctx.site, card.input_size, card.view)
-        frames = pools.frames
         if frames["unlabelled"].empty:
             raise WbcError(f"site {ctx.site.name}: {asked} labels were asked for, it has only {len(frames['labelled'])} cells")
-        queue = query(model, decoded, frames["unlabelled"], strategy, count, ctx.params.seed, False, frames["labelled"])
-        write_atomic(ctx.site / "data/queue.csv", queue.to_csv(index=False))
+        free = frames["unlabelled"][~frames["unlabelled"]["sha256"].isin(_passed(ctx))]
+        if free.empty:
+            _passed_over(ctx).unlink()  # there are no others left: they are asked about once more
+            free = frames["unlabelled"]
+        queue = query(model, decoded, free, strategy, count, ctx.params.seed, False, frames["labelled"])
+        write_queue(ctx.site, queue)
         waiting = awaited(ctx.site)
         ctx.progress.say(f"round {done + 1}: {len(waiting)} cells asked for by {strategy}")
     given = oracle_answers(ctx.site, waiting)
     if len(given):
         record(ctx.site, given, done + 1)
-    return awaited(ctx.site).empty
+    left = _waiting(ctx)
+    if left.empty or not _people_answered(ctx):
+        return left.empty
+    passed = pd.DataFrame({"sha256": sorted(_passed(ctx) | set(left["sha256"]))})
+    write_atomic(_passed_over(ctx), passed.to_csv(index=False))
+    ctx.progress.say(f"{len(left)} cells were left without an answer: going on with those that have one")
+    return True
+
+
+def _people_answered(ctx: Onboarding) -> bool:
+    """Whether a person labelled a cell of the queue."""
+    labelled = ctx.pools().frames["labelled"]
+    by_people = labelled[~labelled["labelled_by"].isin(MACHINES)]
+    return bool(by_people["sha256"].isin(read_queue(ctx.site)["sha256"]).any())
 
 
 def _home(ctx: Onboarding, pool: str, card: ModelCard) -> LabelledCells:

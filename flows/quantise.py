@@ -28,6 +28,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from flows.workspace import label_names
 from serving.classify import Classifier
 from serving.engine import OpenVinoEngine, silent_openvino, thread_count
 from wbc_model.card import INT8, ONNX, file_sha256, read_card
@@ -169,7 +170,7 @@ def in_batches(views: Pixels) -> Iterator[Pixels]:
 
 def labelled_views(data: Path, split: str, size: int, view: View, most: int | None = None) -> tuple[Pixels, Labels]:
     """Views and labels of a split's usable cells; `most` of them, evenly spread, where given."""
-    manifest = read_manifest(data)
+    manifest = read_manifest(data, label_names())
     rows = manifest[(manifest["split"] == split) & manifest["label"].isin(CLASSES)]
     if most is not None:
         rows = rows.iloc[spread(len(rows), most)]

@@ -176,11 +176,12 @@ def query_size(params: Params, pools: Pools) -> int:
 
 def evaluate_model(model: Path, data: Path, plots: Path | None, own_statistics: bool = False) -> dict[str, Any]:
     """Any model directory on any labelled data; `own_statistics` as in `evaluate_data`."""
+    from flows.workspace import label_names
     from wbc_model.evaluate import evaluate_data, plot_frame
 
     if not data.exists():
         raise WbcError(f"{data} does not exist: give a manifest CSV or a folder with a subfolder per class")
-    metrics, frame = evaluate_data(model, data, own_statistics)
+    metrics, frame = evaluate_data(model, data, own_statistics, label_names())
     card = read_card(model)
     if plots is not None:
         plot_frame(frame, metrics, plots, f"{data.stem}, model {card.version}")

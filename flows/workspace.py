@@ -55,6 +55,15 @@ def find_workspace(start: Path | None = None) -> Path:
     raise WbcError(f"{here} is not inside a workspace (no params.yaml and dvc.yaml): run `wbc init DIR` and go there")
 
 
+def label_names(start: Path | None = None) -> Mapping[str, str]:
+    """What the workspace at or above `start` calls the classes beside their usual names; nothing outside a workspace."""
+    from wbc_model.params import read_params
+
+    here = (start or Path.cwd()).resolve()
+    inside = any((folder / MARKS[0]).is_file() and (folder / MARKS[1]).is_file() for folder in (here, *here.parents))
+    return read_params(find_workspace(here) / "params.yaml").data.label_names if inside else {}
+
+
 def template(name: str) -> Path:
     """`params.yaml` or `dvc.yaml` as the package ships them; in an editable install they lie at the project's root."""
     package = Path(__file__).resolve().parent

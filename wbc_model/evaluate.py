@@ -1,6 +1,6 @@
 """Evaluate: any model directory on any labelled cells."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +14,7 @@ from wbc_model.classes import CLASS_INDEX, CLASSES
 from wbc_model.decoded import DecodedCells, Pixels
 from wbc_model.errors import ImageRejected, WbcError
 from wbc_model.export import load_model
-from wbc_model.manifest import read_cell, read_manifest, root_of
+from wbc_model.manifest import NO_NAMES, read_cell, read_manifest, root_of
 from wbc_model.metrics import classification_metrics, confusion_matrix
 from wbc_model.network import AttentionResNet18
 from wbc_model.plots import plot_confusion, plot_reliability
@@ -96,15 +96,17 @@ def labelled_looks(
     return views, shown, label_indices([label for _, label in good])
 
 
-def evaluate_data(model_directory: Path, data: Path, own_statistics: bool = False) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Evaluate a model directory on a manifest or a folder per class.
+def evaluate_data(
+    model_directory: Path, data: Path, own_statistics: bool = False, names: Mapping[str, str] = NO_NAMES
+) -> tuple[dict[str, Any], pd.DataFrame]:
+    """Evaluate a model directory on a manifest or a folder per class; `names` are the site's own for the classes.
 
     Where the manifest has test rows, these are used, else all rows. With `own_statistics` batch normalisation takes its
     statistics from these images, without their labels, instead of from the model. Returns the metrics, with `split` and the
     `rejected` rows [{path, reason}], and the prediction frame. Raises WbcError when no labelled image is usable.
     """
     network, card = load_model(model_directory)
-    manifest = read_manifest(data)
+    manifest = read_manifest(data, names)
     split = "test" if (manifest["split"] == "test").any() else "all"
     rows = manifest[(manifest["split"] == "test") | (split == "all")]
     known = rows["label"].isin(CLASSES)

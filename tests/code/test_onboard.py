@@ -3,6 +3,7 @@ forgets nothing that was answered."""
 
 import hashlib
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
+from flows.labels import status
 from flows.onboard import SHIFT_CELLS, adaptation_params, champion_of, of_all_kinds, refuse_another_site
 from flows.workspace import init_workspace, set_params
 from tests.code.test_flow import TINY, environment
@@ -110,32 +112,49 @@ def test_with_known_labels_it_uses_those_it_asked_for_and_tests_on_the_rest(home
     assert read_card(site / "models/adapted").data_source == adapted.data_source
 
 
+def printed(workspace: Path, *arguments: str) -> list[str]:
+    """The arguments of the command that it prints for the next step, as a shell reads them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(workspace)
+        answer = CliRunner().invoke(app, ["onboard", *arguments], catch_exceptions=False)
+    assert answer.exit_code == 0, answer.output
+    return shlex.split(answer.stdout.split("`")[1])
+
+
 def test_without_labels_it_asks_people_and_goes_on_with_their_answers(home: Path, workspace: Path, tmp_path: Path):
     manifest = pd.read_csv(site_data(home))
     labels = dict(zip(manifest["path"], manifest["label"], strict=True))
-    data = tmp_path / "ward"
+    data = tmp_path / "the ward"
     shutil.copytree(home.parent / "site", data)
-    manifest.assign(label="").to_csv(data / "manifest.csv", index=False)
-    result, answers = {}, []
-    for _ in range(3):
-        result = here(workspace, str(data / "manifest.csv"), *answers)
-        if result["status"] == "adapted":
-            break
-        queue = pd.read_csv(result["queue"])
-        assert len(queue) == result["awaited"] == 4
-        assert queue["reason"].notna().all()
-        queue["label"] = queue["path"].map(labels)
-        queue.to_csv(tmp_path / "answers.csv", index=False)
-        answers = ["--answers", str(tmp_path / "answers.csv")]
+    manifest[["path"]].to_csv(data / "manifest.csv", index=False)  # no column label at all
+    command, asked = printed(workspace, str(data / "manifest.csv"), "--labels", "7"), []
+    site, result = workspace / "sites/manifest", {}
+    for answered, others in ((2, "unsure"), (4, ""), (1, "")):  # of four; what is left out, in either way, is passed over
+        assert command[:5] == ["wbc", "onboard", str(data / "manifest.csv"), "--labels", "7"]
+        sheet = Path(command[command.index("--answers") + 1])
+        queue = pd.read_csv(sheet, dtype=str, keep_default_na=False)
+        assert queue["reason"].ne("").all()
+        assert not set(queue["sha256"]) & set(asked), "what was left out is not asked again while there are others"
+        asked += queue["sha256"].tolist()
+        queue["label"] = [labels[path] if row < answered else others for row, path in enumerate(queue["path"])]
+        queue.to_csv(sheet, index=False)
+        filled = sheet.read_bytes()
+        if len(asked) < 9:
+            command = printed(workspace, *command[2:])
+        else:
+            result = here(workspace, *command[2:])
+        assert sheet.read_bytes() == filled
     assert result["status"] == "adapted"
+    assert result["labels"] == 7
     assert set(result["after"]) == {"home"}  # nobody knows the labels of the rest
-    assert set(Pools.read(workspace / "sites/manifest/data/pools").frames["labelled"]["labelled_by"]) == {"people"}
+    assert set(Pools.read(site / "data/pools").frames["labelled"]["labelled_by"]) == {"people"}
+    assert status(site)["awaited"] == 0
 
 
 def test_a_wrong_answer_is_refused_in_one_line_and_nothing_is_taken_in(home: Path, workspace: Path, tmp_path: Path):
     wrong = tmp_path / "wrong.csv"
     wrong.write_text(f"sha256,label\n{'0' * 64},Neutrofil\n")
-    with pytest.raises(WbcError, match=r"^[^\n]*unknown label 'Neutrofil'[^\n]*$"):
+    with pytest.raises(WbcError, match=r"^[^\n]*line 2: 'Neutrofil' is not one of[^\n]*nothing was taken in$"):
         here(workspace, site_data(home), "--answers", str(wrong))
     assert Pools.read(workspace / "sites/manifest/data/pools").frames["labelled"].empty
 
