@@ -10,7 +10,7 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -73,6 +73,7 @@ _LOGGER = logging.getLogger("bentoml.wbc")  # BentoML sets up the log of what is
 JSON = "application/json"
 DISCARD_SECONDS = 2.0
 MAX_EXPLAINED = 16  # a heat map costs as much as 82 images
+EARLIER_MODELS = 3  # in memory at most, beside the one that answers
 EXPLAINED_WAITS_AS = 20  # images: three full requests for heat maps may wait at a time, not sixty
 SECURITY_HEADERS = {
     b"content-security-policy": CONTENT_SECURITY_POLICY.encode(),
@@ -134,8 +135,13 @@ class Running:
         begun, and so do older ones as long as they have open reports."""
         before, self._classifier = self._classifier, classifier
         if before is not None and self.kept is not None and not self.site.keep_images:
-            needed = models_of_open_reports(self.kept.store)
-            self._earlier = [before, *(one for one in self._earlier if one.model in needed)]
+            held = [one for one in self._earlier if one.model != classifier.model]
+            try:
+                needed = models_of_open_reports(self.kept.store)
+            except SQLAlchemyError as error:
+                _LOGGER.error("which models have open reports cannot be looked up: %s", type(error).__name__)
+                needed = [one.model for one in held]
+            self._earlier = [before, *(one for one in held if one.model in needed)][:EARLIER_MODELS]
 
     def earlier(self, model: ModelName) -> Classifier | None:
         """A model that answered before and is in memory still."""

@@ -15,7 +15,7 @@ from serving.recount import another_model, model_of, recount
 from serving.repeats import Placed, held, place
 from serving.review import count_again, locked, look_for_images
 from serving.schemas import Classified, Recounted, Result
-from serving.signing import refuse_withdrawn
+from serving.signing import refuse_added_to
 from serving.site import Site
 from serving.specimen import EXPECTED_IMAGES, MOST_IMAGES, Specimen
 from serving.store import Cell, Report, Store
@@ -104,6 +104,7 @@ def add_cells(store: Store, report_id: str, reading: Reading, specimen: Specimen
                 raise another_model(model_of(report), reading.model, report.id)
             recounted = recount(report, call.again, reading, call.caller)
             session.flush()
+        report.rendered = report.rendered or reading.rendered  # of one made before this was kept
         placed = place(reading.seen, held(report.cells, _fingerprints(session, report)), call.repetition)
         _enough_room(report, len(placed.new))
         report.cells += _cells(placed, reading, site)
@@ -111,13 +112,6 @@ def add_cells(store: Store, report_id: str, reading: Reading, specimen: Specimen
         session.flush()
         look_for_images(session, report)
     return Taken(report, placed, recounted)
-
-
-def refuse_added_to(report: Report) -> None:
-    """Raises Problem 409 for a report that was withdrawn or signed."""
-    refuse_withdrawn(report)
-    if report.signatures:
-        raise Problem(409, "signed", "Signed", "The report was signed; cells cannot be added to it. Make a new one.")
 
 
 def _same_specimen(report: Report, specimen: Specimen) -> None:

@@ -17,7 +17,7 @@ from serving.reading import Reading
 from serving.repeats import place
 from serving.review import Person, find
 from serving.schemas import Classified, ModelName, Recounted, Result
-from serving.signing import standing
+from serving.signing import refuse_added_to, standing
 from serving.store import Cell, Report, Store
 
 MODEL: Final = "model"
@@ -34,8 +34,9 @@ class Begun(NamedTuple):
 
 
 def begun(store: Store, report_id: str) -> Begun:
-    """By which model a report was begun; raises Problem 404 where there is none."""
+    """By which model a report was begun; raises Problem 404 where there is none, 409 where cells cannot be added to it."""
     report = find(store, report_id)
+    refuse_added_to(report)
     usable = [cell for cell in report.cells if cell.result["status"] == "ok"]
     kept = [cell.position for cell in usable if cell.has_image]
     return Begun(model_of(report), kept, len(kept) == len(usable))

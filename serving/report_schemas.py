@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from serving.differential import Differential
 from serving.names import By, Reason
@@ -39,6 +39,11 @@ class UndoRequest(_Request):
     amend: Amend = False
 
 
+def _whole_number(value: object) -> object:
+    """JSON has one kind of number, and JSON Schema takes 3.0 for an integer."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 class PatchRequest(_Request):
     """A person puts right what was said of the specimen. A field that is left out stays; null says that it is not known."""
 
@@ -50,7 +55,7 @@ class PatchRequest(_Request):
     amend: Amend = False
     specimen_id: Annotated[str, Field(pattern=SPECIMEN_PATTERN)] | None = None
     wbc_count: Annotated[float, Field(ge=LOWEST_COUNT, le=HIGHEST_COUNT, description="In 10*3/uL.")] | None = None
-    expected_images: Annotated[int, Field(ge=1, le=MOST_IMAGES)] | None = None
+    expected_images: Annotated[int, Field(ge=1, le=MOST_IMAGES), BeforeValidator(_whole_number)] | None = None
 
     @model_validator(mode="after")
     def _something(self) -> Self:

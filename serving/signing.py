@@ -79,3 +79,10 @@ def refuse_withdrawn(report: Report) -> None:
     """Raises Problem 409 for a report that was withdrawn: nothing else can happen to it."""
     if report.withdrawn_at is not None:
         raise Problem(409, "withdrawn", TITLES["withdrawn"], WITHDRAWN)
+
+
+def refuse_added_to(report: Report) -> None:
+    """Raises Problem 409 for a report that was withdrawn or signed."""
+    refuse_withdrawn(report)
+    if report.signatures:
+        raise Problem(409, "signed", "Signed", "The report was signed; cells cannot be added to it. Make a new one.")

@@ -61,7 +61,7 @@ def test_more_than_were_expected_are_refused(client: TestClient) -> None:  # noq
     assert_problem(add(client, report, more[0], expected_images="4"), 409, "expected-images")
     assert report_of(client, report)["sent_images"] == 2
     assert_problem(patch(client, report, expected_images=1), 409, "expected-images")
-    assert patch(client, report, expected_images=4).json()["expected_images"] == 4
+    assert patch(client, report, expected_images=4.0).json()["expected_images"] == 4  # JSON knows one kind of number
     assert keyed(client, report, *more).json()["report"]["complete"]
     too_many = client.post("/v1/differential", files=form(*more), data={"expected_images": "1"})
     assert assert_problem(too_many, 422, "bad-field")["field"] == "expected_images"

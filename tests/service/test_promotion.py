@@ -10,6 +10,7 @@ from fastapi.testclient import TestClient
 from live import encode, of_class, of_colour
 from PIL import Image
 from specimens import site
+from sqlalchemy.exc import OperationalError
 from test_more_cells import add, report_of
 from test_reports import assert_problem, classifier, client_of, correct, posted, sign  # noqa: F401 - one is a fixture
 from tiny_model import CONFUSION, write_model
@@ -112,7 +113,9 @@ def test_twins_and_their_fingerprints_outlive_it(keeping: TestClient, promote: P
     assert "near_duplicate" in cells[3]["result"]["review"]["reasons"]
 
 
-def test_without_images_the_earlier_model_goes_on_with_its_reports(forgetful: TestClient, promote: Promote) -> None:
+def test_without_images_the_earlier_model_goes_on_with_its_reports(
+    forgetful: TestClient, promote: Promote, monkeypatch: pytest.MonkeyPatch
+) -> None:
     report = posted(forgetful)["report_id"]
     promote(forgetful)
     newer = posted(forgetful)["report_id"]
@@ -125,6 +128,14 @@ def test_without_images_the_earlier_model_goes_on_with_its_reports(forgetful: Te
     promote(forgetful)
     assert [one.model.version for one in running(forgetful)._earlier] == ["tiny-3", "tiny-2"]
     assert posted(forgetful)["model"]["version"] == "tiny-4"
+    running(forgetful).kept.store.close()  # type: ignore[union-attr]
+    monkeypatch.setattr("serving.api.models_of_open_reports", _cannot_be_read)
+    assert promote(forgetful).model.version == posted(forgetful)["model"]["version"] == "tiny-5"  # the store is no reason to wait
+    assert [one.model.version for one in running(forgetful)._earlier] == ["tiny-4", "tiny-3", "tiny-2"]
+
+
+def _cannot_be_read(*_: Any) -> None:
+    raise OperationalError("SELECT", {}, Exception("disk I/O error"))
 
 
 def test_where_neither_can_be_the_refusal_names_the_way_on(
@@ -138,6 +149,14 @@ def test_where_neither_can_be_the_refusal_names_the_way_on(
     assert f"POST /v1/reports/{report}/withdrawal" in problem["detail"]
     assert "new report" in problem["detail"]
     assert report_of(forgetful, report)["version"] == 1
+
+
+def test_a_signed_report_is_not_counted_again(keeping: TestClient, promote: Promote, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = posted(keeping)["report_id"]
+    sign(keeping, report, "*")
+    promote(keeping)
+    monkeypatch.setattr("serving.api.read_again", None)  # would be called
+    assert_problem(add(keeping, report, of_class("Basophil")), 409, "signed")
 
 
 def test_images_that_ran_out_are_missed(keeping: TestClient, promote: Promote) -> None:
