@@ -384,6 +384,7 @@ def retrain_command(
     until: Annotated[
         float | None, typer.Option(help="Labels to reach: a share of the training cells up to 1, a count above.")
     ] = None,
+    ask: Annotated[int | None, typer.Option(min=1, metavar="N", help="Ask for N more labels now, instead of --until.")] = None,
     cycles: Annotated[
         int | None, typer.Option(min=1, help="Rounds of labelling in which to get there; each trains again.")
     ] = None,
@@ -398,16 +399,24 @@ def retrain_command(
     The options are written into params.yaml, so that `dvc repro` makes the same model. An interrupted run goes on.
     """
     from flows.run import outcome_text, retrain
+    from wbc_model.params import read_params
 
+    if until is not None and ask is not None:
+        raise typer.BadParameter("--until and --ask are two ways to say how many: give one of them")
+    workspace = _workspace()
     chosen = {
         "preset": preset,
         "retrain.until": int(until) if until is not None and until > 1 and until == int(until) else until,
+        "retrain.ask": ask,
         "retrain.cycles": cycles,
         "retrain.annotator": annotator,
         "acquisition.strategy": acquisition,
         "seed": seed,
     }
-    outcome = retrain(_workspace(), {key: value for key, value in chosen.items() if value is not None}, commit)
+    changes: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
+    if until is not None and read_params(workspace / "params.yaml").retrain.ask is not None:
+        changes["retrain.ask"] = None
+    outcome = retrain(workspace, changes, commit)
     _emit(outcome.to_dict(), json_, outcome_text(outcome))
 
 

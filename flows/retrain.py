@@ -457,13 +457,18 @@ def _one_cycle(ctx: Context) -> bool:
         doing("evaluating")
         metrics = evaluate(ctx)
         doing("querying")
-        last = query(ctx) == 0 or state.cycle >= ctx.params.retrain.cycles
+        asked = query(ctx)
+        last = asked == 0 or state.cycle >= ctx.params.retrain.cycles
         if state.commit:  # every commit is whole: `dvc pull` finds there what each stage made
             doing("packaging")
             package(ctx)
         doing("logging")
         log_cycle(ctx, run, version, metrics, time.monotonic() - start)
     progress.row(state.rows[-1])
+    if asked == 0 and state.cycle == 0:
+        from flows.stages import why_nothing_is_asked
+
+        progress.say(why_nothing_is_asked(ctx.workspace))
     return last
 
 

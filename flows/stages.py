@@ -156,22 +156,38 @@ def _write_queue(workspace: Path, queue: pd.DataFrame, pools: Pools, strategy: s
 
 
 def label_target(params: Params, pools: Pools) -> int:
-    """How many labelled cells `retrain.until` asks for: a share of the training cells up to 1, a count above."""
-    total = len(pools.frames["labelled"]) + len(pools.frames["unlabelled"])
-    until = params.retrain.until
+    """How many labelled cells are wanted: by `retrain.ask` so many more than there were before this retraining; else what
+    `retrain.until` says, a share of the training cells up to 1, a count above."""
+    labelled, until = pools.frames["labelled"], params.retrain.until
+    total = len(labelled) + len(pools.frames["unlabelled"])
+    if params.retrain.ask is not None:
+        return min(total, int((labelled["cycle"] <= params.retrain.after_cycle).sum()) + params.retrain.ask)
     return min(total, round(until * total) if until <= 1 else round(until))
 
 
 def query_size(params: Params, pools: Pools) -> int:
-    """Cells a query asks for: what is missing to the target, spread evenly over the rounds that are left.
+    """Cells a query asks for: what is missing to the target, spread evenly over the rounds that are left (`retrain.ask` is asked
+    at once).
 
     The round is read off the pool: labels of cycle k were given in the k-th round after `retrain.after_cycle`.
     """
     labelled = pools.frames["labelled"]
     missing = label_target(params, pools) - len(labelled)
     done = int(labelled["cycle"].max()) if len(labelled) else 0
-    rounds_left = max(1, params.retrain.cycles - (done - params.retrain.after_cycle))
+    rounds_left = max(1, params.retrain.cycles - (done - params.retrain.after_cycle)) if params.retrain.ask is None else 1
     return max(0, -(-missing // rounds_left))
+
+
+def why_nothing_is_asked(workspace: Path) -> str:
+    """The line for an empty queue, with the way to ask for more."""
+    params, frames = read_params(workspace / "params.yaml"), usable_pools(workspace).frames
+    have, waiting = len(frames["labelled"]), len(frames["unlabelled"])
+    if not waiting:
+        return f"nothing is asked: all {have} training cells are labelled; `wbc ingest` takes more in"
+    return (
+        f"nothing is asked: {have} of {have + waiting} training cells are labelled, and retrain.until is {params.retrain.until}; "
+        "`wbc retrain --ask N` asks for N more"
+    )
 
 
 def evaluate_model(model: Path, data: Path, plots: Path | None, own_statistics: bool = False) -> dict[str, Any]:

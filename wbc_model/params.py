@@ -180,6 +180,7 @@ class OnboardParams(Section):
 
 class RetrainParams(Section):
     until: Annotated[float, Field(gt=0)]
+    ask: Annotated[int, Field(ge=1)] | None = None
     cycles: Annotated[int, Field(ge=1)]
     after_cycle: Annotated[int, Field(ge=0)]
     annotator: Annotator

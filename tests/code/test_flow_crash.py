@@ -365,6 +365,52 @@ def test_people_are_awaited_and_the_next_run_goes_on(
     assert sorted(read_log(workspace)["cycle"].unique()) == ["1", "2"]
 
 
+def test_so_many_more_can_be_asked_for_when_the_share_is_reached(
+    fresh: Path, killer: Killer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.labels import oracle_answers, read_queue, record
+    from flows.state import label_cycle
+
+    workspace, store, said = shutil.copytree(fresh, tmp_path / "site"), Store(killer), []
+    set_params(workspace, {"retrain.annotator": "people", "retrain.until": 0.28})
+    monkeypatch.setattr("flows.tracking.open_tracker", lambda workspace, params: store)
+    monkeypatch.setattr("flows.progress.Progress.say", lambda self, line: said.append(line))
+
+    def life(**changes: object) -> retrain.Outcome:
+        outcome = retrain.retrain_flow.fn(str(workspace), {f"retrain.{name}": value for name, value in changes.items()})
+        assert isinstance(outcome, retrain.Outcome)
+        return outcome
+
+    assert life().status == "done"
+    assert any(line.startswith("nothing is asked: 10 of 24 training cells are labelled") and "--ask N" in line for line in said)
+    for more in (5, 5, 4):  # 4 are left in the end
+        outcome = life(ask=5)
+        assert (outcome.status, outcome.awaited) == ("waiting", more), "all at once, whatever retrain.cycles is"
+        answers = oracle_answers(workspace, read_queue(workspace)).assign(labelled_by="ada")
+        record(workspace, answers, label_cycle(workspace))
+        assert life().status == "done"
+    assert life(ask=None, until=1).status == "done"
+    assert "nothing is asked: all 24 training cells are labelled; `wbc ingest` takes more in" in said
+
+
+def test_pools_that_were_there_are_never_begun_anew(
+    fresh: Path, killer: Killer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, store = shutil.copytree(fresh, tmp_path / "site"), Store(killer)
+    monkeypatch.setattr("flows.tracking.open_tracker", lambda workspace, params: store)
+    (workspace / "data/pools").rename(tmp_path / "pools")
+    (workspace / "data/versions.csv").write_text("number,version,labelled,unlabelled,validation,test\n1,abc,1,1,1,1\n")
+    with pytest.raises(WbcError, match=r"versions\.csv names versions of the pools, and data/pools is not there"):
+        retrain.retrain_flow.fn(str(workspace))
+    (workspace / "data/pools.dvc").write_text("outs:\n- path: pools\n  nfiles: 4\n")
+    with pytest.raises(WbcError, match=r"pools is not here, though pools\.dvc says so: `dvc pull` brings it"):
+        retrain.retrain_flow.fn(str(workspace))
+    assert not (workspace / "data/pools").exists()
+    Pools.empty().write(workspace / "data/pools")
+    with pytest.raises(WbcError, match="the pools have no cell: `wbc ingest DATA`"):
+        retrain.retrain_flow.fn(str(workspace))
+
+
 def test_other_parameters_begin_a_new_retraining(
     fresh: Path, killer: Killer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
