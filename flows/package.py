@@ -44,6 +44,7 @@ PURE_MODULES: Final = (
 DIRECT: Final = (
     "alembic",
     "bentoml",
+    "cryptography",
     "fastapi",
     "fpdf2",
     "hl7apy",

@@ -32,6 +32,7 @@ from serving.limits import InFlight, Limits, RateLimit
 from serving.listing import models_of_open_reports
 from serving.metrics import METHODS, call_of, endpoint, exposition, process_metrics
 from serving.page import CONTENT_SECURITY_POLICY, add_page
+from serving.preview import router as preview_router
 from serving.problems import (
     Problem,
     answer_defect,
@@ -361,6 +362,7 @@ def _differential_response(answer: DifferentialAnswer, media_type: str, site: Si
 
 
 router.include_router(reports_router)
+router.include_router(preview_router)
 
 
 @router.get("/model", response_model=ModelCard, dependencies=ANY_KEY)

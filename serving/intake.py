@@ -1,7 +1,7 @@
 """Images become a report, or more cells of one: each file once, as many as the client means to send, of one specimen."""
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
@@ -9,6 +9,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from serving.classify import Seen
+from serving.kept_images import fingerprints_of, keep, know_again
 from serving.problems import Problem, bad_field, too_large
 from serving.reading import Reading
 from serving.recount import another_model, model_of, recount
@@ -69,11 +70,11 @@ def take_in(store: Store, reading: Reading, specimen: Specimen, site: Site) -> T
         signatures=[],
         messages=[],
     )
-    report.cells = _cells(placed, reading, site)
+    report.cells = _cells(placed)
     report.differential = count_again(report, site, reading.false_alarms).model_dump(mode="json")
     with store.writing() as session:
         session.add(report)
-        session.flush()
+        _keep(session, report.cells, placed, reading, site)
         look_for_images(session, report)
     return Taken(report, placed)
 
@@ -103,13 +104,15 @@ def add_cells(store: Store, report_id: str, reading: Reading, specimen: Specimen
             if call.again is None:
                 raise another_model(model_of(report), reading.model, report.id)
             recounted = recount(report, call.again, reading, call.caller)
+            know_again(session, report, {at: seen.fingerprint for at, seen in call.again.items()})
             session.flush()
         report.rendered = report.rendered or reading.rendered  # of one made before this was kept
-        placed = place(reading.seen, held(report.cells, _fingerprints(session, report)), call.repetition)
+        placed = place(reading.seen, held(report.cells, fingerprints_of(session, report.id)), call.repetition)
         _enough_room(report, len(placed.new))
-        report.cells += _cells(placed, reading, site)
+        new = _cells(placed)
+        report.cells += new
         report.differential = count_again(report, site, reading.false_alarms).model_dump(mode="json")
-        session.flush()
+        _keep(session, new, placed, reading, site)
         look_for_images(session, report)
     return Taken(report, placed, recounted)
 
@@ -147,32 +150,27 @@ def _other_number(detail: str) -> Problem:
     return Problem(409, "expected-images", "Another number of images", detail, field=EXPECTED_IMAGES)
 
 
-def _cells(placed: Placed, reading: Reading, site: Site) -> list[Cell]:
+def _cells(placed: Placed) -> list[Cell]:
     """The rows of the results that are new to the report."""
-    cells = []
-    for number in placed.new:
-        cell = _cell(placed.positions[number], placed.results[number], reading.files[number], site)
-        cell.fingerprint = reading.seen[number].fingerprint if cell.label is not None else None
-        cells.append(cell)
-    return cells
+    return [_cell(placed.positions[number], placed.results[number]) for number in placed.new]
 
 
-def _fingerprints(session: Session, report: Report) -> dict[int, bytes]:
-    """By their places, what the cells of a report are known again by."""
-    query = select(Cell.position, Cell.fingerprint).where(Cell.report_id == report.id).order_by(Cell.position)
-    return {position: print_ for position, print_ in session.execute(query) if print_ is not None}
-
-
-def _cell(position: int, result: Result, data: bytes, site: Site) -> Cell:
-    label = result.label if isinstance(result, Classified) else None
+def _cell(position: int, result: Result) -> Cell:
+    said = result if isinstance(result, Classified) else None
     return Cell(
         position=position,
         sha256=result.sha256,
         result=result.model_dump(mode="json"),
-        label=label,
-        twin=result.twin if isinstance(result, Classified) else None,
-        image=data if label is not None and site.keep_images else None,
+        label=None if said is None else said.label,
+        twin=None if said is None else said.twin,
     )
+
+
+def _keep(session: Session, cells: Sequence[Cell], placed: Placed, reading: Reading, site: Site) -> None:
+    """Keep the images of the results that are new to the report."""
+    files = [reading.files[number] for number in placed.new]
+    keep(session, cells, files, [reading.seen[number].fingerprint for number in placed.new], site)
+    session.flush()
 
 
 def same_specimen(store: Store, report: Report) -> list[str]:

@@ -85,7 +85,7 @@ def recount(report: Report, again: Mapping[int, Seen], reading: Reading, caller:
     for cell, result in zip(usable, place([again[at] for at in places]).results, strict=True):
         if isinstance(result, Classified) and result.twin is not None:
             result = result.model_copy(update={"twin": places[result.twin]})
-        _say(cell, result, again[cell.position].fingerprint, cell.position in decided)
+        _say(cell, result, cell.position in decided)
     now = reading.model
     report.changes.append(record(report, MODEL, report.model_version, now.version, Why(Person(caller, caller), REASON)))
     recounted = Recounted(from_version=report.model_version, to_version=now.version, cells=len(usable))
@@ -95,10 +95,10 @@ def recount(report: Report, again: Mapping[int, Seen], reading: Reading, caller:
     return recounted
 
 
-def _say(cell: Cell, result: Result, fingerprint: bytes | None, decided: bool) -> None:
+def _say(cell: Cell, result: Result, decided: bool) -> None:
     """What a model says of a cell; its label is a person's where one has decided."""
     said = result if isinstance(result, Classified) else None
-    cell.result, cell.fingerprint = result.model_dump(mode="json"), fingerprint
+    cell.result = result.model_dump(mode="json")
     cell.twin = None if said is None else said.twin
     if not decided:
         cell.label = None if said is None else said.label

@@ -1,7 +1,7 @@
 """The JSON of reports: what the store holds, as the routes of serving/reports.py give and take it."""
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -255,8 +255,14 @@ def state(report: Report, site: Site) -> ReportState:
 
 def kept_images(report: Report, site: Site) -> KeptImages:
     """What is kept of a whole report's images."""
-    kept = sum(cell.has_image for cell in report.cells)
-    return KeptImages(kept=kept, encrypted=False, delete_after=None, deleted_at=report.images_deleted_at)
+    keys = [cell.image_key for cell in report.cells if cell.has_image]
+    days = None if site.keep_images is None else site.keep_images.days
+    return KeptImages(
+        kept=len(keys),
+        encrypted=bool(keys) and all(keys),
+        delete_after=report.created_at + timedelta(days=days) if keys and days is not None else None,
+        deleted_at=report.images_deleted_at,
+    )
 
 
 def whole(report: Report, site: Site) -> ReportAnswer:

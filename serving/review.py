@@ -51,10 +51,10 @@ def locked(session: Session, report_id: str, expected: int | None) -> Report:
 
 def look_for_images(session: Session, report: Report) -> None:
     """Know again which cells have an image: the database computes it, so that a written row has lost it."""
-    query = select(Cell.position, Cell.has_image).where(Cell.report_id == report.id)
-    has_image = {row.position: row.has_image for row in session.execute(query)}
+    query = select(Cell.position, Cell.image_key).where(Cell.report_id == report.id)
+    keys = dict(session.execute(query).tuples().all())
     for cell in report.cells:
-        set_committed_value(cell, "has_image", has_image[cell.position])
+        set_committed_value(cell, "image_key", keys[cell.position])
 
 
 def no_report() -> Problem:
@@ -144,7 +144,7 @@ def _decide(
     )
     cell.label = label
     session.flush()
-    session.refresh(cell, ["has_image"])  # computed by the database, so that a written row has lost it
+    session.refresh(cell, ["image_key"])  # computed by the database, so that a written row has lost it
     report.differential = count_again(report, site).model_dump(mode="json")
 
 

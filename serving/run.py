@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from serving.audit import AuditLog
 from serving.hosts import HOSTS, Hosts
+from serving.image_key import ImageKeys
 from serving.keys import KEYS, KEYS_FILE, ApiKeys
 from serving.limits import Limits
 from serving.settings import MODEL_DIR, absolute_paths
@@ -96,6 +97,7 @@ def _replace(
     if audit := AuditLog.from_environment():
         audit.close()  # here only to fail early, in one line
     site_from_environment()
+    ImageKeys.from_environment()
     listen = address(host, ApiKeys.from_environment())
     line = command(target, listen, port, working_dir)
     Path(values["BENTOML_HOME"]).mkdir(parents=True, exist_ok=True)

@@ -183,12 +183,12 @@ class NoneUsable(ProblemDocument):
     results: list[Rejected]
 
 
-def _body(**fields: Any) -> dict[str, Any]:
+def images_body(most: int = 256, /, **fields: Any) -> dict[str, Any]:
     """A multipart body of images and more fields. It is parsed by `serving.upload`, so FastAPI cannot describe it."""
     images = {
         "type": "array",
         "minItems": 1,
-        "maxItems": 256,
+        "maxItems": most,
         "items": {"type": "string", "contentMediaType": "application/octet-stream", "format": "binary"},
         "description": "JPEG, PNG, BMP or TIFF files of one cell each; their names do not matter.",
     }
@@ -197,8 +197,9 @@ def _body(**fields: Any) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema, "encoding": encoding}}}}
 
 
-CLASSIFY_BODY: Final = _body()
-DIFFERENTIAL_BODY: Final = _body(
+CLASSIFY_BODY: Final = images_body()
+DIFFERENTIAL_BODY: Final = images_body(
+    256,
     **{
         WBC_COUNT: {
             "type": "number",
@@ -223,5 +224,5 @@ DIFFERENTIAL_BODY: Final = _body(
             "description": "How many images the client means to send for this specimen in all, in this request and in those that "
             "add to its report; rejected ones count as sent. A report that has fewer cannot be signed.",
         },
-    }
+    },
 )

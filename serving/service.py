@@ -20,6 +20,7 @@ from serving.champion import ChampionWatch
 from serving.deeds import complete
 from serving.differential import card_confusion
 from serving.hosts import Hosts
+from serving.kept_images import check_image_key
 from serving.keys import ApiKeys
 from serving.limits import Limits
 from serving.reports import Kept
@@ -65,13 +66,14 @@ class WbcService:
         resolve_paths()  # here the folder is still the one where the command was typed
         try:
             card_confusion(read_card(model_directory()))
-            site_from_environment()
+            site = site_from_environment()
             ApiKeys.from_environment()
             Limits.from_environment()
             Hosts.from_environment()
             if audit := AuditLog.from_environment():
                 audit.close()
             if (store := Store.from_environment()) is not None:  # its tables are brought up to date here, once
+                check_image_key(store, site)
                 store.close()
         except WbcError as error:
             raise SystemExit(f"wbc: {error}") from None

@@ -13,12 +13,13 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from serving.audit import AUDIT_LOG
+from serving.image_key import IMAGE_KEY_FILE
 from serving.keys import KEYS_FILE
 from serving.site import SITE_FILE
 from serving.store import STORE_URL
 
 MODEL_DIR: Final = "WBC_MODEL_DIR"
-PATHS: Final = (MODEL_DIR, KEYS_FILE, AUDIT_LOG, SITE_FILE)
+PATHS: Final = (MODEL_DIR, KEYS_FILE, AUDIT_LOG, SITE_FILE, IMAGE_KEY_FILE)
 
 
 def absolute_paths(environment: Mapping[str, str], folder: Path | None = None) -> dict[str, str]:

@@ -154,6 +154,14 @@ class Hl7Receiver(_Section):
     retries: Annotated[int, Field(ge=0)] = 10
 
 
+class KeepImages(_Section):
+    """That images are kept: for how many days after their report was made (null: as long as the report), and whether they are
+    encrypted with the key of WBC_IMAGE_KEY_FILE."""
+
+    days: Annotated[int, Field(ge=1, le=36_500)] | None = 90
+    encrypted: bool = False
+
+
 class Site(_Section):
     """All settings of a site."""
 
@@ -164,8 +172,14 @@ class Site(_Section):
     critical: CriticalLimits
     loinc: LoincCodes
     identifiers: Identifiers
-    keep_images: bool
+    keep_images: KeepImages | None
     hl7: Hl7Receiver | None
+
+    @field_validator("keep_images", mode="before")
+    @classmethod
+    def _yes_or_no(cls, given: Any) -> Any:
+        """`true` is the defaults, `false` keeps none."""
+        return {True: {}, False: None}[given] if isinstance(given, bool) else given
 
     @model_validator(mode="after")
     def _classes_are_known(self) -> Self:

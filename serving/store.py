@@ -25,6 +25,7 @@ from sqlalchemy import (
     Engine,
     ExceptionContext,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     LargeBinary,
     MetaData,
@@ -34,14 +35,18 @@ from sqlalchemy import (
     UniqueConstraint,
     create_engine,
     event,
+    func,
     make_url,
+    select,
 )
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, column_property, mapped_column, relationship
 
+from serving.image_key import NO_KEYS, ImageKeys
 from wbc_model.errors import WbcError
 
 STORE_URL: Final = "WBC_STORE_URL"
+IMAGE_KEYS: Final = "image_keys"  # where a session has the keys of the kept images
 BUSY_SECONDS: Final = 30
 CONNECT_SECONDS: Final = 10
 DRIVERS: Final = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
@@ -125,6 +130,26 @@ class Report(Base):
     messages: Mapped[list["Message"]] = relationship(order_by="Message.id")
 
 
+class KeptImage(Base):
+    """The file of a cell as it was posted, apart from the cell, so that nobody who reads cells reads their files.
+
+    `key` is the name of the key that the file and the cell's fingerprint are encrypted with; null where they are not.
+    """
+
+    __tablename__ = "images"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["report_id", "position"], ["cells.report_id", "cells.position"], ondelete="CASCADE", name="fk_images_cell"
+        ),
+        Index(None, "key"),
+    )
+
+    report_id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True)
+    key: Mapped[str | None] = mapped_column(String(16))
+    data: Mapped[bytes]
+
+
 class Cell(Base):
     """One posted image: what the model said, what it counts as now (`label`, null where it is not counted)."""
 
@@ -136,9 +161,19 @@ class Cell(Base):
     result: Mapped[dict[str, Any]]
     label: Mapped[str | None]
     twin: Mapped[int | None]  # the position of an earlier cell of the report that shows the same cell
-    fingerprint: Mapped[bytes | None] = mapped_column(deferred=True)  # by which a twin is known
-    image: Mapped[bytes | None] = mapped_column(deferred=True)  # only where the site keeps images
-    has_image: Mapped[bool] = column_property(image.is_not(None))
+    fingerprint: Mapped[bytes | None] = mapped_column(deferred=True)  # by which a twin is known; kept with the image
+    # The name of the key that its image is encrypted with, empty where it is not; null where no image is kept.
+    image_key: Mapped[str | None] = column_property(
+        select(func.coalesce(KeptImage.key, ""))
+        .where(KeptImage.report_id == report_id, KeptImage.position == position)
+        .correlate_except(KeptImage)
+        .scalar_subquery()
+    )
+
+    @property
+    def has_image(self) -> bool:
+        """Whether its image is kept."""
+        return self.image_key is not None
 
 
 class Correction(Base):
@@ -258,8 +293,9 @@ class Message(Base):
 class Store:
     """An open database. Sessions come from `reading` and `writing`; both may be used from several threads at once."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, keys: ImageKeys = NO_KEYS) -> None:
         self._engine = engine
+        self.image_keys = keys
         self._mine = threading.local()  # the session of the thread that is within `writing`
         self._writer = engine.execution_options(writing=True)
         # A report is read with several SELECTs; on SQLite a transaction sees one state anyway.
@@ -267,7 +303,7 @@ class Store:
         self._reader = engine.execution_options(isolation_level="REPEATABLE READ") if postgres else engine
 
     @classmethod
-    def open(cls, url: str) -> "Store":
+    def open(cls, url: str, keys: ImageKeys = NO_KEYS) -> "Store":
         """Connect and bring the tables up to date; processes that open an empty database at once wait for each other.
 
         Raises WbcError, in one line without user, password or query of the URL, for an address that is not understood or not
@@ -277,7 +313,7 @@ class Store:
 
         parsed = _parsed(url)
         engine = _engine(parsed)
-        store = cls(engine)
+        store = cls(engine, keys)
         try:
             if parsed.get_backend_name() == "sqlite":
                 _use_wal(engine)
@@ -295,7 +331,17 @@ class Store:
     def from_environment(cls) -> "Store | None":
         """The store that WBC_STORE_URL names; None where it is unset, and the service then keeps nothing."""
         url = os.environ.get(STORE_URL, "").strip()
-        return cls.open(url) if url else None
+        return cls.open(url, ImageKeys.from_environment()) if url else None
+
+    @property
+    def folder(self) -> Path | None:
+        """Where a SQLite file is; None for a database elsewhere."""
+        file = self._engine.url.database if self._engine.dialect.name == "sqlite" else None
+        return None if file is None else Path(file).resolve().parent
+
+    @property
+    def _info(self) -> dict[Any, Any]:
+        return {IMAGE_KEYS: self.image_keys}
 
     def close(self) -> None:
         """Close all connections."""
@@ -304,7 +350,7 @@ class Store:
     @contextmanager
     def reading(self) -> Iterator[Session]:
         """A session for looking only; sees one state of the database."""
-        with Session(self._reader, expire_on_commit=False) as session:
+        with Session(self._reader, expire_on_commit=False, info=self._info) as session:
             yield session
 
     @contextmanager
@@ -318,7 +364,7 @@ class Store:
             yield outer
             outer.flush()
             return
-        with Session(self._writer, expire_on_commit=False) as session, session.begin():
+        with Session(self._writer, expire_on_commit=False, info=self._info) as session, session.begin():
             self._mine.session = session
             try:
                 yield session
@@ -394,6 +440,7 @@ def _private_file(path: Path) -> None:
 def _prepare_sqlite(connection: sqlite3.Connection, record: object) -> None:
     connection.isolation_level = None  # the driver must not begin transactions on its own: `_begin_sqlite` does
     connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA secure_delete = ON")  # an image that was deleted is not left in free pages
     connection.execute("PRAGMA synchronous = FULL")  # what was answered as kept outlives a power cut
 
 

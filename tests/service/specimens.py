@@ -12,7 +12,7 @@ from serving.intake import take_in
 from serving.reading import Reading
 from serving.review import Person
 from serving.schemas import Classified, ImageProblem, ModelName, Reason, Rejected, Result, Review
-from serving.site import Hl7Receiver, Site, read_site
+from serving.site import Hl7Receiver, KeepImages, Site, read_site
 from serving.specimen import Specimen
 from serving.store import Store
 
@@ -25,7 +25,8 @@ _NUMBERS = itertools.count()
 
 def site(hl7: Hl7Receiver | None = None, keep_images: bool = False, minimum_cells: int = 10, review: str = "nothing") -> Site:
     """The default site with small numbers, where a report can be signed without a look at any cell."""
-    changes = {"hl7": hl7, "keep_images": keep_images, "minimum_cells": minimum_cells, "review_before_signature": review}
+    keep = KeepImages() if keep_images else None
+    changes = {"hl7": hl7, "keep_images": keep, "minimum_cells": minimum_cells, "review_before_signature": review}
     return read_site().model_copy(update=changes)
 
 

@@ -18,7 +18,7 @@ from tiny_model import CONFUSION, write_model
 from serving import recount
 from serving.api import Running
 from serving.classify import Classifier
-from serving.store import Cell
+from serving.store import KeptImage
 from wbc_model.render import render_cells
 
 Promote = Callable[[TestClient], Classifier]
@@ -162,7 +162,7 @@ def test_a_signed_report_is_not_counted_again(keeping: TestClient, promote: Prom
 def test_images_that_ran_out_are_missed(keeping: TestClient, promote: Promote) -> None:
     report = posted(keeping)["report_id"]
     with running(keeping).kept.store.writing() as session:  # type: ignore[union-attr]
-        session.get_one(Cell, (report, 3)).image = None
+        session.delete(session.get_one(KeptImage, (report, 3)))
     promote(keeping)
     assert_problem(add(keeping, report, of_class("Basophil")), 409, "another-model")
 

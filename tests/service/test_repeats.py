@@ -2,6 +2,8 @@
 
 import io
 import uuid
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,7 +13,7 @@ from live import encode, form, of_class
 from PIL import Image
 from specimens import several, site
 from test_more_cells import add, report_of
-from test_reports import assert_problem, classifier, client, correct, posted  # noqa: F401 - two of them are fixtures
+from test_reports import assert_problem, classifier, client, client_of, correct, posted  # noqa: F401 - two of them are fixtures
 
 from serving.api import Around, Running, create_app
 from serving.classify import Classifier, Seen
@@ -25,6 +27,12 @@ from wbc_model.render import render_cells
 def smear() -> list[Image.Image]:
     """Cells as the renderer draws them, on 160 pixels."""
     return [Image.fromarray(cell.pixels) for cell in render_cells(6, 11, 160)]
+
+
+@pytest.fixture
+def keeping(classifier: Classifier, tmp_path: Path) -> Iterator[TestClient]:  # noqa: F811
+    """A service that keeps images, and so by what a cell is known again in a later request."""
+    yield from client_of(classifier, tmp_path, site(keep_images=True))
 
 
 def statuses(results: list[dict[str, Any]]) -> list[Any]:
@@ -98,11 +106,11 @@ def test_a_file_that_was_not_usable_before_and_is_now_counts() -> None:
     assert (placed.results, placed.positions, placed.new) == ([cell], [5], [0])
 
 
-def test_a_cell_cut_or_saved_again_counts_and_names_its_twin(client: TestClient, smear: list[Image.Image]) -> None:  # noqa: F811
+def test_a_cell_cut_or_saved_again_counts_and_names_its_twin(keeping: TestClient, smear: list[Image.Image]) -> None:
     saved = io.BytesIO()
     smear[0].save(saved, "JPEG", quality=80)
     files = [encode(cell) for cell in smear[:3]] + [saved.getvalue()]
-    answer = posted(client, files)
+    answer = posted(keeping, files)
     reasons = [result["review"]["reasons"] for result in answer["results"]]
     assert "near_duplicate" in reasons[3]
     assert not any("near_duplicate" in some for some in reasons[:3])
@@ -111,11 +119,11 @@ def test_a_cell_cut_or_saved_again_counts_and_names_its_twin(client: TestClient,
     assert answer["differential"]["cells"] == 4
     report = answer["report_id"]
     cut = encode(smear[2].crop((8, 5, 160, 157)))
-    more = keyed(client, report, encode(smear[4]), cut, b"no image").json()
+    more = keyed(keeping, report, encode(smear[4]), cut, b"no image").json()
     assert [one.get("twin") for one in more["results"]] == [None, 2, None]
-    assert report_of(client, report)["cells"][5]["result"]["twin"] == 2
-    left = report_of(client, report)["to_review"]
-    decided = correct(client, report, 5, None, "*").json()
+    assert report_of(keeping, report)["cells"][5]["result"]["twin"] == 2
+    left = report_of(keeping, report)["to_review"]
+    decided = correct(keeping, report, 5, None, "*").json()
     assert decided["to_review"] == left - 1
 
 

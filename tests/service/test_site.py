@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.site import DEFAULT, LOINC_TERMS, _checked_loinc, read_site, site_from_environment
+from serving.site import DEFAULT, LOINC_TERMS, KeepImages, _checked_loinc, read_site, site_from_environment
 from wbc_model.classes import CLASSES
 from wbc_model.errors import WbcError
 
@@ -17,7 +17,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
     assert site.reference.source
     assert site.critical.source
     assert site.hl7 is None
-    assert not site.keep_images
+    assert site.keep_images == KeepImages(days=90, encrypted=False)
     assert site_from_environment({}) == site == site_from_environment({"WBC_SITE_FILE": " "})
 
 
@@ -32,12 +32,30 @@ def test_a_file_replaces_whole_blocks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("keep_images: true", KeepImages()),  # as files say that were written before there was more to say
+        ("keep_images: false", None),
+        ("keep_images: {days: 7, encrypted: true}", KeepImages(days=7, encrypted=True)),
+        ("keep_images: {days: null}", KeepImages(days=None)),
+    ],
+)
+def test_how_long_images_are_kept(tmp_path: Path, text: str, kept: KeepImages | None) -> None:
+    file = tmp_path / "site.yaml"
+    file.write_text(text)
+    assert read_site(file).keep_images == kept
+
+
+@pytest.mark.parametrize(
     ("text", "mentions"),
     [
         ("minimum_cells: many", "minimum_cells: "),
         ("minimum_cells: 0", "minimum_cells: "),
         ("min_cells: 5", "min_cells: "),
         ("keep_images: 'yes'", "keep_images: "),
+        ("keep_images: {days: 0}", "keep_images.days: "),
+        ("keep_images: {encrypted: maybe}", "keep_images.encrypted: "),
+        ("keep_images: {for: 3}", "keep_images.for: "),
         ("name: ''", "name: "),
         ('name: "a\\nb"', "name: "),
         ("hl7: {host: x, port: 70000}", "hl7.port: "),

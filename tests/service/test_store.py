@@ -21,12 +21,13 @@ from sqlalchemy.exc import DBAPIError
 
 from serving.differential import Differential
 from serving.intake import take_in
+from serving.kept_images import images_of
 from serving.problems import Problem
 from serving.review import changed_cells, correct, find, sign, undo
 from serving.schemas import Result
 from serving.site import Hl7Receiver
 from serving.specimen import Specimen
-from serving.store import Base, Cell, Message, Removal, Report, Store, sqlite_url
+from serving.store import Base, KeptImage, Message, Removal, Report, Store, sqlite_url
 from wbc_model.classes import CLASSES
 from wbc_model.errors import WbcError
 
@@ -99,8 +100,8 @@ def test_a_report_is_kept_as_it_was_answered(store: Store) -> None:
 def test_images_are_kept_only_where_the_site_says_so(store: Store, keep: bool) -> None:
     reported(store, site(keep_images=keep), [classified("Neutrophil"), rejected()])
     with store.reading() as session:
-        images = list(session.scalars(select(Cell.image).order_by(Cell.position)))
-    assert images == ([b"image 0", None] if keep else [None, None])
+        images = list(session.scalars(select(KeptImage.data)))
+    assert images == ([b"image 0"] if keep else [])
 
 
 def test_a_correction_counts_again_and_stays(store: Store) -> None:
@@ -327,10 +328,11 @@ def _at_0001(url: str) -> None:
     with engine.begin() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "0001")
+    image = "x'696d616765'" if engine.dialect.name == "sqlite" else "'\\x696d616765'"
     when = "'2026-01-01 00:00:00+00:00'"
     rows = (
         f"INSERT INTO reports VALUES ('{REPORT}', 3, 'final', 'S-1', NULL, 'wbc', 'v1', NULL, '{{}}', {when}, {when})",
-        f"INSERT INTO cells VALUES ('{REPORT}', 0, '{'a' * 64}', '{{}}', 'Monocyte', NULL)",
+        f"INSERT INTO cells VALUES ('{REPORT}', 0, '{'a' * 64}', '{{}}', 'Monocyte', {image})",
         f"INSERT INTO corrections VALUES (1, '{REPORT}', 0, NULL, 'Monocyte', 'Ada', 'local', {when}, 2)",
         f"INSERT INTO signatures VALUES (1, '{REPORT}', 'final', '{{}}', 'Ada', 'local', {when}, 3)",
         f"INSERT INTO outbox VALUES (7, '{REPORT}', 'C1', 'MSH', 'failed', 1, 0, {when}, {when}, NULL, 'AE')",
@@ -348,7 +350,9 @@ def test_a_store_of_the_first_version_keeps_what_it_has(store_url: str) -> None:
     assert (report.status, report.rendered, report.expected_images, report.withdrawn_at) == ("final", False, None, None)
     assert [(one.to_label, one.undoes) for one in report.corrections] == [("Monocyte", None)]
     assert [(one.id, one.state, one.error) for one in report.messages] == [(7, "failed", "AE")]
+    assert [cell.has_image for cell in report.cells] == [True]
     with store.writing() as session:
+        assert images_of(session, REPORT, [0]) == {0: b"image"}
         session.get_one(Message, 7).state = "retired"
     store.close()
 

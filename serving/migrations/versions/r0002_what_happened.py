@@ -1,4 +1,5 @@
-"""What a report expects and what happened to it: changes, undone corrections, deeds, removals, retired messages, twins.
+"""What a report expects and what happened to it: changes, undone corrections, deeds, removals, retired messages, twins, and the
+images in a table of their own.
 
 Revision ID: 0002
 """
@@ -18,6 +19,7 @@ APPEND_ONLY = ("corrections", "signatures", "changes")
 def upgrade() -> None:
     """From 0001. The table `reports` only gets columns: SQLite cannot make it anew while others refer to it."""
     _columns()
+    _images()
     _changes()
     _deeds()
     _removals()
@@ -36,6 +38,26 @@ def _columns() -> None:
     op.add_column("cells", sa.Column("twin", sa.Integer(), nullable=True))
     op.add_column("cells", sa.Column("fingerprint", sa.LargeBinary(), nullable=True))
     op.add_column("corrections", sa.Column("undoes", sa.Integer(), nullable=True))
+
+
+def _images() -> None:
+    """The images leave `cells`: every reading of a cell read its image along."""
+    op.create_table(
+        "images",
+        sa.Column("report_id", sa.String(32), nullable=False),
+        sa.Column("position", sa.Integer(), nullable=False),
+        sa.Column("key", sa.String(16), nullable=True),
+        sa.Column("data", sa.LargeBinary(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["report_id", "position"], ["cells.report_id", "cells.position"], name=op.f("fk_images_cell"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("report_id", "position", name=op.f("pk_images")),
+    )
+    op.create_index(op.f("ix_images_key"), "images", ["key"])
+    op.execute(
+        "INSERT INTO images (report_id, position, data) SELECT report_id, position, image FROM cells WHERE image IS NOT NULL"
+    )
+    op.drop_column("cells", "image")
 
 
 def _changes() -> None:
