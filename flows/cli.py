@@ -337,6 +337,7 @@ def calibrate_command(
         _rows_used(result["split"], result["cells"]) + "\n"
         f"{result['cells']} cells: prediction sets stated at {coverage['stated']:.0%} held {coverage['before']:.1%} of the "
         f"labels (classes in a set {size['before']:.2f}), now {coverage['after']:.1%} ({size['after']:.2f})\n"
+        + (f"no cell of {', '.join(result['without'])}: how the model errs there is not known\n" if result["without"] else "")
         + ("" if result["knows_the_site"] else "too few nuclei were found to know the site by its cells\n")
         + "".join(f"{line}\n" for line in result["seen_before"]["warnings"])
         + f"wrote {out}, version {result['version']}"
@@ -652,13 +653,14 @@ def outbox_command(
 
 def _store() -> "Store":
     """The store that WBC_STORE_URL names, else the workspace's; WbcError where there is none."""
+    from serving.image_key import ImageKeys
     from serving.store import STORE_URL, Store, sqlite_url
 
     if STORE_URL in os.environ:
         store = Store.from_environment()
     else:
         path = _workspace() / STORE
-        store = Store.open(sqlite_url(path)) if path.exists() else None
+        store = Store.open(sqlite_url(path), ImageKeys.from_environment()) if path.exists() else None
     if store is None:
         raise WbcError(f"there is no store: {STORE_URL} names none, and `wbc serve` has not made one in this workspace yet")
     return store
@@ -695,6 +697,25 @@ def reports_list_command(
         words += [f"specimen {line.specimen_id or '-'}", "" if last is None else f"last signed by {last.by}, {last.at:%Y-%m-%d}"]
         text.append("  ".join(words).rstrip())
     _emit({"reports": found}, json_, "\n".join([*text, f"{len(found)} {'report' if len(found) == 1 else 'reports'}"]))
+
+
+@reports_app.command("export")
+def reports_export_command(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write: cells.csv and the images.")],
+    signed: Annotated[bool, typer.Option("--signed", help="Only cells of reports that are signed.")] = False,
+    json_: Json = False,
+) -> None:
+    """Cells with the label that a person gave, corrected or confirmed, as a manifest for `wbc ingest` and `wbc calibrate`."""
+    from serving.export import MANIFEST, export
+
+    done = export(_store(), out, signed)
+    manifest = out / MANIFEST
+    lines = [f"{done.cells} cells that people labelled, {done.cells - done.confirmed} of them otherwise than the model"]
+    lines += [f"{done.no_image} left out, their images are not kept"] if done.no_image else []
+    lines += [f"{done.none} left out, they were said to be no cell of the differential"] if done.none else []
+    lines += [f"{done.superseded} left out, a later decision on the same file stands"] if done.superseded else []
+    lines += [f"wrote {out}", f"next: wbc ingest {manifest}, or wbc calibrate --model MODEL --data {manifest} --out DIR"]
+    _emit({**done._asdict(), "wrote": str(out), "manifest": str(manifest)}, json_, "\n".join(lines))
 
 
 KeysFile = Annotated[
