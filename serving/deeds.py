@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from sqlalchemy import delete, select
-from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
@@ -227,7 +227,8 @@ def settle(store: Store, intention: str) -> Mapping[str, Any] | None:
     """What the audit log says of a deed that was done; None where it was not, and from now on never will be.
 
     A row of its own takes the intention's place: a transaction that was on its way when its process died can then not be
-    committed any more, and one that is being committed is waited for.
+    committed any more, and one that is being committed is waited for. In a file nothing is on its way, and a look is enough where
+    the row finds no room.
     """
     void = Deed(
         intention=intention,
@@ -244,10 +245,12 @@ def settle(store: Store, intention: str) -> Mapping[str, Any] | None:
         with store.writing() as session:
             session.add(void)
             session.flush()
-    except IntegrityError:
+    except (IntegrityError, OperationalError) as error:
+        if isinstance(error, OperationalError) and not store.is_file:
+            raise
         with store.reading() as session:
-            deed = session.get_one(Deed, intention)
-        return deed.record if deed.status != NOT_DONE else None
+            deed = session.get(Deed, intention)
+        return deed.record if deed is not None and deed.status != NOT_DONE else None
     return None
 
 

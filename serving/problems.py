@@ -1,6 +1,7 @@
 """Errors as RFC 9457 `application/problem+json`."""
 
 import json
+import logging
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Final, cast
@@ -11,8 +12,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
 
+from serving.store import reason_of
+
 MEDIA_TYPE: Final = "application/problem+json"
 PREFIX: Final = "urn:wbc:problem:"
+
+
+_LOG: Final = logging.getLogger("bentoml.wbc")
 
 
 def described(description: str, *schemas: str) -> dict[str, Any]:
@@ -90,7 +96,8 @@ async def answer_parameter(request: Request, error: Exception) -> Response:
 
 
 async def answer_store(request: Request, error: Exception) -> Response:
-    """Exception handler for a store that cannot be reached or is busy for too long."""
+    """Exception handler for a store that cannot be reached, is full, or is busy for too long; the log gets the reason."""
+    _LOG.error("the store: %s", reason_of(error))
     detail = "The store of reports cannot be reached; nothing was changed. Try again."
     return Problem(503, "store-unavailable", "Store unavailable", detail, {"Retry-After": "5"}).response()
 

@@ -20,6 +20,7 @@ from serving import fhir
 from serving.access import REVIEW
 from serving.changes import Why, put_right, withdraw
 from serving.deeds import Done, carry_out
+from serving.heavy import heavy
 from serving.kept_images import check_image_key, images_of
 from serving.listing import Filter, Wanted, listed
 from serving.names import NAME
@@ -243,6 +244,7 @@ def reports(
 
 
 @router.get("/{id}", response_model=ReportAnswer)
+@heavy
 def report(request: Request, report_id: ReportId) -> Response:
     """A report with its cells and all that people did."""
     return _answer(_find(request, report_id), _site(request))
@@ -330,6 +332,7 @@ async def sign_report(request: Request, report_id: ReportId, if_match: IfMatch =
 
 
 @router.get("/{id}/cells/{index}/image", responses={200: {"content": {"image/png": {}}}}, response_class=Response)
+@heavy
 def cell_image(request: Request, report_id: ReportId, index: Index) -> Response:
     """A cell's image, drawn anew as PNG of 1024 pixels at most, where the site keeps images."""
     with _kept(request).store.reading() as session:
@@ -349,6 +352,7 @@ def cell_image(request: Request, report_id: ReportId, index: Index) -> Response:
     responses={200: {"content": {fhir.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/FhirBundle"}}}}},
     response_class=Response,
 )
+@heavy
 def report_fhir(request: Request, report_id: ReportId) -> Response:
     """The report as a FHIR R4 Bundle."""
     found = _find(request, report_id)
@@ -368,6 +372,7 @@ def report_fhir(request: Request, report_id: ReportId) -> Response:
 
 
 @router.get("/{id}/report.pdf", responses={200: {"content": {"application/pdf": {}}}}, response_class=Response)
+@heavy
 def report_as_pdf(request: Request, report_id: ReportId) -> Response:
     """The report as a page to print or to file."""
     from serving.pdf import report_pdf  # half a second that the start of the service need not wait for

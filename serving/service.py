@@ -14,6 +14,7 @@ os.environ.setdefault("OTEL_SDK_DISABLED", "true")
 import bentoml
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from serving import connections
 from serving.api import Around, Running, create_app
 from serving.audit import AuditLog
 from serving.champion import ChampionWatch
@@ -30,6 +31,7 @@ from serving.store import Store
 from wbc_model.card import read_card
 from wbc_model.errors import WbcError
 
+connections.install()
 app = create_app()
 around = Around(app)
 
@@ -80,6 +82,7 @@ class WbcService:
 
     def __init__(self) -> None:
         limits, audit = Limits.from_environment(), AuditLog.from_environment()
+        connections.use(limits)
         site = site_from_environment()
         kept = Kept.from_environment(site)
         complete(audit, None if kept is None else kept.store)

@@ -47,9 +47,19 @@ from wbc_model.errors import WbcError
 
 STORE_URL: Final = "WBC_STORE_URL"
 IMAGE_KEYS: Final = "image_keys"  # where a session has the keys of the kept images
-BUSY_SECONDS: Final = 30
+BUSY_SECONDS: Final = 30  # that a writer waits for another one
+READ_SECONDS: Final = 10  # that a reader waits for anything
 CONNECT_SECONDS: Final = 10
 DRIVERS: Final = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
+
+# A network that swallows packets must not make a call wait for ever.
+_POSTGRES_LIMITS: Final = {
+    "connect_timeout": CONNECT_SECONDS,
+    "keepalives_idle": CONNECT_SECONDS,
+    "keepalives_interval": CONNECT_SECONDS // 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 1000 * BUSY_SECONDS,
+}
 
 Status = Literal["preliminary", "final", "amended"]  # as FHIR's DiagnosticReport.status names them
 Delivery = Literal["pending", "delivered", "failed", "retired"]  # retired: a later message says what it should have said
@@ -296,6 +306,7 @@ class Store:
     def __init__(self, engine: Engine, keys: ImageKeys = NO_KEYS) -> None:
         self._engine = engine
         self.image_keys = keys
+        self.is_file = engine.dialect.name == "sqlite"
         self._mine = threading.local()  # the session of the thread that is within `writing`
         self._writer = engine.execution_options(writing=True)
         # A report is read with several SELECTs; on SQLite a transaction sees one state anyway.
@@ -318,6 +329,8 @@ class Store:
             if parsed.get_backend_name() == "sqlite":
                 _use_wal(engine)
             with store._writer.begin() as connection:
+                if parsed.get_backend_name() == "postgresql":
+                    connection.exec_driver_sql("SET LOCAL statement_timeout = 0")  # large tables take their time
                 upgrade(connection)
         except (SQLAlchemyError, sqlite3.Error) as error:
             engine.dispose()
@@ -401,8 +414,13 @@ def _parsed(url: str) -> URL:
     return parsed.set(drivername=DRIVERS[backend])
 
 
+def reason_of(error: Exception) -> str:
+    """Why the database refused, in one line, without statement and values."""
+    return " ".join(str(getattr(error, "orig", None) or error).split())
+
+
 def _reason(error: Exception, url: URL) -> str:
-    text = " ".join(str(getattr(error, "orig", None) or error).split())
+    text = reason_of(error)
     for secret in (url.password, *map(str, url.query.values())):
         text = text.replace(str(secret), "...") if secret else text
     return text
@@ -411,11 +429,14 @@ def _reason(error: Exception, url: URL) -> str:
 def _engine(url: URL) -> Engine:
     # hide_parameters: an error's traceback goes to the log, and the parameters hold specimen ids.
     if url.get_backend_name() != "sqlite":
-        engine = create_engine(url, hide_parameters=True, pool_pre_ping=True, connect_args={"connect_timeout": CONNECT_SECONDS})
+        engine = create_engine(
+            url, hide_parameters=True, pool_pre_ping=True, pool_timeout=READ_SECONDS, connect_args=_POSTGRES_LIMITS
+        )
         event.listen(engine, "handle_error", _without_values)
+        event.listen(engine, "begin", _begin_postgres)
         return engine
     _private_file(Path(str(url.database)))
-    engine = create_engine(url, hide_parameters=True, connect_args={"timeout": BUSY_SECONDS})
+    engine = create_engine(url, hide_parameters=True, pool_timeout=READ_SECONDS, connect_args={"timeout": BUSY_SECONDS})
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
@@ -447,7 +468,14 @@ def _prepare_sqlite(connection: sqlite3.Connection, record: object) -> None:
 def _begin_sqlite(connection: Connection) -> None:
     # A transaction that reads first and writes later could not wait for another writer; so a writer says so at once.
     writing = connection.get_execution_options().get("writing", False)
+    connection.exec_driver_sql(f"PRAGMA busy_timeout = {1000 * (BUSY_SECONDS if writing else READ_SECONDS)}")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+
+
+def _begin_postgres(connection: Connection) -> None:
+    # Nor a table that somebody has locked.
+    writing = connection.get_execution_options().get("writing", False)
+    connection.exec_driver_sql(f"SET LOCAL statement_timeout = {1000 * (BUSY_SECONDS if writing else READ_SECONDS)}")
 
 
 def _use_wal(engine: Engine) -> None:

@@ -21,8 +21,9 @@ from live import ROOT, clean_environment, fails_to_start, free_port, of_class, s
 from typer.testing import CliRunner
 
 from flows.cli import app as command_line
+from serving import refusals
 from serving.audit import AuditLog
-from serving.chain import Link, verify
+from serving.chain import Link, rotated_files, verify
 from serving.keys import add_key
 from serving.schemas import ModelName
 from wbc_model.errors import WbcError
@@ -368,3 +369,132 @@ def test_a_log_that_cannot_be_written_ends_the_start_with_one_line(model_dir: Pa
 def test_the_head_before_the_first_record(tmp_path: Path) -> None:
     AuditLog(tmp_path / "audit.jsonl").close()
     assert (verify(tmp_path / "audit.jsonl").records, verify(tmp_path / "audit.jsonl").last) == (0, Link().digest)
+
+
+# --- intentions, rotation, refusals --------------------------------------------------------------------------------------
+
+
+async def writing(path: Path, rotate_at: int, count: int = 1) -> None:
+    log = AuditLog(path, rotate_at)
+    for number in range(count):
+        intention = await log.intend("ward-3", "POST /v1/differential")
+        record = {"caller": "ward-3", "call": "POST /v1/differential", "status": 200, "number": number}
+        await log.conclude(intention, record)
+        await asyncio.sleep(0.01)
+    log.close()
+
+
+def test_the_chain_goes_on_over_rotations(log: Path) -> None:
+    asyncio.run(writing(log, 2000, 40))
+    files = [*rotated_files(log), log]
+    assert len(files) > 3
+    assert files[0].name == "audit.jsonl.000001"
+    found = verify(log)
+    assert (found.open, found.torn, found.first) == (0, 0, 1)
+    assert found.records == sum(len(file.read_text().splitlines()) for file in files)
+    for file in files[1:]:
+        assert json.loads(file.read_text().splitlines()[0])["rotated"]
+    assert all(file.stat().st_mode & 0o077 == 0 for file in files)
+    noted = json.loads(files[1].read_text().splitlines()[-1])["hash"]
+    assert verify(log, noted).records == found.records
+    asyncio.run(write(log, 2))
+    assert verify(log).records == found.records + 2
+    files[0].rename(log.parent / "elsewhere")
+    with pytest.raises(WbcError, match=r"000001 came before.*--archived"):
+        verify(log)
+    archived = verify(log, archived=True)
+    assert (archived.records, archived.first > 1) == (found.records + 2, True)
+    files[2].write_bytes(files[2].read_bytes().replace(b"ward-3", b"ward-4", 1))
+    with pytest.raises(WbcError, match="000003: broken at line"):
+        verify(log, archived=True)
+
+
+def test_a_file_taken_out_of_the_middle_is_missed(log: Path) -> None:
+    asyncio.run(writing(log, 2000, 40))
+    rotated_files(log)[1].unlink()
+    with pytest.raises(WbcError, match="000003: broken at line 1"):
+        verify(log)
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_killed_within_a_rotation_the_next_start_does_the_rest(log: Path, made: bool) -> None:
+    intention = asyncio.run(left_open(log))
+    log.rename(log.with_name("audit.jsonl.000001"))
+    if made:
+        log.write_bytes(b'{"n": 8, "ti')
+    opened = AuditLog(log)
+    assert list(opened.intentions) == [intention]
+    opened.close()
+    assert json.loads(log.read_text().splitlines()[-1])["open"][0]["intention"] == intention
+    again = AuditLog(log)
+    assert list(again.intentions) == [intention], "known from the file's first record"
+    again.complete(intention, None)
+    again.close()
+    found = verify(log)
+    assert (found.open, found.records, found.torn) == (0, 9, int(made))
+
+
+async def left_open(path: Path) -> str:
+    log = AuditLog(path)
+    intention = await log.intend("ward-3", "POST /v1/differential")
+    log.close()
+    return intention
+
+
+def test_the_command_rotates_a_log_at_rest_and_one_in_use(log: Path) -> None:
+    def command(*words: str) -> str:
+        result = CliRunner().invoke(command_line, ["audit", *words, str(log), "--json"], catch_exceptions=False)
+        return result.stdout
+
+    assert json.loads(command("rotate"))["wrote"] == [f"{log}.000001"]
+
+    async def in_use() -> None:
+        running = AuditLog(log)
+        await running.record("ward-3", "GET /v1/model", 200, [], None, b"")
+        moved = await asyncio.to_thread(command, "rotate")
+        assert json.loads(moved)["wrote"] == [f"{log}.000002"]
+        await running.record("ward-3", "GET /v1/model", 200, [], None, b"")
+        running.close()
+
+    asyncio.run(in_use())
+    assert json.loads(command("verify"))["records"] == 10
+    assert not log.with_name("audit.jsonl.rotate").exists()
+
+
+def test_a_log_of_before_the_intentions_still_verifies_and_goes_on(tmp_path: Path) -> None:
+    """Written by the service of 27 November 2026."""
+    path = tmp_path / "audit.jsonl"
+    shutil.copy(Path(__file__).parent / "audit-2026-11.jsonl", path)
+    shutil.copy(Path(__file__).parent / "audit-2026-11.jsonl.head", tmp_path / "audit.jsonl.head")
+    assert verify(path).records == 4
+    asyncio.run(writing(path, 10**6))
+    assert verify(path).records == 6
+
+
+def test_refused_callers_are_one_line_an_address_and_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, now = tmp_path / "audit.jsonl", [1_800_000_000.0]
+    monkeypatch.setattr(refusals.time, "time", lambda: now[0])
+    log = AuditLog(path)
+    for number in range(5000):
+        log.refusals.count(f"203.0.113.{number % 3}", 401 if number % 2 else 403)
+    now[0] += 60
+    for number in range(5000):
+        log.refusals.count(f"2001:db8::{number:x}", 429)
+    log.close()
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [one["address"] for one in records[:3]] == ["203.0.113.0", "203.0.113.1", "203.0.113.2"]
+    assert sum(sum(one["refused"].values()) for one in records[:3]) == 5000
+    assert records[0]["time"] == "2027-01-15T08:00:00.000+00:00"
+    assert len(records) == 3 + refusals.ADDRESSES + 1, "an address more is one of the others"
+    assert records[-1]["address"] == "others"
+    assert verify(path).records == len(records)
+
+
+def test_while_the_disk_is_full_the_counts_stay_bounded() -> None:
+    counts = refusals.Refusals()
+    for minute in range(200):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(refusals.time, "time", lambda minute=minute: 60.0 * minute)
+            for number in range(300):
+                counts.count(f"10.0.{minute}.{number}", 401)
+    assert len(counts.take(everything=True)) < refusals.HELD + 200 + 1

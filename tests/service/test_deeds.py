@@ -354,10 +354,10 @@ def test_where_nobody_can_tell_the_answer_is_no_503(service: Service, monkeypatc
 
 
 @contextlib.contextmanager
-def small_disk(folder: Path) -> Iterator[Path]:
-    """A tmpfs of 64 kB."""
+def small_disk(folder: Path, size: str = "64k") -> Iterator[Path]:
+    """A tmpfs."""
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("a tmpfs cannot be mounted here")
     try:

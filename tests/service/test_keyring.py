@@ -183,6 +183,26 @@ def test_plain_keys_in_a_file_are_read_again_too(tmp_path: Path, monkeypatch: py
     assert [status(keys, key) for key in ("old", "new-1", "new-2")] == [401, 200, 200]
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le-mark"])
+@pytest.mark.parametrize("kind", ["plain", "keyring"])
+def test_a_file_saved_in_an_editor_is_read_with_its_mark(tmp_path: Path, keyring: Path, kind: str, encoding: str) -> None:
+    """The mark was taken for a part of the first key, which was shut out."""
+    keys, text = ["first", "second"], "first\r\nsecond\r\n"
+    if kind == "keyring":
+        keys = [add_key(keyring, name, ["classify"]) for name in keys]
+        text = keyring.read_text().replace("\n", "\r\n")
+    data = b"\xff\xfe" + text.encode("utf-16-le") if encoding == "utf-16-le-mark" else text.encode(encoding)
+    (tmp_path / "saved").write_bytes(data)
+    read = ApiKeys.from_environment({"WBC_API_KEYS_FILE": str(tmp_path / "saved")})
+    assert [status(read, key) for key in keys] == [200, 200]
+
+
+def test_a_file_that_is_no_text_is_refused_by_one_line(tmp_path: Path) -> None:
+    (tmp_path / "saved").write_bytes("first\n".encode("utf-16-le"))
+    with pytest.raises(WbcError, match="saved: is no UTF-8 text"):
+        ApiKeys.from_environment({"WBC_API_KEYS_FILE": str(tmp_path / "saved")})
+
+
 @pytest.fixture
 def guarded(model_dir: Path, keyring: Path) -> Iterator[tuple[TestClient, dict[str, str]]]:
     secrets = {scope: add_key(keyring, scope, [scope]) for scope in SCOPES}

@@ -373,12 +373,16 @@ def test_wbc_serve_keeps_delivers_and_survives(
         (tmp_path / name).write_text("")
     (tmp_path / "data").mkdir()
     shutil.copytree(model_dir, tmp_path / "models/champion")
-    environment = clean_environment(WBC_SITE_FILE=str(tmp_path / "site.yaml"), PYTHONPATH=str(ROOT))
+    environment = clean_environment(WBC_SITE_FILE=str(tmp_path / "site.yaml"), PYTHONPATH=str(ROOT), WBC_API_KEYS="the-key")
+    key = {"X-API-Key": "the-key"}
     if kind == "postgresql":
         environment["WBC_STORE_URL"] = new_database(request.getfixturevalue("postgres"))
     wbc = [sys.executable, "-m", "flows.cli"]
     serve = [*wbc, "serve", "--port", str(port)]
-    with started(serve, port, tmp_path, environment, tmp_path) as server, httpx.Client(base_url=server.url, timeout=30) as http:
+    with (
+        started(serve, port, tmp_path, environment, tmp_path) as server,
+        httpx.Client(base_url=server.url, timeout=30, headers=key) as http,
+    ):
         report = posted(http)["report_id"]
         assert sign(http, report, '"1"').status_code == 200
         assert _gauge(http, "wbc_outbox_pending") == 1
@@ -389,7 +393,7 @@ def test_wbc_serve_keeps_delivers_and_survives(
     try:
         with (
             started(serve, port, tmp_path, environment, tmp_path) as server,
-            httpx.Client(base_url=server.url, timeout=30) as http,
+            httpx.Client(base_url=server.url, timeout=30, headers=key) as http,
         ):
             eventually(lambda: _gauge(http, "wbc_outbox_pending") == 0)
             kept = http.get(f"/v1/reports/{report}").json()
