@@ -436,7 +436,7 @@ def _engine(url: URL) -> Engine:
         event.listen(engine, "begin", _begin_postgres)
         return engine
     _private_file(Path(str(url.database)))
-    engine = create_engine(url, hide_parameters=True, pool_timeout=READ_SECONDS, connect_args={"timeout": BUSY_SECONDS})
+    engine = create_engine(url, hide_parameters=True, pool_timeout=READ_SECONDS, connect_args={"timeout": READ_SECONDS})
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
