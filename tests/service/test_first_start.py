@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from flows.cli import app as command_line
 from serving.keys import KEYS, KEYS_FILE, add_key, list_keys, revoke_key
-from serving.settings import absolute_paths
+from serving.settings import PATHS, absolute_paths
 
 
 @pytest.fixture
@@ -114,6 +114,12 @@ def test_with_keys_of_the_environment_the_workspaces_first_one_is_still_taken(
     serve()
     assert list_keys(workspace / "data/service.keys") == []
     assert would_start[KEYS_FILE] == str(workspace / "data/service.keys")
+
+
+def test_every_setting_that_names_a_file_or_a_folder_is_made_absolute() -> None:
+    read = {name for path in (ROOT / "serving").glob("*.py") for name in re.findall(r'"(WBC_[A-Z_]+)"', path.read_text())}
+    named = {name for name in read if name.endswith(("_FILE", "_DIR", "_LOG", "_PATH", "_FOLDER"))}
+    assert named == set(PATHS)
 
 
 def test_paths_are_meant_from_where_they_were_typed(tmp_path: Path) -> None:
