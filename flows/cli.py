@@ -510,6 +510,34 @@ def labels_decide_command(
     _emit(result, json_, text + ", ".join(result["wrote"]))
 
 
+@labels_app.command("test")
+def labels_test_command(
+    draw: Annotated[int | None, typer.Option(metavar="N", min=1, help="Draw so many unlabelled cells for the test pool.")] = None,
+    export: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write those that await a label: .csv, or .json for Label Studio.")
+    ] = None,
+    images: Annotated[Path | None, typer.Option(metavar="DIR", help="With --export: put the image files there too.")] = None,
+    json_: Json = False,
+) -> None:
+    """Fresh cells for the test pool, drawn blind: by chance, without any model. `wbc labels import` takes their labels in."""
+    from flows import fresh_cells
+
+    workspace = _workspace()
+    if images is not None and export is None:
+        raise typer.BadParameter("--images belongs to --export FILE")
+    result: dict[str, Any] = fresh_cells.draw(workspace, draw) if draw else {**fresh_cells.state(workspace), "wrote": []}
+    if export is not None:
+        fresh_cells.export(workspace, export, images)
+        result["wrote"] = [*result["wrote"], str(export), *([str(images)] if images else [])]
+    lines = [f"{result['drawn']} cells drawn, {result['labelled']} of them labelled by the oracle"] if draw else []
+    lines += [f"test pool: {result['cells']} cells, compared on {result['comparisons']} times of {result['max_comparisons']}"]
+    lines += [result["asks"]] if result["asks"] else []
+    lines += [f"{result['awaited']} drawn cells await a label"]
+    if result["awaited"] and export is None:
+        lines += ["`wbc labels test --export FILE.csv` writes them, `wbc labels import FILE.csv` takes their labels in"]
+    _emit(result, json_, "\n".join([*lines, *([f"wrote {', '.join(result['wrote'])}"] if result["wrote"] else [])]))
+
+
 @labels_app.command("replay")
 def labels_replay_command(json_: Json = False) -> None:
     """Take the labels of data/labels.csv in that the pools do not know, after a checkout or a merge say."""

@@ -59,6 +59,7 @@ class Decision:
     weights: str = ""  # sha256 of the challenger's weights
     asked_for: str = ""  # what the answer depends on: `question_key`
     question: str = ""  # what a person is to decide, and how
+    fresh: str = ""  # that the test pool is worn, and how to draw fresh cells
     recalls: dict[str, list[float | None]] = field(default_factory=dict)  # class: [challenger's, champion's]
 
     @property

@@ -317,12 +317,16 @@ def oracle_answers(workspace: Path, queue: pd.DataFrame) -> pd.DataFrame:
 
 
 def export_queue(workspace: Path, out: Path, images: Path | None = None) -> int:
-    """Write the cells that await a label: `.csv` for a spreadsheet, `.json` as Label Studio tasks with the images in them.
+    """Write the cells of the queue that await a label, as `export_cells`; returns their number."""
+    return export_cells(workspace, awaited(workspace), out, images)
+
+
+def export_cells(workspace: Path, cells: pd.DataFrame, out: Path, images: Path | None = None) -> int:
+    """Write cells (columns QUEUE): `.csv` for a spreadsheet, `.json` as Label Studio tasks with the images in them.
 
     With `images` the image files are written into that folder too, named by rank. Returns the number of cells. Raises WbcError
     naming a file there that is not what was written: somebody may have filled it in.
     """
-    cells = awaited(workspace)
     kind = out.suffix.casefold()
     if kind == ".csv":
         files = [(out, cells.drop(columns="score").assign(label="", labelled_by="").to_csv(index=False))]

@@ -25,6 +25,7 @@ from prefect.concurrency.sync import concurrency
 
 from flows import gate, labels, versioning
 from flows.champion import follow
+from flows.fresh_cells import note_cells, wear
 from flows.package import PACKAGED_MODEL
 from flows.prefect_api import LEASE_SECONDS, LIMIT, open_limit
 from flows.progress import TRAINING_LINE, Progress
@@ -296,12 +297,13 @@ def _decide(ctx: Context, version: str, before: str | None, last: gate.Decision 
     candidate, champion = workspace / "models/candidate", workspace / "models/champion"
     test = usable_pools(workspace).frames["test"]
     pool = gate.test_pool_id(test["sha256"].tolist())
-    asked = sum(row["test_pool"] == pool for row in gate.read_log(workspace))
+    worn = wear(workspace, test, ctx.params.gate.max_comparisons)
     mine = read_card(candidate)
     weights = mine.sha256[WEIGHTS]
     names: dict[str, Any] = {
         "test_pool": pool,
-        "asked_before": asked,
+        "asked_before": worn.comparisons,
+        "fresh": worn.asks,
         "champion": before or "",
         "challenger": version,
         "weights": weights,
@@ -322,6 +324,7 @@ def _decide(ctx: Context, version: str, before: str | None, last: gate.Decision 
         card = read_card(model)
         return predict_directory(model, decoded_cells(workspace, card.input_size, card.view), test)
 
+    note_cells(workspace, test)
     theirs = predictions(champion) if champion.is_dir() else None
     decision = gate.decide(predictions(candidate), theirs, ctx.params.gate)
     return gate.Decision(**{**vars(decision), **names})
@@ -332,6 +335,7 @@ def _carry_out(ctx: Context, run: str, version: str, decision: gate.Decision) ->
     workspace, tracker = ctx.workspace, ctx.tracker
     said = {"wbc.gate": "promoted" if decision.promoted else "refused", "wbc.gate.reason": decision.reason[:5000]}
     said |= {"wbc.gate.test_pool": decision.test_pool, "wbc.gate.asked_before": str(decision.asked_before)}
+    said |= {"wbc.gate.fresh": decision.fresh} if decision.fresh else {}
     tracker.set_alias("challenger", version)
     if decision.asked or "wbc.gate" not in tracker.version_tags(version):  # else the tags are those of the comparison
         tracker.tag_version(version, said)

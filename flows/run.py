@@ -56,6 +56,8 @@ def outcome_text(outcome: "Outcome") -> str:
         lines.append(f"gate: {word}: {outcome.gate['reason']}")
         if outcome.gate["question"]:
             lines.append(f"      {outcome.gate['question']}")
+        if outcome.gate["fresh"]:
+            lines.append(f"      {outcome.gate['fresh']}")
         before = outcome.gate["asked_before"]
         often = {0: "never asked before", 1: "asked once before"}.get(before, f"asked {before} times before")
         lines.append(f"      test pool {outcome.gate['test_pool']} was {often}")

@@ -25,8 +25,14 @@ from wbc_model.store import ImageStore
 
 
 def usable_pools(workspace: Path) -> Pools:
-    """The pools without what is in quarantine."""
-    return Pools.read(workspace / "data/pools").without(quarantined(workspace / "data"))
+    """The pools without what is in quarantine or was drawn for the test pool."""
+    return usable(Pools.read(workspace / "data/pools"), workspace)
+
+
+def usable(pools: Pools, workspace: Path) -> Pools:
+    """These pools without what is in quarantine, or was drawn for the test pool: nothing may be learned from that, and it is not
+    asked about."""
+    return pools.without(quarantined(workspace / "data") | set(pools.drawn()["sha256"]))
 
 
 def decoded_cells(workspace: Path, size: int, view: View) -> DecodedCells:
@@ -55,7 +61,7 @@ def train(workspace: Path) -> dict[str, Any]:
 
     params, whole = read_params(workspace / "params.yaml"), Pools.read(workspace / "data/pools")
     check_paths(params, workspace, fills_pools=False)
-    pools = whole.without(quarantined(workspace / "data"))
+    pools = usable(whole, workspace)
     decoded = decoded_cells(workspace, params.size.image_size, params.model.view)
     sets = {name: pools.frames[name] for name in ("labelled", "validation")}
     labelled, validation = (LabelledCells.load(decoded, f["sha256"].tolist(), f["label"].tolist()) for f in sets.values())

@@ -17,7 +17,7 @@ from wbc_model.images import MIN_SIDE
 from wbc_model.ingest import Rejection
 from wbc_model.near_duplicates import near_duplicates
 from wbc_model.params import CheckParams
-from wbc_model.pools import SIDES, Pools
+from wbc_model.pools import Pools, sides
 from wbc_model.twins import Pair
 
 REPEATS: Final = ("duplicate", "label_conflict", "split_leak", "near_duplicate")
@@ -33,10 +33,10 @@ def describe(pools: Pools, measured: pd.DataFrame) -> pd.DataFrame:
     how many the row's group is in) and `side`. Measurements are missing (NaN, None) where no image is stored.
     """
     cells = pools.table()
-    cells["side"] = cells["pool"].map(SIDES)
+    cells["side"] = sides(cells)
     cells["places"] = cells.groupby("sha256")["sha256"].transform("size") if len(cells) else 0
-    sides = cells[cells["group"] != ""].groupby("group")["side"].nunique()
-    cells["group_sides"] = cells["group"].map(sides).fillna(1).astype(int)
+    spread = cells[cells["group"] != ""].groupby("group")["side"].nunique()
+    cells["group_sides"] = cells["group"].map(spread).fillna(1).astype(int)
     facts = measured.assign(order=range(len(measured)), stored=True)
     cells = cells.merge(facts, on="sha256", how="left")
     cells["stored"] = cells["stored"].notna()

@@ -25,13 +25,14 @@ from wbc_model.manifest import known_label, printable, read_cell, read_manifest,
 from wbc_model.params import Params
 from wbc_model.pools import (
     COLUMNS,
+    DRAWN,
     POOLS,
     QUARANTINE_COLUMNS,
-    SIDES,
     Pools,
     check_present,
     now,
     read_table,
+    sides,
     to_csv,
     transaction,
 )
@@ -449,10 +450,12 @@ def _oracle(path: Path) -> dict[str, str]:
 
 def _existing(table: pd.DataFrame, oracle: dict[str, str]) -> dict[str, _Present]:
     """The cells of the pools by sha256, with the label that is known of them, be it hidden."""
-    fields = table[["path", "sha256", "label", "group", "pool", "labelled_by"]].to_numpy()
+    fields = table.assign(side=sides(table), labelled_by=table["labelled_by"].replace(["", DRAWN], "oracle"))
     return {
-        sha256: _Present(path, sha256, label or oracle.get(sha256, ""), group, SIDES[pool], True, pool, by or "oracle")
-        for path, sha256, label, group, pool, by in fields
+        sha256: _Present(path, sha256, label or oracle.get(sha256, ""), group, side, True, pool, by)
+        for path, sha256, label, group, side, pool, by in fields[
+            ["path", "sha256", "label", "group", "side", "pool", "labelled_by"]
+        ].to_numpy()
     }
 
 

@@ -191,6 +191,7 @@ class GateParams(Section):
     max_recall_drop: Share
     max_accuracy_drop: Share
     alpha: Share
+    max_comparisons: Annotated[int, Field(ge=1)] = 20
 
     @model_validator(mode="after")
     def _every_class_has_a_floor(self) -> Self:

@@ -28,6 +28,7 @@ from wbc_model.written import read_written, read_yaml
 POOLS: Final = ("labelled", "unlabelled", "validation", "test")
 COLUMNS: Final = ["path", "label", "group", "sha256", "cycle", "labelled_by", "labelled_at", "source"]
 SIDES: Final = {"labelled": "train", "unlabelled": "train", "validation": "validation", "test": "test"}
+DRAWN: Final = "drawn for test"  # `labelled_by` of an unlabelled cell whose label will go to the test pool
 QUARANTINE_COLUMNS: Final = ["path", "sha256", "reason", "detail"]
 _STATE: Final = ".wbc"
 _JOURNAL: Final = "pools.journal"
@@ -56,6 +57,12 @@ def _typed(frame: pd.DataFrame) -> pd.DataFrame:
 def _sorted(frame: pd.DataFrame) -> pd.DataFrame:
     """The one order of a pool file, so that the same cells give the same bytes whichever way they came."""
     return frame.sort_values(["cycle", "path", "sha256"], na_position="last", kind="stable").reset_index(drop=True)
+
+
+def sides(cells: pd.DataFrame) -> "pd.Series[str]":
+    """On which side of the line between training, validation and test each cell is (columns pool, labelled_by): a drawn one is on
+    that of the test already."""
+    return cells["pool"].map(SIDES).mask(cells["labelled_by"] == DRAWN, "test")
 
 
 def check_present(data: Path) -> None:
@@ -210,8 +217,8 @@ class Pools:
     def _group_problems(self) -> Iterator[tuple[str, str]]:
         whole = self.table()
         grouped = whole[whole["group"] != ""]
-        sides = grouped.assign(side=grouped["pool"].map(SIDES)).drop_duplicates(["group", "side"])
-        for group, rows in sides[sides["group"].duplicated(keep=False)].groupby("group", sort=False):
+        parts = grouped.assign(side=sides(grouped)).drop_duplicates(["group", "side"])
+        for group, rows in parts[parts["group"].duplicated(keep=False)].groupby("group", sort=False):
             places = " and ".join(f"{pool} ({path})" for pool, path in rows[["pool", "path"]].to_numpy())
             yield "group_split", f"group {group} is split over {places}; a group stays on one side"
 
@@ -245,8 +252,9 @@ class Pools:
     def label(self, rows: pd.DataFrame, cycle: int) -> Self:
         """The pools after labels came in: `rows` has the columns sha256, label, labelled_by, labelled_at.
 
-        A cell that waited goes to the labelled pool, with `cycle`; one that has a label, in whatever pool, stays where it is and
-        gets the new one. Raises WbcError on an unknown class, an unknown cell, or two labels for one cell.
+        A cell that waited goes to the labelled pool, or to the test pool if it was drawn for that, with `cycle`; one that has a
+        label, in whatever pool, stays where it is and gets the new one. Raises WbcError on an unknown class, an unknown cell, or
+        two labels for one cell.
         """
         wrong = rows[~rows["label"].isin(CLASSES)]
         if len(wrong):
@@ -261,12 +269,29 @@ class Pools:
         missing = new.index.difference(pd.Index(self.table()["sha256"]))
         if len(missing):
             raise WbcError(f"cell {missing[0]} cannot be labelled: it is in no pool")
+        drawn = set(self.drawn()["sha256"])
         frames = {name: _relabelled(frame, new) for name, frame in self.frames.items()}
         coming = frames["unlabelled"]["sha256"].isin(new.index)
         labelled = _typed(frames["unlabelled"][coming].assign(cycle=cycle))
         frames["unlabelled"] = frames["unlabelled"][~coming].reset_index(drop=True)
-        frames["labelled"] = _sorted(pd.concat([frames["labelled"], labelled], ignore_index=True))
+        held_out = labelled["sha256"].isin(drawn)
+        for name, rows in (("labelled", labelled[~held_out]), ("test", labelled[held_out])):
+            if len(rows):
+                frames[name] = _sorted(pd.concat([frames[name], rows], ignore_index=True))
         return type(self)(frames)
+
+    def drawn(self) -> pd.DataFrame:
+        """The unlabelled cells that were drawn for the test pool and await their label."""
+        frame = self.frames["unlabelled"]
+        return frame[frame["labelled_by"] == DRAWN].reset_index(drop=True)
+
+    def draw(self, sha256s: set[str]) -> Self:
+        """The pools with these unlabelled cells drawn for the test pool. Raises WbcError where a group would be split."""
+        frame = self.frames["unlabelled"]
+        marked = frame.assign(labelled_by=frame["labelled_by"].mask(frame["sha256"].isin(sha256s), DRAWN))
+        pools = type(self)({**self.frames, "unlabelled": marked})
+        pools.check()
+        return pools
 
     def plus(self, rows: Mapping[str, pd.DataFrame]) -> Self:
         """The pools with these rows added, a DataFrame with the columns COLUMNS per pool name. Raises WbcError when the
