@@ -79,7 +79,7 @@ def test_as_fhir(client: httpx.Client) -> None:
     report = bundle.entry[0].resource
     assert report.status == "preliminary"
     neutrophils = next(it.resource for it in bundle.entry if _loinc(it.resource) == "26511-6")
-    assert float(neutrophils.valueQuantity.value) == pytest.approx(100 * 60 / 102, abs=0.005)
+    assert float(neutrophils.valueQuantity.value) == pytest.approx(100 * 60 / 102, abs=0.05)  # as it is printed
 
 
 def _loinc(resource: Any) -> str | None:
@@ -230,7 +230,7 @@ def test_every_curl_line_of_the_documentation_works(server: Server, folder: Path
     text = (ROOT / "docs/http.md").read_text()
     calls = r"^curl .*(?:/v1/(?:classify|differential|model|openapi\.json)|/livez|/readyz|/metrics)$"
     lines = re.findall(calls, text, re.MULTILINE)
-    assert len(lines) == 8
+    assert len(lines) == 9
     environment = clean_environment(URL=server.url, KEY="the-key")
     for line in lines:
         command = ["bash", "-c", f"{line} --fail --silent --show-error"]

@@ -368,9 +368,9 @@ def test_wbc_serve_keeps_delivers_and_survives(
     """In a workspace with a receiver: post and sign, kill it without warning; what was answered is there when it is back."""
     listener, port = Listener(tmp_path), free_port()
     settings = {"hl7": {"host": "127.0.0.1", "port": listener.port, "timeout_seconds": 2}, "minimum_cells": 10}
-    (tmp_path / "site.yaml").write_text(json.dumps(settings))
+    (tmp_path / "site.yaml").write_text(json.dumps(settings | {"review_before_signature": "nothing"}))
     for name in ("params.yaml", "dvc.yaml"):
-        (tmp_path / name).write_text("")
+        shutil.copyfile(ROOT / name, tmp_path / name)
     (tmp_path / "data").mkdir()
     shutil.copytree(model_dir, tmp_path / "models/champion")
     environment = clean_environment(WBC_SITE_FILE=str(tmp_path / "site.yaml"), PYTHONPATH=str(ROOT), WBC_API_KEYS="the-key")
