@@ -3,16 +3,17 @@
 import base64
 import io
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from serving.access import CLASSIFY
 from serving.classify import Budget
+from serving.heavy import made
 from serving.problems import described, too_large
 from serving.schemas import images_body
 from serving.upload import read_form
@@ -52,7 +53,7 @@ async def preview(request: Request) -> Response:
         async with read_form(request, running.limits, running.in_flight) as form:
             if len(form.images) > MAX_PREVIEWS:
                 raise too_large(f"At most {MAX_PREVIEWS} images a request can be shown.", MAX_PREVIEWS)
-            answer = await run_in_threadpool(previews, form.images)
+            answer = await made(partial(previews, form.images))
     except ClientDisconnect:
         return Response(status_code=499)
     return Response(answer.model_dump_json(), media_type="application/json")
