@@ -13,6 +13,7 @@ from flows.verdicts import AGAINST, say
 from wbc_model.card import CARD, ModelCard, read_card
 from wbc_model.errors import WbcError
 from wbc_model.params import read_params
+from wbc_model.pools import Pools
 
 if TYPE_CHECKING:
     from flows.tracking import Tracker
@@ -27,11 +28,14 @@ def _tracker(workspace: Path) -> "Tracker":
 
 def champions(workspace: Path) -> dict[str, Any]:
     """The registered models, newest first, with their aliases, the gate's reason and the last word of a person."""
+    from flows import scores
+
     tracker = _tracker(workspace)
     try:
         moved = _follow_at_rest(workspace, tracker)
     except WbcError as refusal:  # a list must show what there is to decide on
         moved = str(refusal)
+    notes = [*([moved] if moved else []), *(scores.mark(workspace) if Pools.exist(workspace / "data/pools") else [])]
     aliases = {name: tracker.alias(name) for name in (CHAMPION, CHALLENGER)}
     said = verdicts.verdicts(tracker)
     versions = [
@@ -45,7 +49,7 @@ def champions(workspace: Path) -> dict[str, Any]:
         }
         for version in tracker.versions()
     ]
-    return {"champion": aliases[CHAMPION], "versions": versions, "notes": [moved] if moved else []}
+    return {"champion": aliases[CHAMPION], "versions": versions, "notes": notes}
 
 
 def champions_text(result: dict[str, Any]) -> str:
@@ -59,6 +63,18 @@ def champions_text(result: dict[str, Any]) -> str:
                 f"  {word['word']} by {word['by'] or 'a person'} {word['at'][:10]}: {word['reason']}".replace("  :", ":")
             )
     return "\n".join(lines) or "no model is registered yet"
+
+
+def rescore(workspace: Path) -> dict[str, Any]:
+    """Make the champion's numbers again that rest on labels which were corrected since; raises WbcError."""
+    from flows import scores
+
+    with hold_lock(workspace):
+        tracker = _tracker(workspace)
+        done = scores.renew(workspace, tracker, read_params(workspace / "params.yaml"))
+    result = champions(workspace)
+    notes = [*result["notes"], *(done or ["no label that the champion's numbers rest on was corrected: they stay as they are"])]
+    return {**result, "notes": notes, "wrote": [FOLDER] if done else []}
 
 
 def promote(workspace: Path, version: str, reason: str, by: str = "") -> dict[str, Any]:

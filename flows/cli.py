@@ -469,6 +469,7 @@ def labels_import_command(
             * bool(result["corrected"])
         ),
         *(f"  refused: {one['place']}: {one['reason']}" for one in result["refused"]),
+        *_out_of_date(workspace, result),
         f"wrote {', '.join(result['wrote']) or 'nothing'}",
     ]
     _emit(result, json_, "\n".join(lines))
@@ -506,8 +507,16 @@ def labels_decide_command(
         waiting = conflicts(workspace)
         _emit({"conflicts": [vars(one) for one in waiting]}, json_, "\n".join(_conflict_lines(waiting)) or "no conflict")
         return
-    text = f"{result['new']} decided, {result['corrected']} labels changed; {result['conflicts']} conflicts wait\nwrote "
-    _emit(result, json_, text + ", ".join(result["wrote"]))
+    text = f"{result['new']} decided, {result['corrected']} labels changed; {result['conflicts']} conflicts wait"
+    _emit(result, json_, "\n".join([text, *_out_of_date(workspace, result), f"wrote {', '.join(result['wrote'])}"]))
+
+
+def _out_of_date(workspace: Path, result: dict[str, Any]) -> list[str]:
+    """What rests on the labels of validation or test cells that were corrected just now; noted in the result, too."""
+    from flows import scores
+
+    result["out_of_date"] = scores.mark(workspace) if result["held_out"] else []
+    return list(result["out_of_date"])
 
 
 @labels_app.command("test")
@@ -840,6 +849,9 @@ def audit_rotate_command(
 def champion_command(
     promote: Annotated[str | None, typer.Option(metavar="VERSION", help="Make this registered version the champion.")] = None,
     reject: Annotated[str | None, typer.Option(metavar="VERSION", help="This version must not become champion.")] = None,
+    rescore: Annotated[
+        bool, typer.Option("--rescore", help="Make the champion's numbers again that rest on labels corrected since.")
+    ] = False,
     rollback: Annotated[bool, typer.Option("--rollback", help="Withdraw the champion; the one before it comes back.")] = False,
     reason: Annotated[str, typer.Option(metavar="TEXT", help="Why; needed with each of the three.")] = "",
     by: Annotated[str | None, typer.Option(metavar="NAME", help="Who decides; default: the user's name.")] = None,
@@ -850,8 +862,8 @@ def champion_command(
     from flows.verdicts import person
 
     wanted = [name for name, value in (("--promote", promote), ("--reject", reject), ("--rollback", rollback)) if value]
-    if len(wanted) > 1:
-        raise typer.BadParameter(f"{' and '.join(wanted)} are different decisions: give one")
+    if len(wanted) + rescore > 1:
+        raise typer.BadParameter(f"{' and '.join([*wanted, *['--rescore'] * rescore])} are different things: give one")
     if bool(wanted) != bool(reason.strip()):
         raise typer.BadParameter(f"{wanted[0]} needs --reason TEXT" if wanted else "--reason belongs to a decision")
     who, workspace = by if by is not None else person(), _workspace()
@@ -859,6 +871,8 @@ def champion_command(
         result = champion.promote(workspace, promote, reason, who)
     elif reject:
         result = champion.reject(workspace, reject, reason, who)
+    elif rescore:
+        result = champion.rescore(workspace)
     elif rollback:
         result = champion.roll_back(workspace, reason, who)
     else:

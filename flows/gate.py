@@ -20,6 +20,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from wbc_model.card import ModelCard
+from wbc_model.cell_filter import CellFilter
 from wbc_model.classes import CLASSES
 from wbc_model.errors import WbcError
 from wbc_model.files import append_durably, building, write_atomic
@@ -208,15 +209,18 @@ def note_decision(workspace: Path, retraining: str, decision: Decision) -> None:
 # --- promotion ---------------------------------------------------------------------------------------------------------
 
 
-def promote(packaged: Path, champion: Path, test_metrics: Mapping[str, Any]) -> None:
-    """Put a copy of the candidate as packaged, its card with the test metrics added, in the champion's place in one step."""
+def promote(packaged: Path, champion: Path, test_metrics: Mapping[str, Any], test: CellFilter | None = None) -> None:
+    """Put a copy of the candidate as packaged, its card with the test metrics and the `test` cells that they are from added, in
+    the champion's place in one step."""
     from wbc_model.card import read_card
     from wbc_model.export import write_card
 
     card = read_card(packaged)
+    cells = {**card.cells, "test": test} if test is not None else card.cells
+    metrics = {**card.metrics, "test": dict(test_metrics)}
     with building(champion) as temporary:
         shutil.copytree(packaged, temporary, dirs_exist_ok=True)
-        write_card(temporary, card.model_copy(update={"metrics": {**card.metrics, "test": dict(test_metrics)}}))
+        write_card(temporary, card.model_copy(update={"metrics": metrics, "cells": cells}))
 
 
 def mend(champion: Path) -> None:

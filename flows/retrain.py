@@ -23,7 +23,7 @@ from prefect.artifacts import create_progress_artifact, create_table_artifact, u
 from prefect.cache_policies import NO_CACHE
 from prefect.concurrency.sync import concurrency
 
-from flows import gate, labels, versioning
+from flows import gate, labels, scores, versioning
 from flows.champion import follow
 from flows.fresh_cells import note_cells, wear
 from flows.package import PACKAGED_MODEL
@@ -35,6 +35,7 @@ from flows.verdicts import objection
 from flows.versioning import PoolsVersion, StageFailed
 from flows.workspace import set_params
 from wbc_model.card import WEIGHTS, read_card
+from wbc_model.cell_filter import CellFilter
 from wbc_model.errors import WbcError
 from wbc_model.files import write_atomic
 from wbc_model.params import RENDERED, Params, check_paths, read_params
@@ -274,7 +275,10 @@ def ask_gate(ctx: Context, run: str) -> gate.Decision:
     kept = gate.kept_decision(workspace)
     if kept is None or kept[0] != key:
         line = follow(workspace, tracker)  # a clone, another machine, or somebody moved the alias: the registry decides
-        ctx.progress.say(line) if line else None
+        for said in [line] if line else []:
+            ctx.progress.say(said)
+        for said in scores.renew(workspace, tracker, ctx.params):
+            ctx.progress.say(said)
     before = tracker.alias("champion")
     if kept is not None and kept[0] == key:
         decision = kept[1]
@@ -343,12 +347,22 @@ def _carry_out(ctx: Context, run: str, version: str, decision: gate.Decision) ->
         for name, value in said.items():
             tracker.client.set_tag(target, name, value)
     if decision.promoted and (not decision.in_place or tracker.alias("champion") is None):
-        gate.promote(workspace / PACKAGED_MODEL, workspace / "models/champion", ctx.state.rows[-1]["metrics"])
+        metrics, scored = ctx.state.rows[-1]["metrics"], _scored_cells(workspace)
+        gate.promote(workspace / PACKAGED_MODEL, workspace / "models/champion", metrics, scored)
         if decision.champion and decision.champion != version:
             tracker.tag_version(version, {BEFORE: decision.champion})
         tracker.set_alias("champion", version)
     note = {"retraining": ctx.state.key, "version": version, **decision.to_dict()}
     write_atomic(workspace / GATE_NOTE, json.dumps(note, indent=2) + "\n")
+
+
+def _scored_cells(workspace: Path) -> CellFilter | None:
+    """The test cells that the candidate was evaluated on, with the labels that they had then."""
+    path = workspace / "models/predictions.csv"
+    if not path.exists():
+        return None
+    frame = pd.read_csv(path, usecols=["sha256", "label"], dtype=str)
+    return CellFilter.of(frame["sha256"].tolist(), frame["label"].tolist())
 
 
 # --- the flow --------------------------------------------------------------------------------------------------------------

@@ -70,6 +70,8 @@ def render_readme(card: ModelCard) -> str:
         else "These cells chose the best weights and the temperature, so the figures flatter a little; the test pool's are with\n"
         "the registered version."
     )
+    stale = validation.get("out_of_date", 0)
+    flattering += f"\n{stale} of these labels were corrected since: the figures are out of date." if stale else ""
     return f"""# {card.name} {card.version}
 
 Classifies single-cell crops of stained peripheral blood smears into {len(card.classes)} leukocyte classes:

@@ -14,11 +14,12 @@ import torch
 from safetensors.torch import save_file
 
 from flows import champion, gate, retrain
+from flows.labels import decide
 from flows.package import PACKAGED_MODEL
 from flows.progress import Progress
 from flows.stages import seen_cells, usable_pools
 from flows.state import State
-from flows.tracking import Tracker, open_tracker
+from flows.tracking import Tracker, open_tracker, packaged_digest
 from flows.verdicts import ROLLED_BACK, objection, verdicts
 from flows.workspace import set_params, template
 from wbc_model.card import ONNX, WEIGHTS, Architecture, ModelCard, Normalisation, file_sha256, read_card
@@ -79,6 +80,8 @@ class Site:
         digests = {name: file_sha256(place / name) for name in (WEIGHTS, ONNX)}
         write_card(place, self._card(digests, parameters or {"seed": seed}))
         shutil.copytree(place, packaged)
+        scored = usable_pools(self.workspace).frames["test"][["sha256", "label"]]
+        scored.to_csv(self.workspace / "models/predictions.csv", index=False)
         return digests[WEIGHTS]
 
     def _card(self, digests: dict[str, str], parameters: dict[str, Any]) -> ModelCard:
@@ -91,6 +94,7 @@ class Site:
             pool_version=pools.version(),
             parameters=parameters,
             sha256=digests,
+            metrics={"validation": {"accuracy": 0.5}},
             cells=seen_cells(pools, ("labelled", "validation")),
         )
 
@@ -366,6 +370,65 @@ def test_the_same_packaged_model_is_one_version(site: Site) -> None:
     assert verdicts(site.tracker) == []
     note = json.loads((site.workspace / "models/gate.json").read_text())
     assert note["version"] == "1"
+
+
+# --- labels that were corrected ------------------------------------------------------------------------------------------
+
+
+def correct(site: Site, pool: str) -> None:
+    """A person puts a label of this pool right."""
+    cell = Pools.read(site.workspace / "data/pools").frames[pool].iloc[0]
+    other = next(name for name in CLASSES if name != cell["label"])
+    decide(site.workspace, cell["sha256"], other, "Ada", "seen at the microscope", 1)
+
+
+def test_what_rests_on_a_corrected_label_is_marked_and_made_again(site: Site) -> None:
+    site.candidate(1)
+    site.ask()
+    assert champion.champions(site.workspace)["notes"] == []
+    folder = site.workspace / "models/champion"
+    before = read_card(folder)
+    correct(site, "validation")
+    correct(site, "test")
+    notes = champion.champions(site.workspace)["notes"]
+    assert [note.split(" rest")[0] for note in notes] == [
+        "metrics.json",
+        "the champion's temperature, prediction sets and validation scores",
+        "the champion's test scores",
+    ]
+    marked = read_card(folder)
+    assert {name: marked.metrics[name]["out_of_date"] for name in ("validation", "test")} == {"validation": 1, "test": 1}
+    assert "1 of these labels were corrected since" in (folder / "README.md").read_text()
+
+    result = champion.rescore(site.workspace)
+    assert any("made again" in note for note in result["notes"])
+    after = read_card(folder)
+    assert "out_of_date" not in after.metrics["validation"] | after.metrics["test"]
+    assert after.metrics["test"]["n"] == after.cells["test"].count
+    assert after.temperature != before.temperature
+    assert after.version == f"{before.version}+{after.version.split('+')[1]}"
+    assert after.sha256[WEIGHTS] == before.sha256[WEIGHTS]
+    assert site.version() == "2"
+    assert site.tracker.digest("2") == packaged_digest(after)
+    assert champion.followed(site.workspace) is None
+    assert "no label that the champion's numbers rest on was corrected" in champion.rescore(site.workspace)["notes"][-1]
+
+
+def test_a_retraining_makes_the_champions_numbers_again_before_it_compares(site: Site) -> None:
+    site.candidate(1)
+    site.ask()
+    set_params(site.workspace, {"gate.max_accuracy_drop": 0.0, "gate.alpha": 1.0})
+    correct(site, "test")
+    site.candidate(2)
+    assert not site.ask().promoted
+    card = read_card(site.workspace / "models/champion")
+    assert not card.cells["test"].relabelled(*pool_of(site, "test")).any()
+    assert site.version() == "1", "other scores are not another model"
+
+
+def pool_of(site: Site, name: str) -> tuple[list[str], list[str]]:
+    frame = Pools.read(site.workspace / "data/pools").frames[name]
+    return frame["sha256"].tolist(), frame["label"].tolist()
 
 
 # --- moved and copied ------------------------------------------------------------------------------------------------------

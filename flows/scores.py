@@ -1,0 +1,155 @@
+"""Scores and a calibration that rest on labels which a person has corrected since: marked as out of date, and made again.
+
+The champion's card keeps the validation and test cells that its numbers are from, with the labels that they had then. The
+candidate's numbers are made again by the pipeline, whose stages depend on the pools.
+"""
+
+import hashlib
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pandas as pd
+
+from flows.champion import FOLDER
+from flows.stages import decoded_cells, seen_cells, usable_pools
+from flows.tracking import BEFORE, CHAMPION
+from wbc_model.card import CARD, ModelCard, PoolName, read_card
+from wbc_model.export import load_model, write_card
+from wbc_model.files import building
+from wbc_model.params import Params
+from wbc_model.pools import Pools
+
+if TYPE_CHECKING:
+    from flows.tracking import Tracker
+
+MARK: Final = "out_of_date"  # in `metrics.validation` and `metrics.test` of a card: how many of its labels were corrected
+_HELD_OUT: Final[tuple[PoolName, ...]] = ("validation", "test")
+
+
+def corrected(workspace: Path, card: ModelCard) -> dict[PoolName, int]:
+    """How many labels of each held-out pool are others now than those that a card's numbers rest on; no pool without any."""
+    frames = Pools.read(workspace / "data/pools").frames
+    counts: dict[PoolName, int] = {}
+    for name in _HELD_OUT:
+        if name in card.cells:
+            now = frames[name]
+            counts[name] = int(card.cells[name].relabelled(now["sha256"].tolist(), now["label"].tolist()).sum())
+    return {name: count for name, count in counts.items() if count}
+
+
+def mark(workspace: Path) -> list[str]:
+    """Mark the champion's numbers that rest on corrected labels, in its card; returns lines that say which are out of date."""
+    folder = workspace / FOLDER
+    lines = _candidate(workspace)
+    if not (folder / CARD).exists():
+        return lines
+    card = read_card(folder, verify=False)
+    found = corrected(workspace, card)
+    metrics = {name: _marked(name, values, found) for name, values in card.metrics.items()}
+    if metrics != card.metrics:
+        write_card(folder, card.model_copy(update={"metrics": metrics}))
+    if found.get("validation"):
+        what = "temperature, prediction sets and validation scores"
+        again = "calibrate it again" if card.calibrated_on else "`wbc champion --rescore` or the next retraining makes them again"
+        lines.append(f"the champion's {what} rest on {found['validation']} labels that were corrected since: {again}")
+    if found.get("test"):
+        again = "`wbc champion --rescore` or the next retraining makes them again"
+        lines.append(f"the champion's test scores rest on {found['test']} labels that were corrected since: {again}")
+    return lines
+
+
+def _marked(name: str, values: Any, found: dict[PoolName, int]) -> Any:
+    if name not in _HELD_OUT or not isinstance(values, dict):
+        return values
+    rest = {key: value for key, value in values.items() if key != MARK}
+    count = {str(pool): number for pool, number in found.items()}.get(name, 0)
+    return rest | ({MARK: count} if count else {})
+
+
+def _candidate(workspace: Path) -> list[str]:
+    path = workspace / "models/predictions.csv"
+    if not path.exists():
+        return []
+    then = pd.read_csv(path, usecols=["sha256", "label"], dtype=str).set_index("sha256")["label"]
+    now = Pools.read(workspace / "data/pools").frames["test"].set_index("sha256")["label"]
+    both = then.index.intersection(now.index)
+    count = int((then[both] != now[both]).sum())
+    if not count:
+        return []
+    again = "`dvc repro evaluate` or the next retraining makes it again"
+    return [f"metrics.json rests on {count} labels that were corrected since: {again}"]
+
+
+def renew(workspace: Path, tracker: "Tracker", params: Params) -> list[str]:
+    """Make the champion's numbers again where they rest on corrected labels; returns what was done.
+
+    Another temperature gives other answers: then it is another version, with the same weights, and champion in the place of the
+    one that it was made from.
+    """
+    folder = workspace / FOLDER
+    if not (folder / CARD).exists():
+        return []
+    old = read_card(folder)
+    found = corrected(workspace, old)
+    if old.calibrated_on:  # on a site's cells, which the pools do not hold
+        found.pop("validation", None)
+    if not found:
+        return []
+    present = tracker.alias(CHAMPION)
+    with building(folder) as temporary:
+        shutil.copytree(folder, temporary, dirs_exist_ok=True)
+        card = _recalibrated(workspace, temporary, old) if "validation" in found else old
+        write_card(temporary, card)
+        write_card(temporary, _scored(workspace, temporary, card))
+    if present is not None and card.version != old.version:
+        run = tracker.retraining(f"scores-{datetime.now(UTC):%Y%m%d-%H%M%S}", params)
+        version = tracker.register(run, folder)
+        tags = tracker.version_tags(present)
+        before = {BEFORE: tags[BEFORE]} if BEFORE in tags else {}
+        reason = f"version {present} with numbers made again after labels were corrected"
+        tracker.tag_version(version, {"wbc.gate": "promoted", "wbc.gate.reason": reason, **before})
+        tracker.set_alias(CHAMPION, version)
+        tracker.client.set_terminated(run)
+    counts = ", ".join(f"{count} of {name}" for name, count in found.items())
+    return [f"the champion's numbers were made again, as labels were corrected ({counts}): version {card.version}"]
+
+
+def _recalibrated(workspace: Path, directory: Path, card: ModelCard) -> ModelCard:
+    """The card with temperature, prediction sets, doubt and scores of the validation pool as it is now."""
+    from wbc_model.calibrate import conformal_threshold, fit_doubt, fit_temperature
+    from wbc_model.metrics import classification_metrics
+    from wbc_model.predict import predict
+    from wbc_model.probabilities import softmax
+    from wbc_model.train import LabelledCells
+
+    pools = usable_pools(workspace)
+    decoded = decoded_cells(workspace, card.input_size, card.view)
+    frame = pools.frames["validation"]
+    cells = LabelledCells.load(decoded, frame["sha256"].tolist(), frame["label"].tolist())
+    seen = predict(load_model(directory)[0], cells.batches())
+    temperature = fit_temperature(seen.logits, cells.labels)
+    probabilities = softmax(seen.logits, temperature)
+    new = card.model_copy(
+        update={
+            "temperature": temperature,
+            "conformal_threshold": conformal_threshold(probabilities, cells.labels, card.conformal_coverage),
+            "doubt": fit_doubt(seen, cells.labels, decoded.appearance(cells.sha256s)),
+            "metrics": {**card.metrics, "validation": classification_metrics(probabilities, cells.labels)},
+            "cells": {**card.cells, **seen_cells(pools, ("validation",))},
+        }
+    )
+    fitted = new.model_dump_json(include={"temperature", "conformal_threshold", "doubt"})
+    suffix = hashlib.sha256(fitted.encode()).hexdigest()[:6]
+    return new.model_copy(update={"version": f"{card.version.split('+')[0]}+{suffix}"})
+
+
+def _scored(workspace: Path, directory: Path, card: ModelCard) -> ModelCard:
+    """The card with the scores of the test pool as it is now."""
+    from wbc_model.evaluate import frame_metrics, predict_directory
+
+    pools = usable_pools(workspace)
+    frame = predict_directory(directory, decoded_cells(workspace, card.input_size, card.view), pools.frames["test"])
+    cells = {**card.cells, **seen_cells(pools, ("test",))}
+    return card.model_copy(update={"metrics": {**card.metrics, "test": frame_metrics(frame)}, "cells": cells})
