@@ -1,68 +1,139 @@
 /** The cell that is looked at: large, with what the model thinks of it and why a person should look. */
 
-import { confidence, laneOf, REVIEW, showPicture, UNUSABLE } from "./gallery.js";
+import { png } from "./pictures.js";
 import * as service from "./service.js";
+import { confidence, laneOf, REVIEW, showPicture, UNUSABLE, write } from "./tiles.js";
 import { percent, reasons, rejected } from "./words.js";
 
 const PAUSE = 200; // ms that a cell must be looked at: a heat map costs the service as much as many images
 const byId = (id) => document.getElementById(id);
 let shown = null;
+let inSight = null; // the cell whose picture has been on the screen for a frame: `cell`, its `url` and `since` when, in ms
+let awaited = []; // who waits for a cell to come in sight
 let heated = false; // the heat map stays on from cell to cell, until it is switched off
 let drawsHeat = true; // until the service has answered without one
+let choices = []; // a class each, the last one for none of them
 
-/** Show a cell; `classes` in the order of their keys, `correct(label)` is called by the buttons. Resolves as `toggleHeat`. */
-export async function showCell(cell, classes, correct) {
+/** The classes in the order of their keys, each with a button that calls `correct(label)`, and one for none of them (null). */
+export function makeChoices(classes, correct) {
+  choices = [...classes, null].map((name, index) => choice(name, name ? index + 1 : 0, correct));
+  byId("cell-probabilities").replaceChildren(...choices.map(({ item }) => item));
+}
+
+/** Show a cell; `failed` is called where its picture cannot be shown. Resolves as `toggleHeat`. */
+export async function showCell(cell, failed) {
   shown = cell;
   const { result } = cell;
   const usable = result.status === "ok";
-  byId("cell-heading").textContent = `Cell ${cell.index + 1}`;
-  showPicture(byId("cell-image").parentElement, byId("cell-image"), cell);
+  write(byId("cell-heading"), `Cell ${cell.index + 1}`);
+  showPicture(byId("cell-image"), cell, failed);
   byId("cell-image").alt = `Cell ${cell.index + 1}`;
-  byId("cell-label").textContent = usable ? (cell.label ?? "Not counted") : "Not usable";
-  byId("cell-why").replaceChildren(...why(cell));
-  byId("cell-why").classList.toggle("attention", laneOf(cell) === REVIEW);
-  byId("cell-probabilities").replaceChildren(...(usable ? classes.map((name, index) => choice(cell, name, index, correct)) : []));
-  if (usable) byId("cell-probabilities").append(choice(cell, null, -1, correct));
-  byId("accept").disabled = !usable;
+  write(byId("cell-label"), usable ? (cell.label ?? "Not counted") : "Not usable");
+  write(byId("cell-why"), why(cell));
+  byId("cell-why").classList.toggle("attention", laneOf(cell) === REVIEW || (usable && !cell.url));
+  showTwin(result.twin ?? result.duplicate_of);
+  showChoices(cell, usable);
+  byId("accept").disabled = !usable || !cell.url;
   byId("heat").hidden = !drawsHeat || !usable || !cell.file;
   hideHeat();
+  void watch(cell);
   return heated && !byId("heat").hidden ? showHeat() : "";
 }
 
 function why(cell) {
-  if (laneOf(cell) === UNUSABLE) return [`This image was left out: ${rejected(cell.result)}.`];
+  if (laneOf(cell) === UNUSABLE) return `This image was left out: ${rejected(cell.result)}.`;
   const { label } = cell.result;
-  if (cell.label !== label) return [`Corrected. The model said ${label}, ${percent(confidence(cell))}.`];
-  if (laneOf(cell) === REVIEW) return [reasons(cell.result).join(" ")];
-  return [cell.seen ? "Accepted." : "Nothing to review."];
+  let words = cell.seen ? "Accepted." : "Nothing to review.";
+  if (cell.label !== label) words = `Corrected. The model said ${label}, ${percent(confidence(cell))}.`;
+  else if (laneOf(cell) === REVIEW) words = reasons(cell.result).join(" ");
+  return cell.url ? words : `${words} ${withoutPicture(cell)}`;
 }
 
-/** A class with its key, the model's probability as a bar, and a button that corrects the cell to it. */
-function choice(cell, name, index, correct) {
+/** Why nothing can be decided about a cell that has no picture. */
+export function withoutPicture(cell) {
+  if (cell.coming) return "Its picture is on its way.";
+  if (cell.file) return "Its picture cannot be shown here, so that nothing can be decided about it.";
+  return "Drop its folder to see it: nothing can be decided about a cell that is not shown.";
+}
+
+function showTwin(index) {
+  byId("twin").hidden = index === undefined || index === null;
+  write(byId("twin"), byId("twin").hidden ? "" : `Show cell ${index + 1}`);
+  byId("twin").value = index ?? "";
+}
+
+// ---------------------------------------------------------------- in sight
+
+/** Note when the picture of `cell` has been drawn and was on the screen for a frame. */
+async function watch(cell) {
+  const { url } = cell;
+  if (inSight?.cell === cell && inSight.url === url) return;
+  inSight = null;
+  const image = byId("cell-image");
+  if (!url) {
+    for (const resolve of awaited.splice(0)) resolve();
+    return;
+  }
+  try {
+    await image.decode();
+  } catch {
+    return; // another cell is looked at by now, or the picture cannot be shown: `failed` sees to that
+  }
+  await frame();
+  await frame();
+  if (shown !== cell || cell.url !== url) return;
+  inSight = { cell, url, since: performance.now() };
+  for (const resolve of awaited.splice(0)) resolve();
+}
+
+const frame = () => new Promise((resolve) => requestAnimationFrame(resolve));
+
+/** For how many ms the picture of this cell has been on the screen; undefined where it has not. */
+export const sightOf = (cell) => (inSight?.cell === cell && inSight.url === cell.url ? performance.now() - inSight.since : undefined);
+
+/** Wait until the cell is in sight; false where it is not within `most` ms. */
+export async function seen(cell, most) {
+  if (sightOf(cell) !== undefined) return true;
+  if (cell.url) await Promise.race([new Promise((resolve) => awaited.push(resolve)), new Promise((resolve) => setTimeout(resolve, most))]);
+  return sightOf(cell) !== undefined;
+}
+
+// ---------------------------------------------------------------- classes
+
+function choice(name, key, correct) {
   const item = document.createElement("li");
   const button = document.createElement("button");
   button.type = "button";
   button.tabIndex = -1; // the digits do the same from the gallery
   button.className = "choice";
-  button.setAttribute("aria-pressed", String(cell.label === name));
-  const key = document.createElement("kbd");
-  key.textContent = String(index + 1);
+  const digit = document.createElement("kbd");
+  digit.textContent = String(key);
   const text = document.createElement("span");
   text.textContent = name ?? "Do not count";
-  button.append(key, text);
-  if (name) {
-    const share = cell.result.probabilities[name];
-    const bar = document.createElement("span");
-    bar.className = "bar";
-    bar.style.setProperty("--share", share.toFixed(4));
-    const number = document.createElement("span");
-    number.textContent = percent(share);
-    button.append(bar, number);
-  }
+  button.append(digit, text);
+  const [bar, number] = [document.createElement("span"), document.createElement("span")];
+  bar.className = "bar";
+  if (name) button.append(bar, number);
   button.addEventListener("click", () => correct(name));
   item.append(button);
-  return item;
+  return { name, item, button, bar, number };
 }
+
+/** The model's probability of each class as a bar; the class that the cell counts as is pressed. */
+function showChoices(cell, usable) {
+  byId("cell-probabilities").hidden = !usable;
+  if (!usable) return;
+  for (const { name, button, bar, number } of choices) {
+    button.setAttribute("aria-pressed", String(cell.label === name));
+    button.disabled = !cell.url;
+    if (!name) continue;
+    const share = cell.result.probabilities[name];
+    bar.style.setProperty("--share", share.toFixed(4));
+    write(number, percent(share));
+  }
+}
+
+// ---------------------------------------------------------------- heat map
 
 function hideHeat() {
   byId("cell-heat").hidden = true;
@@ -87,11 +158,9 @@ async function showHeat() {
     byId("heat").hidden = true;
     return "This service draws no heat maps.";
   }
-  const bytes = Uint8Array.from(atob(cell.heat), (letter) => letter.charCodeAt(0));
-  cell.heatUrl ??= URL.createObjectURL(new Blob([bytes], { type: "image/png" }));
+  cell.heatUrl ??= URL.createObjectURL(png(cell.heat));
   if (shown !== cell || !heated) return "";
   byId("cell-heat").src = cell.heatUrl;
   byId("cell-heat").hidden = false;
   return "";
 }
-

@@ -50,3 +50,35 @@ export async function ask(heading, text, yes, { name = false } = {}) {
   if (name) setPerson(input.value);
   return !name || person() !== "";
 }
+
+/** Ask for what is right instead of what is `known` of the specimen; `state` says how many images have come. Resolves to the fields
+ * that were changed, with the reason, or null. */
+export async function amend(known, state, signed) {
+  const inputs = { specimen_id: byId("amend-specimen"), wbc_count: byId("amend-count"), expected_images: byId("amend-images") };
+  for (const [name, input] of Object.entries(inputs)) input.value = known[name] ?? "";
+  byId("amend-images").closest("label").hidden = state.complete;
+  byId("amend-images").disabled = state.complete;
+  byId("amend-images").min = String(state.sent_images);
+  byId("amend-signed").hidden = !signed;
+  byId("amend-reason").value = "";
+  byId("amend-person").value = person();
+  if (!(await shown(byId("amend-dialog")))) return null;
+  setPerson(byId("amend-person").value);
+  const fields = {};
+  for (const name of Object.keys(known)) {
+    const text = inputs[name].value.trim().replace(",", ".");
+    const given = text === "" ? null : name === "specimen_id" ? inputs[name].value.trim() : Number(text);
+    if (given !== known[name]) fields[name] = given;
+  }
+  return Object.keys(fields).length ? { reason: byId("amend-reason").value.trim(), ...fields } : null;
+}
+
+/** Ask why the report is withdrawn; null where it is not. */
+export async function withdraw(signed) {
+  byId("withdraw-signed").hidden = !signed;
+  byId("withdraw-reason").value = "";
+  byId("withdraw-person").value = person();
+  if (!(await shown(byId("withdraw-dialog")))) return null;
+  setPerson(byId("withdraw-person").value);
+  return byId("withdraw-reason").value.trim();
+}

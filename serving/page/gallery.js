@@ -1,37 +1,33 @@
 /** The cells in lanes: first those to review, then one lane a class, then what is not counted and what could not be used.
  *
  * To the keyboard it is one list: a single tile can be reached by Tab, the arrow keys go on from there.
+ *
+ * Every cell has its tile in the document. Only those in view and half a screen around it are laid out (the others have the class
+ * `off`): what a decision costs does not grow with the number of cells. Rows have one height, so that all places are computed
+ * here and the browser is not asked for them.
  */
 
-import { percent, reasons, rejected, short } from "./words.js";
+import { confidence, describe, laneOf, REVIEW, showPicture, tileOf, UNCOUNTED, UNUSABLE } from "./tiles.js";
 
-export const REVIEW = "review";
-export const UNCOUNTED = "uncounted";
-export const UNUSABLE = "unusable";
-
-/** The lane a cell belongs to. */
-export function laneOf(cell) {
-  if (cell.result.status !== "ok") return UNUSABLE;
-  if (cell.label === null) return UNCOUNTED;
-  return cell.result.review.required && !cell.seen ? REVIEW : cell.label;
-}
-
-/** The probability that the model gave its own answer. */
-export const confidence = (cell) => (cell.result.status === "ok" ? cell.result.probabilities[cell.result.label] : 0);
+// These are in page.css, too.
+const HEAD = 38; // height of a lane's heading, and what is free below it
+const GAP = 8; // between tiles
+const SIDES = 28; // free at both sides of the lanes
+const AROUND = 0.5; // screens laid out before and after the one in view
+const CAPTION = 20; // a tile is so much higher than wide
 
 export class Gallery {
-  /** `onFocus(cell)` when another cell is looked at, `onDrop(cell, lane)` when one was dragged to a lane. */
-  constructor(root, nav, onFocus, onDrop) {
-    this.root = root;
-    this.nav = nav;
-    this.onFocus = onFocus;
-    this.onDrop = onDrop;
+  /** `onFocus(cell)` when another cell is looked at, `onDrop(cell, lane)` when one was dragged to a lane, `onShow(cell)` when a
+   * tile comes into view for which there is no picture yet, `onFailed(cell, url)` when a picture cannot be shown. */
+  constructor(root, nav, { onFocus, onDrop, onShow, onFailed }) {
+    Object.assign(this, { root, nav, onFocus, onDrop, onShow, onFailed });
     this.lanes = new Map();
     this.cellOf = new WeakMap(); // from a tile to its cell
     this.current = null;
     this.dragged = null;
-    this.columns = 0;
-    new ResizeObserver(() => (this.columns = 0)).observe(root);
+    Object.assign(this, { columns: 1, row: 1, height: 0, top: 0 }); // in pixels; `top` is how far it is scrolled
+    new ResizeObserver(() => this.#measure()).observe(root);
+    root.addEventListener("scroll", () => this.#scrolled(), { passive: true });
     root.addEventListener("focusin", (event) => this.#focused(event.target.closest(".tile")));
     root.addEventListener("dragstart", (event) => this.#dragStarted(event));
     root.addEventListener("dragend", () => this.#dragEnded());
@@ -40,6 +36,7 @@ export class Gallery {
   /** Empty lanes for these classes. */
   reset(classes) {
     this.classes = classes;
+    this.waiting = new Map(); // how many cells of a class are in the review lane
     this.current = null;
     this.lanes.clear();
     this.root.replaceChildren();
@@ -48,7 +45,7 @@ export class Gallery {
     classes.forEach((name, index) => this.#lane(name, name, String(index + 1)));
     this.#lane(UNCOUNTED, "Not counted", "0");
     this.#lane(UNUSABLE, "Not usable", "");
-    this.#recount();
+    this.#arrange();
   }
 
   #lane(id, title, key) {
@@ -65,7 +62,7 @@ export class Gallery {
     const total = document.createElement("b");
     chip.append(" ", total);
     const [tiles, count] = [section.querySelector(".tiles"), section.querySelector(".count")];
-    const lane = { id, section, chip, tiles, total, count, cells: [] };
+    const lane = { id, section, chip, tiles, total, count, cells: [], shown: new Set(), top: 0, written: null };
     chip.addEventListener("click", () => this.#jump(lane));
     if (id !== REVIEW && id !== UNUSABLE) for (const target of [section, chip]) this.#dropTarget(target, lane);
     this.lanes.set(id, lane);
@@ -76,9 +73,9 @@ export class Gallery {
   /** Put new cells in; each gets its tile. */
   add(cells) {
     for (const cell of cells) {
-      cell.tile = this.#tile(cell);
-      cell.lane = laneOf(cell);
-      this.lanes.get(cell.lane).cells.push(cell);
+      this.cellOf.set(tileOf(cell), cell);
+      cell.tile.classList.add("off");
+      this.#enter(cell, null);
     }
     for (const lane of this.lanes.values()) {
       lane.cells.sort((a, b) => this.#compare(a, b));
@@ -89,21 +86,41 @@ export class Gallery {
       }
     }
     if (!this.current) this.#rove(this.order()[0]);
-    this.#recount();
+    this.#arrange();
   }
 
   /** Move a cell to where it belongs after a change. */
   place(cell) {
-    const old = this.lanes.get(cell.lane).cells;
-    old.splice(old.indexOf(cell), 1);
-    cell.lane = laneOf(cell);
-    const lane = this.lanes.get(cell.lane);
-    const found = lane.cells.findIndex((other) => this.#compare(cell, other) < 0);
-    const at = found < 0 ? lane.cells.length : found;
+    const old = this.lanes.get(cell.lane);
+    old.cells.splice(old.cells.indexOf(cell), 1);
+    old.shown.delete(cell);
+    if (cell.lane === REVIEW) this.waiting.set(cell.waitsAs, this.waiting.get(cell.waitsAs) - 1);
+    const lane = this.lanes.get(laneOf(cell));
+    const at = this.#placeIn(lane.cells, cell);
     lane.tiles.insertBefore(cell.tile, lane.cells[at]?.tile ?? null);
-    lane.cells.splice(at, 0, cell);
-    this.#describe(cell);
-    this.#recount();
+    if (!cell.tile.classList.contains("off")) lane.shown.add(cell);
+    this.#enter(cell, at);
+    describe(cell);
+    this.#arrange();
+  }
+
+  #enter(cell, at) {
+    cell.lane = laneOf(cell);
+    const { cells } = this.lanes.get(cell.lane);
+    cells.splice(at ?? cells.length, 0, cell);
+    if (cell.lane !== REVIEW) return;
+    cell.waitsAs = cell.label;
+    this.waiting.set(cell.label, (this.waiting.get(cell.label) ?? 0) + 1);
+  }
+
+  #placeIn(cells, cell) {
+    let [from, to] = [0, cells.length];
+    while (from < to) {
+      const middle = (from + to) >> 1;
+      if (this.#compare(cells[middle], cell) < 0) from = middle + 1;
+      else to = middle;
+    }
+    return from;
   }
 
   /** All cells as they are read, lane after lane. */
@@ -113,8 +130,10 @@ export class Gallery {
 
   /** Look at a cell. */
   focus(cell) {
-    cell?.tile.focus({ preventScroll: true });
-    cell?.tile.scrollIntoView({ block: "nearest" });
+    if (!cell) return;
+    this.#rove(cell);
+    this.#reveal(cell);
+    cell.tile.focus({ preventScroll: true });
   }
 
   /** Where an action on `cell` leads: the next of its lane, else the one before, else the first of all. Ask before it moves. */
@@ -142,7 +161,7 @@ export class Gallery {
     const lanes = [...this.lanes.values()].filter((lane) => lane.cells.length);
     const here = lanes.findIndex((lane) => lane.id === this.current?.lane);
     if (here < 0) return undefined;
-    const columns = this.#columnCount();
+    const { columns } = this;
     const { cells } = lanes[here];
     const at = cells.indexOf(this.current);
     const column = at % columns;
@@ -154,12 +173,6 @@ export class Gallery {
     return beyond[Math.min((step > 0 ? 0 : last(beyond.length)) * columns + column, beyond.length - 1)];
   }
 
-  #columnCount() {
-    const lane = this.lanes.get(this.current.lane);
-    this.columns ||= getComputedStyle(lane.tiles).gridTemplateColumns.split(" ").length;
-    return this.columns;
-  }
-
   #compare(a, b) {
     return (
       this.classes.indexOf(a.label) - this.classes.indexOf(b.label) || // in the review lane: sorted by class
@@ -169,57 +182,109 @@ export class Gallery {
     );
   }
 
-  #tile(cell) {
-    const tile = document.getElementById("tile").content.firstElementChild.cloneNode(true);
-    tile.id = `cell-${cell.index}`;
-    cell.tile = tile;
-    this.cellOf.set(tile, cell);
-    this.picture(cell);
-    this.#describe(cell);
-    return tile;
+  /** Show the cell's picture on its tile. */
+  picture(cell) {
+    if (!cell.tile.classList.contains("off")) this.#draw(cell);
   }
 
-  /** Show the cell's file on its tile. */
-  picture({ tile, ...cell }) {
-    showPicture(tile.querySelector(".picture"), tile.querySelector("img"), cell);
+  #draw(cell) {
+    showPicture(cell.image, cell, this.onFailed);
+    if (!cell.url) this.onShow(cell);
   }
 
-  #describe(cell) {
-    const { tile, result } = cell;
-    const lane = laneOf(cell);
-    const caption = tile.querySelector(".caption");
-    tile.classList.toggle("to-review", lane === REVIEW);
-    tile.classList.toggle("seen", cell.seen);
-    tile.draggable = lane !== UNUSABLE;
-    const number = `Cell ${cell.index + 1}`;
-    if (lane === UNUSABLE) {
-      caption.textContent = `no. ${cell.index + 1}`;
-      tile.setAttribute("aria-label", `${number}, not usable: ${rejected(result)}`);
-      return;
-    }
-    const corrected = cell.label !== result.label;
-    const sure = percent(confidence(cell));
-    caption.textContent = corrected ? `was ${short(result.label)}` : lane === REVIEW ? `${short(result.label)} ${sure}` : sure;
-    if (cell.seen && !corrected) caption.textContent += " ✓";
-    const state = corrected ? `corrected, the model said ${result.label}` : `${sure}${cell.seen ? ", accepted" : ""}`;
-    const why = lane === REVIEW ? `. To review: ${reasons(result).join(" ")}` : "";
-    tile.setAttribute("aria-label", `${number}, ${cell.label ?? "not counted"}, ${state}${why}`);
+  // ---------------------------------------------------------------- places
+
+  #measure() {
+    this.height = this.root.clientHeight;
+    const width = this.root.clientWidth - SIDES;
+    if (width <= 0) return;
+    const least = parseFloat(getComputedStyle(this.root).getPropertyValue("--tile"));
+    this.columns = Math.max(1, Math.floor((width + GAP) / (least + GAP)));
+    const tile = (width - (this.columns - 1) * GAP) / this.columns;
+    this.row = Math.round(tile) + CAPTION + GAP;
+    this.root.style.setProperty("--columns", this.columns);
+    this.root.style.setProperty("--row", `${this.row - GAP}px`);
+    if (this.lanes.size) this.#arrange();
+    if (this.current && document.activeElement === this.current.tile) this.#reveal(this.current);
   }
 
-  /** Show how many cells a lane holds; a class also counts its cells that wait in the review lane. */
-  #recount() {
-    const waiting = new Map(this.classes.map((name) => [name, 0]));
-    for (const { label } of this.lanes.get(REVIEW).cells) waiting.set(label, waiting.get(label) + 1);
-    for (const { id, section, chip, total, count, cells } of this.lanes.values()) {
-      const more = waiting.get(id) ?? 0;
+  #scrolled() {
+    this.top = this.root.scrollTop;
+    this.frame ??= requestAnimationFrame(() => {
+      this.frame = null;
+      this.#window();
+    });
+  }
+
+  /** Heights and counts of all lanes, then which tiles are in view; a class also counts its cells that wait in the review lane. */
+  #arrange() {
+    let top = 0;
+    for (const lane of this.lanes.values()) {
+      const { id, section, chip, tiles, total, count, cells } = lane;
+      const more = id === REVIEW ? 0 : (this.waiting.get(id) ?? 0);
+      const rows = Math.ceil(cells.length / this.columns);
+      const away = !cells.length && (id === REVIEW || id === UNCOUNTED || id === UNUSABLE);
+      lane.top = top + (away ? 0 : HEAD);
+      top = lane.top + rows * this.row;
+      const written = `${cells.length} ${more} ${rows * this.row}`;
+      if (written === lane.written) continue; // what stays the same is not written again
+      lane.written = written;
       total.textContent = String(cells.length + more);
       count.textContent = more ? `${cells.length}, ${more} more to review` : String(cells.length);
-      const away = !cells.length && (id === REVIEW || id === UNCOUNTED || id === UNUSABLE);
+      tiles.style.height = `${rows * this.row}px`;
       section.classList.toggle("away", away);
       section.classList.toggle("empty", !cells.length);
       chip.classList.toggle("away", away && id !== UNCOUNTED);
     }
+    this.#window();
   }
+
+  /** Lay out the tiles in view and around it, and the one that has the focus. */
+  #window() {
+    const [from, to] = [this.top - AROUND * this.height, this.top + (1 + AROUND) * this.height];
+    const keep = [this.current, this.dragged];
+    for (const lane of this.lanes.values()) {
+      const [first, last] = [from, to].map((y) => Math.max(0, Math.floor((y - lane.top) / this.row)));
+      const shown = new Set(to > lane.top ? lane.cells.slice(first * this.columns, (last + 1) * this.columns) : []);
+      const apart = new Set(keep.filter((cell) => cell?.lane === lane.id && !shown.has(cell)));
+      for (const cell of lane.shown) if (!shown.has(cell) && !apart.has(cell)) cell.tile.classList.add("off");
+      for (const cell of [...shown, ...apart]) this.#layOut(cell, apart.has(cell));
+      lane.shown = new Set([...shown, ...apart]);
+      const before = shown.size ? `${first * this.row}px` : "0";
+      if (lane.before !== before) lane.tiles.style.paddingTop = lane.before = before;
+    }
+  }
+
+  /** A tile that is out of view but must not lose the focus stands `apart`: at its place, outside the grid. */
+  #layOut(cell, apart) {
+    const { tile } = cell;
+    if (apart) {
+      const at = this.lanes.get(cell.lane).cells.indexOf(cell);
+      tile.style.top = `${Math.floor(at / this.columns) * this.row}px`;
+    }
+    if (apart !== tile.classList.contains("apart")) tile.classList.toggle("apart", apart);
+    if (!tile.classList.contains("off")) return;
+    tile.classList.remove("off");
+    this.#draw(cell);
+  }
+
+  #reveal(cell) {
+    const lane = this.lanes.get(cell.lane);
+    const at = lane.cells.indexOf(cell);
+    const y = lane.top + Math.floor(at / this.columns) * this.row;
+    cell.tile.setAttribute("aria-posinset", at + 1);
+    cell.tile.setAttribute("aria-setsize", lane.cells.length);
+    let { top } = this;
+    if (y - HEAD < top) top = y - HEAD;
+    else if (y + this.row > top + this.height) top = y + this.row - this.height + GAP;
+    if (top !== this.top) {
+      this.root.scrollTop = top;
+      this.top = this.root.scrollTop;
+    }
+    this.#window();
+  }
+
+  // ---------------------------------------------------------------- focus, mouse
 
   #focused(tile) {
     const cell = tile && this.cellOf.get(tile);
@@ -229,7 +294,7 @@ export class Gallery {
   }
 
   #rove(cell) {
-    if (!cell) return;
+    if (!cell || cell === this.current) return;
     for (const [one, is] of [
       [this.current, false],
       [cell, true],
@@ -242,8 +307,9 @@ export class Gallery {
   }
 
   #jump(lane) {
-    lane.cells[0]?.tile.focus({ preventScroll: true });
-    this.root.scrollTop = lane.section.offsetTop;
+    this.root.scrollTop = lane.top - HEAD;
+    this.top = this.root.scrollTop;
+    this.focus(lane.cells[0]);
   }
 
   #dragStarted(event) {
@@ -272,22 +338,5 @@ export class Gallery {
       element.classList.remove("target");
       if (this.dragged) this.onDrop(this.dragged, lane.id);
     });
-  }
-}
-
-/** Show the cell's own file in `image`; where there is none, or the browser cannot show it (TIFF), its kind in words. */
-export function showPicture(frame, image, cell) {
-  const standIn = frame.querySelector(".stand-in");
-  const missing = () => {
-    frame.classList.add("no-picture");
-    standIn.textContent = cell.file ? /[^.]*$/.exec(cell.file.name)[0].toUpperCase().slice(0, 5) : "no image";
-  };
-  frame.classList.remove("no-picture");
-  standIn.textContent = "";
-  image.onerror = missing;
-  if (cell.url) image.src = cell.url;
-  else {
-    image.removeAttribute("src");
-    missing();
   }
 }

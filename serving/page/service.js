@@ -1,12 +1,31 @@
-/** Calls of the service. A call that fails throws a Failure whose message is meant for the person at the page. */
+/** Calls of the service. A call that fails throws a Failure whose message is meant for the person at the page.
+ *
+ * A call may be repeated only where a repetition does nothing more: one that reads, or one that carries an Idempotency-Key. Every
+ * other one is sent once. So every call that writes has a key: one for each deed, the same however often it is sent.
+ */
 
 const KEY = "wbc-api-key";
-const PATIENCE = 5; // attempts while the service says that it is busy
+const PATIENCE = 5; // attempts while the service says that it is busy, or cannot be reached
+const AGAIN = 700; // ms until the next attempt where the service has named no time
+const PROBLEM = "urn:wbc:problem:";
+const BUSY = [429, 502, 503, 504];
 
 export class Failure extends Error {
-  constructor(status, message) {
+  /** `status` 0: no answer came. */
+  constructor(status, message, problem = {}) {
     super(message);
     this.status = status;
+    this.problem = problem;
+  }
+
+  /** The kind of the problem document, such as "unreviewed"; empty where there was none. */
+  get kind() {
+    return (this.problem.type ?? "").replace(PROBLEM, "");
+  }
+
+  /** Whether the service may have done it although it did not say so. */
+  get unknown() {
+    return this.status === 0 || this.status >= 500;
   }
 }
 
@@ -17,32 +36,48 @@ export function onKeyNeeded(ask) {
   askForKey = ask;
 }
 
-async function call(path, options = {}) {
+/** Take the key that the address ends with, as `wbc serve` prints it, and take it off the address. */
+export function keyFromAddress() {
+  const given = new URLSearchParams(location.hash.slice(1)).get("key");
+  if (!given) return;
+  sessionStorage.setItem(KEY, given);
+  history.replaceState(null, "", location.pathname + location.search);
+}
+
+/** A key for one deed. */
+export const deed = () => [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+
+const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+
+/** `deed` is needed for every method but GET. */
+async function call(path, { deed, ...options } = {}) {
+  const repeatable = !options.method || deed !== undefined;
   for (let attempt = 1; ; attempt++) {
     const key = sessionStorage.getItem(KEY);
-    const headers = { ...options.headers, ...(key ? { "X-API-Key": key } : {}) };
+    const headers = { ...options.headers, ...(key && { "X-API-Key": key }), ...(deed && { "Idempotency-Key": deed }) };
     let response;
     try {
       response = await fetch(path, { ...options, headers, redirect: "error", cache: "no-store" });
     } catch {
+      if (repeatable && attempt < PATIENCE && navigator.onLine) {
+        await pause(AGAIN);
+        continue;
+      }
       throw new Failure(0, "The service cannot be reached.");
     }
     if (response.ok) return response;
     if (response.status === 401) {
       const given = await askForKey(key !== null);
-      if (given) {
-        sessionStorage.setItem(KEY, given);
-        attempt = 0;
-        continue;
-      }
-      throw new Failure(401, "The service needs a key.");
-    }
-    if ((response.status === 429 || response.status === 503) && attempt < PATIENCE) {
-      await new Promise((resolve) => setTimeout(resolve, 1000 * Number(response.headers.get("retry-after") || 1)));
+      if (!given) throw new Failure(401, "The service needs a key.");
+      sessionStorage.setItem(KEY, given);
+      attempt = 0;
       continue;
     }
     const problem = await response.json().catch(() => ({}));
-    throw Object.assign(new Failure(response.status, problem.detail || `The service answered ${response.status}.`), { problem });
+    const failure = new Failure(response.status, problem.detail || `The service answered ${response.status}.`, problem);
+    const later = BUSY.includes(response.status) || failure.kind === "idempotency-key-in-use";
+    if (!later || !repeatable || attempt === PATIENCE) throw failure;
+    await pause(1000 * Number(response.headers.get("retry-after")) || AGAIN);
   }
 }
 
@@ -59,40 +94,47 @@ function images(files, fields = {}) {
 export const model = () => json("v1/model");
 
 /** Classify files of one specimen and count them; with `report_id` among the fields they are added to that report. */
-export const differential = (files, fields) => json("v1/differential", images(files, fields));
+export const differential = (files, fields, deed) => json("v1/differential", { ...images(files, fields), deed });
+
+/** PNG pictures, in base64, of files that browsers do not show; null for one that cannot be read. */
+export const previews = async (files) => (await json("v1/preview", { ...images(files), deed: deed() })).previews;
 
 /** The heat map of one file as a base64 PNG, or undefined where the service draws none. */
 export async function heatMap(file) {
-  const answer = await json("v1/classify?explain=true", images([file]));
+  const answer = await json("v1/classify?explain=true", { ...images([file]), deed: deed() });
   return answer.results[0].heat_map ?? undefined;
 }
 
 const reportPath = (id) => `v1/reports/${encodeURIComponent(id)}`;
 
-/** Reports that nobody has signed; null where the service keeps none. */
-export async function openReports() {
+/** The newest reports of a status, of one specimen where its number is given; null where the service keeps none. */
+export async function reports(status, specimen) {
+  const query = new URLSearchParams({ status, ...(specimen && { specimen_id: specimen }) });
   try {
-    return await json("v1/reports?status=open");
+    return (await json(`v1/reports?${query}`)).reports;
   } catch (failure) {
-    if (failure.status === 404) return null;
+    if (failure.kind === "no-store") return null;
     throw failure;
   }
 }
 
-/** Whoever changes a report must have seen its latest version; the service refuses others with 412. */
-const change = (method, path, version, body) =>
+/** Whoever changes a report must have seen its latest version; the service refuses others with 412. It answers what has changed. */
+const change = (method, path, version, body, deed) =>
   json(path, {
     method,
-    headers: { "Content-Type": "application/json", "If-Match": `"${version}"` },
+    headers: { "Content-Type": "application/json", "If-Match": `"${version}"`, Prefer: "return=minimal" },
     body: JSON.stringify(body),
+    deed,
   });
 
 export const report = (id) => json(reportPath(id));
-export const correct = (id, version, index, label, by, amend) =>
-  change("PUT", `${reportPath(id)}/cells/${index}`, version, { label, by, amend });
-export const sign = (id, version, by) => change("POST", `${reportPath(id)}/signature`, version, { by });
+export const correct = (id, version, index, body, deed) => change("PUT", `${reportPath(id)}/cells/${index}`, version, body, deed);
+export const undo = (id, version, index, body, deed) => change("POST", `${reportPath(id)}/cells/${index}/undo`, version, body, deed);
+export const sign = (id, version, body, deed) => change("POST", `${reportPath(id)}/signature`, version, body, deed);
+export const amend = (id, version, body, deed) => change("PATCH", reportPath(id), version, body, deed);
+export const withdraw = (id, version, body, deed) => change("POST", `${reportPath(id)}/withdrawal`, version, body, deed);
 export const pdf = async (id) => (await call(`${reportPath(id)}/report.pdf`)).blob();
 export const fhir = async (id) => (await call(`${reportPath(id)}/fhir`)).blob();
 
-/** The image of a cell, where the site keeps images. */
+/** The image of a cell, where it is kept, as PNG. */
 export const image = async (id, index) => (await call(`${reportPath(id)}/cells/${index}/image`)).blob();

@@ -5,6 +5,7 @@ const REJECTED = {
   truncated: "the file is cut off",
   too_large: "the image is too large",
   too_small: "the image is too small",
+  duplicate: "the same file was sent before",
 };
 
 const FLAGS = { low: "low ▼", normal: "", high: "high ▲", critical_low: "critical ▼", critical_high: "critical ▲" };
@@ -15,9 +16,17 @@ const DELIVERY = {
   pending: " On its way to the hospital's system.",
   delivered: " The hospital's system has it.",
   failed: " The hospital's system has refused it.",
+  retired: " A later one has taken its place.",
 };
 
-const STATUS = { preliminary: "Not signed", final: "Signed", amended: "Signed, amended" };
+const STATUS = { preliminary: "Not signed", final: "Signed", amended: "Signed, amended", withdrawn: "Withdrawn" };
+
+/** Why a report cannot be signed; a constant that is not here is said in the service's words. */
+const BLOCKED = {
+  incomplete: (state) => `${state.sent_images} of ${images(state.expected_images)} have come. Drop the folder again to send the rest.`,
+  rendered_model: () => "Not to be signed: its model learned from drawn cells.",
+  no_cells: () => "No image counts as a cell: there is nothing to sign.",
+};
 
 /** Why a person must look at a cell: one sentence a reason. */
 export function reasons(result) {
@@ -30,6 +39,8 @@ export function reasons(result) {
         return "May not be a white cell.";
       case "site_unknown":
         return "Looks unlike the images the model was set up for.";
+      case "near_duplicate":
+        return `Looks like cell ${result.twin + 1} once more.`;
       case "high_predicted_loss":
         return "The model expects to be wrong here.";
       default:
@@ -39,7 +50,21 @@ export function reasons(result) {
 }
 
 /** Why an image could not be used. */
-export const rejected = (result) => REJECTED[result.problem.reason] ?? result.problem.title;
+export const rejected = (result) =>
+  (result.problem.reason === "duplicate" ? `${REJECTED.duplicate}, as cell ${result.duplicate_of + 1}` : undefined) ??
+  REJECTED[result.problem.reason] ??
+  result.problem.title;
+
+/** Why a report cannot be signed. */
+export const why = ({ kind, detail }, state) => BLOCKED[kind]?.(state) ?? detail;
+
+const counted = (count, one, many) => `${count} ${count === 1 ? one : many}`;
+export const cells = (count) => counted(count, "cell", "cells");
+export const images = (count) => counted(count, "image", "images");
+
+/** How many images have come, where some are missing. */
+export const progress = ({ complete, sent_images: sent, expected_images: expected }) =>
+  complete ? "" : `, ${sent} of ${images(expected)}`;
 
 /** A flag in words; empty for a value inside its range. */
 export const flag = (name) => (name ? (FLAGS[name] ?? name.replaceAll("_", " ")) : "");

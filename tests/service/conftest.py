@@ -1,7 +1,9 @@
-"""One real server for the session, with the tiny model."""
+"""Real servers for the session, a browser, databases."""
 
 import os
+import shutil
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +11,19 @@ import httpx
 import pytest
 from databases import new_database, postgres_server
 from fpdf import FPDF
+from linear_model import write_linear_model
 from live import ROOT, Server, clean_environment, free_port, serve_command, started
+from page_visits import KEY, draw
+from PIL import Image
+from playwright.sync_api import Browser, sync_playwright
 from tiny_model import write_model
 
 from serving.store import Store, sqlite_url
 
 # The host name that Starlette's TestClient calls a service in this process by.
 os.environ["WBC_HOSTS"] = "testserver"
+CHROMIUM = Path("/usr/bin/chromium")
+CELLS = 110  # images of the specimen `cells` that can be used
 
 
 @pytest.fixture(scope="session")
@@ -73,3 +81,61 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         monkeypatch.setattr(FPDF, name, spy)
     return texts
+
+
+@pytest.fixture(scope="module")  # no longer: while it is open, no other test may run an event loop
+def browser() -> Iterator[Browser]:
+    """Headless Chromium."""
+    if not CHROMIUM.exists():
+        pytest.skip(f"there is no Chromium at {CHROMIUM}")
+    with sync_playwright() as playwright:
+        started_browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        yield started_browser
+        started_browser.close()
+
+
+@pytest.fixture(scope="session")
+def linear_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model directory whose reports can be signed."""
+    directory = tmp_path_factory.mktemp("linear") / "model"
+    write_linear_model(directory, rendered=False)
+    return directory
+
+
+def _ward(model: Path, folder: Path, site: str) -> AbstractContextManager[Server]:
+    """A server that keeps reports and wants a key, with these settings of its site."""
+    (folder / "site.yaml").write_text(site)
+    environment = clean_environment(
+        WBC_STORE_URL=sqlite_url(folder / "service.db"), WBC_API_KEYS=KEY, WBC_SITE_FILE=str(folder / "site.yaml")
+    )
+    port = free_port()
+    return started(serve_command(model, port), port, folder, environment, ROOT)
+
+
+@pytest.fixture(scope="session")
+def keeping(linear_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that keeps reports, with their images, and wants a key."""
+    with _ward(linear_model, tmp_path_factory.mktemp("keeping"), "keep_images: true\n") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def forgetting(linear_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The same, of a site that keeps no images."""
+    with _ward(linear_model, tmp_path_factory.mktemp("forgetting"), "keep_images: false\n") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A specimen's folder: CELLS images, the last two in a folder of their own, one of them TIFF; a broken one; a text."""
+    folder = draw(tmp_path_factory.mktemp("cells") / "SMITH-JOHN-1950", CELLS)
+    inner = folder / "second slide"
+    inner.mkdir()
+    shutil.move(folder / f"cell-{CELLS - 1}.png", inner / "a.png")
+    with Image.open(folder / f"cell-{CELLS - 2}.png") as image:
+        image.save(inner / "b.tiff")
+    (folder / f"cell-{CELLS - 2}.png").unlink()
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    (folder / "notes.txt").write_text("not an image")
+    return folder

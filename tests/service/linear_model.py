@@ -73,8 +73,9 @@ def _graph(weights: NDArray[np.float32], bias: NDArray[np.float32]) -> onnx.Mode
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 
 
-def write_linear_model(directory: Path, seed: int = 1) -> None:
-    """Write the directory; the card holds the confusion matrix of cells that were not trained on."""
+def write_linear_model(directory: Path, seed: int = 1, rendered: bool = True) -> None:
+    """Write the directory; the card holds the confusion matrix of cells that were not trained on. A report by a model of
+    `rendered` cells cannot be signed."""
     directory.mkdir(parents=True)
     weights, bias = _ridge(seed)
     images, labels = _cells(VALIDATION, seed + 1)
@@ -90,7 +91,7 @@ def write_linear_model(directory: Path, seed: int = 1) -> None:
         normalisation=Normalisation(mean=(0, 0, 0), std=(1, 1, 1)),
         architecture=Architecture(attention="none", lossnet=False),
         conformal_threshold=0.2,
-        rendered=True,
+        rendered=rendered,
         metrics={"validation": {"confusion": confusion.tolist()}},
         sha256={name: hashlib.sha256(files[name]).hexdigest() for name in (WEIGHTS, ONNX)},
     )

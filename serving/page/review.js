@@ -1,0 +1,152 @@
+/** What a person decides about cells, and how it gets to the service: one after the other, in the order it was decided.
+ *
+ * Nothing is decided about a cell that is not shown: its picture must have been on the screen, drawn, for a frame. A key that is
+ * held down decides too, but only cells that nobody has decided, within the lane where it was pressed, and not faster than a
+ * person can see.
+ */
+
+import { seen, sightOf, withoutPicture } from "./cell.js";
+import * as dialogs from "./dialogs.js";
+import { guarded, say } from "./notices.js";
+import { readAgain, showReport } from "./report.js";
+import * as service from "./service.js";
+import { parts, specimen, usable } from "./specimen.js";
+import { REVIEW } from "./tiles.js";
+
+const WAIT = 3000; // ms for a picture that is being drawn
+const GLANCE = 100; // ms that a cell of the review lane is in sight at least before a held key decides it
+
+const byId = (id) => document.getElementById(id);
+let held = null; // the lane of the last decision: a key that is held down stays in it
+let queue = []; // what is not saved yet
+let saving = null; // resolves when all of it is saved
+
+/** Resolves when everything that was decided is saved or taken back. */
+export const saved = () => saving ?? Promise.resolve();
+
+/** Whether a key that is held down may decide this cell now. */
+export function mayHold(cell) {
+  const sight = sightOf(cell);
+  return !cell.seen && cell.lane === held && sight !== undefined && sight >= (cell.lane === REVIEW ? GLANCE : 0);
+}
+
+/** Let `cell` count as `label` (null: not at all) by the person at the page, and go on to the next cell. */
+export async function decide(cell, label) {
+  if (!usable(cell)) return;
+  held = cell.lane;
+  if (!(await inView(cell))) return;
+  if (!(await mayChange())) {
+    parts.gallery.focus(cell);
+    return;
+  }
+  const next = parts.gallery.after(cell);
+  if (cell.seen && cell.label === label) {
+    parts.gallery.focus(next);
+    return;
+  }
+  const before = { label: cell.label, seen: cell.seen };
+  const decision = { cell, before, label, of: null };
+  specimen.undo.push(decision);
+  change(decision, { label, seen: true });
+  parts.gallery.focus(next);
+  const number = `Cell ${cell.index + 1}`;
+  const now = label ?? "not counted";
+  say(before.label === label ? `${number} accepted as ${now}.` : `${number}: ${before.label ?? "not counted"} → ${now}.`);
+}
+
+/** A cell that is looked at, or one that the mouse has taken by its tile, is decided only while its picture can be seen. */
+async function inView(cell) {
+  const { gallery } = parts;
+  if (gallery.dragged === cell && cell.url && cell.image.complete && cell.image.naturalWidth > 0) return true;
+  if (gallery.current === cell && (await seen(cell, WAIT))) return true;
+  say(`Cell ${cell.index + 1} is not shown. ${withoutPicture(cell)}`, true);
+  return false;
+}
+
+/** Take the last decision back: the cell is where it was, as it was. */
+export async function undo() {
+  if (!specimen.undo.length) {
+    say("Nothing to undo.");
+    return;
+  }
+  if (!(await mayChange())) return;
+  const last = specimen.undo.pop();
+  const { cell, before } = last;
+  change({ cell, before: { label: cell.label, seen: cell.seen }, of: last }, before);
+  parts.gallery.focus(cell);
+  parts.look(cell);
+  say(`Back at cell ${cell.index + 1}: ${before.label ?? "not counted"}.`);
+}
+
+/** Show the change at once and send it; a change that the service refuses is taken back. */
+function change(decision, now) {
+  const { cell } = decision;
+  Object.assign(cell, now);
+  cell.unsaved++;
+  parts.gallery.place(cell);
+  byId("undo").disabled = !specimen.undo.length;
+  queue.push(Object.assign(decision, { deed: service.deed(), by: dialogs.person(), reportId: specimen.reportId }));
+  saving ??= save().finally(() => (saving = null));
+}
+
+async function save() {
+  while (queue.length) {
+    const [decision] = queue;
+    try {
+      const answer = await sent(decision);
+      queue.shift();
+      decision.cell.unsaved--;
+      showReport(answer);
+    } catch (failure) {
+      if (!(failure instanceof service.Failure)) throw failure;
+      await takeBack(failure);
+    }
+  }
+}
+
+function sent({ cell, label, of, by, deed, reportId }) {
+  const { version, amend } = specimen;
+  const body = { by, ...(amend && { amend }) };
+  if (of) return service.undo(reportId, version, cell.index, body, deed);
+  return service.correct(reportId, version, cell.index, { ...body, label }, deed);
+}
+
+/** Take back what was refused and what was decided after it, the last one first: it rested on a report that is another by now. */
+async function takeBack(failure) {
+  const refused = queue;
+  queue = [];
+  for (const { cell, before } of [...refused].reverse()) {
+    cell.unsaved--;
+    Object.assign(cell, before);
+    parts.gallery.place(cell);
+  }
+  const undone = refused.map((decision) => decision.of).filter(Boolean); // these stand again
+  specimen.undo = [...specimen.undo, ...undone.reverse()].filter((decision) => !refused.includes(decision));
+  byId("undo").disabled = !specimen.undo.length;
+  parts.gallery.focus(refused[0].cell);
+  await guarded(readAgain);
+  const many = refused.length > 1 ? ` ${refused.length} decisions were not kept.` : "";
+  say(failure.message + many, true);
+}
+
+async function mayChange() {
+  if (!specimen.reportId) {
+    say("This service keeps no reports, so that cells cannot be corrected here.", true);
+    return false;
+  }
+  if (specimen.state?.withdrawn) {
+    say("This report was withdrawn; nothing in it can be changed.", true);
+    return false;
+  }
+  if (specimen.posting || !specimen.version) {
+    say("Cells can be corrected when all images are read.", true);
+    return false;
+  }
+  if (specimen.status !== "preliminary" && !specimen.amend) {
+    const text = "A correction makes an amended report, which must be signed again.";
+    specimen.amend = await dialogs.ask("This report is signed", text, "Amend", { name: true });
+    return specimen.amend;
+  }
+  if (dialogs.person()) return true;
+  return dialogs.ask("Who corrects?", "Every correction is kept with a name.", "Go on", { name: true });
+}

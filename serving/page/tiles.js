@@ -1,0 +1,69 @@
+/** The tile of a cell: its picture, and what is said of it. */
+
+import { percent, reasons, rejected, short } from "./words.js";
+
+export const REVIEW = "review";
+export const UNCOUNTED = "uncounted";
+export const UNUSABLE = "unusable";
+
+/** The lane a cell belongs to. */
+export function laneOf(cell) {
+  if (cell.result.status !== "ok") return UNUSABLE;
+  if (cell.label === null) return UNCOUNTED;
+  return cell.result.review.required && !cell.seen ? REVIEW : cell.label;
+}
+
+/** The probability that the model gave its own answer. */
+export const confidence = (cell) => (cell.result.status === "ok" ? cell.result.probabilities[cell.result.label] : 0);
+
+/** Write `text` into an element where it is not there already: what stays the same is not laid out again. */
+export function write(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+/** A tile for `cell`, without its picture: `showPicture` brings it when the tile comes into view. */
+export function tileOf(cell) {
+  const tile = document.getElementById("tile").content.firstElementChild.cloneNode(true);
+  tile.id = `cell-${cell.index}`;
+  cell.tile = tile;
+  cell.image = tile.querySelector("img");
+  cell.caption = tile.querySelector(".caption");
+  describe(cell);
+  return tile;
+}
+
+/** Write on the tile what its cell is now. */
+export function describe(cell) {
+  const { tile, caption, result } = cell;
+  const lane = laneOf(cell);
+  tile.classList.toggle("to-review", lane === REVIEW);
+  tile.draggable = lane !== UNUSABLE;
+  const number = `Cell ${cell.index + 1}`;
+  if (lane === UNUSABLE) {
+    write(caption, `no. ${cell.index + 1}`);
+    tile.setAttribute("aria-label", `${number}, not usable: ${rejected(result)}`);
+    return;
+  }
+  const corrected = cell.label !== result.label;
+  const sure = percent(confidence(cell));
+  const words = corrected ? `was ${short(result.label)}` : lane === REVIEW ? `${short(result.label)} ${sure}` : sure;
+  write(caption, cell.seen && !corrected ? `${words} ✓` : words);
+  const state = corrected ? `corrected, the model said ${result.label}` : `${sure}${cell.seen ? ", accepted" : ""}`;
+  const why = lane === REVIEW ? `. To review: ${reasons(result).join(" ")}` : "";
+  tile.setAttribute("aria-label", `${number}, ${cell.label ?? "not counted"}, ${state}${why}`);
+}
+
+/** Show the cell's picture in `image`; where there is none, say in its frame why. `failed` is called where it cannot be shown. */
+export function showPicture(image, cell, failed) {
+  const frame = image.parentElement;
+  const standIn = frame.querySelector(".stand-in");
+  const { url } = cell;
+  frame.classList.toggle("no-picture", !url);
+  write(standIn, url ? "" : (cell.without ?? ""));
+  if (!url) {
+    image.removeAttribute("src");
+    return;
+  }
+  image.onerror = () => failed(cell, url);
+  if (image.getAttribute("src") !== url) image.src = url;
+}

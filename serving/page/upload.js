@@ -1,0 +1,163 @@
+/** Files on their way to the service, and whether all of them have come.
+ *
+ * The service is told how many images there will be. A report that has fewer is incomplete, here and everywhere else; the rest can
+ * be sent by the button, or at any time later by dropping the folder again: only what the report does not hold is sent.
+ */
+
+import * as dialogs from "./dialogs.js";
+import { batches } from "./files.js";
+import { guarded, notice, say } from "./notices.js";
+import { readAgain, showDifferential, showReport, showState } from "./report.js";
+import * as service from "./service.js";
+import { sha256 } from "./sha256.js";
+import { give, newSpecimen, parts, specimen, takeInResults } from "./specimen.js";
+import { images, moment, status } from "./words.js";
+
+const BATCH = 64; // images a request, so that the first cells show soon
+const MOST = 256; // images a request at most; a service that keeps no reports counts one request only
+const MOST_KEPT = 4096; // images of one report
+
+const byId = (id) => document.getElementById(id);
+
+/** Begin a report of these files; false where none was begun. */
+export async function begin({ files, others }, fields, classes, keepsReports) {
+  const most = keepsReports ? MOST_KEPT : MOST;
+  if (files.length > most) {
+    const why = keepsReports ? "A report holds" : "This service keeps no reports and counts";
+    say(`These are ${files.length} images. ${why} at most ${most}.`, true);
+    return false;
+  }
+  const earlier = keepsReports && fields.specimen_id ? await guarded(() => sameNumber(fields.specimen_id)) : [];
+  if (!earlier || (earlier.length && !(await askSecond(fields.specimen_id, earlier)))) return false;
+  newSpecimen(classes, { number: fields.specimen_id || null, fields: { ...fields, expected_images: files.length } });
+  byId("specimen-line").textContent = fields.specimen_id ? `Specimen ${fields.specimen_id}` : "";
+  say("");
+  parts.view("work");
+  specimen.waiting = inBatches(files, keepsReports ? BATCH : MOST);
+  const sent = await post(earlier.length);
+  if (!sent && !specimen.cells.size && !specimen.waiting.length) return false;
+  const left = others ? ` ${others} other ${others === 1 ? "file was" : "files were"} left out.` : "";
+  if (sent) say(`${images(specimen.cells.size)} read.${left}`);
+  return true;
+}
+
+const sameNumber = async (number) =>
+  (await service.reports("all", number)).filter((report) => report.specimen_id === number && !report.withdrawn);
+
+function askSecond(number, earlier) {
+  const [last] = earlier;
+  const many = earlier.length === 1 ? "a report" : `${earlier.length} reports`;
+  const which = `${last.cells} cells, ${moment(last.created_at)}, ${status(last.status).toLowerCase()}`;
+  const text = `There is ${many} of specimen ${number} already; the last one: ${which}. These images would make another report.`;
+  return dialogs.ask("A second report of this specimen?", text, "Make another report");
+}
+
+const inBatches = (files, count) => batches(files, count).map((some) => ({ files: some, deed: service.deed() }));
+
+/** Post the batches that wait. Where one fails, it and those after it wait for the button, with the keys of their deeds. */
+export async function post(known = 0) {
+  const mine = specimen;
+  mine.posting = true;
+  byId("new").disabled = true;
+  byId("rest").hidden = true;
+  showState();
+  try {
+    while (mine.waiting.length) {
+      showProgress();
+      await breath();
+      const [{ files, deed }] = mine.waiting;
+      const answer = await service.differential(files, { ...mine.fields, report_id: mine.reportId }, deed);
+      mine.waiting.shift();
+      await breath();
+      took(answer, files, known);
+    }
+    if (mine.reportId) showReport(await service.report(mine.reportId));
+    return true;
+  } catch (failure) {
+    if (!(failure instanceof service.Failure)) throw failure;
+    refused(failure);
+    return false;
+  } finally {
+    mine.posting = false;
+    byId("new").disabled = false;
+    byId("rest").hidden = false;
+    byId("progress").hidden = !mine.waiting.length;
+    showState();
+  }
+}
+
+function took(answer, files, known) {
+  const first = specimen.cells.size === 0;
+  specimen.reportId = answer.report_id ?? null;
+  if (answer.report) Object.assign(specimen, { state: answer.report, version: answer.report.version, status: answer.report.status });
+  takeInResults(answer.results, files, answer.positions);
+  showDifferential(answer.differential);
+  const { recounted, same_specimen: same = [] } = answer;
+  if (recounted) {
+    const words = `The model was changed meanwhile. All cells were counted again by model ${recounted.to_version}.`;
+    notice("recounted", words);
+  }
+  if (first && same.length > known) notice("same", "Somebody has made another report of this specimen meanwhile.");
+}
+
+/** Without an answer the batch waits, to be sent as the same deed; what the service refuses is refused the next time, too. */
+function refused(failure) {
+  const [batch] = specimen.waiting;
+  if (failure.problem.results) takeInResults(failure.problem.results, batch.files, null);
+  if (!specimen.reportId && !failure.unknown) specimen.waiting = [];
+  say(failure.kind === "no-usable-image" ? "None of these images could be used." : failure.message, true);
+}
+
+/** Let the browser draw and hear keys before the next piece of work. */
+const breath = () => new Promise((resolve) => setTimeout(resolve));
+
+function showProgress() {
+  const [bar, words] = byId("progress").children;
+  const there = specimen.cells.size;
+  bar.value = there;
+  bar.max = there + specimen.waiting.flatMap(({ files }) => files).length;
+  words.textContent = `${there} of ${bar.max}`;
+  byId("progress").hidden = false;
+}
+
+/** Go on after a failure. A batch that the service has taken in although its answer was lost is answered again, not counted again. */
+export async function sendRest() {
+  if (!specimen.waiting.length || specimen.posting) return;
+  if (await post()) say(`${images(specimen.cells.size)} read.`);
+}
+
+/** A folder was dropped on a report: its images are shown, and those that an incomplete report does not hold are sent. */
+export async function again(files) {
+  if (specimen.reportId) await guarded(readAgain);
+  const { found, missing } = await compared(files);
+  const { state } = specimen;
+  const room = state && !state.complete && !state.withdrawn ? state.expected_images - state.sent_images : 0;
+  const belong = `${found} of ${files.length} images belong to this specimen.`;
+  if (!room || !missing.length) {
+    say(room ? `${belong} ${images(room)} still missing.` : belong);
+    return;
+  }
+  if (missing.length > room) {
+    const words = `${images(missing.length)} in this folder are not in the report, and only ${room} are missing. Nothing was sent.`;
+    say(`${words} If the folder is the right one, put the number of images right.`, true);
+    return;
+  }
+  const text = `None of these ${images(files.length)} is in the report so far. Do they show the same specimen?`;
+  if (!found && !(await dialogs.ask("Add these images?", text, "Add them"))) return;
+  specimen.fields = { expected_images: state.expected_images };
+  specimen.waiting = inBatches(missing, BATCH);
+  if (await post()) say(`${images(missing.length)} added, ${specimen.cells.size} in all.`);
+}
+
+/** Give the cells their files, known by their SHA-256: how many belong here, and which files have no cell of their own yet. */
+async function compared(files) {
+  const free = new Map();
+  for (const cell of specimen.cells.values()) free.set(cell.result.sha256, [...(free.get(cell.result.sha256) ?? []), cell]);
+  const missing = [];
+  for (const file of files) {
+    const cell = free.get(await sha256(file))?.shift();
+    if (!cell) missing.push(file);
+    else if (!cell.file) give(cell, file);
+  }
+  return { found: files.length - missing.length, missing };
+}
