@@ -104,9 +104,14 @@ def _emit(result: Mapping[str, Any], as_json: bool, text: str) -> None:
 
 
 def _workspace() -> Path:
+    from flows.identity import identify
     from flows.workspace import find_workspace
 
-    return find_workspace()
+    workspace = find_workspace()
+    _, moved = identify(workspace)
+    if moved:
+        print(moved, file=sys.stderr)
+    return workspace
 
 
 def _stage(name: str, body: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pandas as pd
 
 from flows.artifacts import FOLDER, database_of, located, make_relative
+from flows.identity import check_own_names
 from wbc_model.card import CARD, WEIGHTS, ModelCard, read_card
 from wbc_model.errors import WbcError
 from wbc_model.files import replace_directory
@@ -325,6 +326,7 @@ def open_tracker(workspace: Path, params: Params) -> Tracker:
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     uri = absolute_uri(params.tracking.uri, workspace)
+    check_own_names(workspace, params, uri)
     mlflow.set_tracking_uri(uri)
     mlflow.set_system_metrics_sampling_interval(_SYSTEM_SECONDS)  # type: ignore[no-untyped-call]
     try:
