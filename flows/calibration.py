@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from flows.stages import seen_before
 from flows.workspace import label_names
 from wbc_model.calibrate import FOLDS, HIGHEST, LOWEST, MIN_CELLS, at_bound, conformal_threshold, fit_doubt, fit_temperature
-from wbc_model.card import ModelCard
+from wbc_model.card import CARD, INT8, ONNX, README, WEIGHTS, ModelCard
 from wbc_model.cell_filter import CellFilter
 from wbc_model.classes import CLASSES
 from wbc_model.errors import WbcError
@@ -32,6 +32,7 @@ from wbc_model.probabilities import softmax
 Labels = NDArray[np.int64]
 Sets = NDArray[np.bool_]
 VERSION_DIGITS: Final = 6
+MODEL_FILES: Final = (WEIGHTS, ONNX, CARD, README, *INT8)
 
 
 def calibrate(model: Path, data: Path, out: Path) -> dict[str, Any]:
@@ -41,6 +42,7 @@ def calibrate(model: Path, data: Path, out: Path) -> dict[str, Any]:
     gets a suffix, so that answers and audit log tell the calibrations apart. Returns what changed. Raises WbcError for fewer than
     MIN_CELLS usable cells, for cells of one class, and where no temperature fits them best.
     """
+    _check_out(out, model)
     network, card = load_model(model)
     manifest = read_manifest(data, label_names())
     rows = manifest[manifest["split"] == "val"] if (manifest["split"] == "val").any() else manifest
@@ -83,6 +85,17 @@ def _check(labels: Labels, data: Path) -> None:
     if len(present := np.unique(labels)) < 2:
         only = f"all {len(labels)} usable cells are labelled {CLASSES[present[0]]}"
         raise WbcError(f"{data}: {only}, and one class tells nothing of how classes are confused; add labelled cells of others")
+
+
+def _check_out(out: Path, model: Path) -> None:
+    """Raises WbcError where `out` holds anything but an earlier model directory, which is all that may be replaced there."""
+    if out.resolve() == model.resolve():
+        raise WbcError(f"{out} is the model itself, which is not changed: give --out another name")
+    if not out.exists():
+        return
+    others = [out.name] if not out.is_dir() else sorted({path.name for path in out.iterdir()} - set(MODEL_FILES))
+    if others:
+        raise WbcError(f"{out} holds {others[0]}, which is no part of a model directory: give --out another name")
 
 
 def _calibrated(card: ModelCard, seen: Predictions, labels: Labels, appearance: NDArray[np.float64], data: Path) -> ModelCard:

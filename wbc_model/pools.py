@@ -70,15 +70,15 @@ def check_present(data: Path) -> None:
 
     A clone without its data has the notes only. What is absent there is not empty, and nothing may be begun in its place.
     """
-    for note in sorted(data.glob("?*.dvc")):
+    notes = sorted(data.glob("?*.dvc"))
+    for note in notes:
         noted = read_yaml(note).get("outs") or [{}]
         target, count = note.with_suffix(""), noted[0].get("nfiles", 1)
         files = sum(1 for path in target.rglob("*") if path.is_file()) if target.is_dir() else int(target.is_file())
         if files < count:
             some = f"{files} of the {count} files of {target} are" if files else f"{target} is not"
-            raise WbcError(
-                f"{some} here, though {note.name} says so: `dvc pull` brings it (`dvc checkout`, where it was here before)"
-            )
+            names = " ".join(f"{data.name}/{one.name}" for one in notes)  # without them DVC asks for every stage's outputs too
+            raise WbcError(f"{some} here, though {note.name} says so: `dvc pull {names}` brings it")
 
 
 def _relabelled(frame: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:

@@ -59,7 +59,8 @@ def raabin_manifests(folder: Path, out: Path | None = None, validation_share: fl
 
     `raabin_official.csv`: Train and TestA as they are, with a share of Train, drawn by class, for validation.
     `raabin_smears.csv`: the cells of both, split anew with each smear on one side; the test's share is TestA's.
-    `raabin_testB.csv`: TestB, all of it for testing. Raises WbcError where Train or TestA is missing or has no image.
+    `raabin_testB.csv`: TestB, all of it for testing. Raises WbcError where Train or TestA is missing or has no image,
+    and where a manifest is there that says something else: somebody may have changed it.
     """
     parts = _parts(folder)
     left_out: list[str] = []
@@ -77,7 +78,12 @@ def raabin_manifests(folder: Path, out: Path | None = None, validation_share: fl
     }
     if "testb" in frames:
         manifests[TEST_B] = frames["testb"].assign(split="test")
-    wrote = [_write(frame, folder, out, name) for name, frame in manifests.items()]
+    texts = {out / name: _text(frame, folder, out) for name, frame in manifests.items()}
+    for path, text in texts.items():
+        if path.exists() and path.read_bytes() != text.encode():
+            raise WbcError(f"{path} is there with other content: it is left as it is. Move it away, or give another --out")
+    for path, text in texts.items():
+        write_atomic(path, text)
     known = set(frames["train"]["smear"])
     named = frames["testa"]["smear"] != ""
     return RaabinReport(
@@ -87,7 +93,7 @@ def raabin_manifests(folder: Path, out: Path | None = None, validation_share: fl
         left_out=sorted(left_out),
         unnamed=[str(path) for frame in frames.values() for path in frame.loc[frame["smear"] == "", "path"]],
         warnings=_warnings(manifests),
-        wrote=wrote,
+        wrote=list(texts),
     )
 
 
@@ -147,8 +153,8 @@ def _by_smear(cells: pd.DataFrame, frames: dict[str, pd.DataFrame], validation_s
     return cells.assign(split=[_SPLIT[side] for side in sides], group=group)
 
 
-def _write(frame: pd.DataFrame, folder: Path, out: Path, name: str) -> Path:
-    """Write a manifest; its paths are relative where it lies in the folder itself, absolute elsewhere."""
+def _text(frame: pd.DataFrame, folder: Path, out: Path) -> str:
+    """A manifest's text; its paths are relative where it lies in the folder itself, absolute elsewhere."""
     base = folder.resolve()
     inside = out.resolve() == base
     paths = [(path.resolve().relative_to(base) if inside else path.resolve()).as_posix() for path in frame["path"]]
@@ -156,8 +162,7 @@ def _write(frame: pd.DataFrame, folder: Path, out: Path, name: str) -> Path:
     table = frame.assign(path=paths)[columns]
     if "group" in table:
         table = table.drop(columns="smear")  # the same, and `group` is what an ingest keeps together
-    write_atomic(out / name, table.to_csv(index=False, lineterminator="\n"))
-    return out / name
+    return table.to_csv(index=False, lineterminator="\n")
 
 
 def _splits(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:

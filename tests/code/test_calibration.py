@@ -84,6 +84,16 @@ def test_too_few_cells_are_refused_and_nothing_is_written(model: Path, cells: Pa
     assert calibrate(model, tmp_path / "split.csv", tmp_path / "out")["cells"] == 60
 
 
+def test_nothing_but_a_model_directory_is_replaced(model: Path, cells: Path, tmp_path: Path) -> None:
+    (tmp_path / "models/mine").mkdir(parents=True)
+    (tmp_path / "models/notes.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for out, says in ((tmp_path / "models", "holds mine"), (tmp_path / "file", "holds file"), (model, "is the model itself")):
+        with pytest.raises(WbcError, match=says):
+            calibrate(model, cells, out)
+    assert (tmp_path / "models/notes.txt").read_text() == (tmp_path / "file").read_text() == "mine"
+
+
 def test_one_class_is_refused(model: Path, cells: Path, tmp_path: Path) -> None:
     table = pd.read_csv(cells).assign(path=lambda rows: [str(cells.parent / path) for path in rows["path"]])
     table.assign(label="Monocyte").to_csv(tmp_path / "one.csv", index=False)

@@ -248,10 +248,10 @@ def test_a_clone_without_its_data_begins_nothing_in_its_place(tmp_path: Path, ce
     note = "outs:\n- md5: 1.dir\n  size: 1\n  nfiles: {}\n  hash: md5\n  path: {}\n"
     for name, count in (("pools", 4), ("images", 2)):
         (data / f"{name}.dvc").write_text(note.format(count, name))
-        with pytest.raises(WbcError, match=f"{name} is not here, though {name}.dvc says so: `dvc pull` brings it"):
+        with pytest.raises(WbcError, match=f"{name} is not here, though {name}.dvc says so: `dvc pull data/.* brings it"):
             ingest(manifest, data, params)
         assert not (data / "images").exists()
-        with pytest.raises(WbcError, match="dvc pull"):
+        with pytest.raises(WbcError, match="dvc pull data/"):
             update(data / "pools", lambda pools: pools)
         (data / f"{name}.dvc").unlink()
     ingest(manifest, data, params)

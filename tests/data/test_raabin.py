@@ -134,5 +134,10 @@ def test_the_command_says_what_it_wrote(raabin: Path, tmp_path: Path) -> None:
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "of a smear that Train has too" in shown
     assert f"wrote {tmp_path / OFFICIAL}" in shown
+    (tmp_path / BY_SMEAR).write_text("path,label\nmine,Monocyte\n")
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (refused.returncode, (tmp_path / BY_SMEAR).read_text()) == (1, "path,label\nmine,Monocyte\n")
+    assert f"{BY_SMEAR} is there with other content" in refused.stderr
+    (tmp_path / BY_SMEAR).unlink()
     result = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True, check=True).stdout)
     assert result["counts"][TEST_B]["test"]["Neutrophil"] == 5
