@@ -23,6 +23,7 @@ from wbc_model.choices import Acquisition, Annotator, PresetName
 from wbc_model.errors import WbcError
 
 if TYPE_CHECKING:
+    from serving.backup import Places
     from serving.store import Store
     from wbc_model.conflicts import Conflict
 
@@ -758,6 +759,77 @@ def reports_export_command(
     lines += [f"{done.superseded} left out, a later decision on the same file stands"] if done.superseded else []
     lines += [f"wrote {out}", f"next: wbc ingest {manifest}, or wbc calibrate --model MODEL --data {manifest} --out DIR"]
     _emit({**done._asdict(), "wrote": str(out), "manifest": str(manifest)}, json_, "\n".join(lines))
+
+
+@reports_app.command("remove")
+def reports_remove_command(
+    by: Annotated[str, typer.Option(metavar="NAME", help="Who removes it.")],
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why; it stays in the record, so name no patient.")],
+    report: Annotated[str | None, typer.Argument(metavar="[ID]", help="The report.")] = None,
+    specimen: Annotated[str | None, typer.Option(metavar="NUMBER", help="All reports of this specimen number instead.")] = None,
+    json_: Json = False,
+) -> None:
+    """Remove a report with its cells, images, signatures and messages, for good; who did it and why is kept.
+
+    Stop the service first, or ask it: DELETE /v1/reports/ID with a key of the scopes review and admin.
+    """
+    from serving.removal import remove_here, reports_of
+
+    if (report is None) == (specimen is None):
+        raise WbcError("give either a report's id or --specimen NUMBER")
+    store = _store()
+    names = [str(report)] if specimen is None else reports_of(store, specimen)
+    if not names:
+        raise WbcError("there is no report of this specimen number")
+    removed = remove_here(store, _audit_log(None), names, by, reason)
+    found = [{"report_id": one.report_id, "by": one.by, "reason": one.reason, "at": one.at.isoformat()} for one in removed]
+    text = "\n".join([*(f"removed {one.report_id}" for one in removed), "backups made before this still hold it"])
+    _emit({"removed": found}, json_, text)
+
+
+@app.command("backup")
+def backup_command(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
+    json_: Json = False,
+) -> None:
+    """Back up what the service keeps, also while it runs: reports and images, audit log and keys, as they belong together."""
+    from serving.backup import back_up
+
+    found = back_up(_places(), out)
+    audit = found["audit"]
+    lines = [f"{found['reports']} reports, " + (f"{audit['records']} records of the audit log" if audit else "no audit log")]
+    lines += ["" if found["keys"] else "no keyring", *_image_keys_line(found), f"wrote {out}"]
+    _emit({**found, "wrote": [str(out)]}, json_, "\n".join(line for line in lines if line))
+
+
+@app.command("restore")
+def restore_command(
+    backup: Annotated[Path, typer.Argument(metavar="BACKUP", help="A folder that `wbc backup` wrote.")],
+    replace: Annotated[bool, typer.Option("--replace", help="Even where what is here is newer; it is put aside first.")] = False,
+    json_: Json = False,
+) -> None:
+    """Bring a backup back. The service must be stopped; what was here is backed up beside the backup first."""
+    from serving.backup import bring_back
+
+    found = bring_back(backup, _places(), replace)
+    lines = [f"{found['reports']} reports as of {found['made_at']}"]
+    lines += [f"newer than the backup and put aside: {what}" for what in found["newer"]]
+    lines += [f"what was here is in {found['aside']}"] if found["aside"] else []
+    _emit(found, json_, "\n".join([*lines, *_image_keys_line(found)]))
+
+
+def _image_keys_line(found: dict[str, Any]) -> list[str]:
+    names, apart = found["image_keys"], "the file of these keys is not in the backup, keep it apart"
+    return [f"images are encrypted with {', '.join(names)}: {apart}"] if names else []
+
+
+def _places() -> "Places":
+    """Where the service keeps what a backup holds: what the environment names, else the workspace's."""
+    from serving.backup import Places
+    from serving.store import STORE_URL, sqlite_url
+
+    url = os.environ.get(STORE_URL, "").strip() or sqlite_url(_workspace() / STORE)
+    return Places(url, _audit_log(None), _keyring(None))
 
 
 KeysFile = Annotated[

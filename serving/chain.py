@@ -167,7 +167,7 @@ def verify(path: Path, contains: str | None = None, archived: bool = False) -> V
     if head is None:
         raise WbcError(f"{head_path(path)} is missing: without it nobody can tell whether the log's last records are")
     chain = _Chain(wanted={head.digest, contains or head.digest} - {START}, archived=archived)
-    for name, number, line in _lines(path):
+    for name, number, line in lines(path):
         chain.follow(name, number, line)
     if head.digest in chain.wanted:
         where = f"line {chain.torn_from}" if chain.torn else f"the end, after record {chain.last.number}"
@@ -177,7 +177,7 @@ def verify(path: Path, contains: str | None = None, archived: bool = False) -> V
     return Verified(chain.last.number, chain.torn_lines, chain.last.digest, len(chain.intentions), chain.first)
 
 
-def _lines(path: Path) -> Iterator[tuple[Path, int, bytes]]:
+def lines(path: Path) -> Iterator[tuple[Path, int, bytes]]:
     """Each line of the log with its file and its number in it. The service may rotate the log meanwhile: then all over again."""
     with ExitStack() as stack:
         while True:

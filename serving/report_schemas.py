@@ -78,6 +78,22 @@ class WithdrawalRequest(_Request):
     amend: bool = Field(default=False, description="Needed where the report was signed: its receivers are told.")
 
 
+class RemovalRequest(_Request):
+    """A person removes the report for good: only the record of that stays."""
+
+    reason: Reason
+    by: By
+
+
+class ReportRemoval(BaseModel):
+    """That a report was removed."""
+
+    report_id: str
+    reason: str
+    by: str
+    at: datetime
+
+
 class SignatureRequest(_Request):
     """A person signs the report as it is."""
 

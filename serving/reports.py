@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from serving import fhir
-from serving.access import REVIEW
+from serving.access import ADMIN, REVIEW
 from serving.changes import Why, put_right, withdraw
 from serving.deeds import Done, carry_out
 from serving.heavy import heavy
@@ -27,12 +27,15 @@ from serving.names import NAME
 from serving.outbox import Sender
 from serving.preview import png
 from serving.problems import Problem, bad_field, described, too_large
+from serving.removal import remove
 from serving.report_schemas import (
     CorrectionRequest,
     PatchRequest,
+    RemovalRequest,
     ReportAnswer,
     ReportDelta,
     ReportList,
+    ReportRemoval,
     SignatureRequest,
     UndoRequest,
     WithdrawalRequest,
@@ -329,6 +332,26 @@ async def sign_report(request: Request, report_id: ReportId, if_match: IfMatch =
     if kept.sender is not None:
         kept.sender.wake()
     return answer
+
+
+@router.delete(
+    "/{id}",
+    response_model=ReportRemoval,
+    dependencies=ADMIN,
+    responses={number: CHANGES[number] for number in (408, 413, 415)},
+    openapi_extra={"requestBody": _change(RemovalRequest)["requestBody"]},
+)
+async def remove_report(request: Request, report_id: ReportId) -> Response:
+    """Remove the report with its cells, images, signatures and messages, for good. Who removed it and why is kept."""
+    kept = _kept(request)
+    asked = await _body(request, RemovalRequest)
+
+    def work() -> Done:
+        removal = remove(kept.store, checked(report_id), asked.by, asked.reason)
+        answer = ReportRemoval.model_validate(removal, from_attributes=True)
+        return Done(Response(answer.model_dump_json(), media_type="application/json"), [], None)
+
+    return await carry_out(request, work, asked.model_dump_json())
 
 
 @router.get("/{id}/cells/{index}/image", responses={200: {"content": {"image/png": {}}}}, response_class=Response)

@@ -360,6 +360,46 @@ class Store:
         """Close all connections."""
         self._engine.dispose()
 
+    def close_for_good(self) -> None:
+        """Close, and leave nothing in a write-ahead log beside a SQLite file: the file can then be moved or copied."""
+        if self.file is not None:
+            raw = self._engine.raw_connection()
+            try:
+                raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            finally:
+                raw.close()
+        self.close()
+
+    @property
+    def file(self) -> Path | None:
+        """The SQLite file; None for PostgreSQL."""
+        return Path(str(self._engine.url.database)) if self._engine.dialect.name == "sqlite" else None
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Connection]:
+        """A connection that sees one state of the database, for copying it."""
+        with self._reader.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def filling(self) -> Iterator[Connection]:
+        """A connection in one write transaction, for copying into it."""
+        with self._writer.begin() as connection:
+            yield connection
+
+    def empty(self) -> None:
+        """Remove all tables, and make them anew: the database refuses to delete rows of what people did."""
+        from serving.migrations import upgrade
+
+        with self._writer.begin() as connection:
+            Base.metadata.drop_all(connection)
+            connection.exec_driver_sql("DROP TABLE IF EXISTS alembic_version")
+            if self.file is None:
+                for table in Base.metadata.tables:
+                    for guard in ("only_added", "only_removed"):
+                        connection.exec_driver_sql(f"DROP FUNCTION IF EXISTS {table}_{guard}()")
+            upgrade(connection)
+
     @contextmanager
     def reading(self) -> Iterator[Session]:
         """A session for looking only; sees one state of the database."""

@@ -26,6 +26,7 @@ def upgrade() -> None:
     _retired_messages()
     for table in APPEND_ONLY:
         _only_added(table)
+    _never_touched("removals")
 
 
 def _columns() -> None:
@@ -147,4 +148,23 @@ def _only_added(table: str) -> None:
     )
     op.execute(
         f"CREATE TRIGGER {table}_only_removed BEFORE DELETE ON {table} FOR EACH ROW EXECUTE FUNCTION {table}_only_removed()"
+    )
+
+
+def _never_touched(table: str) -> None:
+    """Rows are added, never changed and never deleted."""
+    if op.get_bind().dialect.name == "sqlite":
+        for what in ("UPDATE", "DELETE"):
+            op.execute(
+                f"CREATE TRIGGER {table}_no_{what.lower()} BEFORE {what} ON {table} FOR EACH ROW "
+                f"BEGIN SELECT RAISE(ABORT, '{table} are only ever added'); END"
+            )
+        return
+    op.execute(
+        f"CREATE OR REPLACE FUNCTION {table}_only_added() RETURNS trigger LANGUAGE plpgsql AS "
+        f"$$ BEGIN RAISE EXCEPTION '{table} are only ever added'; END $$"
+    )
+    op.execute(
+        f"CREATE TRIGGER {table}_only_added BEFORE UPDATE OR DELETE OR TRUNCATE ON {table} "
+        f"FOR EACH STATEMENT EXECUTE FUNCTION {table}_only_added()"
     )
