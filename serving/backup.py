@@ -126,7 +126,7 @@ def _copy_sqlite(source: Path, target: Path) -> None:
 def _copy_rows(source: Connection, target: Connection) -> None:
     """All rows of all tables, those that others refer to first."""
     for table in Base.metadata.sorted_tables:
-        found = source.execution_options(yield_per=ROWS).execute(select(table))
+        found = source.execute(select(table).execution_options(yield_per=ROWS))
         for rows in found.mappings().partitions(ROWS):
             target.execute(insert(table), [dict(row) for row in rows])
 

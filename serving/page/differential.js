@@ -73,7 +73,7 @@ function line(row, unit) {
   numbers.append(
     heading,
     element("td", String(row.count)),
-    element("td", digits(row.value, unit), "value"),
+    element("td", row.printed, "value"),
     element("td", limits),
     element("td", `${row.reference.low} – ${row.reference.high}`),
     mark,
