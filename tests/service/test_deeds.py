@@ -373,7 +373,12 @@ def test_a_signature_with_the_audit_logs_disk_full(model_dir: Path, tmp_path: Pa
     port = free_port()
     with small_disk(tmp_path / "small") as disk:
         path = disk / "audit.jsonl"
-        environment = clean_environment(WBC_AUDIT_LOG=str(path), WBC_STORE_URL=sqlite_url(tmp_path / "service.db"))
+        (tmp_path / "site.yaml").write_text("review_before_signature: nothing\n")
+        environment = clean_environment(
+            WBC_AUDIT_LOG=str(path),
+            WBC_STORE_URL=sqlite_url(tmp_path / "service.db"),
+            WBC_SITE_FILE=str(tmp_path / "site.yaml"),
+        )
         with (
             started(serve_command(model_dir, port), port, tmp_path, environment, ROOT) as server,
             httpx.Client(base_url=server.url, timeout=30) as client,
