@@ -957,6 +957,25 @@ def champion_command(
     _emit(result, json_, champion.champions_text(result))
 
 
+@app.command("gc")
+def gc_command(
+    keep: Annotated[int, typer.Option(metavar="N", min=1, help="Keep the last N models and trainings.")] = 5,
+    champions: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Keep the last N of those that were champion; default: all.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete; without it only say what would be deleted.")] = False,
+    json_: Json = False,
+) -> None:
+    """Give disk back: models that no alias, tag or branch names, and that are not among the last. Never images or pools."""
+    from flows.disk import collect
+
+    result = collect(_workspace(), keep, champions, yes)
+    what = [f"  {line}" for line in result["lines"]] or ["  nothing"]
+    end = "deleted" if yes else "nothing was deleted: `wbc gc --yes` deletes this" if result["lines"] else "all is kept"
+    head = "no longer kept:"
+    _emit(result, json_, "\n".join([head, *what, f"{result['frees'] / 1e6:.1f} MB", end]))
+
+
 @app.command("demo")
 def demo_command(
     directory: Annotated[

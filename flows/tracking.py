@@ -149,14 +149,52 @@ class Tracker:
         self.client.set_tag(run, COMPLETE, "yes")
         self.client.set_terminated(run)
 
-    def _put(self, run: str, path: Path, folder: str | None = None) -> None:
-        """Copy a file, or what is in a folder, to the files of a run."""
+    def _place(self, run: str) -> str:
+        return located(str(self.client.get_run(run).info.artifact_uri), self.workspace)
+
+    def _repository(self, run: str) -> Any:
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-        place = located(str(self.client.get_run(run).info.artifact_uri), self.workspace)
-        repository = get_artifact_repository(place, self.uri, self.uri)
+        return get_artifact_repository(self._place(run), self.uri, self.uri)
+
+    def folder(self, run: str, name: str) -> Path | None:
+        """A folder among the files of a run, where they are kept on this machine and it is there."""
+        path = Path(self._place(run).removeprefix("file://")) / name
+        return path if path.is_dir() else None
+
+    def _put(self, run: str, path: Path, folder: str | None = None) -> None:
+        """Copy a file, or what is in a folder, to the files of a run; what DVC's cache has too is stored once."""
+        from flows.disk import share
+
+        repository = self._repository(run)
         put = repository.log_artifacts if path.is_dir() else repository.log_artifact
-        put(str(path), folder)  # type: ignore[no-untyped-call]
+        put(str(path), folder)
+        if folder is not None and (there := self.folder(run, folder)) is not None:
+            share(there, self.workspace)
+
+    def drop(self, run: str, folder: str) -> None:
+        """Delete a folder of the files of a run."""
+        self._repository(run).delete_artifacts(folder)
+
+    def runs_with_models(self, last: int) -> list[str]:
+        """The finished runs of cycles that a model may lie in, but for those of the `last` retrainings."""
+        finished = self.client.search_runs(
+            [self.experiment], f"tags.`{COMPLETE}` = 'yes'", order_by=["attributes.start_time DESC"], max_results=50_000
+        )
+        keys = list(dict.fromkeys(run.data.tags.get(RUN, "") for run in finished))
+        return [str(run.info.run_id) for run in finished if run.data.tags.get(RUN, "") in keys[last:]]
+
+    def aliases(self) -> dict[str, str]:
+        """Every alias of the registered model, with the version that it names."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            found = self.client.get_registered_model(self.model_name).aliases
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return {}
+        return {str(name): str(version) for name, version in found.items()}
 
     def log_packaged(self, run: str, model: Path) -> None:
         """Let the run's model be the one that is served: the candidate, and its int8 graph where it has one."""

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from flows import champion, gate, retrain
+from flows.disk import collect
 from flows.labels import decide
 from flows.package import PACKAGED_MODEL
 from flows.progress import Progress
@@ -429,6 +430,31 @@ def test_a_retraining_makes_the_champions_numbers_again_before_it_compares(site:
 def pool_of(site: Site, name: str) -> tuple[list[str], list[str]]:
     frame = Pools.read(site.workspace / "data/pools").frames[name]
     return frame["sha256"].tolist(), frame["label"].tolist()
+
+
+# --- disk ----------------------------------------------------------------------------------------------------------------
+
+
+def test_old_models_go_from_the_registry_and_those_that_count_stay(site: Site) -> None:
+    for seed in range(1, 5):
+        site.candidate(seed)
+        site.ask()
+    set_params(site.workspace, {"gate.max_accuracy_drop": 0.0, "gate.alpha": 1.0})  # nothing passes any more
+    for seed in range(5, 8):
+        site.candidate(seed)
+        assert not site.ask().promoted
+    site.tracker.tag_version("5", {"wbc.keep": "for the paper"})
+    said = collect(site.workspace, last=1)
+    assert said["versions"] == ["6"], "1 to 4 were champion, 5 is tagged, 7 is the last"
+    assert said["frees"] > 40_000_000
+    assert collect(site.workspace, last=1, champions=1)["versions"] == ["6", "2", "1"], "a rollback needs the one before"
+    before = {path for path in (site.workspace / "mlartifacts").rglob("*") if path.is_file()}
+    assert collect(site.workspace, last=1, delete=True)["versions"] == ["6"]
+    gone = before - {path for path in (site.workspace / "mlartifacts").rglob("*") if path.is_file()}
+    assert {path.name for path in gone} == {WEIGHTS, ONNX, "model.json", "README.md"}
+    assert [str(version.version) for version in site.tracker.versions()] == ["7", "5", "4", "3", "2", "1"]
+    champion.roll_back(site.workspace, "it still can be")
+    assert site.version() == "3"
 
 
 # --- moved and copied ------------------------------------------------------------------------------------------------------
