@@ -13,7 +13,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
+from wbc_model.card import file_sha256
 from wbc_model.files import write_atomic
+from wbc_model.params import read_params
 
 ROOMS: Final = ("wbc_model", "flows", "serving")
 _NUMERIC: Final = ("numpy", "pillow", "torch", "torchvision", "lightning-fabric", "scikit-learn", "scipy")
@@ -132,7 +134,12 @@ def fingerprint(entry: Entry, root: Path | None = None) -> str:
 
 
 def write_fingerprints(workspace: Path) -> dict[str, str]:
-    """Write `models/code.json`: the fingerprint of each stage."""
+    """Write `models/code.json`: the fingerprint of each stage. That of `train` has the weights in it that a training begins with:
+    params.yaml names their file only."""
     values = {stage: fingerprint(entry) for stage, entry in STAGES.items()}
+    weights = read_params(workspace / "params.yaml").model.init_weights
+    if weights and (workspace / weights).is_file():  # one that is missing is named when it is read
+        content = values["train"] + file_sha256(workspace / weights)
+        values["train"] = hashlib.sha256(content.encode()).hexdigest()[:16]
     write_atomic(workspace / "models/code.json", json.dumps(values, indent=2) + "\n")
     return values

@@ -205,6 +205,9 @@ class Training:
         if self.start is not None:
             parts.append("start")
             update_with_weights(digest, self.start)
+        weights = self.params.model.init_weights
+        if weights:
+            digest.update(Path(weights).read_bytes())
         for source in sorted(Path(__file__).parent.glob("*.py")):
             digest.update(source.read_bytes())
         digest.update(json.dumps([torch.__version__, *parts]).encode())

@@ -1,10 +1,12 @@
 """A stage's fingerprint changes with the code that it runs, and with nothing else."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
-from flows.fingerprint import STAGES, Entry, closure, fingerprint
+from flows.fingerprint import STAGES, Entry, closure, fingerprint, write_fingerprints
+from flows.workspace import set_params, template
 
 ENTRY = Entry("flows.stages:train", packages=("numpy",))
 FILES = {
@@ -81,3 +83,16 @@ def test_the_real_stages_reach_their_code() -> None:
     for entry in STAGES.values():  # a stage whose function was renamed would have an empty fingerprint
         module, function = entry.function.split(":")
         assert f"def {function}(" in (root / f"{module.replace('.', '/')}.py").read_text()
+
+
+def test_other_initial_weights_in_the_same_file_are_another_training(tmp_path: Path) -> None:
+    shutil.copyfile(template("params.yaml"), tmp_path / "params.yaml")
+    plain = write_fingerprints(tmp_path)
+    assert plain["train"] == fingerprint(STAGES["train"])
+    set_params(tmp_path, {"model.init_weights": "resnet18.safetensors"})
+    values = []
+    for content in (b"some weights", b"other weights"):
+        (tmp_path / "resnet18.safetensors").write_bytes(content)
+        values.append(write_fingerprints(tmp_path))
+    assert len({plain["train"], *(one["train"] for one in values)}) == 3
+    assert values[0]["evaluate"] == values[1]["evaluate"]
