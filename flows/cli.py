@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from flows.workspace import AUDIT, KEYRING, STORE
+from flows.workspace import AUDIT, KEYRING, STORE, bypass_proxies
 from wbc_model.choices import Acquisition, Annotator, PresetName
 from wbc_model.errors import WbcError
 
@@ -61,6 +61,7 @@ class StatisticsChoice(enum.StrEnum):
 
 def main() -> None:
     """Entry point of the `wbc` command."""
+    bypass_proxies()
     try:
         app()
     except SystemExit as end:
@@ -176,13 +177,16 @@ def ingest_command(
 
     Exit code 3 when some rows were unusable, or disagree with a label in the pools: data/conflicts.csv has these.
     """
+    from flows.state import writing
     from flows.workspace import ensure_dvc
     from wbc_model.ingest import ingest
     from wbc_model.params import read_params
 
     workspace = _workspace()
-    ensure_dvc(workspace)
-    report = ingest(data, workspace / "data", read_params(workspace / "params.yaml"), source, list_conflicts=list_conflicts)
+    params = read_params(workspace / "params.yaml")
+    with writing(workspace, "`wbc ingest`", lambda line: print(f"wbc: {line}", file=sys.stderr)):
+        ensure_dvc(workspace)
+        report = ingest(data, workspace / "data", params, source, list_conflicts=list_conflicts)
     wrote = ["data/images", "data/pools", "data/oracle.csv", "data/rejected.csv", "data/quarantine.csv"]
     wrote += ["data/conflicts.csv"] if report.conflicts else []
     lines = [
@@ -435,11 +439,12 @@ def schedule_command(
     watch: Annotated[
         float, typer.Option(min=1, metavar="SECONDS", help="How often to look whether enough new labels came.")
     ] = 60,
+    commit: Annotated[bool, typer.Option("--commit", help="Commit and tag every version of the pools with its model.")] = False,
 ) -> None:
     """Serve the retraining as a Prefect deployment: by the cron of params.yaml, and when enough new labels have come."""
     from flows.schedule import schedule
 
-    schedule(_workspace(), every, watch)
+    schedule(_workspace(), every, watch, commit)
 
 
 @labels_app.command("export")
@@ -483,6 +488,12 @@ def labels_import_command(
         raise typer.Exit(3)
 
 
+def _waits(result: Mapping[str, Any]) -> list[str]:
+    """What to know of labels that came while somebody works on the pools."""
+    busy = result["waits_for"]
+    return [f"they wait: {busy} works on the pools as they are, and the next round begins with these labels"] if busy else []
+
+
 @labels_app.command("decide")
 def labels_decide_command(
     cell: Annotated[
@@ -514,7 +525,7 @@ def labels_decide_command(
         _emit({"conflicts": [vars(one) for one in waiting]}, json_, "\n".join(_conflict_lines(waiting)) or "no conflict")
         return
     text = f"{result['new']} decided, {result['corrected']} labels changed; {result['conflicts']} conflicts wait"
-    _emit(result, json_, "\n".join([text, *_out_of_date(workspace, result), f"wrote {', '.join(result['wrote'])}"]))
+    _emit(result, json_, "\n".join([text, *_out_of_date(workspace, result), *_waits(result), f"wrote {', '.join(result['wrote'])}"]))
 
 
 def _out_of_date(workspace: Path, result: dict[str, Any]) -> list[str]:
@@ -557,8 +568,11 @@ def labels_test_command(
 def labels_replay_command(json_: Json = False) -> None:
     """Take the labels of data/labels.csv in that the pools do not know, after a checkout or a merge say."""
     from flows.labels import replay
+    from flows.state import writing
 
-    count = replay(_workspace())
+    workspace = _workspace()
+    with writing(workspace, "`wbc labels replay`", lambda line: print(f"wbc: {line}", file=sys.stderr)):
+        count = replay(workspace)
     _emit({"replayed": count, "wrote": ["data/pools"]}, json_, f"{count} labels replayed\nwrote data/pools")
 
 

@@ -8,6 +8,7 @@ import base64
 import hashlib
 import io
 import json
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +17,12 @@ from typing import Any, Final, Literal
 import pandas as pd
 
 from flows.answers import CONTROL, Refused, read_answers
+from flows.state import TURNSTILE, at_work
 from flows.workspace import label_names
 from wbc_model.classes import CLASSES
 from wbc_model.conflicts import CONFLICTS, MACHINES, Conflict, conflicts_csv, open_conflicts, read_conflicts, settled
 from wbc_model.errors import WbcError
+from wbc_model.files import locked, write_atomic
 from wbc_model.handed_out import hand_out, hand_out_bytes, is_ours, move_aside, was_handed_out
 from wbc_model.manifest import known_label, unknown_label
 from wbc_model.pools import Pools, now, read_table, to_csv, transaction
@@ -27,6 +30,7 @@ from wbc_model.store import ImageStore
 from wbc_model.written import read_sheet, read_written
 
 LOG: Final = "data/labels.csv"
+_WAITING: Final = ".wbc/incoming"
 COLUMNS: Final = ["sha256", "label", "labelled_by", "labelled_at", "cycle", "why"]
 FIRST_COLUMNS: Final = COLUMNS[:5]  # of a log that was begun before labels could be superseded
 QUEUE: Final = ["sha256", "path", "rank", "score", "reason", "predicted", "probability"]
@@ -43,7 +47,8 @@ LABEL_STUDIO_CONFIG: Final = """\
 @dataclass(frozen=True)
 class Taken:
     """What became of labels: `new` ones; `corrected`, those of them that supersede another; `held_out`, those of these in the
-    validation or test pool; `known` already; `refused`; and the `pools` version that they made."""
+    validation or test pool; `known` already; `refused`; and the `pools` version that they made. Where they wait, `waits_for` is
+    who works on the pools."""
 
     new: int
     corrected: int
@@ -51,6 +56,7 @@ class Taken:
     known: int
     refused: list[Refused]
     pools: str
+    waits_for: str = ""
 
 
 def read_log(workspace: Path) -> pd.DataFrame:
@@ -76,6 +82,54 @@ def record(workspace: Path, rows: pd.DataFrame, cycle: int) -> int:
 
 
 def take_in(workspace: Path, rows: pd.DataFrame, cycle: int, decided: bool = False, all_or_nothing: bool = False) -> Taken:
+    """As `_take_in`, after what waits. While somebody works on the pools as they are (`flows.state.at_work`) the labels wait, and
+    `Taken.waits_for` says for whom: the next round begins with them."""
+    with locked(workspace / TURNSTILE):
+        busy = at_work(workspace)
+        if busy is not None:
+            return _put_off(workspace, rows, cycle, decided, all_or_nothing, busy)
+        _take_waiting(workspace)
+        return _take_in(workspace, rows, cycle, decided, all_or_nothing)
+
+
+def take_waiting(workspace: Path) -> int:
+    """Take in what came while somebody worked on the pools; returns how many labels were new. Nothing while somebody does."""
+    with locked(workspace / TURNSTILE):
+        return 0 if at_work(workspace) else _take_waiting(workspace)
+
+
+def waiting(workspace: Path) -> int:
+    """How many labels wait for whoever works on the pools."""
+    return sum(len(json.loads(path.read_text())["rows"]) for path in sorted((workspace / _WAITING).glob("*.json")))
+
+
+def _take_waiting(workspace: Path) -> int:
+    new = 0
+    for path in sorted((workspace / _WAITING).glob("*.json")):
+        put_off = json.loads(path.read_text())
+        rows = pd.DataFrame(put_off["rows"], dtype=str)
+        new += _take_in(workspace, rows, put_off["cycle"], put_off["decided"], all_or_nothing=False).new
+        path.unlink()
+    return new
+
+
+def _put_off(workspace: Path, rows: pd.DataFrame, cycle: int, decided: bool, all_or_nothing: bool, busy: str) -> Taken:
+    pools, log = Pools.read(workspace / "data/pools"), read_log(workspace)
+    _refuse_behind(workspace, pools, log)
+    sorting = _Sorting(pools, log, decided)
+    new = sorting.sort(_complete(rows))
+    sorting.check(all_or_nothing)
+    if len(new):
+        kept = {"cycle": cycle, "decided": decided, "rows": new.to_dict("records")}
+        write_atomic(workspace / _WAITING / f"{time.time_ns():020}.json", json.dumps(kept, indent=1) + "\n")
+    return sorting.taken(len(new), pools, busy)
+
+
+def _complete(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.reindex(columns=[*COLUMNS[:4], "why", "place"], fill_value="").fillna("").astype(str)
+
+
+def _take_in(workspace: Path, rows: pd.DataFrame, cycle: int, decided: bool, all_or_nothing: bool) -> Taken:
     """Take labels in, log and pools in one step: columns sha256, label, labelled_by, labelled_at (empty: now), and perhaps `why`
     and `place` (in a file).
 
@@ -83,7 +137,7 @@ def take_in(workspace: Path, rows: pd.DataFrame, cycle: int, decided: bool = Fal
     was said before matters, and conflicts about these cells are settled. Raises WbcError where the log has labels that the
     pools do not know (nothing is replayed unasked), and with `all_or_nothing` for the first row that is refused.
     """
-    rows = rows.reindex(columns=[*COLUMNS[:4], "why", "place"], fill_value="").fillna("").astype(str)
+    rows = _complete(rows)
     taken: list[Taken] = []
 
     def change(pools: Pools) -> tuple[Pools, Mapping[Path, str]]:
@@ -91,12 +145,9 @@ def take_in(workspace: Path, rows: pd.DataFrame, cycle: int, decided: bool = Fal
         _refuse_behind(workspace, pools, log)
         sorting = _Sorting(pools, log, decided)
         new = sorting.sort(rows)
-        if sorting.refused and all_or_nothing:
-            first = sorting.refused[0]
-            raise WbcError(f"cell {first.sha256}: {first.reason}")
+        sorting.check(all_or_nothing)
         after = pools.label(new, cycle) if len(new) else pools
-        counts = sorting.corrected, sorting.held_out, sorting.known, sorting.refused
-        taken.append(Taken(len(new), *counts, pools=after.version()))
+        taken.append(sorting.taken(len(new), after))
         also = {workspace / LOG: to_csv(pd.concat([log, new.assign(cycle=str(cycle))[COLUMNS]]))} if len(new) else {}
         return after, also | _settled(workspace, set(new["sha256"]) if decided else set())
 
@@ -130,6 +181,15 @@ class _Sorting:
             elif reason:
                 self.refused.append(Refused(row["place"], row["sha256"], reason))
         return pd.DataFrame(kept, columns=[*COLUMNS[:4], "why"], dtype=str)
+
+    def check(self, all_or_nothing: bool) -> None:
+        """Raises WbcError for the first row that was refused, where one spoils all."""
+        if self.refused and all_or_nothing:
+            raise WbcError(f"cell {self.refused[0].sha256}: {self.refused[0].reason}")
+
+    def taken(self, new: int, pools: Pools, waits_for: str = "") -> Taken:
+        """What became of the rows, `new` of them labels of these pools."""
+        return Taken(new, self.corrected, self.held_out, self.known, self.refused, pools.version(), waits_for)
 
     def _why_not(self, row: dict[Any, str], torn: bool) -> str | None:
         """None for a new label, the reason for one that is refused, nothing for one that changes nothing."""
@@ -244,7 +304,8 @@ def _decided(workspace: Path, labels: list[tuple[str, str]], by: str, why: str, 
     if len(torn):
         raise WbcError(f"cell {torn['sha256'].iloc[0]} has conflicts with more than one label: decide on it by itself first")
     taken = take_in(workspace, rows, cycle, decided=True, all_or_nothing=True)
-    return {**_told(taken), "conflicts": len(conflicts(workspace)), "wrote": [LOG, "data/pools"]}
+    wrote = [_WAITING] if taken.waits_for else [LOG, "data/pools"]
+    return {**_told(taken), "conflicts": len(conflicts(workspace)), "wrote": wrote}
 
 
 def _told(taken: Taken) -> dict[str, Any]:
@@ -395,7 +456,7 @@ def import_labels(workspace: Path, file: Path, cycle: int, annotator: str = "") 
     frame = pd.DataFrame(rows, columns=[*COLUMNS[:4], "why", "place"], dtype=str)
     taken = _told(take_in(workspace, frame, cycle))
     waiting = len(awaited(workspace)) if (workspace / "data/queue.csv").exists() else 0
-    wrote = [LOG, "data/pools"] if taken["new"] else []
+    wrote = ([_WAITING] if taken["waits_for"] else [LOG, "data/pools"]) if taken["new"] else []
     refusals = [*(vars(one) for one in refused), *taken["refused"]]
     return {"labels": len(frame), **taken, "refused": refusals, "cycle": cycle, "awaited": waiting, "wrote": wrote}
 

@@ -14,16 +14,21 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 from flows.guard import FLOW, flow_token
-from flows.workspace import environment
+from flows.workspace import bypass_proxies, environment, machine_name, workspace_name
 from wbc_model.errors import WbcError
 
-LIMIT: Final = "gpu"
+if TYPE_CHECKING:
+    from uuid import UUID
+
+    from prefect.client.schemas.objects import FlowRun, State, StateType
+
 LEASE_SECONDS: Final = 60
 _START_SECONDS: Final = 180  # a loaded machine with 2 cores and a new database
 _DATABASE: Final = "prefect.db"
@@ -35,7 +40,7 @@ def settings(home: Path) -> dict[str, str]:
     """Prefect's settings for client and server, unless the user has set them."""
     wanted = {
         "PREFECT_HOME": str(home),
-        "PREFECT_LOGGING_LEVEL": "WARNING",
+        "PREFECT_LOGGING_LEVEL": "INFO",
         _CONSOLE: "CRITICAL",  # its log lines go to its API; on the terminal the flow itself says what matters
         "PREFECT_LOGGING_SERVER_LEVEL": "ERROR",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -58,6 +63,7 @@ def prefect_api(workspace: Path, scheduling: bool = False) -> Iterator[str]:
     home = workspace / ".wbc/prefect"
     home.mkdir(parents=True, exist_ok=True)
     os.environ.update(settings(home))
+    bypass_proxies()
     given = os.environ.get("PREFECT_API_URL")
     if given:
         with _answering(f"the Prefect server at {given}"):
@@ -142,7 +148,8 @@ def _await_health(url: str, process: "subprocess.Popen[bytes]", log: Path) -> No
 
 def _healthy(url: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:  # noqa: S310 - our own http://127.0.0.1
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with direct.open(f"{url}/health", timeout=5) as answer:
             return bool(answer.status == 200)
     except OSError:
         return False
@@ -183,7 +190,8 @@ def _keep_template(database: Path) -> None:
 
 
 def open_limit(own_server: bool) -> None:
-    """Make the global concurrency limit `gpu` where it is missing: one at a time, strictly.
+    """Make the global concurrency limit of this machine's GPU where it is missing: one at a time, strictly. All workspaces of the
+    machine share it, and none of another.
 
     On a private server whoever held a slot before is dead (the caller holds the workspace's lock), so that it is freed at
     once; on a shared one a dead holder's lease runs out within LEASE_SECONDS.
@@ -194,9 +202,88 @@ def open_limit(own_server: bool) -> None:
 
     with get_client(sync_client=True) as client:
         try:
-            limit = client.read_global_concurrency_limit_by_name(LIMIT)
+            limit = client.read_global_concurrency_limit_by_name(gpu_limit())
         except ObjectNotFound:
-            client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=LIMIT, limit=1))
+            client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=gpu_limit(), limit=1))
             return
         if own_server and limit.active_slots:
-            client.update_global_concurrency_limit(LIMIT, GlobalConcurrencyLimitUpdate(active_slots=0))
+            client.update_global_concurrency_limit(gpu_limit(), GlobalConcurrencyLimitUpdate(active_slots=0))
+
+
+# --- names and runs ----------------------------------------------------------------------------------------------------
+
+
+def gpu_limit() -> str:
+    """The limit's name: the machine's, as two workspaces on one machine share its GPU."""
+    return f"gpu-{machine_name()}"
+
+
+def retraining_flow(workspace: Path) -> str:
+    """The name of the workspace's flow of retrainings, whoever starts them."""
+    return f"retraining-{workspace_name(workspace)}"
+
+
+def watch_flow_name(workspace: Path) -> str:
+    """The name of the workspace's flow that looks for new labels."""
+    return f"label-watch-{workspace_name(workspace)}"
+
+
+def run_name(workspace: Path) -> str:
+    """What a run is called: workspace and moment."""
+    return f"{workspace.resolve().name} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def end_dead_runs(flows: Sequence[str], but: str = "") -> int:
+    """Put the runs of these flows that still count as running, but were killed with their process, in the state Crashed; returns
+    how many. Only whoever knows that none of them runs may call this. `but` is the id of the run that asks."""
+    from prefect.client.schemas.objects import StateType
+    from prefect.states import Crashed
+
+    dead = [run for run in _runs(flows, StateType.RUNNING, StateType.PENDING, StateType.CANCELLING) if str(run.id) != but]
+    for run in dead:
+        _force(run.id, Crashed(message="its process was killed, and could not say so"))
+    return len(dead)
+
+
+def drop_missed_runs(flows: Sequence[str]) -> int:
+    """Of each flow's runs whose time has passed while nobody served them, keep the last; returns how many were dropped."""
+    from prefect.client.schemas.objects import StateType
+    from prefect.states import Cancelled
+
+    dropped = 0
+    for flow in flows:
+        runs = _runs([flow], StateType.SCHEDULED)
+        missed = sorted((run for run in runs if run.expected_start_time and run.expected_start_time < datetime.now(UTC)),
+                        key=lambda run: run.expected_start_time or datetime.now(UTC))  # fmt: skip
+        for run in missed[:-1]:
+            _force(run.id, Cancelled(name="Missed", message="nobody served it at its time; a later one is run in its place"))
+        dropped += len(missed[:-1])
+    return dropped
+
+
+def _runs(flows: Sequence[str], *types: "StateType") -> "list[FlowRun]":
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import (
+        FlowFilter,
+        FlowFilterName,
+        FlowRunFilter,
+        FlowRunFilterState,
+        FlowRunFilterStateType,
+    )
+
+    of_flows = FlowFilter(name=FlowFilterName(any_=list(flows)))
+    in_states = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(types))))
+    found: list[FlowRun] = []
+    with get_client(sync_client=True) as client:
+        while True:
+            page = client.read_flow_runs(flow_filter=of_flows, flow_run_filter=in_states, limit=200, offset=len(found))
+            found += page
+            if len(page) < 200:
+                return found
+
+
+def _force(run: "UUID", state: "State[Any]") -> None:
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(run, state, force=True)

@@ -25,12 +25,14 @@ def training_line(updates: int) -> Callable[[dict[str, float]], None]:
 class Progress:
     """Short progress lines; everything goes to stderr."""
 
-    def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+    def __init__(self, log: Callable[[str], object] = lambda line: None) -> None:
+        """`log` is given every line too."""
+        self.console, self.log = Console(stderr=True, highlight=False, soft_wrap=True), log
 
     def say(self, line: str) -> None:
         """One line."""
         self.console.print(line, markup=False)
+        self.log(line)
 
     @contextlib.contextmanager
     def doing(self, what: str) -> Iterator[Callable[[str], None]]:

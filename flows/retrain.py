@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,22 +18,23 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 from uuid import UUID
 
 import pandas as pd
-from prefect import flow, task
+from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.concurrency.sync import concurrency
+from prefect.context import FlowRunContext
 
 from flows import gate, labels, scores, versioning
 from flows.champion import follow
 from flows.fresh_cells import note_cells, wear
 from flows.package import PACKAGED_MODEL
-from flows.prefect_api import LEASE_SECONDS, LIMIT, open_limit
+from flows.prefect_api import LEASE_SECONDS, end_dead_runs, gpu_limit, open_limit, retraining_flow, run_name
 from flows.progress import TRAINING_LINE, Progress
 from flows.state import State, hold_lock, last_cycle, note_learned, read_state
 from flows.tracking import BEFORE, packaged_digest
 from flows.verdicts import objection
 from flows.versioning import PoolsVersion, StageFailed
-from flows.workspace import set_params
+from flows.workspace import set_params, workspace_name
 from wbc_model.card import WEIGHTS, read_card
 from wbc_model.cell_filter import CellFilter
 from wbc_model.errors import WbcError
@@ -62,6 +63,7 @@ class Outcome:
     status: str
     cycles: list[dict[str, Any]] = field(default_factory=list)
     awaited: int = 0
+    came: int = 0  # labels that came too late for the last training: the next begins with them
     gate: dict[str, Any] | None = None
     learning_curve: str = ""
     wrote: list[str] = field(default_factory=list)
@@ -109,7 +111,7 @@ def _step(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 @contextlib.contextmanager
 def _gpu(ctx: Context) -> Iterator[None]:
     """Have the one slot of the GPU (or, without one, of this machine's cores)."""
-    with concurrency(LIMIT, occupy=1, strict=True, lease_duration=LEASE_SECONDS, raise_on_lease_renewal_failure=False):
+    with concurrency(gpu_limit(), occupy=1, strict=True, lease_duration=LEASE_SECONDS, raise_on_lease_renewal_failure=False):
         yield
 
 
@@ -139,6 +141,9 @@ def fill_pools(workspace: Path, progress: Progress) -> None:
 @_step("version_pools")
 def version_pools(ctx: Context) -> PoolsVersion:
     """Version the pools with DVC: the version that every stage of the cycle works on and is recorded under."""
+    came = labels.take_waiting(ctx.workspace)
+    if came:
+        ctx.progress.say(f"{came} labels came meanwhile")
     return versioning.version_pools(ctx.workspace, (ctx.lock,))
 
 
@@ -250,7 +255,11 @@ def log_cycle(ctx: Context, run: str, version: PoolsVersion, metrics: dict[str, 
     record = CycleRecord(row["cycle"], count, metrics, version.name, version.version, row["at"])
     ctx.tracker.log_cycle(run, ctx.parent_run, record, ctx.params.for_labels(count))
     table = [{name: row[name] for name in ("cycle", "labels", "accuracy", "macro_f1", "seconds", "pools")}]
-    create_table_artifact(table=table, key="retrain-cycle", description=f"Cycle {row['cycle']} of retraining {state.key}")
+    create_table_artifact(
+        table=table,
+        key=f"retrain-cycle-{workspace_name(workspace)}",
+        description=f"Cycle {row['cycle']} of retraining {state.key}",
+    )
     note_learned(workspace, pools)
     if state.commit:
         sizes = f"{row['labelled']} labelled, {len(pools.frames['unlabelled'])} waiting"
@@ -368,15 +377,37 @@ def _scored_cells(workspace: Path) -> CellFilter | None:
 # --- the flow --------------------------------------------------------------------------------------------------------------
 
 
-@flow(name="retrain", validate_parameters=False)
-def retrain_flow(
-    workspace: str, changes: dict[str, Any] | None = None, commit: bool = False, own_server: bool = False
-) -> Outcome:
-    """One retraining of the workspace, begun or gone on with; `changes` are written into params.yaml first."""
-    root = Path(workspace)
-    progress = Progress()
+def retrain_flow(root: Path, changes: Mapping[str, Any] | None = None, commit: bool = False, own_server: bool = False) -> Outcome:
+    """As `retraining`, as a run of the workspace's flow; one that waits for people is not recorded as Completed."""
+    kept: list[Outcome] = []
+
+    @flow(name=retraining_flow(root), flow_run_name=lambda: run_name(root), validate_parameters=False)
+    def run() -> Any:
+        kept.append(retraining(root, changes, commit, own_server))
+        return run_state(kept[0])
+
+    state: RunState[Any] = run(return_state=True)  # type: ignore[assignment]
+    if not kept:
+        state.result()  # raises what went wrong
+    return kept[0]
+
+
+def run_state(outcome: Outcome) -> "RunState[Any]":
+    """The state that a run ends in: green only where a model was made."""
+    from prefect.states import Cancelled, Completed
+
+    if outcome.status == "waiting":
+        return Cancelled(name="Waiting", message=f"{outcome.awaited} labels of people are awaited")
+    return Completed(message=f"gate: {(outcome.gate or {}).get('reason', '')}")
+
+
+def retraining(root: Path, changes: Mapping[str, Any] | None = None, commit: bool = False, own_server: bool = False) -> Outcome:
+    """One retraining of the workspace, begun or gone on with; `changes` are written into params.yaml first. Raises WbcError."""
+    context = FlowRunContext.get()
+    progress = Progress(get_run_logger().info if context else lambda line: None)
     with hold_lock(root) as lock:
         open_limit(own_server)
+        end_dead_runs([retraining_flow(root)], but=str(context.flow_run.id) if context and context.flow_run else "")
         gate.mend(root / "models/champion")
         for line in [*versioning.heal(root), *set_params(root, changes or {})]:
             progress.say(line)
@@ -386,7 +417,10 @@ def retrain_flow(
 
         ctx = Context(root, state, params, lock, progress, open_tracker(root, params))
         fingerprint_code(ctx)
-        return _finish(ctx) if _go_on(ctx) and _cycles(ctx) else _waiting(ctx)
+        labels.take_waiting(root)
+        outcome = _finish(ctx) if _go_on(ctx) and _cycles(ctx) else _waiting(ctx)
+        outcome.came = labels.take_waiting(root)
+        return outcome
 
 
 def _begin(workspace: Path, commit: bool, progress: Progress) -> State:
@@ -444,10 +478,9 @@ def _go_on(ctx: Context) -> bool:
 
 def _cycles(ctx: Context) -> bool:
     """Run the cycles that are left; returns false when labels of people are awaited."""
-    rounds = ctx.params.retrain.cycles
-    artifact = cast(
-        UUID, create_progress_artifact(progress=0.0, key="retrain-progress", description=f"Retraining {ctx.state.key}")
-    )
+    rounds, key = ctx.params.retrain.cycles, f"retrain-progress-{workspace_name(ctx.workspace)}"
+    words = f"Retraining {ctx.state.key} of {ctx.workspace}"
+    artifact = cast(UUID, create_progress_artifact(progress=0.0, key=key, description=words))
     while True:
         last = _one_cycle(ctx)
         done = 100.0 if last else 100.0 * (ctx.state.cycle + 1) / (rounds + 1)

@@ -24,7 +24,7 @@ def retrain(workspace: Path, changes: dict[str, Any], commit: bool) -> "Outcome"
     with hold_lock(workspace), prefect_api(workspace):
         from flows.retrain import retrain_flow
 
-        return retrain_flow(str(workspace), changes, commit, own_server)
+        return retrain_flow(workspace, changes, commit, own_server)
 
 
 def check_before(workspace: Path, changes: dict[str, Any] | None = None, commit: bool = False) -> None:
@@ -51,6 +51,8 @@ def outcome_text(outcome: "Outcome") -> str:
             f"{outcome.awaited} labels are awaited. `wbc labels export FILE.csv` (or .json for Label Studio) writes the cells, "
             "`wbc labels import FILE` takes the labels in, then `wbc retrain` goes on."
         )
+    if outcome.came:
+        lines.append(f"{outcome.came} labels came while the model was trained: they are in the pools, for the next round")
     if outcome.gate:
         word = "promoted to champion" if outcome.gate["promoted"] else "not promoted"
         lines.append(f"gate: {word}: {outcome.gate['reason']}")

@@ -4,78 +4,151 @@ Each run is a process of its own that acts on the workspace it was scheduled for
 """
 
 import os
-from datetime import timedelta
+import re
+import zoneinfo
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 from flows.guard import FLOW, flow_token, watch_flow
-from flows.prefect_api import open_limit, prefect_api
+from flows.labels import take_waiting
+from flows.notify import tell
+from flows.prefect_api import (
+    drop_missed_runs,
+    end_dead_runs,
+    open_limit,
+    prefect_api,
+    retraining_flow,
+    watch_flow_name,
+)
+from flows.run import check_before
 from flows.state import Busy, hold_lock, is_locked, new_labels, read_state
-from wbc_model.params import read_params
+from wbc_model.errors import WbcError
+from wbc_model.params import ScheduleParams, read_params
+from wbc_model.pools import Pools
 
-DEPLOYMENT = "retraining/by-schedule"
+if TYPE_CHECKING:
+    from prefect.schedules import Schedule
+
+BY_SCHEDULE: Final = "by-schedule"
 
 
-def retraining(workspace: str) -> dict[str, Any]:
-    """The body of a scheduled run: one retraining, or nothing where one is running already."""
-    from flows.retrain import retrain_flow
+def retraining(workspace: Path, commit: bool) -> Any:
+    """The body of a scheduled run: one retraining, or nothing where one is running already; returns the run's state."""
+    from prefect.states import Cancelled
+
+    from flows import retrain
 
     watch_flow()
     try:
-        with hold_lock(Path(workspace)):
-            return retrain_flow(workspace).to_dict()
+        with hold_lock(workspace):
+            check_before(workspace, commit=commit)
+            return retrain.run_state(retrain.retraining(workspace, commit=commit))
     except Busy as busy:
-        return {"skipped": str(busy)}
+        return Cancelled(name="Skipped", message=str(busy))
 
 
-def label_watch(workspace: str) -> int:
+def label_watch(workspace: Path) -> int:
     """The body of the label trigger: asks for a retraining when enough labels have come; returns how many have."""
     from prefect.deployments import run_deployment
 
     watch_flow()
-    root = Path(workspace)
-    count = new_labels(root)
-    if count >= read_params(root / "params.yaml").schedule.min_new_labels and not is_locked(root):
-        state = read_state(root)
+    take_waiting(workspace)
+    count = new_labels(workspace)
+    if count >= read_params(workspace / "params.yaml").schedule.min_new_labels and not is_locked(workspace):
+        state = read_state(workspace)
         # The same labels ask once only, however long it takes until the run begins.
-        key = f"{root}:{state.key if state else 'first'}:{count}"
-        run_deployment(DEPLOYMENT, timeout=0, as_subflow=False, idempotency_key=key)
+        version = Pools.read(workspace / "data/pools").version()
+        key = f"{retraining_flow(workspace)}:{state.key if state else 'first'}:{version}"
+        run_deployment(f"{retraining_flow(workspace)}/{BY_SCHEDULE}", timeout=0, as_subflow=False, idempotency_key=key)
     return count
 
 
-def schedule(workspace: Path, every: float | None, watch: float) -> None:
+def tell_failure(workspace: Path, message: str) -> None:
+    """Say that a scheduled run failed, in one line, wherever somebody may look."""
+    why = re.sub(r"^Flow run encountered an exception: (?:WbcError: )?", "", message)
+    tell(workspace, f"{workspace}: the scheduled retraining failed: {why}")
+
+
+def timezone(params: ScheduleParams) -> str:
+    """The time zone of `cron`: the one of params.yaml, else this machine's; raises WbcError where it has none by name."""
+    from tzlocal import get_localzone_name
+
+    if params.timezone:
+        return params.timezone
+    try:
+        name = get_localzone_name()
+        zoneinfo.ZoneInfo(name)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, LookupError) as error:
+        raise WbcError(f"this machine's time zone is not known ({error}): name one as schedule.timezone in params.yaml") from None
+    return name
+
+
+def when(params: ScheduleParams, every: float | None) -> tuple["Schedule", str]:
+    """The schedule, and what it is in words: by an interval in seconds, or by cron."""
+    from cronsim import CronSim
+    from prefect.schedules import Cron, Interval
+
+    if every:
+        return Interval(timedelta(seconds=every)), f"every {every:g} s"
+    zone = timezone(params)
+    words = f"by cron {params.cron} ({zone}"
+    if not params.cron.startswith("@"):
+        following = next(CronSim(params.cron, datetime.now(zoneinfo.ZoneInfo(zone))))
+        words += f"; next {following:%a %Y-%m-%d %H:%M %Z}"
+    return Cron(params.cron, timezone=zone), f"{words})"
+
+
+def schedule(workspace: Path, every: float | None, watch: float, commit: bool = False) -> None:
     """Serve the deployments until stopped; `every` and `watch` are seconds. Raises WbcError."""
-    params = read_params(workspace / "params.yaml")
+    check_before(workspace, commit=commit)
+    params = read_params(workspace / "params.yaml").schedule
     own_server = "PREFECT_API_URL" not in os.environ
     os.environ.setdefault("PREFECT_RUNNER_POLL_FREQUENCY", "3")
     os.environ[FLOW] = flow_token()  # the runs watch this process
     with prefect_api(workspace, scheduling=True) as url:
         from prefect import serve
+        from prefect.schedules import Interval
 
         from flows.deployed import label_watch_flow, scheduled_flow
 
-        if is_locked(workspace):
-            open_limit(own_server=False)
-        else:
-            with hold_lock(workspace):
-                open_limit(own_server)
-        values = {"workspace": str(workspace)}
-        when = {"interval": timedelta(seconds=every)} if every else {"cron": params.schedule.cron}
-        _say(f"Prefect API at {url}; retraining {f'every {every:g} s' if every else f'by cron {params.schedule.cron}'}, and")
-        _say(f"after {params.schedule.min_new_labels} new labels (looked for every {watch:g} s). Stop with Ctrl-C.")
+        names = retraining_flow(workspace), watch_flow_name(workspace)
+        _clear(workspace, names, own_server)
+        timing, words = when(params, every)
+        _say(f"Prefect API at {url}; retraining {words}, and")
+        _say(f"after {params.min_new_labels} new labels (looked for every {watch:g} s). Stop with Ctrl-C.")
+        looking = Interval(timedelta(seconds=watch))
         serve(
-            _deployment(scheduled_flow, "by-schedule", values, **when),
-            _deployment(label_watch_flow, "label-watch", values, interval=timedelta(seconds=watch)),
+            _deployment(scheduled_flow, names[0], BY_SCHEDULE, timing, workspace=str(workspace), commit=commit),
+            _deployment(label_watch_flow, names[1], "label-watch", looking, workspace=str(workspace)),
             print_starting_message=False,
             pause_on_shutdown=False,
             limit=2,  # the watch may look while a retraining runs
         )
 
 
-def _deployment(flow: Any, name: str, values: dict[str, str], **when: Any) -> Any:
+def _clear(workspace: Path, names: tuple[str, str], own_server: bool) -> None:
+    """Put right at the server what a kill or a downtime left: slots, runs that count as running, runs that were missed."""
+    if is_locked(workspace):  # a retraining that somebody typed
+        open_limit(own_server=False)
+    else:
+        with hold_lock(workspace):
+            open_limit(own_server)
+            dead = end_dead_runs(names)
+            if dead:
+                _say(f"{dead} runs that were killed no longer count as running")
+    missed = drop_missed_runs(names)
+    if missed:
+        _say(f"{missed} runs were missed while nobody served them: the last of them is run, once")
+
+
+def _deployment(flow: Any, name: str, deployment: str, timing: "Schedule", **parameters: Any) -> Any:
     from prefect.types.entrypoint import EntrypointType
 
-    return flow.to_deployment(name=name, parameters=values, entrypoint_type=EntrypointType.MODULE_PATH, **when)
+    named = flow.with_options(name=name)
+    return named.to_deployment(
+        name=deployment, parameters=parameters, entrypoint_type=EntrypointType.MODULE_PATH, schedule=timing
+    )
 
 
 def _say(line: str) -> None:

@@ -19,10 +19,11 @@ from typing import Any, Final
 from flows.guard import alive, began
 from wbc_model.card import file_sha256
 from wbc_model.errors import WbcError
-from wbc_model.files import write_atomic
+from wbc_model.files import locked, write_atomic
 from wbc_model.pools import POOLS, Pools, read_table, to_csv
 
 _ORPHAN_SECONDS: Final = 60  # for the children of a killed flow to end by themselves
+TURNSTILE: Final = ".wbc/incoming.lock"  # between the look whether somebody works on the pools, and the change of them
 RETRAINING: Final = "a retraining"
 _LEARNED: Final = ".wbc/learned.csv"
 _held: dict[Path, int] = {}
@@ -120,7 +121,8 @@ def hold_lock(workspace: Path, what: str = RETRAINING, waiting: Callable[[str], 
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         _take(descriptor, waiting)
-        _held[path] = descriptor
+        with locked(workspace / TURNSTILE):  # whoever saw the lock free has changed the pools by now
+            _held[path] = descriptor
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps({"what": what, **_myself()}).encode(), 0)
         yield descriptor

@@ -1,10 +1,14 @@
 """The workspace: the folder with `dvc.yaml` and `params.yaml` that every command acts on, and how a new one is made."""
 
+import hashlib
 import io
 import os
+import re
 import shutil
+import socket
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,6 +84,29 @@ def environment() -> dict[str, str]:
     values["SHELL"] = "/bin/sh"
     values |= {"DVC_NO_ANALYTICS": "1", "DO_NOT_TRACK": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "BENTOML_DO_NOT_TRACK": "True"}
     return values
+
+
+def bypass_proxies() -> None:
+    """Loopback is never reached through a proxy, whatever the environment says of others; for this process and its children."""
+    for name in ("NO_PROXY", "no_proxy"):
+        given = [part.strip() for part in os.environ.get(name, "").split(",") if part.strip()]
+        os.environ[name] = ",".join(dict.fromkeys([*given, "127.0.0.1", "localhost", "::1"]))
+
+
+def workspace_name(workspace: Path) -> str:
+    """The workspace's own name where several share a server: its folder's, and six hex digits of machine and place."""
+    place = f"{socket.gethostname()}:{workspace.resolve()}"
+    return f"{_slug(workspace.resolve().name)}-{hashlib.sha256(place.encode()).hexdigest()[:6]}"
+
+
+def machine_name() -> str:
+    """This machine's name, as a part of other names."""
+    return _slug(socket.gethostname())
+
+
+def _slug(text: str) -> str:
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-") or "workspace"
 
 
 def is_git_repository(folder: Path) -> bool:

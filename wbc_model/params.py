@@ -1,6 +1,7 @@
 """`params.yaml` as typed parameters: every number a user may change, checked before anything runs."""
 
 import difflib
+import re
 import zoneinfo
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -53,6 +54,15 @@ def _timezone(name: str) -> str:
         hint = f"; did you mean {near[0]}?" if near else "; such as America/Los_Angeles"
         raise ValueError(f"is no time zone that is known here{hint}") from None
     return name
+
+
+NOTIFY: Final = re.compile(r"https?://[^\s/]+(/\S*)?|[a-z0-9-]+/[a-z0-9-]+")
+
+
+def _notify(where: str) -> str:
+    if not NOTIFY.fullmatch(where):
+        raise ValueError("is neither a webhook's address (https://...) nor a Prefect block (slack-webhook/NAME)")
+    return where
 
 
 Cron = Annotated[str, AfterValidator(_cron)]
@@ -213,6 +223,7 @@ class TrackingParams(Section):
 class ScheduleParams(Section):
     cron: Cron
     timezone: Timezone | None = None
+    notify: Annotated[str, AfterValidator(_notify)] | None = None
     min_new_labels: Annotated[int, Field(ge=1)]
 
 

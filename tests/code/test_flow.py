@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from flows.labels import oracle_answers, record
-from flows.prefect_api import prefect_api
+from flows.prefect_api import prefect_api, retraining_flow
 from flows.progress import TRAINING_LINE
 from flows.state import read_state
 from flows.tracking import open_tracker
@@ -277,9 +277,21 @@ def test_a_clone_makes_the_same_weights_and_runs_nothing_that_has_not_changed(ru
     assert git(workspace, "status", "--porcelain", "--untracked-files=no") == ""
     dvc(workspace, "remote", "add", "-d", "disk", str(tmp_path / "remote"))
     git(workspace, "commit", "-q", "-m", "remote", "--", ".dvc/config")
+    dvc(workspace, "push", "-q", "--all-tags")
     dvc(workspace, "push", "-q")
     git(tmp_path, "clone", "-q", str(workspace), "clone")
     clone = tmp_path / "clone"
+    dvc(clone, "remote", "add", "--local", "-d", "here", str(tmp_path / "remote"))  # older commits do not name the remote
+    versions = pd.read_csv(workspace / "data/versions.csv", dtype=str)
+    for number, row in enumerate(json.loads((workspace / "out.txt").read_text())["cycles"]):
+        git(clone, "checkout", "-q", f"pools-v{number + 1}")
+        dvc(clone, "pull", "-q")
+        assert read_card(clone / "models/candidate").pool_version == versions["version"].iloc[number]
+        assert Pools.read(clone / "data/pools").version() == versions["version"].iloc[number]
+        assert json.loads((clone / "metrics.json").read_text())["accuracy"] == pytest.approx(row["accuracy"])
+        packaged = read_card(clone / "build/bento/src/model").sha256["weights.safetensors"]
+        assert packaged == read_card(clone / "models/candidate").sha256["weights.safetensors"]
+    git(clone, "checkout", "-q", "main")
     dvc(clone, "pull", "-q")
     expected = file_sha256(workspace / "models/candidate/weights.safetensors")
     assert file_sha256(clone / "models/candidate/weights.safetensors") == expected
@@ -319,7 +331,7 @@ def test_only_a_change_that_matters_to_a_stage_makes_it_run(runs: dict[str, Path
 
 def test_metrics_and_plots_are_declared(runs: dict[str, Path], tmp_path: Path) -> None:
     workspace = runs["whole"]
-    change = json.loads(dvc(workspace, "metrics", "diff", "--all", "pools-v2", "--json"))  # before its model was trained
+    change = json.loads(dvc(workspace, "metrics", "diff", "--all", "pools-v1", "pools-v2", "--json"))
     rows = json.loads((workspace / "out.txt").read_text())["cycles"]
     accuracy = change["metrics.json"]["accuracy"]
     assert [accuracy["old"], accuracy["new"]] == pytest.approx([row["accuracy"] for row in rows])
@@ -347,7 +359,7 @@ def test_a_schedule_of_seconds_sees_a_run_end_well(runs: dict[str, Path]) -> Non
             state = read_state(workspace)
             assert state is not None
             assert before is not None
-            return ("retraining", "COMPLETED") in states and state.key != before.key and state.status == "done"
+            return (retraining_flow(workspace), "COMPLETED") in states and state.key != before.key and state.status == "done"
 
         until(completed, process)
     finally:
@@ -365,12 +377,12 @@ def test_enough_new_labels_ask_for_a_retraining(runs: dict[str, Path], monkeypat
     monkeypatch.setattr("prefect.deployments.run_deployment", lambda name, **named: asked.append(named["idempotency_key"]))
     workspace = runs["killed"]
     cells = Pools.read(workspace / "data/pools").frames["unlabelled"].head(5)
-    assert schedule.label_watch(str(workspace)) == 0
+    assert schedule.label_watch(workspace) == 0
     record(workspace, oracle_answers(workspace, cells.head(4)), 2)
-    assert schedule.label_watch(str(workspace)) == 4
+    assert schedule.label_watch(workspace) == 4
     assert asked == []
     record(workspace, oracle_answers(workspace, cells), 2)
-    assert [schedule.label_watch(str(workspace)) for _ in range(2)] == [5, 5]
+    assert [schedule.label_watch(workspace) for _ in range(2)] == [5, 5]
     assert len(asked) == 2
     assert len(set(asked)) == 1  # Prefect makes one run of one key
 

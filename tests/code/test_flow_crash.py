@@ -11,6 +11,8 @@ import json
 import os
 import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,9 +25,9 @@ from PIL import Image
 from prefect.tasks import Task
 
 from flows import gate, retrain, versioning
-from flows.labels import read_log
+from flows.labels import read_log, waiting
 from flows.package import PACKAGED_MODEL
-from flows.state import read_state
+from flows.state import new_labels, read_state
 from flows.tracking import packaged_digest
 from flows.workspace import set_params
 from wbc_model.card import INT8, Architecture, ModelCard, Normalisation, read_card
@@ -223,7 +225,7 @@ def killer(monkeypatch: pytest.MonkeyPatch) -> Killer:
     monkeypatch.setattr(Task, "__call__", lambda self, *arguments, **named: self.fn(*arguments, **named))
     monkeypatch.setattr(versioning, "run_dvc", run_dvc)
     monkeypatch.setattr(versioning, "ensure_dvc", lambda workspace: None)
-    for name in ("open_limit", "create_table_artifact", "update_progress_artifact", "create_progress_artifact"):
+    for name in ("open_limit", "end_dead_runs", "create_table_artifact", "update_progress_artifact", "create_progress_artifact"):
         monkeypatch.setattr(retrain, name, lambda *arguments, **named: None)
     monkeypatch.setattr(retrain, "concurrency", lambda *arguments, **named: contextlib.nullcontext())
     monkeypatch.setattr("wbc_model.plots.plot_learning_curve", lambda *arguments: None)
@@ -237,7 +239,7 @@ def run(workspace: Path, killer: Killer, store: Store, monkeypatch: pytest.Monke
     monkeypatch.setattr("flows.tracking.open_tracker", lambda workspace, params: store)
     killer.count, killer.at = 0, at
     try:
-        outcome = retrain.retrain_flow.fn(str(workspace))
+        outcome = retrain.retraining(workspace)
         assert outcome.status == "done"
         return True
     except Crash:
@@ -346,7 +348,7 @@ def test_people_are_awaited_and_the_next_run_goes_on(
     monkeypatch.setattr("flows.tracking.open_tracker", lambda workspace, params: store)
 
     def life() -> retrain.Outcome:
-        outcome = retrain.retrain_flow.fn(str(workspace))
+        outcome = retrain.retraining(workspace)
         assert isinstance(outcome, retrain.Outcome)
         return outcome
 
@@ -439,3 +441,73 @@ def test_only_what_another_attempt_may_put_right_is_tried_again() -> None:
         step = getattr(retrain, name)
         assert isinstance(step, Task)
         assert (step.retries, step.retry_condition_fn) == (2, retrain._transient)
+
+
+LATE = """
+import sys
+from pathlib import Path
+from flows.labels import oracle_answers, take_in
+from wbc_model.pools import Pools
+site = Path(sys.argv[1])
+cells = Pools.read(site / "data/pools").frames["unlabelled"].tail(2)
+rows = oracle_answers(site, cells).assign(labelled_by="ada")
+taken = take_in(site, rows, 7)
+print(taken.new, taken.waits_for)
+"""
+
+
+def test_a_label_that_comes_while_the_model_is_trained_is_learned_in_the_next_round(
+    fresh: Path, killer: Killer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, store = shutil.copytree(fresh, tmp_path / "site"), Store(killer)
+    set_params(workspace, {"retrain.cycles": 1})
+    said: list[str] = []
+    during = versioning.run_dvc
+
+    def run_dvc(root: Path, arguments: list[str], *more: object, **named: object) -> str:
+        if arguments[-1] == "train" and len(said) < 2:
+            before = (root / "data/pools/labelled.csv").read_bytes(), (root / "data/labels.csv").exists()
+            program = [sys.executable, "-c", LATE, str(root)]
+            said.append(subprocess.run(program, capture_output=True, text=True, check=True).stdout.strip())
+            assert ((root / "data/pools/labelled.csv").read_bytes(), (root / "data/labels.csv").exists()) == before
+        return during(root, arguments)
+
+    monkeypatch.setattr(versioning, "run_dvc", run_dvc)
+    assert run(workspace, killer, store, monkeypatch)
+    state = read_state(workspace)
+    assert state is not None
+    assert said == [f"2 a retraining (pid {os.getpid()})"] * 2
+    labelled = Pools.read(workspace / "data/pools").frames["labelled"]
+    learned = pd.read_csv(workspace / ".wbc/learned.csv", dtype=str)["sha256"]
+    ada = labelled[labelled["labelled_by"] == "ada"]
+    assert [row["labels"] for row in state.rows] == [10, len(learned)]
+    assert len(labelled) == len(learned) + 2
+    assert ada["sha256"].isin(learned).sum() == len(ada) - 2, "those of the first round are learned in the second"
+    assert len(ada) > 2
+    versions = pd.read_csv(workspace / "data/versions.csv", dtype=str)
+    assert read_card(workspace / "models/candidate").pool_version == versions["version"].iloc[-1]
+    assert versions["labelled"].tolist() == ["10", str(len(learned))]
+    assert new_labels(workspace) == 2, "so that the schedule wakes"
+    assert set(ada["cycle"]) == {7}
+    assert waiting(workspace) == 0
+
+
+def test_what_dvc_takes_for_made_of_other_pools_is_made_again(
+    fresh: Path, killer: Killer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, store = shutil.copytree(fresh, tmp_path / "site"), Store(killer)
+    ran: list[list[str]] = []
+    real = versioning.run_dvc
+
+    def run_dvc(root: Path, arguments: list[str], *more: object, **named: object) -> str:
+        ran.append(list(arguments))
+        answer = real(root, arguments)
+        if arguments[-1] == "train" and "--force" not in arguments:  # as a retraining of the version before left it
+            card = read_card(root / "models/candidate", verify=False)
+            write_card(root / "models/candidate", card.model_copy(update={"pool_version": "of other pools"}))
+        return answer
+
+    monkeypatch.setattr(versioning, "run_dvc", run_dvc)
+    assert run(workspace, killer, store, monkeypatch)
+    trained = [arguments for arguments in ran if arguments[-1] == "train"]
+    assert ["--force" in arguments for arguments in trained] == [False, True] * 3

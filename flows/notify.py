@@ -1,0 +1,83 @@
+"""What nobody waits for at a terminal is said where somebody will see it: in a log, on stderr, and by a notification.
+
+`schedule.notify` in params.yaml, or WBC_NOTIFY, which goes before it and need not be committed, is the address of a webhook (it
+is sent `{"text": LINE, "workspace": NAME}`, which Slack, Mattermost and Teams take), or a notification block of Prefect's as
+TYPE/NAME.
+"""
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import Awaitable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from flows.workspace import workspace_name
+from wbc_model.errors import WbcError
+from wbc_model.params import NOTIFY, read_params
+
+WBC_NOTIFY: Final = "WBC_NOTIFY"
+LOG: Final = ".wbc/logs/schedule.log"
+_SECONDS: Final = 15
+
+
+def tell(workspace: Path, line: str) -> None:
+    """Say one line of a workspace in its log, on stderr and by notification. What hinders one hinders no other."""
+    line = " ".join(line.split())
+    _write(workspace, line)
+    try:
+        _notify(workspace, line)
+    except WbcError as error:
+        _write(workspace, f"nobody was notified: {error}")
+
+
+def _write(workspace: Path, line: str) -> None:
+    print(f"wbc: {line}", file=sys.stderr, flush=True)
+    path = workspace / LOG
+    with contextlib.suppress(OSError):  # a full disk, perhaps the very thing that is to be told
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as log:
+            log.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}Z {line}\n")
+
+
+def _notify(workspace: Path, line: str) -> None:
+    where = os.environ.get(WBC_NOTIFY) or read_params(workspace / "params.yaml").schedule.notify
+    if not where:
+        return
+    if not NOTIFY.fullmatch(where):
+        raise WbcError(f"{WBC_NOTIFY}: {where} is neither a webhook's address nor a Prefect block TYPE/NAME")
+    if where.startswith(("http://", "https://")):
+        _post(where, workspace, line)
+    else:
+        _block(where, workspace, line)
+
+
+def _post(url: str, workspace: Path, line: str) -> None:
+    import httpx
+
+    try:
+        answer = httpx.post(url, json={"text": line, "workspace": workspace_name(workspace)}, timeout=_SECONDS)
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise WbcError(f"the webhook does not answer: {str(error) or type(error).__name__}") from None
+    if answer.status_code >= 300:
+        raise WbcError(f"the webhook answered {answer.status_code}")
+
+
+def _block(name: str, workspace: Path, line: str) -> None:
+    from prefect.blocks.abstract import NotificationBlock
+    from prefect.blocks.core import Block
+
+    async def send() -> None:
+        block: Block = await Block.aload(name)
+        if not isinstance(block, NotificationBlock):
+            raise WbcError(f"Prefect's block {name} sends no notifications")
+        sending: Awaitable[None] | None = block.notify(line, subject=f"wbc: {workspace.name}")
+        if sending is not None:
+            await sending
+
+    try:
+        asyncio.run(send())
+    except (ValueError, RuntimeError, OSError) as error:
+        raise WbcError(f"Prefect's block {name}: {' '.join(str(error).split())}") from None
