@@ -379,7 +379,7 @@ def test_so_many_more_can_be_asked_for_when_the_share_is_reached(
     monkeypatch.setattr("flows.progress.Progress.say", lambda self, line: said.append(line))
 
     def life(**changes: object) -> retrain.Outcome:
-        outcome = retrain.retrain_flow.fn(str(workspace), {f"retrain.{name}": value for name, value in changes.items()})
+        outcome = retrain.retraining(workspace, {f"retrain.{name}": value for name, value in changes.items()})
         assert isinstance(outcome, retrain.Outcome)
         return outcome
 
@@ -403,14 +403,14 @@ def test_pools_that_were_there_are_never_begun_anew(
     (workspace / "data/pools").rename(tmp_path / "pools")
     (workspace / "data/versions.csv").write_text("number,version,labelled,unlabelled,validation,test\n1,abc,1,1,1,1\n")
     with pytest.raises(WbcError, match=r"versions\.csv names versions of the pools, and data/pools is not there"):
-        retrain.retrain_flow.fn(str(workspace))
+        retrain.retraining(workspace)
     (workspace / "data/pools.dvc").write_text("outs:\n- path: pools\n  nfiles: 4\n")
     with pytest.raises(WbcError, match=r"pools is not here, though pools\.dvc says so: `dvc pull data/.* brings it"):
-        retrain.retrain_flow.fn(str(workspace))
+        retrain.retraining(workspace)
     assert not (workspace / "data/pools").exists()
     Pools.empty().write(workspace / "data/pools")
     with pytest.raises(WbcError, match="the pools have no cell: `wbc ingest DATA`"):
-        retrain.retrain_flow.fn(str(workspace))
+        retrain.retraining(workspace)
 
 
 def test_other_parameters_begin_a_new_retraining(

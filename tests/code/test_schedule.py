@@ -225,6 +225,10 @@ def scheduled(workspace: Path, url: str) -> Iterator["subprocess.Popen[str]"]:
 def test_two_workspaces_at_one_server_fail_each_by_itself_and_a_kill_leaves_nothing_running(server: str, tmp_path: Path) -> None:
     from prefect.deployments import run_deployment
 
+    def deployed() -> set[str]:
+        flows = {flow["id"]: flow["name"] for flow in httpx.post(f"{server}/flows/filter", json={}, timeout=60).json()}
+        return {flows[one["flow_id"]] for one in httpx.post(f"{server}/deployments/filter", json={}, timeout=60).json()}
+
     def states(workspace: Path) -> list[tuple[str, str]]:
         flows = {flow["id"]: flow["name"] for flow in httpx.post(f"{server}/flows/filter", json={}, timeout=60).json()}
         query = {"flow_runs": {"deployment_id": {"is_null_": False}}, "sort": "START_TIME_ASC"}
@@ -241,8 +245,7 @@ def test_two_workspaces_at_one_server_fail_each_by_itself_and_a_kill_leaves_noth
         "from pathlib import Path; from flows.state import hold_lock\nwith hold_lock(Path('.')): print(1, flush=True); input()"
     )
     with listening() as (url, posted), scheduled(sites[0], server) as first, scheduled(sites[1], server):
-        names = {one["name"] for one in httpx.post(f"{server}/flows/filter", json={}).json()}
-        assert {prefect_api.retraining_flow(site) for site in sites} <= names
+        until(lambda: {prefect_api.retraining_flow(site) for site in sites} <= deployed())
         text = (sites[0] / "params.yaml").read_text()
         set_params(sites[0], {"schedule.notify": url})
         (sites[0] / "params.yaml").write_text(
