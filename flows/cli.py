@@ -6,7 +6,6 @@ stderr says why not, 2 wrong usage, 3 `wbc ingest` took in what it could but som
 
 import contextlib
 import enum
-import errno
 import json
 import os
 import shlex
@@ -68,14 +67,13 @@ def main() -> None:
         if end.code == INTERRUPTED:  # Typer says nothing of Ctrl-C
             _interrupted()
         raise
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the one place where whatever it was becomes a line
         if _after_ctrl_c(error):
             _interrupted()
-        if isinstance(error, WbcError):
-            _complain(str(error))
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            _complain("no space left on the disk; what is finished is kept, with more space the same command goes on from there")
-        raise
+        from flows.complaints import FULL, line_of
+
+        line = line_of(error, _workspace_or_none())
+        _complain(line, final=isinstance(error, WbcError) or line == FULL)
 
 
 def _after_ctrl_c(error: BaseException | None) -> bool:
@@ -92,10 +90,18 @@ def _interrupted() -> NoReturn:
     raise SystemExit(INTERRUPTED) from None
 
 
-def _complain(line: str) -> NoReturn:
+def _workspace_or_none() -> Path | None:
+    try:
+        return _workspace()
+    except WbcError:
+        return None
+
+
+def _complain(line: str, final: bool) -> NoReturn:
+    """Print the line and end; `final`: another attempt would say the same."""
     print(f"wbc: error: {line}", file=sys.stderr)
     complaint = os.environ.get("WBC_ERROR_FILE")
-    if complaint:  # a stage of a flow: DVC would bury the line
+    if complaint and final:  # a stage of a flow: DVC would bury the line
         with contextlib.suppress(OSError):  # of a full disk: the line has been printed
             Path(complaint).write_text(line, encoding="utf-8")
     raise SystemExit(1) from None

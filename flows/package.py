@@ -72,6 +72,8 @@ def package(workspace: Path) -> dict[str, Any]:
     What was found of int8 is in the Bento's `src/metrics.json`. It does not depend on any timing, so that the same workspace
     gives the same Bento.
     """
+    if not (workspace / "models/candidate").is_dir():
+        raise WbcError("there is no model in models/candidate to package: `wbc train` makes one, `dvc pull` brings one back")
     path = workspace / "metrics.json"
     metrics = json.loads(path.read_text()) if path.exists() else {}
     with tempfile.TemporaryDirectory(prefix="wbc-package-") as name:

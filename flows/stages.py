@@ -121,6 +121,8 @@ def evaluate(workspace: Path) -> dict[str, Any]:
     from wbc_model.plots import plot_history
 
     candidate = workspace / "models/candidate"
+    if not candidate.is_dir():
+        raise WbcError("there is no model in models/candidate to evaluate: `wbc train` makes one, `dvc pull` brings one back")
     card = read_card(candidate)
     test = usable_pools(workspace).frames["test"]
     frame = predict_directory(candidate, decoded_cells(workspace, card.input_size, card.view), test)

@@ -110,8 +110,9 @@ def _run_aloud(
 def _last_line(output: str) -> str:
     """What went wrong, by the output of a failed command: its last line that says so, else its last one."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
+    ours = [line.removeprefix("wbc: error: ") for line in lines if line.startswith("wbc: error: ")]
     telling = [line for line in lines if re.match(r"(ERROR|\w+(Error|Exception)\b)", line)]
-    return next((line for line in [*reversed(telling), *reversed(lines)]), "")
+    return next((line for line in [*reversed(ours), *reversed(telling), *reversed(lines)]), "")
 
 
 @dataclass(frozen=True)

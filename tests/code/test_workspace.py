@@ -1,12 +1,15 @@
 """Workspaces: made from the package, found from below, changed without losing a comment; and the command line's manners."""
 
+import errno
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pyarrow
 import pytest
 
 from flows import cli
@@ -243,10 +246,84 @@ def test_what_goes_wrong_while_ctrl_c_is_obeyed_is_no_news(
     assert capsys.readouterr().err == "wbc: interrupted; what is finished is kept, the same command goes on from there\n"
 
 
-def test_a_fault_of_ours_is_shown_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def failing(error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+    """What the command line says of an error that nobody caught."""
+
     def broken() -> None:
-        raise ZeroDivisionError
+        raise error
 
     monkeypatch.setattr(cli, "app", broken)
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(SystemExit) as end:
         cli.main()
+    assert end.value.code == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    return said
+
+
+def test_a_fault_of_ours_is_a_line_and_whole_in_a_log(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(workspace)
+    complaint = workspace / ".wbc/complaint"
+    monkeypatch.setenv("WBC_ERROR_FILE", str(complaint))
+    line = failing(ZeroDivisionError("by zero\nand more"), monkeypatch, capsys)
+    assert line.startswith("wbc: error: a fault of wbc's own, ZeroDivisionError: by zero (report it with ")
+    log = Path(line.split("report it with ")[1].rstrip(")\n"))
+    assert log.parent == workspace / ".wbc/logs"
+    assert "Traceback" in log.read_text()
+    assert "ZeroDivisionError: by zero" in log.read_text()
+    assert not complaint.exists(), "another attempt may succeed"
+    monkeypatch.chdir("/")
+    assert "(report it with /" in failing(ZeroDivisionError("x"), monkeypatch, capsys)
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(errno.EROFS, "Read-only file system", "data/pools/test.csv"), "data/pools/test.csv cannot be written: its file"),
+        (PermissionError(errno.EACCES, "Permission denied", "x"), "x cannot be used: Permission denied"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "models/candidate"), "models/candidate is not there"),
+        (sqlite3.DatabaseError("file is not a database"), "a database failed: file is not a database (the whole: "),
+        (pyarrow.ArrowInvalid("not a parquet file\nat all"), "an image shard failed: not a parquet file (the whole: "),
+        (MemoryError(), "there is not enough memory"),
+    ],
+)
+def test_what_the_system_or_a_library_says_is_a_line(
+    error: Exception, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert failing(error, monkeypatch, capsys).startswith(f"wbc: error: {says}")
+
+
+@pytest.mark.parametrize(
+    "command",
+    (
+        "package|evaluate|query|train|validate|labels status|labels export x.csv|labels decide|champion|keys list|outbox|onboard x|"
+        "champion --rollback --reason r|serve|audit verify|reports list|calibrate"
+    ).split("|"),
+)
+def test_a_command_without_what_it_needs_is_a_line(
+    command: str, workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(workspace)
+    monkeypatch.setattr(sys, "argv", ["wbc", *command.split()])
+    monkeypatch.setattr("flows.guard.watch_flow", lambda: None)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    said = capsys.readouterr().err
+    assert end.value.code in (0, 1, 2)
+    assert "Traceback" not in said
+    assert "fault of wbc" not in said
+    assert "failed:" not in said
+    if end.value.code == 1:
+        assert said.startswith("wbc: error: ")
+        assert said.count("\n") == 1
+
+
+def test_a_damaged_registry_is_a_line(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (workspace / "mlflow.db").write_bytes(b"no database" * 100)
+    answer = wbc("champion", cwd=workspace)
+    (workspace / "mlflow.db").unlink()
+    assert answer.returncode == 1
+    assert answer.stderr.startswith("wbc: error: MLflow")
+    assert answer.stderr.count("\n") == 1
