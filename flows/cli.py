@@ -135,6 +135,13 @@ def _stage(name: str, body: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
         return body(workspace)
 
 
+def _writing(workspace: Path, command: str) -> contextlib.AbstractContextManager[None]:
+    """Have the workspace for a change of its data, when nobody works on them as they are; says on stderr who is waited for."""
+    from flows.state import writing
+
+    return writing(workspace, f"`wbc {command}`", lambda line: print(f"wbc: {line}", file=sys.stderr))
+
+
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.2%}"
 
@@ -183,14 +190,13 @@ def ingest_command(
 
     Exit code 3 when some rows were unusable, or disagree with a label in the pools: data/conflicts.csv has these.
     """
-    from flows.state import writing
     from flows.workspace import ensure_dvc
     from wbc_model.ingest import ingest
     from wbc_model.params import read_params
 
     workspace = _workspace()
     params = read_params(workspace / "params.yaml")
-    with writing(workspace, "`wbc ingest`", lambda line: print(f"wbc: {line}", file=sys.stderr)):
+    with _writing(workspace, "ingest"):
         ensure_dvc(workspace)
         report = ingest(data, workspace / "data", params, source, list_conflicts=list_conflicts)
     wrote = ["data/images", "data/pools", "data/oracle.csv", "data/rejected.csv", "data/quarantine.csv"]
@@ -487,6 +493,7 @@ def labels_import_command(
         ),
         *(f"  refused: {one['place']}: {one['reason']}" for one in result["refused"]),
         *_out_of_date(workspace, result),
+        *_waits(result),
         f"wrote {', '.join(result['wrote']) or 'nothing'}",
     ]
     _emit(result, json_, "\n".join(lines))
@@ -531,7 +538,8 @@ def labels_decide_command(
         _emit({"conflicts": [vars(one) for one in waiting]}, json_, "\n".join(_conflict_lines(waiting)) or "no conflict")
         return
     text = f"{result['new']} decided, {result['corrected']} labels changed; {result['conflicts']} conflicts wait"
-    _emit(result, json_, "\n".join([text, *_out_of_date(workspace, result), *_waits(result), f"wrote {', '.join(result['wrote'])}"]))
+    lines = [text, *_out_of_date(workspace, result), *_waits(result), f"wrote {', '.join(result['wrote'])}"]
+    _emit(result, json_, "\n".join(lines))
 
 
 def _out_of_date(workspace: Path, result: dict[str, Any]) -> list[str]:
@@ -557,7 +565,12 @@ def labels_test_command(
     workspace = _workspace()
     if images is not None and export is None:
         raise typer.BadParameter("--images belongs to --export FILE")
-    result: dict[str, Any] = fresh_cells.draw(workspace, draw) if draw else {**fresh_cells.state(workspace), "wrote": []}
+    result: dict[str, Any] = {"wrote": []}
+    if draw:
+        with _writing(workspace, "labels test"):
+            result = fresh_cells.draw(workspace, draw)
+    else:
+        result |= fresh_cells.state(workspace)
     if export is not None:
         fresh_cells.export(workspace, export, images)
         result["wrote"] = [*result["wrote"], str(export), *([str(images)] if images else [])]
@@ -574,10 +587,9 @@ def labels_test_command(
 def labels_replay_command(json_: Json = False) -> None:
     """Take the labels of data/labels.csv in that the pools do not know, after a checkout or a merge say."""
     from flows.labels import replay
-    from flows.state import writing
 
     workspace = _workspace()
-    with writing(workspace, "`wbc labels replay`", lambda line: print(f"wbc: {line}", file=sys.stderr)):
+    with _writing(workspace, "labels replay"):
         count = replay(workspace)
     _emit({"replayed": count, "wrote": ["data/pools"]}, json_, f"{count} labels replayed\nwrote data/pools")
 

@@ -297,10 +297,25 @@ def test_what_the_system_or_a_library_says_is_a_line(
 
 @pytest.mark.parametrize(
     "command",
-    (
-        "package|evaluate|query|train|validate|labels status|labels export x.csv|labels decide|champion|keys list|outbox|onboard x|"
-        "champion --rollback --reason r|serve|audit verify|reports list|calibrate"
-    ).split("|"),
+    [
+        "package",
+        "evaluate",
+        "query",
+        "train",
+        "validate",
+        "labels status",
+        "labels export x.csv",
+        "labels decide",
+        "champion",
+        "keys list",
+        "outbox",
+        "onboard x",
+        "champion --rollback --reason r",
+        "serve",
+        "audit verify",
+        "reports list",
+        "calibrate",
+    ],
 )
 def test_a_command_without_what_it_needs_is_a_line(
     command: str, workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
