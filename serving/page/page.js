@@ -11,7 +11,7 @@ import * as service from "./service.js";
 import { makeGallery, newSpecimen, parts, specimen, usable } from "./specimen.js";
 import { laneOf, REVIEW, UNCOUNTED } from "./tiles.js";
 import * as upload from "./upload.js";
-import { cells, listed, moment, progress, status } from "./words.js";
+import { cells, day, listed, moment, progress, status } from "./words.js";
 
 const MOVES = ["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "Home", "End"];
 
@@ -120,7 +120,8 @@ async function reopen(id) {
   report.showReport(whole);
   const { complete, images, expected_images: expected, sent_images: sent, withdrawn } = whole;
   if (!complete && !withdrawn) say(`${sent} of ${expected} images have come. Drop the folder of this specimen to send the rest.`);
-  else say(images.kept ? "" : "Drop the folder of this specimen to see its images.");
+  else if (!images.kept) say("Drop the folder of this specimen to see its images.");
+  else say(images.delete_after ? `The service keeps these images until ${day(images.delete_after)}.` : "");
 }
 
 // ---------------------------------------------------------------- keys, mouse, files

@@ -85,4 +85,6 @@ export const percent = (share) => `${Math.round(100 * share)} %`;
 
 export const moment = (text) => new Date(text).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
 
+export const day = (text) => new Date(text).toLocaleDateString([], { dateStyle: "medium" });
+
 const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);

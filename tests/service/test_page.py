@@ -377,7 +377,7 @@ def test_screenshots(browser: Browser, keeping: Server, tmp_path: Path, scheme: 
     page = visit(browser, keeping, f"#key={KEY}", color_scheme=scheme, viewport={"width": size[0], "height": size[1]}).page
     expect(page.locator("#model-line")).to_have_text("Model ridge-1")
     page.screenshot(path=folder / f"start-{scheme}-{size[0]}.png")
-    page.fill("#specimen-id", SPECIMEN)
+    page.fill("#specimen-id", f"24-118-{size[0] + (scheme == 'dark')}")
     page.fill("#wbc-count", "6.8")
     page.fill("#person", PERSON)
     page.set_input_files("#folder-input", tmp_path / "slide")

@@ -1,5 +1,6 @@
 """Images on their way from the page to a real service: each is counted once, and a report that lacks some says so."""
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from page_visits import (
     report_of,
     visit,
 )
+from PIL import Image
 from playwright.sync_api import Browser, Page, Request, Route, expect
 
 POST = "**/v1/differential"
@@ -228,4 +230,20 @@ def test_copies_of_an_image_count_once_and_say_whose_they_are(browser: Browser, 
     page.click("#twin")
     expect(page.locator("#cell-heading")).to_have_text("Cell 3")
     assert tiles_are_cells(page, report_of(api_of(keeping), "copies"))
+    page.context.close()
+
+
+def test_a_cell_that_was_cut_again_names_its_twin(browser: Browser, keeping: Server, tmp_path: Path) -> None:
+    folder = draw(tmp_path / "slide", 10, seed=52)
+    with Image.open(folder / "cell-3.png") as image:
+        image.save(folder / "saved-again.jpg", quality=85)
+    page = begin(browser, keeping, "twins", folder).page
+    twin = page.locator("#lane-review #cell-10")
+    expect(twin).to_have_attribute("aria-label", re.compile("Looks like cell 4 once more."))
+    twin.click()
+    expect(page.locator("#cell-why")).to_contain_text("Looks like cell 4 once more.")
+    page.click("#twin")
+    expect(page.locator("#cell-heading")).to_have_text("Cell 4")
+    expect(page.locator("#differential-note")).to_contain_text("11 cells")  # it counts until a person says otherwise
+    expect(page.locator("#sign")).to_be_disabled()
     page.context.close()
