@@ -1,4 +1,5 @@
-"""Changes of a report as a whole, each with its reason: what was said of the specimen is put right; it is withdrawn."""
+"""Changes of a report as a whole, each with its reason: what was said of the specimen is put right; it is withdrawn, and the
+withdrawal is taken back."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -11,7 +12,8 @@ from serving.signing import refuse_withdrawn
 from serving.site import Site
 from serving.store import Change, Report, Store
 
-WITHDRAWAL = "withdrawal"
+WITHDRAWAL = "withdrawal"  # what was changed
+WITHDRAWN = "withdrawn"  # what it was changed to
 
 
 class Why(NamedTuple):
@@ -49,8 +51,8 @@ def put_right(
 
 
 def withdraw(store: Store, report_id: str, why: Why, expected: int | None, amend: bool, site: Site) -> Report:
-    """Withdraw a report: it stays as it is and nothing in it can be changed any more; returns it. Where a receiver was told of
-    it, the message that takes it back enters the outbox in the same transaction.
+    """Withdraw a report: it stays as it is, and nothing in it can be changed unless it is reinstated; returns it. Where a
+    receiver was told of it, the message that takes it back enters the outbox in the same transaction.
 
     Raises Problem: 404 for a report that is not there, 409 for one that was signed unless `amend`, or that was
     withdrawn, 412.
@@ -63,8 +65,26 @@ def withdraw(store: Store, report_id: str, why: Why, expected: int | None, amend
             raise Problem(409, "signed", "Signed", detail)
         report.version += 1
         report.changed_at = report.withdrawn_at = datetime.now(UTC)
-        report.changes.append(record(report, WITHDRAWAL, report.status, "withdrawn", why))
+        report.changes.append(record(report, WITHDRAWAL, report.status, WITHDRAWN, why))
         announce_withdrawal(report, why.person.by, why.reason, report.withdrawn_at, site)
+        session.flush()
+    return report
+
+
+def reinstate(store: Store, report_id: str, why: Why, expected: int | None) -> Report:
+    """Take back the withdrawal of a report: it is preliminary, and must be signed (again); returns it.
+
+    No message is made: a withdrawal that was sent stands with its receiver until the next signature corrects it, one that was not
+    waits until that signature takes its place. Raises Problem: 404 for a report that is not there, 409 for one that is not
+    withdrawn, 412.
+    """
+    with store.writing() as session:
+        report = locked(session, report_id, expected)
+        if report.withdrawn_at is None:
+            raise Problem(409, "not-withdrawn", "Not withdrawn", "The report is not withdrawn; there is nothing to take back.")
+        report.withdrawn_at = None
+        change(report, amend=True)
+        report.changes.append(record(report, WITHDRAWAL, WITHDRAWN, report.status, why))
         session.flush()
     return report
 

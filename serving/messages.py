@@ -55,9 +55,13 @@ def announce_withdrawal(report: Report, by: str, reason: str, now: datetime, sit
 
 def _told(report: Report) -> list[str | None]:
     """The specimen numbers under which the receiver may have a result of the report that was not taken back."""
-    sent = [about(one.text) for one in report.messages if one.attempts and one.state != "failed"]
-    last = {one.specimen: one.withdrawn for one in sent}
-    return [specimen for specimen, withdrawn in last.items() if not withdrawn]
+    told: dict[str | None, bool] = {}
+    for message in report.messages:
+        specimen, withdrawn = about(message.text)
+        # A result that was tried may have arrived, a withdrawal may not have: only the acknowledged one has taken it back.
+        if message.state == "delivered" or (message.attempts and message.state != "failed" and not withdrawn):
+            told[specimen] = not withdrawn
+    return [specimen for specimen, held in told.items() if held]
 
 
 def _retire_others(report: Report, now: datetime) -> tuple[datetime, set[str | None]]:

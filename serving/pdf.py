@@ -25,7 +25,7 @@ from serving.differential import (
     plain,
 )
 from serving.names import BLANKS, REFUSED
-from serving.report_schemas import ReportAnswer
+from serving.report_schemas import ReportAnswer, ReportChange
 from serving.site import Site
 
 FONTS: Final = Path(__file__).resolve().parent / "fonts"
@@ -334,12 +334,17 @@ def _signatures(page: _Page, report: ReportAnswer) -> None:
         # The name stands alone: beside a date, one that runs from right to left would take the date with it.
         _fact_row(page, [(f"{signature.status.capitalize()}, {_time(signature.at)}", signature.by)], names=WHEN)
     for change in report.changes:
-        what = "Withdrawn" if change.what == "withdrawal" else f"{change.what.replace('_', ' ').capitalize()} changed"
-        _fact_row(page, [(f"{what}, {_time(change.at)}", change.by)], names=WHEN)
+        _fact_row(page, [(f"{_what(change)}, {_time(change.at)}", change.by)], names=WHEN)
         values = "" if change.what == "withdrawal" else f"From {_value(change.from_value)} to {_value(change.to_value)}. "
         _fact_row(page, [("", f"{values}{change.reason}")], names=WHEN)
     if report.signatures and report.signed_by is None and not report.withdrawn:
         page.write_line("Changed since it was signed: not valid until it is signed again.", 8.5, ALERT, bold=True)
+
+
+def _what(change: ReportChange) -> str:
+    if change.what == "withdrawal":
+        return "Withdrawn" if change.to_value == "withdrawn" else "Withdrawal taken back"
+    return f"{change.what.replace('_', ' ').capitalize()} changed"
 
 
 def _value(value: object) -> str:

@@ -78,6 +78,13 @@ class WithdrawalRequest(_Request):
     amend: bool = Field(default=False, description="Needed where the report was signed: its receivers are told.")
 
 
+class ReinstatementRequest(_Request):
+    """A person takes the withdrawal of the report back: it is open for a signature again."""
+
+    reason: Reason
+    by: By
+
+
 class RemovalRequest(_Request):
     """A person removes the report for good: only the record of that stays."""
 
@@ -126,7 +133,8 @@ class ReportChange(BaseModel):
     """One change of the report as a whole, with its reason; all of them stay."""
 
     what: str = Field(
-        description="The field that was put right; `withdrawal`; or `model` where it was counted again by another one."
+        description="The field that was put right; `withdrawal`, to `withdrawn` or back; or `model` where it was counted again "
+        "by another one."
     )
     from_value: Any
     to_value: Any
@@ -218,12 +226,14 @@ class ReportDelta(ReportState):
 
 
 def shown_status(report: Report) -> Status:
-    """How a report stands; one that was withdrawn is nothing else any more."""
+    """How a report stands; one that was withdrawn is nothing else."""
     return report.status if report.withdrawn_at is None else "withdrawn"
 
 
 def withdrawal(answer: ReportAnswer) -> str | None:
-    """Who withdrew the report and why, in words; None where nobody has."""
+    """Who withdrew the report and why, in words; None where it is not withdrawn."""
+    if not answer.withdrawn:
+        return None
     last = next((change for change in reversed(answer.changes) if change.what == "withdrawal"), None)
     return None if last is None else f"Withdrawn, not valid. By {last.by}: {last.reason}"
 

@@ -1,4 +1,5 @@
-"""The routes of reports: list, read, correct, put right, withdraw, sign, as FHIR and PDF. They are there where a store is.
+"""The routes of reports: list, read, correct, put right, withdraw and back, sign, as FHIR and PDF. They are there where
+a store is.
 
 Two people may work on one report: every answer carries its version as ETag, and a change must name in If-Match the version that
 the person saw (`*` changes whatever is there). One that was changed meanwhile answers 412.
@@ -18,7 +19,7 @@ from starlette.responses import Response
 
 from serving import fhir
 from serving.access import ADMIN, REVIEW
-from serving.changes import Why, put_right, withdraw
+from serving.changes import Why, put_right, reinstate, withdraw
 from serving.deeds import Done, carry_out
 from serving.heavy import heavy
 from serving.kept_images import check_image_key, images_of
@@ -31,6 +32,7 @@ from serving.removal import remove
 from serving.report_schemas import (
     CorrectionRequest,
     PatchRequest,
+    ReinstatementRequest,
     RemovalRequest,
     ReportAnswer,
     ReportDelta,
@@ -305,7 +307,7 @@ async def put_report_right(request: Request, report_id: ReportId, if_match: IfMa
     openapi_extra=_change(WithdrawalRequest),
 )
 async def withdraw_report(request: Request, report_id: ReportId, if_match: IfMatch = None) -> Response:
-    """Withdraw the report, with a reason: it stays in the record, and nothing in it can be changed any more."""
+    """Withdraw the report, with a reason: it stays in the record, and nothing in it can be changed unless this is taken back."""
     kept = _kept(request)
     asked = await _body(request, WithdrawalRequest)
     why, expected = Why(_person(request, asked.by), asked.reason), _expected(if_match)
@@ -314,6 +316,21 @@ async def withdraw_report(request: Request, report_id: ReportId, if_match: IfMat
     if kept.sender is not None:
         kept.sender.wake()
     return answer
+
+
+@router.delete(
+    "/{id}/withdrawal",
+    response_model=ReportAnswer | ReportDelta,
+    responses=CHANGES,
+    openapi_extra=_change(ReinstatementRequest),
+)
+async def reinstate_report(request: Request, report_id: ReportId, if_match: IfMatch = None) -> Response:
+    """Take the withdrawal back, with a reason: the report is preliminary, and must be signed again where it was signed. Both
+    stay in the record."""
+    kept = _kept(request)
+    asked = await _body(request, ReinstatementRequest)
+    why, expected = Why(_person(request, asked.by), asked.reason), _expected(if_match)
+    return await _changed(request, asked, partial(reinstate, kept.store, checked(report_id), why, expected))
 
 
 @router.post(

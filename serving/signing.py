@@ -16,7 +16,6 @@ TITLES: dict[Why, str] = {
     "withdrawn": "Withdrawn",
     "signed": "Signed",
 }
-WITHDRAWN = "The report was withdrawn; nothing in it can be changed any more. Make a new one."
 
 
 def stand(corrections: Iterable[Correction]) -> list[Correction]:
@@ -49,7 +48,7 @@ def complete(report: Report) -> bool:
 def blocked(report: Report, site: Site) -> list[Block]:
     """All reasons why a whole report cannot be signed as it is; empty where it can."""
     if report.withdrawn_at is not None:
-        return [Block(kind="withdrawn", detail=WITHDRAWN)]
+        return [Block(kind="withdrawn", detail=withdrawn(report))]
     if report.status != "preliminary":
         return [Block(kind="signed", detail="The report is signed and has not been changed since.")]
     found: list[Block] = []
@@ -68,6 +67,12 @@ def blocked(report: Report, site: Site) -> list[Block]:
     return found
 
 
+def withdrawn(report: Report) -> str:
+    """Why nothing in a withdrawn report can be changed, and the ways on."""
+    back = f"DELETE /v1/reports/{report.id}/withdrawal"
+    return f"The report was withdrawn, and nothing in it can be changed. Take the withdrawal back ({back}), or make a new report."
+
+
 def cannot_sign(blocks: list[Block]) -> Problem:
     """409 of the first reason's kind, with all of them as `blocked`."""
     first = blocks[0]
@@ -76,9 +81,9 @@ def cannot_sign(blocks: list[Block]) -> Problem:
 
 
 def refuse_withdrawn(report: Report) -> None:
-    """Raises Problem 409 for a report that was withdrawn: nothing else can happen to it."""
+    """Raises Problem 409 for a report that was withdrawn: nothing can happen to it but that it is reinstated."""
     if report.withdrawn_at is not None:
-        raise Problem(409, "withdrawn", TITLES["withdrawn"], WITHDRAWN)
+        raise Problem(409, "withdrawn", TITLES["withdrawn"], withdrawn(report))
 
 
 def refuse_added_to(report: Report) -> None:

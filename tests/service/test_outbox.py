@@ -20,7 +20,7 @@ from live import ROOT, clean_environment, free_port
 from specimens import PERSON, read, several, site
 from sqlalchemy import select
 
-from serving.changes import Why, put_right, withdraw
+from serving.changes import Why, put_right, reinstate, withdraw
 from serving.hl7 import about
 from serving.intake import take_in
 from serving.outbox import (
@@ -287,6 +287,56 @@ def test_a_withdrawal_reaches_whoever_was_told(store: Store, listener: Listener)
         line.split("|")[:6] for line in result.split("\r") if line.startswith("OBX")
     ]
     assert [one.state for one in outbox(store)] == ["delivered", "retired", "delivered"]
+
+
+def test_after_a_withdrawal_that_was_taken_back_the_new_signature_is_the_last_word(store: Store, listener: Listener) -> None:
+    receiver = listener.receiver()
+    of, report = site(receiver), signed(store, "S-1", receiver)
+    listener.start()
+    deliver_due(store, receiver)
+    withdraw(store, report, WHY, None, True, of)
+    deliver_due(store, receiver)
+    reinstate(store, report, WHY, None)
+    assert deliver_due(store, receiver) == 0
+    sign(store, report, PERSON, None, of)
+    assert deliver_due(store, receiver) == 1
+    assert [about(text) for text in listener.messages()] == [("S-1", False), ("S-1", True), ("S-1", False)]
+    assert statuses(listener) == ["F", "C", "C"]
+    withdraw(store, report, WHY, None, True, of)
+    assert deliver_due(store, receiver) == 1
+    assert about(listener.messages()[-1]) == ("S-1", True)
+
+
+def test_a_withdrawal_that_still_waits_is_not_sent_when_it_was_taken_back(store: Store, listener: Listener) -> None:
+    receiver = listener.receiver()
+    of, report = site(receiver), signed(store, "S-1", receiver)
+    listener.start()
+    deliver_due(store, receiver)
+    withdraw(store, report, WHY, None, True, of)
+    reinstate(store, report, WHY, None)
+    assert deliver_due(store, receiver) == 0
+    sign(store, report, PERSON, None, of)
+    assert deliver_due(store, receiver) == 1
+    assert [about(text) for text in listener.messages()] == [("S-1", False), ("S-1", False)]
+    assert [one.state for one in outbox(store)] == ["delivered", "retired", "delivered"]
+
+
+def test_a_second_withdrawal_is_sent_where_the_first_may_not_have_arrived(store: Store, listener: Listener) -> None:
+    """It was tried, the receiver was down, it was taken back and is withdrawn again: somebody must still tell the receiver."""
+    receiver = listener.receiver()
+    of, report = site(receiver), signed(store, "S-1", receiver)
+    listener.start()
+    deliver_due(store, receiver)
+    listener.kill()
+    withdraw(store, report, WHY, None, True, of)
+    assert not deliver_one(store, receiver)
+    reinstate(store, report, WHY, None)
+    withdraw(store, report, WHY, None, True, of)
+    assert [one.state for one in outbox(store)] == ["delivered", "retired", "pending"]
+    listener.start()
+    due_now(store)
+    assert deliver_due(store, receiver) == 1
+    assert [about(text) for text in listener.messages()] == [("S-1", False), ("S-1", True)]
 
 
 def test_a_result_under_a_wrong_specimen_number_is_taken_back(store: Store, listener: Listener) -> None:

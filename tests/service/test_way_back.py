@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from serving import listing
-from serving.changes import Why, put_right, withdraw
+from serving.changes import Why, put_right, reinstate, withdraw
 from serving.classify import Classifier
 from serving.review import correct as decided
 from serving.review import find, undo
@@ -37,6 +37,11 @@ def undone(client: TestClient, report: str, index: int, version: str = "*", **mo
 def withdrawn(client: TestClient, report: str, version: str = "*", **more: Any) -> httpx.Response:  # noqa: F811
     body = {"reason": "another patient's smear", **DOCTOR, **more}
     return client.post(f"/v1/reports/{report}/withdrawal", json=body, headers={"If-Match": version})
+
+
+def taken_back(client: TestClient, report: str, version: str = "*", **more: Any) -> httpx.Response:  # noqa: F811
+    body = {"reason": "the smear was right", **DOCTOR, **more}
+    return client.request("DELETE", f"/v1/reports/{report}/withdrawal", json=body, headers={"If-Match": version})
 
 
 @pytest.fixture
@@ -176,6 +181,73 @@ def test_a_signed_report_is_withdrawn_as_an_amendment(client: TestClient) -> Non
     assert bundle.json()["entry"][0]["resource"]["status"] == "entered-in-error"
 
 
+def test_a_withdrawal_is_taken_back_and_both_stay_in_the_record(own: TestClient) -> None:
+    report = posted(own)["report_id"]
+    before = report_of(own, report)
+    withdrawn(own, report, '"1"')
+    for refused in (withdrawn(own, report), patch(own, report, specimen_id="S-1"), sign(own, report, "*")):
+        assert f"DELETE /v1/reports/{report}/withdrawal" in assert_problem(refused, 409, "withdrawn")["detail"]
+    assert f"DELETE /v1/reports/{report}/withdrawal" in report_of(own, report)["blocked"][0]["detail"]
+    back = taken_back(own, report, '"2"')
+    assert (back.status_code, back.headers["etag"]) == (200, '"3"')
+    after = back.json()
+    assert (after["status"], after["withdrawn"], after["blocked"], after["signed_by"]) == ("preliminary", False, [], None)
+    assert (after["cells"], after["differential"]) == (before["cells"], before["differential"])
+    assert [(one["what"], one["from_value"], one["to_value"], one["reason"], one["by"]) for one in after["changes"]] == [
+        ("withdrawal", "preliminary", "withdrawn", "another patient's smear", "Dr. Ada"),
+        ("withdrawal", "withdrawn", "preliminary", "the smear was right", "Dr. Ada"),
+    ]
+    bundle = own.get(f"/v1/reports/{report}/fhir")
+    Bundle.model_validate_json(bundle.text)
+    assert bundle.json()["entry"][0]["resource"]["status"] == "preliminary"
+    assert "Withdrawn" not in bundle.text
+    assert own.get(f"/v1/reports/{report}/report.pdf").status_code == 200
+    assert [one["id"] for one in own.get("/v1/reports").json()["reports"]] == [report]
+    assert add(own, report, of_class("Basophil")).status_code == 200
+    assert sign(own, report, "*").json()["status"] == "final"
+    assert_problem(taken_back(own, report), 409, "not-withdrawn")
+
+
+def test_a_signed_report_whose_withdrawal_is_taken_back_must_be_signed_again(client: TestClient) -> None:  # noqa: F811
+    report = posted(client)["report_id"]
+    sign(client, report, "*")
+    withdrawn(client, report, amend=True)
+    after = taken_back(client, report).json()
+    assert (after["status"], after["signed_by"], len(after["signatures"])) == ("preliminary", None, 1)
+    signed = sign(client, report, "*").json()
+    assert (signed["status"], [one["status"] for one in signed["signatures"]]) == ("amended", ["final", "amended"])
+    again = withdrawn(client, report, amend=True).json()
+    assert (again["status"], len(again["changes"])) == ("withdrawn", 3)
+
+
+def test_a_withdrawal_is_taken_back_as_every_call_that_writes(client: TestClient) -> None:  # noqa: F811
+    report = posted(client)["report_id"]
+    assert_problem(taken_back(client, report), 409, "not-withdrawn")
+    withdrawn(client, report)
+    url, body = f"/v1/reports/{report}/withdrawal", {"reason": "a slip", **DOCTOR}
+    assert_problem(client.request("DELETE", url, json=body), 428, "if-match-missing")
+    assert_problem(taken_back(client, report, '"1"'), 412, "changed-meanwhile")
+    assert assert_problem(taken_back(client, report, reason=""), 422, "bad-field")["field"] == "reason"
+    assert_problem(taken_back(client, "0" * 32), 404, "no-such-report")
+    assert report_of(client, report)["version"] == 2
+    headers = {"If-Match": "*", "Idempotency-Key": f"back-{report}", "Prefer": "return=minimal"}
+    first, second = (client.request("DELETE", url, json=body, headers=headers) for _ in range(2))
+    assert (first.status_code, first.content) == (second.status_code, second.content) == (200, first.content)
+    assert second.headers["idempotency-replayed"] == "true"
+    assert ([one["reason"] for one in first.json()["changes"]], first.json()["cells"]) == (["a slip"], [])
+    assert report_of(client, report)["version"] == 3
+
+
+def test_the_pdf_says_that_a_withdrawal_was_taken_back(own: TestClient, written: list[str]) -> None:
+    report = posted(own)["report_id"]
+    withdrawn(own, report)
+    taken_back(own, report)
+    assert own.get(f"/v1/reports/{report}/report.pdf").status_code == 200
+    kinds = [text.partition(",")[0] for text in written if text.startswith("Withdraw")]
+    assert kinds == ["Withdrawn", "Withdrawal taken back"]
+    assert not any("WITHDRAWN" in text for text in written)
+
+
 def test_a_second_report_of_a_specimen_names_the_first(own: TestClient) -> None:
     first, second = (posted(own, specimen_id="S-9")["report_id"] for _ in range(2))
     third = posted(own, specimen_id="S-9")
@@ -274,6 +346,20 @@ def test_the_record_of_changes_is_only_ever_added_to(store: Store) -> None:
     ]
     with pytest.raises(DBAPIError, match="only ever added"), store.writing() as session:
         session.get_one(Change, kept.changes[0].id).reason = "another"
+
+
+def test_a_withdrawal_is_taken_back_in_both_databases(store: Store) -> None:
+    report = reported(store)
+    signed(store, report, PERSON, None, site())
+    withdraw(store, report, Why(PERSON, "another's"), None, True, site())
+    assert reinstate(store, report, Why(PERSON, "a slip"), 3).status == "preliminary"
+    assert signed(store, report, PERSON, 4, site()).status == "amended"
+    kept = find(store, report)
+    assert (kept.withdrawn_at, kept.status, kept.version) == (None, "amended", 5)
+    assert [(one.what, one.from_value, one.to_value, one.caller, one.version) for one in kept.changes] == [
+        ("withdrawal", "final", "withdrawn", "ward", 3),
+        ("withdrawal", "withdrawn", "preliminary", "ward", 4),
+    ]
 
 
 def test_an_undo_is_for_both_databases(store: Store) -> None:
