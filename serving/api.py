@@ -223,7 +223,7 @@ async def classify(request: Request, explain: bool = False) -> Response:
     "/differential",
     dependencies=CLASSIFY,
     response_model=DifferentialAnswer,
-    openapi_extra=DIFFERENTIAL_BODY,
+    openapi_extra={**DIFFERENTIAL_BODY, "parameters": [deeds.PARAMETER]},
     responses={
         200: {"content": {fhir.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/FhirBundle"}}}},
         404: _problem("No such report as `report_id` names; or this service keeps none"),

@@ -32,7 +32,15 @@ if TYPE_CHECKING:
 
 HEADER: Final = "Idempotency-Key"
 REPLAYED: Final = "Idempotency-Replayed"
-KEY: Final = r"[\x20-\x7e]{1,255}"
+KEY: Final = r"[!-~]([ -~]{0,253}[!-~])?"
+PARAMETER: Final[dict[str, Any]] = {
+    "name": HEADER,
+    "in": "header",
+    "required": False,
+    "description": "A name of your own for this call: sent again with it, the call is not done again, and the first answer comes "
+    "once more, with `Idempotency-Replayed: true`.",
+    "schema": {"type": "string", "pattern": f"^{KEY}$"},
+}
 KEPT_DAYS: Final = 7  # how long the answer to a key is kept
 CLEAN_SECONDS: Final = 3600.0
 NOT_DONE: Final = 0  # the status of a deed that was not done and never will be

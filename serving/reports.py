@@ -20,7 +20,7 @@ from starlette.responses import Response
 from serving import fhir
 from serving.access import ADMIN, REVIEW
 from serving.changes import Why, put_right, reinstate, withdraw
-from serving.deeds import Done, carry_out
+from serving.deeds import PARAMETER, Done, carry_out
 from serving.heavy import heavy
 from serving.kept_images import check_image_key, images_of
 from serving.listing import Filter, Wanted, listed
@@ -184,7 +184,7 @@ def _change(kind: type[BaseModel]) -> dict[str, Any]:
     meaning = "`return=minimal`: answer only with what the call changed (ReportDelta)."
     prefer = {"name": "Prefer", "in": "header", "required": False, "description": meaning, "schema": {"type": "string"}}
     body = {"required": True, "content": {"application/json": {"schema": kind.model_json_schema()}}}
-    return {"parameters": [{**header, "schema": {"type": "string", "pattern": IF_MATCH}}, prefer], "requestBody": body}
+    return {"parameters": [{**header, "schema": {"type": "string", "pattern": IF_MATCH}}, prefer, PARAMETER], "requestBody": body}
 
 
 def _answer(report: Report, site: Site) -> Response:

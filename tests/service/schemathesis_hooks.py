@@ -2,12 +2,16 @@
 the report and the cells that there are."""
 
 import os
+import re
+import uuid
 from typing import Any
 
 import schemathesis
 from hypothesis import strategies as st
 from live import of_class
 from tiny_model import COLOURS
+
+from serving.deeds import HEADER, KEY
 
 IMAGES = st.lists(st.sampled_from([of_class(label) for label in COLOURS]), min_size=1, max_size=3)
 for media_type in ("image/jpeg", "image/png", "image/bmp", "image/tiff"):
@@ -22,3 +26,11 @@ def map_path_parameters(context: Any, path_parameters: dict[str, Any] | None) ->
         if isinstance(path_parameters.get("index"), int):
             path_parameters["index"] %= 2
     return path_parameters
+
+
+@schemathesis.hook
+def map_headers(context: Any, headers: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Each call its own key where it has a good one: another call with the same is refused, as it must be."""
+    if headers and re.fullmatch(KEY, str(headers.get(HEADER, ""))):
+        headers[HEADER] = str(uuid.uuid4())
+    return headers
