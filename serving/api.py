@@ -63,6 +63,7 @@ from serving.schemas import (
     Rejected,
     Result,
 )
+from serving.signing import say_rendered
 from serving.site import Site, read_site
 from serving.specimen import FIELDS, REPORT_ID, Specimen, read_specimen
 from serving.upload import asked, busy, read_form
@@ -134,6 +135,11 @@ class Running:
     def install(self, classifier: Classifier) -> None:
         """Let a model answer from now on. Where images are not kept, the one before stays in memory for the reports that it has
         begun, and so do older ones as long as they have open reports."""
+        if self.kept is not None and classifier.card.rendered:
+            try:
+                say_rendered(self.kept.store, classifier.model)
+            except SQLAlchemyError as error:
+                _LOGGER.error("the reports of drawn cells cannot be marked: %s", type(error).__name__)
         before, self._classifier = self._classifier, classifier
         if before is not None and self.kept is not None and not self.site.keep_images:
             held = [one for one in self._earlier if one.model != classifier.model]

@@ -129,8 +129,8 @@ def _next() -> ColumnElement[bool]:
 
 
 def _in_force() -> ColumnElement[bool]:
-    """That the report is not just being amended."""
-    settled = or_(Report.status != "preliminary", Report.withdrawn_at.is_not(None))
+    """That the report is not just being amended, and by no model of drawn cells; a withdrawal goes all the same."""
+    settled = or_((Report.status != "preliminary") & ~Report.rendered, Report.withdrawn_at.is_not(None))
     return exists(select(Report.id).where(Report.id == Message.report_id, settled))
 
 

@@ -303,7 +303,7 @@ def whole(report: Report, site: Site) -> ReportAnswer:
         changed_at=report.changed_at,
         signed_by=signer(report),
         corrected=changed_cells(report),
-        differential=Differential.model_validate(report.differential),
+        differential=_differential(report),
         cells=[_cell(cell, decided) for cell in report.cells],
         corrections=[_correction(one) for one in report.corrections],
         changes=[_change(one) for one in report.changes],
@@ -323,13 +323,18 @@ def delta(report: Report, site: Site, cells: Iterable[int]) -> ReportDelta:
         changed_at=report.changed_at,
         signed_by=signer(report),
         corrected=changed_cells(report),
-        differential=Differential.model_validate(report.differential),
+        differential=_differential(report),
         cells=[_cell(report.cells[index], decided) for index in cells],
         corrections=[_correction(one) for one in report.corrections if one.version == report.version],
         changes=[_change(one) for one in report.changes if one.version == report.version],
         signature=None if last is None else ReportSignature.model_validate(last, from_attributes=True),
         messages=[ReportMessage.model_validate(one, from_attributes=True) for one in report.messages],
     )
+
+
+def _differential(report: Report) -> Differential:
+    """As it was counted last. Whether the model learned from drawn cells may have become known since."""
+    return Differential.model_validate({**report.differential, "rendered": report.rendered})
 
 
 def _cell(cell: Cell, decided: dict[int, Correction]) -> ReportCell:

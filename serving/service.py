@@ -25,7 +25,9 @@ from serving.kept_images import check_image_key
 from serving.keys import ApiKeys
 from serving.limits import Limits
 from serving.reports import Kept
+from serving.schemas import ModelName
 from serving.settings import MODEL_DIR, resolve_paths
+from serving.signing import say_rendered
 from serving.site import site_from_environment
 from serving.store import Store
 from wbc_model.card import read_card
@@ -86,6 +88,9 @@ class WbcService:
         site = site_from_environment()
         kept = Kept.from_environment(site)
         complete(audit, None if kept is None else kept.store)
+        card = read_card(model_directory())
+        if kept is not None and card.rendered:  # before a report can be signed, which needs no model in memory
+            say_rendered(kept.store, ModelName(name=card.name, version=card.version))
         app.state.running = Running(None, ApiKeys.from_environment(), limits, site, audit, kept)
         # The server listens while the model loads: /livez says yes, /readyz not yet.
         self.watch = ChampionWatch(model_directory(), app.state.running.install)

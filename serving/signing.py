@@ -2,11 +2,13 @@
 
 from collections.abc import Container, Iterable
 
+from sqlalchemy import update
+
 from serving.differential import RENDERED
 from serving.problems import Problem
-from serving.schemas import Block, Why
+from serving.schemas import Block, ModelName, Why
 from serving.site import Site
-from serving.store import Cell, Correction, Report
+from serving.store import Cell, Correction, Report, Store
 
 TITLES: dict[Why, str] = {
     "incomplete": "Incomplete",
@@ -65,6 +67,16 @@ def blocked(report: Report, site: Site) -> list[Block]:
         which = f"{left} {'cell waits' if left == 1 else 'cells wait'} for a person: at this site {must} must be reviewed first."
         found.append(Block(kind="unreviewed", detail=f"{which} Correct or confirm each."))
     return found
+
+
+def say_rendered(store: Store, model: ModelName) -> None:
+    """Let all reports by a model that learned from drawn cells say so: those made before revision 0002 of the store do not.
+
+    Signed ones, too: they cannot be signed again after an amendment. Raises SQLAlchemyError.
+    """
+    silent = (Report.model_name == model.name) & (Report.model_version == model.version) & ~Report.rendered
+    with store.writing() as session:
+        session.execute(update(Report).where(silent).values(rendered=True))
 
 
 def withdrawn(report: Report) -> str:

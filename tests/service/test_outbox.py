@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from live import ROOT, clean_environment, free_port
-from specimens import PERSON, read, several, site
+from specimens import MODEL, PERSON, read, several, site
 from sqlalchemy import select
 
 from serving.changes import Why, put_right, reinstate, withdraw
@@ -36,6 +36,7 @@ from serving.outbox import (
     wait_after,
 )
 from serving.review import correct, sign
+from serving.signing import say_rendered
 from serving.site import Hl7Receiver
 from serving.specimen import Specimen
 from serving.store import Message, Store, sqlite_url
@@ -305,6 +306,19 @@ def test_after_a_withdrawal_that_was_taken_back_the_new_signature_is_the_last_wo
     withdraw(store, report, WHY, None, True, of)
     assert deliver_due(store, receiver) == 1
     assert about(listener.messages()[-1]) == ("S-1", True)
+
+
+def test_what_a_model_of_drawn_cells_said_before_that_was_kept_does_not_leave(store: Store, listener: Listener) -> None:
+    receiver = listener.receiver()
+    told, untold = signed(store, "S-1", receiver), signed(store, "S-2", receiver)
+    listener.start()
+    assert deliver_one(store, receiver)
+    say_rendered(store, MODEL)
+    assert deliver_due(store, receiver) == 0
+    for report in (told, untold):
+        withdraw(store, report, WHY, None, True, site(receiver))
+    assert deliver_due(store, receiver) == 1
+    assert [about(text) for text in listener.messages()] == [("S-1", False), ("S-1", True)]
 
 
 def test_a_withdrawal_that_still_waits_is_not_sent_when_it_was_taken_back(store: Store, listener: Listener) -> None:

@@ -18,7 +18,7 @@ from tiny_model import CONFUSION, write_model
 from serving import recount
 from serving.api import Running
 from serving.classify import Classifier
-from serving.store import KeptImage
+from serving.store import KeptImage, Report
 from wbc_model.render import render_cells
 
 Promote = Callable[[TestClient], Classifier]
@@ -149,6 +149,29 @@ def test_where_neither_can_be_the_refusal_names_the_way_on(
     assert f"POST /v1/reports/{report}/withdrawal" in problem["detail"]
     assert "new report" in problem["detail"]
     assert report_of(forgetful, report)["version"] == 1
+
+
+def test_reports_of_before_it_was_kept_say_that_their_model_learned_from_drawn_cells(
+    forgetful: TestClient,
+    tmp_path: Path,
+) -> None:
+    """The column `rendered` of a store of revision 0001 is false; the card of the model that serves knows better."""
+    open_one, final, other = (posted(forgetful)["report_id"] for _ in range(3))
+    sign(forgetful, final, "*")
+    with running(forgetful).kept.store.writing() as session:  # type: ignore[union-attr]
+        session.get_one(Report, other).model_version = "tiny-0"
+    write_model(tmp_path / "drawn", rendered=True)
+    drawn = Classifier.open(tmp_path / "drawn")
+    running(forgetful).install(drawn)
+    assert drawn.model.version == report_of(forgetful, open_one)["model"]["version"]
+    assert [one["kind"] for one in report_of(forgetful, open_one)["blocked"]] == ["rendered_model"]
+    assert_problem(sign(forgetful, open_one, "*"), 409, "rendered-model")
+    assert "HTEST" in forgetful.get(f"/v1/reports/{open_one}/fhir").text
+    assert report_of(forgetful, final)["differential"]["rendered"]
+    correct(forgetful, final, 0, "Monocyte", "*", amend=True)
+    assert_problem(sign(forgetful, final, "*"), 409, "rendered-model")
+    assert sign(forgetful, other, "*").json()["status"] == "final"
+    drawn.close()
 
 
 def test_a_signed_report_is_not_counted_again(keeping: TestClient, promote: Promote, monkeypatch: pytest.MonkeyPatch) -> None:
