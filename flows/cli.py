@@ -107,8 +107,14 @@ def _complain(line: str, final: bool) -> NoReturn:
     raise SystemExit(1) from None
 
 
-def _emit(result: Mapping[str, Any], as_json: bool, text: str) -> None:
+def _emit(result: Mapping[str, Any], as_json: bool, text: str, workspace: Path | None = None) -> None:
+    """Print the result; of a `workspace` also what to do there next."""
     print(json.dumps(result, indent=2, default=str) if as_json else text)
+    if workspace is not None and not as_json:
+        from flows.status import next_command
+
+        following = next_command(workspace)
+        print(f"next: {following}") if following else None
 
 
 def _workspace() -> Path:
@@ -174,7 +180,16 @@ def init_command(
     made = init_workspace(directory)
     wrote = f"wrote {', '.join(made.wrote)}" if made.wrote else "nothing was missing"
     text = "\n".join([f"workspace {made.workspace}: {wrote}", *made.notes])
-    _emit({"workspace": made.workspace, "wrote": made.wrote, "notes": made.notes}, json_, text)
+    _emit({"workspace": made.workspace, "wrote": made.wrote, "notes": made.notes}, json_, text, made.workspace)
+
+
+@app.command("status")
+def status_command(json_: Json = False) -> None:
+    """Pools, what waits and for whom, the last run and failures, the champion, disk, and the next command."""
+    from flows.status import status, status_text
+
+    result = status(_workspace())
+    _emit(result, json_, status_text(result))
 
 
 @app.command("ingest")
@@ -210,7 +225,7 @@ def ingest_command(
         "not in use: " + (", ".join(f"{count} {reason}" for reason, count in report.reasons.items()) or "none"),
         f"wrote {', '.join(wrote)}",
     ]
-    _emit({**report.to_dict(), "wrote": wrote}, json_, "\n".join(lines))
+    _emit({**report.to_dict(), "wrote": wrote}, json_, "\n".join(lines), workspace)
     if report.refused:
         raise typer.Exit(3)
 
@@ -283,6 +298,7 @@ def validate_command(json_: Json = False) -> None:
         "usable: " + ", ".join(f"{name} {count}" for name, count in report["usable"].items()),
         *(f"warning: {line}" for line in report["warnings"]),
         f"wrote data/quarantine.csv, {report['docs']}",
+        "next: `wbc train`",
     ]
     _emit(report, json_, "\n".join(lines))
 
@@ -302,7 +318,7 @@ def train_command(json_: Json = False) -> None:
         text = (
             f"model {result['version']} from {result['labels']} labels, {result['updates']} updates "
             f"(best {result['best_update']}), validation accuracy {result['validation']['accuracy']:.2%}\n"
-            f"wrote {', '.join(result['wrote'])}"
+            f"wrote {', '.join(result['wrote'])}\nnext: `wbc evaluate`"
         )
         _emit(result, json_, text)
 
@@ -340,7 +356,8 @@ def evaluate_command(
         return evaluate(workspace)
 
     result = _stage("evaluate", body)
-    _emit(result, json_, _scores(result) + f"\nwrote {', '.join(result['wrote'])}")
+    following = "next: `wbc query` asks for the labels that help most; `wbc retrain` does all of it, and asks the gate"
+    _emit(result, json_, _scores(result) + f"\nwrote {', '.join(result['wrote'])}\n{following}")
 
 
 @app.command("calibrate")
@@ -395,7 +412,8 @@ def package_command(json_: Json = False) -> None:
 
     result = _stage("package", body)
     int8 = "in int8" if result["int8"]["served"] else f"without int8: {'; '.join(result['int8']['reasons'])}"
-    _emit(result, json_, f"{int8}\nwrote {', '.join(result['wrote'])}")
+    following = "next: `wbc retrain` asks the gate whether it becomes the champion"
+    _emit(result, json_, f"{int8}\nwrote {', '.join(result['wrote'])}\n{following}")
 
 
 # --- the loop --------------------------------------------------------------------------------------------------------------
@@ -440,7 +458,7 @@ def retrain_command(
     if until is not None and read_params(workspace / "params.yaml").retrain.ask is not None:
         changes["retrain.ask"] = None
     outcome = retrain(workspace, changes, commit)
-    _emit(outcome.to_dict(), json_, outcome_text(outcome))
+    _emit(outcome.to_dict(), json_, outcome_text(outcome), _workspace())
 
 
 @app.command("schedule")
@@ -496,7 +514,7 @@ def labels_import_command(
         *_waits(result),
         f"wrote {', '.join(result['wrote']) or 'nothing'}",
     ]
-    _emit(result, json_, "\n".join(lines))
+    _emit(result, json_, "\n".join(lines), workspace)
     if result["refused"]:
         raise typer.Exit(3)
 
@@ -539,7 +557,7 @@ def labels_decide_command(
         return
     text = f"{result['new']} decided, {result['corrected']} labels changed; {result['conflicts']} conflicts wait"
     lines = [text, *_out_of_date(workspace, result), *_waits(result), f"wrote {', '.join(result['wrote'])}"]
-    _emit(result, json_, "\n".join(lines))
+    _emit(result, json_, "\n".join(lines), workspace)
 
 
 def _out_of_date(workspace: Path, result: dict[str, Any]) -> list[str]:
@@ -591,7 +609,7 @@ def labels_replay_command(json_: Json = False) -> None:
     workspace = _workspace()
     with _writing(workspace, "labels replay"):
         count = replay(workspace)
-    _emit({"replayed": count, "wrote": ["data/pools"]}, json_, f"{count} labels replayed\nwrote data/pools")
+    _emit({"replayed": count, "wrote": ["data/pools"]}, json_, f"{count} labels replayed\nwrote data/pools", workspace)
 
 
 @labels_app.command("status")
@@ -986,7 +1004,7 @@ def champion_command(
         result = champion.roll_back(workspace, reason, who)
     else:
         result = champion.champions(workspace)
-    _emit(result, json_, champion.champions_text(result))
+    _emit(result, json_, champion.champions_text(result), workspace)
 
 
 @app.command("gc")

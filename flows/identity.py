@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from flows.artifacts import database_of
+from flows.workspace import slug
 from wbc_model.errors import WbcError
 from wbc_model.files import write_atomic
 from wbc_model.params import Params, read_params
@@ -50,6 +51,12 @@ def identify(workspace: Path) -> tuple[Identity, str]:
     names = read_params(workspace / "params.yaml").tracking.model_dump()
     copy = _write(workspace, Identity(uuid.uuid4().hex, **here, copied_from=known.path, shares=names))  # type: ignore[arg-type]
     return copy, f"this workspace is a copy of {known.path}: from now on it is one of its own"
+
+
+def workspace_name(workspace: Path) -> str:
+    """The workspace's own name where several share a server: its folder's, and six hex digits of its identity. A moved workspace
+    keeps the digits, a copy gets others."""
+    return f"{slug(workspace.resolve().name)}-{identify(workspace)[0].id[:6]}"
 
 
 def check_own_names(workspace: Path, params: Params, uri: str) -> None:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from flows.workspace import workspace_name
+from flows.identity import workspace_name
 from wbc_model.errors import WbcError
 from wbc_model.params import NOTIFY, read_params
 

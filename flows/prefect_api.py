@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from flows.guard import FLOW, flow_token
-from flows.workspace import bypass_proxies, environment, machine_name, workspace_name
+from flows.identity import workspace_name
+from flows.workspace import bypass_proxies, environment, machine_name
 from wbc_model.errors import WbcError
 
 if TYPE_CHECKING:

@@ -27,6 +27,7 @@ from prefect.context import FlowRunContext
 from flows import gate, labels, scores, versioning
 from flows.champion import follow
 from flows.fresh_cells import note_cells, wear
+from flows.identity import workspace_name
 from flows.package import PACKAGED_MODEL
 from flows.prefect_api import LEASE_SECONDS, end_dead_runs, gpu_limit, open_limit, retraining_flow, run_name
 from flows.progress import TRAINING_LINE, Progress
@@ -34,7 +35,7 @@ from flows.state import State, hold_lock, last_cycle, note_learned, read_state
 from flows.tracking import BEFORE, packaged_digest
 from flows.verdicts import objection
 from flows.versioning import PoolsVersion, StageFailed
-from flows.workspace import set_params, workspace_name
+from flows.workspace import set_params
 from wbc_model.card import WEIGHTS, read_card
 from wbc_model.cell_filter import CellFilter
 from wbc_model.errors import WbcError

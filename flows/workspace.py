@@ -1,6 +1,5 @@
 """The workspace: the folder with `dvc.yaml` and `params.yaml` that every command acts on, and how a new one is made."""
 
-import hashlib
 import io
 import os
 import re
@@ -93,18 +92,13 @@ def bypass_proxies() -> None:
         os.environ[name] = ",".join(dict.fromkeys([*given, "127.0.0.1", "localhost", "::1"]))
 
 
-def workspace_name(workspace: Path) -> str:
-    """The workspace's own name where several share a server: its folder's, and six hex digits of machine and place."""
-    place = f"{socket.gethostname()}:{workspace.resolve()}"
-    return f"{_slug(workspace.resolve().name)}-{hashlib.sha256(place.encode()).hexdigest()[:6]}"
-
-
 def machine_name() -> str:
     """This machine's name, as a part of other names."""
-    return _slug(socket.gethostname())
+    return slug(socket.gethostname())
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
+    """Lower-case letters, digits and hyphens that stand for a text in other names."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-") or "workspace"
 

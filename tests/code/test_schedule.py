@@ -1,6 +1,5 @@
 """The schedule's surroundings: names at a shared server, time zones, proxies, and who is told when nobody looks."""
 
-import asyncio
 import contextlib
 import http.server
 import json
@@ -20,7 +19,8 @@ import httpx
 import pytest
 
 from flows import notify, prefect_api, schedule
-from flows.workspace import bypass_proxies, init_workspace, machine_name, set_params, template, workspace_name
+from flows.identity import workspace_name
+from flows.workspace import bypass_proxies, init_workspace, machine_name, set_params, template
 from wbc_model.params import read_params
 
 
@@ -100,10 +100,12 @@ def test_a_webhook_that_refuses_or_is_gone_hides_nothing(
 
 def test_names_at_a_server_are_the_workspaces_own_and_the_limit_is_the_machines(tmp_path: Path) -> None:
     one, other = tmp_path / "a/Städtisches Labor", tmp_path / "b/Städtisches Labor"
+    for site in (one, other):
+        site.mkdir(parents=True)
     names = workspace_name(one), workspace_name(other)
     assert names[0] != names[1]
     assert all(name.startswith("stadtisches-labor-") for name in names)
-    assert workspace_name(one) == names[0]
+    assert workspace_name(one.rename(tmp_path / "a/städtisches labor")) == names[0], "a moved workspace stays the same"
     assert prefect_api.gpu_limit() == f"gpu-{machine_name()}"
 
 
@@ -238,7 +240,7 @@ def test_two_workspaces_at_one_server_fail_each_by_itself_and_a_kill_leaves_noth
 
     def ask(workspace: Path) -> None:
         name = f"{prefect_api.retraining_flow(workspace)}/{schedule.BY_SCHEDULE}"
-        asyncio.run(run_deployment(name, timeout=0, as_subflow=False))  # type: ignore[arg-type]
+        run_deployment(name, timeout=0, as_subflow=False)
 
     sites = [init_workspace(tmp_path / place / "site").workspace for place in ("one", "two")]
     holding = (

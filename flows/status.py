@@ -1,0 +1,168 @@
+"""`wbc status`: what is where in a workspace, what waits and for whom, and what to type next."""
+
+import contextlib
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from flows import fresh_cells, labels, notify
+from flows.complaints import FOLDER
+from flows.state import State, at_work, new_labels, read_state
+from wbc_model.card import CARD, read_card
+from wbc_model.pools import Pools
+
+PARTS: Final = {
+    "images": ("data/images",),
+    "models": ("models", "build"),
+    "DVC's cache": (".dvc/cache",),
+    "MLflow": ("mlartifacts", "mlflow.db"),
+    "reports and their images": ("data/service.db", "data/report_images"),
+    "caches and logs": (".wbc",),
+}
+
+
+def status(workspace: Path) -> dict[str, Any]:
+    """Pools, what waits, the last run and failures since, the champion, disk, and the next command. Raises WbcError where a file
+    is damaged."""
+    state = read_state(workspace)
+    there = Pools.exist(workspace / "data/pools")
+    return {
+        "workspace": str(workspace),
+        "pools": Pools.read(workspace / "data/pools").counts() if there else {},
+        "waits": _waits(workspace, state) if there else {},
+        "at_work": at_work(workspace) or "",
+        "last_run": _last_run(state),
+        "failures": _failures(workspace, state),
+        "champion": _champion(workspace),
+        "disk": {name: sum(_size(workspace / path) for path in paths) for name, paths in PARTS.items()},
+        "next": next_command(workspace),
+    }
+
+
+def next_command(workspace: Path) -> str:
+    """What a person would do next here, as a command with its reason; empty where there is nothing to do."""
+    if not Pools.exist(workspace / "data/pools"):
+        return "`wbc ingest DATA` takes images in; `wbc retrain` alone begins with what data.source in params.yaml names"
+    if busy := at_work(workspace):
+        return f"wait: {busy} is at work"
+    state = read_state(workspace)
+    waits = _waits(workspace, state)
+    if waits["conflicts"]:
+        return f"`wbc labels decide` lists {waits['conflicts']} rows that disagree with the pools"
+    if state is not None and state.status == "running":
+        return "`wbc retrain` goes on with the retraining that was interrupted"
+    if waits["people"]:
+        answered = waits["asked"] - waits["people"]
+        on = f", or `wbc retrain` goes on with the {answered} that were given" if answered else ""
+        return f"`wbc labels export FILE.csv` writes the {waits['people']} cells that await a label{on}"
+    if state is not None and state.status == "waiting":
+        return "`wbc retrain` goes on: every cell that it asked about has its label"
+    if waits["new_labels"]:
+        return f"`wbc retrain` learns the {waits['new_labels']} labels that came since the last training"
+    if waits["test_cells"]:
+        return f"`wbc labels test --export FILE.csv` writes {waits['test_cells']} test cells that await a label"
+    if (workspace / "models/champion" / CARD).exists():
+        return "`wbc serve` serves the champion"
+    return "`wbc champion` says why no model is champion" if state else "`wbc retrain` trains the first model"
+
+
+def _waits(workspace: Path, state: State | None) -> dict[str, int]:
+    """`people`: cells of a queue that a retraining waits for; `asked`: how many it asked about; and what waits for others."""
+    waiting = state is not None and state.status == "waiting" and (workspace / "data/queue.csv").exists()
+    return {
+        "people": len(labels.awaited(workspace)) if waiting else 0,
+        "asked": len(labels.read_queue(workspace)) if waiting else 0,
+        "test_cells": len(fresh_cells.waiting(workspace)),
+        "conflicts": len(labels.conflicts(workspace)),
+        "put_off": labels.waiting(workspace),
+        "new_labels": new_labels(workspace),
+    }
+
+
+def _last_run(state: State | None) -> dict[str, Any]:
+    if state is None:
+        return {}
+    row = state.rows[-1] if state.rows else {}
+    scores = {name: row.get(name) for name in ("labels", "accuracy", "macro_f1", "pools")}
+    gate = state.gate or {}
+    said = {"promoted": gate.get("promoted"), "reason": "; ".join(gate.get("reasons", []))}
+    return {"retraining": state.key, "started": state.started, "status": state.status, **scores, **said}
+
+
+def _failures(workspace: Path, state: State | None) -> list[str]:
+    """What failed since the last retraining began: lines of the schedule's log, and log files of faults."""
+    since = datetime.fromisoformat(state.started) if state else datetime.min.replace(tzinfo=UTC)
+    path = workspace / notify.LOG
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    said = [line for line in lines if datetime.fromisoformat(f"{line[:19]}+00:00") > since]
+    faults = [log for log in sorted((workspace / FOLDER).glob("error-*.log")) if log.stat().st_mtime > since.timestamp()]
+    return said + [f"a fault: see {log.relative_to(workspace)}" for log in faults]
+
+
+def _champion(workspace: Path) -> dict[str, Any]:
+    folder = workspace / "models/champion"
+    if not (folder / CARD).exists():
+        return {}
+    card = read_card(folder, verify=False)
+    test = card.metrics.get("test", {})
+    learned = card.cells.get("labelled")
+    return {
+        "model": card.version,
+        "created_at": card.created_at,
+        "accuracy": test.get("accuracy"),
+        "macro_f1": test.get("macro_f1"),
+        "out_of_date": test.get("out_of_date", 0),
+        "labels": learned.count if learned else None,
+        "rendered": card.rendered,
+    }
+
+
+def _size(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    total = 0
+    for file in path.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # somebody is at work
+            total += 0 if file.is_dir() else file.lstat().st_size
+    return total
+
+
+def status_text(result: dict[str, Any]) -> str:
+    """What `status` returns, for a terminal."""
+    pools, waits, run = result["pools"], result["waits"], result["last_run"]
+    lines = [f"workspace {result['workspace']}"]
+    lines.append("pools: " + (", ".join(f"{name} {count}" for name, count in pools.items()) or "none yet"))
+    lines += [f"waits: {line}" for line in _waiting_lines(waits)]
+    lines += [f"at work: {result['at_work']}"] if result["at_work"] else []
+    if run:
+        scores = f", {run['labels']} labels, accuracy {run['accuracy']:.2%}, {run['pools']}" if run["labels"] is not None else ""
+        word = {True: ", promoted", False: f", not promoted: {run['reason']}"}.get(run["promoted"], "")
+        lines.append(f"last run: {run['retraining']}, {run['status']}{scores}{word}")
+    lines += [f"failed: {line}" for line in result["failures"]]
+    lines.append(f"champion: {_champion_words(result['champion'])}")
+    sizes = {name: size for name, size in result["disk"].items() if size}
+    lines.append("disk: " + (", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in sizes.items()) or "nothing"))
+    return "\n".join([*lines, *([f"next: {result['next']}"] if result["next"] else [])])
+
+
+def _waiting_lines(waits: dict[str, int]) -> list[str]:
+    words = {
+        "people": "cells for a label of people",
+        "test_cells": "test cells for a label of people",
+        "conflicts": "conflicts for a person's decision",
+        "put_off": "labels for whoever is at work",
+        "new_labels": "new labels for the next training",
+    }
+    return [f"{waits[name]} {what}" for name, what in words.items() if waits.get(name)]
+
+
+def _champion_words(champion: dict[str, Any]) -> str:
+    if not champion:
+        return "none"
+    accuracy, macro_f1 = champion["accuracy"], champion["macro_f1"]
+    score = "no score" if accuracy is None else f"accuracy {accuracy:.2%}, macro-F1 {macro_f1:.2%}"
+    old = f" (rests on {champion['out_of_date']} labels that were corrected since)" if champion["out_of_date"] else ""
+    labels_ = f", {champion['labels']} labels" if champion["labels"] is not None else ""
+    rendered = ", of rendered cells" if champion["rendered"] else ""
+    when = f", data of {champion['created_at'][:10]}" if champion["created_at"] else ""
+    return f"model {champion['model']}: {score}{old}{labels_}{when}{rendered}"

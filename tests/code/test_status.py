@@ -1,0 +1,103 @@
+"""`wbc status` says what is there, what waits and for whom, and what to type next; and so does every command at its end."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from flows import labels, notify
+from flows.state import State, hold_lock, note_learned
+from flows.status import next_command, status, status_text
+from flows.workspace import template
+from wbc_model.classes import CLASSES
+from wbc_model.pools import COLUMNS, Pools
+
+
+@pytest.fixture
+def marked(tmp_path: Path) -> Path:
+    for name in ("params.yaml", "dvc.yaml"):
+        (tmp_path / name).write_bytes(template(name).read_bytes())
+    return tmp_path
+
+
+def fill(site: Path) -> Pools:
+    """Three labelled cells and four that are not."""
+    rows = [{"path": str(number), "sha256": f"{number:064d}"} for number in range(7)]
+    frame = pd.DataFrame(rows).reindex(columns=COLUMNS, fill_value="")
+    labelled = frame.head(3).assign(label=list(CLASSES[:3]), cycle=0, labelled_by="manifest")
+    pools = Pools.empty().plus({"labelled": labelled, "unlabelled": frame.tail(4)})
+    pools.write(site / "data/pools")
+    return pools
+
+
+def ask(site: Path, pools: Pools, count: int) -> None:
+    cells = pools.frames["unlabelled"].head(count)
+    queue = cells.assign(rank=range(1, count + 1), score=1, reason="", predicted="", probability="")[labels.QUEUE]
+    (site / "data/queue.csv").write_text(queue.to_csv(index=False))
+
+
+def run(status: str) -> State:
+    row = {"labelled": 3, "labels": 3, "accuracy": 0.5, "macro_f1": 0.4, "pools": "pools-v1"}
+    return State("20260101-000000-000", "hash", "2026-01-01T00:00:00+00:00", 0, False, status=status, rows=[row])
+
+
+def test_the_next_command_follows_what_happened(marked: Path) -> None:
+    assert next_command(marked).startswith("`wbc ingest DATA`")
+    pools = fill(marked)
+    assert next_command(marked).startswith("`wbc retrain` learns the 3 labels")
+    note_learned(marked, pools)
+    run("running").write(marked)
+    assert next_command(marked) == "`wbc retrain` goes on with the retraining that was interrupted"
+    run("waiting").write(marked)
+    ask(marked, pools, 2)
+    assert next_command(marked).startswith("`wbc labels export FILE.csv` writes the 2 cells that await a label")
+    answers = pools.frames["unlabelled"].head(2)[["sha256"]].assign(label=CLASSES[0], labelled_by="ada", labelled_at="")
+    labels.record(marked, answers.head(1), 1)
+    assert next_command(marked).endswith("the 1 cells that await a label, or `wbc retrain` goes on with the 1 that were given")
+    labels.record(marked, answers, 1)
+    assert next_command(marked).startswith("`wbc retrain` goes on: every cell")
+    run("done").write(marked)
+    assert next_command(marked) == "`wbc retrain` learns the 2 labels that came since the last training"
+    note_learned(marked, Pools.read(marked / "data/pools"))
+    assert next_command(marked) == "`wbc champion` says why no model is champion"
+
+
+def test_status_shows_what_waits_what_failed_and_the_disk(marked: Path) -> None:
+    fill(marked)
+    run("done").write(marked)
+    log = marked / notify.LOG
+    log.parent.mkdir(parents=True)
+    log.write_text("2025-12-31 23:59:59Z an older failure\n2026-01-01 02:00:00Z the disk was full\n")
+    (marked / "mlflow.db").write_bytes(bytes(2_000_000))
+    result = status(marked)
+    assert result["pools"] == {"labelled": 3, "unlabelled": 4, "validation": 0, "test": 0}
+    assert result["failures"] == ["2026-01-01 02:00:00Z the disk was full"]
+    assert (result["disk"]["MLflow"], result["champion"]) == (2_000_000, {})
+    lines = status_text(result).splitlines()
+    assert "pools: labelled 3, unlabelled 4, validation 0, test 0" in lines
+    assert "last run: 20260101-000000-000, done, 3 labels, accuracy 50.00%, pools-v1" in lines
+    assert "failed: 2026-01-01 02:00:00Z the disk was full" in lines
+    assert "champion: none" in lines
+    assert lines[-1].startswith("next: ")
+
+
+def test_it_says_who_is_at_work(marked: Path) -> None:
+    fill(marked)
+    with hold_lock(marked):
+        command = [sys.executable, "-m", "flows.cli", "status"]
+        shown = subprocess.run([*command, "--json"], cwd=marked, capture_output=True, text=True, check=True).stdout
+    assert json.loads(shown)["at_work"].startswith("a retraining (pid ")
+    assert json.loads(shown)["next"].startswith("wait: a retraining")
+
+
+def test_a_command_ends_with_the_next_one(marked: Path) -> None:
+    pools = fill(marked)
+    note_learned(marked, pools)
+    answers = pools.frames["unlabelled"].head(2)[["sha256"]].assign(label=CLASSES[0])
+    (marked / "given.csv").write_text(answers.to_csv(index=False))
+    command = [sys.executable, "-m", "flows.cli", "labels", "import", "given.csv", "--annotator", "ada"]
+    done = subprocess.run(command, cwd=marked, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert done[-1] == "next: `wbc retrain` learns the 2 labels that came since the last training"
