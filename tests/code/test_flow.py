@@ -272,16 +272,17 @@ def test_the_registry_holds_runs_metrics_pools_and_the_champion(runs: dict[str, 
     assert card["parameters"]["train"]["ema"] == 0.99
 
 
-def test_a_clone_makes_the_same_weights_and_runs_nothing_that_has_not_changed(runs: dict[str, Path], tmp_path: Path) -> None:
+def test_a_clone_makes_the_same_weights_and_runs_nothing_that_has_not_changed(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     workspace = runs["whole"]
     assert git(workspace, "status", "--porcelain", "--untracked-files=no") == ""
-    dvc(workspace, "remote", "add", "-d", "disk", str(tmp_path / "remote"))
-    git(workspace, "commit", "-q", "-m", "remote", "--", ".dvc/config")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    dvc(workspace, "remote", "add", "--global", "-d", "disk", str(tmp_path / "remote"))  # known at every commit
     dvc(workspace, "push", "-q", "--all-tags")
     dvc(workspace, "push", "-q")
     git(tmp_path, "clone", "-q", str(workspace), "clone")
     clone = tmp_path / "clone"
-    dvc(clone, "remote", "add", "--local", "-d", "here", str(tmp_path / "remote"))  # older commits do not name the remote
     versions = pd.read_csv(workspace / "data/versions.csv", dtype=str)
     for number, row in enumerate(json.loads((workspace / "out.txt").read_text())["cycles"]):
         git(clone, "checkout", "-q", f"pools-v{number + 1}")
