@@ -123,7 +123,7 @@ def test_a_full_service_refuses_before_the_body_is_sent(small: Server) -> None:
     refusals = 0
     while sender.is_alive():
         with socket.create_connection(("127.0.0.1", port), 10) as connection:
-            head = "POST /v1/classify HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\nExpect: 100-continue\r\n"
+            head = "POST /v1/classify HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000000\r\nExpect: 100-continue\r\n"
             begun = time.monotonic()
             connection.sendall(f"{head}Content-Type: {content_type}\r\n\r\n".encode())
             line = connection.makefile("rb").readline()
