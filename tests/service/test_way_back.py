@@ -142,7 +142,7 @@ def test_what_cannot_be_put_right(client: TestClient, body: dict[str, Any], fiel
 
 def test_a_method_that_is_none_names_those_that_are(client: TestClient) -> None:  # noqa: F811
     answer = client.options(f"/v1/reports/{'0' * 32}")
-    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, PATCH")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET, PATCH, DELETE")
 
 
 def test_a_withdrawn_report_is_nothing_any_more(own: TestClient) -> None:
