@@ -21,7 +21,7 @@ from flows.labels import QUEUE, awaited, import_labels, oracle_answers, read_que
 from flows.progress import Progress, training_line
 from flows.sites import ADAPTED, REPORT, complete
 from flows.stages import decoded_cells, usable_pools
-from flows.state import hold_lock, onboarding_round
+from flows.state import hold_lock, note_learned, onboarding_round
 from flows.versioning import PoolsVersion, check_git, commit_all, tag, version_pools
 from flows.workspace import SITES
 from wbc_model.calibrate import fit_doubt
@@ -198,6 +198,7 @@ def _finished(ctx: Onboarding, result: dict[str, Any], version: PoolsVersion) ->
     done = {"status": "adapted", "model": str(ctx.adapted), **_before_and_after(ctx)}
     report = ctx.site / REPORT
     write_atomic(report, json.dumps(result | done, indent=2) + "\n")
+    note_learned(ctx.site, ctx.pools())
     done["registered"] = register(ctx.site, version, ctx.progress.say)
     write_atomic(report, json.dumps(result | done, indent=2) + "\n")
     return done

@@ -25,13 +25,14 @@ ADAPTED: Final = "models/adapted"
 # What git keeps of a site beside what it keeps of every workspace.
 OF_A_SITE: Final = ("params.yaml", "dvc.yaml", PARENT, REPORT, ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore")
 _IGNORED: Final = """\
-# models that the next `wbc onboard` makes again, and sheets that people fill in
+# what the next `wbc onboard` makes again, and sheets that people fill in
 /models/start/
 /models/adapted/
 /models/home/
 /answers-*.csv
 /data/queue.csv
 /data/passed_over.csv
+/data/quarantine.csv
 """
 # As `wbc init` wrote it when sites had no history.
 _HIDDEN: Final = ("# sites that the champion was adapted to", "/sites/")

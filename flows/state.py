@@ -109,8 +109,10 @@ def label_cycle(workspace: Path) -> int:
 
 def onboarding_round(site: Path) -> int:
     """The round of onboarding that labels given now belong to: that of the queue's cells which have a label, else the next."""
-    labelled, queue = Pools.read(site / "data/pools").frames["labelled"], site / "data/queue.csv"
-    asked = set(read_table(queue, ["sha256"])["sha256"]) if queue.exists() else set()
+    from flows.labels import read_queue
+
+    labelled = Pools.read(site / "data/pools").frames["labelled"]
+    asked = set(read_queue(site)["sha256"]) if (site / "data/queue.csv").exists() else set()
     begun = labelled[labelled["sha256"].isin(asked)]
     return int(begun["cycle"].max()) if len(begun) else last_cycle(site) + 1
 

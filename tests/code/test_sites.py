@@ -77,7 +77,7 @@ def test_an_onboarded_site_is_versioned_registered_and_acted_on_from_within(
         typed(site, "labels", "import", str(answered))
         waiting = here(site, str(data / "manifest.csv"), "--labels", "2", "--commit")  # typed in the site it means the parent
     assert not (site / "sites").exists()
-    assert sorted(Pools.read(site / "data/pools").frames["labelled"]["cycle"]) == ["1", "2"]
+    assert sorted(Pools.read(site / "data/pools").frames["labelled"]["cycle"].astype(int)) == [1, 2]
 
     assert {name for name in git(workspace, "tag").split() if name.startswith("manifest-pools-v")} >= {waiting["pools"]}
     tracked = git(workspace, "ls-files", "sites").split()
@@ -96,6 +96,7 @@ def test_an_onboarded_site_is_versioned_registered_and_acted_on_from_within(
     assert waiting["registered"]["model"].endswith("-manifest")
     assert read_card(site / "models/champion").version == read_card(site / "models/adapted").version
     assert not (workspace / "models/champion").exists()  # the parent has its own
+    assert "`wbc serve`" in typed(site, "status")
     typed(site, "query", "--count", "3")
     assert set(pd.read_csv(site / "data/queue.csv")["predicted"]) != {""}  # by the adapted model, not by colours
     typed(site, "labels", "test", "--draw", "5")
