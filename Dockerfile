@@ -1,6 +1,7 @@
 # The packaged Bento as an image. `wbc package` first, then
 #   docker build -t wbc .                                    (the Bento is build/bento; elsewhere: --build-arg BENTO=DIR)
-#   docker run -e WBC_API_KEYS_FILE=/run/secrets/keys -v ./keys:/run/secrets/keys:ro -p 3000:3000 wbc
+#   docker run -e WBC_API_KEYS_FILE=/run/secrets/keys -v ./keys:/run/secrets/keys:ro \
+#     -e WBC_HOSTS=wbc.hospital.example -p 3000:3000 wbc     (the host name that callers use)
 # The image holds no secret, and the server does not start without a key, since it listens on all addresses.
 ARG BENTO=build/bento
 
