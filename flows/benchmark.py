@@ -391,8 +391,8 @@ class _StudyTracking:
     def end(self, out: Path, names: Sequence[str]) -> None:
         """Attach results and report to the study's run and end it."""
         for name in names:
-            self.tracker.client.log_artifact(self.parent, str(out / name))
-        self.tracker.client.log_artifact(self.parent, str(self.study.path))
+            self.tracker.put(self.parent, out / name)
+        self.tracker.put(self.parent, self.study.path)
         self.tracker.client.set_terminated(self.parent)
 
 

@@ -142,10 +142,10 @@ class Tracker:
         curve = [Metric(name, value, record.at, record.labels) for name, value in scores.items() if value is not None]
         self.client.log_batch(parent, metrics=curve)
         self._log_pools(run, record)
-        self._put(run, workspace / "models/candidate", "model")
-        self._put(run, workspace / "plots", "plots")
+        self.put(run, workspace / "models/candidate", "model")
+        self.put(run, workspace / "plots", "plots")
         for name in ("models/predictions.csv", "models/history.csv", "metrics.json"):
-            self._put(run, workspace / name)
+            self.put(run, workspace / name)
         self.client.set_tag(run, COMPLETE, "yes")
         self.client.set_terminated(run)
 
@@ -162,7 +162,7 @@ class Tracker:
         path = Path(self._place(run).removeprefix("file://")) / name
         return path if path.is_dir() else None
 
-    def _put(self, run: str, path: Path, folder: str | None = None) -> None:
+    def put(self, run: str, path: Path, folder: str | None = None) -> None:
         """Copy a file, or what is in a folder, to the files of a run; what DVC's cache has too is stored once."""
         from flows.disk import share
 
@@ -201,7 +201,7 @@ class Tracker:
         digest = packaged_digest(read_card(model))
         if self.client.get_run(run).data.tags.get(PACKAGED) == digest:
             return
-        self._put(run, model, "model")
+        self.put(run, model, "model")
         self.client.set_tag(run, PACKAGED, digest)
 
     def _log_pools(self, run: str, record: CycleRecord) -> None:
@@ -221,7 +221,7 @@ class Tracker:
         """Attach the retraining's reports and end its run."""
         for path in artifacts:
             if path.exists():
-                self._put(parent, path)
+                self.put(parent, path)
         self.client.set_terminated(parent)
 
     # --- the registered model ------------------------------------------------------------------------------------------

@@ -18,10 +18,11 @@ import yaml
 from PIL import Image
 
 from flows import benchmark
-from flows.benchmark import Request, find_data, prepare
+from flows.benchmark import Request, _StudyTracking, find_data, prepare
 from flows.fingerprint import closure, imported_modules, reachable
 from wbc_model.errors import WbcError
 from wbc_model.render import write_cells
+from wbc_model.study import Provenance
 from wbc_model.study_file import read_study
 
 ROOT = Path(__file__).parents[2]
@@ -120,10 +121,11 @@ def test_labels_of_the_next_budget_were_asked_for(whole: tuple[Path, dict[str, A
     assert len({json.dumps(record["sha256s"]) for record in asked}) == 4
 
 
-def test_mlflow_has_a_run_for_each_arm_and_seed(whole: tuple[Path, dict[str, Any]]) -> None:
+def test_mlflow_has_a_run_for_each_arm_and_seed(whole: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     folder, _ = whole
     from mlflow import MlflowClient
 
+    monkeypatch.chdir(folder)  # MLflow's files are named relative to the workspace
     client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("wbc-studies")
     assert experiment is not None
@@ -142,6 +144,18 @@ def test_mlflow_has_a_run_for_each_arm_and_seed(whole: tuple[Path, dict[str, Any
         rows = table[(table["arm"] == run.data.params["arm"]) & (table["seed"] == int(run.data.params["seed"]))]
         rows = rows[rows["test"] == "home"]
         assert {(point.step, point.value) for point in logged} == set(zip(rows["labels"], rows["macro_f1"], strict=True))
+
+
+def test_files_go_to_the_workspace_from_wherever_the_command_is_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, below = workspace(tmp_path / "site"), tmp_path / "site/below"
+    below.mkdir()
+    monkeypatch.chdir(below)
+    study = read_study(folder / "tiny.yaml", folder / "params.yaml")
+    (folder / "report.md").write_text("a report")
+    tracking = _StudyTracking.open(folder, study, Provenance("train", "query", {}))
+    tracking.end(folder, ["report.md"])
+    assert sorted(path.name for path in (folder / "mlartifacts").rglob("*") if path.is_file()) == ["report.md", "tiny.yaml"]
+    assert list(below.iterdir()) == []
 
 
 @pytest.mark.slow
