@@ -173,12 +173,18 @@ def refuse_another_site(site: Path, data: Path) -> None:
 
 def _start(ctx: Onboarding) -> None:
     """The champion with the site's statistics, which the first round asks with."""
-    made_from = f"{read_card(ctx.champion).version}+{len(ctx.pools().table())}"
+    made_from = start_key(read_card(ctx.champion).version, ctx.pools(), ctx.params.seed)
     if ctx.start.is_dir() and read_card(ctx.start).pool_version == made_from:
         return
     network, card = load_model(ctx.champion)
     facts = {"pool_version": made_from, "version": "", "data_source": f"{card.data_source}, statistics of {ctx.site.name}"}
     save_model(ctx.start, _at(network, _views_of_site(ctx, card)), card.model_copy(update=facts))
+
+
+def start_key(champion: str, pools: Pools, seed: int) -> str:
+    """What the site's statistics depend on: the champion, which cells the site has (not how many), and how some are chosen."""
+    cells = hashlib.sha256("".join(sorted(pools.table()["sha256"])).encode()).hexdigest()[:12]
+    return f"{champion}+{cells}+{seed}"
 
 
 def _views_of_site(ctx: Onboarding, card: ModelCard) -> NDArray[np.uint8]:

@@ -54,7 +54,8 @@ def outcome_text(outcome: "Outcome") -> str:
     if outcome.came:
         lines.append(f"{outcome.came} labels came while the model was trained: they are in the pools, for the next round")
     if outcome.gate:
-        word = "promoted to champion" if outcome.gate["promoted"] else "not promoted"
+        promoted = "the champion stays" if outcome.gate["in_place"] else "promoted to champion"
+        word = promoted if outcome.gate["promoted"] else "not promoted"
         lines.append(f"gate: {word}: {outcome.gate['reason']}")
         if outcome.gate["question"]:
             lines.append(f"      {outcome.gate['question']}")

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from flows.labels import status
-from flows.onboard import SHIFT_CELLS, adaptation_params, champion_of, of_all_kinds, refuse_another_site
+from flows.onboard import SHIFT_CELLS, adaptation_params, champion_of, of_all_kinds, refuse_another_site, start_key
 from flows.workspace import init_workspace, set_params
 from tests.code.test_flow import TINY, environment
 from wbc_model.card import read_card
@@ -25,7 +25,7 @@ from wbc_model.errors import WbcError
 from wbc_model.export import write_card
 from wbc_model.ingest import ingest
 from wbc_model.params import read_params
-from wbc_model.pools import Pools
+from wbc_model.pools import COLUMNS, Pools
 from wbc_model.render import write_cells
 
 SMALL = TINY | {
@@ -69,6 +69,16 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def workspace(home: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(home, tmp_path / "home"))
+
+
+def test_the_start_depends_on_which_cells_a_site_has_not_on_how_many() -> None:
+    def site(*cells: str) -> Pools:
+        rows = [{"path": cell, "label": "", "sha256": cell * 64, "cycle": None} for cell in cells]
+        return Pools.empty().plus({"unlabelled": pd.DataFrame(rows).reindex(columns=COLUMNS, fill_value="")})
+
+    keys = {start_key("v1", site("a", "b"), 0), start_key("v1", site("a", "c"), 0), start_key("v1", site("a", "b"), 1)}
+    assert len(keys | {start_key("v2", site("a", "b"), 0)}) == 4
+    assert start_key("v1", site("b", "a"), 0) in keys
 
 
 def site_data(home: Path) -> str:

@@ -2,8 +2,8 @@
 
     python make_workspace.py DIR
 
-It holds two registered models (the second not promoted over the first is as good), a signed and sent report, an open one, an
-audit log, a key, labels of the oracle and of a person, and the deployments of a schedule.
+It holds two registered models (the first is the champion), a signed report whose message waits, an open report, an audit log,
+keys, labels of the oracle and of a person, and the deployments of a schedule.
 """
 
 import json
