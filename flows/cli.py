@@ -119,9 +119,11 @@ def _emit(result: Mapping[str, Any], as_json: bool, text: str, workspace: Path |
 
 def _workspace() -> Path:
     from flows.identity import identify
+    from flows.installed import relink
     from flows.workspace import find_workspace
 
     workspace = find_workspace()
+    relink(workspace)
     _, moved = identify(workspace)
     if moved:
         print(moved, file=sys.stderr)

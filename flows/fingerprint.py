@@ -134,12 +134,15 @@ def fingerprint(entry: Entry, root: Path | None = None) -> str:
 
 
 def write_fingerprints(workspace: Path) -> dict[str, str]:
-    """Write `models/code.json`: the fingerprint of each stage. That of `train` has the weights in it that a training begins with:
-    params.yaml names their file only."""
+    """Write `models/code.json`, the fingerprint of each stage, and the links by which DVC sees when these are others. That of
+    `train` has the weights in it that a training begins with: params.yaml names their file only."""
+    from flows.installed import link_code
+
     values = {stage: fingerprint(entry) for stage, entry in STAGES.items()}
     weights = read_params(workspace / "params.yaml").model.init_weights
     if weights and (workspace / weights).is_file():  # one that is missing is named when it is read
         content = values["train"] + file_sha256(workspace / weights)
         values["train"] = hashlib.sha256(content.encode()).hexdigest()[:16]
+    link_code(workspace, (workspace / weights).resolve() if weights else None)
     write_atomic(workspace / "models/code.json", json.dumps(values, indent=2) + "\n")
     return values

@@ -28,6 +28,7 @@ from flows import gate, labels, scores, versioning
 from flows.champion import follow
 from flows.fresh_cells import note_cells, wear
 from flows.identity import workspace_name
+from flows.installed import relink
 from flows.package import PACKAGED_MODEL
 from flows.prefect_api import LEASE_SECONDS, end_dead_runs, gpu_limit, open_limit, retraining_flow, run_name
 from flows.progress import TRAINING_LINE, Progress
@@ -151,6 +152,7 @@ def version_pools(ctx: Context) -> PoolsVersion:
 @_step("code")
 def fingerprint_code(ctx: Context) -> None:
     """Bring models/code.json up to date, on which the stages depend."""
+    relink(ctx.workspace)  # `wbc schedule` has been up for a while
     versioning.repro(ctx.workspace, "code", ctx.log("code"), (ctx.lock,))
 
 

@@ -46,6 +46,7 @@ DVCIGNORE: Final = """\
 # what DVC need not look through
 .wbc
 mlartifacts
+__pycache__
 """
 
 

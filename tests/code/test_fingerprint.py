@@ -1,12 +1,17 @@
 """A stage's fingerprint changes with the code that it runs, and with nothing else."""
 
+import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from flows.fingerprint import STAGES, Entry, closure, fingerprint, write_fingerprints
-from flows.workspace import set_params, template
+from flows import installed
+from flows.fingerprint import ROOMS, STAGES, Entry, closure, fingerprint, write_fingerprints
+from flows.workspace import init_workspace, set_params, template
 
 ENTRY = Entry("flows.stages:train", packages=("numpy",))
 FILES = {
@@ -96,3 +101,60 @@ def test_other_initial_weights_in_the_same_file_are_another_training(tmp_path: P
         values.append(write_fingerprints(tmp_path))
     assert len({plain["train"], *(one["train"] for one in values)}) == 3
     assert values[0]["evaluate"] == values[1]["evaluate"]
+
+
+def test_dvc_status_finds_nothing_until_the_installed_code_changes(tmp_path: Path) -> None:
+    root, code = Path(__file__).parents[2], tmp_path / "installed"
+    for room in ROOMS:
+        shutil.copytree(root / room, code / room, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copyfile(root / name, code / name)
+    workspace = init_workspace(tmp_path / "site").workspace
+    here = {"PYTHONPATH": str(code), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "DVC_NO_ANALYTICS": "1"}
+
+    def dvc(*arguments: str) -> str:
+        command = [sys.executable, "-m", "dvc", *arguments]
+        done = subprocess.run(command, cwd=workspace, env=os.environ | here, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    dvc("repro", "code")
+    assert json.loads(dvc("status", "--json", "code")) == {}
+    assert "didn't change" in dvc("repro", "code")
+    before = json.loads((workspace / "models/code.json").read_text())
+    (code / "serving/pdf.py").write_text((code / "serving/pdf.py").read_text() + "\n\nNEW = 1\n")
+    assert json.loads(dvc("status", "--json", "code")) == {"code": [{"changed outs": {"models/installed/serving": "modified"}}]}
+    assert "Running stage 'code'" in dvc("repro", "code")
+    after = json.loads((workspace / "models/code.json").read_text())
+    assert {name for name in after if after[name] != before[name]} == {"package"}
+    shown = subprocess.run(["git", "status", "--porcelain", "models"], cwd=workspace, capture_output=True, text=True, check=True)
+    assert "installed" not in shown.stdout
+
+
+def test_another_version_of_a_package_or_other_weights_are_seen_by_their_links(tmp_path: Path) -> None:
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes(b"first")
+    installed.link_code(tmp_path, weights)
+    packages = tmp_path / "models/installed/packages"
+    assert {link.name for link in packages.iterdir()} == {name for entry in STAGES.values() for name in entry.packages}
+    assert all(link.resolve() != link and link.stat().st_size for link in packages.iterdir()), "each leads to a file that tells"
+    assert (tmp_path / "models/installed/init_weights").read_bytes() == b"first"
+    installed.link_code(tmp_path, None)
+    assert (tmp_path / "models/installed/init_weights").read_bytes() == b""
+    assert weights.read_bytes() == b"first"
+
+
+def test_links_that_a_copy_or_a_move_spoiled_are_put_right(tmp_path: Path) -> None:
+    installed.link_code(tmp_path, None)
+    copy = tmp_path / "copy/models/installed"
+    shutil.copytree(tmp_path / "models/installed", copy)  # follows the links
+    gone = copy / "packages/numpy"
+    gone.unlink()
+    gone.symlink_to(tmp_path / "nowhere")
+    installed.relink(tmp_path / "copy")
+    root = Path(__file__).parents[2]
+    assert [(copy / room).readlink() for room in ROOMS] == [root / room for room in ROOMS]
+    assert not gone.is_symlink()
+    assert (root / "flows/installed.py").exists()
+    installed.relink(tmp_path / "no workspace")
+    assert not (tmp_path / "no workspace").exists()
