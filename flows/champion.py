@@ -10,6 +10,7 @@ from flows import verdicts
 from flows.state import Busy, hold_lock, read_state
 from flows.tracking import BEFORE, CHALLENGER, CHAMPION, open_tracker, packaged_digest, registry_exists
 from flows.verdicts import AGAINST, say
+from flows.workspace import is_workspace
 from wbc_model.card import CARD, ModelCard, read_card
 from wbc_model.errors import WbcError
 from wbc_model.params import read_params
@@ -161,6 +162,24 @@ def followed(workspace: Path) -> str | None:
     """`follow` for a command that needs no registry otherwise: does nothing where the workspace has none."""
     params = read_params(workspace / "params.yaml")
     return _follow_at_rest(workspace, open_tracker(workspace, params)) if registry_exists(workspace, params) else None
+
+
+def followed_for(model: Path) -> str | None:
+    """`followed`, for a command that was given this model directory: where it is the champion's of some workspace."""
+    folder = model.resolve()
+    workspace = folder.parents[1] if len(folder.parts) > 2 else folder
+    return followed(workspace) if folder == workspace / FOLDER and is_workspace(workspace) else None
+
+
+def follow_notes(workspace: Path) -> list[str]:
+    """`followed`, for a command that only tells: what it says, or why the workspace does not follow."""
+    try:
+        line = followed(workspace)
+    except WbcError as refusal:
+        line = str(refusal)
+    except PermissionError:  # who may only read here sees the champion as it is
+        line = None
+    return [line] if line else []
 
 
 def _follow_at_rest(workspace: Path, tracker: "Tracker") -> str | None:

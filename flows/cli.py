@@ -150,6 +150,14 @@ def _writing(workspace: Path, command: str) -> contextlib.AbstractContextManager
     return writing(workspace, f"`wbc {command}`", lambda line: print(f"wbc: {line}", file=sys.stderr))
 
 
+def _follow(model: Path) -> None:
+    """Where a model is a workspace's champion: have it the one that the registry names. Says on stderr that it was another."""
+    from flows.champion import followed_for
+
+    if line := followed_for(model):
+        print(f"wbc: {line}", file=sys.stderr)
+
+
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.2%}"
 
@@ -346,6 +354,7 @@ def evaluate_command(
     if model is not None and data is not None:
         from flows.stages import evaluate_model
 
+        _follow(model)
         result = evaluate_model(model, data, plots, statistics == StatisticsChoice.data)
         lines = [_rows_used(result["split"], result["n"]), _scores(result), *result["seen_before"]["warnings"]]
         lines += [f"{len(result['rejected'])} rows could not be used"] if result["rejected"] else []
@@ -372,6 +381,7 @@ def calibrate_command(
     """Make temperature, prediction sets, doubt and confusion of a model those of a site."""
     from flows.calibration import calibrate
 
+    _follow(model)
     result = calibrate(model, data, out)
     coverage, size = result["coverage"], result["classes_in_a_set"]
     text = (
@@ -565,8 +575,9 @@ def labels_decide_command(
 def _out_of_date(workspace: Path, result: dict[str, Any]) -> list[str]:
     """What rests on the labels of validation or test cells that were corrected just now; noted in the result, too."""
     from flows import scores
+    from flows.champion import follow_notes
 
-    result["out_of_date"] = scores.mark(workspace) if result["held_out"] else []
+    result["out_of_date"] = [*follow_notes(workspace), *scores.mark(workspace)] if result["held_out"] else []
     return list(result["out_of_date"])
 
 

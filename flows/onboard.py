@@ -17,6 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flows.champion import FOLDER, followed_for
 from flows.labels import QUEUE, awaited, import_labels, oracle_answers, read_queue, record, write_queue
 from flows.progress import Progress, training_line
 from flows.stages import decoded_cells, usable_pools
@@ -128,6 +129,8 @@ def onboard(
     asked = params.onboard.labels if labels is None else labels
     name = printable(data.resolve().name if data.is_dir() else data.stem)
     refuse_another_site(workspace / "sites" / name, data)
+    for line in filter(None, [followed_for(model or workspace / FOLDER)]):
+        progress.say(line)
     ctx = Onboarding(workspace, workspace / "sites" / name, model or champion_of(workspace), params, progress)
     # People may have answered otherwise than the site's data say: that is listed, and stops nothing.
     report = ingest(data, ctx.site / "data", params, name, reveal_labels=False, list_conflicts=True)

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from flows.champion import followed
+from flows.champion import followed, followed_for
 from flows.workspace import AUDIT, KEYRING, STORE, find_workspace
 from serving.audit import AUDIT_LOG
 from serving.first_page import show
@@ -35,7 +35,7 @@ def serve_workspace(port: int, host: str | None, model: Path | None) -> None:
 
 
 def _serve_in(workspace: Path, port: int, host: str | None, chosen: Path | None) -> None:
-    if chosen is None and (line := followed(workspace)):
+    if line := followed(workspace) if chosen is None else followed_for(chosen):
         print(line, file=sys.stderr)
     model = chosen or workspace / CHAMPION
     if not model.is_dir():

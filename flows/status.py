@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from flows import fresh_cells, labels, notify
+from flows.champion import follow_notes
 from flows.complaints import FOLDER
 from flows.state import State, at_work, new_labels, read_state
 from wbc_model.card import CARD, read_card
@@ -24,6 +25,7 @@ PARTS: Final = {
 def status(workspace: Path) -> dict[str, Any]:
     """Pools, what waits, the last run and failures since, the champion, disk, and the next command. Raises WbcError where a file
     is damaged."""
+    notes = follow_notes(workspace)
     state = read_state(workspace)
     there = Pools.exist(workspace / "data/pools")
     return {
@@ -34,6 +36,7 @@ def status(workspace: Path) -> dict[str, Any]:
         "last_run": _last_run(state),
         "failures": _failures(workspace, state),
         "champion": _champion(workspace),
+        "notes": notes,
         "disk": {name: sum(_size(workspace / path) for path in paths) for name, paths in PARTS.items()},
         "next": next_command(workspace),
     }
@@ -139,6 +142,7 @@ def status_text(result: dict[str, Any]) -> str:
         word = {True: ", promoted", False: f", not promoted: {run['reason']}"}.get(run["promoted"], "")
         lines.append(f"last run: {run['retraining']}, {run['status']}{scores}{word}")
     lines += [f"failed: {line}" for line in result["failures"]]
+    lines += [f"champion: {line}" for line in result["notes"]]
     lines.append(f"champion: {_champion_words(result['champion'])}")
     sizes = {name: size for name, size in result["disk"].items() if size}
     lines.append("disk: " + (", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in sizes.items()) or "nothing"))

@@ -50,11 +50,16 @@ __pycache__
 """
 
 
+def is_workspace(folder: Path) -> bool:
+    """Whether a folder is a workspace."""
+    return all((folder / name).is_file() for name in MARKS)
+
+
 def find_workspace(start: Path | None = None) -> Path:
     """The nearest folder at or above `start` (the current one) that is a workspace; raises WbcError where there is none."""
     here = (start or Path.cwd()).resolve()
     for folder in (here, *here.parents):
-        if all((folder / name).is_file() for name in MARKS):
+        if is_workspace(folder):
             return folder
     raise WbcError(f"{here} is not inside a workspace (no params.yaml and dvc.yaml): run `wbc init DIR` and go there")
 
@@ -64,7 +69,7 @@ def label_names(start: Path | None = None) -> Mapping[str, str]:
     from wbc_model.params import read_params
 
     here = (start or Path.cwd()).resolve()
-    inside = any((folder / MARKS[0]).is_file() and (folder / MARKS[1]).is_file() for folder in (here, *here.parents))
+    inside = any(is_workspace(folder) for folder in (here, *here.parents))
     return read_params(find_workspace(here) / "params.yaml").data.label_names if inside else {}
 
 

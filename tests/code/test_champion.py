@@ -12,14 +12,17 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 
 from flows import champion, gate, retrain
+from flows.cli import app
 from flows.disk import collect
 from flows.labels import decide
 from flows.package import PACKAGED_MODEL
 from flows.progress import Progress
 from flows.stages import seen_cells, usable_pools
 from flows.state import State
+from flows.status import status, status_text
 from flows.tracking import Tracker, open_tracker, packaged_digest
 from flows.verdicts import ROLLED_BACK, objection, verdicts
 from flows.workspace import set_params, template
@@ -315,6 +318,51 @@ def test_the_workspace_follows_an_alias_that_was_moved_in_mlflow(site: Site) -> 
     decision = site.ask()  # of version 2: whoever moved the alias has decided
     assert not decision.promoted
     assert "the alias was moved in MLflow" in decision.reason
+
+
+COMMANDS = {
+    "status": ["status"],
+    "onboard": ["onboard", "cells"],
+    "onboard --model": ["onboard", "cells", "--model", "models/champion"],
+    "serve": ["serve"],
+    "serve --model": ["serve", "--model", "models/champion"],
+    "evaluate": ["evaluate", "--model", "models/champion", "--data", "cells"],
+    "calibrate": ["calibrate", "--model", "models/champion", "--data", "cells", "--out", "calibrated"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_every_command_that_takes_the_champion_follows_first(
+    site: Site, command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in (1, 2):
+        site.candidate(seed)
+        site.ask()
+    site.tracker.client.set_registered_model_alias("wbc", "champion", "1")
+    monkeypatch.chdir(site.workspace)
+
+    def enough(*arguments: object) -> None:  # what comes after is not looked at here
+        raise WbcError("enough")
+
+    (site.workspace / "cells").mkdir()
+    for place in ("flows.onboard.ingest", "flows.serve.serve", "flows.stages.evaluate_model", "flows.calibration.calibrate"):
+        monkeypatch.setattr(place, enough)
+    monkeypatch.setattr("flows.onboard.refuse_another_site", lambda *arguments: None)
+    answer = CliRunner().invoke(app, command)
+    said = answer.output + answer.stderr
+    assert site.version() == "1", said
+    assert "the registry's champion is version 1 (" in said
+
+
+def test_status_says_why_the_workspace_does_not_follow(site: Site) -> None:
+    for seed in (1, 2):
+        site.candidate(seed)
+        site.ask()
+    champion.roll_back(site.workspace, "misses blasts")
+    site.tracker.client.set_registered_model_alias("wbc", "champion", "2")
+    (note,) = status(site.workspace)["notes"]
+    assert "version 2 was withdrawn" in note
+    assert f"champion: {note}\n" in status_text(status(site.workspace))
 
 
 def test_the_workspace_does_not_follow_to_a_withdrawn_version_and_says_why(site: Site) -> None:
