@@ -577,7 +577,9 @@ def _out_of_date(workspace: Path, result: dict[str, Any]) -> list[str]:
     from flows import scores
     from flows.champion import follow_notes
 
-    result["out_of_date"] = [*follow_notes(workspace), *scores.mark(workspace)] if result["held_out"] else []
+    result["out_of_date"] = []
+    if result["held_out"]:
+        result["out_of_date"] = [*follow_notes(workspace), *scores.mark(workspace), *scores.mark_history(workspace)]
     return list(result["out_of_date"])
 
 
@@ -616,12 +618,12 @@ def labels_test_command(
 
 @labels_app.command("replay")
 def labels_replay_command(json_: Json = False) -> None:
-    """Take the labels of data/labels.csv in that the pools do not know, after a checkout or a merge say."""
-    from flows.labels import replay
+    """Take in labels that waited for others' work, and those of data/labels.csv that the pools do not know, after a merge say."""
+    from flows.labels import replay, take_waiting
 
     workspace = _workspace()
     with _writing(workspace, "labels replay"):
-        count = replay(workspace)
+        count = replay(workspace) + take_waiting(workspace)
     _emit({"replayed": count, "wrote": ["data/pools"]}, json_, f"{count} labels replayed\nwrote data/pools", workspace)
 
 

@@ -6,6 +6,7 @@ again, and only then. Without links it would have to run always, and `dvc status
 """
 
 import contextlib
+import functools
 import os
 import shutil
 from importlib.metadata import PackageNotFoundError, distribution
@@ -68,6 +69,7 @@ def _put(link: Path, target: Path | None) -> None:
     new.replace(link)
 
 
+@functools.cache
 def _telling_file(package: str) -> Path | None:
     """A file of a package whose content is another in every version and whose path is not: one that names the version, else
     compiled code; None where the package is not installed."""

@@ -26,6 +26,7 @@ from prefect.context import FlowRunContext
 
 from flows import gate, labels, scores, versioning
 from flows.champion import follow
+from flows.curve import CURVE_CSV, CURVE_PNG, SCORED, scored_cells, write_curve
 from flows.fresh_cells import note_cells, wear
 from flows.identity import workspace_name
 from flows.installed import relink
@@ -38,7 +39,6 @@ from flows.verdicts import objection
 from flows.versioning import PoolsVersion, StageFailed
 from flows.workspace import set_params
 from wbc_model.card import WEIGHTS, read_card
-from wbc_model.cell_filter import CellFilter
 from wbc_model.errors import WbcError
 from wbc_model.files import write_atomic
 from wbc_model.params import RENDERED, Params, check_paths, read_params
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
-CURVE_CSV, CURVE_PNG, GATE_NOTE = "reports/learning_curve.csv", "reports/learning_curve.png", "models/gate.json"
+GATE_NOTE = "models/gate.json"
 
 
 @dataclass
@@ -230,7 +230,6 @@ def label(ctx: Context) -> bool:
 def log_cycle(ctx: Context, run: str, version: PoolsVersion, metrics: dict[str, Any], seconds: float) -> None:
     """Note the finished cycle: state, learning curve, MLflow, commit."""
     from flows.tracking import CycleRecord
-    from wbc_model.plots import plot_learning_curve
 
     state, workspace = ctx.state, ctx.workspace
     pools = Pools.read(workspace / "data/pools")
@@ -245,6 +244,7 @@ def log_cycle(ctx: Context, run: str, version: PoolsVersion, metrics: dict[str, 
         "labelled": len(pools.frames["labelled"]),
         "strategy": ctx.params.acquisition.strategy,
         "metrics": metrics,
+        SCORED: scored.model_dump() if (scored := scored_cells(workspace)) else None,
         "at": int(time.time() * 1000),
     }
     known = [old for old in state.rows if old["cycle"] == row["cycle"]]
@@ -252,9 +252,8 @@ def log_cycle(ctx: Context, run: str, version: PoolsVersion, metrics: dict[str, 
         row |= {"seconds": known[0]["seconds"], "at": known[0]["at"]}
     state.rows = [old for old in state.rows if old["cycle"] != row["cycle"]] + [row]
     state.write(workspace)
-    _write_curve(workspace, state.rows)
-    rendered = read_card(workspace / "models/candidate", verify=False).rendered
-    plot_learning_curve(state.rows, workspace / CURVE_PNG, rendered)
+    if write_curve(workspace, state.rows):
+        scores.mark_runs(workspace, ctx.tracker)
     record = CycleRecord(row["cycle"], count, metrics, version.name, version.version, row["at"])
     ctx.tracker.log_cycle(run, ctx.parent_run, record, ctx.params.for_labels(count))
     table = [{name: row[name] for name in ("cycle", "labels", "accuracy", "macro_f1", "seconds", "pools")}]
@@ -266,17 +265,9 @@ def log_cycle(ctx: Context, run: str, version: PoolsVersion, metrics: dict[str, 
     note_learned(workspace, pools)
     if state.commit:
         sizes = f"{row['labelled']} labelled, {len(pools.frames['unlabelled'])} waiting"
-        scores = f"accuracy {metrics['accuracy']:.4f}, macro-F1 {metrics['macro_f1']:.4f}"
-        versioning.commit_all(workspace, f"{version.name}: {sizes}; {scores}")
+        said = f"accuracy {metrics['accuracy']:.4f}, macro-F1 {metrics['macro_f1']:.4f}"
+        versioning.commit_all(workspace, f"{version.name}: {sizes}; {said}")
         versioning.tag(workspace, version)  # the pools and the model made of them
-
-
-def _write_curve(workspace: Path, rows: list[dict[str, Any]]) -> None:
-    table = pd.DataFrame(rows)[["cycle", "labels", "accuracy", "macro_f1", "strategy", "pools"]]
-    for name in ("accuracy", "macro_f1"):
-        for end, word in ((0, "low"), (1, "high")):
-            table[f"{name}_{word}"] = [row["metrics"]["intervals"].get(name, [None, None])[end] for row in rows]
-    write_atomic(workspace / CURVE_CSV, table.to_csv(index=False, float_format="%.6f"))
 
 
 @_step("gate")
@@ -359,22 +350,13 @@ def _carry_out(ctx: Context, run: str, version: str, decision: gate.Decision) ->
         for name, value in said.items():
             tracker.client.set_tag(target, name, value)
     if decision.promoted and (not decision.in_place or tracker.alias("champion") is None):
-        metrics, scored = ctx.state.rows[-1]["metrics"], _scored_cells(workspace)
+        metrics, scored = ctx.state.rows[-1]["metrics"], scored_cells(workspace)
         gate.promote(workspace / PACKAGED_MODEL, workspace / "models/champion", metrics, scored)
         if decision.champion and decision.champion != version:
             tracker.tag_version(version, {BEFORE: decision.champion})
         tracker.set_alias("champion", version)
     note = {"retraining": ctx.state.key, "version": version, **decision.to_dict()}
     write_atomic(workspace / GATE_NOTE, json.dumps(note, indent=2) + "\n")
-
-
-def _scored_cells(workspace: Path) -> CellFilter | None:
-    """The test cells that the candidate was evaluated on, with the labels that they had then."""
-    path = workspace / "models/predictions.csv"
-    if not path.exists():
-        return None
-    frame = pd.read_csv(path, usecols=["sha256", "label"], dtype=str)
-    return CellFilter.of(frame["sha256"].tolist(), frame["label"].tolist())
 
 
 # --- the flow --------------------------------------------------------------------------------------------------------------

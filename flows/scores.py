@@ -13,18 +13,20 @@ from typing import TYPE_CHECKING, Any, Final
 import pandas as pd
 
 from flows.champion import FOLDER
+from flows.curve import mark_curve
 from flows.stages import decoded_cells, seen_cells, usable_pools
-from flows.tracking import BEFORE, CHAMPION
+from flows.tracking import BEFORE, CHAMPION, open_tracker, registry_exists
 from wbc_model.card import CARD, ModelCard, PoolName, read_card
 from wbc_model.export import load_model, write_card
 from wbc_model.files import building
-from wbc_model.params import Params
+from wbc_model.params import Params, read_params
 from wbc_model.pools import Pools
 
 if TYPE_CHECKING:
     from flows.tracking import Tracker
 
 MARK: Final = "out_of_date"  # in `metrics.validation` and `metrics.test` of a card: how many of its labels were corrected
+RUN_MARK: Final = "wbc.out_of_date"  # a tag of a cycle's run in MLflow: how many of its test labels were corrected
 _HELD_OUT: Final[tuple[PoolName, ...]] = ("validation", "test")
 
 
@@ -82,6 +84,32 @@ def _candidate(workspace: Path) -> list[str]:
     return [f"metrics.json rests on {count} labels that were corrected since: {again}"]
 
 
+def mark_history(workspace: Path) -> list[str]:
+    """Mark earlier scores that rest on corrected labels and are not made again: the learning curve's, and MLflow's runs."""
+    lines, params = mark_curve(workspace), read_params(workspace / "params.yaml")
+    if registry_exists(workspace, params):
+        count = mark_runs(workspace, open_tracker(workspace, params))
+        lines += (
+            [f"{count} runs in MLflow rest on labels that were corrected since: their tag {RUN_MARK} counts them"]
+            if count
+            else []
+        )
+    return lines
+
+
+def mark_runs(workspace: Path, tracker: "Tracker") -> int:
+    """Tag the run of each cycle, by the test labels that it was scored on, with how many of them were corrected since; returns
+    how many runs have such."""
+    test = Pools.read(workspace / "data/pools").frames["test"]
+    count = 0
+    for run, then in tracker.scored_cells():
+        both = then.merge(test[["sha256", "label"]], on="sha256", suffixes=("_then", ""))
+        others = int((both["label_then"] != both["label"]).sum())
+        tracker.mark_run(run, RUN_MARK, others)
+        count += others > 0
+    return count
+
+
 def renew(workspace: Path, tracker: "Tracker", params: Params) -> list[str]:
     """Make the champion's numbers again where they rest on corrected labels; returns what was done.
 
@@ -97,6 +125,7 @@ def renew(workspace: Path, tracker: "Tracker", params: Params) -> list[str]:
         found.pop("validation", None)
     if not found:
         return []
+    mark_runs(workspace, tracker)
     present = tracker.alias(CHAMPION)
     with building(folder) as temporary:
         shutil.copytree(folder, temporary, dirs_exist_ok=True)

@@ -162,7 +162,7 @@ def _of_an_ancestor(workspace: Path) -> bool:
 
 def at_work(workspace: Path) -> str | None:
     """Who works on the pools as they are now, so that they must stay so: a retraining, a stage, or DVC, which notes after a
-    stage what the stage's inputs are. None where nobody does, or this process."""
+    stage what the stage's inputs are, and whose next stage must have the same. None where nobody does, or this process."""
     path = (workspace / ".wbc/retrain.lock").resolve()
     if path in _held:
         return None
@@ -170,21 +170,36 @@ def at_work(workspace: Path) -> str | None:
         with path.open("rb") as file:
             holder = _holder(file.fileno())
         return f"{holder.get('what', RETRAINING)} (pid {holder['pid']})" if holder else RETRAINING
-    return _dvc_reads(workspace / "data/pools")
+    return _dvc_works(workspace)
 
 
-def _dvc_reads(path: Path) -> str | None:
-    """The `dvc` command that runs a stage which reads `path`, by DVC's own lock file."""
+def _dvc_works(workspace: Path) -> str | None:
+    """The `dvc` command that makes something of this workspace's pools: by DVC's own files one that runs a stage which reads
+    them, or a `dvc repro` between two stages."""
+    for folder in (parent / ".dvc" for parent in (workspace.resolve(), *workspace.resolve().parents)):
+        if folder.is_dir():
+            return _reader(folder / "tmp/rwlock", workspace.resolve() / "data/pools") or _reproducing(folder / "tmp/lock")
+    return None
+
+
+def _reader(rwlock: Path, path: Path) -> str | None:
     import psutil
 
-    for folder in (parent / ".dvc/tmp/rwlock" for parent in path.resolve().parents):
-        if folder.parent.parent.is_dir():
-            with contextlib.suppress(OSError, ValueError):
-                readers = json.loads(folder.read_text(encoding="utf-8")).get("read", {}).get(str(path.resolve()), [])
-                for reader in readers:
-                    if psutil.pid_exists(int(reader["pid"])):
-                        return f"`dvc {reader['cmd']}` (pid {reader['pid']})"
-            return None
+    with contextlib.suppress(OSError, ValueError):
+        for reader in json.loads(rwlock.read_text(encoding="utf-8")).get("read", {}).get(str(path), []):
+            if psutil.pid_exists(int(reader["pid"])):
+                return f"`dvc {reader['cmd']}` (pid {reader['pid']})"
+    return None
+
+
+def _reproducing(lock: Path) -> str | None:
+    """The `dvc repro` that DVC's lock names: who had it last, and has it again as soon as its stage has ended."""
+    import psutil
+
+    with contextlib.suppress(OSError, ValueError, psutil.Error):
+        process = psutil.Process(int(lock.read_text(encoding="utf-8")))
+        if "repro" in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
+            return f"`dvc repro` (pid {process.pid})"
     return None
 
 
@@ -207,10 +222,10 @@ def writing(workspace: Path, what: str, waiting: Callable[[str], None]) -> Itera
     """Have the workspace for a change of its data: nobody learns from them, and no `dvc` notes them as what it has just used.
     `waiting` is told who is waited for."""
     with hold_lock(workspace, what, waiting):
-        reader = _dvc_reads(workspace / "data/pools")
-        if reader:
-            waiting(f"{reader} runs in this workspace: waiting for its end; after Ctrl-C nothing has changed")
-        while _dvc_reads(workspace / "data/pools"):
+        worker = _dvc_works(workspace)
+        if worker:
+            waiting(f"{worker} runs in this workspace: waiting for its end; after Ctrl-C nothing has changed")
+        while _dvc_works(workspace):
             time.sleep(0.2)
         yield
 

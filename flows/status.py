@@ -50,6 +50,8 @@ def next_command(workspace: Path) -> str:
         return f"wait: {busy} is at work"
     state = read_state(workspace)
     waits = _waits(workspace, state)
+    if waits["put_off"]:
+        return f"`wbc labels replay` takes {waits['put_off']} labels in that waited for the end of others' work"
     if waits["conflicts"]:
         return f"`wbc labels decide` lists {waits['conflicts']} rows that disagree with the pools"
     if state is not None and state.status == "running":

@@ -176,6 +176,26 @@ class Tracker:
         """Delete a folder of the files of a run."""
         self._repository(run).delete_artifacts(folder)
 
+    def scored_cells(self) -> Iterator[tuple[str, pd.DataFrame]]:
+        """Every finished cycle's run, and the cells that it was scored on with the labels that they had (sha256, label)."""
+        from mlflow.exceptions import MlflowException
+
+        where = f"tags.`{COMPLETE}` = 'yes'"
+        for run in self.client.search_runs([self.experiment], where, max_results=50_000):
+            with tempfile.TemporaryDirectory() as place:
+                try:
+                    path = self._repository(run.info.run_id).download_artifacts("predictions.csv", place)
+                except (MlflowException, OSError):  # somebody deleted the run's files
+                    continue
+                yield str(run.info.run_id), pd.read_csv(path, usecols=["sha256", "label"], dtype=str)
+
+    def mark_run(self, run: str, tag: str, count: int) -> None:
+        """Have `tag` say a count; without one the run does not have it."""
+        if count:
+            self.client.set_tag(run, tag, str(count))
+        elif tag in self.client.get_run(run).data.tags:
+            self.client.delete_tag(run, tag)
+
     def runs_with_models(self, last: int) -> list[str]:
         """The finished runs of cycles that a model may lie in, but for those of the `last` retrainings."""
         finished = self.client.search_runs(

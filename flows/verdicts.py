@@ -21,13 +21,14 @@ Word = Literal["promoted", "rejected", "withdrawn", "replaced", "asked"]
 AGAINST: Final = ("rejected", "withdrawn", "replaced")
 TAGS: Final = ("wbc.word.", "wbc.question.")  # each with the version's number
 ROLLED_BACK: Final = "wbc.gate.rolled_back"  # how versions before decision 039 said `withdrawn`
+ROUNDING: Final = {"train": ("devices", "accelerator"), "size": ("precision",)}  # of a card's parameters
 MAX_REASON: Final = 2000
 
 
 @dataclass(frozen=True)
 class Verdict:
     """A word about a version; `number` counts words, the later the higher. `asked` is the gate's question, no person's word.
-    `recipe` and `pools` name what the model was made of: see `recipes`."""
+    `recipe`, `pools` and `lesson` name what the model was made of: see `recipes`. Words of before have no `lesson`."""
 
     word: Word
     version: str
@@ -38,6 +39,7 @@ class Verdict:
     reason: str
     by: str
     at: str
+    lesson: str = ""
 
     def __str__(self) -> str:
         by = f" by {self.by}" if self.by else ""
@@ -45,15 +47,30 @@ class Verdict:
         return f"version {self.version} was {self.word}{by}{when}: {self.reason}"
 
 
-def recipes(card: ModelCard) -> tuple[str, str]:
-    """Two names of what a model was made of: its labelled cells and parameters (empty for cards without cells), and its pools'
-    version and parameters, which older cards have. No code and no package: another torch rounds otherwise."""
+def recipes(card: ModelCard) -> dict[str, str]:
+    """Names of what a model was made of. `lesson`: its labelled cells (of older cards its pools' version) and the parameters but
+    for those that only round otherwise. `recipe` (empty for cards without cells) and `pools`: cells or pools with all parameters,
+    by which words of before are known. No code and no package: another torch rounds otherwise."""
     labelled = card.cells.get("labelled")
-    return (_name([labelled.prefixes, labelled.labels], card) if labelled else ""), _name(card.pool_version, card)
+    cells = [labelled.prefixes, labelled.labels] if labelled else None
+    return {
+        "lesson": _name(cells or card.pool_version, _taught_by(card.parameters)),
+        "recipe": _name(cells, card.parameters) if cells else "",
+        "pools": _name(card.pool_version, card.parameters),
+    }
 
 
-def _name(made_from: object, card: ModelCard) -> str:
-    return hashlib.sha256(json.dumps([made_from, card.parameters], sort_keys=True).encode()).hexdigest()[:16]
+def _taught_by(parameters: dict[str, Any]) -> dict[str, Any]:
+    """The parameters without where and how finely it is reckoned, and without the preset's name: its numbers are in `size`."""
+    taught = {name: value for name, value in parameters.items() if name != "preset"}
+    for section, names in ROUNDING.items():
+        if isinstance(taught.get(section), dict):
+            taught[section] = {name: value for name, value in taught[section].items() if name not in names}
+    return taught
+
+
+def _name(made_from: object, parameters: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps([made_from, parameters], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def verdicts(tracker: "Tracker") -> list[Verdict]:
@@ -70,8 +87,7 @@ def verdicts(tracker: "Tracker") -> list[Verdict]:
 
 def _facts(tracker: "Tracker", version: str) -> dict[str, str]:
     card = tracker.card(version)
-    recipe, pools = recipes(card)
-    return {"weights": card.sha256.get(WEIGHTS, ""), "recipe": recipe, "pools": pools}
+    return {"weights": card.sha256.get(WEIGHTS, ""), **recipes(card)}
 
 
 def say(tracker: "Tracker", word: Word, version: str, reason: str, by: str = "") -> Verdict:
@@ -112,8 +128,8 @@ def objection(tracker: "Tracker", card: ModelCard, version: str) -> Objection | 
     about = [one for one in said if one.weights == weights and one.word != "asked"]
     if about:
         return Objection(f"{about[-1]}; only a person lets it in again") if about[-1].word in AGAINST else None
-    recipe, pools = recipes(card)
-    twins = [one for one in said if (recipe and one.recipe == recipe) or one.pools == pools]
+    made_of = recipes(card).items()
+    twins = [one for one in said if any(name and getattr(one, kind) == name for kind, name in made_of)]
     words = [one for one in twins if one.word != "asked"]
     if not words or words[-1].word not in AGAINST:
         return None

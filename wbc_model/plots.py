@@ -76,8 +76,15 @@ def plot_history(history: pd.DataFrame, path: Path) -> Path:
     return _save(figure, path)
 
 
+def _open(labels: list[int], values: list[float], cycles: Sequence[dict[str, Any]]) -> tuple[list[int], list[float]]:
+    """The points of the cycles that are out of date."""
+    old = [place for place, row in enumerate(cycles) if row.get("out_of_date")]
+    return [labels[place] for place in old], [values[place] for place in old]
+
+
 def plot_learning_curve(cycles: Sequence[dict[str, Any]], path: Path, rendered: bool) -> Path:
-    """Test accuracy and macro-F1 with 95 % intervals against the labels used; a row needs `labels`, `metrics`, `strategy`."""
+    """Test accuracy and macro-F1 with 95 % intervals against the labels used; a row needs `labels`, `metrics`, `strategy`. Where
+    its `out_of_date` counts test labels that were corrected since, its points are open."""
     figure = Figure(figsize=(7, 4.4))
     axes = figure.subplots()
     labels = [row["labels"] for row in cycles]
@@ -87,6 +94,9 @@ def plot_learning_curve(cycles: Sequence[dict[str, Any]], path: Path, rendered: 
         low, high = zip(*(row["metrics"]["intervals"].get(metric, nothing) for row in cycles), strict=True)
         axes.fill_between(labels, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.plot(labels, values, marker="o", color=colour, label=f"{name}, {values[-1]:.1%} with {labels[-1]} labels")
+        axes.plot(*_open(labels, values, cycles), linestyle="none", marker="o", color=colour, markerfacecolor="white")
+    if any(row.get("out_of_date") for row in cycles):
+        axes.plot([], [], "o", color="black", markerfacecolor="white", label="open: rests on test labels corrected since")
     cells = "rendered cells, not real" if rendered else f"{cycles[-1]['metrics']['n']} test cells"
     axes.set(xlabel="labels", ylabel="test pool", title=f"Learning curve, acquisition {cycles[-1]['strategy']} ({cells})")
     axes.grid(alpha=0.3)

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from flows import champion, gate, retrain
+from flows import champion, curve, gate, retrain, scores
 from flows.cli import app
 from flows.disk import collect
 from flows.labels import decide
@@ -23,16 +24,17 @@ from flows.progress import Progress
 from flows.stages import seen_cells, usable_pools
 from flows.state import State
 from flows.status import status, status_text
-from flows.tracking import Tracker, open_tracker, packaged_digest
+from flows.tracking import COMPLETE, Tracker, open_tracker, packaged_digest
 from flows.verdicts import ROLLED_BACK, objection, verdicts
 from flows.workspace import set_params, template
 from wbc_model.card import ONNX, WEIGHTS, Architecture, ModelCard, Normalisation, file_sha256, read_card
+from wbc_model.cell_filter import CellFilter
 from wbc_model.classes import CLASSES
 from wbc_model.errors import WbcError
 from wbc_model.export import write_card
 from wbc_model.ingest import ingest
 from wbc_model.network import AttentionResNet18
-from wbc_model.params import read_params
+from wbc_model.params import Params, read_params
 from wbc_model.pools import Pools
 from wbc_model.render import write_cells
 
@@ -69,8 +71,12 @@ class Site:
     rounds: int = 0
 
     @property
+    def params(self) -> Params:
+        return read_params(self.workspace / "params.yaml")
+
+    @property
     def tracker(self) -> Tracker:
-        return open_tracker(self.workspace, read_params(self.workspace / "params.yaml"))
+        return open_tracker(self.workspace, self.params)
 
     def candidate(self, seed: int, rounding: float = 0.0, parameters: dict[str, Any] | None = None) -> str:
         """Put an untrained network in the candidate's place, as trained and packaged; returns the sha256 of its weights."""
@@ -218,6 +224,51 @@ def test_withdrawn_is_the_model_and_not_its_bytes_and_a_person_is_asked_once(sit
     assert site.ask().promoted, "what a person let in is compared like any other"
     site.candidate(2)
     assert not site.ask().promoted, "the very weights that were withdrawn still are"
+
+
+PARAMETERS: dict[str, Any] = {
+    "seed": 1,
+    "preset": "small",
+    "train": {"ema": 0.9, "devices": 1, "accelerator": "auto"},
+    "size": {"updates": 40, "precision": "bf16-mixed"},
+}
+
+
+@pytest.mark.parametrize("words", ["today's", "before"])
+def test_another_device_or_precision_makes_no_other_model_of_what_was_withdrawn(site: Site, words: str) -> None:
+    site.candidate(0)
+    site.ask()
+    site.candidate(1, parameters=PARAMETERS)
+    site.ask()
+    champion.roll_back(site.workspace, "it takes smudges for lymphocytes")
+    if words == "before":  # a word that names all parameters only
+        (name,) = [name for name, text in site.tracker.model_tags().items() if '"withdrawn"' in text]
+        word = json.loads(site.tracker.model_tags()[name])
+        del word["lesson"]
+        site.tracker.tag_model(name, json.dumps(word))
+    site.candidate(1, rounding=1e-6, parameters=PARAMETERS)
+    assert "a person must decide" in site.ask().question
+    elsewhere = {"train": {"ema": 0.9, "devices": 2, "accelerator": "cuda"}, "size": {"updates": 40, "precision": "32-true"}}
+    site.candidate(1, rounding=2e-6, parameters={**PARAMETERS, "preset": "copy of small", **elsewhere})
+    decision = site.ask()
+    assert decision.promoted == (words == "before"), "what a word of before does not name it does not bind"
+    if words == "before":
+        return
+    assert "same labels and parameters" in decision.reason
+    assert "has not answered" in decision.reason, "a person is asked once"
+    assert decision.question == ""
+    for parameters in ({"seed": 2}, {"train": {**PARAMETERS["train"], "ema": 0.5}}):  # which a person changed
+        site.candidate(1, rounding=3e-6, parameters={**PARAMETERS, **parameters})
+        assert site.ask().promoted
+
+
+def test_a_retraining_changes_no_parameter_that_names_the_model(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrain.labels, "check_replayed", lambda workspace: None)
+    before = site.params
+    retrain._begin(site.workspace, False, Progress())
+    set_params(site.workspace, {"retrain.after_cycle": 7})
+    named = {"preset", "seed", "model", "train", "presets", "few_labels"}
+    assert site.params.model_dump(include=named) == before.model_dump(include=named)
 
 
 def test_other_labels_or_parameters_are_another_model(site: Site) -> None:
@@ -461,6 +512,51 @@ def test_what_rests_on_a_corrected_label_is_marked_and_made_again(site: Site) ->
     assert site.tracker.digest("2") == packaged_digest(after)
     assert champion.followed(site.workspace) is None
     assert "no label that the champion's numbers rest on was corrected" in champion.rescore(site.workspace)["notes"][-1]
+
+
+def test_earlier_points_of_the_curve_and_runs_are_marked_where_their_test_labels_were_corrected(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr("wbc_model.plots._save", lambda figure, path: drawn.append(figure) or path)
+    site.candidate(1)
+    test = usable_pools(site.workspace).frames["test"]
+    wrong, right = test["sha256"].iloc[0], test["sha256"].iloc[1]
+    fewer = test[test["sha256"] != wrong]  # the second cycle was scored without the cell, the third with what it was then
+    rows: list[dict[str, Any]] = []
+    runs = [site.tracker.cycle(site.tracker.retraining("curve", site.params), "curve", number) for number in range(3)]
+    for number, (frame, run) in enumerate(zip((test, fewer, test), runs, strict=True)):
+        numbers = {"accuracy": 0.5 + number / 10, "macro_f1": 0.4, "intervals": {}, "n": len(frame)}
+        scored = CellFilter.of(frame["sha256"].tolist(), frame["label"].tolist()).model_dump()
+        row = {"cycle": number, "labels": 10 * (number + 1), "strategy": "random", "pools": f"pools-v{number}"}
+        rows.append({**row, "accuracy": numbers["accuracy"], "macro_f1": 0.4, "metrics": numbers, "scored": scored})
+        frame[["sha256", "label"]].to_csv(site.workspace / "predictions.csv", index=False)
+        site.tracker.put(run, site.workspace / "predictions.csv")
+        site.tracker.client.set_tag(run, COMPLETE, "yes")
+    del rows[2]["scored"]  # as a version before this one wrote it: nothing is known of it
+    State("curve", "", "2026-01-01T00:00:00+00:00", 0, False, rows=rows).write(site.workspace)
+    assert curve.write_curve(site.workspace, rows) == 0
+    assert [text.get_text()[:4] for text in drawn[-1].axes[0].get_legend().get_texts()] == ["accu", "macr"]
+    labels = dict(zip(test["sha256"], test["label"], strict=True))
+    for cell in (wrong, right):
+        decide(site.workspace, cell, next(name for name in CLASSES if name != labels[cell]), "ada", "a slip", 1)
+    lines = scores.mark_history(site.workspace)
+    assert lines[0].startswith("2 of 3 points of the learning curve rest on labels that were corrected since")
+    assert lines[1].startswith("3 runs in MLflow rest on")
+    table = pd.read_csv(site.workspace / "reports/learning_curve.csv")
+    assert table["out_of_date"].tolist() == [2, 1, 0]
+    assert table["accuracy"].tolist() == [0.5, 0.6, 0.7]
+    axes = drawn[-1].axes[0]
+    opened = [line.get_xydata().tolist() for line in axes.get_lines() if line.get_markerfacecolor() == "white"]
+    assert opened == [[[10, 0.5], [20, 0.6]], [[10, 0.4], [20, 0.4]], []]
+    assert axes.get_legend().get_texts()[-1].get_text() == "open: rests on test labels corrected since"
+    marks = [site.tracker.client.get_run(run).data.tags.get("wbc.out_of_date") for run in runs]
+    assert marks == ["2", "1", "2"]
+    for cell in (wrong, right):
+        decide(site.workspace, cell, labels[cell], "ada", "it was right", 1)
+    assert scores.mark_history(site.workspace) == []
+    assert pd.read_csv(site.workspace / "reports/learning_curve.csv")["out_of_date"].tolist() == [0, 0, 0]
+    assert "wbc.out_of_date" not in site.tracker.client.get_run(runs[0]).data.tags
 
 
 def test_a_retraining_makes_the_champions_numbers_again_before_it_compares(site: Site) -> None:

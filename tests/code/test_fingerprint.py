@@ -103,6 +103,7 @@ def test_other_initial_weights_in_the_same_file_are_another_training(tmp_path: P
     assert values[0]["evaluate"] == values[1]["evaluate"]
 
 
+@pytest.mark.slow
 def test_dvc_status_finds_nothing_until_the_installed_code_changes(tmp_path: Path) -> None:
     root, code = Path(__file__).parents[2], tmp_path / "installed"
     for room in ROOMS:

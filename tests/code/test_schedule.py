@@ -173,6 +173,32 @@ def test_runs_that_were_killed_or_missed_are_put_right(server: str) -> None:
     assert not state[planned[0]].is_completed()  # type: ignore[union-attr]
 
 
+def test_a_failure_is_told_by_a_notification_block_of_prefects(
+    server: str, marked: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from prefect.blocks.notifications import CustomWebhookNotificationBlock
+    from prefect.blocks.system import Secret
+
+    with listening() as (url, posted):
+        told = {"subject": "{{subject}}", "body": "{{body}}"}
+        CustomWebhookNotificationBlock(name="night watch", url=url, method="POST", json_data=told).save("night-watch")
+        Secret(value="nothing").save("no-notification")  # type: ignore[arg-type]
+        set_params(marked, {"schedule.notify": "custom-webhook/night-watch"})
+        schedule.tell_failure(marked, "Flow run encountered an exception: WbcError: row 7: do this")
+    assert posted == [{"subject": f"wbc: {marked.name}", "body": f"{marked}: the scheduled retraining failed: row 7: do this"}]
+    assert "nobody was notified" not in capsys.readouterr().err
+    for block, why in (
+        ("custom-webhook/night-watch", ""),
+        ("slack-webhook/gone", "gone"),
+        ("secret/no-notification", "sends no"),
+    ):
+        set_params(marked, {"schedule.notify": block})
+        notify.tell(marked, "another failure")  # whose receiver is not there
+        said = capsys.readouterr().err
+        assert said.startswith("wbc: another failure\nwbc: nobody was notified: Prefect's block "), said
+        assert why in said
+
+
 def test_a_run_that_waits_is_no_completed_one(server: str, marked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from flows import retrain
 

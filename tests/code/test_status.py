@@ -60,6 +60,11 @@ def test_the_next_command_follows_what_happened(marked: Path) -> None:
     labels.record(marked, answers, 1)
     assert next_command(marked).startswith("`wbc retrain` goes on: every cell")
     run("done").write(marked)
+    put_off = marked / ".wbc/incoming/1.json"
+    put_off.parent.mkdir(parents=True)
+    put_off.write_text(json.dumps({"cycle": 1, "decided": False, "rows": [{}, {}, {}]}))
+    assert next_command(marked).startswith("`wbc labels replay` takes 3 labels in")
+    put_off.unlink()
     assert next_command(marked) == "`wbc retrain` learns the 2 labels that came since the last training"
     note_learned(marked, Pools.read(marked / "data/pools"))
     assert next_command(marked) == "`wbc champion` says why no model is champion"

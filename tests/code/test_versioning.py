@@ -292,6 +292,22 @@ def test_who_works_on_the_pools_is_known(marked: Path) -> None:
     assert at_work(marked) is None, "that process is gone"
 
 
+def test_a_typed_dvc_repro_works_on_one_version_of_the_pools_between_its_stages_too(marked: Path) -> None:
+    (marked / "dvc.yaml").write_text("stages:\n  second:\n    cmd: touch begun && sleep 3\n")  # it reads no pools
+    subprocess.run([sys.executable, "-m", "dvc", "init", "-q", "--no-scm"], cwd=marked, check=True)
+    with subprocess.Popen([sys.executable, "-m", "dvc", "repro"], cwd=marked, stdout=subprocess.PIPE) as typed:
+        while not (marked / "begun").exists():
+            assert typed.poll() is None
+            time.sleep(0.05)
+        assert at_work(marked) == f"`dvc repro` (pid {typed.pid})"
+        told: list[str] = []
+        with writing(marked, "`wbc ingest`", told.append):
+            assert psutil.Process(typed.pid).status() == psutil.STATUS_ZOMBIE, "it has ended"
+        assert told
+        assert told[0].startswith(f"`dvc repro` (pid {typed.pid}) runs in this workspace")
+    assert at_work(marked) is None
+
+
 def test_what_changes_the_data_waits_for_who_works_on_them(marked: Path) -> None:
     told: list[str] = []
     with holder(marked) as flow:
