@@ -66,8 +66,10 @@ def _post(url: str, workspace: Path, line: str) -> None:
 
 
 def _block(name: str, workspace: Path, line: str) -> None:
-    from prefect.blocks.abstract import NotificationBlock
+    import httpx
+    from prefect.blocks.abstract import NotificationBlock, NotificationError
     from prefect.blocks.core import Block
+    from prefect.exceptions import PrefectException
 
     async def send() -> None:
         block: Block = await Block.aload(name)
@@ -79,5 +81,5 @@ def _block(name: str, workspace: Path, line: str) -> None:
 
     try:
         asyncio.run(send())
-    except (ValueError, RuntimeError, OSError) as error:
-        raise WbcError(f"Prefect's block {name}: {' '.join(str(error).split())}") from None
+    except (ValueError, RuntimeError, OSError, httpx.HTTPError, NotificationError, PrefectException) as error:
+        raise WbcError(f"Prefect's block {name}: {' '.join(str(error).split()) or type(error).__name__}") from None
