@@ -693,15 +693,21 @@ def onboard_command(
         typer.Option(metavar="FILE", help="Labels that people gave: CSV (sha256, label) or Label Studio's JSON."),
     ] = None,
     model: Annotated[Path | None, typer.Option(metavar="DIR", help="The model to adapt; default: the champion.")] = None,
+    commit: Annotated[bool, typer.Option("--commit", help="Commit and tag the version of the site's pools.")] = False,
     json_: Json = False,
 ) -> None:
-    """Adapt the champion to a new site with the few labels that help most."""
+    """Adapt the champion to a new site with the few labels that help most.
+
+    The site is a workspace of its own, sites/NAME: every command typed in there acts on it.
+    """
     from flows.onboard import onboard
     from flows.progress import Progress
+    from flows.sites import parent_workspace
 
-    result = onboard(_workspace(), data, labels, answers, model, Progress())
+    result = onboard(parent_workspace(), data, labels, answers, model, Progress(), commit)
     given = {"--labels": labels, "--model": model}
     again = ["wbc", "onboard", str(data), *(str(x) for name, value in given.items() if value is not None for x in (name, value))]
+    again += ["--commit"] if commit else []
     if result["status"] == "waiting":
         text = (
             f"{result['awaited']} cells wait for a label: {result['queue']}\n"
@@ -711,7 +717,12 @@ def onboard_command(
         stages = [when for when in ("before", "statistics", "after") if when in result]
         both = [(when, place, scores) for when in stages for place, scores in result[when].items()]
         lines = [f"{when}, {place}: {_scores(scores)}" for when, place, scores in both]
-        text = "\n".join([*lines, f"wrote {result['model']}"])
+        known = result["registered"]
+        lines += [
+            f"registered as version {known['version']} of {known['model']}" + ("" if known["champion"] else ", no champion")
+        ]
+        lines += [known["reason"]] if "reason" in known else []
+        text = "\n".join([*lines, f"wrote {result['model']}", f"next: `wbc serve` in {result['workspace']} serves it"])
     _emit(result, json_, text)
 
 

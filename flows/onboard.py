@@ -1,8 +1,8 @@
 """Onboarding: the champion meets a new site, measures its statistics, asks for the few labels that help most, and is adapted
 without forgetting home.
 
-The site gets a folder of its own in the workspace, `sites/NAME`, with the same image store, pools, queue and label log as the
-workspace, so that asking, labelling and training are those of the active-learning loop. Labels that came with the site's data
+The site gets a workspace of its own in the workspace's folder `sites/NAME` (flows.sites), so that asking, labelling, training and
+versions are those of the active-learning loop. Labels that came with the site's data
 are the oracle's: only those that were asked for are used, the cells that were not asked for are the test.
 """
 
@@ -20,7 +20,11 @@ from torch import Tensor
 from flows.champion import FOLDER, followed_for
 from flows.labels import QUEUE, awaited, import_labels, oracle_answers, read_queue, record, write_queue
 from flows.progress import Progress, training_line
+from flows.sites import ADAPTED, REPORT, complete
 from flows.stages import decoded_cells, usable_pools
+from flows.state import hold_lock, note_learned, onboarding_round
+from flows.versioning import PoolsVersion, check_git, commit_all, tag, version_pools
+from flows.workspace import SITES
 from wbc_model.calibrate import fit_doubt
 from wbc_model.card import ModelCard, read_card
 from wbc_model.cell_filter import CellFilter
@@ -68,7 +72,7 @@ class Onboarding:
     @property
     def adapted(self) -> Path:
         """The directory of the adapted model, with the site's statistics."""
-        return self.site / "models/adapted"
+        return self.site / ADAPTED
 
     @property
     def home(self) -> Path:
@@ -119,41 +123,88 @@ def adaptation_params(params: Params, card: ModelCard, labels: int) -> Params:
 
 
 def onboard(
-    workspace: Path, data: Path, labels: int | None, answers: Path | None, model: Path | None, progress: Progress
+    workspace: Path,
+    data: Path,
+    labels: int | None,
+    answers: Path | None,
+    model: Path | None,
+    progress: Progress,
+    commit: bool = False,
 ) -> dict[str, Any]:
     """Take the images of a new site in, ask, learn, and report before and after; goes on where it stopped.
 
-    Returns `status` `adapted` or, where people have to label, `waiting` with the path of the queue. Raises WbcError.
+    The site's folder is a workspace, with its pools versioned and, with `commit`, committed and tagged. Returns `status`
+    `adapted`, the model registered there, or, where people have to label, `waiting` with the path of the queue. Raises WbcError.
     """
     params = read_params(workspace / "params.yaml")
     asked = params.onboard.labels if labels is None else labels
-    name = printable(data.resolve().name if data.is_dir() else data.stem)
-    refuse_another_site(workspace / "sites" / name, data)
+    site = workspace / SITES / printable(data.resolve().name if data.is_dir() else data.stem)
+    refuse_another_site(site, data)
     for line in filter(None, [followed_for(model or workspace / FOLDER)]):
         progress.say(line)
-    ctx = Onboarding(workspace, workspace / "sites" / name, model or champion_of(workspace), params, progress)
-    # People may have answered otherwise than the site's data say: that is listed, and stops nothing.
-    report = ingest(data, ctx.site / "data", params, name, reveal_labels=False, list_conflicts=True)
-    progress.say(f"site {name}: {sum(report.pools.values())} cells" + (f", refused: {report.reasons}" if report.reasons else ""))
-    refused = _take_answers(ctx, answers) if answers is not None else []
+    ctx = Onboarding(workspace, site, model or champion_of(workspace), params, progress)
+    complete(workspace, site)
+    check_git(site, commit)
+    with hold_lock(site, "`wbc onboard`") as lock:
+        # People may have answered otherwise than the site's data say: that is listed, and stops nothing.
+        report = ingest(data, site / "data", params, site.name, reveal_labels=False, list_conflicts=True)
+        progress.say(
+            f"site {site.name}: {sum(report.pools.values())} cells" + (f", refused: {report.reasons}" if report.reasons else "")
+        )
+        refused = _take_answers(ctx, answers) if answers is not None else []
+        result: dict[str, Any] = {"site": site.name, "workspace": str(site), "champion": str(ctx.champion)}
+        result |= {"refused": report.reasons, "refused_answers": refused, "shift": _look(ctx)}
+        have = _learn(ctx, asked)
+        version = version_pools(site, (lock,))
+        result |= {"labels": have, "pools": version.name}
+        result |= _finished(ctx, result, version) if have >= asked else _waits(ctx)
+        if commit:
+            counts = f"{have} labelled, {len(ctx.pools().frames['unlabelled'])} not"
+            commit_all(site, f"{version.name}: site {site.name}, {counts}")
+            tag(site, version)
+    return result
+
+
+def _look(ctx: Onboarding) -> dict[str, Any]:
+    """What is known of the site without a label: the champion with its statistics, and the shift, which is returned."""
     _start(ctx)
     shift = _shift(ctx)
-    progress.say(f"{shift['far']:.0%} of the cells are unlike any at home; confidence {shift['confidence']['site']:.2f}, "
-                 f"at home {shift['confidence']['home']:.2f}")  # fmt: skip
+    ctx.progress.say(f"{shift['far']:.0%} of the cells are unlike any at home; confidence {shift['confidence']['site']:.2f}, "
+                     f"at home {shift['confidence']['home']:.2f}")  # fmt: skip
     if (known := shift["recoloured"]) is not None:
-        progress.say(f"home's validation cells: balanced accuracy {known['home']:.1%}, in the site's colours {known['site']:.1%}")
-    result: dict[str, Any] = {"site": name, "champion": str(ctx.champion), "refused": report.reasons, "shift": shift}
-    result |= {"refused_answers": refused}
+        ctx.progress.say(
+            f"home's validation cells: balanced accuracy {known['home']:.1%}, in the site's colours {known['site']:.1%}"
+        )
+    return shift
+
+
+def _learn(ctx: Onboarding, asked: int) -> int:
+    """Ask and adapt, round by round, until there are `asked` labels or people have to answer; returns how many there are."""
     while (have := len(ctx.pools().frames["labelled"])) < asked:
         if not _ask(ctx, asked - have, asked):
-            waiting = _waiting(ctx)
-            return {**result, "status": "waiting", "labels": have, "awaited": len(waiting), "queue": str(_sheet(ctx, waiting))}
+            return have
         _adapt(ctx)
     if not ctx.adapted.is_dir() or read_card(ctx.adapted).pool_version != _made_from(ctx):
         _adapt(ctx)  # killed between the labels and the training, or there is another champion since
-    result |= {"status": "adapted", "labels": have, "model": str(ctx.adapted), **_before_and_after(ctx)}
-    write_atomic(ctx.site / "report.json", json.dumps(result, indent=2) + "\n")
-    return result
+    return have
+
+
+def _waits(ctx: Onboarding) -> dict[str, Any]:
+    waiting = _waiting(ctx)
+    return {"status": "waiting", "awaited": len(waiting), "queue": str(_sheet(ctx, waiting))}
+
+
+def _finished(ctx: Onboarding, result: dict[str, Any], version: PoolsVersion) -> dict[str, Any]:
+    """Scores before and after, the report, and the adapted model in the site's registry."""
+    from flows.site_champion import register
+
+    done = {"status": "adapted", "model": str(ctx.adapted), **_before_and_after(ctx)}
+    report = ctx.site / REPORT
+    write_atomic(report, json.dumps(result | done, indent=2) + "\n")
+    note_learned(ctx.site, ctx.pools())
+    done["registered"] = register(ctx.site, version, ctx.progress.say)
+    write_atomic(report, json.dumps(result | done, indent=2) + "\n")
+    return done
 
 
 def refuse_another_site(site: Path, data: Path) -> None:
@@ -214,7 +265,7 @@ def _round(ctx: Onboarding) -> int:
 
 def _take_answers(ctx: Onboarding, answers: Path) -> list[dict[str, str]]:
     """Take in what people answered, be it a part; returns the rows that are no labels. Raises WbcError where none of them is."""
-    taken = import_labels(ctx.site, answers, _round(ctx) + 1)
+    taken = import_labels(ctx.site, answers, onboarding_round(ctx.site))
     refused: list[dict[str, str]] = taken["refused"]
     if refused and not taken["new"] + taken["known"]:
         raise WbcError(f"{answers} {refused[0]['place']}: {refused[0]['reason']}; nothing was taken in")

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from flows.progress import training_line
+from flows.sites import site_of
 from flows.workspace import find_workspace
 from wbc_model.card import ModelCard, PoolName, read_card
 from wbc_model.cell_filter import CellFilter
@@ -115,21 +116,30 @@ def seen_cells(pools: Pools, names: Iterable[PoolName]) -> dict[PoolName, CellFi
     return {name: CellFilter.of(*(pools.frames[name][column].tolist() for column in ("sha256", "label"))) for name in names}
 
 
+def _model(workspace: Path) -> Path:
+    """The candidate's directory; in a site that has trained none the champion's, which was adapted to it."""
+    candidate, champion = workspace / "models/candidate", workspace / "models/champion"
+    return champion if not candidate.exists() and champion.exists() and site_of(workspace) is not None else candidate
+
+
 def evaluate(workspace: Path) -> dict[str, Any]:
     """Evaluate the candidate on the test pool: `metrics.json`, `plots/`, `models/predictions.csv`."""
     from wbc_model.evaluate import frame_metrics, plot_frame, predict_directory
     from wbc_model.plots import plot_history
 
-    candidate = workspace / "models/candidate"
+    candidate = _model(workspace)
     if not candidate.is_dir():
         raise WbcError("there is no model in models/candidate to evaluate: `wbc train` makes one, `dvc pull` brings one back")
     card = read_card(candidate)
     test = usable_pools(workspace).frames["test"]
+    if test.empty:
+        raise WbcError("the test pool is empty: `wbc labels test --draw N` draws cells for it, blind, from the unlabelled pool")
     frame = predict_directory(candidate, decoded_cells(workspace, card.input_size, card.view), test)
     metrics = frame_metrics(frame)
     note = " (rendered cells, not real)" if card.rendered else ""
     plot_frame(frame, metrics, workspace / "plots", f"Test pool, model {card.version}{note}")
-    plot_history(pd.read_csv(workspace / "models/history.csv"), workspace / "plots/history.png")
+    if (history := workspace / "models/history.csv").exists():  # a model that was adapted has none here
+        plot_history(pd.read_csv(history), workspace / "plots/history.png")
     write_atomic(workspace / "models/predictions.csv", frame.to_csv(index=False, float_format="%.6f"))
     write_atomic(workspace / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     return {**metrics, "wrote": ["metrics.json", "plots/", "models/predictions.csv"]}
@@ -142,7 +152,7 @@ def query(workspace: Path, count: int | None = None) -> dict[str, Any]:
 
     params, pools = read_params(workspace / "params.yaml"), usable_pools(workspace)
     count = query_size(params, pools) if count is None else count
-    candidate = workspace / "models/candidate"
+    candidate = _model(workspace)
     if not candidate.exists():
         decoded = decoded_cells(workspace, params.size.image_size, params.model.view)
         queue = first_query(decoded, pools.frames["unlabelled"], count, params.seed)

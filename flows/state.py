@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from flows.guard import alive, began
+from flows.sites import site_of
 from wbc_model.card import file_sha256
 from wbc_model.errors import WbcError
 from wbc_model.files import locked, write_atomic
@@ -102,8 +103,18 @@ def label_cycle(workspace: Path) -> int:
     """The number that labels given now carry: that of the round which a retraining waits for, else of the one to come."""
     state = read_state(workspace)
     if state is None:
-        return max(1, last_cycle(workspace))
+        return onboarding_round(workspace) if site_of(workspace) else max(1, last_cycle(workspace))
     return state.label_cycle
+
+
+def onboarding_round(site: Path) -> int:
+    """The round of onboarding that labels given now belong to: that of the queue's cells which have a label, else the next."""
+    from flows.labels import read_queue
+
+    labelled = Pools.read(site / "data/pools").frames["labelled"]
+    asked = set(read_queue(site)["sha256"]) if (site / "data/queue.csv").exists() else set()
+    begun = labelled[labelled["sha256"].isin(asked)]
+    return int(begun["cycle"].max()) if len(begun) else last_cycle(site) + 1
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from typing import Any, Final
 from flows import fresh_cells, labels, notify
 from flows.champion import follow_notes
 from flows.complaints import FOLDER
+from flows.sites import site_of
 from flows.state import State, at_work, new_labels, read_state
 from wbc_model.card import CARD, read_card
 from wbc_model.pools import Pools
@@ -62,6 +63,8 @@ def next_command(workspace: Path) -> str:
         return f"`wbc labels export FILE.csv` writes the {waits['people']} cells that await a label{on}"
     if state is not None and state.status == "waiting":
         return "`wbc retrain` goes on: every cell that it asked about has its label"
+    if waits["new_labels"] and site_of(workspace) is not None:
+        return f"`wbc onboard` with this site's data learns the {waits['new_labels']} labels that came since the last adaptation"
     if waits["new_labels"]:
         return f"`wbc retrain` learns the {waits['new_labels']} labels that came since the last training"
     if waits["test_cells"]:
@@ -73,7 +76,8 @@ def next_command(workspace: Path) -> str:
 
 def _waits(workspace: Path, state: State | None) -> dict[str, int]:
     """`people`: cells of a queue that a retraining waits for; `asked`: how many it asked about; and what waits for others."""
-    waiting = state is not None and state.status == "waiting" and (workspace / "data/queue.csv").exists()
+    asks = site_of(workspace) is not None if state is None else state.status == "waiting"  # onboarding asks without a state
+    waiting = asks and (workspace / "data/queue.csv").exists()
     return {
         "people": len(labels.awaited(workspace)) if waiting else 0,
         "asked": len(labels.read_queue(workspace)) if waiting else 0,

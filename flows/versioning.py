@@ -18,6 +18,7 @@ from typing import IO, Final, cast
 import yaml
 
 from flows.guard import FLOW, flow_token
+from flows.sites import OF_A_SITE, site_of
 from flows.workspace import ensure_dvc, environment, has_identity, is_git_repository
 from wbc_model.errors import WbcError
 from wbc_model.files import write_atomic
@@ -142,14 +143,25 @@ def repro(
 
 @dataclass(frozen=True)
 class PoolsVersion:
-    """A state of the pools: running `number` in this workspace, and the short hash of the content."""
+    """A state of the pools: running `number` in this workspace, and the short hash of the content; of a `site` by its name."""
 
     number: int
     version: str
+    site: str = ""
 
     @property
     def name(self) -> str:
-        return f"pools-v{self.number}"
+        return f"{_series(self.site)}{self.number}"
+
+
+def _series(site: str) -> str:
+    """How tags of pools begin: a site has one git repository with its parent."""
+    return f"{site}-pools-v" if site else "pools-v"
+
+
+def _site_name(workspace: Path) -> str:
+    site = site_of(workspace)
+    return site.name if site else ""
 
 
 def version_pools(workspace: Path, locks: Sequence[int] = ()) -> PoolsVersion:
@@ -161,8 +173,8 @@ def version_pools(workspace: Path, locks: Sequence[int] = ()) -> PoolsVersion:
     ensure_dvc(workspace)
     pools = Pools.read(workspace / "data/pools")
     run_dvc(workspace, ["add", "--quiet", *(path for path in TRACKED if (workspace / path).exists())], locks=locks)
-    version, rows = pools.version(), _versions(workspace)
-    taken = _tagged(workspace)
+    version, rows, site = pools.version(), _versions(workspace), _site_name(workspace)
+    taken = _tagged(workspace, site)
     if rows and rows[-1].version == version and taken.get(rows[-1].number, version) == version:
         return rows[-1]
     number = max((row.number for row in rows), default=0) + 1
@@ -171,26 +183,26 @@ def version_pools(workspace: Path, locks: Sequence[int] = ()) -> PoolsVersion:
     path = workspace / VERSIONS
     text = path.read_text() if rows else "number,version,labelled,unlabelled,validation,test\n"
     write_atomic(path, text + ",".join(map(str, [number, version, *pools.counts().values()])) + "\n")
-    return PoolsVersion(number, version)
+    return PoolsVersion(number, version, site)
 
 
 def _versions(workspace: Path) -> list[PoolsVersion]:
-    path = workspace / VERSIONS
-    return _parsed_versions(path.read_text()) if path.exists() else []
+    path, site = workspace / VERSIONS, _site_name(workspace)
+    return _parsed_versions(path.read_text(), site) if path.exists() else []
 
 
-def _parsed_versions(text: str) -> list[PoolsVersion]:
-    return [PoolsVersion(int(row["number"]), row["version"]) for row in csv.DictReader(io.StringIO(text))]
+def _parsed_versions(text: str, site: str = "") -> list[PoolsVersion]:
+    return [PoolsVersion(int(row["number"]), row["version"], site) for row in csv.DictReader(io.StringIO(text))]
 
 
-def _tagged(workspace: Path) -> dict[int, str]:
+def _tagged(workspace: Path, site: str) -> dict[int, str]:
     """The pools that each tag `pools-vN` of the repository names, by its number: their hash, empty where they are not this
     workspace's."""
     if not is_git_repository(workspace):
         return {}
-    names = _git(workspace, "tag", "--list", "pools-v*").split()
-    numbers = [int(match[1]) for name in names if (match := re.fullmatch(r"pools-v(\d+)", name))]
-    return {number: _pools_at(workspace, PoolsVersion(number, "").name) for number in numbers}
+    names = _git(workspace, "tag", "--list", f"{_series(site)}*").split()
+    numbers = [int(match[1]) for name in names if (match := re.fullmatch(rf"{re.escape(_series(site))}(\d+)", name))]
+    return {number: _pools_at(workspace, PoolsVersion(number, "", site).name) for number in numbers}
 
 
 def _pools_at(workspace: Path, name: str) -> str:
@@ -229,6 +241,10 @@ def commit_all(workspace: Path, message: str) -> None:
     files = [name for name in COMMITTED if (workspace / name).exists()]
     ignores = [path for path in sorted(workspace.glob("*/.gitignore")) if not path.parent.name.startswith(".")]  # DVC's
     files += [str(path.relative_to(workspace)) for path in ignores]
+    if (site := site_of(workspace)) is not None:
+        within = workspace.is_relative_to(site.parent)  # whose .gitignore hid sites once
+        shown = [os.path.relpath(site.parent / ".gitignore", workspace)] if within else []
+        files += [name for name in (*OF_A_SITE, *shown) if (workspace / name).exists() and name not in files]
     _git(workspace, "add", "--", *files)
     if _asked_git(workspace, "diff", "--cached", "--quiet", "--", *files).returncode:
         tracked = _git(workspace, "ls-files", "--", *files).splitlines()

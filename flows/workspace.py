@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from wbc_model.params import Params
 
 MARKS: Final = ("params.yaml", "dvc.yaml")
+SITES: Final = "sites"  # the folder in which onboarded sites lie, each a workspace
 STORE: Final = "data/service.db"  # what `wbc serve` keeps
 KEYRING: Final = "data/service.keys"
 AUDIT: Final = "data/audit.jsonl"
@@ -32,8 +33,6 @@ GITIGNORE: Final = """\
 # the champion is kept by the registry
 /models/champion/
 /models/.champion.*
-# sites that the champion was adapted to
-/sites/
 # what the service keeps: reports of patients' specimens
 /data/service.db*
 /reports/*.png
@@ -56,12 +55,20 @@ def is_workspace(folder: Path) -> bool:
 
 
 def find_workspace(start: Path | None = None) -> Path:
-    """The nearest folder at or above `start` (the current one) that is a workspace; raises WbcError where there is none."""
+    """The nearest folder at or above `start` (the current one) that is a workspace; raises WbcError where there is none, and in
+    the folder of a site that is no workspace yet, so that nothing meant for the site befalls its parent."""
     here = (start or Path.cwd()).resolve()
     for folder in (here, *here.parents):
         if is_workspace(folder):
             return folder
+        if folder.parent.name == SITES and (folder / "data/pools").is_dir() and is_workspace(folder.parent.parent):
+            raise WbcError(f"{folder} was onboarded when sites were no workspaces: `wbc onboard` with its data makes it one")
     raise WbcError(f"{here} is not inside a workspace (no params.yaml and dvc.yaml): run `wbc init DIR` and go there")
+
+
+def is_workspace(folder: Path) -> bool:
+    """Whether a folder is a workspace itself."""
+    return all((folder / name).is_file() for name in MARKS)
 
 
 def label_names(start: Path | None = None) -> Mapping[str, str]:
@@ -134,13 +141,17 @@ class Created:
     notes: list[str] = field(default_factory=list)
 
 
-def init_workspace(directory: Path) -> Created:
-    """Make `directory` a workspace under git and DVC; what is there already is kept. Raises WbcError."""
+def init_workspace(directory: Path, ignored: str = "", within: Path | None = None) -> Created:
+    """Make `directory` a workspace under git and DVC; what is there already is kept. Raises WbcError.
+
+    `ignored` are more lines for its .gitignore. A workspace `within` another has that one's git repository, where there is one,
+    and nothing is committed.
+    """
     if directory.exists() and not directory.is_dir():
         raise WbcError(f"{directory} is a file: choose a folder for the workspace")
     directory.mkdir(parents=True, exist_ok=True)
     created = Created(directory.resolve())
-    if not is_git_repository(directory):
+    if within is None and not is_git_repository(directory):
         if shutil.which("git") is None:
             created.notes.append("git is not installed: the workspace works, but its history is not kept")
         else:
@@ -150,10 +161,11 @@ def init_workspace(directory: Path) -> Created:
         if not (directory / name).exists():
             write_atomic(directory / name, template(name).read_bytes())
             created.wrote.append(name)
-    _add_lines(directory / ".gitignore", GITIGNORE, created)
+    _add_lines(directory / ".gitignore", GITIGNORE + ignored, created)
     _add_lines(directory / ".dvcignore", DVCIGNORE, created)
     ensure_dvc(created.workspace, created)
-    _first_commit(created)
+    if within is None:
+        _first_commit(created)
     return created
 
 
@@ -224,7 +236,7 @@ def set_params(workspace: Path, changes: Mapping[str, Any]) -> list[str]:
 
     Keys are dotted (`retrain.until`). Raises WbcError, and writes nothing, when the result would not be valid.
     """
-    text, lines = _changed_params(workspace, changes)
+    text, lines = changed_params(workspace, changes)
     if lines:
         write_atomic(workspace / "params.yaml", text)
     return lines
@@ -234,10 +246,11 @@ def params_with(workspace: Path, changes: Mapping[str, Any]) -> "Params":
     """The workspace's parameters as `set_params` would make them; nothing is written. Raises WbcError."""
     from wbc_model.params import parse_params
 
-    return parse_params(_changed_params(workspace, changes)[0], workspace / "params.yaml")
+    return parse_params(changed_params(workspace, changes)[0], workspace / "params.yaml")
 
 
-def _changed_params(workspace: Path, changes: Mapping[str, Any]) -> tuple[str, list[str]]:
+def changed_params(workspace: Path, changes: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """The text of the workspace's params.yaml with these values, and the lines of `set_params`; nothing is written."""
     from ruamel.yaml import YAML
 
     from wbc_model.params import params_text, parse_params
