@@ -1,7 +1,6 @@
 """The bodies of the pipeline's stages: files of a workspace in, files of a workspace out. `dvc.yaml` calls them by `wbc`."""
 
 import json
-import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -41,17 +40,11 @@ def decoded_cells(workspace: Path, size: int, view: View) -> DecodedCells:
     return DecodedCells(ImageStore(workspace / "data/images"), workspace / ".wbc/decoded", size, view)
 
 
-def _inputs_commit(workspace: Path) -> tuple[str, str]:
-    """Commit and date of the last commit that changed what a model is made from, so that a clone made later, whose HEAD
-    has moved on, names the same; `-dirty` when these files differ from it. Empty where the workspace is not under git."""
-    inputs = ["params.yaml", "dvc.yaml", "data/pools.dvc", "data/images.dvc"]
-    git = ["git", "-C", str(workspace)]
-    log = subprocess.run([*git, "log", "-1", "--format=%H %cI", "--", *inputs], capture_output=True, text=True, check=False)
-    if log.returncode or not log.stdout.strip():
-        return "", ""
-    commit, date = log.stdout.split()
-    changed = subprocess.run([*git, "status", "--porcelain", "--", *inputs], capture_output=True, text=True, check=False).stdout
-    return (f"{commit}-dirty", "") if changed.strip() else (commit, date)
+def _newest_label(pools: Pools) -> str:
+    """When the newest label was given that a model is made from, as ISO 8601 in UTC; empty where no label has a time."""
+    given = pd.concat([pools.frames[name]["labelled_at"] for name in ("labelled", "validation")])
+    newest = pd.to_datetime(given, utc=True, format="ISO8601", errors="coerce").max()
+    return "" if pd.isna(newest) else newest.isoformat()
 
 
 def train(workspace: Path) -> dict[str, Any]:
@@ -79,7 +72,7 @@ def train(workspace: Path) -> dict[str, Any]:
     if not training.fabric.is_global_zero:
         return {}
     card = calibrated_card(network, validation, params, decoded.appearance(validation.sha256s))
-    card = _provenance(card, workspace, pools, whole.version())
+    card = _provenance(card, pools, whole.version())
     card = save_model(workspace / "models/candidate", network, card)
     history = pd.DataFrame(training.progress.history)
     write_atomic(workspace / "models/history.csv", history.drop(columns="images_per_second").to_csv(index=False))
@@ -95,17 +88,18 @@ def train(workspace: Path) -> dict[str, Any]:
     }
 
 
-def _provenance(card: ModelCard, workspace: Path, pools: Pools, version: str) -> ModelCard:
-    """The card with what the model is made from; `version` names the pools as data/versions.csv does, quarantine and all."""
+def _provenance(card: ModelCard, pools: Pools, version: str) -> ModelCard:
+    """The card with what the model is made from; `version` names the pools as data/versions.csv does, quarantine and all.
+
+    All of it is read from the pools: a clone in which the training is repeated writes the same card (decision 044).
+    """
     sources = sorted(set(pools.frames["labelled"]["source"]))
-    commit, date = _inputs_commit(workspace)
     return card.model_copy(
         update={
             "pool_version": version,
             "data_source": ", ".join(sources),
             "rendered": any("rendered" in source for source in sources),
-            "git_commit": commit,
-            "created_at": date,
+            "created_at": _newest_label(pools),
             "cells": seen_cells(pools, ("labelled", "validation")),
         }
     )

@@ -50,7 +50,7 @@ class ModelCard(BaseModel):
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
     name: str = "wbc"
     version: str
-    created_at: str = ""
+    created_at: str = ""  # when the newest label was given that it is made from; of cards made before: their commit's date
     classes: tuple[str, ...] = CLASSES
     input_size: int
     view: View = "whole"  # of the cell that the network was trained on: wbc_model/images.py
@@ -64,7 +64,7 @@ class ModelCard(BaseModel):
     pool_version: str = ""
     data_source: str = ""
     rendered: bool = False
-    git_commit: str = ""
+    git_commit: str = ""  # of cards made before: `pool_version` names the tag `pools-vN`, and with it the commit (decision 044)
     parameters: dict[str, Any] = {}
     metrics: dict[str, Any] = {}
     sha256: dict[str, str] = {}

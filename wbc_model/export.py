@@ -89,7 +89,7 @@ granulocytes, erythroblasts, platelets, artefacts or malignant cells: it will gi
 |---|---|
 | training data | {source} |
 | pool version | `{card.pool_version}` |
-| code and data commit | `{card.git_commit or "not under git"}` |
+| newest label | {card.created_at or "without a time"} |
 | network | {network} |
 | input | {card.input_size} x {card.input_size} pixels, RGB |
 | calibrated on | {card.calibrated_on or "its validation pool"} |

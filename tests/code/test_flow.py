@@ -306,6 +306,8 @@ def test_a_clone_makes_the_same_weights_and_runs_nothing_that_has_not_changed(
     again = dvc(clone, "repro", "--force", "--single-item", "train")
     assert "Running stage 'train'" in again
     assert file_sha256(clone / "models/candidate/weights.safetensors") == expected
+    assert read_card(clone / "models/candidate") == read_card(workspace / "models/candidate")
+    assert read_card(clone / "models/candidate").created_at  # when its newest label was given
     assert "Stage 'evaluate' didn't change, skipping" in dvc(clone, "repro", "evaluate")
     assert git(clone, "status", "--porcelain") == ""
 
