@@ -5,6 +5,7 @@ versions of the packages that its result depends on. Comments and layout do not 
 """
 
 import ast
+import functools
 import hashlib
 import json
 from collections.abc import Iterator
@@ -52,18 +53,33 @@ def source_path(module: str, root: Path) -> Path | None:
     return next((path for path in (stem.with_suffix(".py"), stem / "__init__.py") if path.is_file()), None)
 
 
-def imported_modules(tree: ast.AST, root: Path) -> set[str]:
-    """Our modules that the statements of `tree` import, wherever in it."""
-    found = set()
+# Stages share most of their modules, and the gate asks again and again. Each file is parsed, walked and printed once; the keys
+# are its content and the tree made of it, which nobody changes.
+@functools.cache
+def _parsed(text: str) -> ast.Module:
+    return ast.parse(text)
+
+
+@functools.cache
+def _printed(tree: ast.Module) -> str:
+    return ast.unparse(tree)
+
+
+@functools.cache
+def _named_imports(tree: ast.Module) -> frozenset[str]:
+    """What of ours the statements of `tree` import, wherever in it: modules, and names in them."""
+    found = set[str]()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        else:
-            continue
-        found |= {name for name in names if name.split(".")[0] in ROOMS and source_path(name, root)}
-    return found
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return frozenset(name for name in found if name.split(".")[0] in ROOMS)
+
+
+def imported_modules(tree: ast.Module, root: Path) -> set[str]:
+    """Our modules that the statements of `tree` import, wherever in it."""
+    return {name for name in _named_imports(tree) if source_path(name, root)}
 
 
 def closure(modules: set[str], root: Path) -> dict[str, ast.Module]:
@@ -75,7 +91,7 @@ def closure(modules: set[str], root: Path) -> dict[str, ast.Module]:
         path = source_path(module, root)
         if module in trees or path is None:
             continue
-        trees[module] = ast.parse(path.read_text(encoding="utf-8"))
+        trees[module] = _parsed(path.read_text(encoding="utf-8"))
         waiting |= imported_modules(trees[module], root)
         if "." in module:
             waiting.add(module.rpartition(".")[0])
@@ -107,13 +123,13 @@ def _parts(entry: Entry, root: Path) -> Iterator[str]:
     module, function = entry.function.split(":")
     path = source_path(module, root)
     if path is not None:
-        body = ast.Module(reachable(ast.parse(path.read_text(encoding="utf-8")), function), [])
+        body = ast.Module(reachable(_parsed(path.read_text(encoding="utf-8")), function), [])
         yield f"{entry.function}\n{ast.unparse(body)}"
         files = [file for package in entry.whole for file in sorted((root / package).rglob("*")) if file.is_file()]
         python = {".".join(file.relative_to(root).with_suffix("").parts) for file in files if file.suffix == ".py"}
         whole = {name.removesuffix(".__init__") for name in python}
         for name, tree in sorted(closure(imported_modules(body, root) | whole, root).items()):
-            yield f"{name}\n{ast.unparse(tree)}"
+            yield f"{name}\n{_printed(tree)}"
         for file in files:
             if file.suffix not in (".py", ".pyc"):
                 yield f"{file.relative_to(root)}\n{hashlib.sha256(file.read_bytes()).hexdigest()}"
