@@ -66,11 +66,6 @@ def find_workspace(start: Path | None = None) -> Path:
     raise WbcError(f"{here} is not inside a workspace (no params.yaml and dvc.yaml): run `wbc init DIR` and go there")
 
 
-def is_workspace(folder: Path) -> bool:
-    """Whether a folder is a workspace itself."""
-    return all((folder / name).is_file() for name in MARKS)
-
-
 def label_names(start: Path | None = None) -> Mapping[str, str]:
     """What the workspace at or above `start` calls the classes beside their usual names; nothing outside a workspace."""
     from wbc_model.params import read_params
