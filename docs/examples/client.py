@@ -12,20 +12,53 @@ import os
 import sys
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 
-FHIR = "application/fhir+json"
+JSON, FHIR = "application/json", "application/fhir+json"
+IMAGES, BYTES = 256, 64 * 2**20  # of one request: the service takes 256 images, and 128 MiB unless it is set up otherwise
 
 
-def post(url: str, folder: Path, fields: dict[str, str], accept: str = "application/json") -> dict:
-    """Post every image of a folder, with the text fields, to the differential; SystemExit with the service's reason.
+def post(url: str, folder: Path, fields: dict[str, str], accept: str = JSON) -> dict:
+    """Post every image of a folder, with the text fields, to one differential; SystemExit with the service's reason.
+
+    More than one request holds are sent in batches. Each says how many images come in all, so that a report that lacks some
+    cannot be signed. `results` of the answer are those of all batches.
+    """
+    batches = list(split([path for path in sorted(folder.iterdir()) if path.is_file()]))
+    fields = {**fields, "expected_images": str(sum(map(len, batches)))}
+    results = []
+    for number, batch in enumerate(batches, 1):
+        answer = send(url, batch, fields, accept if number == len(batches) else JSON)
+        results += answer.get("results", [])
+        if number < len(batches):
+            if not answer.get("report_id"):
+                sys.exit(f"This service keeps no reports: it counts {len(batch)} of these images at a time, and no more.")
+            fields["report_id"] = answer["report_id"]
+    return {**answer, "results": results} if accept == JSON else answer
+
+
+def split(paths: list[Path]) -> Iterator[list[Path]]:
+    """The files in batches that one request holds; one batch at least."""
+    batch, size = [], 0
+    for path in paths:
+        more = path.stat().st_size
+        if batch and (len(batch) == IMAGES or size + more > BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(path)
+        size += more
+    yield batch
+
+
+def send(url: str, paths: list[Path], fields: dict[str, str], accept: str) -> dict:
+    """Send one batch, again where that may help; SystemExit with the service's reason.
 
     The key lets the service know a repetition: after a broken connection nobody can say whether the first call was carried out.
     """
-    files = [("images", (path.name, path.read_bytes())) for path in sorted(folder.iterdir()) if path.is_file()]
-    fields = {**fields, "expected_images": str(len(files))}
+    files = [("images", (path.name, path.read_bytes())) for path in paths]
     headers = {"Accept": accept, "X-API-Key": os.environ.get("WBC_API_KEY", ""), "Idempotency-Key": str(uuid.uuid4())}
     for wait in (1, 2, 4, 8, None):
         try:

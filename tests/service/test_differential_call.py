@@ -14,6 +14,7 @@ import pytest
 from fastapi.testclient import TestClient
 from fhir.resources.R4B.bundle import Bundle
 from live import ROOT, Server, clean_environment, encode, form, free_port, of_class, serve_command
+from page_visits import KEY, api_of, report_of
 from test_api import assert_problem
 from tiny_model import CONFUSION, write_model
 
@@ -21,7 +22,7 @@ from serving.api import Around, Running, create_app
 from serving.classify import Classifier
 from serving.differential import count_differential
 from serving.keys import ApiKeys
-from serving.limits import Limits
+from serving.limits import MAX_IMAGES, Limits
 from serving.schemas import DifferentialAnswer, FhirBundle
 from serving.site import read_site
 
@@ -206,7 +207,8 @@ def folder(tmp_path: Path) -> Path:
 
 def example(server: Server, folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, str(ROOT / "docs/examples/client.py"), server.url, str(folder / "cells"), *more]
-    return subprocess.run(line, capture_output=True, text=True, check=False, timeout=60, env=clean_environment())
+    environment = clean_environment(WBC_API_KEY=KEY)
+    return subprocess.run(line, capture_output=True, text=True, check=False, timeout=60, env=environment)
 
 
 def test_the_example_client(server: Server, folder: Path) -> None:
@@ -222,6 +224,29 @@ def test_the_example_client(server: Server, folder: Path) -> None:
     refused = example(server, folder, "--wbc", "7100")
     assert refused.returncode == 1
     assert refused.stderr.startswith("422 Field not accepted: ")
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_the_example_client_sends_in_batches_what_one_request_does_not_hold(
+    keeping: Server, server: Server, tmp_path: Path
+) -> None:
+    cells, count = tmp_path / "cells", MAX_IMAGES + 2
+    cells.mkdir()
+    for number in range(count):
+        (cells / f"{number:03}.png").write_bytes(of_class("Neutrophil"))
+    (cells / "000.png").write_bytes(b"no image")
+    (cells / "zz-copy.png").write_bytes((cells / "001.png").read_bytes())
+    done = example(keeping, tmp_path, "--specimen", "batches")
+    assert done.returncode == 0, done.stderr
+    report = report_of(api_of(keeping), "batches")
+    assert (report["expected_images"], report["sent_images"], report["complete"]) == (count + 1, count + 1, True)
+    assert report["differential"]["cells"] == count - 1
+    assert f"{count - 1} cells" in done.stdout.splitlines()[0]
+    assert re.findall(r"image (\d+) was not used", done.stdout) == ["1", str(count + 1)]
+    assert example(keeping, tmp_path, "--fhir", str(tmp_path / "bundle.json")).returncode == 0
+    Bundle.model_validate_json((tmp_path / "bundle.json").read_bytes())
+    refused = example(server, tmp_path)  # it keeps no reports, so that nothing can be added to one
+    assert refused.returncode == 1
     assert len(refused.stderr.splitlines()) == 1
 
 
