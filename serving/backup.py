@@ -23,7 +23,7 @@ from sqlalchemy import Connection, func, insert, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from serving.chain import Link, head_path, lines, read_head, read_record, rotated_files, verify
-from serving.store import Base, Deed, Report, Store, sqlite_url
+from serving.store import Base, BelievedTime, Deed, Report, Store, sqlite_url
 from wbc_model import __version__
 from wbc_model.errors import WbcError
 from wbc_model.files import building
@@ -204,7 +204,7 @@ def bring_back(backup: Path, places: Places, replace: bool) -> dict[str, Any]:
     """
     found = read_contents(backup)
     # On a copy: opening a database may bring its tables up to date.
-    with _alone(places.audit), tempfile.TemporaryDirectory(prefix="wbc-restore-") as name:
+    with _alone(places.audit), _alone_with(places.store), tempfile.TemporaryDirectory(prefix="wbc-restore-") as name:
         copy = Path(name) / STORE
         _private_copy(backup / STORE, copy)
         present = _present(places)
@@ -238,6 +238,18 @@ def _alone(log: Path | None) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def _alone_with(url: str) -> Iterator[None]:
+    """Hold the store, which a service with or without an audit log holds while it runs."""
+    store = Store.open(url)
+    try:
+        with store.held(alone=True):
+            store.close()  # of its connections the file has none while it is replaced
+            yield
+    finally:
+        store.close()
+
+
 def _present(places: Places) -> bool:
     """Whether there is anything here that would be lost."""
     if places.audit is not None and places.audit.is_file() and places.audit.stat().st_size:
@@ -245,7 +257,8 @@ def _present(places: Places) -> bool:
     store = Store.open(places.store)
     try:
         with store.reading() as session:
-            return any(session.scalar(select(func.count()).select_from(table)) for table in Base.metadata.sorted_tables)
+            tables = [table for table in Base.metadata.sorted_tables if table is not BelievedTime.__table__]
+            return any(session.scalar(select(func.count()).select_from(table)) for table in tables)
     finally:
         store.close()
 

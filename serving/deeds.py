@@ -23,12 +23,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from serving.audit import AuditLog, outcome
+from serving.clock import Clock
 from serving.problems import Problem
 from serving.schemas import ModelName
 from serving.store import Deed, Store
 
 if TYPE_CHECKING:
     from serving.api import Running
+    from serving.reports import Kept
 
 HEADER: Final = "Idempotency-Key"
 REPLAYED: Final = "Idempotency-Replayed"
@@ -102,10 +104,10 @@ async def begun(request: Request, *asked: str | bytes) -> AsyncIterator["Begun"]
     Raises Problem 422 for a bad key and one that came with something else, 409 while the first call with the key is under way.
     """
     running: Running = request.app.state.running
-    key, store = key_of(request), None if running.kept is None else running.kept.store
+    key, kept = key_of(request), running.kept
     digest = digest_of(request.method, request.url.path, *asked)
-    begun = Begun(request, store, key, digest)
-    if key is None or store is None:
+    begun = Begun(request, kept, key, digest)
+    if key is None or kept is None:
         yield begun
         return
     name = (begun.caller, key)
@@ -114,7 +116,7 @@ async def begun(request: Request, *asked: str | bytes) -> AsyncIterator["Begun"]
         raise Problem(409, "idempotency-key-in-use", "Idempotency key in use", detail, {"Retry-After": "2"})
     running.keys_in_use.add(name)
     try:
-        begun.known = await run_in_threadpool(begun.look_up, store)
+        begun.known = await run_in_threadpool(begun.look_up, kept.store)
         yield begun
     finally:
         running.keys_in_use.discard(name)
@@ -133,11 +135,11 @@ async def carry_out(request: Request, work: Work, *asked: str | bytes) -> Respon
 class Begun:
     """A call that writes. `known` is the answer of the first time, where this is a repetition."""
 
-    def __init__(self, request: Request, store: Store | None, key: str | None, digest: str) -> None:
+    def __init__(self, request: Request, kept: "Kept | None", key: str | None, digest: str) -> None:
         self.caller: str = request.state.caller
         self.known: Response | None = None
         self._request = request
-        self._store = store
+        self._kept = kept
         self._key = key
         self._digest = digest
 
@@ -147,13 +149,13 @@ class Begun:
         Raises Problem 503 where the intention cannot be written down and where the store refuses: then nothing was done. 500
         `outcome-unknown` where the store was lost while it was asked to commit.
         """
-        if self._store is None:
+        if self._kept is None:
             done = await run_in_threadpool(work)
             note(self._request, done.images, done.model)
             return done.answer
-        return await asyncio.shield(asyncio.ensure_future(self._carry_out(self._store, work)))
+        return await asyncio.shield(asyncio.ensure_future(self._carry_out(self._kept, work)))
 
-    async def _carry_out(self, store: Store, work: Work) -> Response:
+    async def _carry_out(self, kept: "Kept", work: Work) -> Response:
         running: Running = self._request.app.state.running
         audit, state = running.audit, self._request.state
         intention = uuid.uuid4().hex
@@ -161,12 +163,12 @@ class Begun:
             intention = await audit.intend(self.caller, state.call)
             state.intention = intention
         try:
-            done = await run_in_threadpool(self._transaction, store, intention, work)
+            done = await run_in_threadpool(self._transaction, kept.store, intention, work)
         except OutcomeUnknown:
             state.intention = None  # it stays open in the audit log; the next start completes it
             raise
         note(self._request, done.images, done.model)
-        await run_in_threadpool(forget_old, store, audit, running.cleaned)
+        await run_in_threadpool(forget_old, kept.store, audit, running.cleaned, kept.clock)
         return done.answer
 
     def _transaction(self, store: Store, intention: str, work: Work) -> Done:
@@ -282,15 +284,15 @@ class Cleaned:
         self.next = 0.0
 
 
-def forget_old(store: Store, audit: AuditLog | None, cleaned: Cleaned) -> None:
+def forget_old(store: Store, audit: AuditLog | None, cleaned: Cleaned, clock: Clock) -> None:
     """Once an hour: forget the answers of KEPT_DAYS ago, but of no intention that still has no outcome."""
     now = time.monotonic()
     if now < cleaned.next:
         return
     cleaned.next = now + CLEAN_SECONDS
     open_ones = [] if audit is None else list(audit.intentions)
-    old = Deed.at < datetime.now(UTC) - timedelta(days=KEPT_DAYS)
     try:
+        old = Deed.at < clock.now() - timedelta(days=KEPT_DAYS)
         with store.writing() as session:
             session.execute(delete(Deed).where(old, Deed.intention.not_in(open_ones)))
     except DBAPIError as error:

@@ -5,10 +5,10 @@ A fingerprint holds a small grey picture of its cell, so it is kept as long as t
 """
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from sqlalchemy import delete, exists, select, update
+from sqlalchemy import ColumnElement, delete, exists, select, true, update
 from sqlalchemy.orm import Session
 
 from serving.image_key import IMAGE_KEY_FILE, MAKE, ImageKey, ImageKeys
@@ -22,7 +22,7 @@ _PRINT: Final = "fingerprint of "  # what an encrypted fingerprint is about, bef
 
 def check_image_key(store: Store, site: Site) -> None:
     """Raises WbcError, in one line, where images are to be encrypted without a key, where the key lies in the store's folder, and
-    where images are encrypted with a key that is not there: nothing could show them."""
+    where images are encrypted with a key that is not there: nothing could show them. Where the site keeps none they go anyway."""
     keys = store.image_keys
     if site.keep_images is not None and site.keep_images.encrypted and keys.newest is None:
         raise WbcError(f"the site's file says keep_images.encrypted, and {IMAGE_KEY_FILE} names no file with a key; {MAKE}")
@@ -30,6 +30,8 @@ def check_image_key(store: Store, site: Site) -> None:
         raise WbcError(
             f"{IMAGE_KEY_FILE}: {keys.path} lies in the folder of the store, and a copy of that would hold both; move it"
         )
+    if site.keep_images is None:
+        return
     with store.reading() as session:
         for name in session.scalars(select(KeptImage.key).where(KeptImage.key.is_not(None)).distinct()):
             keys.named(str(name))
@@ -80,12 +82,24 @@ def know_again(session: Session, report: Report, prints: Mapping[int, bytes | No
 def delete_expired(store: Store, days: int, now: datetime) -> int:
     """Delete the images of all reports that were made more than so many days before `now`, and note it in the report; returns how
     many reports that were."""
+    return _delete(store, Report.created_at < now - timedelta(days=days), now)
+
+
+def delete_all(store: Store) -> int:
+    """Delete all images, as `delete_expired` does: the site keeps none any more."""
+    return _delete(store, true(), datetime.now(UTC))
+
+
+def _delete(store: Store, which: ColumnElement[bool], now: datetime) -> int:
     has_images = exists().where(KeptImage.report_id == Report.id)
-    expired = select(Report.id).where(Report.created_at < now - timedelta(days=days), has_images).limit(REPORTS_AT_A_TIME)
+    to_delete = select(Report.id).where(which, has_images).limit(REPORTS_AT_A_TIME)
+    with store.reading() as session:
+        if session.scalar(to_delete) is None:
+            return 0
     deleted = 0
     while True:
         with store.writing() as session:
-            ids = list(session.scalars(expired))
+            ids = list(session.scalars(to_delete))
             session.execute(update(Cell).where(Cell.report_id.in_(ids)).values(fingerprint=None))
             session.execute(delete(KeptImage).where(KeptImage.report_id.in_(ids)))
             session.execute(update(Report).where(Report.id.in_(ids)).values(images_deleted_at=now))

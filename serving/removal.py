@@ -62,7 +62,7 @@ def remove_here(store: Store, log: Path, reports: Sequence[str], by: str, reason
     """Remove reports while no service runs, each with its lines in the audit log: the intention first, then the deed, then the
     outcome with who and why.
 
-    Raises WbcError where the log is in use, where a name or reason is none, and where there is no such report.
+    Raises WbcError where the log or the store is in use, where a name or reason is none, and where there is no such report.
     """
     for what, given in (("--by", by), ("--reason", reason)):
         if not re.search(NAME, given):
@@ -72,8 +72,9 @@ def remove_here(store: Store, log: Path, reports: Sequence[str], by: str, reason
     except InUse:
         raise WbcError(f"a service is running (it writes to {log}): stop it, or ask it: DELETE /v1/reports/ID") from None
     try:
-        complete(audit, store)
-        return [asyncio.run(_audited(store, audit, report, trimmed(by), trimmed(reason))) for report in reports]
+        with store.held(alone=True):
+            complete(audit, store)
+            return [asyncio.run(_audited(store, audit, report, trimmed(by), trimmed(reason))) for report in reports]
     except Problem as problem:
         raise WbcError(problem.document["detail"]) from None
     finally:

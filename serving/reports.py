@@ -9,6 +9,7 @@ import asyncio
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Annotated, Any, Final, Self, TypeVar
 
@@ -20,6 +21,7 @@ from starlette.responses import Response
 from serving import fhir
 from serving.access import ADMIN, REVIEW
 from serving.changes import Why, put_right, reinstate, withdraw
+from serving.clock import Clock
 from serving.deeds import PARAMETER, Done, carry_out
 from serving.heavy import heavy
 from serving.kept_images import check_image_key, images_of
@@ -62,13 +64,18 @@ _ID: Final = re.compile(r"[0-9a-f]{32}")
 
 
 class Kept:
-    """What a service that keeps reports works with: the store, and where there is a receiver the thread that sends to it."""
+    """What a service that keeps reports works with: the store, which it holds, the threads that send and that delete images.
+
+    Raises StoreInUse while somebody has the store alone.
+    """
 
     def __init__(self, store: Store, site: Site) -> None:
+        self._held = ExitStack()
+        self._held.enter_context(store.held())
         self.store = store
+        self.clock = Clock(store)
         self.sender = Sender(store, site.hl7) if site.hl7 is not None else None
-        days = None if site.keep_images is None else site.keep_images.days
-        self.retention = Retention(store, days) if days is not None else None
+        self.retention = Retention(store, site.keep_images, self.clock)
 
     @classmethod
     def from_environment(cls, site: Site) -> Self | None:
@@ -81,10 +88,10 @@ class Kept:
 
     def close(self) -> None:
         """End the sender and the deletion of images, and close the store."""
-        if self.retention is not None:
-            self.retention.close()
+        self.retention.close()
         if self.sender is not None:
             self.sender.close()
+        self._held.close()
         self.store.close()
 
 

@@ -5,6 +5,7 @@ models below are always those of the database. Corrections, signatures and chang
 refuses to change one, and to delete one of a report whose removal was not written down first.
 """
 
+import fcntl
 import os
 import sqlite3
 import threading
@@ -50,6 +51,7 @@ IMAGE_KEYS: Final = "image_keys"  # where a session has the keys of the kept ima
 BUSY_SECONDS: Final = 30  # that a writer waits for another one
 READ_SECONDS: Final = 10  # that a reader waits for anything
 CONNECT_SECONDS: Final = 10
+HELD: Final = 0x7762635F68656C64  # "wbc_held": PostgreSQL's advisory lock of those who work with a store
 DRIVERS: Final = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
 
 # A network that swallows packets must not make a call wait for ever.
@@ -63,6 +65,10 @@ _POSTGRES_LIMITS: Final = {
 
 Status = Literal["preliminary", "final", "amended"]  # as FHIR's DiagnosticReport.status names them
 Delivery = Literal["pending", "delivered", "failed", "retired"]  # retired: a later message says what it should have said
+
+
+class StoreInUse(WbcError):
+    """Others work with the store."""
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -276,6 +282,17 @@ class Removal(Base):
     at: Mapped[datetime]
 
 
+class BelievedTime(Base):
+    """The time that was believed last, and how long the service has run since the clock was found too far ahead of it; see
+    serving/clock.py."""
+
+    __tablename__ = "clock"
+
+    name: Mapped[str] = mapped_column(String(16), primary_key=True)
+    at: Mapped[datetime]
+    waited_seconds: Mapped[float]
+
+
 class Message(Base):
     """A message of the outbox, in the order of `id`; see serving/outbox.py for what its columns mean to the sender."""
 
@@ -401,6 +418,21 @@ class Store:
             upgrade(connection)
 
     @contextmanager
+    def held(self, alone: bool = False) -> Iterator[None]:
+        """Say that this process works with the store, as a service does while it runs; with `alone`, that no other one does.
+
+        Raises StoreInUse where the others stand in the way of that.
+        """
+        with _file_lock(self.file, alone) if self.file is not None else _advisory_lock(self._engine, alone) as taken:
+            if not taken and alone:
+                raise StoreInUse(f"a service is running (it works with {describe(self._engine.url)}): stop it first")
+            if not taken:
+                raise StoreInUse(
+                    f"{describe(self._engine.url)} is being restored, or a report removed: wait until that has ended"
+                )
+            yield
+
+    @contextmanager
     def reading(self) -> Iterator[Session]:
         """A session for looking only; sees one state of the database."""
         with Session(self._reader, expire_on_commit=False, info=self._info) as session:
@@ -428,6 +460,37 @@ class Store:
 def sqlite_url(path: Path) -> str:
     """The URL of a SQLite file."""
     return URL.create("sqlite", database=str(path)).render_as_string()
+
+
+@contextmanager
+def _file_lock(file: Path, alone: bool) -> Iterator[bool]:
+    """Beside the file: whoever opens and closes that one again takes away SQLite's own locks, and a restore replaces it."""
+    lock = file.with_name(f"{file.name}.lock")
+    try:
+        opened = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise WbcError(f"{lock} cannot be written: {error.strerror}") from None
+    try:
+        fcntl.flock(opened, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        taken = True
+    except BlockingIOError:
+        taken = False
+    try:
+        yield taken
+    finally:
+        os.close(opened)
+
+
+@contextmanager
+def _advisory_lock(engine: Engine, alone: bool) -> Iterator[bool]:
+    """A lock of a PostgreSQL connection, which lasts as long as that does."""
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        take = "pg_try_advisory_lock" if alone else "pg_try_advisory_lock_shared"
+        taken = connection.scalar(select(getattr(func, take)(HELD)))
+        try:
+            yield bool(taken)
+        finally:
+            connection.invalidate()  # ends the connection, and with it the lock
 
 
 def describe(url: URL) -> str:

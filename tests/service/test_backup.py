@@ -23,6 +23,7 @@ from serving.keys import add_key, list_keys
 from serving.problems import Problem
 from serving.removal import remove, remove_here, reports_of
 from serving.report_schemas import whole
+from serving.reports import Kept
 from serving.review import correct, find, sign
 from serving.store import Base, Deed, Report, Store, sqlite_url
 from wbc_model.errors import WbcError
@@ -162,6 +163,29 @@ def test_while_a_service_runs_nothing_is_brought_back(places: Places, tmp_path: 
             remove_here(store, log_of(places), reports_of(store, SPECIMEN), "Dr. Ada", "asked for")
     finally:
         log.close()
+
+
+@pytest.mark.parametrize("store_url", URLS, indirect=True)
+def test_a_service_without_an_audit_log_is_noticed_too(places: Places, tmp_path: Path) -> None:
+    places = places._replace(audit=None)
+    back_up(places, tmp_path / "backup")
+    store = Store.open(places.store)
+    first, second = (Kept(one, site()) for one in (store, Store.open(places.store)))  # two services may share a store
+    second.close()
+    before = everything(places.store)
+    for replace in (False, True):
+        with pytest.raises(WbcError, match=r"^a service is running \(it works with the store .*\): stop it first$"):
+            bring_back(tmp_path / "backup", places, replace)
+    with pytest.raises(WbcError, match="a service is running"):
+        remove_here(Store.open(places.store), tmp_path / "no.jsonl", reports_of(store, SPECIMEN), "Dr. Ada", "asked for")
+    assert everything(places.store) == before
+    first.close()
+    store = Store.open(places.store)
+    with store.held(alone=True), pytest.raises(WbcError, match="is being restored"):
+        Kept(store, site())
+    store.close()
+    assert bring_back(tmp_path / "backup", places, replace=True)["reports"] == 2
+    Kept(Store.open(places.store), site()).close()
 
 
 @pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)

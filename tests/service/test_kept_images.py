@@ -261,6 +261,29 @@ def test_images_whose_time_is_over_go_when_the_service_starts(classifier: Classi
     assert "retention" not in {thread.name for thread in threading.enumerate()}
 
 
+def test_a_site_that_keeps_no_images_any_more_deletes_those_of_before(tmp_path: Path) -> None:
+    """At the next start, and the report says so; also what a lost key has encrypted, or a clock that was ahead has dated."""
+    url, lost = sqlite_url(tmp_path / "service.db"), key_file(beside(tmp_path))
+    store = opened(url, lost)
+    sealed, plain = taken(store, keeping(encrypted=True)), taken(store, keeping(days=None))
+    with store.writing() as session:
+        session.execute(update(Report).where(Report.id == plain).values(created_at=datetime.now(UTC) + timedelta(days=9)))
+    store.close()
+    store = opened(url, None)
+    check_image_key(store, site())
+    before = datetime.now(UTC)
+    kept = Kept(store, site())
+    deadline = time.monotonic() + 20
+    while stored(store) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert stored(store) == []
+    for report in (sealed, plain):
+        deleted = find(store, report).images_deleted_at
+        assert deleted is not None
+        assert before <= deleted <= datetime.now(UTC)
+    kept.close()
+
+
 def test_previews_of_what_browsers_do_not_show(service: TestClient) -> None:
     wide = Image.new("RGB", (2000, 1000), COLOURS["Monocyte"])
     answer = service.post("/v1/preview", files=form(encode(wide, "TIFF"), b"no image", NOT_ONE_PICTURE["tiff of two pages"][0]))
