@@ -42,6 +42,7 @@ from serving.problems import (
     answer_store,
     described,
     too_large,
+    too_slow,
 )
 from serving.reading import Reading
 from serving.recount import AT_A_TIME, another_model, begun, model_of, read_again
@@ -447,7 +448,7 @@ class Around:
         exchange = _Exchange(scope, receive, send, running)
         try:
             refusal = _AMBIGUOUS if _ambiguous(scope) else running.hosts.refusal(scope, keyless=not running.keys)
-            await (self.app if refusal is None else refusal.response())(scope, exchange.receive, exchange.send)
+            await exchange.within(running.limits.answer_seconds, self.app if refusal is None else refusal.response(), scope)
         finally:
             seconds = time.perf_counter() - exchange.started
             running.metrics.request(scope["path"], exchange.status, seconds, running.version)
@@ -491,6 +492,19 @@ class _Exchange:
         self._headers = dict(scope["headers"])
         self._unread = b"transfer-encoding" in self._headers or self._headers.get(b"content-length", b"0") != b"0"
         self._asked_first = b"expect" in self._headers
+        self._deadline: asyncio.Timeout | None = None
+
+    async def within(self, seconds: float, app: ASGIApp, scope: Scope) -> None:
+        """Let `app` answer, or answer 504 when it takes longer."""
+        deadline = self._deadline = asyncio.timeout(seconds)
+        try:
+            async with deadline:
+                await app(scope, self.receive, self.send)
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            self._state.pop("intention", None)  # what was begun may still be done: the next start completes the line
+            await too_slow(seconds).response()(scope, self.receive, self.send)
 
     async def receive(self) -> Message:
         message = await self._receive()
@@ -506,6 +520,8 @@ class _Exchange:
         if message.get("more_body", False):
             return
         self.status = self._start["status"]
+        if self._deadline is not None and not self._deadline.expired():
+            self._deadline.reschedule(None)  # what leaves is the answer, however long it takes to reach the caller
         try:
             await self._record()
         except Problem as problem:

@@ -12,6 +12,7 @@ import uvicorn.config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from serving.limits import Limits
+from serving.problems import Problem
 
 SPARE_FILES: Final = 256  # that the process needs for other things than connections
 
@@ -87,6 +88,16 @@ class BoundedProtocol(H11Protocol):
             self._header_is_there()
         elif self._timer is None and (self.cycle is None or self.cycle.response_complete):
             self._await_header()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP, as everything is refused."""
+        problem = Problem(400, "no-http", "Bad request", msg, {"Connection": "close"}).response()
+        self.transport.write(
+            self.conn.send(h11.Response(status_code=400, headers=problem.raw_headers, reason=b"Bad Request")) or b""
+        )
+        self.transport.write(self.conn.send(h11.Data(data=bytes(problem.body))) or b"")
+        self.transport.write(self.conn.send(h11.EndOfMessage()) or b"")
+        self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Either side has closed it."""

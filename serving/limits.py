@@ -20,8 +20,8 @@ BUCKETS: Final = 1024  # callers remembered before those are forgotten who have 
 class Limits:
     """Over `images` a request, `image_bytes` a file or `body_bytes` a request the answer is 413; over `in_flight_bytes` or
     `waiting_images` of all requests together 503; a body that takes longer than `read_seconds` to arrive is 408; a key that
-    sends more than `requests_per_minute` gets 429. A header must arrive in `header_seconds`, and one address has at most
-    `connections`; others are closed."""
+    sends more than `requests_per_minute` gets 429; an answer that takes longer than `answer_seconds` is 504. A header must
+    arrive in `header_seconds`, and one address has at most `connections`; others are closed."""
 
     images: int = MAX_IMAGES
     image_bytes: int = MAX_BYTES
@@ -29,6 +29,7 @@ class Limits:
     in_flight_bytes: int = 512 * MIB
     waiting_images: int = 1024
     read_seconds: int = 60
+    answer_seconds: int = 170
     requests_per_minute: int = 6000
     header_seconds: int = 15
     connections: int = 256
@@ -36,7 +37,7 @@ class Limits:
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Limits":
         """The defaults, changed by WBC_MAX_BODY_MIB, WBC_MAX_IN_FLIGHT_MIB, WBC_MAX_WAITING_IMAGES, WBC_READ_SECONDS,
-        WBC_REQUESTS_PER_MINUTE, WBC_HEADER_SECONDS and WBC_CONNECTIONS; raises WbcError naming a bad one."""
+        WBC_ANSWER_SECONDS, WBC_REQUESTS_PER_MINUTE, WBC_HEADER_SECONDS and WBC_CONNECTIONS; raises WbcError naming a bad one."""
         waiting = _positive(environment, "WBC_MAX_WAITING_IMAGES", cls.waiting_images)
         if waiting < cls.images:
             raise WbcError(f"WBC_MAX_WAITING_IMAGES is {waiting}: one request may have {cls.images}, so give at least that")
@@ -45,6 +46,7 @@ class Limits:
             body_bytes=_positive(environment, "WBC_MAX_BODY_MIB", cls.body_bytes // MIB) * MIB,
             in_flight_bytes=_positive(environment, "WBC_MAX_IN_FLIGHT_MIB", cls.in_flight_bytes // MIB) * MIB,
             read_seconds=_positive(environment, "WBC_READ_SECONDS", cls.read_seconds),
+            answer_seconds=_positive(environment, "WBC_ANSWER_SECONDS", cls.answer_seconds),
             requests_per_minute=_positive(environment, "WBC_REQUESTS_PER_MINUTE", cls.requests_per_minute),
             header_seconds=_positive(environment, "WBC_HEADER_SECONDS", cls.header_seconds),
             connections=_positive(environment, "WBC_CONNECTIONS", cls.connections),

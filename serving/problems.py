@@ -63,6 +63,21 @@ def too_large(detail: str, limit: int) -> Problem:
     return Problem(413, "too-large", "Request too large", detail, limit=limit)
 
 
+def too_slow(seconds: float) -> Problem:
+    """504: the answer took too long, and what was begun may still be carried out."""
+    detail = (
+        f"There was no answer within {seconds:g} seconds, and it is not known whether the call was carried out. "
+        "Repeat it with the same Idempotency-Key, or look at the report before you send it again."
+    )
+    return Problem(504, "too-slow", "Too slow", detail)
+
+
+def of_status(status: int, method: str, path: str) -> dict[str, Any]:
+    """The document of an error that says no more than its status."""
+    phrase = HTTPStatus(status).phrase
+    return {"type": "about:blank", "title": phrase, "status": status, "detail": f"{method} {path}: {phrase.lower()}"}
+
+
 async def answer_problem(request: Request, problem: Exception) -> Response:
     """Exception handler for Problem."""
     return cast(Problem, problem).response()
@@ -71,9 +86,7 @@ async def answer_problem(request: Request, problem: Exception) -> Response:
 async def answer_http(request: Request, error: Exception) -> Response:
     """Exception handler for the framework's own errors: 404, 405."""
     error = cast(HTTPException, error)
-    phrase = HTTPStatus(error.status_code).phrase
-    detail = f"{request.method} {request.scope['path']}: {phrase.lower()}"
-    document = {"type": "about:blank", "title": phrase, "status": error.status_code, "detail": detail}
+    document = of_status(error.status_code, request.method, request.scope["path"])
     # A path may have several routes, and the framework names the methods of the first only.
     headers = {"Allow": ", ".join(_methods(request))} if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED else error.headers
     return Response(json.dumps(document), error.status_code, headers, MEDIA_TYPE)

@@ -3,8 +3,11 @@
 See docs/decisions/005 for why the routes are an application of our own inside BentoML's.
 """
 
+import json
 import os
+from http import HTTPStatus
 from pathlib import Path
+from typing import Final
 
 # A hospital's server reports its use to nobody. BentoML reads this after it has imported the service.
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
@@ -12,7 +15,8 @@ os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
 os.environ.setdefault("OTEL_SDK_DISABLED", "true")
 
 import bentoml
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import connections
 from serving.api import Around, Running, create_app
@@ -24,6 +28,7 @@ from serving.hosts import Hosts
 from serving.kept_images import check_image_key
 from serving.keys import ApiKeys
 from serving.limits import Limits
+from serving.problems import MEDIA_TYPE, of_status
 from serving.reports import Kept
 from serving.schemas import ModelName
 from serving.settings import MODEL_DIR, resolve_paths
@@ -48,13 +53,13 @@ def model_directory() -> Path:
     return directory
 
 
-# The default host is loopback, so that a plain `bentoml serve` is no more open than `wbc serve`; BentoML's 60 seconds for a
-# whole request would cut off what Limits.read_seconds still allows. BentoML's access log writes paths as they come, line ends and
-# all, and fails on a Content-Type that is not UTF-8; serving.api logs requests.
+# The default host is loopback, so that a plain `bentoml serve` is no more open than `wbc serve`. BentoML would cut a request off
+# after 60 seconds with an answer of its own; Limits.answer_seconds does, with ours. BentoML's access log writes paths as they
+# come, line ends and all, and fails on a Content-Type that is not UTF-8; serving.api logs requests.
 @bentoml.service(
     name="wbc",
     workers=1,
-    traffic={"timeout": 180},
+    traffic={"timeout": 24 * 60 * 60},
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},
     http={"host": "127.0.0.1", "port": 3000},
@@ -77,7 +82,8 @@ class WbcService:
             if audit := AuditLog.from_environment():
                 audit.close()
             if (store := Store.from_environment()) is not None:  # its tables are brought up to date here, once
-                check_image_key(store, site)
+                with store.held():
+                    check_image_key(store, site)
                 store.close()
         except WbcError as error:
             raise SystemExit(f"wbc: {error}") from None
@@ -111,15 +117,48 @@ class WbcService:
             app.state.running.audit.close()
 
 
-class WithoutSchema:
-    """BentoML answers /schema.json to everybody; here it is a path like any other that does not exist."""
+class OverBento:
+    """BentoML answers /schema.json to everybody; here it is a path like any other that does not exist. Its own refusals, such as
+    /readyz before there is a model, become problem documents, as all of ours are."""
 
     def __init__(self, bento: ASGIApp) -> None:
         self.bento = bento
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        await (around if scope.get("path") == "/schema.json" else self.bento)(scope, receive, send)
+        if scope["type"] != "http":
+            await self.bento(scope, receive, send)
+        elif scope["path"] == "/schema.json":
+            await around(scope, receive, send)
+        else:
+            await self.bento(scope, receive, _Refusals(scope, receive, send).send)
 
 
-WbcService.add_asgi_middleware(WithoutSchema)  # type: ignore[attr-defined]  # the decorator has made it a Service
+class _Refusals:
+    """Passes on what BentoML and our routes send, and a problem document in the place of a refusal that is none."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._asgi = scope, receive, send
+        self._refused: Message = {}
+
+    async def send(self, message: Message) -> None:
+        scope, receive, send = self._asgi
+        if message["type"] == "http.response.start" and _bentos_own(message):
+            self._refused = message
+        elif not self._refused:
+            await send(message)
+        elif not message.get("more_body", False):
+            status = self._refused["status"]
+            headers = {name.decode(): value.decode() for name, value in self._refused["headers"] if name.lower() == b"allow"}
+            document = json.dumps(of_status(status, scope["method"], scope["path"]))
+            await Response(document, status, headers, MEDIA_TYPE)(scope, receive, send)
+
+
+def _bentos_own(start: Message) -> bool:
+    """Whether an answer is a refusal that our routes have not made: they make problem documents, and 499 for nobody."""
+    kinds = [value for name, value in start["headers"] if name.lower() == b"content-type"]
+    return start["status"] in HTTP_ERRORS and MEDIA_TYPE.encode() not in kinds
+
+
+HTTP_ERRORS: Final = {status.value for status in HTTPStatus if status >= HTTPStatus.BAD_REQUEST}
+WbcService.add_asgi_middleware(OverBento)  # type: ignore[attr-defined]  # the decorator has made it a Service

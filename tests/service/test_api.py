@@ -170,6 +170,16 @@ def test_a_body_that_does_not_arrive_is_408(server: Server) -> None:
     assert time.monotonic() - started > 2.5
 
 
+def test_what_is_no_http_is_refused_with_a_problem_document(client: httpx.Client) -> None:
+    with socket.create_connection(("127.0.0.1", client.base_url.port or 0), 10) as connection:
+        connection.sendall(b"GET / no such version\r\n\r\n")
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        assert_problem(httpx.Response(answer.status, headers=answer.getheaders(), content=answer.read()), 400)
+    assert_problem(client.post("/livez"), 404)
+    assert client.head("/livez").status_code == 200
+
+
 def test_an_address_in_the_field_is_refused_and_never_fetched(client: httpx.Client) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

@@ -207,7 +207,7 @@ def test_it_is_not_ready_before_an_engine_has_answered(tmp_path: Path) -> None:
         assert until(answers, 60)
 
     with started(serve_command(directory, port), port, tmp_path, clean_environment(), ROOT, wait=alive) as server:
-        assert get(server, "/readyz") == 503
+        assert_problem(httpx.get(f"{server.url}/readyz"), 503)
         for path in ("/v1/classify", "/v1/model"):
             ask = httpx.post if path == "/v1/classify" else httpx.get
             answer = ask(f"{server.url}{path}")

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
@@ -9,6 +10,7 @@ import shutil
 import sqlite3
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,6 +29,7 @@ from serving.api import Around, Running, create_app
 from serving.audit import AuditLog
 from serving.chain import verify
 from serving.classify import Classifier
+from serving.clock import Clock
 from serving.keys import ApiKeys, add_key
 from serving.limits import Limits
 from serving.outbox import backlog
@@ -138,6 +141,28 @@ def test_what_changed_nothing_may_be_tried_again_with_the_same_key(service: Serv
     assert service.client.post(url, json=DOCTOR, headers={**headers, "If-Match": '"1"'}).status_code == 200
 
 
+def test_what_takes_too_long_is_a_problem_and_can_be_asked_for_again(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    done, take_in = threading.Event(), api.take_in
+
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(1.5)
+        done.set()
+        return take_in(*arguments)
+
+    monkeypatch.setattr(api, "take_in", slowly)
+    service.running.limits = dataclasses.replace(service.running.limits, answer_seconds=1)
+    late = post(service.client, "k")
+    assert "within 1 seconds" in assert_problem(late, 504, "too-slow")["detail"]
+    assert late.headers["x-content-type-options"] == "nosniff"
+    assert service.lines()[-1]["status"] == 504
+    assert done.wait(20)
+    deadline = time.monotonic() + 20
+    while not service.reports() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    again = post(service.client, "k")
+    assert (again.status_code, again.headers["idempotency-replayed"], service.reports()) == (200, "true", 1)
+
+
 def test_while_the_first_is_under_way_the_second_hears_409(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     inside, go_on = threading.Event(), threading.Event()
     take_in = api.take_in
@@ -190,6 +215,15 @@ def test_old_answers_are_forgotten_but_not_those_without_an_outcome(service: Ser
     post(service.client, "new")
     with service.store.reading() as session:
         assert {deed.key for deed in session.scalars(select(Deed))} == {"older", "new"}
+
+
+def test_a_clock_that_jumps_ahead_forgets_no_answer(service: Service) -> None:
+    first = post(service.client, "k")
+    service.kept.clock = Clock(service.store, wall=lambda: datetime.now(UTC) + timedelta(days=deeds.KEPT_DAYS + 2))
+    service.running.cleaned.next = 0.0
+    post(service.client, "another")
+    again = post(service.client, "k")
+    assert (again.content, again.headers["idempotency-replayed"], service.reports()) == (first.content, "true", 2)
 
 
 # --- the order of things -------------------------------------------------------------------------------------------------

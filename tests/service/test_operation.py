@@ -24,6 +24,7 @@ def test_the_limits_are_the_documented_ones() -> None:
         "WBC_MAX_IN_FLIGHT_MIB": limits.in_flight_bytes // MIB,
         "WBC_MAX_WAITING_IMAGES": limits.waiting_images,
         "WBC_READ_SECONDS": limits.read_seconds,
+        "WBC_ANSWER_SECONDS": limits.answer_seconds,
         "WBC_AUDIT_MIB": ROTATE_AT,
         "WBC_HEADER_SECONDS": limits.header_seconds,
         "WBC_CONNECTIONS": limits.connections,
