@@ -3,6 +3,8 @@
 The registry decides. Where somebody moved its alias, the workspace follows at its next command, or says why it does not.
 """
 
+import contextlib
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -180,6 +182,18 @@ def follow_notes(workspace: Path) -> list[str]:
     except PermissionError:  # who may only read here sees the champion as it is
         line = None
     return [line] if line else []
+
+
+def registered_cards(workspace: Path, models: Container[str]) -> Iterator[ModelCard]:
+    """The cards of the registered versions whose cards name one of the versions `models`; of those whose files are there."""
+    params = read_params(workspace / "params.yaml")
+    if not registry_exists(workspace, params):
+        return
+    tracker = open_tracker(workspace, params)
+    for version in tracker.versions():
+        if version.tags.get("wbc.model") in models:
+            with contextlib.suppress(WbcError):
+                yield tracker.card(str(version.version))
 
 
 def _follow_at_rest(workspace: Path, tracker: "Tracker") -> str | None:

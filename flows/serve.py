@@ -5,13 +5,16 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from flows.champion import followed, followed_for
+from flows.champion import followed, followed_for, registered_cards
 from flows.workspace import AUDIT, KEYRING, STORE, find_workspace
 from serving.audit import AUDIT_LOG
 from serving.first_page import show
 from serving.keys import KEYS, KEYS_FILE, empty_keyring, first_key
 from serving.run import environment, serve
+from serving.schemas import ModelName
 from serving.settings import MODEL_DIR
+from serving.signing import models_unheard_of, say_rendered
+from serving.store import STORE_URL, Store, sqlite_url
 from wbc_model.errors import WbcError
 
 CHAMPION: Final = "models/champion"
@@ -41,6 +44,7 @@ def _serve_in(workspace: Path, port: int, host: str | None, chosen: Path | None)
     if not model.is_dir():
         hint = "there is no champion yet: `wbc retrain` makes one" if chosen is None else f"{chosen} is not there"
         raise WbcError(f"{hint}; or give a model directory with --model DIR")
+    mark_rendered(workspace)
     os.environ.setdefault(AUDIT_LOG, str(workspace / AUDIT))
     key = _keys(workspace / KEYRING)
     home = Path(environment(port, None)["BENTOML_HOME"])
@@ -50,6 +54,24 @@ def _serve_in(workspace: Path, port: int, host: str | None, chosen: Path | None)
         if key is not None:
             (workspace / KEYRING).unlink()  # nobody has seen it
         raise
+
+
+def mark_rendered(workspace: Path) -> None:
+    """Let the reports of before the store kept it say that their model learned from drawn cells, where the registry knows that.
+
+    The service asks the card of the model that it serves; those of earlier ones are in the registry alone.
+    """
+    url = os.environ.get(STORE_URL, sqlite_url(workspace / STORE)).strip()
+    if not url or (STORE_URL not in os.environ and not (workspace / STORE).exists()):
+        return
+    store = Store.open(url)
+    try:
+        if models := models_unheard_of(store):
+            for card in registered_cards(workspace, models):
+                if card.rendered:
+                    say_rendered(store, ModelName(name=card.name, version=card.version))
+    finally:
+        store.close()
 
 
 def _keys(keyring: Path) -> str | None:

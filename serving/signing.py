@@ -2,7 +2,7 @@
 
 from collections.abc import Container, Iterable
 
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from serving.differential import RENDERED
 from serving.problems import Problem
@@ -77,6 +77,14 @@ def say_rendered(store: Store, model: ModelName) -> None:
     silent = (Report.model_name == model.name) & (Report.model_version == model.version) & ~Report.rendered
     with store.writing() as session:
         session.execute(update(Report).where(silent).values(rendered=True))
+
+
+def models_unheard_of(store: Store) -> set[str]:
+    """The versions of the models whose reports were made before revision 0002 of the store and are not marked: whether they
+    learned from drawn cells only their cards can tell."""
+    unsaid = Report.differential["rendered"].as_string().is_(None) & ~Report.rendered
+    with store.reading() as session:
+        return set(session.scalars(select(Report.model_version).where(unsaid).distinct()))
 
 
 def withdrawn(report: Report) -> str:

@@ -23,13 +23,16 @@ import pytest
 
 import flows
 from flows.labels import decide, read_log, status
+from flows.serve import mark_rendered
 from flows.tracking import open_tracker
-from flows.workspace import find_workspace
+from flows.workspace import STORE, find_workspace
 from serving.audit import AuditLog
 from serving.chain import verify
 from serving.keys import add_key, list_keys
 from serving.review import find
 from serving.store import Store, sqlite_url
+from wbc_model.card import Architecture, ModelCard, Normalisation
+from wbc_model.export import write_card
 from wbc_model.params import read_params
 from wbc_model.pools import Pools
 
@@ -121,6 +124,31 @@ def test_its_registry_has_its_champion(workspace: Path) -> None:
     tracker = open_tracker(workspace, read_params(workspace / "params.yaml"))
     assert len(tracker.versions()) == 2
     assert tracker.alias("champion") == "1"
+
+
+def test_its_reports_of_drawn_cells_are_marked_before_it_is_served(workspace: Path) -> None:
+    """Also those of a model that serves no longer: the registry has its card. The archive left it out; here it is again."""
+    tracker, store = open_tracker(workspace, read_params(workspace / "params.yaml")), Store.open(sqlite_url(workspace / STORE))
+
+    def marked() -> list[bool]:
+        with store.reading() as session:
+            return [one.rendered for one in _reports(session)]
+
+    mark_rendered(workspace)  # without the card nothing is known
+    assert marked() == [False, False]
+    first = tracker.client.get_model_version("wbc", "1")
+    card = ModelCard(
+        version=first.tags["wbc.model"],
+        input_size=32,
+        normalisation=Normalisation(mean=(0, 0, 0), std=(1, 1, 1)),
+        architecture=Architecture(attention="none", lossnet=False),
+        rendered=True,
+    )
+    (workspace / first.source).mkdir(parents=True)
+    write_card(workspace / first.source, card)
+    mark_rendered(workspace)
+    assert marked() == [True, True]
+    store.close()
 
 
 # --- made anew, and lived in ---------------------------------------------------------------------------------------------
