@@ -1,5 +1,6 @@
 """What a decision costs the page: it must not grow with the number of cells, nor take longer than a frame of the screen."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from live import Server
 from page_visits import begin, draw, focused, message
 from playwright.sync_api import Browser, CDPSession, Page, expect
+from test_page_decisions import hold
 
 FRAME_MS = 16  # of a screen that shows 60 a second
 WORK = ("ScriptDuration", "RecalcStyleDuration", "LayoutDuration")
@@ -52,7 +54,32 @@ def test_a_decision_among_a_thousand_cells_takes_less_than_a_frame(browser: Brow
     costs = cost_of_decisions(page, 100)
     print(f"1,000 cells: {np.median(costs):.1f} ms a decision (median), {costs.max():.1f} ms the longest")
     assert np.median(costs) <= FRAME_MS
+    idle, number = frames(page, lambda: page.wait_for_timeout(2000)), focused(page)["number"]
+    busy = frames(page, lambda: hold(page, "Enter", 150))
+    decided = focused(page)["number"] != number
+    busy_rate, idle_rate = 1000 / np.median(busy), 1000 / np.median(idle)
+    print(f"frames a second (median): {busy_rate:.0f} while decisions are made, {idle_rate:.0f} while none are")
+    assert decided
+    assert busy_rate >= min(idle_rate, 60) / 1.5  # a computer that is busy otherwise draws fewer of both
     page.context.close()
+
+
+WATCH_FRAMES = """() => {
+    window.frameTimes = [];
+    window.watchFrames = true;
+    const drawn = (time) => {
+        window.frameTimes.push(time);
+        if (window.watchFrames) requestAnimationFrame(drawn);
+    };
+    requestAnimationFrame(drawn);
+}"""
+
+
+def frames(page: Page, during: Callable[[], None]) -> np.ndarray:
+    """The times between the pictures that the page draws, in ms, while something goes on."""
+    page.evaluate(WATCH_FRAMES)
+    during()
+    return np.diff(page.evaluate("() => { window.watchFrames = false; return window.frameTimes; }"))
 
 
 LONG_TASKS = """() => {
@@ -65,20 +92,26 @@ LONG_TASKS = """() => {
 
 @pytest.mark.slow
 def test_four_hundred_cells_without_stutter(browser: Browser, keeping: Server, tmp_path: Path) -> None:
-    """400 cells are walked through by keyboard, and 40 of them corrected; no task of the page takes longer than 100 ms."""
+    """400 cells are walked through by keyboard, and 40 of them corrected.
+
+    A step costs less of the processor than a frame takes. Of 100 steps one may wait longer than 100 ms: the computer may be busy.
+    """
     page = begin(browser, keeping, "four-hundred", draw(tmp_path / "slide", 400)).page
     expect(message(page)).to_have_text("400 images read.", timeout=60_000)
     page.evaluate(LONG_TASKS)
     page.keyboard.press("Home")
-    seen = set()
-    for step in range(400):
+    session = page.context.new_cdp_session(page)
+    session.send("Performance.enable", {"timeDomain": "threadTicks"})
+    seen, steps, before = set(), 400, work(session)
+    for step in range(steps):
         if step % 10 == 9:
             page.keyboard.press(str(1 + step % 5))
         page.keyboard.press("ArrowRight")
         seen.add(focused(page)["number"])
     assert len(seen) > 350
     expect(page.locator("#message")).not_to_be_empty()
-    durations = np.array(page.evaluate("window.longTasks"))
-    print(f"long tasks over 50 ms: {len(durations)}, the longest {durations.max(initial=0):.0f} ms")
-    assert durations.max(initial=0) <= 100
+    cost, durations = (work(session) - before) / steps, np.array(page.evaluate("window.longTasks"))
+    print(f"{cost:.1f} ms a step; long tasks over 50 ms: {len(durations)}, the longest {durations.max(initial=0):.0f} ms")
+    assert cost <= FRAME_MS
+    assert (durations > 100).sum() <= steps // 100
     page.context.close()

@@ -24,6 +24,9 @@ from page_visits import (
 )
 from PIL import Image
 from playwright.sync_api import Browser, Page, Request, Route, expect
+from sqlalchemy import update
+
+from serving.store import Report, Store, sqlite_url
 
 POST = "**/v1/differential"
 NO_SUBTLE = "Object.defineProperty(Object.getPrototypeOf(crypto), 'subtle', { value: undefined });"
@@ -32,6 +35,14 @@ NO_SUBTLE = "Object.defineProperty(Object.getPrototypeOf(crypto), 'subtle', { va
 def keys(requests: list[Request], part: str) -> list[str]:
     """The Idempotency-Keys of the requests to addresses with `part`."""
     return [one.headers["idempotency-key"] for one in requests if part in one.url and one.method != "GET"]
+
+
+def began_by(server: Server, specimen: str, version: str) -> None:
+    """Let a report be one that another model has begun."""
+    store = Store.open(sqlite_url(server.log.parent / "service.db"))
+    with store.writing() as session:
+        session.execute(update(Report).where(Report.specimen_id == specimen).values(model_version=version))
+    store.close()
 
 
 def break_off(page: Page, after: int) -> None:
@@ -138,11 +149,17 @@ def test_an_upload_that_broke_off_is_incomplete_until_the_rest_is_sent(
     )
     assert sent_names(page) == 0
 
-    # Only what is missing is sent.
+    # Only what is missing is sent. Another model began the report, as where one was promoted overnight.
+    began_by(keeping, specimen, "ridge-0")
+    expect(page.locator("#notice-recounted")).to_have_count(0)
     drop_folder(page, folder)
     expect(message(page)).to_have_text("7 images added, 71 in all.", timeout=60_000)
+    expect(page.locator("#notice-recounted")).to_have_text(
+        "The model was changed meanwhile. All cells were counted again by model ridge-1."
+    )
     assert sent_names(page) == 7
     report = report_of(api_of(keeping), specimen)
+    assert [(one["what"], one["from_value"], one["to_value"]) for one in report["changes"]] == [("model", "ridge-0", "ridge-1")]
     assert (report["complete"], report["sent_images"], report["differential"]["cells"]) == (True, 71, 70)
     assert tiles_are_cells(page, report)
     expect(page.locator("#lanes .no-picture")).to_have_count(0)
