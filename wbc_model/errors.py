@@ -1,5 +1,19 @@
 """The errors a user can act on; everything else is a defect and keeps its traceback."""
 
+import difflib
+from collections.abc import Iterable
+from typing import Final
+
+SLIP: Final = (
+    0.75  # how much of two words must be alike for one to be a slip of the other: `cbma` for `cbam`, not `magic` for `margin`
+)
+
+
+def nearest(word: str, known: Iterable[str], alike: float = SLIP) -> str | None:
+    """The known name that `word` is a slip of the pen for; None where it is near to none: a wrong guess is worse than none."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=alike)
+    return near[0] if near else None
+
 
 class WbcError(Exception):
     """One clear line that names the file, row or field and what to do; the command line prints it and exits with 1."""

@@ -1,6 +1,5 @@
 """Reading what a user hands in: a manifest CSV, or a folder of images, per class or not. Nothing in it is trusted."""
 
-import difflib
 import itertools
 import os
 import stat
@@ -14,7 +13,7 @@ from urllib.parse import unquote
 import pandas as pd
 
 from wbc_model.classes import CLASSES
-from wbc_model.errors import ImageRejected, WbcError
+from wbc_model.errors import ImageRejected, WbcError, nearest
 from wbc_model.images import MAX_BYTES
 from wbc_model.written import Sheet, read_sheet
 
@@ -44,6 +43,7 @@ ABBREVIATIONS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 NO_NAMES: Final[Mapping[str, str]] = MappingProxyType({})
 _PEEKED: Final = 50  # rows in which a column of labels under another name is looked for
+_SLIP_OF_A_CLASS: Final = 0.79  # as SLIP, but diseases are named after classes: neutropenia is no slip of neutrophil
 
 
 def _plain(text: str) -> str:
@@ -68,8 +68,8 @@ def unknown_label(label: str) -> str:
     """The line that explains a label which is none of the classes; it guesses at a slip of the pen only."""
     plain = _plain(label)
     likely = [name.casefold() for name in CLASSES if name[0].casefold() == plain[:1] and abs(len(name) - len(plain)) <= 2]
-    near = difflib.get_close_matches(plain, likely, n=1, cutoff=0.79)
-    hint = f"; the nearest is {_CLASS_BY_NAME[near[0]]}" if near else ""
+    near = nearest(plain, likely, _SLIP_OF_A_CLASS)
+    hint = f"; the nearest is {_CLASS_BY_NAME[near]}" if near else ""
     return f"{label!r} is not one of {', '.join(CLASSES)}{hint} (`data.label_names` in params.yaml names what else means one)"
 
 
@@ -129,8 +129,8 @@ def _columns(sheet: Sheet) -> dict[str, int]:
     header = sheet.header
     for name in REQUIRED:
         if name not in header:
-            near = difflib.get_close_matches(name, header, n=1, cutoff=0.75)
-            hint = f"; is {near[0]!r} meant?" if near else f"; it has {', '.join(map(repr, header)) or 'nothing'}"
+            near = nearest(name, header)
+            hint = f"; is {near!r} meant?" if near else f"; it has {', '.join(map(repr, header)) or 'nothing'}"
             raise WbcError(f"{sheet.path}: the column {name!r} is missing{hint} (read as separated by {sheet.said})")
     twice = {name for name in (*REQUIRED, *OPTIONAL) if header.count(name) > 1}
     if twice:
@@ -148,9 +148,9 @@ def _with_label_column(sheet: Sheet, names: Mapping[str, str]) -> Iterator[tuple
         classes = sum(known_label(value, names) in CLASSES for value in values)
         if name not in (*REQUIRED, *OPTIONAL) and classes and 2 * classes >= len(values):
             raise WbcError(f"{sheet.path}: the column 'label' is missing; {name!r} has labels in it: name it label")
-    near = difflib.get_close_matches("label", sheet.header, n=1, cutoff=0.7)
+    near = nearest("label", sheet.header)
     if near:
-        raise WbcError(f"{sheet.path}: the column 'label' is missing; is {near[0]!r} meant?")
+        raise WbcError(f"{sheet.path}: the column 'label' is missing; is {near!r} meant?")
     return itertools.chain(head, sheet.rows)
 
 

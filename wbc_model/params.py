@@ -1,6 +1,5 @@
 """`params.yaml` as typed parameters: every number a user may change, checked before anything runs."""
 
-import difflib
 import re
 import zoneinfo
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from wbc_model.choices import Acquisition, Annotator, PresetName
 from wbc_model.classes import CLASSES
-from wbc_model.errors import WbcError
+from wbc_model.errors import WbcError, nearest
 from wbc_model.images import View
 from wbc_model.written import decode_written, parse_yaml
 
@@ -50,8 +49,8 @@ def _timezone(name: str) -> str:
     try:
         zoneinfo.ZoneInfo(name)
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-        near = difflib.get_close_matches(name, zoneinfo.available_timezones(), n=1)
-        hint = f"; did you mean {near[0]}?" if near else "; such as America/Los_Angeles"
+        near = nearest(name, zoneinfo.available_timezones())
+        hint = f"; did you mean {near}?" if near else "; such as America/Los_Angeles"
         raise ValueError(f"is no time zone that is known here{hint}") from None
     return name
 
@@ -289,8 +288,8 @@ def _explain(path: Path, error: ValidationError) -> str:
     first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     location, key = first["loc"], ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(location[-1]), _known_keys(location[:-1]), n=1, cutoff=0.4)
-        hint = f"; did you mean {'.'.join([*map(str, location[:-1]), near[0]])}?" if near else ""
+        near = nearest(str(location[-1]), _known_keys(location[:-1]))
+        hint = f"; did you mean {'.'.join([*map(str, location[:-1]), near])}?" if near else ""
         return f"{path}: unknown key {key}{hint}"
     if first["type"] == "missing":
         return f"{path}: the key {key} is missing"
@@ -298,8 +297,8 @@ def _explain(path: Path, error: ValidationError) -> str:
     got = "" if isinstance(first["input"], dict) else f" (got {first['input']!r})"
     if first["type"] == "literal_error":
         allowed = first["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
-        near = difflib.get_close_matches(str(first["input"]), allowed, n=1)
-        got += f"; did you mean {near[0]}?" if near else ""
+        near = nearest(str(first["input"]), allowed)
+        got += f"; did you mean {near}?" if near else ""
     return f"{path}: {key or 'params'}: {message}{got}"
 
 

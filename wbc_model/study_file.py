@@ -16,7 +16,6 @@ reference: plain                # what the others are compared with
 parts: {attention: [full, bare]}   # what a part adds by itself: the arm with it, and the arm that lacks only it
 """
 
-import difflib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from wbc_model.acquire import STRATEGIES
 from wbc_model.choices import PresetName
-from wbc_model.errors import WbcError
+from wbc_model.errors import WbcError, nearest
 from wbc_model.params import NEEDS_LOSSNET, Params, Share, checked_params
 from wbc_model.written import read_yaml
 
@@ -176,8 +175,9 @@ def read_study(path: Path, params: Path) -> Study:
     named = [("reference", file.reference), *((f"parts: {part}", arm) for part, pair in file.parts.items() for arm in pair)]
     for where, arm in named:
         if arm not in names:
-            near = difflib.get_close_matches(arm, names, n=1, cutoff=0.0)
-            raise WbcError(f"{path}: {where}: there is no arm {arm!r}; did you mean {near[0]!r}?")
+            near = nearest(arm, names)
+            hint = f"did you mean {near!r}?" if near else f"there are {', '.join(names)}"
+            raise WbcError(f"{path}: {where}: there is no arm {arm!r}; {hint}")
     return Study(path, file, prepared, arms)
 
 
@@ -245,8 +245,8 @@ def _explain(path: Path, error: ValidationError) -> str:
     first = min(error.errors(), key=lambda entry: entry["type"] != "extra_forbidden")
     key = ".".join(map(str, first["loc"]))
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, list(StudyFile.model_fields), n=1, cutoff=0.4)
-        return f"{path}: unknown key {key}" + (f"; did you mean {near[0]}?" if near else "")
+        near = nearest(key, StudyFile.model_fields)
+        return f"{path}: unknown key {key}" + (f"; did you mean {near}?" if near else "")
     if first["type"] == "missing":
         return f"{path}: the key {key} is missing"
     got = "" if isinstance(first["input"], dict) else f" (got {first['input']!r})"

@@ -142,7 +142,17 @@ def test_names_of_the_field_and_of_the_site() -> None:
         "Neutrophil": ["NEU", "SEG", "segs", "BNE", "Band_Neutrophils", "segmented-neutrophil"],
     }
     assert {name: {known_label(text) for text in texts} for name, texts in known.items()} == {name: {name} for name in CLASSES}
-    for other in ("IG", "ERB", "PLT", "Promonocyte", "Prolymphocyte", "atypical lymphocyte", "smudge cell", "unsure"):
+    for other in (
+        "IG",
+        "ERB",
+        "PLT",
+        "Promonocyte",
+        "Prolymphocyte",
+        "atypical lymphocyte",
+        "smudge cell",
+        "unsure",
+        "neutropenia",
+    ):
         assert known_label(other) == other
         assert "nearest" not in unknown_label(other)
     assert "the nearest is Basophil" in unknown_label("Basofil")
