@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from flows.stages import seen_before
 from flows.workspace import label_names
-from wbc_model.calibrate import FOLDS, HIGHEST, LOWEST, MIN_CELLS, at_bound, conformal_threshold, fit_doubt, fit_temperature
+from wbc_model.calibrate import FOLDS, MIN_CELLS, calibrated_temperature, conformal_threshold, fit_doubt
 from wbc_model.card import CARD, INT8, ONNX, README, WEIGHTS, ModelCard
 from wbc_model.cell_filter import CellFilter
 from wbc_model.classes import CLASSES
@@ -99,15 +99,14 @@ def _check_out(out: Path, model: Path) -> None:
 
 
 def _calibrated(card: ModelCard, seen: Predictions, labels: Labels, appearance: NDArray[np.float64], data: Path) -> ModelCard:
-    temperature = fit_temperature(seen.logits, labels)
-    if at_bound(temperature):
-        right = f"the model is right on {(seen.logits.argmax(axis=1) == labels).mean():.0%} of the {len(labels)} cells"
-        fit = f"no temperature in {LOWEST:g} to {HIGHEST:g} fits them best"
-        raise WbcError(f"{data}: {right}, and {fit}; calibrate on more cells, whose labels are checked")
+    temperature, why_not = calibrated_temperature(seen.logits, labels)
+    if why_not:
+        raise WbcError(f"{data}: {why_not}; calibrate on more cells, whose labels are checked")
     probabilities = softmax(seen.logits, temperature)
     new = card.model_copy(
         update={
             "temperature": temperature,
+            "uncalibrated": "",
             "conformal_threshold": conformal_threshold(probabilities, labels, card.conformal_coverage),
             "doubt": fit_doubt(seen, labels, appearance),
             "calibrated_on": f"{len(labels)} cells of {data.stem}",
@@ -133,7 +132,7 @@ def cross_fitted_sets(seen: Predictions, labels: Labels, coverage: float) -> Set
     sets = np.zeros(seen.logits.shape, bool)
     for number in range(FOLDS):
         rest, out = fold != number, fold == number
-        temperature = fit_temperature(seen.logits[rest], labels[rest])
+        temperature, _ = calibrated_temperature(seen.logits[rest], labels[rest])
         threshold = conformal_threshold(softmax(seen.logits[rest], temperature), labels[rest], coverage)
         sets[out] = prediction_sets(softmax(seen.logits[out], temperature), threshold)
     return sets

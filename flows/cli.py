@@ -328,9 +328,14 @@ def train_command(json_: Json = False) -> None:
         text = (
             f"model {result['version']} from {result['labels']} labels, {result['updates']} updates "
             f"(best {result['best_update']}), validation accuracy {result['validation']['accuracy']:.2%}\n"
-            f"wrote {', '.join(result['wrote'])}\nnext: `wbc evaluate`"
+            + _uncalibrated_line(result["uncalibrated"])
+            + f"wrote {', '.join(result['wrote'])}\nnext: `wbc evaluate`"
         )
         _emit(result, json_, text)
+
+
+def _uncalibrated_line(why: str) -> str:
+    return f"warning: its probabilities are not calibrated: {why}; more validation cells help\n" if why else ""
 
 
 @app.command("evaluate")
@@ -425,7 +430,7 @@ def package_command(json_: Json = False) -> None:
     result = _stage("package", body)
     int8 = "in int8" if result["int8"]["served"] else f"without int8: {'; '.join(result['int8']['reasons'])}"
     following = "next: `wbc retrain` asks the gate whether it becomes the champion"
-    _emit(result, json_, f"{int8}\nwrote {', '.join(result['wrote'])}\n{following}")
+    _emit(result, json_, f"{int8}\n{_uncalibrated_line(result['uncalibrated'])}wrote {', '.join(result['wrote'])}\n{following}")
 
 
 # --- the loop --------------------------------------------------------------------------------------------------------------

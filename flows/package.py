@@ -79,8 +79,9 @@ def package(workspace: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="wbc-package-") as name:
         model = Path(shutil.copytree(workspace / "models/candidate", Path(name) / "model"))  # the candidate stays as it is
         int8 = _quantised(workspace, model)
+        uncalibrated = read_card(model, verify=False).uncalibrated
         build_bento(model, workspace / BENTO, {**metrics, "int8": int8})
-    return {"int8": int8, "wrote": [BENTO]}
+    return {"int8": int8, "uncalibrated": uncalibrated, "wrote": [BENTO]}
 
 
 def _quantised(workspace: Path, model: Path) -> dict[str, Any]:
@@ -180,6 +181,7 @@ def _stage(source: Path, model_dir: Path, card: ModelCard, metrics: dict[str, An
 
 def _labels(card: ModelCard, metrics: dict[str, Any] | None) -> dict[str, str]:
     values = {"model": card.version, "pool": card.pool_version, "commit": card.git_commit, "rendered": str(card.rendered).lower()}
+    values |= {"calibrated": "false"} if card.uncalibrated else {}
     headline = {name: (metrics or {}).get(name) for name in ("accuracy", "macro_f1")}
     values |= {name: f"{value:.4f}" for name, value in headline.items() if isinstance(value, float)}
     return {name: value for name, value in values.items() if value}

@@ -525,6 +525,8 @@ def _finish(ctx: Context) -> Outcome:
     state, workspace = ctx.state, ctx.workspace
     with ctx.progress.doing("packaging, asking the gate") as doing:
         package(ctx)
+        if why := read_card(workspace / "models/candidate", verify=False).uncalibrated:
+            ctx.progress.say(f"the model's probabilities are not calibrated: {why}")
         doing("asking the gate")
         run = ctx.tracker.cycle(ctx.parent_run, state.key, state.after_cycle + state.cycle)
         decision = ask_gate(ctx, run)

@@ -147,7 +147,7 @@ def renew(workspace: Path, tracker: "Tracker", params: Params) -> list[str]:
 
 def _recalibrated(workspace: Path, directory: Path, card: ModelCard) -> ModelCard:
     """The card with temperature, prediction sets, doubt and scores of the validation pool as it is now."""
-    from wbc_model.calibrate import conformal_threshold, fit_doubt, fit_temperature
+    from wbc_model.calibrate import calibrated_temperature, conformal_threshold, fit_doubt
     from wbc_model.metrics import classification_metrics
     from wbc_model.predict import predict
     from wbc_model.probabilities import softmax
@@ -158,11 +158,12 @@ def _recalibrated(workspace: Path, directory: Path, card: ModelCard) -> ModelCar
     frame = pools.frames["validation"]
     cells = LabelledCells.load(decoded, frame["sha256"].tolist(), frame["label"].tolist())
     seen = predict(load_model(directory)[0], cells.batches())
-    temperature = fit_temperature(seen.logits, cells.labels)
+    temperature, why_not = calibrated_temperature(seen.logits, cells.labels)
     probabilities = softmax(seen.logits, temperature)
     new = card.model_copy(
         update={
             "temperature": temperature,
+            "uncalibrated": why_not,
             "conformal_threshold": conformal_threshold(probabilities, cells.labels, card.conformal_coverage),
             "doubt": fit_doubt(seen, cells.labels, decoded.appearance(cells.sha256s)),
             "metrics": {**card.metrics, "validation": classification_metrics(probabilities, cells.labels)},

@@ -80,6 +80,7 @@ def train(workspace: Path) -> dict[str, Any]:
     return {
         "model": "models/candidate",
         "version": card.version,
+        "uncalibrated": card.uncalibrated,
         "labels": len(labelled.labels),
         "updates": training.progress.update,
         "best_update": training.progress.best_update,

@@ -123,6 +123,7 @@ def _champion(workspace: Path) -> dict[str, Any]:
         "out_of_date": test.get("out_of_date", 0),
         "labels": learned.count if learned else None,
         "rendered": card.rendered,
+        "uncalibrated": card.uncalibrated,
     }
 
 
@@ -174,5 +175,6 @@ def _champion_words(champion: dict[str, Any]) -> str:
     old = f" (rests on {champion['out_of_date']} labels that were corrected since)" if champion["out_of_date"] else ""
     labels_ = f", {champion['labels']} labels" if champion["labels"] is not None else ""
     rendered = ", of rendered cells" if champion["rendered"] else ""
+    rendered += ", not calibrated" if champion["uncalibrated"] else ""
     when = f", data of {champion['created_at'][:10]}" if champion["created_at"] else ""
     return f"model {champion['model']}: {score}{old}{labels_}{when}{rendered}"

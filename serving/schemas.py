@@ -47,7 +47,9 @@ class Classified(BaseModel):
 
     status: Literal["ok"] = "ok"
     label: str = Field(description="The most probable class.")
-    probabilities: dict[str, float] = Field(description="Calibrated probability of every class; they sum to 1.")
+    probabilities: dict[str, float] = Field(
+        description="Probability of every class; they sum to 1. Calibrated, unless `uncalibrated` of the model says why not."
+    )
     prediction_set: list[str] = Field(description="Classes the cell may be, at the model's stated coverage; most probable first.")
     predicted_loss: float | None = Field(description="What the model expects its own error to be; null where it has no LossNet.")
     review: Review

@@ -10,11 +10,9 @@ from scipy.optimize import minimize_scalar
 from wbc_model.classes import CLASSES
 from wbc_model.doubt import SITE, Doubt, Normal, cell_description
 from wbc_model.predict import Predictions
-from wbc_model.probabilities import softmax
+from wbc_model.probabilities import HIGHEST, LOWEST, at_bound, softmax
 
 FALSE_ALARMS: Final = 0.02  # of the site's own cells that a detector may send to a person
-LOWEST, HIGHEST = 0.05, 20.0  # temperatures that are tried
-NEAR: Final = 1.01  # within this factor of a bound a fit is at the bound
 FOLDS: Final = 5
 MIN_OF_CLASS: Final = 12  # a class with fewer cells has the covariance of all classes about their means
 MIN_CELLS: Final = 50  # fewer do not tell where 2 % of them lie
@@ -34,9 +32,15 @@ def fit_temperature(logits: NDArray[Any], labels: NDArray[np.int64]) -> float:
     return float(math.exp(result.x))
 
 
-def at_bound(temperature: float) -> bool:
-    """Whether a fitted temperature is a bound: beyond it the likelihood would go on growing, so that nothing was fitted."""
-    return not LOWEST * NEAR < temperature < HIGHEST / NEAR
+def calibrated_temperature(logits: NDArray[Any], labels: NDArray[np.int64]) -> tuple[float, str]:
+    """The fitted temperature, and why it is none: where it comes out at a bound, 1 (the network's own probabilities) and the
+    reason in words, else the reason is empty."""
+    temperature, right = fit_temperature(logits, labels), logits.argmax(axis=1) == labels
+    # Never wrong: the colder the likelier, though the likelihood of a sharp network is 1, to the last digit, far above the bound.
+    if not at_bound(temperature) and not right.all():
+        return temperature, ""
+    share = f"the model is right on {right.mean():.0%} of the {len(labels)} cells"
+    return 1.0, f"{share}, and no temperature in {LOWEST:g} to {HIGHEST:g} fits them best"
 
 
 def conformal_threshold(probabilities: NDArray[Any], labels: NDArray[np.int64], coverage: float) -> float:

@@ -10,15 +10,16 @@ model-int8.xml, .bin  where it passed the gate of flows/quantise.py: the graph i
 
 import hashlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from wbc_model.cell_filter import CellFilter
 from wbc_model.classes import CLASSES
 from wbc_model.doubt import Doubt
 from wbc_model.errors import WbcError
 from wbc_model.images import View
+from wbc_model.probabilities import at_bound
 
 PoolName = Literal["labelled", "validation", "test"]
 WEIGHTS, ONNX, CARD, README = "weights.safetensors", "model.onnx", "model.json", "README.md"
@@ -57,6 +58,7 @@ class ModelCard(BaseModel):
     normalisation: Normalisation
     architecture: Architecture
     temperature: float = 1.0
+    uncalibrated: str = ""  # why the temperature is not one that was fitted; empty: it was
     conformal_coverage: float = 0.95
     conformal_threshold: float = 0.0
     calibrated_on: str = ""  # the cells that the three above, `doubt` and the confusion are from; empty: the validation pool
@@ -70,6 +72,13 @@ class ModelCard(BaseModel):
     sha256: dict[str, str] = {}
     # By pool: `labelled` it learned from, `validation` chose its weights and its temperature, `test` is what its scores are from.
     cells: dict[PoolName, CellFilter] = {}
+
+    @model_validator(mode="after")
+    def _bounds_are_no_fit(self) -> Self:
+        """Cards of before the field `uncalibrated` may have a bound for a temperature."""
+        if not self.uncalibrated and at_bound(self.temperature):
+            self.uncalibrated = "its temperature is a bound of those that were tried, so that nothing was fitted"
+        return self
 
 
 def file_sha256(path: Path) -> str:

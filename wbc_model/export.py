@@ -64,11 +64,11 @@ def render_readme(card: ModelCard) -> str:
         if card.rendered
         else ""
     )
+    chosen = "the best weights" if card.uncalibrated else "the best weights and the temperature"
     flattering = (
         "The temperature was fitted to these cells, so the figures flatter a little."
-        if card.calibrated_on
-        else "These cells chose the best weights and the temperature, so the figures flatter a little; the test pool's are with\n"
-        "the registered version."
+        if card.calibrated_on and not card.uncalibrated
+        else f"These cells chose {chosen}, so the figures flatter a little; the test pool's are with\nthe registered version."
     )
     stale = validation.get("out_of_date", 0)
     flattering += f"\n{stale} of these labels were corrected since: the figures are out of date." if stale else ""
@@ -93,7 +93,7 @@ granulocytes, erythroblasts, platelets, artefacts or malignant cells: it will gi
 | network | {network} |
 | input | {card.input_size} x {card.input_size} pixels, RGB |
 | calibrated on | {card.calibrated_on or "its validation pool"} |
-| temperature | {card.temperature:.3f} |
+| temperature | {card.temperature:.3f}{f", not fitted: {card.uncalibrated}" if card.uncalibrated else ""} |
 | prediction set | every class with probability {card.conformal_threshold:.3f} or more |
 | coverage of the set | {card.conformal_coverage:.0%} of cells, at the site it was calibrated for |
 
@@ -110,9 +110,20 @@ granulocytes, erythroblasts, platelets, artefacts or malignant cells: it will gi
 
 - Another stain, camera or magnification can bring accuracy down without warning. Measure on your own labelled cells first
   (`wbc evaluate --model DIR --data DATA`).
-- The probabilities and the prediction set are calibrated for the site of these cells only; `wbc calibrate` makes them another
-  site's.
+{_calibration(card)}
 """
+
+
+def _calibration(card: ModelCard) -> str:
+    if card.uncalibrated:
+        return (
+            f"- **Not calibrated.** No temperature was fitted: {card.uncalibrated}. Its probabilities do not say how often\n"
+            "  it is right. `wbc calibrate` fits one on more cells."
+        )
+    return (
+        "- The probabilities and the prediction set are calibrated for the site of these cells only; `wbc calibrate` makes them "
+        "another\n  site's."
+    )
 
 
 def _flags(card: ModelCard) -> str:

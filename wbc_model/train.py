@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wbc_model.augment import REGULAR, augment
-from wbc_model.calibrate import conformal_threshold, fit_doubt, fit_temperature
+from wbc_model.calibrate import calibrated_temperature, conformal_threshold, fit_doubt
 from wbc_model.card import Architecture, ModelCard, Normalisation
 from wbc_model.checkpoint import Checkpoint, load_optimizer, optimizer_tensors, read_checkpoint
 from wbc_model.classes import CLASS_INDEX, CLASSES
@@ -453,9 +453,9 @@ def calibrated_card(
     network: AttentionResNet18, validation: LabelledCells, params: Params, appearance: NDArray[np.float64] | None = None
 ) -> ModelCard:
     """The card of a trained network: temperature, conformal threshold and metrics from the validation pool, and with the
-    `appearance` (N, 7) of its cells what the network is to doubt."""
+    `appearance` (N, 7) of its cells what the network is to doubt. Where no temperature can be fitted the card says so."""
     seen = predict(network, validation.batches())
-    temperature = fit_temperature(seen.logits, validation.labels)
+    temperature, why_not = calibrated_temperature(seen.logits, validation.labels)
     probabilities = softmax(seen.logits, temperature)
     return ModelCard(
         version="",
@@ -464,6 +464,7 @@ def calibrated_card(
         normalisation=Normalisation(mean=MEAN, std=STD),
         architecture=Architecture(attention=params.model.attention, lossnet=params.model.lossnet, norm=params.model.norm),
         temperature=temperature,
+        uncalibrated=why_not,
         conformal_coverage=COVERAGE,
         conformal_threshold=conformal_threshold(probabilities, validation.labels, COVERAGE),
         doubt=None if appearance is None else fit_doubt(seen, validation.labels, appearance),

@@ -1,5 +1,6 @@
 """`wbc calibrate`: a model's calibration made a site's own, the network and the model it came from left as they are."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +10,21 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from flows.calibration import calibrate, cross_fitted_sets, prediction_sets
+from flows.package import _labels
 from wbc_model.calibrate import fit_temperature
 from wbc_model.card import Architecture, ModelCard, Normalisation, read_card
 from wbc_model.classes import CLASSES
 from wbc_model.errors import WbcError
 from wbc_model.evaluate import label_indices
-from wbc_model.export import load_model, save_model
+from wbc_model.export import load_model, render_readme, save_model, write_card
 from wbc_model.images import preprocess
 from wbc_model.network import MEAN, STD, AttentionResNet18
+from wbc_model.params import read_params
 from wbc_model.predict import Predictions, predict
 from wbc_model.render import render_cells, write_cells
+from wbc_model.train import LabelledCells, calibrated_card
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -138,3 +144,40 @@ def test_cross_fitted_sets_hold_what_is_stated() -> None:
     labels = np.array([rng.choice(5, p=row) for row in p])
     sets = cross_fitted_sets(Predictions(logits, np.zeros(2000), np.empty((2000, 0))), labels, 0.95)
     assert sets[np.arange(2000), labels].mean() == pytest.approx(0.95, abs=0.015)
+
+
+@pytest.mark.parametrize("sharpness", [30.0, -30.0])
+def test_a_training_at_a_bound_keeps_its_model_and_says_that_it_is_not_calibrated(
+    sharpness: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tiny validation pool on which the model is never wrong, or always: no temperature is fitted, and none is presented."""
+    labels = np.arange(12) % 5
+    seen = Predictions(sharpness * np.eye(5)[labels], np.zeros(12), np.zeros((12, 1)))
+    monkeypatch.setattr("wbc_model.train.predict", lambda network, batches: seen)
+    cells = LabelledCells(np.zeros((12, 32, 32, 3), np.uint8), labels, tuple(map(str, range(12))))
+    card = calibrated_card(AttentionResNet18("none", lossnet=False), cells, read_params(ROOT / "params.yaml"))
+    right = "100%" if sharpness > 0 else "0%"
+    assert card.temperature == 1
+    assert card.uncalibrated == f"the model is right on {right} of the 12 cells, and no temperature in 0.05 to 20 fits them best"
+    page = render_readme(card.model_copy(update={"version": "v"}))
+    assert f"| temperature | 1.000, not fitted: {card.uncalibrated} |" in page
+    assert "**Not calibrated.**" in page
+    assert "probabilities and the prediction set are calibrated" not in page
+    assert _labels(card, None)["calibrated"] == "false"
+
+
+def test_a_card_of_before_whose_temperature_is_a_bound_is_read_as_not_calibrated(model: Path, tmp_path: Path) -> None:
+    old = read_card(model).model_copy(update={"temperature": 0.0500001, "uncalibrated": ""})
+    write_card(tmp_path, old)
+    (tmp_path / "model.json").write_text(old.model_dump_json(exclude={"uncalibrated"}))
+    read = read_card(tmp_path, verify=False)
+    assert read.temperature == old.temperature, "it answers as it did"
+    assert read.uncalibrated == "its temperature is a bound of those that were tried, so that nothing was fitted"
+    assert read_card(model).uncalibrated == ""
+
+
+def test_a_calibration_makes_it_calibrated(model: Path, cells: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(model, tmp_path / "uncalibrated"))
+    write_card(copy, read_card(model).model_copy(update={"uncalibrated": "for a reason"}))
+    calibrate(copy, cells, tmp_path / "out")
+    assert read_card(tmp_path / "out").uncalibrated == ""
