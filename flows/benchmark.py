@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ import pandas as pd
 from flows.fingerprint import closure, imported_modules, reachable, source_path
 from wbc_model.errors import WbcError
 from wbc_model.files import locked, write_atomic
+from wbc_model.handed_out import hand_out, hand_out_folder, refuse_foreign
 from wbc_model.ingest import ingest
 from wbc_model.manifest import read_manifest
 from wbc_model.params import RENDERED, Params
@@ -92,8 +94,12 @@ def plan_text(result: dict[str, Any]) -> str:
 
 
 def benchmark(workspace: Path, request: Request, say: Callable[[str], None]) -> dict[str, Any]:
-    """Run a study, or go on with it; writes results, report and MLflow runs. Raises WbcError."""
+    """Run a study, or go on with it; writes results, report and MLflow runs. Raises WbcError, before anything is trained where a
+    file that it would write is not its own."""
     study = read_study(request.study, workspace / "params.yaml")
+    out = _out(request, study, workspace)
+    if not request.worker:
+        refuse_foreign([out / name for name in _file_names(study)], workspace)
     seeds = seeds_of(study, request.seeds)
     cache = (request.cache or workspace / CACHE).resolve()
     sources = {name: find_data(name, given, request) for name, given in _named_data(study).items()}
@@ -102,11 +108,9 @@ def benchmark(workspace: Path, request: Request, say: Callable[[str], None]) -> 
         _share_out(request, seeds, workspace)
     from wbc_model.study import Runner, results_frame
 
-    out = (request.out or workspace / "studies" / study.file.name).resolve()
-
     def keep(rows: list[dict[str, Any]]) -> None:
         if not request.worker:
-            write_results(results_frame(study, rows), out)
+            write_results(results_frame(study, rows), out, workspace)
 
     code = provenance()
     runner = Runner(study, code, cache, say, keep)
@@ -120,7 +124,7 @@ def benchmark(workspace: Path, request: Request, say: Callable[[str], None]) -> 
     wrote = ["results.csv", "results.parquet"]
     if study.file.keep_history:
         history = results_frame(study, runner.history).drop(columns=["study", "images_per_second"])
-        write_atomic(out / "history.csv", history.to_csv(index=False))
+        hand_out([(out / "history.csv", history.to_csv(index=False))], workspace)
         wrote.append("history.csv")
     result = report(workspace, request)
     tracking.end(out, [*wrote, *result["report"]])
@@ -133,7 +137,7 @@ def report(workspace: Path, request: Request) -> dict[str, Any]:
     from wbc_model.study_report import summary, write_report
 
     study = read_study(request.study, workspace / "params.yaml")
-    out = (request.out or workspace / "studies" / study.file.name).resolve()
+    out = _out(request, study, workspace)
     path = out / "results.parquet"
     if not path.exists():
         raise WbcError(f"{path} is missing: run `wbc benchmark {request.study}` first")
@@ -141,8 +145,11 @@ def report(workspace: Path, request: Request) -> dict[str, Any]:
     missing = [arm.name for arm in study.arms if arm.name not in set(results["arm"])]
     if missing:
         raise WbcError(f"{path} has no rows of the arm {missing[0]}: it is of another version of the study, run it again")
-    history = out / "history.csv"
-    names = write_report(study, results, out, pd.read_csv(history) if study.file.keep_history and history.exists() else None)
+    path = out / "history.csv"
+    history = pd.read_csv(path) if study.file.keep_history and path.exists() else None
+    with tempfile.TemporaryDirectory(prefix="wbc-report-") as built:
+        names = write_report(study, results, Path(built), history)
+        hand_out_folder(Path(built), out, workspace)
     return {"study": study.file.name, "summary": summary(study, results), "report": names}
 
 
@@ -156,10 +163,23 @@ def result_text(result: dict[str, Any]) -> str:
     return "\n".join([*lines, *done, f"wrote {', '.join(result.get('wrote', result.get('report', [])))}"])
 
 
-def write_results(results: pd.DataFrame, out: Path) -> None:
-    """`results.csv` and `results.parquet`, replaced whole."""
-    write_atomic(out / "results.csv", results.to_csv(index=False))
-    write_atomic(out / "results.parquet", results.to_parquet(index=False))
+def write_results(results: pd.DataFrame, out: Path, workspace: Path) -> None:
+    """`results.csv` and `results.parquet`, replaced whole; raises WbcError where they are not what the workspace wrote there."""
+    table: bytes | str = results.to_csv(index=False)
+    hand_out([(out / "results.csv", table), (out / "results.parquet", results.to_parquet(index=False))], workspace)
+
+
+def _out(request: Request, study: Study, workspace: Path) -> Path:
+    return (request.out or workspace / "studies" / study.file.name).resolve()
+
+
+def _file_names(study: Study) -> list[str]:
+    """What a study writes."""
+    from wbc_model.study_report import RANKING
+
+    history = ["history.csv", RANKING] if study.file.keep_history else []
+    pictures = [f"{kind}-{test}.png" for test in (HOME, *study.file.also_test) for kind in ("curves", "recall")]
+    return ["results.csv", "results.parquet", "report.md", *history, *pictures]
 
 
 def _share_out(request: Request, seeds: Sequence[int], workspace: Path) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from flows.stages import seen_before
 from flows.workspace import label_names
 from wbc_model.calibrate import FOLDS, MIN_CELLS, calibrated_temperature, conformal_threshold, fit_doubt
-from wbc_model.card import CARD, INT8, ONNX, README, WEIGHTS, ModelCard
+from wbc_model.card import CARD, INT8, ONNX, README, WEIGHTS, ModelCard, read_card
 from wbc_model.cell_filter import CellFilter
 from wbc_model.classes import CLASSES
 from wbc_model.errors import WbcError
@@ -40,7 +40,8 @@ def calibrate(model: Path, data: Path, out: Path) -> dict[str, Any]:
 
     Of `data`, a manifest or a folder per class, the rows of the split `val` are used where there are such, else all. The version
     gets a suffix, so that answers and audit log tell the calibrations apart. Returns what changed. Raises WbcError for fewer than
-    MIN_CELLS usable cells, for cells of one class, and where no temperature fits them best.
+    MIN_CELLS usable cells, for cells of one class, where no temperature fits them best, and where `out` holds anything but what
+    the same call wrote there.
     """
     _check_out(out, model)
     network, card = load_model(model)
@@ -58,6 +59,7 @@ def calibrate(model: Path, data: Path, out: Path) -> dict[str, Any]:
     with building(out) as folder:
         shutil.copytree(model, folder, dirs_exist_ok=True)
         write_card(folder, new)
+        _refuse_other(out, folder, new)
     old_sets = prediction_sets(softmax(seen.logits, card.temperature), card.conformal_threshold)
     new_sets = cross_fitted_sets(seen, labels, card.conformal_coverage)
     return {
@@ -87,8 +89,19 @@ def _check(labels: Labels, data: Path) -> None:
         raise WbcError(f"{data}: {only}, and one class tells nothing of how classes are confused; add labelled cells of others")
 
 
+def _refuse_other(out: Path, built: Path, card: ModelCard) -> None:
+    """Raises WbcError where `out` holds another model, another calibration, or a file that somebody changed."""
+    if (out / CARD).is_file() and (there := read_card(out, verify=False)).version != card.version:
+        what = f"{out} holds model {there.version}, and this would be {card.version}"
+        raise WbcError(f"{what}: give --out another name, or move it away")
+    for path in sorted(out.iterdir()) if out.exists() else ():
+        same = built / path.name
+        if not same.is_file() or same.read_bytes() != path.read_bytes():
+            raise WbcError(f"{path} is not what was written there: give --out another name, or move it away")
+
+
 def _check_out(out: Path, model: Path) -> None:
-    """Raises WbcError where `out` holds anything but an earlier model directory, which is all that may be replaced there."""
+    """Raises WbcError where `out` holds what is no part of a model directory."""
     if out.resolve() == model.resolve():
         raise WbcError(f"{out} is the model itself, which is not changed: give --out another name")
     if not out.exists():

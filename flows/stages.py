@@ -1,6 +1,7 @@
 """The bodies of the pipeline's stages: files of a workspace in, files of a workspace out. `dvc.yaml` calls them by `wbc`."""
 
 import json
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pandas as pd
 
 from flows.progress import training_line
 from flows.sites import site_of
-from flows.workspace import find_workspace
+from flows.workspace import workspace_or_none
 from wbc_model.card import ModelCard, PoolName, read_card
 from wbc_model.cell_filter import CellFilter
 from wbc_model.decoded import DecodedCells
@@ -207,13 +208,16 @@ def evaluate_model(model: Path, data: Path, plots: Path | None, own_statistics: 
     """Any model directory on any labelled data; `own_statistics` as in `evaluate_data`."""
     from flows.workspace import label_names
     from wbc_model.evaluate import evaluate_data, plot_frame
+    from wbc_model.handed_out import hand_out_folder
 
     if not data.exists():
         raise WbcError(f"{data} does not exist: give a manifest CSV or a folder with a subfolder per class")
     metrics, frame = evaluate_data(model, data, own_statistics, label_names())
     card = read_card(model)
     if plots is not None:
-        plot_frame(frame, metrics, plots, f"{data.stem}, model {card.version}")
+        with tempfile.TemporaryDirectory(prefix="wbc-plots-") as built:
+            plot_frame(frame, metrics, Path(built), f"{data.stem}, model {card.version}")
+            hand_out_folder(Path(built), plots, workspace_or_none())
     statistics = "data" if own_statistics else "model"
     seen = seen_before(card, digests(frame, root_of(data))["sha256"].tolist())
     return {"model": str(model), "data": str(data), "statistics": statistics, **metrics, "seen_before": seen}
@@ -228,9 +232,8 @@ def seen_before(card: ModelCard, sha256s: list[str]) -> dict[str, Any]:
 
 def _pools_of(card: ModelCard) -> dict[PoolName, CellFilter]:
     """The pools of the workspace that we stand in, where a version of them made the model; else none."""
-    try:
-        workspace = find_workspace()
-    except WbcError:
+    workspace = workspace_or_none()
+    if workspace is None:
         return {}
     versions = workspace / "data/versions.csv"
     known = pd.read_csv(versions, dtype=str)["version"].tolist() if versions.exists() else []

@@ -66,6 +66,13 @@ def find_workspace(start: Path | None = None) -> Path:
     raise WbcError(f"{here} is not inside a workspace (no params.yaml and dvc.yaml): run `wbc init DIR` and go there")
 
 
+def workspace_or_none() -> Path | None:
+    """The workspace that we stand in; None where we stand in none."""
+    here = Path.cwd()
+    inside = any(all((folder / name).is_file() for name in MARKS) for folder in (here, *here.parents))
+    return find_workspace(here) if inside else None
+
+
 def label_names(start: Path | None = None) -> Mapping[str, str]:
     """What the workspace at or above `start` calls the classes beside their usual names; nothing outside a workspace."""
     from wbc_model.params import read_params

@@ -1,7 +1,8 @@
 """Files that are written for people to fill in or change: what somebody has put in is never written over.
 
-The workspace remembers, in `.wbc/handed_out.json`, the SHA-256 of what it wrote where. A file that is no longer that, byte for
-byte, is somebody's work.
+The workspace remembers, in `.wbc/handed_out.json`, the SHA-256 of what it wrote where: of what is to be written, and before it of
+what it takes the place of, so that a kill in between makes neither a stranger. A file that is no longer that, byte for byte, is
+somebody's work.
 """
 
 import hashlib
@@ -40,7 +41,9 @@ def _as_bytes(data: bytes | str) -> bytes:
 
 def is_ours(path: Path, workspace: Path) -> bool:
     """Whether `path` is byte for byte what the workspace wrote there, or is not there."""
-    return not path.exists() or (path.is_file() and _record(workspace).get(_key(path, workspace)) == _digest(path.read_bytes()))
+    if not path.exists():
+        return True
+    return path.is_file() and _digest(path.read_bytes()) in _record(workspace).get(_key(path, workspace), "").split()
 
 
 def was_handed_out(path: Path, workspace: Path) -> bool:
@@ -50,19 +53,39 @@ def was_handed_out(path: Path, workspace: Path) -> bool:
 
 def hand_out_bytes(path: Path, data: bytes) -> None:
     """Write a file whose name says what is in it; raises WbcError where something else is there."""
-    if path.exists() and not (path.is_file() and path.read_bytes() == data):
-        raise WbcError(f"{path} is another file than the one to be written: it is left as it is. Move it away")
+    _refuse_other([(path, data)])
     if not path.exists():
         write_atomic(path, data)
 
 
-def refuse_edited(files: Iterable[tuple[Path, bytes | str]], workspace: Path) -> None:
-    """Raises WbcError naming the first of these files that holds anything but what was written there, or what is to be."""
+def _refuse_other(files: Iterable[tuple[Path, bytes]]) -> None:
     for path, data in files:
-        if not is_ours(path, workspace) and not (path.is_file() and path.read_bytes() == _as_bytes(data)):
-            raise WbcError(
-                f"{path} was not written here, or was changed since: it is left as it is. Give another name, or move it away"
-            )
+        if path.exists() and not (path.is_file() and path.read_bytes() == data):
+            raise WbcError(f"{path} is another file than the one to be written: it is left as it is. Move it away")
+
+
+def refuse_edited(files: Iterable[tuple[Path, bytes | str]], workspace: Path) -> None:
+    """Raises WbcError naming those of these files that hold anything but what was written there, or what is to be."""
+    _refuse(
+        path
+        for path, data in files
+        if not is_ours(path, workspace) and not (path.is_file() and path.read_bytes() == _as_bytes(data))
+    )
+
+
+def refuse_foreign(paths: Iterable[Path], workspace: Path) -> None:
+    """As `refuse_edited`, before it is known what is to be written: long work is not begun for nothing."""
+    _refuse(path for path in paths if not is_ours(path, workspace))
+
+
+def _refuse(paths: Iterable[Path]) -> None:
+    names = [str(path) for path in paths]
+    if names:
+        others = f" (so are {', '.join(names[1:])})" if names[1:] else ""
+        raise WbcError(
+            f"{names[0]} was not written here, or was changed since: it is left as it is{others}. "
+            "Give another name, or move it away"
+        )
 
 
 def hand_out(files: Iterable[tuple[Path, bytes | str]], workspace: Path) -> None:
@@ -70,12 +93,28 @@ def hand_out(files: Iterable[tuple[Path, bytes | str]], workspace: Path) -> None
     content = [(path, _as_bytes(data)) for path, data in files]
     with locked(workspace / ".wbc/handed_out.lock"):
         refuse_edited(content, workspace)
-        # Remembered first: killed in between, the old content counts as somebody's, never the other way round.
-        kept = _record(workspace) | {_key(path, workspace): _digest(data) for path, data in content}
+        kept = _record(workspace) | {_key(path, workspace): _then_and_now(path, data) for path, data in content}
         write_atomic(workspace / _RECORD, json.dumps(kept, indent=1, sort_keys=True) + "\n")
         for path, data in content:
             if not path.is_file() or path.read_bytes() != data:
                 write_atomic(path, data)
+
+
+def _then_and_now(path: Path, data: bytes) -> str:
+    digests = [_digest(path.read_bytes())] if path.is_file() else []
+    return " ".join(dict.fromkeys([*digests, _digest(data)]))
+
+
+def hand_out_folder(built: Path, folder: Path, workspace: Path | None) -> None:
+    """Put the files of a folder that was built elsewhere into `folder`, as `hand_out` does; outside a workspace, which could
+    remember them, nothing is written over but the same."""
+    files = [(folder / path.name, path.read_bytes()) for path in sorted(built.iterdir())]
+    if workspace is not None:
+        hand_out(files, workspace)
+        return
+    _refuse_other(files)
+    for path, data in files:
+        hand_out_bytes(path, data)
 
 
 def move_aside(path: Path) -> Path:

@@ -1,5 +1,6 @@
 """`wbc calibrate`: a model's calibration made a site's own, the network and the model it came from left as they are."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -181,3 +182,24 @@ def test_a_calibration_makes_it_calibrated(model: Path, cells: Path, tmp_path: P
     write_card(copy, read_card(model).model_copy(update={"uncalibrated": "for a reason"}))
     calibrate(copy, cells, tmp_path / "out")
     assert read_card(tmp_path / "out").uncalibrated == ""
+
+
+def test_neither_another_model_nor_an_edited_one_is_replaced(model: Path, cells: Path, tmp_path: Path) -> None:
+    out = tmp_path / "here"
+    first = calibrate(model, cells, out)["version"]
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert calibrate(model, cells, out)["version"] == first, "the same call again"
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    other = Path(shutil.copytree(model, tmp_path / "other"))
+    write_card(other, read_card(model).model_copy(update={"version": "another"}))
+    table = pd.read_csv(cells).assign(path=lambda rows: [str(cells.parent / path) for path in rows["path"]])
+    table.head(100).to_csv(tmp_path / "fewer.csv", index=False)
+    ways = "give --out another name, or move it away"
+    for start, data, says in ((other, cells, rf"here holds model {re.escape(first)}.*"), (model, tmp_path / "fewer.csv", "")):
+        with pytest.raises(WbcError, match=f"{says}{ways}") as caught:
+            calibrate(start, data, out)
+        assert "\n" not in str(caught.value)
+    (out / "README.md").write_text("my own words\n")
+    with pytest.raises(WbcError, match=rf"here/README\.md .*{ways}"):
+        calibrate(model, cells, out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before | {"README.md": b"my own words\n"}
