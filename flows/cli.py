@@ -276,7 +276,9 @@ def raabin_command(
     if report.unnamed:
         lines.append(f"{len(report.unnamed)} files do not begin with a smear's name, the first: {report.unnamed[0]}")
     lines += [f"warning: {line}" for line in report.warnings]
-    _emit(report.to_dict(), json_, "\n".join([*lines, f"wrote {', '.join(map(str, report.wrote))}"]))
+    lines.append(f"wrote {', '.join(map(str, report.wrote))}")
+    following = f"next: `{shlex.join(['wbc', 'ingest', str(report.wrote[0])])}` takes one of them into the pools"
+    _emit(report.to_dict(), json_, "\n".join([*lines, following]))
 
 
 # --- the stages, as dvc.yaml calls them ----------------------------------------------------------------------------------
@@ -396,7 +398,7 @@ def calibrate_command(
         + (f"no cell of {', '.join(result['without'])}: how the model errs there is not known\n" if result["without"] else "")
         + ("" if result["knows_the_site"] else "too few nuclei were found to know the site by its cells\n")
         + "".join(f"{line}\n" for line in result["seen_before"]["warnings"])
-        + f"wrote {out}, version {result['version']}"
+        + f"wrote {out}, version {result['version']}\nnext: `{shlex.join(['wbc', 'serve', '--model', str(out)])}` serves it"
     )
     _emit({**result, "wrote": [str(out)]}, json_, text)
 
@@ -415,7 +417,11 @@ def query_command(
 
     result = _stage("query", body)
     text = f"{result['cells']} of {result['pool']} unlabelled cells queued by {result['strategy']}\nwrote {result['wrote']}"
-    _emit(result, json_, text)
+    if result["cells"]:
+        following = "`wbc labels export FILE.csv` writes them for people (.json for Label Studio)"
+    else:
+        following = "`wbc query --count N` asks for N" if result["pool"] else "`wbc ingest DATA` takes more images in"
+    _emit(result, json_, f"{text}\nnext: {following}")
 
 
 @app.command("package")
@@ -505,7 +511,18 @@ def labels_export_command(
 
     count = export_queue(_workspace(), out, images)
     wrote = [str(out), *([str(out.with_suffix(".xml"))] if out.suffix == ".json" else []), *([str(images)] if images else [])]
-    _emit({"cells": count, "wrote": wrote}, json_, f"{count} cells await a label\nwrote {', '.join(wrote)}")
+    following = f"\nnext: {_labelling(out)}" if count else ""
+    _emit({"cells": count, "wrote": wrote}, json_, f"{count} cells await a label\nwrote {', '.join(wrote)}{following}")
+
+
+def _labelling(sheet: Path) -> str:
+    """What to do with cells that were exported, as far as their labels are back."""
+    if sheet.suffix.casefold() == ".csv":
+        return f"fill in its column label, then `{shlex.join(['wbc', 'labels', 'import', str(sheet)])}`"
+    config = sheet.with_suffix(".xml")
+    return (
+        f"in Label Studio take {config} for the labelling interface and import {sheet}; `wbc labels import` takes its export in"
+    )
 
 
 @labels_app.command("import")
@@ -618,7 +635,9 @@ def labels_test_command(
     lines += [f"{result['awaited']} drawn cells await a label"]
     if result["awaited"] and export is None:
         lines += ["`wbc labels test --export FILE.csv` writes them, `wbc labels import FILE.csv` takes their labels in"]
-    _emit(result, json_, "\n".join([*lines, *([f"wrote {', '.join(result['wrote'])}"] if result["wrote"] else [])]))
+    lines += [f"wrote {', '.join(result['wrote'])}"] if result["wrote"] else []
+    lines += [f"next: {_labelling(export)}"] if result["awaited"] and export is not None else []
+    _emit(result, json_, "\n".join(lines))
 
 
 @labels_app.command("replay")
@@ -637,7 +656,8 @@ def labels_status_command(json_: Json = False) -> None:
     """How many labels there are, who gave them, how many are awaited."""
     from flows.labels import status
 
-    result = status(_workspace())
+    workspace = _workspace()
+    result = status(workspace)
     lines = [
         ", ".join(f"{name} {result[name]}" for name in ("labelled", "unlabelled", "validation", "test")),
         "labelled by: " + (", ".join(f"{name} {count}" for name, count in result["labelled_by"].items()) or "nobody"),
@@ -646,7 +666,7 @@ def labels_status_command(json_: Json = False) -> None:
         *([f"{result['superseded']} labels were superseded by later ones"] * bool(result["superseded"])),
         *([f"{result['conflicts']} conflicts wait for a decision: `wbc labels decide`"] * bool(result["conflicts"])),
     ]
-    _emit(result, json_, "\n".join(lines))
+    _emit(result, json_, "\n".join(lines), workspace)
 
 
 # --- studies ---------------------------------------------------------------------------------------------------------------
@@ -675,7 +695,8 @@ def benchmark_command(
     workspace = _workspace()
     if plan:
         result = benchmark.plan(workspace, study)
-        _emit(result, json_, benchmark.plan_text(result))
+        following = f"next: `{shlex.join(['wbc', 'benchmark', str(study)])}` runs it"
+        _emit(result, json_, f"{benchmark.plan_text(result)}\n{following}")
         return
     watch_flow()
     if not all(seed.strip().isdigit() for seed in seeds.split(",") if seeds):
@@ -772,6 +793,7 @@ def outbox_command(
     lines = [f"{result['pending']} wait, the oldest for {result['oldest_seconds']:.0f} s; {result['failed']} refused"]
     lines += [f"  {one['control_id']} of report {one['report']}: {one['error']}" for one in failed]
     lines += [f"{result['sent_again']} put back in the queue"] if again else []
+    lines += ["next: `wbc outbox --again` sends them again, when the receiver takes them"] if failed and not again else []
     _emit(result, json_, "\n".join(lines))
 
 
@@ -838,7 +860,8 @@ def reports_export_command(
     lines += [f"{done.no_image} left out, their images are not kept"] if done.no_image else []
     lines += [f"{done.none} left out, they were said to be no cell of the differential"] if done.none else []
     lines += [f"{done.superseded} left out, a later decision on the same file stands"] if done.superseded else []
-    lines += [f"wrote {out}", f"next: wbc ingest {manifest}, or wbc calibrate --model MODEL --data {manifest} --out DIR"]
+    calibrate = f"wbc calibrate --model MODEL --data {shlex.quote(str(manifest))} --out DIR"
+    lines += [f"wrote {out}", f"next: `wbc ingest {shlex.quote(str(manifest))}`, or `{calibrate}`"]
     _emit({**done._asdict(), "wrote": str(out), "manifest": str(manifest)}, json_, "\n".join(lines))
 
 
@@ -880,6 +903,7 @@ def backup_command(
     audit = found["audit"]
     lines = [f"{found['reports']} reports, " + (f"{audit['records']} records of the audit log" if audit else "no audit log")]
     lines += ["" if found["keys"] else "no keyring", *_image_keys_line(found), f"wrote {out}"]
+    lines += [f"`{shlex.join(['wbc', 'restore', str(out)])}` brings it back"]
     _emit({**found, "wrote": [str(out)]}, json_, "\n".join(line for line in lines if line))
 
 
@@ -896,7 +920,7 @@ def restore_command(
     lines = [f"{found['reports']} reports as of {found['made_at']}"]
     lines += [f"newer than the backup and put aside: {what}" for what in found["newer"]]
     lines += [f"what was here is in {found['aside']}"] if found["aside"] else []
-    _emit(found, json_, "\n".join([*lines, *_image_keys_line(found)]))
+    _emit(found, json_, "\n".join([*lines, *_image_keys_line(found), "next: `wbc serve` starts the service again"]))
 
 
 def _image_keys_line(found: dict[str, Any]) -> list[str]:
@@ -935,7 +959,13 @@ def keys_add_command(
 
     path = _keyring(file)
     key = add_key(path, name, [choice.value for choice in scope])
-    _emit({"name": name, "key": key, "wrote": [str(path)]}, json_, f"{key}\nkept nowhere else: note it now\nwrote {path}")
+    following = "next: send it in the header X-API-Key; a running service takes it at once, `wbc serve` starts one"
+    text = f"{key}\nkept nowhere else: note it now\nwrote {path}\n{following}"
+    _emit({"name": name, "key": key, "wrote": [str(path)]}, json_, text)
+
+
+def _add_a_key(file: Path | None) -> str:
+    return "wbc keys add NAME --scope SCOPE" + (f" --file {shlex.quote(str(file))}" if file else "")
 
 
 @keys_app.command("list")
@@ -945,7 +975,7 @@ def keys_list_command(file: KeysFile = None, json_: Json = False) -> None:
 
     keys = [{"name": key.name, "scopes": sorted(key.scopes), "created": key.created} for key in list_keys(_keyring(file))]
     lines = [f"{key['name']}  {','.join(key['scopes'])}  {key['created']}" for key in keys]
-    _emit({"keys": keys}, json_, "\n".join(lines) or "no key")
+    _emit({"keys": keys}, json_, "\n".join(lines) or f"no key\nnext: `{_add_a_key(file)}` makes one")
 
 
 @keys_app.command("revoke")
@@ -959,7 +989,8 @@ def keys_revoke_command(
 
     path = _keyring(file)
     revoke_key(path, name)
-    _emit({"name": name, "wrote": [str(path)]}, json_, f"{name} is revoked\nwrote {path}")
+    text = f"{name} is revoked\nwrote {path}\nnext: `{_add_a_key(file)}` makes another"
+    _emit({"name": name, "wrote": [str(path)]}, json_, text)
 
 
 def _audit_log(file: Path | None) -> Path:
@@ -1052,9 +1083,16 @@ def gc_command(
 
     result = collect(_workspace(), keep, champions, yes)
     what = [f"  {line}" for line in result["lines"]] or ["  nothing"]
-    end = "deleted" if yes else "nothing was deleted: `wbc gc --yes` deletes this" if result["lines"] else "all is kept"
-    head = "no longer kept:"
-    _emit(result, json_, "\n".join([head, *what, f"{result['frees'] / 1e6:.1f} MB", end]))
+    text = ["no longer kept:", *what, f"{result['frees'] / 1e6:.1f} MB"]
+    if not result["lines"]:
+        text += ["all is kept"]
+    elif yes:
+        back = "`git checkout pools-vN`, `dvc checkout data/pools.dvc data/images.dvc`, `dvc repro`"
+        text += ["deleted; images, pools and labels stay", f"a model comes back from its pools: {back}"]
+    else:
+        same = f"wbc gc --keep {keep}" + (f" --champions {champions}" if champions is not None else "")
+        text += ["nothing was deleted", f"next: `{same} --yes` deletes this"]
+    _emit(result, json_, "\n".join(text))
 
 
 @app.command("demo")

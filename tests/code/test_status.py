@@ -4,11 +4,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
 from flows import labels, notify
+from flows.cli import app
 from flows.state import State, hold_lock, note_learned
 from flows.status import next_command, status, status_text
 from flows.workspace import template
@@ -106,3 +109,60 @@ def test_a_command_ends_with_the_next_one(marked: Path) -> None:
     command = [sys.executable, "-m", "flows.cli", "labels", "import", "given.csv", "--annotator", "ada"]
     done = subprocess.run(command, cwd=marked, capture_output=True, text=True, check=True).stdout.splitlines()
     assert done[-1] == "next: `wbc retrain` learns the 2 labels that came since the last training"
+
+
+def said(folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> list[str]:
+    """The lines of a command; with --json it says nothing but JSON."""
+    monkeypatch.chdir(folder)
+    json.loads(CliRunner().invoke(app, [*arguments, "--json"], catch_exceptions=False).stdout)
+    return CliRunner().invoke(app, list(arguments), catch_exceptions=False).stdout.splitlines()
+
+
+def test_queries_and_exports_end_with_what_to_do_with_them(marked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer: dict[str, Any] = {"cells": 3, "pool": 9, "strategy": "badge", "wrote": "data/queue.csv"}
+    monkeypatch.setattr("flows.cli._stage", lambda name, body: answer)
+    labels_next = "next: `wbc labels export FILE.csv` writes them for people (.json for Label Studio)"
+    assert said(marked, monkeypatch, "query")[-1] == labels_next
+    answer |= {"cells": 0}
+    assert said(marked, monkeypatch, "query")[-1] == "next: `wbc query --count N` asks for N"
+    answer |= {"pool": 0}
+    assert said(marked, monkeypatch, "query")[-1] == "next: `wbc ingest DATA` takes more images in"
+    pools = fill(marked)
+    ask(marked, pools, 2)
+    (marked / ".wbc").mkdir(exist_ok=True)
+    monkeypatch.setattr("flows.labels._with_bytes", lambda workspace, cells: iter(()))
+    fill_in = "next: fill in its column label, then `wbc labels import ask.csv`"
+    assert said(marked, monkeypatch, "labels", "export", "ask.csv")[-1] == fill_in
+    studio = "next: in Label Studio take ask.xml for the labelling interface and import ask.json; "
+    studio += "`wbc labels import` takes its export in"
+    assert said(marked, monkeypatch, "labels", "export", "ask.json")[-1] == studio
+
+
+def test_keys_end_with_what_to_do_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = ["--file", "some keys"]
+    monkeypatch.chdir(tmp_path)
+    shown = CliRunner().invoke(app, ["keys", "add", "lab", "--scope", "classify", *keys], catch_exceptions=False).stdout
+    assert (
+        shown.splitlines()[-1]
+        == "next: send it in the header X-API-Key; a running service takes it at once, `wbc serve` starts one"
+    )
+    assert not [line for line in said(tmp_path, monkeypatch, "keys", "list", *keys) if line.startswith("next")]
+    gone = CliRunner().invoke(app, ["keys", "revoke", "lab", *keys], catch_exceptions=False).stdout.splitlines()
+    assert gone[-1] == "next: `wbc keys add NAME --scope SCOPE --file 'some keys'` makes another"
+    assert said(tmp_path, monkeypatch, "keys", "list", *keys)[-1] == gone[-1].replace("another", "one")
+
+
+def test_gc_ends_with_the_command_that_was_meant_and_the_way_back(marked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = ["models/candidate 0123456789ab"]
+    answer = {"deleted": False, "frees": 1e6, "versions": [], "lines": lines}
+    monkeypatch.setattr("flows.disk.collect", lambda *arguments: answer)
+    shown = said(marked, monkeypatch, "gc", "--keep", "2", "--champions", "3")
+    assert shown[-1] == "next: `wbc gc --keep 2 --champions 3 --yes` deletes this"
+    assert "nothing was deleted" in shown[-2]
+    shown = said(marked, monkeypatch, "gc", "--yes")
+    assert shown[-2:] == [
+        "deleted; images, pools and labels stay",
+        "a model comes back from its pools: `git checkout pools-vN`, `dvc checkout data/pools.dvc data/images.dvc`, `dvc repro`",
+    ]
+    lines.clear()
+    assert said(marked, monkeypatch, "gc")[-1] == "all is kept"
