@@ -68,9 +68,10 @@ def find_workspace(start: Path | None = None) -> Path:
 
 def workspace_or_none() -> Path | None:
     """The workspace that we stand in; None where we stand in none."""
-    here = Path.cwd()
-    inside = any(all((folder / name).is_file() for name in MARKS) for folder in (here, *here.parents))
-    return find_workspace(here) if inside else None
+    try:
+        return find_workspace()
+    except WbcError:
+        return None
 
 
 def label_names(start: Path | None = None) -> Mapping[str, str]:
