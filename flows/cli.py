@@ -117,12 +117,14 @@ def _emit(result: Mapping[str, Any], as_json: bool, text: str, workspace: Path |
         print(f"next: {following}") if following else None
 
 
-def _workspace() -> Path:
+def _workspace(of_sites: bool = False) -> Path:
+    """The workspace that we stand in; `of_sites`: the one that takes sites in, which is the parent where we stand in a site."""
     from flows.identity import identify
     from flows.installed import relink
+    from flows.sites import parent_workspace
     from flows.workspace import find_workspace
 
-    workspace = find_workspace()
+    workspace = parent_workspace() if of_sites else find_workspace()
     relink(workspace)
     _, moved = identify(workspace)
     if moved:
@@ -728,9 +730,8 @@ def onboard_command(
     """
     from flows.onboard import onboard
     from flows.progress import Progress
-    from flows.sites import parent_workspace
 
-    result = onboard(parent_workspace(), data, labels, answers, model, Progress(), commit)
+    result = onboard(_workspace(of_sites=True), data, labels, answers, model, Progress(), commit)
     given = {"--labels": labels, "--model": model}
     again = ["wbc", "onboard", str(data), *(str(x) for name, value in given.items() if value is not None for x in (name, value))]
     again += ["--commit"] if commit else []

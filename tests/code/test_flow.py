@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -158,34 +159,29 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield workspace
 
 
+@dataclass
+class Whole:
+    """A workspace after a retraining that nobody stopped; what came of it, and what a second one heard meanwhile."""
+
+    workspace: Path
+    outcome: dict[str, Any]
+    refused: "subprocess.CompletedProcess[str]"
+    pid: int
+
+
 @pytest.fixture(scope="module")
-def runs(filled: Path) -> Iterator[dict[str, Path]]:
-    """A retraining that nobody stopped, and at the same time one that was: by Ctrl-C in training, and by SIGKILL when the labels
-    had come in."""
-    sites = {name: Path(shutil.copytree(filled, filled.parent / name)) for name in ("whole", "killed")}
-    whole = begin(sites["whole"], "--commit")
-    process = None
+def whole(filled: Path) -> Iterator[Whole]:
+    workspace = Path(shutil.copytree(filled, filled.parent / "whole"))
+    process = begin(workspace, "--commit")
     try:
-        killed = sites["killed"]
-        process = begin(killed, "--commit")
         until(lambda: in_stage(process, "train"), process)
-        refused = wbc(killed, "retrain")
-        (killed / "refused.txt").write_text(f"{refused.returncode}\n{process.pid}\n{refused.stderr}")
-        interrupt(process)
-        (killed / "interrupted.txt").write_text(f"{process.returncode}\n{(killed / 'err.txt').read_text()}")
-        process = begin(killed)
-        until(lambda: (killed / "data/labels.csv").exists(), process)
-        time.sleep(random.uniform(0, 4))
-        kill(process)
-        process = begin(killed)
-        assert process.wait(600) == 0, (killed / "err.txt").read_text()
-        assert whole.wait(600) == 0, (sites["whole"] / "err.txt").read_text()
-        yield sites
+        refused = wbc(workspace, "retrain")
+        assert process.wait(600) == 0, (workspace / "err.txt").read_text()
+        yield Whole(workspace, outcome(workspace), refused, process.pid)
     finally:
-        for one in (whole, process):
-            if one is not None and one.poll() is None:
-                one.kill()
-                one.wait()
+        if process.poll() is None:
+            process.kill()
+            process.wait()
 
 
 def test_a_prefect_server_that_is_gone_is_one_line(filled: Path) -> None:
@@ -208,39 +204,30 @@ def test_a_prefect_server_that_is_gone_is_one_line(filled: Path) -> None:
     assert line.startswith(f"wbc: error: the workspace's own Prefect server (see {log}) answers no more: ")
 
 
-def test_a_killed_retraining_ends_as_the_one_that_nobody_killed(runs: dict[str, Path]) -> None:
-    whole, killed = outcome(runs["whole"]), outcome(runs["killed"])
-    assert killed == whole
-    first, second = (row["labels"] for row in whole["cycles"])
+def test_a_retraining_asks_learns_and_tags_what_belongs_together(whole: Whole) -> None:
+    first, second = (row["labels"] for row in whole.outcome["cycles"])
     assert first < second
-    assert whole["tags"].split() == ["pools-v1", "pools-v2"]
+    assert whole.outcome["tags"].split() == ["pools-v1", "pools-v2"]
 
 
-def test_a_second_retraining_at_once_is_refused_in_one_line(runs: dict[str, Path]) -> None:
-    code, pid, line = (runs["killed"] / "refused.txt").read_text().splitlines()
-    assert code == "1"
-    assert line.startswith(f"wbc: error: a retraining runs in this workspace already (pid {pid}, since ")
+def test_a_second_retraining_at_once_is_refused_in_one_line(whole: Whole) -> None:
+    assert whole.refused.returncode == 1
+    (line,) = whole.refused.stderr.splitlines()
+    assert line.startswith(f"wbc: error: a retraining runs in this workspace already (pid {whole.pid}, since ")
 
 
-def test_ctrl_c_ends_a_retraining_soon_and_in_one_line(runs: dict[str, Path]) -> None:
-    code, *lines = (runs["killed"] / "interrupted.txt").read_text().splitlines()
-    assert code == "130"
-    assert lines[-1].startswith("wbc: interrupted; ")
-    assert not any("Traceback" in line for line in lines)
-
-
-def test_the_log_of_a_training_tells_how_far_it_is(runs: dict[str, Path]) -> None:
-    logs = sorted((runs["whole"] / ".wbc/logs").glob("*/*-train.log"))
+def test_the_log_of_a_training_tells_how_far_it_is(whole: Whole) -> None:
+    logs = sorted((whole.workspace / ".wbc/logs").glob("*/*-train.log"))
     assert len(logs) == 2
     for log in logs:
         told = [line.split(":")[0] for line in log.read_text().splitlines() if TRAINING_LINE.match(line)]
         assert told == ["update     2 of 4", "update     4 of 4"], log
 
 
-def test_the_registry_holds_runs_metrics_pools_and_the_champion(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_registry_holds_runs_metrics_pools_and_the_champion(whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow import MlflowClient
 
-    workspace = runs["killed"]
+    workspace = whole.workspace
     monkeypatch.chdir(workspace)  # MLflow's files are named relative to the workspace
     client = MlflowClient(f"sqlite:///{workspace}/mlflow.db", f"sqlite:///{workspace}/mlflow.db")
     experiment = client.get_experiment_by_name("wbc")
@@ -273,9 +260,9 @@ def test_the_registry_holds_runs_metrics_pools_and_the_champion(runs: dict[str, 
 
 
 def test_a_clone_makes_the_same_weights_and_runs_nothing_that_has_not_changed(
-    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workspace = runs["whole"]
+    workspace = whole.workspace
     assert git(workspace, "status", "--porcelain", "--untracked-files=no") == ""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     dvc(workspace, "remote", "add", "--global", "-d", "disk", str(tmp_path / "remote"))  # known at every commit
@@ -312,8 +299,8 @@ def test_a_clone_makes_the_same_weights_and_runs_nothing_that_has_not_changed(
     assert git(clone, "status", "--porcelain") == ""
 
 
-def test_only_a_change_that_matters_to_a_stage_makes_it_run(runs: dict[str, Path]) -> None:
-    workspace = runs["whole"]
+def test_only_a_change_that_matters_to_a_stage_makes_it_run(whole: Whole) -> None:
+    workspace = whole.workspace
 
     def touched() -> set[str]:
         status = json.loads(dvc(workspace, "status", "--json"))
@@ -332,8 +319,8 @@ def test_only_a_change_that_matters_to_a_stage_makes_it_run(runs: dict[str, Path
     git(workspace, "checkout", "--", "params.yaml")
 
 
-def test_metrics_and_plots_are_declared(runs: dict[str, Path], tmp_path: Path) -> None:
-    workspace = runs["whole"]
+def test_metrics_and_plots_are_declared(whole: Whole, tmp_path: Path) -> None:
+    workspace = whole.workspace
     change = json.loads(dvc(workspace, "metrics", "diff", "--all", "pools-v1", "pools-v2", "--json"))
     rows = json.loads((workspace / "out.txt").read_text())["cycles"]
     accuracy = change["metrics.json"]["accuracy"]
@@ -344,41 +331,12 @@ def test_metrics_and_plots_are_declared(runs: dict[str, Path], tmp_path: Path) -
         assert words in page
 
 
-def test_a_schedule_of_seconds_sees_a_run_end_well(runs: dict[str, Path]) -> None:
-    workspace = runs["whole"]
-    before = read_state(workspace)
-    command = [sys.executable, "-m", "flows.cli", "schedule", "--every", "3", "--watch", "3000"]
-    log = workspace / "schedule.txt"
-    with log.open("w") as output:
-        process = subprocess.Popen(command, cwd=workspace, env=environment(), stdout=output, stderr=output, text=True)
-    try:
-        until(lambda: "Prefect API at" in log.read_text(), process)
-        url = log.read_text().split("Prefect API at ")[1].split(";")[0]
-
-        def completed() -> bool:
-            time.sleep(0.5)  # the server has more to do than to answer
-            states = scheduled_runs(url)
-            assert not {kind for _, kind in states} & {"FAILED", "CRASHED"}, states
-            state = read_state(workspace)
-            assert state is not None
-            assert before is not None
-            return (retraining_flow(workspace), "COMPLETED") in states and state.key != before.key and state.status == "done"
-
-        until(completed, process)
-    finally:
-        started = psutil.Process(process.pid).children(recursive=True)
-        process.terminate()
-        process.wait(60)
-    _, left = psutil.wait_procs(started, timeout=20)
-    assert not left, [child.cmdline() for child in left]
-
-
-def test_enough_new_labels_ask_for_a_retraining(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_enough_new_labels_ask_for_a_retraining(whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
     from flows import schedule
 
     asked: list[str] = []
     monkeypatch.setattr("prefect.deployments.run_deployment", lambda name, **named: asked.append(named["idempotency_key"]))
-    workspace = runs["killed"]
+    workspace = whole.workspace
     cells = Pools.read(workspace / "data/pools").frames["unlabelled"].head(5)
     assert schedule.label_watch(workspace) == 0
     record(workspace, oracle_answers(workspace, cells.head(4)), 2)
@@ -390,8 +348,8 @@ def test_enough_new_labels_ask_for_a_retraining(runs: dict[str, Path], monkeypat
     assert len(set(asked)) == 1  # Prefect makes one run of one key
 
 
-def test_the_champion_before_comes_back_from_the_registry(runs: dict[str, Path], tmp_path: Path) -> None:
-    workspace, params = runs["killed"], read_params(runs["killed"] / "params.yaml")
+def test_the_champion_before_comes_back_from_the_registry(whole: Whole, tmp_path: Path) -> None:
+    workspace, params = whole.workspace, read_params(whole.workspace / "params.yaml")
     first = file_sha256(workspace / "models/champion/weights.safetensors")
     tracker = open_tracker(workspace, params)
     before = tracker.alias("champion")
@@ -420,6 +378,61 @@ def test_the_champion_before_comes_back_from_the_registry(runs: dict[str, Path],
     again = wbc(workspace, "champion", "--rollback", "--reason", "once more")
     assert again.returncode == 1
     assert again.stderr == f"wbc: error: version {before} was the first champion: there is none before it\n"
+
+
+@pytest.mark.slow
+def test_a_killed_retraining_ends_as_the_one_that_nobody_killed(filled: Path, whole: Whole) -> None:
+    """By Ctrl-C in training, and by SIGKILL when the labels had come in."""
+    killed = Path(shutil.copytree(filled, filled.parent / "killed"))
+    process = begin(killed, "--commit")
+    try:
+        until(lambda: in_stage(process, "train"), process)
+        interrupt(process)
+        said = (killed / "err.txt").read_text()
+        assert process.returncode == 130
+        assert said.splitlines()[-1].startswith("wbc: interrupted; ")
+        assert "Traceback" not in said
+        process = begin(killed)
+        until(lambda: (killed / "data/labels.csv").exists(), process)
+        time.sleep(random.uniform(0, 4))
+        kill(process)
+        process = begin(killed)
+        assert process.wait(600) == 0, (killed / "err.txt").read_text()
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    assert outcome(killed) == whole.outcome
+
+
+@pytest.mark.slow
+def test_a_schedule_of_seconds_sees_a_run_end_well(whole: Whole) -> None:
+    workspace = whole.workspace
+    before = read_state(workspace)
+    command = [sys.executable, "-m", "flows.cli", "schedule", "--every", "3", "--watch", "3000"]
+    log = workspace / "schedule.txt"
+    with log.open("w") as output:
+        process = subprocess.Popen(command, cwd=workspace, env=environment(), stdout=output, stderr=output, text=True)
+    try:
+        until(lambda: "Prefect API at" in log.read_text(), process)
+        url = log.read_text().split("Prefect API at ")[1].split(";")[0]
+
+        def completed() -> bool:
+            time.sleep(0.5)  # the server has more to do than to answer
+            states = scheduled_runs(url)
+            assert not {kind for _, kind in states} & {"FAILED", "CRASHED"}, states
+            state = read_state(workspace)
+            assert state is not None
+            assert before is not None
+            return (retraining_flow(workspace), "COMPLETED") in states and state.key != before.key and state.status == "done"
+
+        until(completed, process)
+    finally:
+        started = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        process.wait(60)
+    _, left = psutil.wait_procs(started, timeout=20)
+    assert not left, [child.cmdline() for child in left]
 
 
 @pytest.mark.slow
