@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any, Final
 import pandas as pd
 
 from flows.fingerprint import closure, imported_modules, reachable, source_path
+from flows.workspace import is_committed
 from wbc_model.errors import WbcError
 from wbc_model.files import locked, write_atomic
-from wbc_model.handed_out import hand_out, hand_out_folder, refuse_foreign
+from wbc_model.handed_out import adopt, hand_out, hand_out_folder, refuse_foreign
 from wbc_model.ingest import ingest
 from wbc_model.manifest import read_manifest
 from wbc_model.params import RENDERED, Params
@@ -99,7 +100,7 @@ def benchmark(workspace: Path, request: Request, say: Callable[[str], None]) -> 
     study = read_study(request.study, workspace / "params.yaml")
     out = _out(request, study, workspace)
     if not request.worker:
-        refuse_foreign([out / name for name in _file_names(study)], workspace)
+        _refuse_foreign(study, out, workspace)
     seeds = seeds_of(study, request.seeds)
     cache = (request.cache or workspace / CACHE).resolve()
     sources = {name: find_data(name, given, request) for name, given in _named_data(study).items()}
@@ -138,6 +139,7 @@ def report(workspace: Path, request: Request) -> dict[str, Any]:
 
     study = read_study(request.study, workspace / "params.yaml")
     out = _out(request, study, workspace)
+    _refuse_foreign(study, out, workspace)
     path = out / "results.parquet"
     if not path.exists():
         raise WbcError(f"{path} is missing: run `wbc benchmark {request.study}` first")
@@ -161,6 +163,13 @@ def result_text(result: dict[str, Any]) -> str:
     ]
     done = [f"{result['trained']} trainings done, {result['reused']} were recorded already"] if "trained" in result else []
     return "\n".join([*lines, *done, f"wrote {', '.join(result.get('wrote', result.get('report', [])))}"])
+
+
+def _refuse_foreign(study: Study, out: Path, workspace: Path) -> None:
+    """Raises WbcError where a file of the study is somebody's work: not written here, and not as git has it."""
+    files = [out / name for name in _file_names(study)]
+    adopt([path for path in files if path.is_file() and is_committed(path)], workspace)
+    refuse_foreign(files, workspace)
 
 
 def write_results(results: pd.DataFrame, out: Path, workspace: Path) -> None:

@@ -209,9 +209,11 @@ def note_decision(workspace: Path, retraining: str, decision: Decision) -> None:
 # --- promotion ---------------------------------------------------------------------------------------------------------
 
 
-def promote(packaged: Path, champion: Path, test_metrics: Mapping[str, Any], test: CellFilter | None = None) -> None:
-    """Put a copy of the candidate as packaged, its card with the test metrics and the `test` cells that they are from added, in
-    the champion's place in one step."""
+def promote(
+    packaged: Path, champion: Path, test_metrics: Mapping[str, Any], test: CellFilter | None = None, commit: str = ""
+) -> None:
+    """Put a copy of the candidate as packaged in the champion's place in one step. Its card gets the test metrics, the `test` cells
+    that they are from, and the `commit` that has its pools."""
     from wbc_model.card import read_card
     from wbc_model.export import write_card
 
@@ -220,7 +222,7 @@ def promote(packaged: Path, champion: Path, test_metrics: Mapping[str, Any], tes
     metrics = {**card.metrics, "test": dict(test_metrics)}
     with building(champion) as temporary:
         shutil.copytree(packaged, temporary, dirs_exist_ok=True)
-        write_card(temporary, card.model_copy(update={"metrics": metrics, "cells": cells}))
+        write_card(temporary, card.model_copy(update={"metrics": metrics, "cells": cells, "git_commit": commit}))
 
 
 def mend(champion: Path) -> None:

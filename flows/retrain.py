@@ -351,7 +351,8 @@ def _carry_out(ctx: Context, run: str, version: str, decision: gate.Decision) ->
             tracker.client.set_tag(target, name, value)
     if decision.promoted and (not decision.in_place or tracker.alias("champion") is None):
         metrics, scored = ctx.state.rows[-1]["metrics"], scored_cells(workspace)
-        gate.promote(workspace / PACKAGED_MODEL, workspace / "models/champion", metrics, scored)
+        commit = versioning.commit_of(workspace, ctx.state.rows[-1]["pools"]) if ctx.state.commit else ""
+        gate.promote(workspace / PACKAGED_MODEL, workspace / "models/champion", metrics, scored, commit)
         if decision.champion and decision.champion != version:
             tracker.tag_version(version, {BEFORE: decision.champion})
         tracker.set_alias("champion", version)

@@ -261,6 +261,11 @@ def tag(workspace: Path, version: PoolsVersion) -> None:
                        f"git tag -d {version.name}`), and run this again")  # fmt: skip
 
 
+def commit_of(workspace: Path, tag: str) -> str:
+    """The commit that a tag names; empty where there is no such tag."""
+    return _asked_git(workspace, "rev-parse", "--verify", "--quiet", f"refs/tags/{tag}^{{commit}}").stdout.strip()
+
+
 def _asked_git(workspace: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     """Git without anybody to answer it: no editor, no question, no terminal."""
     values = environment() | {"GIT_EDITOR": "true", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}

@@ -129,6 +129,16 @@ def is_git_repository(folder: Path) -> bool:
     return answer.stdout.strip() == "true"
 
 
+def is_committed(path: Path) -> bool:
+    """Whether git has a file as it is now."""
+    if not is_git_repository(path.parent):
+        return False
+    git = ["git", "-C", str(path.parent), "-c", "core.quotepath=false"]
+    known = subprocess.run([*git, "ls-files", "--", path.name], capture_output=True, text=True, check=False).stdout.strip()
+    changed = subprocess.run([*git, "status", "--porcelain", "--", path.name], capture_output=True, text=True, check=False)
+    return bool(known) and changed.returncode == 0 and not changed.stdout.strip()
+
+
 def has_identity(workspace: Path) -> bool:
     """Whether git knows who commits here."""
     question = ["git", "-C", str(workspace), "-c", "user.useConfigOnly=true", "var", "GIT_COMMITTER_IDENT"]

@@ -66,7 +66,7 @@ class ModelCard(BaseModel):
     pool_version: str = ""
     data_source: str = ""
     rendered: bool = False
-    git_commit: str = ""  # of cards made before: `pool_version` names the tag `pools-vN`, and with it the commit (decision 044)
+    git_commit: str = ""  # a champion's: the commit that its pools and it are tagged in, where there is one (decision 044)
     parameters: dict[str, Any] = {}
     metrics: dict[str, Any] = {}
     sha256: dict[str, str] = {}

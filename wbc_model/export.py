@@ -88,7 +88,7 @@ granulocytes, erythroblasts, platelets, artefacts or malignant cells: it will gi
 | | |
 |---|---|
 | training data | {source} |
-| pool version | `{card.pool_version}` |
+| pool version | `{card.pool_version}`{f", in commit `{card.git_commit}`" if card.git_commit else ""} |
 | newest label | {card.created_at or "without a time"} |
 | network | {network} |
 | input | {card.input_size} x {card.input_size} pixels, RGB |

@@ -51,6 +51,14 @@ def was_handed_out(path: Path, workspace: Path) -> bool:
     return _key(path, workspace) in _record(workspace)
 
 
+def adopt(paths: Iterable[Path], workspace: Path) -> None:
+    """Remember files as they are, for instance those that git keeps: what takes their place takes nothing from anybody."""
+    with locked(workspace / ".wbc/handed_out.lock"):
+        kept = _record(workspace)
+        kept |= {_key(path, workspace): _then_and_now(path, path.read_bytes()) for path in paths if not is_ours(path, workspace)}
+        write_atomic(workspace / _RECORD, json.dumps(kept, indent=1, sort_keys=True) + "\n")
+
+
 def hand_out_bytes(path: Path, data: bytes) -> None:
     """Write a file whose name says what is in it; raises WbcError where something else is there."""
     _refuse_other([(path, data)])

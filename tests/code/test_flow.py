@@ -257,6 +257,7 @@ def test_the_registry_holds_runs_metrics_pools_and_the_champion(whole: Whole, mo
     card = json.loads((workspace / "models/champion/model.json").read_text())
     assert card["metrics"]["test"]["accuracy"] == pytest.approx(metrics["accuracy"])
     assert card["parameters"]["train"]["ema"] == 0.99
+    assert card["git_commit"] == git(workspace, "rev-parse", "pools-v2").strip()
 
 
 def test_a_clone_makes_the_same_weights_and_runs_nothing_that_has_not_changed(

@@ -1,5 +1,6 @@
 """What goes to a place that a person named, or may have edited, is never written over what is not the command's own."""
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,26 @@ def test_a_study_is_not_begun_where_its_files_would_cover_others(tmp_path: Path,
     assert (out / "report.md").read_text() == "my own words\n"
     (out / "report.md").unlink()
     with pytest.raises(AssertionError, match="started"):
+        benchmark.benchmark(folder, Request(folder / "tiny.yaml"), lambda line: None)
+
+
+def test_a_study_goes_on_in_a_clone_whose_report_git_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = study_workspace(tmp_path / "site")
+    out = folder / "studies/tiny"
+    out.mkdir(parents=True)
+    (out / "report.md").write_text("of an earlier run\n")
+    git = ["git", "-C", str(folder), "-c", "user.name=Ada", "-c", "user.email=ada@example.org"]
+    for words in (["init", "-q"], ["add", "studies"], ["commit", "-q", "-m", "a study"]):
+        subprocess.run([*git, *words], check=True)
+
+    def started(*arguments: Any) -> None:
+        raise AssertionError("started")
+
+    monkeypatch.setattr(benchmark, "prepare", started)
+    with pytest.raises(AssertionError, match="started"):
+        benchmark.benchmark(folder, Request(folder / "tiny.yaml"), lambda line: None)
+    (out / "report.md").write_text("of an earlier run\nand my own words\n")
+    with pytest.raises(WbcError, match=r"report\.md was not written here, or was changed since"):
         benchmark.benchmark(folder, Request(folder / "tiny.yaml"), lambda line: None)
 
 
