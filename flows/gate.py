@@ -212,8 +212,10 @@ def note_decision(workspace: Path, retraining: str, decision: Decision) -> None:
 def promote(
     packaged: Path, champion: Path, test_metrics: Mapping[str, Any], test: CellFilter | None = None, commit: str = ""
 ) -> None:
-    """Put a copy of the candidate as packaged in the champion's place in one step. Its card gets the test metrics, the `test` cells
-    that they are from, and the `commit` that has its pools."""
+    """Put a copy of the candidate as packaged in the champion's place in one step.
+
+    Its card gets the test metrics, the `test` cells that they are from, and the `commit` that has its pools.
+    """
     from wbc_model.card import read_card
     from wbc_model.export import write_card
 
