@@ -234,7 +234,7 @@ PARAMETERS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("words", ["today's", "before"])
+@pytest.mark.parametrize("words", ["today's", pytest.param("before", marks=pytest.mark.slow)])
 def test_another_device_or_precision_makes_no_other_model_of_what_was_withdrawn(site: Site, words: str) -> None:
     site.candidate(0)
     site.ask()
@@ -382,7 +382,12 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def one_command(name: str) -> Any:
+    """A case; two of them are tried each time."""
+    return pytest.param(COMMANDS[name], id=name, marks=[] if name in ("evaluate", "serve") else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("command", map(one_command, COMMANDS))
 def test_every_command_that_takes_the_champion_follows_first(
     site: Site, command: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -579,6 +584,7 @@ def pool_of(site: Site, name: str) -> tuple[list[str], list[str]]:
 # --- disk ----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_old_models_go_from_the_registry_and_those_that_count_stay(site: Site) -> None:
     for seed in range(1, 5):
         site.candidate(seed)
@@ -614,7 +620,7 @@ def absolute(workspace: Path) -> None:
             )
 
 
-@pytest.mark.parametrize("made_by", ["today", "an earlier version"])
+@pytest.mark.parametrize("made_by", ["today", pytest.param("an earlier version", marks=pytest.mark.slow)])
 def test_a_copy_does_not_write_into_the_original_and_a_moved_workspace_works(site: Site, tmp_path: Path, made_by: str) -> None:
     for seed in (1, 2):
         site.candidate(seed)

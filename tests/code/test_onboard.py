@@ -135,6 +135,7 @@ def printed(workspace: Path, *arguments: str) -> list[str]:
     return shlex.split(answer.stdout.split("`")[1])
 
 
+@pytest.mark.slow
 def test_without_labels_it_asks_people_and_goes_on_with_their_answers(home: Path, workspace: Path, tmp_path: Path):
     manifest = pd.read_csv(site_data(home))
     labels = dict(zip(manifest["path"], manifest["label"], strict=True))
@@ -214,6 +215,7 @@ def test_the_adapted_network_is_the_champions_whatever_params_say_now(home: Path
     assert adaptation_params(params, card, 0).train.hard_share == 0.0
 
 
+@pytest.mark.slow
 def test_without_any_label_the_statistics_and_pseudo_labels_adapt(home: Path, workspace: Path):
     result = here(workspace, site_data(home), "--labels", "0")
     assert (result["status"], result["labels"]) == ("adapted", 0)

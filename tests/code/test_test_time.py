@@ -65,6 +65,7 @@ def test_averaged_probabilities_do_not_depend_on_how_a_cell_lies(study: ModuleTy
     assert np.abs(ours - study.probabilities(network, images, 2.0, False)).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_the_study_writes_what_the_evaluation_finds(study: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     model, data = write_model(tmp_path / "model"), write_cells(tmp_path / "site", 60, seed=4, size=48)
     run(study, monkeypatch, model, data, "--out", tmp_path / "out")
@@ -80,6 +81,7 @@ def test_the_study_writes_what_the_evaluation_finds(study: ModuleType, tmp_path:
     assert (tmp_path / "out/bars.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_a_second_model_is_put_beside_the_first(study: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     data = write_cells(tmp_path / "site", 40, seed=4, size=48)
     models = [write_model(tmp_path / f"model{seed}", seed=seed) for seed in (1, 2)]

@@ -193,6 +193,7 @@ def test_too_much_quarantine_stops_and_lists_twenty(site: Site) -> None:
     assert len(quarantined(site.data)) == 90
 
 
+@pytest.mark.slow
 def test_the_known_faults_of_the_real_set(tmp_path: Path, real_data: Path, params: Params) -> None:
     """Every faulty row of pbc.csv, among a tenth of the others."""
     manifest = pd.read_csv(real_data / "pbc.csv", dtype=str)

@@ -74,7 +74,7 @@ def test_dinos_teacher_follows_slowly():
     assert not any(value.requires_grad for part in (method.teacher, method.teacher_head) for value in part.parameters())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [name if name == "vicreg" else pytest.param(name, marks=pytest.mark.slow) for name in METHODS])
 def test_it_learns_goes_on_after_a_kill_and_repeats(
     method: str, labelled: LabelledCells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -104,6 +104,7 @@ def test_it_learns_goes_on_after_a_kill_and_repeats(
     assert all(torch.equal(weights[name], again[name]) for name in weights)
 
 
+@pytest.mark.slow
 def test_views_of_one_cell_come_closer(labelled: LabelledCells, tmp_path: Path):
     """VICReg's loss, which no trivial answer lowers, falls."""
     training = Pretraining(settings("vicreg", pretraining_updates=24, warmup_share=0.1), pool_of(labelled), tmp_path / "c")

@@ -96,6 +96,7 @@ def test_the_loss_by_hand(labelled: LabelledCells, validation: LabelledCells, po
     assert asked["loss"].item() == pytest.approx((each.mean() + of_pool.mean() + ranking).item(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_goes_on_after_a_kill_to_the_same_bits(
     labelled: LabelledCells, validation: LabelledCells, pool: UnlabelledCells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -38,6 +38,7 @@ def cost_of_decisions(page: Page, count: int) -> np.ndarray:
     return np.array(costs)
 
 
+@pytest.mark.slow
 def test_a_decision_takes_less_than_a_frame(browser: Browser, keeping: Server, tmp_path: Path) -> None:
     page = begin(browser, keeping, "some", draw(tmp_path / "slide", 150, seed=91)).page
     costs = cost_of_decisions(page, 25)

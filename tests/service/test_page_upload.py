@@ -102,7 +102,10 @@ def test_a_batch_whose_answer_was_lost_is_the_same_deed_when_it_is_sent_again(
     page.context.close()
 
 
-@pytest.mark.parametrize("subtle", [True, False], ids=["as over https", "as over http"])
+@pytest.mark.parametrize(
+    "subtle",
+    [pytest.param(True, id="as over https"), pytest.param(False, id="as over http", marks=pytest.mark.slow)],
+)
 def test_an_upload_that_broke_off_is_incomplete_until_the_rest_is_sent(
     browser: Browser, keeping: Server, tmp_path: Path, subtle: bool
 ) -> None:

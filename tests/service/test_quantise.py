@@ -110,6 +110,7 @@ def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 VIEWS = np.random.default_rng(0).integers(0, 256, (96, 32, 32, 3), dtype=np.uint8)
 
 
+@pytest.mark.slow
 def test_a_real_quantisation_joins_the_directory(random_model: Path, tmp_path: Path) -> None:
     directory = Path(shutil.copytree(random_model, tmp_path / "model"))
     before = read_card(directory)
