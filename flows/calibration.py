@@ -1,4 +1,4 @@
-"""A model's calibration made a site's own: temperature, prediction sets, doubt and confusion from labelled cells of that site.
+"""A model calibrated for a site, from labelled cells of it: temperature, prediction sets, out-of-distribution scores, confusion.
 
 All of them belong to the site whose cells they were fitted to. A model that came from elsewhere, or that was adapted with a few
 labels, keeps its old site's until somebody has labelled cells of the new one that it did not learn from: those that were

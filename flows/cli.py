@@ -86,7 +86,7 @@ def _after_ctrl_c(error: BaseException | None) -> bool:
 
 
 def _interrupted() -> NoReturn:
-    print("wbc: interrupted; what is finished is kept, the same command goes on from there", file=sys.stderr)
+    print("wbc: interrupted; finished work is kept, and the same command continues", file=sys.stderr)
     raise SystemExit(INTERRUPTED) from None
 
 
@@ -387,7 +387,7 @@ def calibrate_command(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write the calibrated model directory.")],
     json_: Json = False,
 ) -> None:
-    """Make temperature, prediction sets, doubt and confusion of a model those of a site."""
+    """Calibrate a model for a site: temperature, prediction sets, out-of-distribution scores, confusion."""
     from flows.calibration import calibrate
 
     _follow(model)

@@ -17,7 +17,7 @@ from typing import Final
 from wbc_model.errors import WbcError
 
 FOLDER: Final = ".wbc/logs"
-FULL: Final = "no space left on the disk; what is finished is kept, with more space the same command goes on from there"
+FULL: Final = "no space left on the disk; finished work is kept, and with more space the same command continues"
 # Libraries by the module that their errors come from, and what they do here in plain words.
 LIBRARIES: Final = {
     "sqlalchemy": "a database",
@@ -51,7 +51,7 @@ def line_of(error: BaseException, workspace: Path | None) -> str:
     if isinstance(error, WbcError):
         return str(error)
     if isinstance(error, MemoryError):
-        return "there is not enough memory for this; what is finished is kept, the same command goes on from there"
+        return "there is not enough memory for this; finished work is kept, and the same command continues"
     if isinstance(error, OSError) and (line := _of_the_system(error)):
         return line
     library = next((LIBRARIES[name] for name in _modules(error) if name in LIBRARIES), None)

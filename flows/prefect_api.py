@@ -58,8 +58,8 @@ def settings(home: Path) -> dict[str, str]:
 def prefect_api(workspace: Path, scheduling: bool = False) -> Iterator[str]:
     """Have a Prefect API for the block; yields its URL, which is in the environment too. Import prefect inside only.
 
-    `scheduling` starts the background services that create the runs of schedules. Raises WbcError when it does not start, or
-    answers no more within the block.
+    `scheduling` starts the background services that create the runs of schedules. Raises WbcError when the API does not start, or
+    stops answering within the block.
     """
     home = workspace / ".wbc/prefect"
     home.mkdir(parents=True, exist_ok=True)
@@ -89,9 +89,7 @@ def _answering(server: str) -> Iterator[None]:
         yield
     except httpx.TransportError as error:
         why = str(error) or type(error).__name__
-        raise WbcError(
-            f"{server} answers no more: {why}; what is finished is kept, the same command goes on from there"
-        ) from error
+        raise WbcError(f"{server} has stopped answering: {why}; finished work is kept, and the same command continues") from error
 
 
 def _flush_logs() -> None:

@@ -1,8 +1,8 @@
 """Taking in a new champion while the service runs.
 
-A thread looks at the model directory. When its files are others than before, and have been the same for two looks, it loads and
-tries them out beside the model in use, then puts the new one in its place. Requests in progress hold the old one, which goes
-when the last of them is answered. A directory that cannot be used changes nothing but for one line in the log.
+A thread looks at the model directory. When the files have changed, and are unchanged between two looks, it loads the new model. It tries
+the new model out beside the one in use, and then puts it in its place. Requests in progress hold the old model, which goes when
+the last of them is answered. A directory that cannot be used is one line in the log, and changes nothing.
 """
 
 import logging

@@ -33,7 +33,7 @@ from wbc_model.train import CHECKPOINT_SECONDS, learning_rate
 WIDTH: Final = 512  # of the embedding
 STRONG_SHARE: Final = 0.5  # of the views; the others are augmented mildly
 HEADS: Final = ("fc.", "lossnet.")
-COLLAPSED: Final = 0.02  # spread of an embedding that says the same of every cell; 1 were unit vectors that point anywhere
+COLLAPSED: Final = 0.02  # below this spread all embeddings are nearly equal; 1 is the spread of random unit vectors
 Embed = Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]]
 
 

@@ -1,7 +1,7 @@
 """Semi-supervised training: what the network is sure of in the unlabelled pool is training data too.
 
-FixMatch (Sohn et al. 2020): a pseudo-label is what the network says of an image as it is, where it is sure; it is trained to say
-the same of the image strongly augmented. Two things are other here, for pools in which one class has 2 % of the cells:
+FixMatch (Sohn et al. 2020): the network's sure answer for an image is its pseudo-label. The network learns to give the same
+answer for the image strongly augmented. This module differs in two points, for pools in which one class has 2 % of the cells:
 
 - Pseudo-labels are chosen at each look at the validation pool, by the averaged weights and for the whole pool at once, not
   from 64 cells at a time: class shares are then known, and an update is spared the forward pass of the weak view.

@@ -201,7 +201,7 @@ def test_a_prefect_server_that_is_gone_is_one_line(filled: Path) -> None:
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     log = filled / ".wbc/prefect/server.log"
-    assert line.startswith(f"wbc: error: the workspace's own Prefect server (see {log}) answers no more: ")
+    assert line.startswith(f"wbc: error: the workspace's own Prefect server (see {log}) has stopped answering: ")
 
 
 def test_a_retraining_asks_learns_and_tags_what_belongs_together(whole: Whole) -> None:

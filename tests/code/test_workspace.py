@@ -237,13 +237,13 @@ def test_what_goes_wrong_while_ctrl_c_is_obeyed_is_no_news(
             finally:
                 raise ConnectionRefusedError("refused")
         except ConnectionRefusedError as error:
-            raise WbcError("the server answers no more") from error
+            raise WbcError("the server has stopped answering") from error
 
     monkeypatch.setattr(cli, "app", stopped_while_the_server_was_gone)
     with pytest.raises(SystemExit) as end:
         cli.main()
     assert end.value.code == 130
-    assert capsys.readouterr().err == "wbc: interrupted; what is finished is kept, the same command goes on from there\n"
+    assert capsys.readouterr().err == "wbc: interrupted; finished work is kept, and the same command continues\n"
 
 
 def failing(error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
