@@ -1,8 +1,8 @@
 """Taking in a new champion while the service runs.
 
-A thread looks at the model directory. When the files have changed, and are unchanged between two looks, it loads the new model. It tries
-the new model out beside the one in use, and then puts it in its place. Requests in progress hold the old model, which goes when
-the last of them is answered. A directory that cannot be used is one line in the log, and changes nothing.
+A thread looks at the model directory. When the files have changed, and are unchanged between two looks, it loads the new model.
+It tries the new model out beside the one in use, and then puts it in its place. Requests in progress hold the old model, which
+goes when the last of them is answered. A directory that cannot be used is one line in the log, and changes nothing.
 """
 
 import logging
