@@ -2,9 +2,10 @@
 PYTHON ?= python3.11
 PORT ?= 3000
 BIN := .venv/bin
+PAGES := README.md CONTRIBUTING.md LICENSE params.yaml docs studies serving/sites deploy
 STAMP := .venv/.installed
 .DELETE_ON_ERROR:
-.PHONY: install demo test test-slow lint audit serve lock clean
+.PHONY: install demo test test-slow lint site reference audit serve lock clean
 
 install: $(STAMP)
 
@@ -28,6 +29,18 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(MAKE) --no-print-directory site
+
+# The documents as pages, in build/site. README, docs and studies keep their places, so that every link between them is checked.
+site: $(STAMP)
+	rm -rf build/pages
+	mkdir -p build/pages
+	cp -r --parents $(PAGES) build/pages
+	$(BIN)/mkdocs build --strict
+
+# docs/reference.md, from the commands' help and from params.yaml.
+reference: $(STAMP)
+	$(BIN)/python docs/reference.py
 
 # Known faults of what the lock pins; asks the vulnerability service of PyPI.
 audit: $(STAMP)

@@ -1,10 +1,16 @@
-"""The documents are read once: short sentences, lines that fit, names of commands, parameters and files that exist."""
+"""The documents are read once: short sentences, lines that fit, and no command, option or parameter that is not there."""
 
 import re
+import runpy
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer.main
+import yaml
+
+from flows.cli import app
 
 ROOT = Path(__file__).parents[2]
 COLUMNS, WORDS = 130, 25
@@ -46,3 +52,75 @@ def test_no_sentence_has_to_be_read_twice(path: Path) -> None:
 def test_lines_fit_the_columns_of_the_code(path: Path) -> None:
     text = _FENCE.sub("", path.read_text())
     assert [line for line in text.splitlines() if len(line) > COLUMNS and not line.lstrip().startswith(("|", "!["))] == []
+
+
+def test_the_reference_is_what_the_commands_say() -> None:
+    reference = runpy.run_path(str(ROOT / "docs/reference.py"))
+    assert (ROOT / "docs/reference.md").read_text() == reference["page"](), "run `make reference`"
+
+
+def _lines_of_code(text: str) -> Iterator[str]:
+    for block in _FENCE.findall(text):
+        yield from block.splitlines()[1:-1]
+    yield from re.findall(r"`([^`]+)`", " ".join(_FENCE.sub("", text).split()))
+
+
+def _calls(text: str) -> Iterator[list[str]]:
+    """The words of each `wbc ...`, without what follows a comment, a pipe or a second command."""
+    for line in _lines_of_code(text):
+        for call in re.findall(r"(?:^|&& |\$\()(wbc [^#|;&)]*)", line):
+            yield shlex.split(call.replace("'", ""))[1:]
+
+
+def _missing(words: list[str]) -> str | None:
+    """The first command or option among the words of a call that is not there."""
+    command = typer.main.get_command(app)
+    while words and (inner := getattr(command, "commands", None)):
+        name, *words = words
+        if name.startswith("-") or not name.islower():
+            return None  # `wbc --help`, `wbc COMMAND`
+        if name not in inner:
+            return name
+        command = inner[name]
+    options = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
+    return next((word for word in words if re.match(r"--\w", word) and word not in options), None)
+
+
+@pytest.mark.parametrize("path", [*READ_ONCE, *DECISIONS], ids=_names)
+def test_every_command_that_is_named_is_there(path: Path) -> None:
+    assert [(words, gone) for words in _calls(path.read_text()) if (gone := _missing(words))] == []
+
+
+@pytest.mark.parametrize("path", READ_ONCE, ids=_names)
+def test_every_parameter_that_is_named_is_there(path: Path) -> None:
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    assert [name for name in _parameters(path.read_text(), params) if not _there(name, params)] == []
+
+
+def test_a_name_that_is_gone_is_found() -> None:
+    code = "```sh\nwbc labels exprot FILE  # wbc nothing\n```\n"
+    text = f"{code}`wbc retrain --soon`, `cd x && wbc trian` and `train.ema`, `train.emma: 1`, `model.json`"
+    assert [_missing(words) for words in _calls(text)] == ["exprot", "--soon", "trian"]
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    assert [_there(name, params) for name in _parameters(text, params)] == [True, False]
+    assert not _there("train.nothing.at.all", params)
+    assert _there("model.init_weights", params)
+    long = "one " * WORDS
+    assert [_words(s) for s in _sentences(f"{long}end. Short (et al. 2020) `a b c` [text](x.md).\n\n| {long} |\n")] == [
+        WORDS + 1,
+        5,
+    ]
+
+
+def _parameters(text: str, params: dict[str, object]) -> list[str]:
+    """Whatever looks like a parameter in code: a section of params.yaml and names after it, but no file."""
+    found = re.findall(rf"(?<![\w./])(?:{'|'.join(params)})(?:\.[a-z_0-9]+)+(?![\w/(])", " ".join(_lines_of_code(text)))
+    return [name for name in found if name.rpartition(".")[2] not in {"json", "onnx", "csv", "yaml"}]
+
+
+def _there(name: str, params: object) -> bool:
+    for key in name.split("."):
+        if not isinstance(params, dict) or key not in params:
+            return False
+        params = params[key]
+    return True
