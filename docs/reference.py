@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import typer.core
 import typer.main
 from typer.cli import get_docs_for_click
 
@@ -28,12 +29,20 @@ _LINE = re.compile(r"( *)(\w+):(?: +(\"[^\"]*\"|\{[^}]*\}|\[[^\]]*\]|[^#\s]+))?(
 def commands() -> str:
     """All commands with their arguments and options, as Typer writes them, one heading deeper."""
     app_command = typer.main.get_command(app)
-    shown = {name: command for name, command in app_command.commands.items() if not command.hidden}
-    app_command.commands = shown
+    app_command.commands = {name: command for name, command in app_command.commands.items() if not command.hidden}
     text = html.unescape(get_docs_for_click(obj=app_command, ctx=typer.Context(app_command), name="wbc"))
-    first_lines = "".join(f"* [`{name}`](#wbc-{name}): {_first_line(command.help)}\n" for name, command in shown.items())
-    text = re.sub(r"(?<=\*\*Commands\*\*:\n\n)(?:\* .*\n)+", lambda _: first_lines, text, count=1)
+    lists = _lists(app_command, "wbc")  # Typer cuts the lines of its own off
+    text = re.sub(r"(?<=\*\*Commands\*\*:\n\n)(?:\* .*\n)+", lambda _: next(lists), text)
     return re.sub(r"^#", "##", text, flags=re.MULTILINE).strip()
+
+
+def _lists(group: typer.core.TyperGroup, name: str) -> Iterator[str]:
+    """The list of a group's commands, then those of the groups in it, in the order of the text."""
+    lines = (f"* [`{key}`](#{name}-{key}): {_first_line(command.help)}\n" for key, command in group.commands.items())
+    yield "".join(lines)
+    for key, command in group.commands.items():
+        if isinstance(command, typer.core.TyperGroup):
+            yield from _lists(command, f"{name}-{key}")
 
 
 def _first_line(text: str | None) -> str:
