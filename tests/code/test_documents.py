@@ -122,3 +122,11 @@ def _there(name: str, params: object) -> bool:
             return False
         params = params[key]
     return True
+
+
+@pytest.mark.parametrize("path", [*READ_ONCE, *DECISIONS], ids=_names)
+def test_every_file_that_is_named_is_there(path: Path) -> None:
+    """Files and folders of the repository; a study's name stands for its folder."""
+    code = " ".join(_lines_of_code(path.read_text()))
+    named = re.findall(r"(?<![\w./])((?:wbc_model|flows|serving|studies|tests|docs|deploy)/[\w./-]*\w)", code)
+    assert [name for name in named if not ((ROOT / name).exists() or (ROOT / f"{name}.py").exists())] == []
