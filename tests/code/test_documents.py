@@ -14,7 +14,7 @@ from flows.cli import app
 
 ROOT = Path(__file__).parents[2]
 COLUMNS, WORDS = 130, 25
-READ_ONCE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+READ_ONCE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "studies/README.md", *sorted((ROOT / "docs").glob("*.md"))]
 DECISIONS = sorted((ROOT / "docs/decisions").glob("*.md"))
 _FENCE = re.compile(r"^ *```.*?^ *```[^\n]*$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"!?\[((?:[^\[\]]|\[[^\]]*\])*)\]\([^()\s]*\)")
