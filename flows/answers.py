@@ -12,12 +12,12 @@ from typing import Any, Final
 
 import pandas as pd
 
-from wbc_model.classes import CLASSES
-from wbc_model.conflicts import MACHINES
-from wbc_model.errors import WbcError
-from wbc_model.manifest import known_label, unknown_label
-from wbc_model.pools import now
-from wbc_model.written import read_sheet, read_written
+from wbc_model.cells.conflicts import MACHINES
+from wbc_model.cells.manifest import known_label, unknown_label
+from wbc_model.cells.pools import now
+from wbc_model.core.classes import CLASSES
+from wbc_model.core.errors import WbcError
+from wbc_model.core.written import read_sheet, read_written
 
 CONTROL: Final = "label"  # the name of our Choices in Label Studio's configuration
 SHEETS: Final = (".csv", ".tsv", ".txt")

@@ -10,7 +10,7 @@ import sqlite3
 from pathlib import Path
 from typing import Final
 
-from wbc_model.errors import WbcError
+from wbc_model.core.errors import WbcError
 
 FOLDER: Final = "mlartifacts"
 _PLACES: Final = (

@@ -1,7 +1,7 @@
-"""`wbc benchmark`: a study's data prepared as a workspace's are, its grid run by `wbc_model.study`, results written and logged.
+"""`wbc benchmark`: a study's data prepared as a workspace's are, its grid run by `wbc_model.studies.runner`, results written and logged.
 
 Everything that may be used again lies under the cache, `.wbc/studies` of the workspace by default: `data/` (ingested and
-checked pools with their decoded images), `records.jsonl` (what was trained and asked, see `wbc_model.study`).
+checked pools with their decoded images), `records.jsonl` (what was trained and asked, see `wbc_model.studies.runner`).
 """
 
 import ast
@@ -22,23 +22,23 @@ import pandas as pd
 
 from flows.fingerprint import closure, imported_modules, reachable, source_path
 from flows.workspace import is_committed
-from wbc_model.errors import WbcError
-from wbc_model.files import locked, write_atomic
-from wbc_model.handed_out import adopt, hand_out, hand_out_folder, refuse_foreign
-from wbc_model.ingest import ingest
-from wbc_model.manifest import read_manifest
+from wbc_model.cells.handed_out import adopt, hand_out, hand_out_folder, refuse_foreign
+from wbc_model.cells.ingest import ingest
+from wbc_model.cells.manifest import read_manifest
+from wbc_model.cells.pools import Pools, quarantined
+from wbc_model.core.errors import WbcError
+from wbc_model.core.files import locked, write_atomic
 from wbc_model.params import RENDERED, Params
-from wbc_model.pools import Pools, quarantined
-from wbc_model.study_file import HOME, INITIAL, START, Study, read_study, seeds_of, shown, value_of
+from wbc_model.studies.study import HOME, INITIAL, START, Study, read_study, seeds_of, shown, value_of
 
 if TYPE_CHECKING:
     from flows.tracking import Tracker
-    from wbc_model.study import Cells, Provenance, StudyData
+    from wbc_model.studies.runner import Cells, Provenance, StudyData
 
 REAL_DATA: Final = "WBC_REAL_DATA"
 CACHE: Final = Path(".wbc/studies")
 _STUDY, _ROWS, _COMPLETE = "wbc.study", "wbc.study.rows", "wbc.complete"
-_NO_NUMBERS: Final = ("wbc_model.params", "wbc_model.errors", "wbc_model.files")  # code that no number comes from
+_NO_NUMBERS: Final = ("wbc_model.params", "wbc_model.core.errors", "wbc_model.core.files")  # code that no number comes from
 _SPLIT_SEED: Final = 0  # where the manifest names the splits, the seed of a study does not move them
 
 
@@ -107,7 +107,7 @@ def benchmark(workspace: Path, request: Request, say: Callable[[str], None]) -> 
     data = {seed: prepare(study, sources, cache, seed, say) for seed in seeds}
     if request.jobs > 1:
         _share_out(request, seeds, workspace)
-    from wbc_model.study import Runner, results_frame
+    from wbc_model.studies.runner import Runner, results_frame
 
     def keep(rows: list[dict[str, Any]]) -> None:
         if not request.worker:
@@ -135,7 +135,7 @@ def benchmark(workspace: Path, request: Request, say: Callable[[str], None]) -> 
 
 def report(workspace: Path, request: Request) -> dict[str, Any]:
     """Write the report of results that are there already; nothing is trained and no data are read. Raises WbcError."""
-    from wbc_model.study_report import summary, write_report
+    from wbc_model.studies.report import summary, write_report
 
     study = read_study(request.study, workspace / "params.yaml")
     out = _out(request, study, workspace)
@@ -184,7 +184,7 @@ def _out(request: Request, study: Study, workspace: Path) -> Path:
 
 def _file_names(study: Study) -> list[str]:
     """What a study writes."""
-    from wbc_model.study_report import RANKING
+    from wbc_model.studies.report import RANKING
 
     history = ["history.csv", RANKING] if study.file.keep_history else []
     pictures = [f"{kind}-{test}.png" for test in (HOME, *study.file.also_test) for kind in ("curves", "recall")]
@@ -240,7 +240,7 @@ def find_data(name: str, given: str, request: Request) -> Path | None:
 
 def prepare(study: Study, sources: dict[str, Path | None], cache: Path, seed: int, say: Callable[[str], None]) -> "StudyData":
     """The cells of a seed, ingested and checked once. Where the manifest names no split, each seed makes its own."""
-    from wbc_model.study import StudyData
+    from wbc_model.studies.runner import StudyData
 
     source, params = sources[HOME], study.base
     fixed = source is not None and bool((read_manifest(source)["split"] != "").any())
@@ -255,7 +255,7 @@ def prepare(study: Study, sources: dict[str, Path | None], cache: Path, seed: in
 
 
 def _cells(frame: pd.DataFrame, folder: Path) -> "Cells":
-    from wbc_model.study import Cells
+    from wbc_model.studies.runner import Cells
 
     if frame.empty:
         raise WbcError(f"{folder}: a pool of the study has no cell: its data need labelled training, validation and test cells")
@@ -274,7 +274,7 @@ def _all_or_test(pools: Pools, training: set[str]) -> pd.DataFrame:
 
 def _prepared(source: Path | None, params: Params, seed: int, cache: Path, check: bool, say: Callable[[str], None]) -> Path:
     """A folder like a workspace with the source's cells in store and pools, all labels known, made where it is missing."""
-    from wbc_model.study import digest
+    from wbc_model.studies.runner import digest
 
     named = params.data.model_dump(include={"rendered_cells", "validation_share", "test_share"}) if check else {}
     content = [named, params.checks.model_dump() if check else {}, seed, _listing(source)]
@@ -292,7 +292,7 @@ def _prepared(source: Path | None, params: Params, seed: int, cache: Path, check
 
 def _fill(folder: Path, source: Path | None, params: Params, seed: int, check: bool) -> dict[str, Any]:
     """Ingest with every label revealed, then run the data checks; what they take out of use stays out."""
-    from wbc_model.render import write_cells
+    from wbc_model.rendering.cells import write_cells
 
     if source is None:
         source = write_cells(folder / RENDERED, params.data.rendered_cells, seed=0)
@@ -342,10 +342,10 @@ def provenance() -> "Provenance":
     """What the learner's code is, here and now."""
     import torch
 
-    from wbc_model.study import Provenance
+    from wbc_model.studies.runner import Provenance
 
-    train = _code("wbc_model.study:fit") + _code("wbc_model.study:evaluate")
-    query = _code("wbc_model.study:ask") + _code("wbc_model.study:untrained")
+    train = _code("wbc_model.studies.runner:fit") + _code("wbc_model.studies.runner:evaluate")
+    query = _code("wbc_model.studies.runner:ask") + _code("wbc_model.studies.runner:untrained")
     facts = {"torch": torch.__version__, "commit": _commit(), "code": train[:8] + query[:8]}
     return Provenance(train, query, facts)
 
@@ -380,7 +380,7 @@ class _StudyTracking:
     @classmethod
     def open(cls, workspace: Path, study: Study, code: "Provenance") -> "_StudyTracking":
         from flows.tracking import open_tracker
-        from wbc_model.study import digest
+        from wbc_model.studies.runner import digest
 
         tracking = study.base.tracking
         named = tracking.model_copy(update={"experiment": f"{tracking.experiment}-studies"})
@@ -397,7 +397,7 @@ class _StudyTracking:
     def _log_arm(self, name: str, rows: pd.DataFrame) -> None:
         from mlflow.entities import Metric, Param
 
-        from wbc_model.study import digest
+        from wbc_model.studies.runner import digest
 
         client, seed = self.tracker.client, int(rows["seed"].iloc[0])
         names = {"mlflow.runName": f"{name}, seed {seed}"[:250], "mlflow.parentRunId": self.parent}

@@ -15,19 +15,19 @@ from numpy.typing import NDArray
 
 from flows.stages import seen_before
 from flows.workspace import label_names
-from wbc_model.calibrate import FOLDS, MIN_CELLS, calibrated_temperature, conformal_threshold, fit_doubt
-from wbc_model.card import CARD, INT8, ONNX, README, WEIGHTS, ModelCard, read_card
-from wbc_model.cell_filter import CellFilter
-from wbc_model.classes import CLASSES
-from wbc_model.errors import WbcError
-from wbc_model.evaluate import BATCH, labelled_looks
-from wbc_model.export import load_model, write_card
-from wbc_model.files import building
-from wbc_model.leakage import digests
-from wbc_model.manifest import read_manifest, root_of
-from wbc_model.metrics import classification_metrics
-from wbc_model.predict import Predictions, predict
-from wbc_model.probabilities import softmax
+from wbc_model.cells.manifest import read_manifest, root_of
+from wbc_model.core.cell_filter import CellFilter
+from wbc_model.core.classes import CLASSES
+from wbc_model.core.errors import WbcError
+from wbc_model.core.files import building
+from wbc_model.core.model_card import CARD, INT8, ONNX, README, WEIGHTS, ModelCard, read_card
+from wbc_model.core.probabilities import softmax
+from wbc_model.evaluation.calibrate import FOLDS, MIN_CELLS, calibrated_temperature, conformal_threshold, fit_doubt
+from wbc_model.evaluation.evaluate import BATCH, labelled_looks
+from wbc_model.evaluation.leakage import digests
+from wbc_model.evaluation.metrics import classification_metrics
+from wbc_model.network.model_directory import load_model, write_card
+from wbc_model.network.predict import Predictions, predict
 
 Labels = NDArray[np.int64]
 Sets = NDArray[np.bool_]

@@ -13,10 +13,10 @@ from flows.state import Busy, hold_lock, read_state
 from flows.tracking import BEFORE, CHALLENGER, CHAMPION, open_tracker, packaged_digest, registry_exists
 from flows.verdicts import AGAINST, say
 from flows.workspace import is_workspace
-from wbc_model.card import CARD, ModelCard, read_card
-from wbc_model.errors import WbcError
+from wbc_model.cells.pools import Pools
+from wbc_model.core.errors import WbcError
+from wbc_model.core.model_card import CARD, ModelCard, read_card
 from wbc_model.params import read_params
-from wbc_model.pools import Pools
 
 if TYPE_CHECKING:
     from flows.tracking import Tracker

@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from flows.data_docs import finish, front_page
-from wbc_model.classes import CLASSES
-from wbc_model.errors import WbcError
-from wbc_model.files import replace_directory, write_atomic
-from wbc_model.findings import REPEATS, describe, find
-from wbc_model.images import MAX_PIXELS, MIN_SIDE, RGB_CONVERTIBLE
-from wbc_model.ingest import Rejection, read_rejections, rejections_csv
+from wbc_model.cells.findings import REPEATS, describe, find
+from wbc_model.cells.ingest import Rejection, read_rejections, rejections_csv
+from wbc_model.cells.pools import COLUMNS, POOLS, Pools, read_table
+from wbc_model.cells.quality import measure_store
+from wbc_model.cells.store import ImageStore
+from wbc_model.core.classes import CLASSES
+from wbc_model.core.errors import WbcError
+from wbc_model.core.files import replace_directory, write_atomic
+from wbc_model.core.images import MAX_PIXELS, MIN_SIDE, RGB_CONVERTIBLE
 from wbc_model.params import CheckParams, Params
-from wbc_model.pools import COLUMNS, POOLS, Pools, read_table
-from wbc_model.quality import measure_store
-from wbc_model.store import ImageStore
 
 if TYPE_CHECKING:
     from great_expectations.core import ExpectationSuite

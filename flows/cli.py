@@ -19,12 +19,12 @@ import typer
 
 from flows.workspace import AUDIT, KEYRING, STORE, bypass_proxies
 from wbc_model.choices import Acquisition, Annotator, PresetName
-from wbc_model.errors import WbcError
+from wbc_model.core.errors import WbcError
 
 if TYPE_CHECKING:
     from serving.backup import Places
     from serving.store import Store
-    from wbc_model.conflicts import Conflict
+    from wbc_model.cells.conflicts import Conflict
 
 app = typer.Typer(
     name="wbc",
@@ -218,7 +218,7 @@ def ingest_command(
     Exit code 3 when some rows were unusable, or disagree with a label in the pools: data/conflicts.csv has these.
     """
     from flows.workspace import ensure_dvc
-    from wbc_model.ingest import ingest
+    from wbc_model.cells.ingest import ingest
     from wbc_model.params import read_params
 
     workspace = _workspace()
@@ -263,7 +263,7 @@ def raabin_command(
     json_: Json = False,
 ) -> None:
     """Write manifests of Raabin-WBC for `wbc ingest`: the official split, and one in which no smear is on both sides."""
-    from wbc_model.raabin import raabin_manifests
+    from wbc_model.cells.raabin import raabin_manifests
 
     report = raabin_manifests(folder, out, validation, seed)
     lines = [

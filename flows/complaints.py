@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from wbc_model.errors import WbcError
+from wbc_model.core.errors import WbcError
 
 FOLDER: Final = ".wbc/logs"
 FULL: Final = "no space left on the disk; finished work is kept, and with more space the same command continues"

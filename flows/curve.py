@@ -10,10 +10,10 @@ from typing import Any, Final
 import pandas as pd
 
 from flows.state import read_state
-from wbc_model.card import read_card
-from wbc_model.cell_filter import CellFilter
-from wbc_model.files import write_atomic
-from wbc_model.pools import Pools
+from wbc_model.cells.pools import Pools
+from wbc_model.core.cell_filter import CellFilter
+from wbc_model.core.files import write_atomic
+from wbc_model.core.model_card import read_card
 
 CURVE_CSV: Final = "reports/learning_curve.csv"
 CURVE_PNG: Final = "reports/learning_curve.png"
@@ -38,7 +38,7 @@ def out_of_date(scored: dict[str, Any] | None, test: pd.DataFrame) -> int:
 
 def write_curve(workspace: Path, rows: Sequence[dict[str, Any]]) -> int:
     """Write the table and the picture of these cycles; returns how many points rest on labels that were corrected since."""
-    from wbc_model.plots import plot_learning_curve
+    from wbc_model.evaluation.plots import plot_learning_curve
 
     test = Pools.read(workspace / "data/pools").frames["test"]
     marked = [row | {"out_of_date": out_of_date(row.get(SCORED), test)} for row in rows]

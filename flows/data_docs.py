@@ -7,7 +7,7 @@ from collections import Counter
 from datetime import datetime
 from pathlib import Path
 
-from wbc_model.ingest import Rejection
+from wbc_model.cells.ingest import Rejection
 
 LISTED = 500  # rows of the quarantine that the front page shows
 _LOGO = re.compile(r"https://great-expectations-web-assets[^\"')]*/([\w-]+\.png)(\?d=\w+\.\w+)?")

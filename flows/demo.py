@@ -17,10 +17,10 @@ from flows.guard import FLOW, flow_token
 from flows.progress import Progress
 from flows.workspace import environment, init_workspace, set_params
 from serving.keys import HEADER, KEYS
-from wbc_model.classes import CLASSES
-from wbc_model.errors import WbcError
-from wbc_model.pools import Pools
-from wbc_model.store import ImageStore
+from wbc_model.cells.pools import Pools
+from wbc_model.cells.store import ImageStore
+from wbc_model.core.classes import CLASSES
+from wbc_model.core.errors import WbcError
 
 SMALL: Final = {
     "data.rendered_cells": 600,

@@ -14,8 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
-from wbc_model.card import file_sha256
-from wbc_model.files import write_atomic
+from wbc_model.core.files import write_atomic
+from wbc_model.core.model_card import file_sha256
 from wbc_model.params import read_params
 
 ROOMS: Final = ("wbc_model", "flows", "serving")
@@ -43,7 +43,7 @@ STAGES: Final = {
 # What the gate decides by (flows/gate.py remembers its answers): no stage of the pipeline.
 GATE: Final = (
     Entry("flows.gate:decide", packages=("numpy", "pandas")),
-    Entry("wbc_model.evaluate:predict_directory", packages=_NUMERIC),
+    Entry("wbc_model.evaluation.evaluate:predict_directory", packages=_NUMERIC),
 )
 
 

@@ -16,11 +16,11 @@ import pandas as pd
 from flows.gate import read_log, test_pool_id
 from flows.labels import QUEUE, awaited, export_cells, oracle_answers, record
 from flows.state import label_cycle
-from wbc_model.cell_filter import CellFilter
-from wbc_model.errors import WbcError
-from wbc_model.files import write_atomic
+from wbc_model.cells.pools import Pools, quarantined, update
+from wbc_model.core.cell_filter import CellFilter
+from wbc_model.core.errors import WbcError
+from wbc_model.core.files import write_atomic
 from wbc_model.params import read_params
-from wbc_model.pools import Pools, quarantined, update
 
 CELLS: Final = "reports/gate_cells.json"  # by the name of a test pool, the cells that the gate has compared models on
 

@@ -19,11 +19,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from wbc_model.card import ModelCard
-from wbc_model.cell_filter import CellFilter
-from wbc_model.classes import CLASSES
-from wbc_model.errors import WbcError
-from wbc_model.files import append_durably, building, write_atomic
+from wbc_model.core.cell_filter import CellFilter
+from wbc_model.core.classes import CLASSES
+from wbc_model.core.errors import WbcError
+from wbc_model.core.files import append_durably, building, write_atomic
+from wbc_model.core.model_card import ModelCard
 from wbc_model.params import GateParams
 
 LOG: Final = "reports/gate.csv"
@@ -216,8 +216,8 @@ def promote(
 
     Its card gets the test metrics, the `test` cells that they are from, and the `commit` that has its pools.
     """
-    from wbc_model.card import read_card
-    from wbc_model.export import write_card
+    from wbc_model.core.model_card import read_card
+    from wbc_model.network.model_directory import write_card
 
     card = read_card(packaged)
     cells = {**card.cells, "test": test} if test is not None else card.cells

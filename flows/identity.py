@@ -13,8 +13,8 @@ from typing import Final
 
 from flows.artifacts import database_of
 from flows.workspace import slug
-from wbc_model.errors import WbcError
-from wbc_model.files import write_atomic
+from wbc_model.core.errors import WbcError
+from wbc_model.core.files import write_atomic
 from wbc_model.params import Params, read_params
 
 FILE: Final = ".wbc/workspace.json"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from flows.fingerprint import ROOMS, STAGES
-from wbc_model.files import write_atomic
+from wbc_model.core.files import write_atomic
 
 FOLDER: Final = "models/installed"
 PACKAGES: Final = "packages"

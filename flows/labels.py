@@ -19,15 +19,15 @@ import pandas as pd
 from flows.answers import CONTROL, Refused, read_answers
 from flows.state import TURNSTILE, at_work
 from flows.workspace import label_names
-from wbc_model.classes import CLASSES
-from wbc_model.conflicts import CONFLICTS, MACHINES, Conflict, conflicts_csv, open_conflicts, read_conflicts, settled
-from wbc_model.errors import WbcError
-from wbc_model.files import locked, write_atomic
-from wbc_model.handed_out import hand_out, hand_out_bytes, is_ours, move_aside, was_handed_out
-from wbc_model.manifest import known_label, unknown_label
-from wbc_model.pools import Pools, now, read_table, to_csv, transaction
-from wbc_model.store import ImageStore
-from wbc_model.written import read_sheet, read_written
+from wbc_model.cells.conflicts import CONFLICTS, MACHINES, Conflict, conflicts_csv, open_conflicts, read_conflicts, settled
+from wbc_model.cells.handed_out import hand_out, hand_out_bytes, is_ours, move_aside, was_handed_out
+from wbc_model.cells.manifest import known_label, unknown_label
+from wbc_model.cells.pools import Pools, now, read_table, to_csv, transaction
+from wbc_model.cells.store import ImageStore
+from wbc_model.core.classes import CLASSES
+from wbc_model.core.errors import WbcError
+from wbc_model.core.files import locked, write_atomic
+from wbc_model.core.written import read_sheet, read_written
 
 LOG: Final = "data/labels.csv"
 _WAITING: Final = ".wbc/incoming"
@@ -425,7 +425,7 @@ def _for_browser(data: bytes) -> tuple[str, bytes]:
     media = _kind(data)[0]
     if media != "image/tiff":
         return media, data
-    from wbc_model.images import decode
+    from wbc_model.core.images import decode
 
     buffer = io.BytesIO()
     decode(data)[0].save(buffer, "PNG")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from flows.identity import workspace_name
-from wbc_model.errors import WbcError
+from wbc_model.core.errors import WbcError
 from wbc_model.params import NOTIFY, read_params
 
 WBC_NOTIFY: Final = "WBC_NOTIFY"

@@ -25,30 +25,30 @@ from flows.stages import decoded_cells, usable_pools
 from flows.state import hold_lock, note_learned, onboarding_round
 from flows.versioning import PoolsVersion, check_git, commit_all, tag, version_pools
 from flows.workspace import SITES
-from wbc_model.calibrate import fit_doubt
-from wbc_model.card import ModelCard, read_card
-from wbc_model.cell_filter import CellFilter
-from wbc_model.classes import CLASS_INDEX, CLASSES
-from wbc_model.conflicts import MACHINES
-from wbc_model.decoded import DecodedCells
-from wbc_model.doubt import Doubt
-from wbc_model.errors import ImageRejected, WbcError
-from wbc_model.export import load_model, save_model
-from wbc_model.files import write_atomic
-from wbc_model.handed_out import hand_out, is_ours
-from wbc_model.ingest import ingest
-from wbc_model.interpolate import between, largest_step
-from wbc_model.manifest import printable, read_cell, read_manifest, root_of
-from wbc_model.metrics import classification_metrics
-from wbc_model.network import AttentionResNet18
+from wbc_model.acquisition.query import query, score_pool
+from wbc_model.cells.conflicts import MACHINES
+from wbc_model.cells.decoded import DecodedCells
+from wbc_model.cells.handed_out import hand_out, is_ours
+from wbc_model.cells.ingest import ingest
+from wbc_model.cells.manifest import printable, read_cell, read_manifest, root_of
+from wbc_model.cells.pools import Pools, read_table
+from wbc_model.core.cell_filter import CellFilter
+from wbc_model.core.classes import CLASS_INDEX, CLASSES
+from wbc_model.core.errors import ImageRejected, WbcError
+from wbc_model.core.files import write_atomic
+from wbc_model.core.model_card import ModelCard, read_card
+from wbc_model.core.out_of_distribution import Doubt
+from wbc_model.core.probabilities import softmax
+from wbc_model.evaluation.calibrate import fit_doubt
+from wbc_model.evaluation.metrics import classification_metrics
+from wbc_model.network.batch_norm_statistics import MIN_CELLS, some_cells, takes_statistics, with_statistics_of
+from wbc_model.network.model_directory import load_model, save_model
+from wbc_model.network.predict import Predictions, predict
+from wbc_model.network.resnet import AttentionResNet18
 from wbc_model.params import Params, read_params
-from wbc_model.pools import Pools, read_table
-from wbc_model.predict import Predictions, predict
-from wbc_model.probabilities import softmax
-from wbc_model.query import query, score_pool
-from wbc_model.semi import UnlabelledCells
-from wbc_model.statistics import MIN_CELLS, some_cells, takes_statistics, with_statistics_of
-from wbc_model.train import VALIDATION_BATCH, Adaptation, LabelledCells, Training, calibrated_card
+from wbc_model.training.interpolate import between, largest_step
+from wbc_model.training.pseudo_labels import UnlabelledCells
+from wbc_model.training.train import VALIDATION_BATCH, Adaptation, LabelledCells, Training, calibrated_card
 
 RECOGNISED_BY = 50  # cells of a site's data, of which one is known when it is given again
 SHIFT_CELLS = 1000  # of home that the shift is measured against
@@ -431,7 +431,7 @@ def of_all_kinds(cells: pd.DataFrame) -> pd.DataFrame:
 
 def _shift(ctx: Onboarding) -> dict[str, Any]:
     """The site's cells against home's, by the champion, without a label."""
-    from wbc_model.shift import cost_of_colours, measure_shift
+    from wbc_model.evaluation.shift import cost_of_colours, measure_shift
 
     pools = usable_pools(ctx.workspace).frames
     frames = [of_all_kinds(pools[pool]) for pool in ("labelled", "validation")]

@@ -19,9 +19,9 @@ from packaging.utils import canonicalize_name
 
 import serving
 import wbc_model
-from wbc_model.card import CARD, INT8, ONNX, README, WEIGHTS, ModelCard, read_card
-from wbc_model.errors import WbcError
-from wbc_model.files import building
+from wbc_model.core.errors import WbcError
+from wbc_model.core.files import building
+from wbc_model.core.model_card import CARD, INT8, ONNX, README, WEIGHTS, ModelCard, read_card
 from wbc_model.params import read_params
 
 MODEL_FILES: Final = (WEIGHTS, ONNX, CARD, README)
@@ -90,7 +90,7 @@ def _quantised(workspace: Path, model: Path) -> dict[str, Any]:
         return {"served": False, "reasons": ["package.int8 in params.yaml is false"]}
     from flows.quantise import BATCH, CALIBRATION_CELLS, quantise, report, spread
     from flows.stages import decoded_cells, usable_pools
-    from wbc_model.evaluate import label_indices
+    from wbc_model.evaluation.evaluate import label_indices
 
     card, pools = read_card(model), usable_pools(workspace).frames
     decoded = decoded_cells(workspace, card.input_size, card.view)

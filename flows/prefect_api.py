@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 from flows.guard import FLOW, flow_token
 from flows.identity import workspace_name
 from flows.workspace import bypass_proxies, environment, machine_name
-from wbc_model.errors import WbcError
+from wbc_model.core.errors import WbcError
 
 if TYPE_CHECKING:
     from uuid import UUID

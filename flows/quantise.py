@@ -31,14 +31,14 @@ from numpy.typing import NDArray
 from flows.workspace import label_names
 from serving.classify import Classifier
 from serving.engine import OpenVinoEngine, silent_openvino, thread_count
-from wbc_model.card import INT8, ONNX, file_sha256, read_card
-from wbc_model.classes import CLASSES
-from wbc_model.errors import WbcError
-from wbc_model.evaluate import labelled_looks
-from wbc_model.export import write_card
-from wbc_model.files import replace_directory
-from wbc_model.images import View
-from wbc_model.manifest import read_manifest, root_of
+from wbc_model.cells.manifest import read_manifest, root_of
+from wbc_model.core.classes import CLASSES
+from wbc_model.core.errors import WbcError
+from wbc_model.core.files import replace_directory
+from wbc_model.core.images import View
+from wbc_model.core.model_card import INT8, ONNX, file_sha256, read_card
+from wbc_model.evaluation.evaluate import labelled_looks
+from wbc_model.network.model_directory import write_card
 
 ACCURACY_POINTS: Final = 0.2
 RECALL_POINTS: Final = 0.5

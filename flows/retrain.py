@@ -38,11 +38,11 @@ from flows.tracking import BEFORE, packaged_digest
 from flows.verdicts import objection
 from flows.versioning import PoolsVersion, StageFailed
 from flows.workspace import set_params
-from wbc_model.card import WEIGHTS, read_card
-from wbc_model.errors import WbcError
-from wbc_model.files import write_atomic
+from wbc_model.cells.pools import Pools, check_present, quarantined
+from wbc_model.core.errors import WbcError
+from wbc_model.core.files import write_atomic
+from wbc_model.core.model_card import WEIGHTS, read_card
 from wbc_model.params import RENDERED, Params, check_paths, read_params
-from wbc_model.pools import Pools, check_present, quarantined
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State as RunState
@@ -123,8 +123,8 @@ def _gpu(ctx: Context) -> Iterator[None]:
 @_step("fill_pools")
 def fill_pools(workspace: Path, progress: Progress) -> None:
     """Fill empty pools from params.data.source."""
-    from wbc_model.ingest import ingest
-    from wbc_model.render import write_cells
+    from wbc_model.cells.ingest import ingest
+    from wbc_model.rendering.cells import write_cells
 
     params = read_params(workspace / "params.yaml")
     check_paths(params, workspace, fills_pools=True)
@@ -298,7 +298,7 @@ def ask_gate(ctx: Context, run: str) -> gate.Decision:
 def _decide(ctx: Context, version: str, before: str | None, last: gate.Decision | None) -> gate.Decision:
     """Ask the test pool, unless this very question was answered: then it need not be worn out again."""
     from flows.stages import decoded_cells, usable_pools
-    from wbc_model.evaluate import predict_directory
+    from wbc_model.evaluation.evaluate import predict_directory
 
     workspace = ctx.workspace
     candidate, champion = workspace / "models/candidate", workspace / "models/champion"

@@ -8,8 +8,8 @@ from flows.prefect_api import prefect_api
 from flows.state import hold_lock
 from flows.versioning import check_git
 from flows.workspace import params_with
+from wbc_model.cells.pools import Pools
 from wbc_model.params import check_paths
-from wbc_model.pools import Pools
 
 if TYPE_CHECKING:
     from flows.retrain import Outcome

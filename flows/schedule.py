@@ -23,9 +23,9 @@ from flows.prefect_api import (
 )
 from flows.run import check_before
 from flows.state import Busy, hold_lock, is_locked, new_labels, read_state
-from wbc_model.errors import WbcError
+from wbc_model.cells.pools import Pools
+from wbc_model.core.errors import WbcError
 from wbc_model.params import ScheduleParams, read_params
-from wbc_model.pools import Pools
 
 if TYPE_CHECKING:
     from prefect.schedules import Schedule

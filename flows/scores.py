@@ -16,11 +16,11 @@ from flows.champion import FOLDER
 from flows.curve import mark_curve
 from flows.stages import decoded_cells, seen_cells, usable_pools
 from flows.tracking import BEFORE, CHAMPION, open_tracker, registry_exists
-from wbc_model.card import CARD, ModelCard, PoolName, read_card
-from wbc_model.export import load_model, write_card
-from wbc_model.files import building
+from wbc_model.cells.pools import Pools
+from wbc_model.core.files import building
+from wbc_model.core.model_card import CARD, ModelCard, PoolName, read_card
+from wbc_model.network.model_directory import load_model, write_card
 from wbc_model.params import Params, read_params
-from wbc_model.pools import Pools
 
 if TYPE_CHECKING:
     from flows.tracking import Tracker
@@ -147,11 +147,11 @@ def renew(workspace: Path, tracker: "Tracker", params: Params) -> list[str]:
 
 def _recalibrated(workspace: Path, directory: Path, card: ModelCard) -> ModelCard:
     """The card with temperature, prediction sets, doubt and scores of the validation pool as it is now."""
-    from wbc_model.calibrate import calibrated_temperature, conformal_threshold, fit_doubt
-    from wbc_model.metrics import classification_metrics
-    from wbc_model.predict import predict
-    from wbc_model.probabilities import softmax
-    from wbc_model.train import LabelledCells
+    from wbc_model.core.probabilities import softmax
+    from wbc_model.evaluation.calibrate import calibrated_temperature, conformal_threshold, fit_doubt
+    from wbc_model.evaluation.metrics import classification_metrics
+    from wbc_model.network.predict import predict
+    from wbc_model.training.train import LabelledCells
 
     pools = usable_pools(workspace)
     decoded = decoded_cells(workspace, card.input_size, card.view)
@@ -177,7 +177,7 @@ def _recalibrated(workspace: Path, directory: Path, card: ModelCard) -> ModelCar
 
 def _scored(workspace: Path, directory: Path, card: ModelCard) -> ModelCard:
     """The card with the scores of the test pool as it is now."""
-    from wbc_model.evaluate import frame_metrics, predict_directory
+    from wbc_model.evaluation.evaluate import frame_metrics, predict_directory
 
     pools = usable_pools(workspace)
     frame = predict_directory(directory, decoded_cells(workspace, card.input_size, card.view), pools.frames["test"])

@@ -15,7 +15,7 @@ from serving.schemas import ModelName
 from serving.settings import MODEL_DIR
 from serving.signing import models_unheard_of, say_rendered
 from serving.store import STORE_URL, Store, sqlite_url
-from wbc_model.errors import WbcError
+from wbc_model.core.errors import WbcError
 
 CHAMPION: Final = "models/champion"
 

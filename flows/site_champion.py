@@ -9,7 +9,7 @@ from flows.sites import ADAPTED, REPORT
 from flows.tracking import BEFORE, CHALLENGER, CHAMPION, Tracker, open_tracker
 from flows.verdicts import objection
 from flows.versioning import PoolsVersion
-from wbc_model.card import CARD, read_card
+from wbc_model.core.model_card import CARD, read_card
 from wbc_model.params import read_params
 
 ONBOARDED: Final = "wbc.onboarded"  # tag of an adapted version: the name of the pools it was adapted with

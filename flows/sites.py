@@ -14,10 +14,10 @@ from typing import Any, Final
 import yaml
 
 from flows.workspace import Created, changed_params, find_workspace, init_workspace, is_git_repository, is_workspace
-from wbc_model.errors import WbcError
-from wbc_model.files import write_atomic
+from wbc_model.core.errors import WbcError
+from wbc_model.core.files import write_atomic
+from wbc_model.core.written import read_written, read_yaml
 from wbc_model.params import RENDERED, read_params
-from wbc_model.written import read_written, read_yaml
 
 PARENT: Final = "parent.yaml"
 REPORT: Final = "report.json"

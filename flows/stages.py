@@ -11,18 +11,18 @@ import pandas as pd
 from flows.progress import training_line
 from flows.sites import site_of
 from flows.workspace import workspace_or_none
-from wbc_model.card import ModelCard, PoolName, read_card
-from wbc_model.cell_filter import CellFilter
-from wbc_model.decoded import DecodedCells
-from wbc_model.errors import WbcError
-from wbc_model.export import save_model
-from wbc_model.files import write_atomic
-from wbc_model.images import View
-from wbc_model.leakage import digests, leakage
-from wbc_model.manifest import root_of
+from wbc_model.cells.decoded import DecodedCells
+from wbc_model.cells.manifest import root_of
+from wbc_model.cells.pools import Pools, quarantined
+from wbc_model.cells.store import ImageStore
+from wbc_model.core.cell_filter import CellFilter
+from wbc_model.core.errors import WbcError
+from wbc_model.core.files import write_atomic
+from wbc_model.core.images import View
+from wbc_model.core.model_card import ModelCard, PoolName, read_card
+from wbc_model.evaluation.leakage import digests, leakage
+from wbc_model.network.model_directory import save_model
 from wbc_model.params import Params, check_paths, read_params
-from wbc_model.pools import Pools, quarantined
-from wbc_model.store import ImageStore
 
 
 def usable_pools(workspace: Path) -> Pools:
@@ -50,9 +50,9 @@ def _newest_label(pools: Pools) -> str:
 
 def train(workspace: Path) -> dict[str, Any]:
     """Train on the labelled pool, calibrate on the validation pool: `models/candidate`, `models/history.csv`."""
-    from wbc_model.pretrain import pretrained
-    from wbc_model.semi import UnlabelledCells
-    from wbc_model.train import LabelledCells, Training, calibrated_card, check_trainable
+    from wbc_model.training.pretrain import pretrained
+    from wbc_model.training.pseudo_labels import UnlabelledCells
+    from wbc_model.training.train import LabelledCells, Training, calibrated_card, check_trainable
 
     params, whole = read_params(workspace / "params.yaml"), Pools.read(workspace / "data/pools")
     check_paths(params, workspace, fills_pools=False)
@@ -120,8 +120,8 @@ def _model(workspace: Path) -> Path:
 
 def evaluate(workspace: Path) -> dict[str, Any]:
     """Evaluate the candidate on the test pool: `metrics.json`, `plots/`, `models/predictions.csv`."""
-    from wbc_model.evaluate import frame_metrics, plot_frame, predict_directory
-    from wbc_model.plots import plot_history
+    from wbc_model.evaluation.evaluate import frame_metrics, plot_frame, predict_directory
+    from wbc_model.evaluation.plots import plot_history
 
     candidate = _model(workspace)
     if not candidate.is_dir():
@@ -143,8 +143,8 @@ def evaluate(workspace: Path) -> dict[str, Any]:
 
 def query(workspace: Path, count: int | None = None) -> dict[str, Any]:
     """Queue the cells most worth a label: `data/queue.csv`. Before there is any model their colours decide."""
-    from wbc_model.query import first_query
-    from wbc_model.query import query as query_pool
+    from wbc_model.acquisition.query import first_query
+    from wbc_model.acquisition.query import query as query_pool
 
     params, pools = read_params(workspace / "params.yaml"), usable_pools(workspace)
     count = query_size(params, pools) if count is None else count
@@ -207,8 +207,8 @@ def why_nothing_is_asked(workspace: Path) -> str:
 def evaluate_model(model: Path, data: Path, plots: Path | None, own_statistics: bool = False) -> dict[str, Any]:
     """Any model directory on any labelled data; `own_statistics` as in `evaluate_data`."""
     from flows.workspace import label_names
-    from wbc_model.evaluate import evaluate_data, plot_frame
-    from wbc_model.handed_out import hand_out_folder
+    from wbc_model.cells.handed_out import hand_out_folder
+    from wbc_model.evaluation.evaluate import evaluate_data, plot_frame
 
     if not data.exists():
         raise WbcError(f"{data} does not exist: give a manifest CSV or a folder with a subfolder per class")

@@ -10,8 +10,8 @@ from flows.champion import follow_notes
 from flows.complaints import FOLDER
 from flows.sites import site_of
 from flows.state import State, at_work, new_labels, read_state
-from wbc_model.card import CARD, read_card
-from wbc_model.pools import Pools
+from wbc_model.cells.pools import Pools
+from wbc_model.core.model_card import CARD, read_card
 
 PARTS: Final = {
     "images": ("data/images",),

@@ -19,9 +19,9 @@ import pandas as pd
 
 from flows.artifacts import FOLDER, database_of, located, make_relative
 from flows.identity import check_own_names
-from wbc_model.card import CARD, WEIGHTS, ModelCard, read_card
-from wbc_model.errors import WbcError
-from wbc_model.files import replace_directory
+from wbc_model.core.errors import WbcError
+from wbc_model.core.files import replace_directory
+from wbc_model.core.model_card import CARD, WEIGHTS, ModelCard, read_card
 from wbc_model.params import Params
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from wbc_model.card import WEIGHTS, ModelCard
-from wbc_model.errors import WbcError
+from wbc_model.core.errors import WbcError
+from wbc_model.core.model_card import WEIGHTS, ModelCard
 
 if TYPE_CHECKING:
     from flows.tracking import Tracker

@@ -20,9 +20,9 @@ import yaml
 from flows.guard import FLOW, flow_token
 from flows.sites import OF_A_SITE, site_of
 from flows.workspace import ensure_dvc, environment, has_identity, is_git_repository
-from wbc_model.errors import WbcError
-from wbc_model.files import write_atomic
-from wbc_model.pools import Pools
+from wbc_model.cells.pools import Pools
+from wbc_model.core.errors import WbcError
+from wbc_model.core.files import write_atomic
 
 TRACKED: Final = ("data/images", "data/pools", "data/labels.csv", "data/oracle.csv", "data/rejected.csv", "data/conflicts.csv")
 VERSIONS: Final = "data/versions.csv"

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from wbc_model.errors import WbcError
-from wbc_model.files import write_atomic
+from wbc_model.core.errors import WbcError
+from wbc_model.core.files import write_atomic
 
 if TYPE_CHECKING:
     from wbc_model.params import Params

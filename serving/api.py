@@ -69,7 +69,7 @@ from serving.site import Site, read_site
 from serving.specimen import FIELDS, REPORT_ID, Specimen, read_specimen
 from serving.upload import asked, busy, read_form
 from wbc_model import __version__
-from wbc_model.card import ModelCard
+from wbc_model.core.model_card import ModelCard
 
 _LOGGER = logging.getLogger("bentoml.wbc")  # BentoML sets up the log of what is called `bentoml`
 

@@ -25,7 +25,7 @@ from serving.chain import Intentions, Link, chained, head_path, last_link, read_
 from serving.problems import Problem
 from serving.refusals import Refusals
 from serving.schemas import ModelName
-from wbc_model.errors import WbcError
+from wbc_model.core.errors import WbcError
 
 AUDIT_LOG: Final = "WBC_AUDIT_LOG"
 AUDIT_MIB: Final = "WBC_AUDIT_MIB"

@@ -25,8 +25,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from serving.chain import Link, head_path, lines, read_head, read_record, rotated_files, verify
 from serving.store import Base, BelievedTime, Deed, Report, Store, sqlite_url
 from wbc_model import __version__
-from wbc_model.errors import WbcError
-from wbc_model.files import building
+from wbc_model.core.errors import WbcError
+from wbc_model.core.files import building
 
 STORE: Final = "service.db"
 AUDIT: Final = "audit.jsonl"

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
-from wbc_model.errors import WbcError
+from wbc_model.core.errors import WbcError
 
 START: Final = "0" * 64  # what the first record is chained to
 TAIL_BYTES: Final = 2**20  # a record of 4,096 images has 280 kB

@@ -13,8 +13,8 @@ from typing import Final
 
 from serving.changed import Signature, signature
 from serving.classify import Classifier
-from wbc_model.card import CARD, ONNX, WEIGHTS
-from wbc_model.errors import WbcError
+from wbc_model.core.errors import WbcError
+from wbc_model.core.model_card import CARD, ONNX, WEIGHTS
 
 LOOK_SECONDS: Final = 1.0
 

@@ -31,12 +31,12 @@ from serving.schemas import (
     Result,
     Review,
 )
-from wbc_model.card import ModelCard, read_card
-from wbc_model.doubt import cell_surprise, site_surprise
-from wbc_model.errors import ImageRejected
-from wbc_model.images import decode, large_enough, look_at, shown_scale
-from wbc_model.probabilities import softmax
-from wbc_model.twins import fingerprint
+from wbc_model.core.errors import ImageRejected
+from wbc_model.core.images import decode, large_enough, look_at, shown_scale
+from wbc_model.core.model_card import ModelCard, read_card
+from wbc_model.core.out_of_distribution import cell_surprise, site_surprise
+from wbc_model.core.probabilities import softmax
+from wbc_model.core.twins import fingerprint
 
 # bf16 moves a logit by a few hundredths. That cannot be seen in a probability of 0.9 or more, but it can turn a near tie; so
 # whatever is less sure is computed again in float32, and with bf16 the service names no other class than the offline evaluation.
@@ -48,7 +48,7 @@ DECODE_SECONDS: Final = 20.0
 
 
 class Seen(NamedTuple):
-    """What is said of one file, and by what its cell is known again (wbc_model/twins.py): None where it was rejected."""
+    """What is said of one file, and by what its cell is known again (wbc_model/core/twins.py): None where it was rejected."""
 
     result: Result
     fingerprint: bytes | None

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field, model_validator
 
 from serving.site import Critical, Range, Site
-from wbc_model.card import CARD, ModelCard
-from wbc_model.classes import CLASS_INDEX, CLASSES
-from wbc_model.errors import WbcError
+from wbc_model.core.classes import CLASS_INDEX, CLASSES
+from wbc_model.core.errors import WbcError
+from wbc_model.core.model_card import CARD, ModelCard
 
 Floats = NDArray[np.float64]
 Flag = Literal["low", "normal", "high", "critical_low", "critical_high"]

@@ -11,8 +11,8 @@ from typing import Any, Final, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from wbc_model.card import INT8, ONNX, ModelCard
-from wbc_model.errors import WbcError
+from wbc_model.core.errors import WbcError
+from wbc_model.core.model_card import INT8, ONNX, ModelCard
 
 ENGINES: Final = ("auto", "openvino", "torch")
 MAX_THREADS: Final = 16
@@ -125,7 +125,7 @@ class TorchEngine:
     def __init__(self, directory: Path, device: str = "cuda") -> None:
         import torch
 
-        from wbc_model.export import load_model
+        from wbc_model.network.model_directory import load_model
 
         self._torch = torch
         self._device = torch.device(device)
@@ -162,7 +162,7 @@ def open_engine(directory: Path, card: ModelCard, threads: int) -> Engine:
         raise WbcError(f"WBC_ENGINE is {name!r}: it is one of {', '.join(ENGINES)}")
     if name == "auto":
         # The Bento carries only the pure parts of wbc_model, so that it stays with OpenVINO wherever it runs.
-        name = "torch" if importlib.util.find_spec("wbc_model.export") is not None and has_gpu() else "openvino"
+        name = "torch" if importlib.util.find_spec("wbc_model.network.model_directory") is not None and has_gpu() else "openvino"
     if name == "torch" and importlib.util.find_spec("torch") is None:
         raise WbcError("WBC_ENGINE is 'torch', but PyTorch is not installed here; use 'openvino'")
     engine: Engine = TorchEngine(directory) if name == "torch" else OpenVinoEngine(directory, threads)

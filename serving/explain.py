@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from serving.engine import Engine
-from wbc_model.canonical import WHITE
+from wbc_model.core.canonical import WHITE
 
 PLACES: Final = 9  # patches a side, each half over the next
 SHOWN: Final = 256  # pixels a side of the picture

@@ -13,9 +13,9 @@ from serving.kept_images import images_of
 from serving.review import WHOLE
 from serving.signing import standing
 from serving.store import Report, Store
-from wbc_model.errors import WbcError
-from wbc_model.files import building
-from wbc_model.structure import one_picture
+from wbc_model.core.errors import WbcError
+from wbc_model.core.files import building
+from wbc_model.core.structure import one_picture
 
 MANIFEST: Final = "cells.csv"
 COLUMNS: Final = ("path", "label", "group", "labelled_by", "labelled_at", "sha256", "model_label", "model_version", "report")

@@ -15,7 +15,7 @@ from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from serving.problems import Problem
-from wbc_model.errors import WbcError
+from wbc_model.core.errors import WbcError
 
 HOSTS: Final = "WBC_HOSTS"
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})

@@ -13,8 +13,8 @@ from typing import Final
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from wbc_model.errors import WbcError
-from wbc_model.written import read_written
+from wbc_model.core.errors import WbcError
+from wbc_model.core.written import read_written
 
 IMAGE_KEY_FILE: Final = "WBC_IMAGE_KEY_FILE"
 MAKE: Final = "make a key with `openssl rand -hex 32`"

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from serving.image_key import IMAGE_KEY_FILE, MAKE, ImageKey, ImageKeys
 from serving.site import Site
 from serving.store import IMAGE_KEYS, Cell, KeptImage, Report, Store
-from wbc_model.errors import WbcError
+from wbc_model.core.errors import WbcError
 
 REPORTS_AT_A_TIME: Final = 50  # whose images are deleted in one transaction
 _PRINT: Final = "fingerprint of "  # what an encrypted fingerprint is about, before the SHA-256

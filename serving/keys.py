@@ -21,9 +21,9 @@ from typing import Final, Literal, get_args
 
 from serving.changed import signature
 from serving.problems import Problem
-from wbc_model.errors import WbcError
-from wbc_model.files import write_atomic
-from wbc_model.written import read_written
+from wbc_model.core.errors import WbcError
+from wbc_model.core.files import write_atomic
+from wbc_model.core.written import read_written
 
 KEYS, KEYS_FILE, HEADER = "WBC_API_KEYS", "WBC_API_KEYS_FILE", "X-API-Key"
 KEYRING_HEADER: Final = "# wbc keyring 1: name scopes sha256 created"

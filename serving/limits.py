@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Final
 
-from wbc_model.errors import WbcError
-from wbc_model.images import MAX_BYTES
+from wbc_model.core.errors import WbcError
+from wbc_model.core.images import MAX_BYTES
 
 MIB: Final = 2**20
 MAX_IMAGES: Final = 256

@@ -17,8 +17,8 @@ from serving.heavy import made
 from serving.problems import described, too_large
 from serving.schemas import images_body
 from serving.upload import read_form
-from wbc_model.errors import ImageRejected
-from wbc_model.images import decode
+from wbc_model.core.errors import ImageRejected
+from wbc_model.core.images import decode
 
 MAX_PREVIEWS: Final = 16
 PREVIEW_SIDE: Final = 512

@@ -21,7 +21,7 @@ from serving.names import NAME, trimmed
 from serving.problems import MEDIA_TYPE, Problem
 from serving.review import no_report
 from serving.store import Base, Deed, Removal, Report, Store
-from wbc_model.errors import WbcError
+from wbc_model.core.errors import WbcError
 
 GONE: Final = 410
 OPERATOR: Final = "operator"  # who acts on the command line

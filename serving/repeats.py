@@ -8,7 +8,7 @@ from serving.differential import foreign_site
 from serving.problems import PREFIX
 from serving.schemas import NEAR_DUPLICATE, SITE_UNKNOWN, Classified, ImageProblem, Rejected, Result, Review
 from serving.store import Cell
-from wbc_model.twins import twins_of
+from wbc_model.core.twins import twins_of
 
 
 class Held(NamedTuple):

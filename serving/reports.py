@@ -54,7 +54,7 @@ from serving.schemas import ModelName
 from serving.site import Site
 from serving.specimen import MOST_IMAGES, SPECIMEN_PATTERN
 from serving.store import Report, Store
-from wbc_model.errors import ImageRejected
+from wbc_model.core.errors import ImageRejected
 
 T = TypeVar("T", bound=BaseModel)
 BODY_BYTES: Final = 16 * 1024

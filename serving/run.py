@@ -16,8 +16,8 @@ from serving.limits import Limits
 from serving.settings import MODEL_DIR, absolute_paths
 from serving.site import site_from_environment
 from serving.store import STORE_URL, sqlite_url
-from wbc_model.card import read_card
-from wbc_model.errors import WbcError
+from wbc_model.core.errors import WbcError
+from wbc_model.core.model_card import read_card
 
 LOOPBACK = "127.0.0.1"
 

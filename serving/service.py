@@ -35,8 +35,8 @@ from serving.settings import MODEL_DIR, resolve_paths
 from serving.signing import say_rendered
 from serving.site import site_from_environment
 from serving.store import Store
-from wbc_model.card import read_card
-from wbc_model.errors import WbcError
+from wbc_model.core.errors import WbcError
+from wbc_model.core.model_card import read_card
 
 connections.install()
 app = create_app()

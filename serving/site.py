@@ -13,9 +13,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from serving.names import LINE, visible
 from serving.specimen import HIGHEST_COUNT, MOST_IMAGES
-from wbc_model.classes import CLASSES
-from wbc_model.errors import WbcError
-from wbc_model.written import read_yaml
+from wbc_model.core.classes import CLASSES
+from wbc_model.core.errors import WbcError
+from wbc_model.core.written import read_yaml
 
 SITE_FILE: Final = "WBC_SITE_FILE"
 DEFAULT: Final = Path(__file__).resolve().parent / "sites" / "default.yaml"

@@ -44,7 +44,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, column_property, mapped_column, relationship
 
 from serving.image_key import NO_KEYS, ImageKeys
-from wbc_model.errors import WbcError
+from wbc_model.core.errors import WbcError
 
 STORE_URL: Final = "WBC_STORE_URL"
 IMAGE_KEYS: Final = "image_keys"  # where a session has the keys of the kept images

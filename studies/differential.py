@@ -19,10 +19,10 @@ from serving.classify import Classifier
 from serving.differential import count_differential
 from serving.schemas import Classified
 from serving.site import read_site
-from wbc_model.classes import CLASS_INDEX, CLASSES
-from wbc_model.files import write_atomic
-from wbc_model.manifest import read_cell, read_manifest, root_of
-from wbc_model.metrics import confusion_matrix
+from wbc_model.cells.manifest import read_cell, read_manifest, root_of
+from wbc_model.core.classes import CLASS_INDEX, CLASSES
+from wbc_model.core.files import write_atomic
+from wbc_model.evaluation.metrics import confusion_matrix
 
 HEALTHY = np.array([0.005, 0.03, 0.30, 0.06, 0.605])
 CELLS = (100, 200, 400)

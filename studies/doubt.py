@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from sklearn.metrics import roc_auc_score
 
-from wbc_model.classes import CLASS_INDEX
-from wbc_model.doubt import Doubt, cell_surprise, site_surprise
-from wbc_model.errors import WbcError
-from wbc_model.export import load_model
-from wbc_model.images import look
-from wbc_model.predict import predict
-from wbc_model.probabilities import softmax
+from wbc_model.core.classes import CLASS_INDEX
+from wbc_model.core.errors import WbcError
+from wbc_model.core.images import look
+from wbc_model.core.out_of_distribution import Doubt, cell_surprise, site_surprise
+from wbc_model.core.probabilities import softmax
+from wbc_model.network.model_directory import load_model
+from wbc_model.network.predict import predict
 
 Floats = NDArray[np.float64]
 

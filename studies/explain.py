@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from serving.engine import OpenVinoEngine
 from serving.explain import heat, heat_map
-from wbc_model.canonical import WHITE
-from wbc_model.export import load_model
-from wbc_model.images import preprocess
-from wbc_model.network import AttentionResNet18
+from wbc_model.core.canonical import WHITE
+from wbc_model.core.images import preprocess
+from wbc_model.network.model_directory import load_model
+from wbc_model.network.resnet import AttentionResNet18
 
 STEPS = 20
 Map = NDArray[np.float64]

@@ -14,7 +14,7 @@ import torch
 from fastapi import FastAPI, UploadFile
 from PIL import Image
 
-from wbc_model.export import load_model
+from wbc_model.network.model_directory import load_model
 
 network, card = load_model(Path(os.environ["WBC_MODEL_DIR"]))
 app = FastAPI()

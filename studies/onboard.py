@@ -19,7 +19,7 @@ import pandas as pd
 
 from flows.onboard import champion_of
 from flows.workspace import set_params
-from wbc_model.card import read_card
+from wbc_model.core.model_card import read_card
 from wbc_model.params import read_params
 
 WBC = Path(sys.executable).parent / "wbc"

@@ -28,12 +28,12 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from wbc_model.network import AttentionResNet18, begin_with
+from wbc_model.network.predict import predict
+from wbc_model.network.resnet import AttentionResNet18, begin_with
 from wbc_model.params import Params, read_params
-from wbc_model.predict import predict
-from wbc_model.pretrain import METHODS, pretrained
-from wbc_model.semi import UnlabelledCells
-from wbc_model.train import LabelledCells
+from wbc_model.training.pretrain import METHODS, pretrained
+from wbc_model.training.pseudo_labels import UnlabelledCells
+from wbc_model.training.train import LabelledCells
 
 COUNTS, DRAWS, NEIGHBOURS = (31, 62, 154), 5, 20
 

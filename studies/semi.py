@@ -19,15 +19,15 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from wbc_model.classes import CLASSES
-from wbc_model.images import preprocess
-from wbc_model.manifest import read_manifest
-from wbc_model.metrics import classification_metrics
+from wbc_model.cells.manifest import read_manifest
+from wbc_model.core.classes import CLASSES
+from wbc_model.core.images import preprocess
+from wbc_model.core.probabilities import softmax
+from wbc_model.evaluation.metrics import classification_metrics
+from wbc_model.network.predict import predict
 from wbc_model.params import Params, read_params
-from wbc_model.predict import predict
-from wbc_model.probabilities import softmax
-from wbc_model.semi import UnlabelledCells
-from wbc_model.train import LabelledCells, Training
+from wbc_model.training.pseudo_labels import UnlabelledCells
+from wbc_model.training.train import LabelledCells, Training
 
 OFF = {
     "train.augmentation": "mild",

@@ -18,9 +18,9 @@ import httpx
 import numpy as np
 
 from flows.quantise import ACCURACY_POINTS
-from wbc_model.card import INT8, read_card
-from wbc_model.classes import CLASSES
-from wbc_model.evaluate import evaluate_data, frame_probabilities
+from wbc_model.core.classes import CLASSES
+from wbc_model.core.model_card import INT8, read_card
+from wbc_model.evaluation.evaluate import evaluate_data, frame_probabilities
 
 WBC = Path(sys.executable).parent / "wbc"
 

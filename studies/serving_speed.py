@@ -37,9 +37,9 @@ from PIL import Image
 
 from serving.classify import Classifier
 from serving.engine import OpenVinoEngine, thread_count
-from wbc_model.card import Architecture, ModelCard, Normalisation, read_card
-from wbc_model.images import look
-from wbc_model.probabilities import softmax
+from wbc_model.core.images import look
+from wbc_model.core.model_card import Architecture, ModelCard, Normalisation, read_card
+from wbc_model.core.probabilities import softmax
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL = Path(os.environ.get("WBC_REAL_DATA", ROOT.parent / "shared" / "data"))
@@ -63,7 +63,7 @@ def write_images(folder: Path) -> str:
         for number, path in enumerate(chosen):
             (folder / f"{number:04d}.jpg").write_bytes(path.read_bytes())
         return "real cells (pbc, test split)"
-    from wbc_model.render import render_cells
+    from wbc_model.rendering.cells import render_cells
 
     for number, cell in enumerate(render_cells(CELLS, seed=0, size=SIDE)):
         Image.fromarray(cell.pixels).save(folder / f"{number:04d}.jpg", quality=90)
@@ -74,10 +74,10 @@ def random_model(directory: Path, size: int, files: Sequence[bytes]) -> Path:
     """A model directory with random weights that is unsure of UNSURE of the cells, calibrated on these cells."""
     import torch
 
-    from wbc_model.calibrate import fit_doubt
-    from wbc_model.export import save_model
-    from wbc_model.network import MEAN, STD, AttentionResNet18
-    from wbc_model.predict import predict
+    from wbc_model.evaluation.calibrate import fit_doubt
+    from wbc_model.network.model_directory import save_model
+    from wbc_model.network.predict import predict
+    from wbc_model.network.resnet import MEAN, STD, AttentionResNet18
 
     torch.manual_seed(0)
     network = AttentionResNet18("cbam", lossnet=True)

@@ -3,7 +3,7 @@
     python studies/test_time.py MODEL_DIR DATA.csv [DATA.csv ...] --out studies/test_time
 
 Of each manifest the labelled test cells are used, all labelled cells where it names no test split. `statistics` gives batch
-normalisation the statistics of these cells, without their labels (wbc_model/statistics.py); `eight views` averages the
+normalisation the statistics of these cells, without their labels (wbc_model/network/batch_norm_statistics.py); `eight views` averages the
 probabilities over the eight turns and flips of the square. Nothing is drawn at random but the cells that statistics are measured
 on where there are very many, so there is no seed. A second MODEL_DIR with the same `--out` is put beside the first: trainings
 of one kind differ more away from home than at home.
@@ -21,19 +21,19 @@ import pandas as pd
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from wbc_model.card import ModelCard
-from wbc_model.classes import CLASSES
-from wbc_model.errors import ImageRejected, WbcError
-from wbc_model.evaluate import BATCH, label_indices
-from wbc_model.export import load_model
-from wbc_model.files import write_atomic
-from wbc_model.images import preprocess
-from wbc_model.manifest import read_cell, read_manifest, root_of
-from wbc_model.metrics import classification_metrics
-from wbc_model.network import AttentionResNet18
-from wbc_model.predict import predict
-from wbc_model.probabilities import softmax
-from wbc_model.statistics import MIN_CELLS, some_cells, takes_statistics, with_statistics_of
+from wbc_model.cells.manifest import read_cell, read_manifest, root_of
+from wbc_model.core.classes import CLASSES
+from wbc_model.core.errors import ImageRejected, WbcError
+from wbc_model.core.files import write_atomic
+from wbc_model.core.images import preprocess
+from wbc_model.core.model_card import ModelCard
+from wbc_model.core.probabilities import softmax
+from wbc_model.evaluation.evaluate import BATCH, label_indices
+from wbc_model.evaluation.metrics import classification_metrics
+from wbc_model.network.batch_norm_statistics import MIN_CELLS, some_cells, takes_statistics, with_statistics_of
+from wbc_model.network.model_directory import load_model
+from wbc_model.network.predict import predict
+from wbc_model.network.resnet import AttentionResNet18
 
 Pixels = NDArray[np.uint8]
 METRICS = {"accuracy": "accuracy", "macro_f1": "macro-F1", "balanced_accuracy": "balanced accuracy"}

@@ -21,16 +21,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from wbc_model.decoded import DecodedCells
-from wbc_model.ingest import ingest
-from wbc_model.lossnet import ranking_loss
-from wbc_model.network import AttentionResNet18
+from wbc_model.acquisition.query import BATCH, score_pool
+from wbc_model.cells.decoded import DecodedCells
+from wbc_model.cells.ingest import ingest
+from wbc_model.cells.pools import Pools
+from wbc_model.cells.store import ImageStore
+from wbc_model.network.lossnet import ranking_loss
+from wbc_model.network.resnet import AttentionResNet18
 from wbc_model.params import Params, read_params
-from wbc_model.pools import Pools
-from wbc_model.query import BATCH, score_pool
-from wbc_model.render import write_cells
-from wbc_model.store import ImageStore
-from wbc_model.train import LabelledCells, Training
+from wbc_model.rendering.cells import write_cells
+from wbc_model.training.train import LabelledCells, Training
 
 ROOT = Path(__file__).parents[1]
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 PresetName = Literal["small", "standard", "full"]
 Annotator = Literal["oracle", "people"]
-# The names that wbc_model.acquire registers its strategies under; a test compares them.
+# The names that wbc_model.acquisition.strategies registers its strategies under; a test compares them.
 Acquisition = Literal[
     "random",
     "entropy",

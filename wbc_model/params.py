@@ -11,10 +11,10 @@ from cronsim import CronSim, CronSimError
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from wbc_model.choices import Acquisition, Annotator, PresetName
-from wbc_model.classes import CLASSES
-from wbc_model.errors import WbcError, nearest
-from wbc_model.images import View
-from wbc_model.written import decode_written, parse_yaml
+from wbc_model.core.classes import CLASSES
+from wbc_model.core.errors import WbcError, nearest
+from wbc_model.core.images import View
+from wbc_model.core.written import decode_written, parse_yaml
 
 Share = Annotated[float, Field(ge=0, le=1)]
 NEEDS_LOSSNET: Final = ("learning_loss", "diverse_loss")  # strategies that look at the loss which LossNet predicts

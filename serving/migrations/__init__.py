@@ -12,7 +12,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, func, select
 
-from wbc_model.errors import WbcError
+from wbc_model.core.errors import WbcError
 
 LOCK: Final = 0x7762635F73746F72  # "wbc_stor": what processes agree on for PostgreSQL's advisory lock
 

@@ -20,10 +20,10 @@ from PIL import Image
 from flows import benchmark
 from flows.benchmark import Request, _StudyTracking, find_data, prepare
 from flows.fingerprint import closure, imported_modules, reachable
-from wbc_model.errors import WbcError
-from wbc_model.render import write_cells
-from wbc_model.study import Provenance
-from wbc_model.study_file import read_study
+from wbc_model.core.errors import WbcError
+from wbc_model.rendering.cells import write_cells
+from wbc_model.studies.runner import Provenance
+from wbc_model.studies.study import read_study
 
 ROOT = Path(__file__).parents[2]
 TINY: dict[str, Any] = {
@@ -229,9 +229,9 @@ def test_where_data_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_the_code_of_a_result_is_what_its_numbers_come_from() -> None:
     names = ("fit", "evaluate", "ask", "untrained")
-    codes = {name: benchmark._code(f"wbc_model.study:{name}") for name in names}
+    codes = {name: benchmark._code(f"wbc_model.studies.runner:{name}") for name in names}
     assert len(set(codes.values())) == len(names)
-    where = ast.Module(reachable(ast.parse((ROOT / "wbc_model/study.py").read_text()), "fit"), [])
+    where = ast.Module(reachable(ast.parse((ROOT / "wbc_model/studies/runner.py").read_text()), "fit"), [])
     reached = set(closure(imported_modules(where, ROOT), ROOT))
     assert {f"wbc_model.{name}" for name in ("train", "augment", "network", "images", "lossnet", "sampling")} <= reached
     assert not {f"wbc_model.{name}" for name in ("study_report", "study_file", "plots", "raabin", "ingest")} & reached

@@ -12,18 +12,18 @@ from sklearn.linear_model import LogisticRegression
 
 from flows.calibration import calibrate, cross_fitted_sets, prediction_sets
 from flows.package import _labels
-from wbc_model.calibrate import fit_temperature
-from wbc_model.card import Architecture, ModelCard, Normalisation, read_card
-from wbc_model.classes import CLASSES
-from wbc_model.errors import WbcError
-from wbc_model.evaluate import label_indices
-from wbc_model.export import load_model, render_readme, save_model, write_card
-from wbc_model.images import preprocess
-from wbc_model.network import MEAN, STD, AttentionResNet18
+from wbc_model.core.classes import CLASSES
+from wbc_model.core.errors import WbcError
+from wbc_model.core.images import preprocess
+from wbc_model.core.model_card import Architecture, ModelCard, Normalisation, read_card
+from wbc_model.evaluation.calibrate import fit_temperature
+from wbc_model.evaluation.evaluate import label_indices
+from wbc_model.network.model_directory import load_model, render_readme, save_model, write_card
+from wbc_model.network.predict import Predictions, predict
+from wbc_model.network.resnet import MEAN, STD, AttentionResNet18
 from wbc_model.params import read_params
-from wbc_model.predict import Predictions, predict
-from wbc_model.render import render_cells, write_cells
-from wbc_model.train import LabelledCells, calibrated_card
+from wbc_model.rendering.cells import render_cells, write_cells
+from wbc_model.training.train import LabelledCells, calibrated_card
 
 ROOT = Path(__file__).parents[2]
 
@@ -154,7 +154,7 @@ def test_a_training_at_a_bound_keeps_its_model_and_says_that_it_is_not_calibrate
     """A tiny validation pool on which the model is never wrong, or always: no temperature is fitted, and none is presented."""
     labels = np.arange(12) % 5
     seen = Predictions(sharpness * np.eye(5)[labels], np.zeros(12), np.zeros((12, 1)))
-    monkeypatch.setattr("wbc_model.train.predict", lambda network, batches: seen)
+    monkeypatch.setattr("wbc_model.training.train.predict", lambda network, batches: seen)
     cells = LabelledCells(np.zeros((12, 32, 32, 3), np.uint8), labels, tuple(map(str, range(12))))
     card = calibrated_card(AttentionResNet18("none", lossnet=False), cells, read_params(ROOT / "params.yaml"))
     right = "100%" if sharpness > 0 else "0%"

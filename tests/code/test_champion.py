@@ -27,16 +27,16 @@ from flows.status import status, status_text
 from flows.tracking import COMPLETE, Tracker, open_tracker, packaged_digest
 from flows.verdicts import ROLLED_BACK, objection, verdicts
 from flows.workspace import set_params, template
-from wbc_model.card import ONNX, WEIGHTS, Architecture, ModelCard, Normalisation, file_sha256, read_card
-from wbc_model.cell_filter import CellFilter
-from wbc_model.classes import CLASSES
-from wbc_model.errors import WbcError
-from wbc_model.export import write_card
-from wbc_model.ingest import ingest
-from wbc_model.network import AttentionResNet18
+from wbc_model.cells.ingest import ingest
+from wbc_model.cells.pools import Pools
+from wbc_model.core.cell_filter import CellFilter
+from wbc_model.core.classes import CLASSES
+from wbc_model.core.errors import WbcError
+from wbc_model.core.model_card import ONNX, WEIGHTS, Architecture, ModelCard, Normalisation, file_sha256, read_card
+from wbc_model.network.model_directory import write_card
+from wbc_model.network.resnet import AttentionResNet18
 from wbc_model.params import Params, read_params
-from wbc_model.pools import Pools
-from wbc_model.render import write_cells
+from wbc_model.rendering.cells import write_cells
 
 NOTHING = {f"gate.recall_floor.{name}": 0.0 for name in CLASSES} | {"gate.max_recall_drop": 1.0, "gate.max_accuracy_drop": 1.0}
 
@@ -523,7 +523,7 @@ def test_earlier_points_of_the_curve_and_runs_are_marked_where_their_test_labels
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Any] = []
-    monkeypatch.setattr("wbc_model.plots._save", lambda figure, path: drawn.append(figure) or path)
+    monkeypatch.setattr("wbc_model.evaluation.plots._save", lambda figure, path: drawn.append(figure) or path)
     site.candidate(1)
     test = usable_pools(site.workspace).frames["test"]
     wrong, right = test["sha256"].iloc[0], test["sha256"].iloc[1]

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.code.test_flow import environment
-from wbc_model.classes import CLASSES
+from wbc_model.core.classes import CLASSES
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")]
 

@@ -25,11 +25,11 @@ from serving.site import KeepImages, Site, read_site
 from serving.specimen import Specimen
 from serving.store import Store, sqlite_url
 from tests.code.test_calibration import model  # noqa: F401 - a fixture
-from wbc_model.card import read_card
-from wbc_model.classes import CLASSES
-from wbc_model.errors import WbcError
-from wbc_model.pools import Pools
-from wbc_model.render import RenderedCell, render_cells
+from wbc_model.cells.pools import Pools
+from wbc_model.core.classes import CLASSES
+from wbc_model.core.errors import WbcError
+from wbc_model.core.model_card import read_card
+from wbc_model.rendering.cells import RenderedCell, render_cells
 
 ADA, BERT = Person("Dr. Ada", "page"), Person("Bert", "page")
 KEPT: Final = read_site().model_copy(update={"keep_images": KeepImages()})

@@ -27,13 +27,13 @@ from flows.progress import TRAINING_LINE
 from flows.state import read_state
 from flows.tracking import open_tracker
 from flows.workspace import init_workspace, set_params
-from wbc_model.card import file_sha256, read_card
-from wbc_model.classes import CLASSES
-from wbc_model.export import write_card
-from wbc_model.ingest import ingest
+from wbc_model.cells.ingest import ingest
+from wbc_model.cells.pools import Pools
+from wbc_model.core.classes import CLASSES
+from wbc_model.core.model_card import file_sha256, read_card
+from wbc_model.network.model_directory import write_card
 from wbc_model.params import read_params
-from wbc_model.pools import Pools
-from wbc_model.render import write_cells
+from wbc_model.rendering.cells import write_cells
 
 TINY = {
     "presets.small.image_size": 32,

@@ -30,14 +30,14 @@ from flows.package import PACKAGED_MODEL
 from flows.state import new_labels, read_state
 from flows.tracking import packaged_digest
 from flows.workspace import set_params
-from wbc_model.card import INT8, Architecture, ModelCard, Normalisation, read_card
-from wbc_model.classes import CLASSES
-from wbc_model.errors import WbcError
-from wbc_model.export import write_card
-from wbc_model.files import write_atomic
-from wbc_model.ingest import ingest
+from wbc_model.cells.ingest import ingest
+from wbc_model.cells.pools import Pools
+from wbc_model.core.classes import CLASSES
+from wbc_model.core.errors import WbcError
+from wbc_model.core.files import write_atomic
+from wbc_model.core.model_card import INT8, Architecture, ModelCard, Normalisation, read_card
+from wbc_model.network.model_directory import write_card
 from wbc_model.params import read_params
-from wbc_model.pools import Pools
 
 ROOT = Path(__file__).parents[2]
 OPERATIONS = ("fsync", "replace", "rename", "unlink")
@@ -228,9 +228,9 @@ def killer(monkeypatch: pytest.MonkeyPatch) -> Killer:
     for name in ("open_limit", "end_dead_runs", "create_table_artifact", "update_progress_artifact", "create_progress_artifact"):
         monkeypatch.setattr(retrain, name, lambda *arguments, **named: None)
     monkeypatch.setattr(retrain, "concurrency", lambda *arguments, **named: contextlib.nullcontext())
-    monkeypatch.setattr("wbc_model.plots.plot_learning_curve", lambda *arguments: None)
+    monkeypatch.setattr("wbc_model.evaluation.plots.plot_learning_curve", lambda *arguments: None)
     monkeypatch.setattr("flows.stages.decoded_cells", lambda workspace, size, view: None)
-    monkeypatch.setattr("wbc_model.evaluate.predict_directory", predicted)
+    monkeypatch.setattr("wbc_model.evaluation.evaluate.predict_directory", predicted)
     return killer
 
 
@@ -313,7 +313,7 @@ def test_the_same_refused_model_does_not_wear_out_the_test_pool_twice(
     def wrong(model: Path, decoded: object, cells: pd.DataFrame) -> pd.DataFrame:
         return cells[["sha256", "label"]].assign(predicted="Basophil")
 
-    monkeypatch.setattr("wbc_model.evaluate.predict_directory", wrong)
+    monkeypatch.setattr("wbc_model.evaluation.evaluate.predict_directory", wrong)
     assert run(workspace, killer, store, monkeypatch)
     assert run(workspace, killer, store, monkeypatch)  # nothing is left to label: the same model again
     assert [row["promoted"] for row in gate.read_log(workspace)] == ["no"]
@@ -447,7 +447,7 @@ LATE = """
 import sys
 from pathlib import Path
 from flows.labels import oracle_answers, take_in
-from wbc_model.pools import Pools
+from wbc_model.cells.pools import Pools
 site = Path(sys.argv[1])
 cells = Pools.read(site / "data/pools").frames["unlabelled"].tail(2)
 rows = oracle_answers(site, cells).assign(labelled_by="ada")

@@ -10,7 +10,7 @@ import pytest
 from flows.identity import FILE, identify
 from flows.tracking import open_tracker
 from flows.workspace import set_params, template
-from wbc_model.errors import WbcError
+from wbc_model.core.errors import WbcError
 from wbc_model.params import read_params
 
 

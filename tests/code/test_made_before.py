@@ -31,10 +31,10 @@ from serving.chain import verify
 from serving.keys import add_key, list_keys
 from serving.review import find
 from serving.store import Store, sqlite_url
-from wbc_model.card import Architecture, ModelCard, Normalisation
-from wbc_model.export import write_card
+from wbc_model.cells.pools import Pools
+from wbc_model.core.model_card import Architecture, ModelCard, Normalisation
+from wbc_model.network.model_directory import write_card
 from wbc_model.params import read_params
-from wbc_model.pools import Pools
 
 COMMIT = "336762a"
 ROOT = Path(str(flows.__file__)).parent.parent

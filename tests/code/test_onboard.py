@@ -23,14 +23,14 @@ from flows.state import label_cycle
 from flows.tracking import open_tracker
 from flows.workspace import find_workspace, init_workspace, set_params
 from tests.code.test_flow import IDENTITY, TINY, environment
-from wbc_model.card import read_card
-from wbc_model.classes import CLASSES
-from wbc_model.errors import WbcError
-from wbc_model.export import write_card
-from wbc_model.ingest import ingest
+from wbc_model.cells.ingest import ingest
+from wbc_model.cells.pools import COLUMNS, Pools
+from wbc_model.core.classes import CLASSES
+from wbc_model.core.errors import WbcError
+from wbc_model.core.model_card import read_card
+from wbc_model.network.model_directory import write_card
 from wbc_model.params import read_params
-from wbc_model.pools import COLUMNS, Pools
-from wbc_model.render import write_cells
+from wbc_model.rendering.cells import write_cells
 
 SMALL = TINY | {
     "presets.small.updates": 30,

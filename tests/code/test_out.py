@@ -14,13 +14,13 @@ from flows.benchmark import Request
 from flows.cli import app
 from flows.stages import evaluate_model
 from tests.code.test_benchmark import workspace as study_workspace
-from wbc_model import handed_out
-from wbc_model.card import Architecture, ModelCard, Normalisation
-from wbc_model.classes import CLASSES
-from wbc_model.errors import WbcError
-from wbc_model.evaluate import frame_metrics
-from wbc_model.export import write_card
-from wbc_model.handed_out import hand_out, is_ours
+from wbc_model.cells import handed_out
+from wbc_model.cells.handed_out import hand_out, is_ours
+from wbc_model.core.classes import CLASSES
+from wbc_model.core.errors import WbcError
+from wbc_model.core.model_card import Architecture, ModelCard, Normalisation
+from wbc_model.evaluation.evaluate import frame_metrics
+from wbc_model.network.model_directory import write_card
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     frame = pd.DataFrame({"path": "x.png", "label": labels, "predicted": labels[:7] + [CLASSES[0]] * 3})
     frame[[f"p_{name}" for name in CLASSES]] = np.full((10, 5), 0.2)
     metrics = {**frame_metrics(frame), "split": "all", "rejected": []}
-    monkeypatch.setattr("wbc_model.evaluate.evaluate_data", lambda *arguments: (metrics, frame))
+    monkeypatch.setattr("wbc_model.evaluation.evaluate.evaluate_data", lambda *arguments: (metrics, frame))
     monkeypatch.setattr("flows.stages.digests", lambda frame, root: pd.DataFrame({"sha256": []}, dtype=str))
     return tmp_path / "m"
 

@@ -19,11 +19,11 @@ from flows.package import BENTO, PACKAGED_MODEL, package
 from flows.workspace import set_params
 from serving.classify import Classifier
 from tests.code.test_flow import environment
-from wbc_model.card import INT8, Architecture, ModelCard, Normalisation, read_card
-from wbc_model.classes import CLASSES
-from wbc_model.export import save_model
-from wbc_model.ingest import ingest
-from wbc_model.network import MEAN, STD, AttentionResNet18
+from wbc_model.cells.ingest import ingest
+from wbc_model.core.classes import CLASSES
+from wbc_model.core.model_card import INT8, Architecture, ModelCard, Normalisation, read_card
+from wbc_model.network.model_directory import save_model
+from wbc_model.network.resnet import MEAN, STD, AttentionResNet18
 from wbc_model.params import read_params
 
 ROOT = Path(__file__).parents[2]

@@ -5,9 +5,9 @@ from typing import get_args
 
 import pytest
 
-from wbc_model.acquire import STRATEGIES
+from wbc_model.acquisition.strategies import STRATEGIES
 from wbc_model.choices import Acquisition
-from wbc_model.errors import WbcError
+from wbc_model.core.errors import WbcError
 from wbc_model.params import NEEDS_LOSSNET, check_paths, parse_params, read_params
 
 TEXT = (Path(__file__).parents[2] / "params.yaml").read_text()

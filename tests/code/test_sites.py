@@ -7,7 +7,7 @@ import pytest
 
 from flows.sites import complete, parent_workspace
 from flows.workspace import init_workspace, set_params
-from wbc_model.errors import WbcError
+from wbc_model.core.errors import WbcError
 from wbc_model.params import read_params
 
 

@@ -15,8 +15,8 @@ from flows.cli import app
 from flows.state import State, hold_lock, note_learned
 from flows.status import next_command, status, status_text
 from flows.workspace import template
-from wbc_model.classes import CLASSES
-from wbc_model.pools import COLUMNS, Pools
+from wbc_model.cells.pools import COLUMNS, Pools
+from wbc_model.core.classes import CLASSES
 
 
 @pytest.fixture

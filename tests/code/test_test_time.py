@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from tests.model.test_export import card
-from wbc_model.evaluate import evaluate_data
-from wbc_model.export import load_model, save_model
-from wbc_model.network import AttentionResNet18
-from wbc_model.predict import predict
-from wbc_model.probabilities import softmax
-from wbc_model.render import write_cells
+from wbc_model.core.probabilities import softmax
+from wbc_model.evaluation.evaluate import evaluate_data
+from wbc_model.network.model_directory import load_model, save_model
+from wbc_model.network.predict import predict
+from wbc_model.network.resnet import AttentionResNet18
+from wbc_model.rendering.cells import write_cells
 
 ROOT = Path(__file__).parents[2]
 

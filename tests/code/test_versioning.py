@@ -33,8 +33,8 @@ from flows.state import (
 )
 from flows.versioning import StageFailed, check_git, commit_all, heal, repro, run_dvc, tag, version_pools
 from flows.workspace import template
-from wbc_model.errors import WbcError
-from wbc_model.pools import COLUMNS, Pools
+from wbc_model.cells.pools import COLUMNS, Pools
+from wbc_model.core.errors import WbcError
 
 STAGES = """
 stages:

@@ -14,7 +14,7 @@ import pytest
 
 from flows import cli
 from flows.workspace import Created, ensure_dvc, find_workspace, init_workspace, is_git_repository, set_params, template
-from wbc_model.errors import WbcError
+from wbc_model.core.errors import WbcError
 from wbc_model.params import read_params
 
 IDENTITY = {

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.realdata import real_data
-from wbc_model.canonical import (
+from wbc_model.core.canonical import (
     WHITE,
     background_colour,
     canonical_view,
@@ -17,9 +17,9 @@ from wbc_model.canonical import (
     otsu_threshold,
     without_padding,
 )
-from wbc_model.classes import CLASSES
-from wbc_model.images import decode
-from wbc_model.render import render_cells
+from wbc_model.core.classes import CLASSES
+from wbc_model.core.images import decode
+from wbc_model.rendering.cells import render_cells
 
 SIZE = 64
 CELLS = [Image.fromarray(cell.pixels) for cell in render_cells(20, seed=7, size=192)]

@@ -9,13 +9,13 @@ from PIL import Image, ImageFilter
 
 from flows.checks import ValidationReport, validate
 from tests.data.conftest import encoded, write_manifest
-from wbc_model.classes import CLASSES
-from wbc_model.errors import WbcError
-from wbc_model.ingest import ingest
+from wbc_model.cells.ingest import ingest
+from wbc_model.cells.pools import Pools, quarantined
+from wbc_model.cells.store import ImageStore
+from wbc_model.core.classes import CLASSES
+from wbc_model.core.errors import WbcError
 from wbc_model.params import Params
-from wbc_model.pools import Pools, quarantined
-from wbc_model.render import render_cells
-from wbc_model.store import ImageStore
+from wbc_model.rendering.cells import render_cells
 
 COLUMNS = ("path", "label", "split", "group")
 

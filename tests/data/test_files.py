@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from wbc_model.files import building, write_atomic, write_atomic_by
+from wbc_model.core.files import building, write_atomic, write_atomic_by
 
 
 def test_a_directory_takes_its_place_when_it_is_finished(tmp_path: Path) -> None:

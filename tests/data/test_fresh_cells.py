@@ -13,12 +13,12 @@ from flows.cli import app
 from flows.labels import awaited, decide, import_labels
 from flows.stages import query_size, usable_pools
 from flows.workspace import set_params, template
-from wbc_model.classes import CLASSES
-from wbc_model.errors import WbcError
-from wbc_model.ingest import ingest
+from wbc_model.cells.ingest import ingest
+from wbc_model.cells.pools import Pools
+from wbc_model.core.classes import CLASSES
+from wbc_model.core.errors import WbcError
 from wbc_model.params import read_params
-from wbc_model.pools import Pools
-from wbc_model.render import write_cells
+from wbc_model.rendering.cells import write_cells
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from wbc_model.canonical import background_colour
-from wbc_model.errors import ImageRejected
-from wbc_model.images import View, decode, look, preprocess, to_square
-from wbc_model.render import render_cells
+from wbc_model.core.canonical import background_colour
+from wbc_model.core.errors import ImageRejected
+from wbc_model.core.images import View, decode, look, preprocess, to_square
+from wbc_model.rendering.cells import render_cells
 
 
 def encoded(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
@@ -135,5 +135,5 @@ def test_the_module_needs_no_torch():
     import subprocess
     import sys
 
-    code = "import sys, wbc_model.images, wbc_model.card; sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
+    code = "import sys, wbc_model.core.images, wbc_model.core.model_card; sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

@@ -12,15 +12,15 @@ from PIL import Image
 
 from tests.data.conftest import blobs, encoded, write_manifest
 from tests.pictures import NOT_ONE_PICTURE
-from wbc_model import ingest as ingest_module
-from wbc_model.classes import CLASSES
-from wbc_model.conflicts import open_conflicts
-from wbc_model.errors import WbcError
-from wbc_model.ingest import IngestReport, ingest, read_manifest
+from wbc_model.cells import ingest as ingest_module
+from wbc_model.cells.conflicts import open_conflicts
+from wbc_model.cells.ingest import IngestReport, ingest, read_manifest
+from wbc_model.cells.pools import Pools, quarantined, update
+from wbc_model.cells.split import choose_sides, reveal
+from wbc_model.cells.store import ImageStore
+from wbc_model.core.classes import CLASSES
+from wbc_model.core.errors import WbcError
 from wbc_model.params import Params
-from wbc_model.pools import Pools, quarantined, update
-from wbc_model.split import choose_sides, reveal
-from wbc_model.store import ImageStore
 
 Cell = Callable[..., str]
 

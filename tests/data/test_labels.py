@@ -31,12 +31,12 @@ from flows.labels import (
     write_queue,
 )
 from flows.stages import query
-from wbc_model.classes import CLASSES
-from wbc_model.errors import WbcError
-from wbc_model.ingest import ingest
+from wbc_model.cells.ingest import ingest
+from wbc_model.cells.pools import Pools
+from wbc_model.core.classes import CLASSES
+from wbc_model.core.errors import WbcError
 from wbc_model.params import Params, read_params
-from wbc_model.pools import Pools
-from wbc_model.render import render_cells
+from wbc_model.rendering.cells import render_cells
 
 ROOT = Path(__file__).parents[2]
 

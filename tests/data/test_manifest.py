@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from tests.data.conftest import blobs, encoded
-from wbc_model.classes import CLASSES
-from wbc_model.errors import ImageRejected, WbcError
-from wbc_model.ingest import ingest
-from wbc_model.manifest import known_label, read_cell, read_manifest, unknown_label
+from wbc_model.cells.ingest import ingest
+from wbc_model.cells.manifest import known_label, read_cell, read_manifest, unknown_label
+from wbc_model.cells.pools import Pools
+from wbc_model.core.classes import CLASSES
+from wbc_model.core.errors import ImageRejected, WbcError
 from wbc_model.params import Params
-from wbc_model.pools import Pools
 
 Cell = Callable[..., str]
 

@@ -8,11 +8,11 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
 from tests.data.conftest import encoded
-from wbc_model.near_duplicates import near_duplicates
+from wbc_model.cells.near_duplicates import near_duplicates
+from wbc_model.cells.quality import measure, measure_store
+from wbc_model.cells.store import ImageStore, StoredImage
 from wbc_model.params import Params
-from wbc_model.quality import measure, measure_store
-from wbc_model.render import render_cells
-from wbc_model.store import ImageStore, StoredImage
+from wbc_model.rendering.cells import render_cells
 
 
 def measured(images: list[bytes]) -> pd.DataFrame:
@@ -118,7 +118,7 @@ def test_a_shard_is_measured_once_and_damage_is_never_hidden_by_the_cache(
 ) -> None:
     import hashlib
 
-    from wbc_model import quality
+    from wbc_model.cells import quality
 
     crops = [encoded(Image.fromarray(cell.pixels)) for cell in render_cells(6, seed=0, size=64)]
     images = [StoredImage(data, f"{n}", hashlib.sha256(data).hexdigest(), 64, 64, "PNG", "") for n, data in enumerate(crops)]

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wbc_model import pools as pools_module
-from wbc_model.classes import CLASSES
-from wbc_model.errors import WbcError
-from wbc_model.pools import COLUMNS, POOLS, Pools, quarantined, update
+from wbc_model.cells import pools as pools_module
+from wbc_model.cells.pools import COLUMNS, POOLS, Pools, quarantined, update
+from wbc_model.core.classes import CLASSES
+from wbc_model.core.errors import WbcError
 
 WAITING = 40
 
@@ -199,7 +199,7 @@ _WRITER = """
 import sys
 from pathlib import Path
 from tests.data.test_pools import labels, WAITING
-from wbc_model.pools import Pools, update
+from wbc_model.cells.pools import Pools, update
 directory = Path(sys.argv[1])
 print("ready", flush=True)
 for number in range(10, 10 + WAITING):

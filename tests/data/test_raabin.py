@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 from tests.model.conftest import tiny_params
-from wbc_model.classes import CLASSES
-from wbc_model.errors import WbcError
-from wbc_model.ingest import ingest
-from wbc_model.manifest import read_manifest
-from wbc_model.pools import Pools
-from wbc_model.raabin import BY_SMEAR, OFFICIAL, TEST_B, raabin_manifests, smear_of
+from wbc_model.cells.ingest import ingest
+from wbc_model.cells.manifest import read_manifest
+from wbc_model.cells.pools import Pools
+from wbc_model.cells.raabin import BY_SMEAR, OFFICIAL, TEST_B, raabin_manifests, smear_of
+from wbc_model.core.classes import CLASSES
+from wbc_model.core.errors import WbcError
 
 SMEARS = ("95-8-6-1", "95-8-17-1", "95-8-22-3", "95-9-1-2", "95-9-3-4", "95-9-3-5", "20190527")
 

@@ -14,10 +14,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from wbc_model.classes import CLASS_INDEX, CLASSES
-from wbc_model.contact_sheet import contact_sheet
-from wbc_model.errors import WbcError
-from wbc_model.render import SHARES, SMEAR_CELLS, RenderedCell, Smear, draw_cell, render_cell, render_cells, write_cells
+from wbc_model.core.classes import CLASS_INDEX, CLASSES
+from wbc_model.core.errors import WbcError
+from wbc_model.rendering.cells import SHARES, SMEAR_CELLS, RenderedCell, Smear, draw_cell, render_cell, render_cells, write_cells
+from wbc_model.rendering.contact_sheet import contact_sheet
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from wbc_model import store as store_module
-from wbc_model.errors import WbcError
-from wbc_model.store import ImageStore, StoredImage, intact, stream
+from wbc_model.cells import store as store_module
+from wbc_model.cells.store import ImageStore, StoredImage, intact, stream
+from wbc_model.core.errors import WbcError
 
 
 def images(count: int, size: int = 500, seed: int = 0) -> Iterator[StoredImage]:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from tests.data.test_images import outcome
 from tests.pictures import NOT_ONE_PICTURE, ONE_PICTURE
-from wbc_model.errors import ImageRejected
-from wbc_model.images import decode
+from wbc_model.core.errors import ImageRejected
+from wbc_model.core.images import decode
 
 SECONDS = 3.0
 

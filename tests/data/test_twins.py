@@ -13,11 +13,11 @@ from scipy.ndimage import gaussian_filter, maximum_filter, zoom
 
 from tests.data.conftest import encoded
 from tests.data.test_near_duplicates import CHANGES, found
-from wbc_model import twins
-from wbc_model.images import decode
+from wbc_model.core import twins
+from wbc_model.core.images import decode
+from wbc_model.core.twins import fingerprint, twin_of, twins_of
 from wbc_model.params import Params
-from wbc_model.render import render_cells
-from wbc_model.twins import fingerprint, twin_of, twins_of
+from wbc_model.rendering.cells import render_cells
 
 RANDOM = np.random.default_rng(0).uniform(0, 255, (twins.VIEW, twins.VIEW)).astype(np.float32)
 
@@ -80,7 +80,7 @@ def test_images_made_to_look_alike_cost_no_more_than_seconds(crops: list[Image.I
 
 
 def test_the_module_needs_no_scipy() -> None:
-    code = "import sys, wbc_model.twins; print([m for m in ('torch', 'pandas', 'scipy', 'pyarrow') if m in sys.modules])"
+    code = "import sys, wbc_model.core.twins; print([m for m in ('torch', 'pandas', 'scipy', 'pyarrow') if m in sys.modules])"
     answer = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
     )

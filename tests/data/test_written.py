@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wbc_model.errors import WbcError
-from wbc_model.written import decode_written, parse_yaml, read_written, read_yaml
+from wbc_model.core.errors import WbcError
+from wbc_model.core.written import decode_written, parse_yaml, read_written, read_yaml
 
 FILE = Path("some.yaml")
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wbc_model.classes import CLASS_INDEX
-from wbc_model.images import to_square
+from wbc_model.core.classes import CLASS_INDEX
+from wbc_model.core.images import to_square
 from wbc_model.params import Params, parse_params
-from wbc_model.render import render_cells
-from wbc_model.train import LabelledCells
+from wbc_model.rendering.cells import render_cells
+from wbc_model.training.train import LabelledCells
 
 ROOT = Path(__file__).parents[2]
 

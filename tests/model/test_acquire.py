@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wbc_model import acquire
-from wbc_model.acquire import STRATEGIES, Labelled, Picks, PoolScores, Strategy, find_strategy, select
-from wbc_model.errors import WbcError
+from wbc_model.acquisition import strategies as acquire
+from wbc_model.acquisition.strategies import STRATEGIES, Labelled, Picks, PoolScores, Strategy, find_strategy, select
+from wbc_model.core.errors import WbcError
 
 POOL = PoolScores(
     probabilities=np.array([[0.5, 0.5, 0.0], [0.9, 0.05, 0.05], [0.4, 0.35, 0.25]]), predicted_loss=np.array([0.1, 3.0, -1.0])

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wbc_model import acquire
-from wbc_model.acquire import Labelled, PoolScores, find_strategy, select
+from wbc_model.acquisition import strategies as acquire
+from wbc_model.acquisition.strategies import Labelled, PoolScores, find_strategy, select
 
 pytest.importorskip("skactiveml", reason="scikit-activeml is in the dev extra")
 

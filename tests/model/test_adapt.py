@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from tests.model.conftest import tiny_params
-from wbc_model.interpolate import between, largest_step
-from wbc_model.network import AttentionResNet18
+from wbc_model.evaluation.shift import distances_to, separability
+from wbc_model.network.resnet import AttentionResNet18
 from wbc_model.params import Params
-from wbc_model.shift import distances_to, separability
-from wbc_model.train import Adaptation, LabelledCells, Training
+from wbc_model.training.interpolate import between, largest_step
+from wbc_model.training.train import Adaptation, LabelledCells, Training
 
 
 def adaptation(params: Params, cells: LabelledCells, site: int) -> Adaptation:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from wbc_model.attention import CBAM, ECA, SRM
+from wbc_model.network.attention import CBAM, ECA, SRM
 
 
 def sigmoid(x: float) -> float:

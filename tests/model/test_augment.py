@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from wbc_model import augment as augmentation
-from wbc_model.augment import augment
-from wbc_model.sampling import seeded
+from wbc_model.training import augment as augmentation
+from wbc_model.training.augment import augment
+from wbc_model.training.hard_samples import seeded
 
 
 def cell(size: int = 32, count: int = 8) -> torch.Tensor:

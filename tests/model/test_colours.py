@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from tests.model.conftest import rendered_set
-from wbc_model.acquire import Labelled, PoolScores, find_strategy, select
-from wbc_model.classes import CLASS_INDEX
-from wbc_model.colours import WIDTH, colours, whitened
+from wbc_model.acquisition.strategies import Labelled, PoolScores, find_strategy, select
+from wbc_model.cells.colours import WIDTH, colours, whitened
+from wbc_model.core.classes import CLASS_INDEX
 
 
 def test_by_hand():

@@ -7,10 +7,10 @@ from scipy.stats import multivariate_normal
 from sklearn.metrics import roc_auc_score
 
 from tests.realdata import real_data
-from wbc_model.calibrate import FALSE_ALARMS, MIN_CELLS, fit_doubt
-from wbc_model.doubt import Doubt, Normal, cell_surprise, site_surprise
-from wbc_model.images import APPEARANCE, look
-from wbc_model.predict import Predictions
+from wbc_model.core.images import APPEARANCE, look
+from wbc_model.core.out_of_distribution import Doubt, Normal, cell_surprise, site_surprise
+from wbc_model.evaluation.calibrate import FALSE_ALARMS, MIN_CELLS, fit_doubt
+from wbc_model.network.predict import Predictions
 
 CLASSES = 5
 

@@ -7,12 +7,12 @@ import numpy as np
 import openvino
 import pytest
 
-from wbc_model.card import CARD, ONNX, README, WEIGHTS, Architecture, ModelCard, Normalisation, read_card
-from wbc_model.doubt import Doubt, Normal
-from wbc_model.errors import WbcError
-from wbc_model.export import load_model, render_readme, save_model
-from wbc_model.network import MEAN, STD, AttentionResNet18
-from wbc_model.predict import predict
+from wbc_model.core.errors import WbcError
+from wbc_model.core.model_card import CARD, ONNX, README, WEIGHTS, Architecture, ModelCard, Normalisation, read_card
+from wbc_model.core.out_of_distribution import Doubt, Normal
+from wbc_model.network.model_directory import load_model, render_readme, save_model
+from wbc_model.network.predict import predict
+from wbc_model.network.resnet import MEAN, STD, AttentionResNet18
 
 
 def card(attention: str = "cbam", lossnet: bool = True, norm: str = "batch") -> ModelCard:

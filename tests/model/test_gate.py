@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from flows import gate
-from wbc_model.card import Architecture, ModelCard, Normalisation, file_sha256, read_card
-from wbc_model.classes import CLASSES
-from wbc_model.errors import WbcError
-from wbc_model.export import write_card
+from wbc_model.core.classes import CLASSES
+from wbc_model.core.errors import WbcError
+from wbc_model.core.model_card import Architecture, ModelCard, Normalisation, file_sha256, read_card
+from wbc_model.network.model_directory import write_card
 from wbc_model.params import GateParams
 
 RULES = GateParams(recall_floor=dict.fromkeys(CLASSES, 0.5), max_recall_drop=0.1, max_accuracy_drop=0.02, alpha=0.05)

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from flows.cli import app
-from wbc_model.card import Architecture, ModelCard, Normalisation, read_card
-from wbc_model.cell_filter import CellFilter
-from wbc_model.classes import CLASSES
-from wbc_model.evaluate import evaluate_data
-from wbc_model.export import save_model, write_card
-from wbc_model.network import MEAN, STD, AttentionResNet18
-from wbc_model.render import write_cells
+from wbc_model.core.cell_filter import CellFilter
+from wbc_model.core.classes import CLASSES
+from wbc_model.core.model_card import Architecture, ModelCard, Normalisation, read_card
+from wbc_model.evaluation.evaluate import evaluate_data
+from wbc_model.network.model_directory import save_model, write_card
+from wbc_model.network.resnet import MEAN, STD, AttentionResNet18
+from wbc_model.rendering.cells import write_cells
 
 
 def sha(number: int) -> str:

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wbc_model.lossnet import LossNet, ranking_accuracy, ranking_loss
-from wbc_model.network import AttentionResNet18
+from wbc_model.network.lossnet import LossNet, ranking_accuracy, ranking_loss
+from wbc_model.network.resnet import AttentionResNet18
 
 
 def test_ranking_loss_even_batch_is_the_papers_mean_over_disjoint_pairs():

@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
-from wbc_model.calibrate import conformal_threshold, fit_temperature, negative_log_likelihood
-from wbc_model.classes import CLASSES
-from wbc_model.errors import WbcError
-from wbc_model.metrics import classification_metrics, expected_calibration_error
-from wbc_model.probabilities import softmax
+from wbc_model.core.classes import CLASSES
+from wbc_model.core.errors import WbcError
+from wbc_model.core.probabilities import softmax
+from wbc_model.evaluation.calibrate import conformal_threshold, fit_temperature, negative_log_likelihood
+from wbc_model.evaluation.metrics import classification_metrics, expected_calibration_error
 
 
 def one_hot(predicted: list[int], confidence: float = 1.0) -> np.ndarray:

@@ -7,8 +7,8 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from wbc_model.errors import WbcError
-from wbc_model.network import MEAN, STD, AttentionResNet18, load_imagenet
+from wbc_model.core.errors import WbcError
+from wbc_model.network.resnet import MEAN, STD, AttentionResNet18, load_imagenet
 
 
 def test_without_attention_it_is_torchvisions_resnet18(tmp_path: Path):

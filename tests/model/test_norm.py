@@ -14,14 +14,14 @@ from flows.onboard import _at
 from tests.model.conftest import rendered_set, tiny_params
 from tests.model.test_export import card
 from tests.model.test_pretrain import pool_of
-from wbc_model.card import CARD
-from wbc_model.errors import WbcError
-from wbc_model.export import load_model, save_model
-from wbc_model.network import STATISTICS, AttentionResNet18, load_imagenet
+from wbc_model.core.errors import WbcError
+from wbc_model.core.model_card import CARD
+from wbc_model.network.batch_norm_statistics import with_statistics_of
+from wbc_model.network.model_directory import load_model, save_model
+from wbc_model.network.resnet import STATISTICS, AttentionResNet18, load_imagenet
 from wbc_model.params import Params
-from wbc_model.pretrain import pretrained
-from wbc_model.statistics import with_statistics_of
-from wbc_model.train import Adaptation, LabelledCells, Training, calibrated_card
+from wbc_model.training.pretrain import pretrained
+from wbc_model.training.train import Adaptation, LabelledCells, Training, calibrated_card
 
 
 def with_norm(norm: str, **train: object) -> Params:

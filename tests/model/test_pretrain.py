@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from tests.model.conftest import tiny_params
-from wbc_model import pretrain as module
-from wbc_model.errors import WbcError
+from wbc_model.core.errors import WbcError
 from wbc_model.params import Params
-from wbc_model.pretrain import DINO, METHODS, Pretraining, SimSiam, VICReg, pretrained
-from wbc_model.semi import UnlabelledCells
-from wbc_model.train import LabelledCells, Training
+from wbc_model.training import pretrain as module
+from wbc_model.training.pretrain import DINO, METHODS, Pretraining, SimSiam, VICReg, pretrained
+from wbc_model.training.pseudo_labels import UnlabelledCells
+from wbc_model.training.train import LabelledCells, Training
 
 
 def pool_of(cells: LabelledCells) -> UnlabelledCells:

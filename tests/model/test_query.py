@@ -9,22 +9,22 @@ import pytest
 import torch
 
 from tests.model.conftest import ROOT, tiny_params
-from wbc_model.acquire import DIVERSE_FACTOR, STRATEGIES
-from wbc_model.card import Architecture, ModelCard, Normalisation
-from wbc_model.decoded import DecodedCells
-from wbc_model.errors import WbcError
-from wbc_model.evaluate import evaluate_data, predict_directory
-from wbc_model.export import load_model, save_model
-from wbc_model.images import look, preprocess
-from wbc_model.ingest import ingest
-from wbc_model.network import MEAN, STD, AttentionResNet18
-from wbc_model.pools import Pools
-from wbc_model.predict import predict
-from wbc_model.probabilities import softmax
-from wbc_model.query import QUEUE_COLUMNS, draw_candidates, query, score_pool
-from wbc_model.render import write_cells
-from wbc_model.statistics import some_cells, with_statistics_of
-from wbc_model.store import ImageStore
+from wbc_model.acquisition.query import QUEUE_COLUMNS, draw_candidates, query, score_pool
+from wbc_model.acquisition.strategies import DIVERSE_FACTOR, STRATEGIES
+from wbc_model.cells.decoded import DecodedCells
+from wbc_model.cells.ingest import ingest
+from wbc_model.cells.pools import Pools
+from wbc_model.cells.store import ImageStore
+from wbc_model.core.errors import WbcError
+from wbc_model.core.images import look, preprocess
+from wbc_model.core.model_card import Architecture, ModelCard, Normalisation
+from wbc_model.core.probabilities import softmax
+from wbc_model.evaluation.evaluate import evaluate_data, predict_directory
+from wbc_model.network.batch_norm_statistics import some_cells, with_statistics_of
+from wbc_model.network.model_directory import load_model, save_model
+from wbc_model.network.predict import predict
+from wbc_model.network.resnet import MEAN, STD, AttentionResNet18
+from wbc_model.rendering.cells import write_cells
 
 
 class Site:
@@ -61,7 +61,7 @@ def test_decoded_cells_are_what_preprocessing_gives_in_any_order(site: Site):
 def test_cells_are_decoded_once(site: Site, monkeypatch: pytest.MonkeyPatch):
     sha256s = list(site.store.index())
     first = site.decoded("once").read(sha256s)
-    monkeypatch.setattr("wbc_model.images.preprocess", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr("wbc_model.core.images.preprocess", lambda *_: pytest.fail("decoded again"))
     assert np.array_equal(site.decoded("once").read(sha256s), first)
 
 
@@ -100,7 +100,7 @@ def test_every_strategy_queues_with_reasons_and_nothing_else_is_computed(site: S
         scored[len(sha256s)] = embeddings
         return score_pool(network, decoded, sha256s, autocast, embeddings)
 
-    monkeypatch.setattr("wbc_model.query.score_pool", counted)
+    monkeypatch.setattr("wbc_model.acquisition.query.score_pool", counted)
     labelled, unlabelled = site.pools.frames["labelled"], site.pools.frames["unlabelled"]
     assert 0 < len(labelled) != len(unlabelled)
     queue = query(site.model, site.decoded(), unlabelled, name, 9, 0, False, labelled)
@@ -183,8 +183,8 @@ def test_scoring_slice_by_slice_is_scoring_at_once(site: Site, monkeypatch: pyte
     network, _ = load_model(site.model)
     sha256s = site.pools.frames["unlabelled"]["sha256"].tolist()
     whole = predict(network, site.decoded().batches(sha256s, 16), embeddings=True)
-    monkeypatch.setattr("wbc_model.query.BATCH", 16)
-    monkeypatch.setattr("wbc_model.query.SLICE", 32)
+    monkeypatch.setattr("wbc_model.acquisition.query.BATCH", 16)
+    monkeypatch.setattr("wbc_model.acquisition.query.SLICE", 32)
     sliced = score_pool(network, site.decoded(), sha256s, autocast=False, embeddings=True)
     assert sliced.embedding.shape == (len(sha256s), 512)
     for ours, expected in zip(sliced, whole, strict=True):

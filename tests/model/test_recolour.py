@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from wbc_model.network import Output
-from wbc_model.predict import predict
-from wbc_model.recolour import colour_map, recoloured
-from wbc_model.shift import cost_of_colours
+from wbc_model.evaluation.recolour import colour_map, recoloured
+from wbc_model.evaluation.shift import cost_of_colours
+from wbc_model.network.predict import predict
+from wbc_model.network.resnet import Output
 
 
 def views(seed: int, mean: tuple[float, ...], spread: tuple[float, ...], mix: float = 0.0) -> np.ndarray:

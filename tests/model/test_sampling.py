@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wbc_model.sampling import BatchPlan, hard_sample_weights
+from wbc_model.training.hard_samples import BatchPlan, hard_sample_weights
 
 
 @settings(max_examples=60, deadline=None)

@@ -9,10 +9,10 @@ import torch
 
 from tests.model.conftest import rendered_set, tiny_params
 from tests.model.test_train import history, same, weights
-from wbc_model import train as training_module
-from wbc_model.errors import WbcError
-from wbc_model.semi import Averaged, PseudoLabels, UnlabelledCells, candidates, choose, class_thresholds
-from wbc_model.train import LabelledCells, Training, log_prior
+from wbc_model.core.errors import WbcError
+from wbc_model.training import train as training_module
+from wbc_model.training.pseudo_labels import Averaged, PseudoLabels, UnlabelledCells, candidates, choose, class_thresholds
+from wbc_model.training.train import LabelledCells, Training, log_prior
 
 SEMI = {"unlabelled_ratio": 1.0, "ema": 0.9, "pseudo_label_threshold": 0.2, "unlabelled_start_share": 0.0}
 

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from wbc_model.network import AttentionResNet18
-from wbc_model.predict import predict
-from wbc_model.statistics import MAX_CELLS, MIN_CELLS, some_cells, with_statistics_of
+from wbc_model.network.batch_norm_statistics import MAX_CELLS, MIN_CELLS, some_cells, with_statistics_of
+from wbc_model.network.predict import predict
+from wbc_model.network.resnet import AttentionResNet18
 
 
 @pytest.fixture(scope="module")

@@ -16,13 +16,13 @@ import torch
 from torch import nn
 
 from tests.model.test_study_file import study
-from wbc_model import study as engine
-from wbc_model.card import Architecture, ModelCard, Normalisation, read_card
-from wbc_model.classes import CLASSES
-from wbc_model.network import MEAN, STD
+from wbc_model.core.classes import CLASSES
+from wbc_model.core.model_card import Architecture, ModelCard, Normalisation, read_card
+from wbc_model.network.resnet import MEAN, STD
 from wbc_model.params import Params
-from wbc_model.study import Cells, Provenance, Records, Runner, StudyData, digest, results_frame
-from wbc_model.study_file import Study
+from wbc_model.studies import runner as engine
+from wbc_model.studies.runner import Cells, Provenance, Records, Runner, StudyData, digest, results_frame
+from wbc_model.studies.study import Study
 
 CODE = Provenance("train-code", "query-code", {"torch": "x"})
 ARMS = {
@@ -339,7 +339,7 @@ def test_many_writers_lose_nothing(tmp_path: Path) -> None:
 def test_weights_alone_make_a_model_that_can_be_read(tmp_path: Path) -> None:
     network, card = engine.untrained(study(tmp_path).arms[1].params, some_data(tmp_path), tmp_path)
     engine.save_weights(tmp_path / "m", network, card)
-    from wbc_model.export import load_model
+    from wbc_model.network.model_directory import load_model
 
     read, _ = load_model(tmp_path / "m")
     assert all(torch.equal(value, read.state_dict()[name]) for name, value in network.state_dict().items())

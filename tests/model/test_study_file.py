@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from wbc_model.errors import WbcError
-from wbc_model.study_file import Study, read_study, seeds_of, shown, trained_on, value_of
+from wbc_model.core.errors import WbcError
+from wbc_model.studies.study import Study, read_study, seeds_of, shown, trained_on, value_of
 
 ROOT = Path(__file__).parents[2]
 GOOD: dict[str, Any] = {

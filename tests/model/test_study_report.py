@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from tests.model.test_study_file import study
-from wbc_model.classes import CLASSES
-from wbc_model.errors import WbcError
-from wbc_model.study_report import (
+from wbc_model.core.classes import CLASSES
+from wbc_model.core.errors import WbcError
+from wbc_model.studies.report import (
     area,
     areas,
     beats,

@@ -9,13 +9,13 @@ import torch
 
 from serving.differential import card_confusion
 from tests.model.conftest import rendered_set, tiny_params
-from wbc_model import train as training_module
-from wbc_model.card import ModelCard
-from wbc_model.errors import WbcError
-from wbc_model.images import APPEARANCE
-from wbc_model.network import AttentionResNet18
+from wbc_model.core.errors import WbcError
+from wbc_model.core.images import APPEARANCE
+from wbc_model.core.model_card import ModelCard
+from wbc_model.network.resnet import AttentionResNet18
 from wbc_model.params import Params
-from wbc_model.train import LabelledCells, Training, calibrated_card, check_trainable, learning_rate
+from wbc_model.training import train as training_module
+from wbc_model.training.train import LabelledCells, Training, calibrated_card, check_trainable, learning_rate
 
 
 def weights(training: Training) -> dict[str, torch.Tensor]:

@@ -18,11 +18,11 @@ import yaml
 
 from flows import stages
 from tests.model.conftest import ROOT, tiny_params
-from wbc_model.export import load_model
-from wbc_model.ingest import ingest
+from wbc_model.cells.ingest import ingest
+from wbc_model.network.model_directory import load_model
 from wbc_model.params import read_params
-from wbc_model.render import write_cells
-from wbc_model.train import LabelledCells, Training
+from wbc_model.rendering.cells import write_cells
+from wbc_model.training.train import LabelledCells, Training
 
 Rows = list[dict[str, Any]]
 

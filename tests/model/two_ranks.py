@@ -13,7 +13,7 @@ from pathlib import Path
 
 from flows import stages
 from flows.guard import watch_flow
-from wbc_model import train
+from wbc_model.training import train
 
 
 class Watched(train.Training):

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from wbc_model.card import CARD, ONNX, README, WEIGHTS, Architecture, ModelCard, Normalisation
-from wbc_model.classes import CLASS_INDEX, CLASSES
-from wbc_model.images import preprocess
-from wbc_model.render import render_cells
+from wbc_model.core.classes import CLASS_INDEX, CLASSES
+from wbc_model.core.images import preprocess
+from wbc_model.core.model_card import CARD, ONNX, README, WEIGHTS, Architecture, ModelCard, Normalisation
+from wbc_model.rendering.cells import render_cells
 
 SIZE = 32
 TRAINING, VALIDATION = 500, 200

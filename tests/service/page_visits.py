@@ -11,7 +11,7 @@ from linear_model import png
 from live import Server
 from playwright.sync_api import Browser, Locator, Page, Request, expect
 
-from wbc_model.render import render_cells
+from wbc_model.rendering.cells import render_cells
 
 KEY = "a-key-of-the-ward"
 PERSON = "Dr. A. Lindgren"

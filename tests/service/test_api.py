@@ -16,8 +16,8 @@ from live import Server, encode, form, of_class
 from tiny_model import COLOURS, expected_probabilities
 
 from serving.schemas import REVIEW_REASONS, Classification
-from wbc_model.card import read_card
-from wbc_model.classes import CLASSES
+from wbc_model.core.classes import CLASSES
+from wbc_model.core.model_card import read_card
 
 PROBLEM = "application/problem+json"
 MIXED = (180, 20, 200)  # between colours

@@ -26,7 +26,7 @@ from serving.audit import AuditLog
 from serving.chain import Link, rotated_files, verify
 from serving.keys import add_key
 from serving.schemas import ModelName
-from wbc_model.errors import WbcError
+from wbc_model.core.errors import WbcError
 
 MODEL = ModelName(name="wbc", version="tiny-1")
 

@@ -26,7 +26,7 @@ from serving.report_schemas import whole
 from serving.reports import Kept
 from serving.review import correct, find, sign
 from serving.store import Base, Deed, Report, Store, sqlite_url
-from wbc_model.errors import WbcError
+from wbc_model.core.errors import WbcError
 
 URLS = ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)]
 

@@ -22,7 +22,7 @@ from live import ROOT, clean_environment, form, free_port, of_class, started
 from tiny_model import write_model
 
 from flows.package import DIRECT, PURE_MODULES, bento_version, build_bento, pinned_requirements
-from wbc_model.errors import WbcError
+from wbc_model.core.errors import WbcError
 
 KEY = "a-key-of-the-ward"
 WHOLE = os.environ.get("WBC_TEST_DOCKERFILE") == "1"
@@ -176,7 +176,7 @@ def test_the_container_serves_with_the_bentos_own_code(bento: Path, python: str,
     assert server.process.returncode == 0, "SIGTERM must reach the server"
     assert subprocess.run(mapped(check.words()), capture_output=True, timeout=30, check=False).returncode != 0
     imported = set(re.findall(r"^import time:.*\| +(\S+)$", server.log.read_text(), re.MULTILINE))
-    assert {"serving.classify", "wbc_model.images", "openvino"} <= imported
+    assert {"serving.classify", "wbc_model.core.images", "openvino"} <= imported
     assert not {name for name in imported if name.partition(".")[0] in ("torch", "torchvision", "flows", "mlflow", "pandas")}
     assert not (tmp_path / "home" / "bentoml").exists()
 

@@ -19,9 +19,9 @@ from tiny_model import expected_probabilities, write_model
 from serving import champion
 from serving.champion import ChampionWatch
 from serving.classify import Classifier
-from wbc_model.card import CARD, ONNX
-from wbc_model.classes import CLASSES
-from wbc_model.files import replace_directory
+from wbc_model.core.classes import CLASSES
+from wbc_model.core.files import replace_directory
+from wbc_model.core.model_card import CARD, ONNX
 
 MIXED = (180, 20, 200)
 TEMPERATURES = {"tiny-1": 1.0, "tiny-2": 3.0}

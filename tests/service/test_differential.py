@@ -21,8 +21,8 @@ from serving.differential import (
     foreign_site,
 )
 from serving.site import Critical, CriticalLimits, Range, Reference, read_site
-from wbc_model.classes import CLASSES
-from wbc_model.errors import WbcError
+from wbc_model.core.classes import CLASSES
+from wbc_model.core.errors import WbcError
 
 SITE = read_site()
 TWO_HUNDRED = [1, 6, 60, 13, 120]

@@ -19,11 +19,11 @@ from flows.package import PURE_MODULES
 from serving.classify import SURE, Classifier
 from serving.engine import OpenVinoEngine, open_engine
 from serving.schemas import Classified
-from wbc_model.card import CARD, Architecture, ModelCard, Normalisation, read_card
-from wbc_model.errors import WbcError
-from wbc_model.images import View, preprocess
-from wbc_model.probabilities import softmax
-from wbc_model.twins import twins_of
+from wbc_model.core.errors import WbcError
+from wbc_model.core.images import View, preprocess
+from wbc_model.core.model_card import CARD, Architecture, ModelCard, Normalisation, read_card
+from wbc_model.core.probabilities import softmax
+from wbc_model.core.twins import twins_of
 
 REAL = Path(os.environ.get("WBC_REAL_DATA", ROOT.parent / "shared" / "data"))
 
@@ -200,8 +200,8 @@ def test_a_request_is_served_without_importing_torch_or_flows(model_dir: Path, t
 def _network_directory(directory: Path, size: int) -> None:
     """A real network with random weights and a temperature that makes it about as sure as a trained one."""
     torch = pytest.importorskip("torch")
-    export = pytest.importorskip("wbc_model.export")
-    from wbc_model.network import AttentionResNet18
+    export = pytest.importorskip("wbc_model.network.model_directory")
+    from wbc_model.network.resnet import AttentionResNet18
 
     torch.manual_seed(0)
     network = AttentionResNet18("cbam", True, 5).eval()
@@ -227,8 +227,8 @@ def _images(count: int) -> list[bytes]:
 def test_openvino_answers_as_torch_does(tmp_path: Path) -> None:
     """200 images (real ones where they are there) through both: the same label for each, probabilities within 0.02."""
     _network_directory(tmp_path / "model", 64)
-    from wbc_model.export import load_model
-    from wbc_model.predict import predict
+    from wbc_model.network.model_directory import load_model
+    from wbc_model.network.predict import predict
 
     files = _images(200)
     pixels = np.stack([preprocess(data, 64, "whole") for data in files])

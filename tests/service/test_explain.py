@@ -18,8 +18,8 @@ from serving.engine import OpenVinoEngine
 from serving.explain import SHOWN, heat, heat_map, occlusions
 from serving.keys import ApiKeys
 from serving.limits import Limits
-from wbc_model.canonical import WHITE
-from wbc_model.classes import CLASS_INDEX
+from wbc_model.core.canonical import WHITE
+from wbc_model.core.classes import CLASS_INDEX
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from serving.differential import Differential, count_differential
 from serving.fhir import bundle
 from serving.schemas import ModelName
 from serving.site import Site, read_site
-from wbc_model.classes import CLASSES
+from wbc_model.core.classes import CLASSES
 
 SITE = read_site()
 ISSUED = datetime(2026, 11, 23, 4, 5, 6, tzinfo=UTC)

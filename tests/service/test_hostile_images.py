@@ -16,7 +16,7 @@ from tiny_model import COLOURS
 
 from serving.classify import Budget
 from serving.schemas import Classification
-from wbc_model.errors import ImageRejected
+from wbc_model.core.errors import ImageRejected
 
 SECONDS = 20  # for any one file here, on a machine that is busy with other things
 

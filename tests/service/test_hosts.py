@@ -19,7 +19,7 @@ from test_reports import assert_problem
 from serving.hosts import Hosts
 from serving.keys import add_key
 from serving.store import sqlite_url
-from wbc_model.errors import WbcError
+from wbc_model.core.errors import WbcError
 
 CHROMIUM = Path("/usr/bin/chromium")
 needs_chromium = pytest.mark.skipif(not CHROMIUM.exists(), reason="chromium is not installed here")

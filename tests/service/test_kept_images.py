@@ -32,8 +32,8 @@ from serving.site import KeepImages, Site
 from serving.specimen import Specimen
 from serving.store import Cell, KeptImage, Report, Store, sqlite_url
 from tests.pictures import NOT_ONE_PICTURE
-from wbc_model.errors import WbcError
-from wbc_model.render import render_cells
+from wbc_model.core.errors import WbcError
+from wbc_model.rendering.cells import render_cells
 
 SECRET = b"a picture of a cell that nobody must see"
 

@@ -27,7 +27,7 @@ from serving.classify import Classifier
 from serving.keys import KEYRING_HEADER, SCOPES, ApiKeys, add_key, list_keys, revoke_key
 from serving.limits import BUCKETS, Limits, RateLimit
 from serving.problems import Problem
-from wbc_model.errors import WbcError
+from wbc_model.core.errors import WbcError
 
 
 @pytest.fixture

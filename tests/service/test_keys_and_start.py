@@ -14,8 +14,8 @@ from serving.api import Around, Running, create_app
 from serving.classify import Classifier
 from serving.keys import PAGE_KEY, ApiKeys, add_key
 from serving.limits import Limits
-from wbc_model.card import CARD, ONNX, WEIGHTS
-from wbc_model.errors import WbcError
+from wbc_model.core.errors import WbcError
+from wbc_model.core.model_card import CARD, ONNX, WEIGHTS
 
 KEY = "a-key-of-the-ward"
 

@@ -19,7 +19,7 @@ from PIL import Image
 from test_api import assert_problem
 
 from serving.limits import InFlight, Limits
-from wbc_model.errors import WbcError
+from wbc_model.core.errors import WbcError
 
 IMAGES = 16
 WAITING = 256

@@ -42,7 +42,7 @@ from serving.limits import Limits
 from serving.page import CONTENT_SECURITY_POLICY, FILES, FOLDER, INDEX, MEDIA_TYPES
 from serving.schemas import REVIEW_REASONS, ImageProblem, Status
 from serving.store import Delivery
-from wbc_model.classes import CLASSES
+from wbc_model.core.classes import CLASSES
 
 SPECIMEN = "24-118-0417"
 IMPORT = re.compile(r'^import .* from "\./(.+)";$', re.MULTILINE)

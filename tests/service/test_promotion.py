@@ -19,7 +19,7 @@ from serving import recount
 from serving.api import Running
 from serving.classify import Classifier
 from serving.store import KeptImage, Report
-from wbc_model.render import render_cells
+from wbc_model.rendering.cells import render_cells
 
 Promote = Callable[[TestClient], Classifier]
 DARK = (60, 60, 60)  # a monocyte, and one that the second model is not sure of

@@ -12,9 +12,9 @@ from tiny_model import SIZE, expected_logits, write_model
 from flows.quantise import in_batches, judge, quantise, report, spread, times_as_fast
 from serving.classify import Classifier
 from serving.engine import OpenVinoEngine
-from wbc_model.card import INT8, ONNX, Architecture, ModelCard, Normalisation, read_card
-from wbc_model.classes import CLASSES
-from wbc_model.errors import WbcError
+from wbc_model.core.classes import CLASSES
+from wbc_model.core.errors import WbcError
+from wbc_model.core.model_card import INT8, ONNX, Architecture, ModelCard, Normalisation, read_card
 
 LABELS = np.repeat(np.arange(5), 1000)
 
@@ -92,8 +92,8 @@ def test_a_damaged_int8_graph_is_named(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def random_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from wbc_model.export import save_model
-    from wbc_model.network import AttentionResNet18
+    from wbc_model.network.model_directory import save_model
+    from wbc_model.network.resnet import AttentionResNet18
 
     torch.manual_seed(0)
     card = ModelCard(

@@ -20,7 +20,7 @@ from serving.classify import Classifier, Seen
 from serving.keys import ApiKeys
 from serving.limits import Limits
 from serving.repeats import held, place, site_unknown
-from wbc_model.render import render_cells
+from wbc_model.rendering.cells import render_cells
 
 
 @pytest.fixture(scope="module")

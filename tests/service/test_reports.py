@@ -29,7 +29,7 @@ from serving.metrics import endpoint
 from serving.reports import BODY_BYTES, Kept
 from serving.site import Site
 from serving.store import Store, sqlite_url
-from wbc_model.classes import CLASSES
+from wbc_model.core.classes import CLASSES
 
 PROBLEM = "urn:wbc:problem:"
 DOCTOR = {"by": "Dr. Ada"}

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from serving.site import DEFAULT, LOINC_TERMS, KeepImages, _checked_loinc, read_site, site_from_environment
-from wbc_model.classes import CLASSES
-from wbc_model.errors import WbcError
+from wbc_model.core.classes import CLASSES
+from wbc_model.core.errors import WbcError
 
 
 def test_the_defaults_are_those_of_the_contract() -> None:

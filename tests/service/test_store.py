@@ -28,8 +28,8 @@ from serving.schemas import Result
 from serving.site import Hl7Receiver
 from serving.specimen import Specimen
 from serving.store import Base, KeptImage, Message, Removal, Report, Store, sqlite_url
-from wbc_model.classes import CLASSES
-from wbc_model.errors import WbcError
+from wbc_model.core.classes import CLASSES
+from wbc_model.core.errors import WbcError
 
 REPORT = "e" * 32
 RECEIVER = Hl7Receiver(host="127.0.0.1", port=9)

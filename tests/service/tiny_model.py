@@ -13,7 +13,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from wbc_model.card import CARD, ONNX, README, WEIGHTS, Architecture, ModelCard, Normalisation
+from wbc_model.core.model_card import CARD, ONNX, README, WEIGHTS, Architecture, ModelCard, Normalisation
 
 SIZE = 32
 COLOURS = {

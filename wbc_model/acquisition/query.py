@@ -1,0 +1,129 @@
+"""Query: score the unlabelled pool and put the cells most worth a label into a queue, with the reason."""
+
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from wbc_model.acquisition.strategies import Floats, Labelled, PoolScores, Strategy, find_strategy, select
+from wbc_model.cells.colours import colours
+from wbc_model.cells.decoded import DecodedCells
+from wbc_model.core.classes import CLASS_INDEX, CLASSES
+from wbc_model.core.errors import WbcError
+from wbc_model.core.probabilities import softmax
+from wbc_model.network.model_directory import load_model
+from wbc_model.network.predict import Predictions, predict
+from wbc_model.network.resnet import AttentionResNet18
+
+QUEUE_COLUMNS: Final = ("sha256", "path", "rank", "score", "reason", "predicted", "probability")
+BATCH: Final = 128
+SLICE: Final = 16 * BATCH
+
+
+def score_pool(
+    network: AttentionResNet18, decoded: DecodedCells, sha256s: list[str], autocast: bool, embeddings: bool = False
+) -> Predictions:
+    """Predictions for the cells in order, in a stream: memory grows with the pool only by the returned rows, of 24 bytes a cell
+    and, with `embeddings`, 512 float32 (2 KiB) more."""
+    n, width = len(sha256s), network.fc.in_features if embeddings else 0
+    sizes = (n, network.fc.out_features), (n,), (n, width)
+    seen = Predictions(*(np.empty(size, np.float32) for size in sizes))
+    with tqdm(total=n, desc="score the pool", unit="cell", disable=None, leave=False) as bar:
+        for start in range(0, n, SLICE):  # rows go to their place slice by slice, so that they are never there twice
+            part = slice(start, start + SLICE)
+            batches = decoded.batches(sha256s[part], BATCH)
+            for rows, new in zip(seen, predict(network, batches, embeddings=embeddings, autocast=autocast), strict=True):
+                rows[part] = new
+            bar.update(len(sha256s[part]))
+    return seen
+
+
+def draw_candidates(unlabelled: pd.DataFrame, candidates: int, count: int, seed: int) -> pd.DataFrame:
+    """`candidates` rows drawn at random, in their order, and never fewer than the `count` to choose; all rows for 0."""
+    size = max(candidates, count)
+    if candidates == 0 or size >= len(unlabelled):
+        return unlabelled
+    rng = np.random.default_rng([seed, 1])  # not the stream that the strategy draws from
+    return unlabelled.iloc[np.sort(rng.choice(len(unlabelled), size, replace=False))]
+
+
+def colours_of(decoded: DecodedCells, sha256s: pd.Series) -> NDArray[np.float32]:
+    """The colours (N, 49) of cells in their order, in a stream."""
+    return np.concatenate([colours(batch) for batch in decoded.batches(sha256s.tolist(), BATCH)])
+
+
+def first_query(decoded: DecodedCells, unlabelled: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
+    """The `count` cells of `unlabelled` (columns sha256, path) to be labelled before there is any model: those whose colours
+    cover the pool's best (`colour_cover`, decision 025). QUEUE_COLUMNS; `predicted` and `probability` are empty."""
+    if unlabelled.empty or count < 1:
+        return pd.DataFrame(columns=list(QUEUE_COLUMNS))
+    shares = np.full((len(unlabelled), len(CLASSES)), 1 / len(CLASSES))
+    pool = PoolScores(shares, np.zeros(len(unlabelled)), colours=colours_of(decoded, unlabelled["sha256"]))
+    return queue_frame(find_strategy("colour_cover"), pool, unlabelled, count, seed).assign(predicted="", probability="")
+
+
+def query(
+    model_directory: Path,
+    decoded: DecodedCells,
+    unlabelled: pd.DataFrame,
+    strategy: str,
+    count: int,
+    seed: int,
+    autocast: bool,
+    labelled: pd.DataFrame | None = None,
+    candidates: int = 0,
+) -> pd.DataFrame:
+    """The `count` cells of `unlabelled` (columns sha256, path) most worth a label: QUEUE_COLUMNS, best first.
+
+    `labelled` (columns sha256, label) is the labelled pool, for strategies that look at it. With `candidates` the strategy sees,
+    and the model scores, only so many cells drawn at random. Raises WbcError for an unknown strategy, or one that needs a
+    LossNet which the model does not have; ValueError for one that needs the labelled pool when it is not given.
+    """
+    chosen = find_strategy(strategy)
+    network, card = load_model(model_directory)
+    if "predicted_loss" in chosen.needs and not card.architecture.lossnet:
+        raise WbcError(f"acquisition.strategy {strategy} needs a model with LossNet: set model.lossnet to true and train again")
+    if unlabelled.empty or count < 1:
+        return pd.DataFrame(columns=list(QUEUE_COLUMNS))
+    cells = draw_candidates(unlabelled, candidates, count, seed)
+
+    def scored(sha256s: pd.Series) -> tuple[Predictions, Floats]:
+        seen = score_pool(network, decoded, sha256s.tolist(), autocast, "embedding" in chosen.needs)
+        return seen, softmax(seen.logits, card.temperature)
+
+    def described(sha256s: pd.Series) -> NDArray[np.float32]:
+        return colours_of(decoded, sha256s) if "colours" in chosen.needs else np.empty((0, 0), np.float32)
+
+    known = Labelled()
+    if chosen.needs & {"labels", "labelled"}:
+        if labelled is None:
+            raise ValueError(f"acquisition.strategy {strategy} needs the labelled pool")
+        known = Labelled(np.array([CLASS_INDEX[label] for label in labelled["label"]], np.int64))
+    if "labelled" in chosen.needs and labelled is not None and not labelled.empty:
+        seen, probabilities = scored(labelled["sha256"])
+        known = Labelled(known.labels, probabilities, seen.embedding, described(labelled["sha256"]))
+    seen, probabilities = scored(cells["sha256"])
+    loss = seen.predicted_loss.astype(np.float64)
+    pool = PoolScores(probabilities, loss, seen.embedding, known, described(cells["sha256"]))
+    return queue_frame(chosen, pool, cells, count, seed)
+
+
+def queue_frame(strategy: Strategy, pool: PoolScores, unlabelled: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
+    """The queue as a table, best cell first."""
+    picks = select(strategy, pool, count, seed)
+    chosen, probabilities = unlabelled.iloc[picks.indices], pool.probabilities[picks.indices]
+    return pd.DataFrame(
+        {
+            "sha256": chosen["sha256"].to_numpy(),
+            "path": chosen["path"].to_numpy(),
+            "rank": np.arange(1, len(chosen) + 1),
+            "score": picks.scores.round(6),
+            "reason": list(picks.reasons),
+            "predicted": [CLASSES[i] for i in probabilities.argmax(axis=1)],
+            "probability": probabilities.max(axis=1).round(6),
+        },
+        columns=list(QUEUE_COLUMNS),
+    )

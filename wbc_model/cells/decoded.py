@@ -1,0 +1,112 @@
+"""Cells decoded once to the network's uint8 view and kept on disk, so that no epoch and no query waits for JPEGs.
+
+One file per shard, size and version of the decoding code, beside the workspace's other caches: shards never change, so
+neither do these. Rows are read with `pread`, not mapped, so that memory stays flat however large the pool is.
+"""
+
+import hashlib
+import itertools
+import os
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import PIL
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from wbc_model.cells.store import ImageStore, Location, stream
+from wbc_model.core import canonical, images
+from wbc_model.core.errors import WbcError
+
+Pixels = NDArray[np.uint8]
+
+
+def _decoding_version() -> str:
+    source = Path(images.__file__).read_bytes() + Path(canonical.__file__).read_bytes()
+    return hashlib.sha256(source + PIL.__version__.encode()).hexdigest()[:8]
+
+
+class DecodedCells:
+    """Random access to the uint8 views (size, size, 3) of a store's cells by sha256."""
+
+    def __init__(self, store: ImageStore, cache: Path, size: int, view: images.View) -> None:
+        self.store, self.cache, self.size, self.view = store, cache, size, view
+        self._index = store.index()
+        self._version = _decoding_version()
+
+    def _file(self, shard: Path) -> Path:
+        return self.cache / f"{shard.stem}-{self.size}-{self.view}-{self._version}.u8"
+
+    def _decode_shard(self, shard: Path, progress: "tqdm[NoReturn]") -> None:
+        """Decode a whole shard, in row order, to its cache file (temporary name, fsync, rename)."""
+        self.cache.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=self.cache, prefix=f".{shard.stem}.")
+        try:
+            with os.fdopen(descriptor, "wb") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
+                rows = stream(shard)
+                while block := [image.data for image in itertools.islice(rows, 256)]:
+                    for view in pool.map(lambda data: images.preprocess(data, self.size, self.view), block):
+                        file.write(view.tobytes())
+                    progress.update(len(block))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, self._file(shard))
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+    def prepare(self, sha256s: Sequence[str]) -> None:
+        """Decode the shards that hold these cells, where that has not been done yet; raises WbcError for an unknown cell."""
+        wanted = {self._locate(sha256).shard for sha256 in sha256s}
+        todo = {shard for shard in wanted if not self._file(shard).exists()}
+        if not todo:
+            return
+        total = sum(location.shard in todo for location in self._index.values())
+        with tqdm(total=total, desc=f"decode to {self.size} px", unit="cell", disable=None, leave=False) as progress:
+            for shard in sorted(todo):
+                self._decode_shard(shard, progress)
+
+    def _locate(self, sha256: str) -> Location:
+        location = self._index.get(sha256)
+        if location is None:
+            raise WbcError(f"cell {sha256} is in a pool but not in the image store: run `dvc pull` or ingest it again")
+        return location
+
+    def read(self, sha256s: Sequence[str]) -> Pixels:
+        """uint8 (N, size, size, 3) in the order asked for."""
+        self.prepare(sha256s)
+        out = np.empty((len(sha256s), self.size, self.size, 3), np.uint8)
+        by_shard: dict[Path, list[tuple[int, int]]] = defaultdict(list)
+        for position, sha256 in enumerate(sha256s):
+            location = self._locate(sha256)
+            by_shard[location.shard].append((location.row, position))
+        row_bytes = self.size * self.size * 3
+        for shard, rows in by_shard.items():
+            with self._file(shard).open("rb", buffering=0) as file:
+                for row, position in rows:
+                    if os.preadv(file.fileno(), [memoryview(out[position]).cast("B")], row * row_bytes) != row_bytes:
+                        raise WbcError(f"{self._file(shard)} is damaged: delete it, it will be made again")
+        return out
+
+    def batches(self, sha256s: Sequence[str], batch_size: int) -> Iterator[Pixels]:
+        """The cells in order, `batch_size` at a time."""
+        self.prepare(sha256s)
+        for start in range(0, len(sha256s), batch_size):
+            yield self.read(sha256s[start : start + batch_size])
+
+    def appearance(self, sha256s: Sequence[str]) -> NDArray[np.float64]:
+        """How the cells were shown, (N, 7), in the order asked for (`images.appearance`); decodes the images anew."""
+        place = {sha256: position for position, sha256 in enumerate(sha256s)}
+        out = np.empty((len(sha256s), len(images.APPEARANCE)))
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            files = self.store.read(sha256s)
+            while block := list(itertools.islice(files, 256)):
+                looks = pool.map(lambda file: images.look(file[1], self.size, self.view), block)
+                for (sha256, _), (_, shown) in zip(block, looks, strict=True):
+                    out[place[sha256]] = shown
+        return out

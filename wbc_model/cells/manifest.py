@@ -1,0 +1,306 @@
+"""Reading what a user hands in: a manifest CSV, or a folder of images, per class or not. Nothing in it is trusted."""
+
+import itertools
+import os
+import stat
+import unicodedata
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from types import MappingProxyType
+from typing import Final
+from urllib.parse import unquote
+
+import pandas as pd
+
+from wbc_model.core.classes import CLASSES
+from wbc_model.core.errors import ImageRejected, WbcError, nearest
+from wbc_model.core.images import MAX_BYTES
+from wbc_model.core.written import Sheet, read_sheet
+
+REQUIRED: Final = ("path",)
+OPTIONAL: Final = ("label", "split", "group")
+SPLITS: Final = {
+    "": "",
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+UNLABELLED: Final = frozenset({"unlabelled", "unlabeled"})
+IGNORED_FILES: Final = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini"})
+# What unpackers and file servers put beside the images.
+IGNORED_FOLDERS: Final = frozenset({"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"})
+IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff"})
+# The abbreviations of differentials and of the public data sets; params.yaml's data.label_names adds a site's own.
+ABBREVIATIONS: Final[Mapping[str, tuple[str, ...]]] = {
+    "Basophil": ("ba", "bas", "baso"),
+    "Eosinophil": ("eo", "eos", "eosi"),
+    "Lymphocyte": ("ly", "lym", "lymph", "lympho"),
+    "Monocyte": ("mo", "mon", "mono"),
+    "Neutrophil": (
+        *("ne", "neu", "neut", "neutro", "seg", "sne", "bne", "band", "pmn"),
+        *("segmented neutrophil", "neutrophil segmented", "band neutrophil", "neutrophil band"),
+    ),
+}
+NO_NAMES: Final[Mapping[str, str]] = MappingProxyType({})
+_PEEKED: Final = 50  # rows in which a column of labels under another name is looked for
+_SLIP_OF_A_CLASS: Final = 0.79  # as SLIP, but diseases are named after classes: neutropenia is no slip of neutrophil
+
+
+def _plain(text: str) -> str:
+    """A name without what does not tell names apart: case, spaces, hyphens and underscores, forms of Unicode."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().replace("_", " ").replace("-", " ").split())
+
+
+_CLASS_BY_NAME: Final = {name.casefold(): name for name in CLASSES} | {
+    short: name for name, shorts in ABBREVIATIONS.items() for short in shorts
+}
+
+
+def known_label(text: str, names: Mapping[str, str] = NO_NAMES) -> str:
+    """The class that a manifest's label or folder name means: its name or an abbreviation of the field in any case, plural
+    allowed, or one of the site's own `names`. Empty stays empty, and what is no class is given back as it is."""
+    plain = _plain(text)
+    table = _CLASS_BY_NAME | {_plain(name): label for name, label in names.items()}
+    return table.get(plain) or table.get(plain.removesuffix("s")) or text.strip()
+
+
+def unknown_label(label: str) -> str:
+    """The line that explains a label which is none of the classes; it guesses at a slip of the pen only."""
+    plain = _plain(label)
+    likely = [name.casefold() for name in CLASSES if name[0].casefold() == plain[:1] and abs(len(name) - len(plain)) <= 2]
+    near = nearest(plain, likely, _SLIP_OF_A_CLASS)
+    hint = f"; the nearest is {_CLASS_BY_NAME[near]}" if near else ""
+    return f"{label!r} is not one of {', '.join(CLASSES)}{hint} (`data.label_names` in params.yaml names what else means one)"
+
+
+def root_of(data: Path) -> Path:
+    """The folder that the paths of a manifest are relative to and may not leave."""
+    return data if data.is_dir() else data.parent
+
+
+def read_manifest(data: Path, names: Mapping[str, str] = NO_NAMES) -> pd.DataFrame:
+    """Read a manifest CSV or a folder into text columns path, label, split (train, val, test or empty) and group, and `file`
+    (Path). Labels are those of CLASSES where they can be, with the site's own `names` for them, and empty where there is none:
+    in a CSV without a column `label`, for images that lie in no class's folder or in one named `unlabelled`. Files are
+    neither opened nor looked for. `attrs["read_as"]` says how a CSV was read.
+
+    Raises WbcError naming the line when the manifest as a whole cannot be read.
+    """
+    read_as = ""
+    if data.is_dir():
+        rows = list(_folder_rows(data, names))
+        if not rows:
+            raise WbcError(f"{data} has no images: expected images, or a subfolder per class ({', '.join(CLASSES)})")
+    elif data.is_file():
+        sheet = read_sheet(data, (*REQUIRED, *OPTIONAL))
+        rows = list(_csv_rows(sheet, names))
+        if not rows:
+            raise WbcError(f"{data} has a header and no rows")
+        read_as = f"read as separated by {sheet.said}" + ("" if "label" in sheet.header else ", without a column label")
+    else:
+        raise WbcError(f"{data} does not exist: name a manifest CSV, or a folder of images")
+    frame = pd.DataFrame(rows, columns=["path", "label", "split", "group"], dtype=object)  # a name need not be UTF-8
+    root = root_of(data)
+    frame["file"] = pd.Series([root / path for path in frame["path"]], dtype=object)
+    frame.attrs["read_as"] = read_as
+    return frame
+
+
+def _csv_rows(sheet: Sheet, names: Mapping[str, str]) -> Iterator[tuple[str, str, str, str]]:
+    places = _columns(sheet)
+    for line, row in _with_label_column(sheet, names):
+        if len(row) > len(sheet.header):
+            raise WbcError(
+                f"{sheet.path} line {line}: {len(row)} fields, the header has {len(sheet.header)} (separated by {sheet.said})"
+            )
+        row += [""] * (len(sheet.header) - len(row))
+        cell = {name: row[place] for name, place in places.items()}
+        split = SPLITS.get(cell.get("split", "").strip().casefold())
+        if split is None:
+            raise WbcError(f"{sheet.path} line {line}: split {cell['split']!r} is not one of train, val, test")
+        yield cell["path"], _label(cell.get("label", ""), names), split, cell.get("group", "").strip()
+
+
+def _label(text: str, names: Mapping[str, str]) -> str:
+    return "" if _plain(text) in UNLABELLED else known_label(text, names)
+
+
+def _columns(sheet: Sheet) -> dict[str, int]:
+    header = sheet.header
+    for name in REQUIRED:
+        if name not in header:
+            near = nearest(name, header)
+            hint = f"; is {near!r} meant?" if near else f"; it has {', '.join(map(repr, header)) or 'nothing'}"
+            raise WbcError(f"{sheet.path}: the column {name!r} is missing{hint} (read as separated by {sheet.said})")
+    twice = {name for name in (*REQUIRED, *OPTIONAL) if header.count(name) > 1}
+    if twice:
+        raise WbcError(f"{sheet.path}: the column {min(twice)!r} is there twice")
+    return {name: header.index(name) for name in (*REQUIRED, *OPTIONAL) if name in header}
+
+
+def _with_label_column(sheet: Sheet, names: Mapping[str, str]) -> Iterator[tuple[int, list[str]]]:
+    """The rows; raises WbcError where labels seem to stand in a column of another name, which would be taken for none."""
+    if "label" in sheet.header:
+        return sheet.rows
+    head = list(itertools.islice(sheet.rows, _PEEKED))
+    for place, name in enumerate(sheet.header):
+        values = [row[place] for _, row in head if place < len(row) and row[place].strip()]
+        classes = sum(known_label(value, names) in CLASSES for value in values)
+        if name not in (*REQUIRED, *OPTIONAL) and classes and 2 * classes >= len(values):
+            raise WbcError(f"{sheet.path}: the column 'label' is missing; {name!r} has labels in it: name it label")
+    near = nearest("label", sheet.header)
+    if near:
+        raise WbcError(f"{sheet.path}: the column 'label' is missing; is {near!r} meant?")
+    return itertools.chain(head, sheet.rows)
+
+
+def _folder_rows(root: Path, names: Mapping[str, str]) -> Iterator[tuple[str, str, str, str]]:
+    """Images, folders per class, or these under folders named for the split; a folder around all of it is passed through."""
+    top = _unwrapped(root, names)
+    entries = _entries(top)
+    by_split = _has(entries, SPLITS) and all(
+        entry.name.casefold() in SPLITS or _plain(entry.name) in UNLABELLED for entry in entries if entry.is_dir()
+    )
+    for entry in entries:
+        split = SPLITS.get(entry.name.casefold(), "") if by_split else ""
+        if by_split and entry.is_dir() and entry.name.casefold() in SPLITS:
+            inside = _entries(entry) if _stays_inside(entry, root) else [entry]
+            yield from ((path, label, split, "") for one in inside for path, label in _labelled(one, root, names))
+        else:
+            yield from ((path, label, split, "") for path, label in _labelled(entry, root, names))
+
+
+def _unwrapped(root: Path, names: Mapping[str, str]) -> Path:
+    """The only folder in `root`, where nothing else is there and it has the folders that are looked for; else `root`."""
+    entries = _entries(root)
+    if len(entries) != 1 or not entries[0].is_dir() or entries[0].is_symlink():
+        return root
+    only = entries[0]
+    if only.name.casefold() in SPLITS or _label(only.name, names) in (*CLASSES, ""):
+        return root
+    inside = [entry for entry in _entries(only) if entry.is_dir()]
+    known = _has(inside, SPLITS) or any(_label(entry.name, names) in CLASSES for entry in inside)
+    return only if known else root
+
+
+def _has(entries: list[Path], folders: Mapping[str, str]) -> bool:
+    return any(entry.is_dir() and entry.name.casefold() in folders for entry in entries)
+
+
+def _labelled(entry: Path, root: Path, names: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """The images under a class's folder with its label, and an image that lies in none without one."""
+    if entry.is_dir():
+        yield from ((path, _label(entry.name, names)) for path in _images(entry, root, ()))
+    elif entry.suffix.casefold() in IMAGE_SUFFIXES or (entry.is_symlink() and not entry.exists()):
+        yield _shown(entry, root), ""
+
+
+def _images(folder: Path, root: Path, trail: tuple[Path, ...]) -> Iterator[str]:
+    """The files under `folder`. A linked folder is walked into where it stays inside `root` and is none that it came through;
+    else it is given as it is, and where it leads is told when it is read."""
+    if not _stays_inside(folder, root) or folder.resolve() in trail:
+        yield _shown(folder, root)
+        return
+    entries = _entries(folder)
+    yield from (_shown(entry, root) for entry in entries if not entry.is_dir())
+    for entry in entries:
+        if entry.is_dir():
+            yield from _images(entry, root, (*trail, folder.resolve()))
+
+
+def _stays_inside(folder: Path, root: Path) -> bool:
+    return not folder.is_symlink() or folder.resolve().is_relative_to(root.resolve())
+
+
+def _entries(folder: Path) -> list[Path]:
+    return [entry for entry in sorted(folder.iterdir()) if _visible(entry)]
+
+
+def _visible(path: Path) -> bool:
+    name = path.name.casefold()
+    return not name.startswith(".") and name not in IGNORED_FILES and name not in IGNORED_FOLDERS
+
+
+def _shown(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix()
+
+
+def printable(path: str) -> str:
+    """A path as text that any file can hold: bytes that are not UTF-8 become escapes."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def read_cell(path: str, root: Path) -> bytes:
+    """The bytes of a manifest's `path` under the manifest's folder `root`.
+
+    Raises ImageRejected: `outside_folder` when the path leaves the folder by `..` or a link (only a path that the manifest
+    itself gives as absolute may name a file elsewhere), `missing`, or `too_large`.
+    """
+    file = _locate(path, root)
+    try:
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageRejected("missing", "it is not a file")
+        if status.st_size > MAX_BYTES:
+            raise ImageRejected("too_large", f"{status.st_size:,} bytes, at most {MAX_BYTES:,} are accepted")
+        return file.read_bytes()
+    except FileNotFoundError:
+        raise ImageRejected("missing", "there is no such file") from None
+    except OSError as error:
+        raise ImageRejected("missing", f"it cannot be read: {error.strerror}") from None
+
+
+def _locate(path: str, root: Path) -> Path:
+    """The file that a manifest's path means: as it is written, else without spaces around it, as a file URL, with the separators
+    of Windows, or in the other normal form of Unicode."""
+    if not path.strip():
+        raise ImageRejected("missing", "the path is empty")
+    if "\0" in path:
+        raise ImageRejected("missing", "the path contains a zero byte")
+    targets = []
+    for written in _readings(path):
+        targets.append(_inside(written, root))
+        if os.path.lexists(targets[-1]):
+            return targets[-1]
+    return targets[0]
+
+
+def _readings(path: str) -> Iterator[str]:
+    yield path
+    bare = path.strip()
+    if bare.casefold().startswith("file:"):
+        bare = unquote(bare[len("file:") :])
+        if bare.startswith("//"):
+            host, slash, rest = bare[2:].partition("/")
+            bare = slash + rest if host in ("", "localhost") else host + slash + rest
+    if bare and bare != path:
+        yield bare
+    if "\\" in bare:
+        yield bare.replace("\\", "/")
+
+
+def _inside(path: str, root: Path) -> Path:
+    """Where a path leads, links followed; raises ImageRejected where it leaves the manifest's folder, or cannot be followed."""
+    written = PurePosixPath(path)
+    folder = Path(os.path.normpath(Path.cwd() / root))  # as written: links are followed below
+    plain = Path(os.path.normpath(folder / written))
+    inside = plain.is_relative_to(folder)
+    if not inside and (not written.is_absolute() or ".." in written.parts):
+        raise ImageRejected("outside_folder", "the path leaves the manifest's folder")
+    try:
+        exact = folder / written
+        target = (exact if os.path.lexists(exact) else _spelt(plain)).resolve()
+    except (OSError, RuntimeError) as error:  # a loop of links, a name that is too long
+        raise ImageRejected("missing", f"it cannot be read: {error}") from None
+    if inside and not target.is_relative_to(folder.resolve()):
+        raise ImageRejected("outside_folder", "a link on the path leads out of the manifest's folder")
+    return target
+
+
+def _spelt(path: Path) -> Path:
+    """The path as the disk spells it: macOS writes an accent as a character of its own, others do not."""
+    place = Path(path.anchor)
+    for part in path.parts[1:]:
+        forms = (part, *(unicodedata.normalize(form, part) for form in ("NFC", "NFD")))
+        place /= next((form for form in forms if os.path.lexists(place / form)), part)
+    return place

@@ -1,0 +1,410 @@
+"""The four pools: which cells are labelled, waiting for a label, kept for validation, kept for the test.
+
+`Pools` is a value; a move gives a new one. On disk it is four CSV files that change together: a write first puts the new
+content of all files into a journal, then renames file by file, then removes the journal. Whoever comes next finishes a
+write that was killed in between. Readers and writers exclude each other by an flock, so nobody sees half a move.
+"""
+
+import csv
+import fcntl
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, Self
+
+import pandas as pd
+
+from wbc_model.core.classes import CLASSES
+from wbc_model.core.errors import WbcError
+from wbc_model.core.files import write_atomic
+from wbc_model.core.written import read_written, read_yaml
+
+POOLS: Final = ("labelled", "unlabelled", "validation", "test")
+COLUMNS: Final = ["path", "label", "group", "sha256", "cycle", "labelled_by", "labelled_at", "source"]
+SIDES: Final = {"labelled": "train", "unlabelled": "train", "validation": "validation", "test": "test"}
+DRAWN: Final = "drawn for test"  # `labelled_by` of an unlabelled cell whose label will go to the test pool
+QUARANTINE_COLUMNS: Final = ["path", "sha256", "reason", "detail"]
+_STATE: Final = ".wbc"
+_JOURNAL: Final = "pools.journal"
+_LOCK: Final = "pools.lock"
+
+
+def now() -> str:
+    """The present as ISO 8601 in UTC, to the second: `labelled_at`."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def empty_frame() -> pd.DataFrame:
+    """A pool without cells: text columns, and `cycle` as nullable integer."""
+    return _typed(pd.DataFrame({name: pd.Series(dtype=str) for name in COLUMNS}))
+
+
+def _typed(frame: pd.DataFrame) -> pd.DataFrame:
+    typed = frame[COLUMNS].copy()
+    for name in COLUMNS:
+        if name != "cycle":
+            typed[name] = typed[name].astype(str)
+    typed["cycle"] = pd.to_numeric(typed["cycle"].replace("", None)).astype("Int64")
+    return typed
+
+
+def _sorted(frame: pd.DataFrame) -> pd.DataFrame:
+    """The one order of a pool file, so that the same cells give the same bytes whichever way they came."""
+    return frame.sort_values(["cycle", "path", "sha256"], na_position="last", kind="stable").reset_index(drop=True)
+
+
+def sides(cells: pd.DataFrame) -> "pd.Series[str]":
+    """On which side of the line between training, validation and test each cell is (columns pool, labelled_by): a drawn one is on
+    that of the test already."""
+    return cells["pool"].map(SIDES).mask(cells["labelled_by"] == DRAWN, "test")
+
+
+def check_present(data: Path) -> None:
+    """Raises WbcError where a file or folder of `data` is missing, whole or in part, that DVC's note beside it says is there.
+
+    A clone without its data has the notes only. What is absent there is not empty, and nothing may be begun in its place.
+    """
+    notes = sorted(data.glob("?*.dvc"))
+    for note in notes:
+        noted = read_yaml(note).get("outs") or [{}]
+        target, count = note.with_suffix(""), noted[0].get("nfiles", 1)
+        files = sum(1 for path in target.rglob("*") if path.is_file()) if target.is_dir() else int(target.is_file())
+        if files < count:
+            some = f"{files} of the {count} files of {target} are" if files else f"{target} is not"
+            names = " ".join(f"{data.name}/{one.name}" for one in notes)  # without them DVC asks for every stage's outputs too
+            raise WbcError(f"{some} here, though {note.name} says so: `dvc pull {names}` brings it")
+
+
+def _relabelled(frame: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
+    """A pool with the labels of `new` (by sha256) in their cells, and who gave them when."""
+    coming = frame["sha256"].isin(new.index)
+    if not coming.any():
+        return frame
+    frame = frame.copy()
+    for name in ("label", "labelled_by", "labelled_at"):
+        frame.loc[coming, name] = frame.loc[coming, "sha256"].map(new[name])
+    return frame
+
+
+def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """Read one of the project's own CSV files as text; raises WbcError naming the file when its columns are not `columns`."""
+    if not path.exists():
+        raise WbcError(f"{path} is missing: run `wbc ingest DATA` first, or `dvc checkout` to bring it back")
+    try:
+        frame = pd.read_csv(io.StringIO(read_written(path)), dtype=str, keep_default_na=False, na_filter=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise WbcError(f"{path} is damaged: {str(error).strip().splitlines()[-1]}; bring it back with `dvc checkout`") from None
+    if list(frame.columns) != list(columns):
+        raise WbcError(f"{path}: its columns are {', '.join(frame.columns)}; expected {', '.join(columns)}")
+    return frame
+
+
+def to_csv(frame: pd.DataFrame) -> str:
+    """CSV text with \\n line ends, the same for the same content."""
+    text = io.StringIO()
+    frame.to_csv(text, index=False, lineterminator="\n")
+    if "\r" in text.getvalue():  # legal in a file's name, and left unquoted by the csv module
+        text = io.StringIO()
+        frame.to_csv(text, index=False, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    return text.getvalue()
+
+
+@dataclass(frozen=True)
+class Pools:
+    """The cells of the four pools. `frames` has a DataFrame per name in POOLS with the columns COLUMNS: text, empty where
+    unknown, except `cycle` (nullable integer: the cycle in which the cell got its label)."""
+
+    frames: dict[str, pd.DataFrame]
+
+    @classmethod
+    def empty(cls) -> Self:
+        """Four pools without cells."""
+        return cls({name: empty_frame() for name in POOLS})
+
+    @staticmethod
+    def exist(directory: Path) -> bool:
+        """Whether pools were ever written here."""
+        return any((directory / f"{name}.csv").exists() for name in POOLS) or _journal(directory).exists()
+
+    @classmethod
+    def read(cls, directory: Path, check: bool = True) -> Self:
+        """Read `data/pools`; finishes a write that was interrupted. Raises WbcError when a file is missing or damaged, and
+        (unless `check` is false) when a rule of `check()` is broken."""
+        check_present(directory.parent)
+        with _lock(directory, fcntl.LOCK_SH):
+            interrupted = _journal(directory).exists()
+            if not interrupted:
+                pools = cls._load(directory)
+        if interrupted:
+            with _lock(directory, fcntl.LOCK_EX):
+                _roll_forward(directory)
+                pools = cls._load(directory)
+        if check:
+            pools.check()
+        return pools
+
+    @classmethod
+    def _load(cls, directory: Path) -> Self:
+        frames = {}
+        for name in POOLS:
+            path = directory / f"{name}.csv"
+            frame = read_table(path, COLUMNS)
+            wrong = frame[~frame["cycle"].str.fullmatch(r"\d*")]
+            if len(wrong):
+                raise WbcError(f"{path} line {wrong.index[0] + 2}: cycle {wrong['cycle'].iloc[0]!r} is not a whole number")
+            frames[name] = _typed(frame)
+        return cls(frames)
+
+    def write(self, directory: Path, also: Mapping[Path, str] | None = None) -> None:
+        """Write the four files, and the text files of `also` in the same step: all of them or, after a crash, none.
+
+        Raises WbcError (and writes nothing) when a rule of `check()` is broken.
+        """
+        with _lock(directory, fcntl.LOCK_EX):
+            _roll_forward(directory)
+            self._commit(directory, also or {})
+
+    def _commit(self, directory: Path, also: Mapping[Path, str]) -> None:
+        self.check()
+        texts = {directory / f"{name}.csv": to_csv(_sorted(self.frames[name])) for name in POOLS} | dict(also)
+        changed = {path: text for path, text in texts.items() if not path.is_file() or path.read_bytes() != text.encode()}
+        if not changed:
+            return
+        workspace = _workspace(directory)
+        entries = [
+            {"path": os.path.relpath(path.parent.resolve() / path.name, workspace), "before": _digest(path), "text": text}
+            for path, text in changed.items()
+        ]
+        write_atomic(_journal(directory), json.dumps(entries))
+        _roll_forward(directory)
+
+    def check(self) -> None:
+        """Raises WbcError naming the row when a cell is in two places, a label is unknown, missing or given where none
+        belongs, or a group lies on both sides of the line between training, validation and test."""
+        problems = self.problems()
+        if problems:
+            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+            raise WbcError(f"pools: {problems[0][1]}{more}")
+
+    def problems(self) -> list[tuple[str, str]]:
+        """Every broken rule as (rule, line that names the row); rules: `sha256`, `label`, `two_pools`, `group_split`."""
+        return [*self._row_problems(), *self._repeat_problems(), *self._group_problems()]
+
+    def _row_problems(self) -> Iterator[tuple[str, str]]:
+        for name, frame in self.frames.items():
+            if list(frame.columns) != COLUMNS:
+                raise WbcError(f"pool {name}: its columns are {', '.join(frame.columns)}; expected {', '.join(COLUMNS)}")
+            for path, sha256 in frame.loc[~frame["sha256"].str.fullmatch("[0-9a-f]{64}"), ["path", "sha256"]].to_numpy():
+                yield "sha256", f"{name}: {path} has {sha256!r} where its sha256 belongs"
+            known = frame["label"] == "" if name == "unlabelled" else frame["label"].isin(CLASSES)
+            for path, label in frame.loc[~known, ["path", "label"]].to_numpy():
+                allowed = "no label" if name == "unlabelled" else f"one of {', '.join(CLASSES)}"
+                yield "label", f"{name}: {path} has label {label!r}; expected {allowed}"
+
+    def _repeat_problems(self) -> Iterator[tuple[str, str]]:
+        whole = self.table()
+        repeated = whole[whole["sha256"].duplicated(keep=False)]
+        for sha256, rows in repeated.groupby("sha256", sort=False):
+            places = " and ".join(f"{pool} ({path})" for pool, path in rows[["pool", "path"]].to_numpy())
+            yield "two_pools", f"cell {str(sha256)[:16]} is in {places}; a cell belongs into exactly one pool, once"
+
+    def _group_problems(self) -> Iterator[tuple[str, str]]:
+        whole = self.table()
+        grouped = whole[whole["group"] != ""]
+        parts = grouped.assign(side=sides(grouped)).drop_duplicates(["group", "side"])
+        for group, rows in parts[parts["group"].duplicated(keep=False)].groupby("group", sort=False):
+            places = " and ".join(f"{pool} ({path})" for pool, path in rows[["pool", "path"]].to_numpy())
+            yield "group_split", f"group {group} is split over {places}; a group stays on one side"
+
+    def table(self) -> pd.DataFrame:
+        """All cells in one DataFrame with a first column `pool`."""
+        parts = [frame.assign(pool=name) for name, frame in self.frames.items()]
+        return pd.concat(parts, ignore_index=True)[["pool", *COLUMNS]]
+
+    def move(self, sha256s: Sequence[str], source: str, target: str, **columns: str | int | None) -> Self:
+        """The pools after these cells went from `source` to `target` with these columns set anew.
+
+        Raises WbcError naming a cell that is not in `source`, or when the result would break a rule of `check()`.
+        """
+        unknown = [name for name in columns if name not in COLUMNS or name in ("sha256",)]
+        if unknown or source not in POOLS or target not in POOLS:
+            raise WbcError(f"cannot move from {source} to {target} setting {', '.join(columns) or 'nothing'}")
+        wanted = set(sha256s)
+        frame = self.frames[source]
+        missing = wanted - set(frame["sha256"])
+        if missing:
+            raise WbcError(f"cell {min(missing)} is not in the pool {source} ({len(missing)} of {len(wanted)} are not)")
+        going = frame["sha256"].isin(wanted)
+        moved = _typed(frame[going].assign(**columns))
+        frames = dict(self.frames)
+        frames[source] = frame[~going].reset_index(drop=True)
+        frames[target] = _sorted(pd.concat([frames[target], moved], ignore_index=True))
+        pools = type(self)(frames)
+        pools.check()
+        return pools
+
+    def label(self, rows: pd.DataFrame, cycle: int) -> Self:
+        """The pools after labels came in: `rows` has the columns sha256, label, labelled_by, labelled_at.
+
+        A cell that waited goes to the labelled pool, or to the test pool if it was drawn for that, with `cycle`; one that has a
+        label, in whatever pool, stays where it is and gets the new one. Raises WbcError on an unknown class, an unknown cell, or
+        two labels for one cell.
+        """
+        wrong = rows[~rows["label"].isin(CLASSES)]
+        if len(wrong):
+            raise WbcError(
+                f"cell {wrong['sha256'].iloc[0]}: unknown label {wrong['label'].iloc[0]!r}; one of {', '.join(CLASSES)}"
+            )
+        rows = rows.drop_duplicates(["sha256", "label"])
+        twice = rows[rows["sha256"].duplicated()]
+        if len(twice):
+            raise WbcError(f"cell {twice['sha256'].iloc[0]} comes with two labels, one of them {twice['label'].iloc[0]}")
+        new = rows.set_index("sha256")
+        missing = new.index.difference(pd.Index(self.table()["sha256"]))
+        if len(missing):
+            raise WbcError(f"cell {missing[0]} cannot be labelled: it is in no pool")
+        drawn = set(self.drawn()["sha256"])
+        frames = {name: _relabelled(frame, new) for name, frame in self.frames.items()}
+        coming = frames["unlabelled"]["sha256"].isin(new.index)
+        labelled = _typed(frames["unlabelled"][coming].assign(cycle=cycle))
+        frames["unlabelled"] = frames["unlabelled"][~coming].reset_index(drop=True)
+        held_out = labelled["sha256"].isin(drawn)
+        for name, rows in (("labelled", labelled[~held_out]), ("test", labelled[held_out])):
+            if len(rows):
+                frames[name] = _sorted(pd.concat([frames[name], rows], ignore_index=True))
+        return type(self)(frames)
+
+    def drawn(self) -> pd.DataFrame:
+        """The unlabelled cells that were drawn for the test pool and await their label."""
+        frame = self.frames["unlabelled"]
+        return frame[frame["labelled_by"] == DRAWN].reset_index(drop=True)
+
+    def draw(self, sha256s: set[str]) -> Self:
+        """The pools with these unlabelled cells drawn for the test pool. Raises WbcError where a group would be split."""
+        frame = self.frames["unlabelled"]
+        marked = frame.assign(labelled_by=frame["labelled_by"].mask(frame["sha256"].isin(sha256s), DRAWN))
+        pools = type(self)({**self.frames, "unlabelled": marked})
+        pools.check()
+        return pools
+
+    def plus(self, rows: Mapping[str, pd.DataFrame]) -> Self:
+        """The pools with these rows added, a DataFrame with the columns COLUMNS per pool name. Raises WbcError when the
+        result would break a rule of `check()`."""
+        frames = dict(self.frames)
+        for name, new in rows.items():
+            if len(new):
+                frames[name] = _sorted(pd.concat([frames[name], _typed(new)], ignore_index=True))
+        pools = type(self)(frames)
+        pools.check()
+        return pools
+
+    def without(self, sha256s: set[str]) -> Self:
+        """The pools without these cells (the quarantined ones)."""
+        return type(self)(
+            {name: frame[~frame["sha256"].isin(sha256s)].reset_index(drop=True) for name, frame in self.frames.items()}
+        )
+
+    def version(self) -> str:
+        """Twelve hex digits that name this state: which cell is where with which label, whoever gave it and whenever."""
+        whole = self.table().sort_values(["pool", "sha256"])
+        return hashlib.sha256(to_csv(whole.drop(columns="labelled_at")).encode()).hexdigest()[:12]
+
+    def truth(self, pool: str) -> str:
+        """Twelve hex digits that name a pool's cells with their labels: what a score on it rests on, whoever gave them."""
+        cells = self.frames[pool].sort_values("sha256")[["sha256", "label"]]
+        return hashlib.sha256(to_csv(cells).encode()).hexdigest()[:12]
+
+    def counts(self) -> dict[str, int]:
+        """Cells per pool."""
+        return {name: len(self.frames[name]) for name in POOLS}
+
+
+def update(directory: Path, change: Callable[[Pools], Pools]) -> Pools:
+    """Read, change and write in one step that no other writer can come between; returns what was written."""
+    return transaction(directory, lambda pools: (change(pools), {}))
+
+
+def transaction(directory: Path, change: Callable[[Pools], tuple[Pools, Mapping[Path, str]]]) -> Pools:
+    """As `update`, for a change that also gives the new text of other files, written in the same step. `change` gets
+    pools without cells where none were ever written."""
+    with _lock(directory, fcntl.LOCK_EX):
+        _roll_forward(directory)
+        check_present(directory.parent)
+        pools = Pools._load(directory) if Pools.exist(directory) else Pools.empty()
+        pools.check()
+        changed, also = change(pools)
+        changed._commit(directory, also)
+        return changed
+
+
+def quarantined(workspace_data: Path) -> set[str]:
+    """The sha256 of the pool cells that `data/quarantine.csv` takes out of use.
+
+    A refused row never got into a pool, yet the cell that it repeats did and has the same sha256. So only what `validate`
+    found among the pools counts: the rows of quarantine.csv that are not in rejected.csv.
+    """
+    quarantine = _rows(workspace_data / "quarantine.csv")
+    rejected = set(map(tuple, _rows(workspace_data / "rejected.csv").to_numpy()))
+    return {row[1] for row in map(tuple, quarantine.to_numpy()) if row not in rejected and row[1]}
+
+
+def _rows(path: Path) -> pd.DataFrame:
+    return read_table(path, QUARANTINE_COLUMNS) if path.exists() else pd.DataFrame(columns=QUARANTINE_COLUMNS, dtype=str)
+
+
+# --- the journal ---------------------------------------------------------------------------------------------------
+
+
+def _workspace(directory: Path) -> Path:
+    """`data/pools` lies two levels under its workspace, whose `.wbc` holds what is not versioned."""
+    return directory.resolve().parent.parent
+
+
+def _journal(directory: Path) -> Path:
+    return _workspace(directory) / _STATE / _JOURNAL
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+
+@contextmanager
+def _lock(directory: Path, kind: int) -> Iterator[None]:
+    path = _workspace(directory) / _STATE / _LOCK
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, kind)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _roll_forward(directory: Path) -> None:
+    """Bring the files to the state of the journal, then remove it. Safe to be killed in and to repeat."""
+    journal = _journal(directory)
+    if not journal.exists():
+        return
+    workspace = _workspace(directory)
+    entries = json.loads(journal.read_text(encoding="utf-8"))
+    for entry in entries:
+        path = workspace / entry["path"]
+        after = hashlib.sha256(entry["text"].encode()).hexdigest()
+        if _digest(path) not in (entry["before"], after):
+            raise WbcError(
+                f"{path} was changed by hand or by a checkout while a write of the pools was unfinished: "
+                f"remove {journal} to keep what is there now"
+            )
+    for leftover in directory.glob(".*.csv.*"):  # temporary files of the write that was killed
+        leftover.unlink()
+    for entry in entries:
+        path = workspace / entry["path"]
+        if _digest(path) != hashlib.sha256(entry["text"].encode()).hexdigest():
+            write_atomic(path, entry["text"])
+    journal.unlink()
