@@ -1,4 +1,4 @@
-"""`wbc benchmark`: a study's data prepared as a workspace's are, its grid run by `wbc_model.studies.runner`, results written and logged.
+"""`wbc benchmark`: a study's data prepared as a workspace's are, its grid run by `wbc_model.studies.runner`, its results written.
 
 Everything that may be used again lies under the cache, `.wbc/studies` of the workspace by default: `data/` (ingested and
 checked pools with their decoded images), `records.jsonl` (what was trained and asked, see `wbc_model.studies.runner`).
@@ -22,6 +22,7 @@ import pandas as pd
 
 from flows.fingerprint import closure, imported_modules, reachable, source_path
 from flows.workspace import is_committed
+from wbc_model.acquisition.queue import first_query
 from wbc_model.cells.handed_out import adopt, hand_out, hand_out_folder, refuse_foreign
 from wbc_model.cells.ingest import ingest
 from wbc_model.cells.manifest import read_manifest
@@ -299,7 +300,7 @@ def _fill(folder: Path, source: Path | None, params: Params, seed: int, check: b
     # another site's cells are all for testing: no share of them is set aside for anything else
     shares = {"initial_share": 1.0} | ({} if check else {"validation_share": 0.0, "test_share": 0.0})
     params = params.model_copy(update={"seed": seed, "data": params.data.model_copy(update=shares)})
-    outcome = ingest(source, folder / "data", params)
+    outcome = ingest(source, folder / "data", params, first_query=first_query)
     notes = [f"{source.name}: {count} rows not in use: {reason}" for reason, count in outcome.reasons.items()]
     if check:
         from flows.checks import validate

@@ -218,6 +218,7 @@ def ingest_command(
     Exit code 3 when some rows were unusable, or disagree with a label in the pools: data/conflicts.csv has these.
     """
     from flows.workspace import ensure_dvc
+    from wbc_model.acquisition.queue import first_query
     from wbc_model.cells.ingest import ingest
     from wbc_model.params import read_params
 
@@ -225,7 +226,7 @@ def ingest_command(
     params = read_params(workspace / "params.yaml")
     with _writing(workspace, "ingest"):
         ensure_dvc(workspace)
-        report = ingest(data, workspace / "data", params, source, list_conflicts=list_conflicts)
+        report = ingest(data, workspace / "data", params, source, list_conflicts=list_conflicts, first_query=first_query)
     wrote = ["data/images", "data/pools", "data/oracle.csv", "data/rejected.csv", "data/quarantine.csv"]
     wrote += ["data/conflicts.csv"] if report.conflicts else []
     lines = [

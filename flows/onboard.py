@@ -26,6 +26,7 @@ from flows.state import hold_lock, note_learned, onboarding_round
 from flows.versioning import PoolsVersion, check_git, commit_all, tag, version_pools
 from flows.workspace import SITES
 from wbc_model.acquisition.query import query, score_pool
+from wbc_model.acquisition.queue import first_query
 from wbc_model.cells.conflicts import MACHINES
 from wbc_model.cells.decoded import DecodedCells
 from wbc_model.cells.handed_out import hand_out, is_ours
@@ -147,7 +148,7 @@ def onboard(
     check_git(site, commit)
     with hold_lock(site, "`wbc onboard`") as lock:
         # People may have answered otherwise than the site's data say: that is listed, and stops nothing.
-        report = ingest(data, site / "data", params, site.name, reveal_labels=False, list_conflicts=True)
+        report = ingest(data, site / "data", params, site.name, reveal_labels=False, list_conflicts=True, first_query=first_query)
         progress.say(
             f"site {site.name}: {sum(report.pools.values())} cells" + (f", refused: {report.reasons}" if report.reasons else "")
         )

@@ -25,21 +25,6 @@ from wbc_model.core.model_card import CARD, INT8, ONNX, README, WEIGHTS, ModelCa
 from wbc_model.params import read_params
 
 MODEL_FILES: Final = (WEIGHTS, ONNX, CARD, README)
-PURE_MODULES: Final = (
-    "__init__",
-    "errors",
-    "classes",
-    "canonical",
-    "files",
-    "images",
-    "doubt",
-    "cell_filter",
-    "card",
-    "probabilities",
-    "structure",
-    "twins",
-    "written",
-)
 # What serving/ imports; their own requirements are added with the versions installed here, which are those of the lock.
 DIRECT: Final = (
     "alembic",
@@ -158,10 +143,10 @@ def build_bento(model_dir: Path, out: Path, metrics: dict[str, Any] | None = Non
 
 def _stage(source: Path, model_dir: Path, card: ModelCard, metrics: dict[str, Any] | None) -> None:
     """Lay out what goes into the Bento: its `src` folder and the build file."""
-    shutil.copytree(Path(str(serving.__file__)).parent, source / "serving", ignore=shutil.ignore_patterns("__pycache__"))
-    (source / "wbc_model").mkdir()
-    for name in PURE_MODULES:
-        shutil.copyfile(Path(str(wbc_model.__file__)).parent / f"{name}.py", source / "wbc_model" / f"{name}.py")
+    ignore, learner = shutil.ignore_patterns("__pycache__"), Path(str(wbc_model.__file__)).parent
+    shutil.copytree(Path(str(serving.__file__)).parent, source / "serving", ignore=ignore)
+    shutil.copytree(learner / "core", source / "wbc_model/core", ignore=ignore)
+    shutil.copyfile(learner / "__init__.py", source / "wbc_model/__init__.py")
     (source / "model").mkdir()
     for name in (*MODEL_FILES, *(name for name in INT8 if name in card.sha256)):
         shutil.copyfile(model_dir / name, source / "model" / name)

@@ -123,6 +123,7 @@ def _gpu(ctx: Context) -> Iterator[None]:
 @_step("fill_pools")
 def fill_pools(workspace: Path, progress: Progress) -> None:
     """Fill empty pools from params.data.source."""
+    from wbc_model.acquisition.queue import first_query
     from wbc_model.cells.ingest import ingest
     from wbc_model.rendering.cells import write_cells
 
@@ -132,10 +133,10 @@ def fill_pools(workspace: Path, progress: Progress) -> None:
     if source == RENDERED:
         progress.say(f"the pools are empty: drawing {params.data.rendered_cells} cells (rendered, not real)")
         data = write_cells(workspace / ".wbc/rendered", params.data.rendered_cells, params.seed)
-        report = ingest(data, workspace / "data", params, source=RENDERED)
+        report = ingest(data, workspace / "data", params, source=RENDERED, first_query=first_query)
     else:
         progress.say(f"the pools are empty: ingesting {workspace / source}")
-        report = ingest(workspace / source, workspace / "data", params)
+        report = ingest(workspace / source, workspace / "data", params, first_query=first_query)
     if report.rejections:
         progress.say(f"{len(report.rejections)} rows are not in use: see data/rejected.csv")
 

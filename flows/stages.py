@@ -143,8 +143,8 @@ def evaluate(workspace: Path) -> dict[str, Any]:
 
 def query(workspace: Path, count: int | None = None) -> dict[str, Any]:
     """Queue the cells most worth a label: `data/queue.csv`. Before there is any model their colours decide."""
-    from wbc_model.acquisition.query import first_query
     from wbc_model.acquisition.query import query as query_pool
+    from wbc_model.acquisition.queue import first_query
 
     params, pools = read_params(workspace / "params.yaml"), usable_pools(workspace)
     count = query_size(params, pools) if count is None else count

@@ -161,8 +161,8 @@ def open_engine(directory: Path, card: ModelCard, threads: int) -> Engine:
     if name not in ENGINES:
         raise WbcError(f"WBC_ENGINE is {name!r}: it is one of {', '.join(ENGINES)}")
     if name == "auto":
-        # The Bento carries only the pure parts of wbc_model, so that it stays with OpenVINO wherever it runs.
-        name = "torch" if importlib.util.find_spec("wbc_model.network.model_directory") is not None and has_gpu() else "openvino"
+        # The Bento carries wbc_model.core only, so that it stays with OpenVINO wherever it runs.
+        name = "torch" if importlib.util.find_spec("wbc_model.network") is not None and has_gpu() else "openvino"
     if name == "torch" and importlib.util.find_spec("torch") is None:
         raise WbcError("WBC_ENGINE is 'torch', but PyTorch is not installed here; use 'openvino'")
     engine: Engine = TorchEngine(directory) if name == "torch" else OpenVinoEngine(directory, threads)

@@ -3,10 +3,10 @@
     python studies/test_time.py MODEL_DIR DATA.csv [DATA.csv ...] --out studies/test_time
 
 Of each manifest the labelled test cells are used, all labelled cells where it names no test split. `statistics` gives batch
-normalisation the statistics of these cells, without their labels (wbc_model/network/batch_norm_statistics.py); `eight views` averages the
-probabilities over the eight turns and flips of the square. Nothing is drawn at random but the cells that statistics are measured
-on where there are very many, so there is no seed. A second MODEL_DIR with the same `--out` is put beside the first: trainings
-of one kind differ more away from home than at home.
+normalisation the statistics of these cells, without their labels (wbc_model/network/batch_norm_statistics.py); `eight views`
+averages the probabilities over the eight turns and flips of the square. Nothing is drawn at random but the cells that statistics
+are measured on where there are very many, so there is no seed. A second MODEL_DIR with the same `--out` is put beside the first:
+trainings of one kind differ more away from home than at home.
 """
 
 import argparse

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from wbc_model.acquisition.query import BATCH, score_pool
+from wbc_model.acquisition.queue import first_query
 from wbc_model.cells.decoded import DecodedCells
 from wbc_model.cells.ingest import ingest
 from wbc_model.cells.pools import Pools
@@ -38,7 +39,7 @@ ROOT = Path(__file__).parents[1]
 def stored_cells(folder: Path, params: Params, count: int) -> tuple[DecodedCells, Pools]:
     """Rendered cells, ingested and decoded."""
     manifest = write_cells(folder / "rendered", count, seed=0)
-    ingest(manifest, folder / "data", params, "rendered")
+    ingest(manifest, folder / "data", params, "rendered", first_query=first_query)
     decoded = DecodedCells(ImageStore(folder / "data/images"), folder / ".wbc/decoded", params.size.image_size, params.model.view)
     return decoded, Pools.read(folder / "data/pools")
 

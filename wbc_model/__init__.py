@@ -1,7 +1,5 @@
-"""The learner as a library: cell images in, a model directory and numbers out.
-
-Importing this package imports nothing else, so that the service can use its pure parts (`classes`, `errors`,
-`images`, `card`) on a machine without PyTorch.
+"""The learner as a library: cell images in, a model directory and numbers out, and beside its packages `params`, every number
+that a user may change. It imports neither `flows` nor `serving`, and this file nothing at all: the service needs no PyTorch.
 """
 
 __version__ = "0.1.0"

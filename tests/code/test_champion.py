@@ -27,7 +27,7 @@ from flows.status import status, status_text
 from flows.tracking import COMPLETE, Tracker, open_tracker, packaged_digest
 from flows.verdicts import ROLLED_BACK, objection, verdicts
 from flows.workspace import set_params, template
-from wbc_model.cells.ingest import ingest
+from tests.pools import ingest
 from wbc_model.cells.pools import Pools
 from wbc_model.core.cell_filter import CellFilter
 from wbc_model.core.classes import CLASSES

@@ -27,7 +27,7 @@ from flows.progress import TRAINING_LINE
 from flows.state import read_state
 from flows.tracking import open_tracker
 from flows.workspace import init_workspace, set_params
-from wbc_model.cells.ingest import ingest
+from tests.pools import ingest
 from wbc_model.cells.pools import Pools
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.model_card import file_sha256, read_card

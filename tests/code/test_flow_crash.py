@@ -30,7 +30,7 @@ from flows.package import PACKAGED_MODEL
 from flows.state import new_labels, read_state
 from flows.tracking import packaged_digest
 from flows.workspace import set_params
-from wbc_model.cells.ingest import ingest
+from tests.pools import ingest
 from wbc_model.cells.pools import Pools
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError

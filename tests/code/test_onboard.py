@@ -23,7 +23,7 @@ from flows.state import label_cycle
 from flows.tracking import open_tracker
 from flows.workspace import find_workspace, init_workspace, set_params
 from tests.code.test_flow import IDENTITY, TINY, environment
-from wbc_model.cells.ingest import ingest
+from tests.pools import ingest
 from wbc_model.cells.pools import COLUMNS, Pools
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError

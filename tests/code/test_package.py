@@ -19,7 +19,7 @@ from flows.package import BENTO, PACKAGED_MODEL, package
 from flows.workspace import set_params
 from serving.classify import Classifier
 from tests.code.test_flow import environment
-from wbc_model.cells.ingest import ingest
+from tests.pools import ingest
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.model_card import INT8, Architecture, ModelCard, Normalisation, read_card
 from wbc_model.network.model_directory import save_model

@@ -9,7 +9,7 @@ from PIL import Image, ImageFilter
 
 from flows.checks import ValidationReport, validate
 from tests.data.conftest import encoded, write_manifest
-from wbc_model.cells.ingest import ingest
+from tests.pools import ingest
 from wbc_model.cells.pools import Pools, quarantined
 from wbc_model.cells.store import ImageStore
 from wbc_model.core.classes import CLASSES

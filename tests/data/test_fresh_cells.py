@@ -13,7 +13,7 @@ from flows.cli import app
 from flows.labels import awaited, decide, import_labels
 from flows.stages import query_size, usable_pools
 from flows.workspace import set_params, template
-from wbc_model.cells.ingest import ingest
+from tests.pools import ingest
 from wbc_model.cells.pools import Pools
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError

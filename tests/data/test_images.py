@@ -135,5 +135,7 @@ def test_the_module_needs_no_torch():
     import subprocess
     import sys
 
-    code = "import sys, wbc_model.core.images, wbc_model.core.model_card; sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
+    code = (
+        "import sys; from wbc_model.core import images, model_card; sys.exit('torch' in sys.modules or 'pandas' in sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

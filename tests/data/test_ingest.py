@@ -12,9 +12,10 @@ from PIL import Image
 
 from tests.data.conftest import blobs, encoded, write_manifest
 from tests.pictures import NOT_ONE_PICTURE
+from tests.pools import ingest
 from wbc_model.cells import ingest as ingest_module
 from wbc_model.cells.conflicts import open_conflicts
-from wbc_model.cells.ingest import IngestReport, ingest, read_manifest
+from wbc_model.cells.ingest import IngestReport, read_manifest
 from wbc_model.cells.pools import Pools, quarantined, update
 from wbc_model.cells.split import choose_sides, reveal
 from wbc_model.cells.store import ImageStore

@@ -31,7 +31,7 @@ from flows.labels import (
     write_queue,
 )
 from flows.stages import query
-from wbc_model.cells.ingest import ingest
+from tests.pools import ingest
 from wbc_model.cells.pools import Pools
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError

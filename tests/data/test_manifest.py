@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.data.conftest import blobs, encoded
-from wbc_model.cells.ingest import ingest
+from tests.pools import ingest
 from wbc_model.cells.manifest import known_label, read_cell, read_manifest, unknown_label
 from wbc_model.cells.pools import Pools
 from wbc_model.core.classes import CLASSES

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.model.conftest import tiny_params
-from wbc_model.cells.ingest import ingest
+from tests.pools import ingest
 from wbc_model.cells.manifest import read_manifest
 from wbc_model.cells.pools import Pools
 from wbc_model.cells.raabin import BY_SMEAR, OFFICIAL, TEST_B, raabin_manifests, smear_of

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from tests.model.conftest import ROOT, tiny_params
+from tests.pools import ingest
 from wbc_model.acquisition.query import QUEUE_COLUMNS, draw_candidates, query, score_pool
 from wbc_model.acquisition.strategies import DIVERSE_FACTOR, STRATEGIES
 from wbc_model.cells.decoded import DecodedCells
-from wbc_model.cells.ingest import ingest
 from wbc_model.cells.pools import Pools
 from wbc_model.cells.store import ImageStore
 from wbc_model.core.errors import WbcError

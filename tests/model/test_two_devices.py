@@ -18,7 +18,7 @@ import yaml
 
 from flows import stages
 from tests.model.conftest import ROOT, tiny_params
-from wbc_model.cells.ingest import ingest
+from tests.pools import ingest
 from wbc_model.network.model_directory import load_model
 from wbc_model.params import read_params
 from wbc_model.rendering.cells import write_cells

@@ -15,7 +15,6 @@ from live import ROOT, clean_environment, encode, of_class
 from PIL import Image
 from tiny_model import SIZE, expected_logits, expected_probabilities, write_model
 
-from flows.package import PURE_MODULES
 from serving.classify import SURE, Classifier
 from serving.engine import OpenVinoEngine, open_engine
 from serving.schemas import Classified
@@ -193,8 +192,8 @@ def test_a_request_is_served_without_importing_torch_or_flows(model_dir: Path, t
     assert result.returncode == 0, result.stderr
     heavy, pure = result.stdout.splitlines()
     assert heavy == "[]"
-    pure_modules = sorted(name for name in PURE_MODULES if name != "__init__")
-    assert pure == str([f"wbc_model.{name}" for name in pure_modules])
+    core = (path.stem for path in (ROOT / "wbc_model/core").glob("*.py") if path.stem != "__init__")
+    assert pure == str(["wbc_model.core", *sorted(f"wbc_model.core.{name}" for name in core)])
 
 
 def _network_directory(directory: Path, size: int) -> None:

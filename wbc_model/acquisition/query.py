@@ -8,17 +8,16 @@ import pandas as pd
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from wbc_model.acquisition.strategies import Floats, Labelled, PoolScores, Strategy, find_strategy, select
-from wbc_model.cells.colours import colours
+from wbc_model.acquisition.queue import QUEUE_COLUMNS, colours_of, queue_frame
+from wbc_model.acquisition.strategies import Floats, Labelled, PoolScores, find_strategy
 from wbc_model.cells.decoded import DecodedCells
-from wbc_model.core.classes import CLASS_INDEX, CLASSES
+from wbc_model.core.classes import CLASS_INDEX
 from wbc_model.core.errors import WbcError
 from wbc_model.core.probabilities import softmax
 from wbc_model.network.model_directory import load_model
 from wbc_model.network.predict import Predictions, predict
 from wbc_model.network.resnet import AttentionResNet18
 
-QUEUE_COLUMNS: Final = ("sha256", "path", "rank", "score", "reason", "predicted", "probability")
 BATCH: Final = 128
 SLICE: Final = 16 * BATCH
 
@@ -48,21 +47,6 @@ def draw_candidates(unlabelled: pd.DataFrame, candidates: int, count: int, seed:
         return unlabelled
     rng = np.random.default_rng([seed, 1])  # not the stream that the strategy draws from
     return unlabelled.iloc[np.sort(rng.choice(len(unlabelled), size, replace=False))]
-
-
-def colours_of(decoded: DecodedCells, sha256s: pd.Series) -> NDArray[np.float32]:
-    """The colours (N, 49) of cells in their order, in a stream."""
-    return np.concatenate([colours(batch) for batch in decoded.batches(sha256s.tolist(), BATCH)])
-
-
-def first_query(decoded: DecodedCells, unlabelled: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
-    """The `count` cells of `unlabelled` (columns sha256, path) to be labelled before there is any model: those whose colours
-    cover the pool's best (`colour_cover`, decision 025). QUEUE_COLUMNS; `predicted` and `probability` are empty."""
-    if unlabelled.empty or count < 1:
-        return pd.DataFrame(columns=list(QUEUE_COLUMNS))
-    shares = np.full((len(unlabelled), len(CLASSES)), 1 / len(CLASSES))
-    pool = PoolScores(shares, np.zeros(len(unlabelled)), colours=colours_of(decoded, unlabelled["sha256"]))
-    return queue_frame(find_strategy("colour_cover"), pool, unlabelled, count, seed).assign(predicted="", probability="")
 
 
 def query(
@@ -109,21 +93,3 @@ def query(
     loss = seen.predicted_loss.astype(np.float64)
     pool = PoolScores(probabilities, loss, seen.embedding, known, described(cells["sha256"]))
     return queue_frame(chosen, pool, cells, count, seed)
-
-
-def queue_frame(strategy: Strategy, pool: PoolScores, unlabelled: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
-    """The queue as a table, best cell first."""
-    picks = select(strategy, pool, count, seed)
-    chosen, probabilities = unlabelled.iloc[picks.indices], pool.probabilities[picks.indices]
-    return pd.DataFrame(
-        {
-            "sha256": chosen["sha256"].to_numpy(),
-            "path": chosen["path"].to_numpy(),
-            "rank": np.arange(1, len(chosen) + 1),
-            "score": picks.scores.round(6),
-            "reason": list(picks.reasons),
-            "predicted": [CLASSES[i] for i in probabilities.argmax(axis=1)],
-            "probability": probabilities.max(axis=1).round(6),
-        },
-        columns=list(QUEUE_COLUMNS),
-    )

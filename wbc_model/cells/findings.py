@@ -12,9 +12,10 @@ from typing import Final
 
 import pandas as pd
 
+from wbc_model.cells import near_duplicates, quality
 from wbc_model.cells.ingest import Rejection
-from wbc_model.cells.near_duplicates import near_duplicates
 from wbc_model.cells.pools import Pools, sides
+from wbc_model.core import images, structure, twins
 from wbc_model.core.files import write_atomic
 from wbc_model.core.images import MIN_SIDE
 from wbc_model.core.twins import Pair
@@ -118,15 +119,15 @@ def _meetings(cells: pd.DataFrame, pairs: list[Pair]) -> Iterator[_Meeting]:
 def find_pairs(cells: pd.DataFrame, checks: CheckParams, cache: Path) -> list[Pair]:
     """Near-duplicates among the rows of `describe`, as positions in it; remembered in `cache` for this set of images."""
     sound = cells[cells["stored"] & (cells["damage"] == "")]
-    names = ("near_duplicates.py", "twins.py", "quality.py", "images.py", "structure.py")
-    sources = [Path(__file__).with_name(name).read_bytes() for name in names]
+    modules = (near_duplicates, twins, quality, images, structure)
+    sources = [Path(str(module.__file__)).read_bytes() for module in modules]
     settings = f"{checks.near_duplicate_bits} {checks.near_duplicate_correlation} "
     key = hashlib.sha256(b"".join([*sources, settings.encode(), "".join(sound["sha256"]).encode()])).hexdigest()[:16]
     kept = cache / f"pairs-{key}.json"
     if kept.is_file():
         pairs = [Pair(*entry) for entry in json.loads(kept.read_text(encoding="utf-8"))]
     else:
-        pairs = near_duplicates(sound, checks.near_duplicate_bits, checks.near_duplicate_correlation)
+        pairs = near_duplicates.near_duplicates(sound, checks.near_duplicate_bits, checks.near_duplicate_correlation)
         for old in cache.glob("pairs-*.json"):
             old.unlink()
         write_atomic(kept, json.dumps([[pair.first, pair.second, pair.correlation, pair.offset] for pair in pairs]))

@@ -7,7 +7,7 @@ that were refused are refused again in the same words, and every seeded choice d
 import hashlib
 import os
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +44,8 @@ __all__ = ["IngestReport", "Rejection", "ingest", "known_label", "read_manifest"
 UNUSABLE: Final = ("missing", "outside_folder", "undecodable", "truncated", "too_large", "too_small", "unknown_label")
 CONFLICT: Final = "label_conflict"
 LEAST_FIRST: Final = 10  # labels to begin with: fewer may be of one class
+# The `count` of these cells (columns sha256, path) to be labelled first, by a seed: a table with a column sha256.
+FirstQuery = Callable[[DecodedCells, pd.DataFrame, int, int], pd.DataFrame]
 _RANK: Final = {"train": 0, "validation": 1, "test": 2}
 _SIDE_OF_SPLIT: Final = {"train": "train", "val": "validation", "test": "test", "": ""}
 
@@ -134,14 +136,17 @@ def ingest(
     source: str | None = None,
     reveal_labels: bool = True,
     list_conflicts: bool = False,
+    *,
+    first_query: FirstQuery,
 ) -> IngestReport:
     """Take a manifest CSV or a folder per class into the store and the pools under `workspace_data` (a workspace's `data`).
 
     `source` is written beside every cell; by default the manifest's name. Without `reveal_labels` all rows go to the unlabelled
-    pool, whatever their split, and their labels to the oracle. Nothing that is in a pool leaves it or changes its label: a row
-    that says otherwise is listed in `conflicts.csv`. Raises WbcError, with nothing changed, when the manifest as a whole cannot
-    be read or (without `list_conflicts`) too many of its rows disagree with the pools; a row that cannot be used is reported
-    and the rest goes in.
+    pool, whatever their split, and their labels to the oracle. `first_query` chooses the cells whose label is known from the
+    start, unless chance does (`data.initial`). Nothing that is in a pool leaves it or changes its label: a row that says
+    otherwise is listed in `conflicts.csv`. Raises WbcError, with nothing changed, when the manifest as a whole cannot be read or
+    (without `list_conflicts`) too many of its rows disagree with the pools; a row that cannot be used is reported and the rest
+    goes in.
     """
     manifest = read_manifest(data, params.data.label_names)
     if not reveal_labels:
@@ -159,7 +164,7 @@ def ingest(
     if reveal_labels and params.data.initial == "colours" and params.data.initial_share < 1:
         # not while the pools are locked; training needs it too
         decoded.prepare([row.sha256 for row in accepted if row.label and row.side in ("", "train")])
-    merge = _Merge(workspace_data, params, name, accepted, rejections, reveal_labels, decoded, list_conflicts)
+    merge = _Merge(workspace_data, params, name, accepted, rejections, reveal_labels, decoded, list_conflicts, first_query)
     pools = transaction(workspace_data / "pools", merge)
     return IngestReport(
         rows=len(manifest),
@@ -239,6 +244,7 @@ class _Merge:
     reveal_labels: bool
     decoded: DecodedCells
     list_conflicts: bool
+    first_query: FirstQuery
     moment: str = field(default_factory=lambda: now())
     known: int = 0
     compared: int = 0  # rows with a label whose cell has one in the pools
@@ -400,10 +406,8 @@ class _Merge:
         count = min(len(training), max(round(data.initial_share * len(training)), at_least))
         if data.initial == "random" or count in (0, len(training)):
             return reveal(training, count, seed)
-        from wbc_model.acquisition.query import first_query  # brings torch, which an ingest can do without
-
         cells = pd.DataFrame({"sha256": sorted(training), "path": ""})
-        return set(first_query(self.decoded, cells, count, seed)["sha256"])
+        return set(self.first_query(self.decoded, cells, count, seed)["sha256"])
 
     def _files(self, recorded: set[Rejection], oracle: dict[str, str], pools: Pools) -> Mapping[Path, str]:
         """The files that change with the pools. A path that could not be used earlier, or had two labels, is refused again or

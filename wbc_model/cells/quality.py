@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from wbc_model.cells.store import ImageStore, StoredImage, intact, stream
+from wbc_model.core import images, structure, twins
 from wbc_model.core.errors import ImageRejected
 from wbc_model.core.images import decode
 from wbc_model.core.twins import VIEW, find_landmarks, perceptual_hashes, small_view
@@ -109,7 +110,7 @@ _NOTHING: Final = {
 
 def _code_version() -> str:
     """Changes with the code that measures, so that no cache outlives it."""
-    sources = [Path(__file__), *(Path(__file__).with_name(name) for name in ("images.py", "structure.py", "twins.py"))]
+    sources = [Path(__file__), *(Path(str(module.__file__)) for module in (images, structure, twins))]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:8]
 
 

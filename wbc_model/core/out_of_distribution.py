@@ -1,9 +1,9 @@
 """Doubt: what looks like none of the classes, and what comes from a site that the model was not calibrated for. NumPy only.
 
 A cell is described by the network's logits and by how it was shown: the size of its nucleus, how dark that is, and the light
-beside it (`APPEARANCE` in wbc_model/core/images.py). The network is blind to size and to much of the stain, because the canonical view
-takes them out; that is why they tell a platelet, which it was never shown, from a lymphocyte. Both detectors are Gaussian
-densities of cells of one site, and so belong to a site as its temperature does.
+beside it (`APPEARANCE` in wbc_model/core/images.py). The network is blind to size and to much of the stain, because the
+canonical view takes them out; that is why they tell a platelet, which it was never shown, from a lymphocyte. Both detectors are
+Gaussian densities of cells of one site, and so belong to a site as its temperature does.
 """
 
 from typing import Final

@@ -1,0 +1,1 @@
+"""Drawn cells, for the demo and the tests. It imports `core`."""

@@ -1,8 +1,9 @@
 """Training: labelled cells in, a calibrated model directory out.
 
 The method of Jiang et al. 2024: cross-entropy plus LossNet's ranking loss, and active iterative augmentation; as options
-averaged weights and pseudo-labels from the unlabelled pool (wbc_model/training/pseudo_labels.py). Lightning Fabric gives device, precision and
-DDP. Work is counted in updates, not epochs, so that a training costs the same whatever the size of the labelled pool.
+averaged weights and pseudo-labels from the unlabelled pool (wbc_model/training/pseudo_labels.py). Lightning Fabric gives
+device, precision and DDP. Work is counted in updates, not epochs, so that a training costs the same whatever the size of the
+labelled pool.
 """
 
 import dataclasses
@@ -37,7 +38,7 @@ from wbc_model.network.predict import Predictions, predict
 from wbc_model.network.resnet import MEAN, STD, AttentionResNet18, Output, begin_with, load_imagenet
 from wbc_model.params import Params
 from wbc_model.training.augment import REGULAR, augment
-from wbc_model.training.checkpoint import Checkpoint, load_optimizer, optimizer_tensors, read_checkpoint
+from wbc_model.training.checkpoint import Checkpoint, load_optimizer, optimizer_tensors, read_checkpoint, update_with_code
 from wbc_model.training.hard_samples import BatchPlan, hard_sample_weights, seeded
 from wbc_model.training.pseudo_labels import PRIOR_SHARE, Averaged, PseudoLabels, UnlabelledCells, candidates, choose
 
@@ -106,8 +107,8 @@ class Adaptation:
     cells are the new site's, `focus` (N,) bool. They are what the hard part of a batch is drawn from.
 
     Weights are the same for both sites, batch statistics are not: each site's part of a batch is normalised by itself, and
-    whoever uses the network measures its statistics at the site (wbc_model/network/batch_norm_statistics.py). The validation pool is the old site's
-    and would choose the weights that have moved the least: the last ones are kept.
+    whoever uses the network measures its statistics at the site (wbc_model/network/batch_norm_statistics.py). The validation pool
+    is the old site's and would choose the weights that have moved the least: the last ones are kept.
     """
 
     weights: dict[str, Tensor]
@@ -208,8 +209,7 @@ class Training:
         weights = self.params.model.init_weights
         if weights:
             digest.update(Path(weights).read_bytes())
-        for source in sorted(Path(__file__).parent.glob("*.py")):
-            digest.update(source.read_bytes())
+        update_with_code(digest)
         digest.update(json.dumps([torch.__version__, *parts]).encode())
         return digest.hexdigest()
 
