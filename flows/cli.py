@@ -22,8 +22,8 @@ from wbc_model.choices import Acquisition, Annotator, PresetName
 from wbc_model.core.errors import WbcError
 
 if TYPE_CHECKING:
-    from serving.backup import Places
-    from serving.store import Store
+    from serving.reports.store import Store
+    from serving.upkeep.backup import Places
     from wbc_model.cells.conflicts import Conflict
 
 app = typer.Typer(
@@ -787,7 +787,7 @@ def outbox_command(
     json_: Json = False,
 ) -> None:
     """Messages to the hospital's system: how many wait, and which the receiver refused and why."""
-    from serving.outbox import backlog, refused, send_again
+    from serving.reports.outbox import backlog, refused, send_again
 
     store = _store()
     failed = [{"control_id": one.control_id, "report": one.report_id, "error": one.error} for one in refused(store)]
@@ -801,8 +801,8 @@ def outbox_command(
 
 def _store() -> "Store":
     """The store that WBC_STORE_URL names, else the workspace's; WbcError where there is none."""
-    from serving.image_key import ImageKeys
-    from serving.store import STORE_URL, Store, sqlite_url
+    from serving.reports.store import STORE_URL, Store, sqlite_url
+    from serving.security.image_key import ImageKeys
 
     if STORE_URL in os.environ:
         store = Store.from_environment()
@@ -814,7 +814,7 @@ def _store() -> "Store":
     return store
 
 
-ReportStatus = Literal["open", "preliminary", "final", "amended", "withdrawn", "all"]  # serving.listing.Wanted
+ReportStatus = Literal["open", "preliminary", "final", "amended", "withdrawn", "all"]  # serving.reports.listing.Wanted
 
 
 @reports_app.command("list")
@@ -832,8 +832,8 @@ def reports_list_command(
     json_: Json = False,
 ) -> None:
     """Reports, the newest first: by status, specimen, or the model that counted them."""
-    from serving.listing import Filter, all_listed
-    from serving.report_schemas import summary
+    from serving.contract.report_schemas import summary
+    from serving.reports.listing import Filter, all_listed
 
     ever = True if model is not None and signed is None and status is None else signed
     found, text = [], []
@@ -854,7 +854,7 @@ def reports_export_command(
     json_: Json = False,
 ) -> None:
     """Cells with the label that a person gave, corrected or confirmed, as a manifest for `wbc ingest` and `wbc calibrate`."""
-    from serving.export import MANIFEST, export
+    from serving.upkeep.export import MANIFEST, export
 
     done = export(_store(), out, signed)
     manifest = out / MANIFEST
@@ -879,7 +879,7 @@ def reports_remove_command(
 
     Stop the service first, or ask it: DELETE /v1/reports/ID with a key of the scopes review and admin.
     """
-    from serving.removal import remove_here, reports_of
+    from serving.upkeep.removal import remove_here, reports_of
 
     if (report is None) == (specimen is None):
         raise WbcError("give either a report's id or --specimen NUMBER")
@@ -899,7 +899,7 @@ def backup_command(
     json_: Json = False,
 ) -> None:
     """Back up what the service keeps, also while it runs: reports and images, audit log and keys, as they belong together."""
-    from serving.backup import back_up
+    from serving.upkeep.backup import back_up
 
     found = back_up(_places(), out)
     audit = found["audit"]
@@ -916,7 +916,7 @@ def restore_command(
     json_: Json = False,
 ) -> None:
     """Bring a backup back. The service must be stopped; what was here is backed up beside the backup first."""
-    from serving.backup import bring_back
+    from serving.upkeep.backup import bring_back
 
     found = bring_back(backup, _places(), replace)
     lines = [f"{found['reports']} reports as of {found['made_at']}"]
@@ -932,8 +932,8 @@ def _image_keys_line(found: dict[str, Any]) -> list[str]:
 
 def _places() -> "Places":
     """Where the service keeps what a backup holds: what the environment names, else the workspace's."""
-    from serving.backup import Places
-    from serving.store import STORE_URL, sqlite_url
+    from serving.reports.store import STORE_URL, sqlite_url
+    from serving.upkeep.backup import Places
 
     url = os.environ.get(STORE_URL, "").strip() or sqlite_url(_workspace() / STORE)
     return Places(url, _audit_log(None), _keyring(None))
@@ -957,7 +957,7 @@ def keys_add_command(
     json_: Json = False,
 ) -> None:
     """Make a key and print it, once: only its digest is kept."""
-    from serving.keys import add_key
+    from serving.security.keys import add_key
 
     path = _keyring(file)
     key = add_key(path, name, [choice.value for choice in scope])
@@ -973,7 +973,7 @@ def _add_a_key(file: Path | None) -> str:
 @keys_app.command("list")
 def keys_list_command(file: KeysFile = None, json_: Json = False) -> None:
     """Names, scopes and age of the keys."""
-    from serving.keys import list_keys
+    from serving.security.keys import list_keys
 
     keys = [{"name": key.name, "scopes": sorted(key.scopes), "created": key.created} for key in list_keys(_keyring(file))]
     lines = [f"{key['name']}  {','.join(key['scopes'])}  {key['created']}" for key in keys]
@@ -987,7 +987,7 @@ def keys_revoke_command(
     json_: Json = False,
 ) -> None:
     """Take a key away; a running service refuses it within a second or so."""
-    from serving.keys import revoke_key
+    from serving.security.keys import revoke_key
 
     path = _keyring(file)
     revoke_key(path, name)
@@ -1012,7 +1012,7 @@ def audit_verify_command(
     json_: Json = False,
 ) -> None:
     """Check that no line of the audit log was changed, taken out, moved or cut off; names the first that was."""
-    from serving.chain import verify
+    from serving.security.chain import verify
 
     path = _audit_log(file)
     found = verify(path, contains, archived)
@@ -1029,7 +1029,7 @@ def audit_rotate_command(
     json_: Json = False,
 ) -> None:
     """Go on in a new file, also under a running service; the chain goes on over it."""
-    from serving.audit import rotate
+    from serving.security.audit import rotate
 
     path = _audit_log(file)
     moved = rotate(path)

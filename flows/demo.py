@@ -16,7 +16,7 @@ from typing import Any, Final
 from flows.guard import FLOW, flow_token
 from flows.progress import Progress
 from flows.workspace import environment, init_workspace, set_params
-from serving.keys import HEADER, KEYS
+from serving.security.keys import HEADER, KEYS
 from wbc_model.cells.pools import Pools
 from wbc_model.cells.store import ImageStore
 from wbc_model.core.classes import CLASSES

@@ -7,7 +7,7 @@
 NNCF calibrates on validation cells. The int8 graph joins the model directory only where, on the test cells, its accuracy is
 within 0.2 points of the float32 graph's and every class's recall within 0.5; the command also asks that on this processor it
 is at least 1.3 times as fast as what would be served without it. The gate looks at what the service answers: what the int8
-graph is unsure of it computes again in float32 (serving/classify.py), and that counts in the time too. See docs/decisions/024.
+graph is unsure of it computes again in float32 (serving/inference/classify.py), and that counts in the time too. See docs/decisions/024.
 """
 
 import argparse
@@ -29,8 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flows.workspace import label_names
-from serving.classify import Classifier
-from serving.engine import OpenVinoEngine, silent_openvino, thread_count
+from serving.inference.classify import Classifier
+from serving.inference.engine import OpenVinoEngine, silent_openvino, thread_count
 from wbc_model.cells.manifest import read_manifest, root_of
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError

@@ -7,14 +7,14 @@ from typing import Final
 
 from flows.champion import followed, followed_for, registered_cards
 from flows.workspace import AUDIT, KEYRING, STORE, find_workspace
-from serving.audit import AUDIT_LOG
+from serving.contract.schemas import ModelName
 from serving.first_page import show
-from serving.keys import KEYS, KEYS_FILE, empty_keyring, first_key
+from serving.reports.signing import models_unheard_of, say_rendered
+from serving.reports.store import STORE_URL, Store, sqlite_url
 from serving.run import environment, serve
-from serving.schemas import ModelName
+from serving.security.audit import AUDIT_LOG
+from serving.security.keys import KEYS, KEYS_FILE, empty_keyring, first_key
 from serving.settings import MODEL_DIR
-from serving.signing import models_unheard_of, say_rendered
-from serving.store import STORE_URL, Store, sqlite_url
 from wbc_model.core.errors import WbcError
 
 CHAMPION: Final = "models/champion"

@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from serving.audit import AuditLog
-from serving.hosts import HOSTS, Hosts
-from serving.image_key import ImageKeys
-from serving.keys import KEYS, KEYS_FILE, ApiKeys
-from serving.limits import Limits
+from serving.contract.site import site_from_environment
+from serving.http.limits import Limits
+from serving.reports.store import STORE_URL, sqlite_url
+from serving.security.audit import AuditLog
+from serving.security.hosts import HOSTS, Hosts
+from serving.security.image_key import ImageKeys
+from serving.security.keys import KEYS, KEYS_FILE, ApiKeys
 from serving.settings import MODEL_DIR, absolute_paths
-from serving.site import site_from_environment
-from serving.store import STORE_URL, sqlite_url
 from wbc_model.core.errors import WbcError
 from wbc_model.core.model_card import read_card
 

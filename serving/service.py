@@ -1,4 +1,4 @@
-"""The BentoML service: one worker process that holds one model and serves the routes of `serving.api`.
+"""The BentoML service: one worker process that holds one model and serves the routes of `serving.http.routes`.
 
 See docs/decisions/005 for why the routes are an application of our own inside BentoML's.
 """
@@ -18,23 +18,23 @@ import bentoml
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving import connections
-from serving.api import Around, Running, create_app
-from serving.audit import AuditLog
-from serving.champion import ChampionWatch
-from serving.deeds import complete
-from serving.differential import card_confusion
-from serving.hosts import Hosts
-from serving.kept_images import check_image_key
-from serving.keys import ApiKeys
-from serving.limits import Limits
-from serving.problems import MEDIA_TYPE, of_status
-from serving.reports import Kept
-from serving.schemas import ModelName
+from serving.contract.differential import card_confusion
+from serving.contract.problems import MEDIA_TYPE, of_status
+from serving.contract.schemas import ModelName
+from serving.contract.site import site_from_environment
+from serving.http import connections
+from serving.http.deeds import complete
+from serving.http.limits import Limits
+from serving.http.report_routes import Kept
+from serving.http.routes import Around, Running, create_app
+from serving.inference.champion import ChampionWatch
+from serving.reports.kept_images import check_image_key
+from serving.reports.signing import say_rendered
+from serving.reports.store import Store
+from serving.security.audit import AuditLog
+from serving.security.hosts import Hosts
+from serving.security.keys import ApiKeys
 from serving.settings import MODEL_DIR, resolve_paths
-from serving.signing import say_rendered
-from serving.site import site_from_environment
-from serving.store import Store
 from wbc_model.core.errors import WbcError
 from wbc_model.core.model_card import read_card
 
@@ -55,7 +55,7 @@ def model_directory() -> Path:
 
 # The default host is loopback, so that a plain `bentoml serve` is no more open than `wbc serve`. BentoML would cut a request off
 # after 60 seconds with an answer of its own; Limits.answer_seconds does, with ours. BentoML's access log writes paths as they
-# come, line ends and all, and fails on a Content-Type that is not UTF-8; serving.api logs requests.
+# come, line ends and all, and fails on a Content-Type that is not UTF-8; serving.http.routes logs requests.
 @bentoml.service(
     name="wbc",
     workers=1,

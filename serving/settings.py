@@ -12,11 +12,11 @@ from typing import Final
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-from serving.audit import AUDIT_LOG
-from serving.image_key import IMAGE_KEY_FILE
-from serving.keys import KEYS_FILE
-from serving.site import SITE_FILE
-from serving.store import STORE_URL
+from serving.contract.site import SITE_FILE
+from serving.reports.store import STORE_URL
+from serving.security.audit import AUDIT_LOG
+from serving.security.image_key import IMAGE_KEY_FILE
+from serving.security.keys import KEYS_FILE
 
 MODEL_DIR: Final = "WBC_MODEL_DIR"
 PATHS: Final = (MODEL_DIR, KEYS_FILE, AUDIT_LOG, SITE_FILE, IMAGE_KEY_FILE)

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from serving.classify import Classifier
-from serving.differential import count_differential
-from serving.schemas import Classified
-from serving.site import read_site
+from serving.contract.differential import count_differential
+from serving.contract.schemas import Classified
+from serving.contract.site import read_site
+from serving.inference.classify import Classifier
 from wbc_model.cells.manifest import read_cell, read_manifest, root_of
 from wbc_model.core.classes import CLASS_INDEX, CLASSES
 from wbc_model.core.files import write_atomic

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from serving.engine import OpenVinoEngine
-from serving.explain import heat, heat_map
+from serving.inference.engine import OpenVinoEngine
+from serving.inference.heat_map import heat, heat_map
 from wbc_model.core.canonical import WHITE
 from wbc_model.core.images import preprocess
 from wbc_model.network.model_directory import load_model

@@ -35,8 +35,8 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from serving.classify import Classifier
-from serving.engine import OpenVinoEngine, thread_count
+from serving.inference.classify import Classifier
+from serving.inference.engine import OpenVinoEngine, thread_count
 from wbc_model.core.images import look
 from wbc_model.core.model_card import Architecture, ModelCard, Normalisation, read_card
 from wbc_model.core.probabilities import softmax

@@ -14,16 +14,16 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from flows.cli import app
-from serving.changes import Why, withdraw
-from serving.classify import Seen
-from serving.export import export
-from serving.intake import take_in
-from serving.reading import Reading
-from serving.review import Person, correct, sign, undo
-from serving.schemas import Classified, ModelName, Result, Review
-from serving.site import KeepImages, Site, read_site
-from serving.specimen import Specimen
-from serving.store import Store, sqlite_url
+from serving.contract.schemas import Classified, ModelName, Result, Review
+from serving.contract.site import KeepImages, Site, read_site
+from serving.contract.specimen import Specimen
+from serving.inference.classify import Seen
+from serving.inference.reading import Reading
+from serving.reports.changes import Why, withdraw
+from serving.reports.intake import take_in
+from serving.reports.review import Person, correct, sign, undo
+from serving.reports.store import Store, sqlite_url
+from serving.upkeep.export import export
 from tests.code.test_calibration import model  # noqa: F401 - a fixture
 from wbc_model.cells.pools import Pools
 from wbc_model.core.classes import CLASSES

@@ -126,7 +126,7 @@ def test_dvc_status_finds_nothing_until_the_installed_code_changes(tmp_path: Pat
     assert json.loads(dvc("status", "--json", "code")) == {}
     assert "didn't change" in dvc("repro", "code")
     before = json.loads((workspace / "models/code.json").read_text())
-    (code / "serving/pdf.py").write_text((code / "serving/pdf.py").read_text() + "\n\nNEW = 1\n")
+    (code / "serving/formats/pdf.py").write_text((code / "serving/formats/pdf.py").read_text() + "\n\nNEW = 1\n")
     assert json.loads(dvc("status", "--json", "code")) == {"code": [{"changed outs": {"models/installed/serving": "modified"}}]}
     assert "Running stage 'code'" in dvc("repro", "code")
     after = json.loads((workspace / "models/code.json").read_text())

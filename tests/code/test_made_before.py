@@ -26,11 +26,11 @@ from flows.labels import decide, read_log, status
 from flows.serve import mark_rendered
 from flows.tracking import open_tracker
 from flows.workspace import STORE, find_workspace
-from serving.audit import AuditLog
-from serving.chain import verify
-from serving.keys import add_key, list_keys
-from serving.review import find
-from serving.store import Store, sqlite_url
+from serving.reports.review import find
+from serving.reports.store import Store, sqlite_url
+from serving.security.audit import AuditLog
+from serving.security.chain import verify
+from serving.security.keys import add_key, list_keys
 from wbc_model.cells.pools import Pools
 from wbc_model.core.model_card import Architecture, ModelCard, Normalisation
 from wbc_model.network.model_directory import write_card
@@ -94,7 +94,7 @@ def test_its_reports_are_as_they_were(workspace: Path) -> None:
 def _reports(session: Any) -> Any:
     from sqlalchemy import select
 
-    from serving.store import Report
+    from serving.reports.store import Report
 
     return session.scalars(select(Report))
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from flows.package import BENTO, PACKAGED_MODEL, package
 from flows.workspace import set_params
-from serving.classify import Classifier
+from serving.inference.classify import Classifier
 from tests.code.test_flow import environment
 from tests.pools import ingest
 from wbc_model.core.classes import CLASSES

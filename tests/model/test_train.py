@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from serving.differential import card_confusion
+from serving.contract.differential import card_confusion
 from tests.model.conftest import rendered_set, tiny_params
 from wbc_model.core.errors import WbcError
 from wbc_model.core.images import APPEARANCE

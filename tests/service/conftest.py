@@ -18,7 +18,7 @@ from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
 from tiny_model import write_model
 
-from serving.store import Store, sqlite_url
+from serving.reports.store import Store, sqlite_url
 
 # The host name that Starlette's TestClient calls a service in this process by.
 os.environ["WBC_HOSTS"] = "testserver"

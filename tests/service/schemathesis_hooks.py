@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from live import of_class
 from tiny_model import COLOURS
 
-from serving.deeds import HEADER, KEY
+from serving.http.deeds import HEADER, KEY
 
 IMAGES = st.lists(st.sampled_from([of_class(label) for label in COLOURS]), min_size=1, max_size=3)
 for media_type in ("image/jpeg", "image/png", "image/bmp", "image/tiff"):

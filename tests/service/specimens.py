@@ -6,15 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from serving.classify import Seen
-from serving.differential import Differential, count_differential
-from serving.intake import take_in
-from serving.reading import Reading
-from serving.review import Person
-from serving.schemas import Classified, ImageProblem, ModelName, Reason, Rejected, Result, Review
-from serving.site import Hl7Receiver, KeepImages, Site, read_site
-from serving.specimen import Specimen
-from serving.store import Store
+from serving.contract.differential import Differential, count_differential
+from serving.contract.schemas import Classified, ImageProblem, ModelName, Reason, Rejected, Result, Review
+from serving.contract.site import Hl7Receiver, KeepImages, Site, read_site
+from serving.contract.specimen import Specimen
+from serving.inference.classify import Seen
+from serving.inference.reading import Reading
+from serving.reports.intake import take_in
+from serving.reports.review import Person
+from serving.reports.store import Store
 
 MODEL = ModelName(name="wbc", version="tiny-1")
 CONFUSION = np.eye(5, dtype=np.int64) * 20

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from serving.accept import negotiate
-from serving.problems import Problem
+from serving.contract.problems import Problem
+from serving.http.negotiate import negotiate
 
 JSON, FHIR = "application/json", "application/fhir+json"
 

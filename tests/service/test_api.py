@@ -15,7 +15,7 @@ import pytest
 from live import Server, encode, form, of_class
 from tiny_model import COLOURS, expected_probabilities
 
-from serving.schemas import REVIEW_REASONS, Classification
+from serving.contract.schemas import REVIEW_REASONS, Classification
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.model_card import read_card
 

@@ -21,11 +21,11 @@ from live import ROOT, clean_environment, fails_to_start, free_port, of_class, s
 from typer.testing import CliRunner
 
 from flows.cli import app as command_line
-from serving import refusals
-from serving.audit import AuditLog
-from serving.chain import Link, rotated_files, verify
-from serving.keys import add_key
-from serving.schemas import ModelName
+from serving.contract.schemas import ModelName
+from serving.security import refusals
+from serving.security.audit import AuditLog
+from serving.security.chain import Link, rotated_files, verify
+from serving.security.keys import add_key
 from wbc_model.core.errors import WbcError
 
 MODEL = ModelName(name="wbc", version="tiny-1")
@@ -214,7 +214,7 @@ def test_a_power_cut_takes_no_line_whose_answer_left_and_hides_no_cut_but_of_the
 WRITER = """
 import asyncio, sys
 from pathlib import Path
-from serving.audit import AuditLog
+from serving.security.audit import AuditLog
 
 async def main():
     log = AuditLog(Path(sys.argv[1]))
@@ -256,9 +256,9 @@ def test_killed_while_many_write_it_has_lost_nothing_that_was_answered(tmp_path:
 FULL = """
 import asyncio, resource, sys
 from pathlib import Path
-from serving.audit import AuditLog
-from serving.chain import verify
-from serving.problems import Problem
+from serving.security.audit import AuditLog
+from serving.security.chain import verify
+from serving.contract.problems import Problem
 
 async def main():
     path = Path(sys.argv[1])

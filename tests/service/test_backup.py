@@ -16,16 +16,16 @@ from specimens import PERSON, SPECIMEN, reported, several, site
 from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
 
-from serving.audit import AuditLog, outcome
-from serving.backup import CONTENTS, Places, back_up, bring_back, read_contents
-from serving.chain import lines, read_record, verify
-from serving.keys import add_key, list_keys
-from serving.problems import Problem
-from serving.removal import remove, remove_here, reports_of
-from serving.report_schemas import whole
-from serving.reports import Kept
-from serving.review import correct, find, sign
-from serving.store import Base, Deed, Report, Store, sqlite_url
+from serving.contract.problems import Problem
+from serving.contract.report_schemas import whole
+from serving.http.report_routes import Kept
+from serving.reports.review import correct, find, sign
+from serving.reports.store import Base, Deed, Report, Store, sqlite_url
+from serving.security.audit import AuditLog, outcome
+from serving.security.chain import lines, read_record, verify
+from serving.security.keys import add_key, list_keys
+from serving.upkeep.backup import CONTENTS, Places, back_up, bring_back, read_contents
+from serving.upkeep.removal import remove, remove_here, reports_of
 from wbc_model.core.errors import WbcError
 
 URLS = ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)]
@@ -193,7 +193,7 @@ def test_the_log_ends_before_the_first_outcome_that_the_store_does_not_know(
     places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A deed is done between the copy of the store and that of the log."""
-    import serving.backup as module
+    import serving.upkeep.backup as module
 
     log, store = AuditLog(log_of(places)), Store.open(places.store)
 

@@ -176,7 +176,7 @@ def test_the_container_serves_with_the_bentos_own_code(bento: Path, python: str,
     assert server.process.returncode == 0, "SIGTERM must reach the server"
     assert subprocess.run(mapped(check.words()), capture_output=True, timeout=30, check=False).returncode != 0
     imported = set(re.findall(r"^import time:.*\| +(\S+)$", server.log.read_text(), re.MULTILINE))
-    assert {"serving.classify", "wbc_model.core.images", "openvino"} <= imported
+    assert {"serving.inference.classify", "wbc_model.core.images", "openvino"} <= imported
     assert not {name for name in imported if name.partition(".")[0] in ("torch", "torchvision", "flows", "mlflow", "pandas")}
     assert not (tmp_path / "home" / "bentoml").exists()
 

@@ -16,9 +16,9 @@ from live import ROOT, Server, clean_environment, encode, form, free_port, of_cl
 from test_api import assert_problem
 from tiny_model import expected_probabilities, write_model
 
-from serving import champion
-from serving.champion import ChampionWatch
-from serving.classify import Classifier
+from serving.inference import champion
+from serving.inference.champion import ChampionWatch
+from serving.inference.classify import Classifier
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.files import replace_directory
 from wbc_model.core.model_card import CARD, ONNX

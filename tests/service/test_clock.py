@@ -12,9 +12,9 @@ from live import ROOT, clean_environment
 from sqlalchemy import update
 from test_kept_images import keeping, stored, taken
 
-from serving.clock import AHEAD, Clock
-from serving.kept_images import delete_expired
-from serving.store import Report, Store, sqlite_url
+from serving.reports.kept_images import delete_expired
+from serving.reports.store import Report, Store, sqlite_url
+from serving.upkeep.clock import AHEAD, Clock
 
 DAYS = 30
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -123,8 +123,8 @@ SERVICE = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from test_kept_images import keeping
-from serving.reports import Kept
-from serving.store import Store
+from serving.http.report_routes import Kept
+from serving.reports.store import Store
 kept = Kept(Store.open(sys.argv[2]), keeping(days=30))
 kept.close()  # after the deletion that it may be at
 """

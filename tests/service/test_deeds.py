@@ -24,18 +24,19 @@ from specimens import site
 from sqlalchemy import select
 from test_reports import DOCTOR, assert_problem, correct, posted, sign
 
-from serving import api, deeds
-from serving.api import Around, Running, create_app
-from serving.audit import AuditLog
-from serving.chain import verify
-from serving.classify import Classifier
-from serving.clock import Clock
-from serving.keys import ApiKeys, add_key
-from serving.limits import Limits
-from serving.outbox import backlog
-from serving.reports import Kept
-from serving.site import Hl7Receiver
-from serving.store import Deed, Report, Store, sqlite_url
+from serving.contract.site import Hl7Receiver
+from serving.http import deeds
+from serving.http import routes as api
+from serving.http.limits import Limits
+from serving.http.report_routes import Kept
+from serving.http.routes import Around, Running, create_app
+from serving.inference.classify import Classifier
+from serving.reports.outbox import backlog
+from serving.reports.store import Deed, Report, Store, sqlite_url
+from serving.security.audit import AuditLog
+from serving.security.chain import verify
+from serving.security.keys import ApiKeys, add_key
+from serving.upkeep.clock import Clock
 
 FILES = form(*[of_class("Neutrophil")] * 8, of_class("Monocyte"))
 

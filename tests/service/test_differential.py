@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.stats import beta, binom
 from tiny_model import CONFUSION, write_model
 
-from serving.differential import (
+from serving.contract.differential import (
     Differential,
     Flag,
     ReferenceRange,
@@ -20,7 +20,7 @@ from serving.differential import (
     flag,
     foreign_site,
 )
-from serving.site import Critical, CriticalLimits, Range, Reference, read_site
+from serving.contract.site import Critical, CriticalLimits, Range, Reference, read_site
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
 

@@ -18,13 +18,13 @@ from page_visits import KEY, api_of, report_of
 from test_api import assert_problem
 from tiny_model import CONFUSION, write_model
 
-from serving.api import Around, Running, create_app
-from serving.classify import Classifier
-from serving.differential import count_differential
-from serving.keys import ApiKeys
-from serving.limits import MAX_IMAGES, Limits
-from serving.schemas import DifferentialAnswer, FhirBundle
-from serving.site import read_site
+from serving.contract.differential import count_differential
+from serving.contract.schemas import DifferentialAnswer, FhirBundle
+from serving.contract.site import read_site
+from serving.http.limits import MAX_IMAGES, Limits
+from serving.http.routes import Around, Running, create_app
+from serving.inference.classify import Classifier
+from serving.security.keys import ApiKeys
 
 FHIR = "application/fhir+json"
 SPECIMEN = "26-04711/B"

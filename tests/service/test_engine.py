@@ -15,9 +15,9 @@ from live import ROOT, clean_environment, encode, of_class
 from PIL import Image
 from tiny_model import SIZE, expected_logits, expected_probabilities, write_model
 
-from serving.classify import SURE, Classifier
-from serving.engine import OpenVinoEngine, open_engine
-from serving.schemas import Classified
+from serving.contract.schemas import Classified
+from serving.inference.classify import SURE, Classifier
+from serving.inference.engine import OpenVinoEngine, open_engine
 from wbc_model.core.errors import WbcError
 from wbc_model.core.images import View, preprocess
 from wbc_model.core.model_card import CARD, Architecture, ModelCard, Normalisation, read_card
@@ -166,7 +166,7 @@ SERVED = """
 import sys
 from pathlib import Path
 from fastapi.testclient import TestClient
-from serving.classify import Classifier
+from serving.inference.classify import Classifier
 from serving.service import Around, ApiKeys, Limits, Running, app, model_directory
 app.state.running = Running(Classifier.open(model_directory()), ApiKeys([]), Limits())
 answer = TestClient(Around(app), "http://127.0.0.1").post("/v1/classify", files={"images": ("a", open(sys.argv[1], "rb"))})
@@ -248,7 +248,7 @@ def test_openvino_answers_as_torch_does(tmp_path: Path) -> None:
 def test_the_torch_engine_gives_the_same_numbers(tmp_path: Path) -> None:
     """On the CPU here; on a CUDA device the same code runs."""
     _network_directory(tmp_path / "model", 32)
-    from serving.engine import TorchEngine
+    from serving.inference.engine import TorchEngine
 
     engine, other = TorchEngine(tmp_path / "model", "cpu"), OpenVinoEngine(tmp_path / "model", 1)
     images = np.random.default_rng(0).integers(0, 255, (3, 32, 32, 3), dtype=np.uint8)

@@ -12,12 +12,12 @@ from live import encode, of_class
 from PIL import Image
 from tiny_model import SIZE
 
-from serving.api import MAX_EXPLAINED, Around, Running, create_app
-from serving.classify import Classifier
-from serving.engine import OpenVinoEngine
-from serving.explain import SHOWN, heat, heat_map, occlusions
-from serving.keys import ApiKeys
-from serving.limits import Limits
+from serving.http.limits import Limits
+from serving.http.routes import MAX_EXPLAINED, Around, Running, create_app
+from serving.inference.classify import Classifier
+from serving.inference.engine import OpenVinoEngine
+from serving.inference.heat_map import SHOWN, heat, heat_map, occlusions
+from serving.security.keys import ApiKeys
 from wbc_model.core.canonical import WHITE
 from wbc_model.core.classes import CLASS_INDEX
 

@@ -9,10 +9,10 @@ import pytest
 from fhir.resources.R4B.bundle import Bundle
 from tiny_model import CONFUSION
 
-from serving.differential import Differential, count_differential
-from serving.fhir import bundle
-from serving.schemas import ModelName
-from serving.site import Site, read_site
+from serving.contract.differential import Differential, count_differential
+from serving.contract.schemas import ModelName
+from serving.contract.site import Site, read_site
+from serving.formats.fhir import bundle
 from wbc_model.core.classes import CLASSES
 
 SITE = read_site()

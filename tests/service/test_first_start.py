@@ -18,7 +18,7 @@ from tiny_model import write_model
 from typer.testing import CliRunner
 
 from flows.cli import app as command_line
-from serving.keys import KEYS, KEYS_FILE, add_key, list_keys, revoke_key
+from serving.security.keys import KEYS, KEYS_FILE, add_key, list_keys, revoke_key
 from serving.settings import PATHS, absolute_paths
 
 

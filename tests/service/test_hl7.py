@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from specimens import CONFUSION, MODEL, SPECIMEN, counted, site
 
-from serving.differential import SITE_UNKNOWN, Differential, count_differential
-from serving.hl7 import (
+from serving.contract.differential import SITE_UNKNOWN, Differential, count_differential
+from serving.contract.schemas import ModelName
+from serving.contract.site import Identifiers, Site
+from serving.formats.hl7 import (
     END,
     START,
     BadAcknowledgement,
@@ -22,9 +24,7 @@ from serving.hl7 import (
     parse_acknowledgement,
     unframe,
 )
-from serving.schemas import ModelName
-from serving.site import Identifiers, Site
-from serving.store import Status
+from serving.reports.store import Status
 
 ANALYSED = datetime(2026, 11, 23, 9, 30, 1, tzinfo=UTC)
 SIGNED = datetime(2026, 11, 23, 11, 4, 59, tzinfo=timezone(timedelta(hours=1)))

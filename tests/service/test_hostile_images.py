@@ -14,8 +14,8 @@ from PIL import Image
 from test_api import assert_problem
 from tiny_model import COLOURS
 
-from serving.classify import Budget
-from serving.schemas import Classification
+from serving.contract.schemas import Classification
+from serving.inference.classify import Budget
 from wbc_model.core.errors import ImageRejected
 
 SECONDS = 20  # for any one file here, on a machine that is busy with other things

@@ -16,9 +16,9 @@ from playwright.sync_api import sync_playwright
 from test_proxy import NGINX, wait_for
 from test_reports import assert_problem
 
-from serving.hosts import Hosts
-from serving.keys import add_key
-from serving.store import sqlite_url
+from serving.reports.store import sqlite_url
+from serving.security.hosts import Hosts
+from serving.security.keys import add_key
 from wbc_model.core.errors import WbcError
 
 CHROMIUM = Path("/usr/bin/chromium")

@@ -19,18 +19,18 @@ from test_more_cells import add, report_of
 from test_reports import assert_problem, classifier, posted  # noqa: F401 - the first is a fixture
 from tiny_model import COLOURS
 
-from serving.api import Around, Running, create_app
-from serving.classify import Classifier, Seen
-from serving.image_key import NO_KEYS, ImageKeys
-from serving.intake import take_in
-from serving.kept_images import check_image_key, delete_expired, fingerprints_of, images_of
-from serving.keys import ApiKeys
-from serving.limits import Limits
-from serving.reports import Kept
-from serving.review import find
-from serving.site import KeepImages, Site
-from serving.specimen import Specimen
-from serving.store import Cell, KeptImage, Report, Store, sqlite_url
+from serving.contract.site import KeepImages, Site
+from serving.contract.specimen import Specimen
+from serving.http.limits import Limits
+from serving.http.report_routes import Kept
+from serving.http.routes import Around, Running, create_app
+from serving.inference.classify import Classifier, Seen
+from serving.reports.intake import take_in
+from serving.reports.kept_images import check_image_key, delete_expired, fingerprints_of, images_of
+from serving.reports.review import find
+from serving.reports.store import Cell, KeptImage, Report, Store, sqlite_url
+from serving.security.image_key import NO_KEYS, ImageKeys
+from serving.security.keys import ApiKeys
 from tests.pictures import NOT_ONE_PICTURE
 from wbc_model.core.errors import WbcError
 from wbc_model.rendering.cells import render_cells
@@ -186,7 +186,7 @@ def test_images_go_after_their_time_and_the_report_says_so(store_url: str) -> No
 
 
 def test_many_reports_are_deleted_a_few_at_a_time(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("serving.kept_images.REPORTS_AT_A_TIME", 3)
+    monkeypatch.setattr("serving.reports.kept_images.REPORTS_AT_A_TIME", 3)
     store = Store.open(store_url)
     for _ in range(7):
         taken(store, keeping())

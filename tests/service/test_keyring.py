@@ -21,12 +21,12 @@ from test_api import assert_problem
 from typer.testing import CliRunner
 
 from flows.cli import app as command_line
-from serving import keys as keys_module
-from serving.api import Around, Running, create_app
-from serving.classify import Classifier
-from serving.keys import KEYRING_HEADER, SCOPES, ApiKeys, add_key, list_keys, revoke_key
-from serving.limits import BUCKETS, Limits, RateLimit
-from serving.problems import Problem
+from serving.contract.problems import Problem
+from serving.http.limits import BUCKETS, Limits, RateLimit
+from serving.http.routes import Around, Running, create_app
+from serving.inference.classify import Classifier
+from serving.security import keys as keys_module
+from serving.security.keys import KEYRING_HEADER, SCOPES, ApiKeys, add_key, list_keys, revoke_key
 from wbc_model.core.errors import WbcError
 
 

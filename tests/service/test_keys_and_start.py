@@ -10,10 +10,10 @@ from live import ROOT, clean_environment, fails_to_start, form, free_port, of_cl
 from tiny_model import write_model
 
 from serving import run
-from serving.api import Around, Running, create_app
-from serving.classify import Classifier
-from serving.keys import PAGE_KEY, ApiKeys, add_key
-from serving.limits import Limits
+from serving.http.limits import Limits
+from serving.http.routes import Around, Running, create_app
+from serving.inference.classify import Classifier
+from serving.security.keys import PAGE_KEY, ApiKeys, add_key
 from wbc_model.core.errors import WbcError
 from wbc_model.core.model_card import CARD, ONNX, WEIGHTS
 

@@ -18,7 +18,7 @@ from live import ROOT, Server, clean_environment, encode, form, free_port, serve
 from PIL import Image
 from test_api import assert_problem
 
-from serving.limits import InFlight, Limits
+from serving.http.limits import InFlight, Limits
 from wbc_model.core.errors import WbcError
 
 IMAGES = 16

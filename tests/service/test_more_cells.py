@@ -9,10 +9,10 @@ from live import ambiguous, form, of_class
 from specimens import SPECIMEN, read, several, site
 from test_reports import assert_problem, classifier, client, correct, posted, sign  # noqa: F401 - two of them are fixtures
 
-from serving import intake
-from serving.differential import count_differential
-from serving.intake import add_cells
-from serving.specimen import Specimen
+from serving.contract.differential import count_differential
+from serving.contract.specimen import Specimen
+from serving.reports import intake
+from serving.reports.intake import add_cells
 
 
 def add(client: TestClient, report: str, *files: bytes, **fields: str) -> httpx.Response:  # noqa: F811

@@ -10,9 +10,9 @@ from fhir.resources.R4B.bundle import Bundle
 from pydantic import ValidationError
 from specimens import MODEL, counted, site
 
-from serving.fhir import bundle
-from serving.names import NAME, trimmed, visible
-from serving.report_schemas import SignatureRequest
+from serving.contract.names import NAME, trimmed, visible
+from serving.contract.report_schemas import SignatureRequest
+from serving.formats.fhir import bundle
 
 BLANKS = [chr(code) for code in range(0x10000) if unicodedata.category(chr(code)) in ("Zs", "Zl", "Zp")]
 NOTHING = [*BLANKS, "\u00ad", "\u200b", "\u200d", "\u200f", "\u2060", "\ufeff", "\u3164", "\u115f", "\uffa0", "\u2800", "\ufe0f"]

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from live import ROOT, Server, clean_environment, form, free_port, of_class, serve_command, started
 
-from serving.store import sqlite_url
+from serving.reports.store import sqlite_url
 
 KEY = "a-key-of-the-ward"
 # a valid If-Match that names another version than the report's is 412, none at all 428

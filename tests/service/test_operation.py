@@ -4,8 +4,8 @@ import re
 
 from live import ROOT
 
-from serving.audit import ROTATE_AT
-from serving.limits import MIB, Limits
+from serving.http.limits import MIB, Limits
+from serving.security.audit import ROTATE_AT
 
 PAGE = (ROOT / "docs/operation.md").read_text()
 

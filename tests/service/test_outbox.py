@@ -20,10 +20,12 @@ from live import ROOT, clean_environment, free_port
 from specimens import MODEL, PERSON, read, several, site
 from sqlalchemy import select
 
-from serving.changes import Why, put_right, reinstate, withdraw
-from serving.hl7 import about
-from serving.intake import take_in
-from serving.outbox import (
+from serving.contract.site import Hl7Receiver
+from serving.contract.specimen import Specimen
+from serving.formats.hl7 import about
+from serving.reports.changes import Why, put_right, reinstate, withdraw
+from serving.reports.intake import take_in
+from serving.reports.outbox import (
     LONGEST_WAIT,
     Sender,
     Unreachable,
@@ -35,11 +37,9 @@ from serving.outbox import (
     send_again,
     wait_after,
 )
-from serving.review import correct, sign
-from serving.signing import say_rendered
-from serving.site import Hl7Receiver
-from serving.specimen import Specimen
-from serving.store import Message, Store, sqlite_url
+from serving.reports.review import correct, sign
+from serving.reports.signing import say_rendered
+from serving.reports.store import Message, Store, sqlite_url
 
 LISTENER = Path(__file__).with_name("mllp_listener.py")
 
@@ -405,9 +405,9 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from specimens import PERSON, site
 from test_outbox import amended, deliver_due, signed
-from serving.outbox import send_again
-from serving.site import Hl7Receiver
-from serving.store import Store
+from serving.reports.outbox import send_again
+from serving.contract.site import Hl7Receiver
+from serving.reports.store import Store
 store = Store.open(sys.argv[2])
 receiver = Hl7Receiver(host="127.0.0.1", port=int(sys.argv[3]), timeout_seconds=0.3, retries=3)
 for word in sys.argv[4:]:
@@ -573,10 +573,10 @@ def test_the_listener_is_killed_in_the_middle_and_nothing_is_lost(store: Store, 
 
 SENDER = """
 import sys, time
-from serving.outbox import Sender
-from serving.site import Hl7Receiver
-from serving.specimen import Specimen
-from serving.store import Store
+from serving.reports.outbox import Sender
+from serving.contract.site import Hl7Receiver
+from serving.contract.specimen import Specimen
+from serving.reports.store import Store
 Sender(Store.open(sys.argv[1]), Hl7Receiver(host="127.0.0.1", port=int(sys.argv[2]), timeout_seconds=float(sys.argv[3])))
 time.sleep(120)
 """

@@ -9,8 +9,8 @@ from page_visits import KEY, PERSON, api_of, begin, draw, drop_folder, eventuall
 from PIL import Image
 from playwright.sync_api import Browser, Page, Route, expect
 
-from serving.kept_images import delete_expired
-from serving.store import Store, sqlite_url
+from serving.reports.kept_images import delete_expired
+from serving.reports.store import Store, sqlite_url
 
 
 def changes(requests: list) -> list[str]:

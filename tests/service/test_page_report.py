@@ -9,7 +9,7 @@ from live import ROOT, Server, clean_environment, free_port, serve_command, star
 from page_visits import KEY, PERSON, api_of, begin, draw, eventually, message, press, report_of, visit
 from playwright.sync_api import Browser, Page, expect
 
-from serving.store import sqlite_url
+from serving.reports.store import sqlite_url
 
 
 def review_all(page: Page) -> None:

@@ -21,9 +21,9 @@ import pytest
 from live import ROOT, Server, clean_environment, form, free_port, of_class, serve_command, started
 from test_api import assert_problem
 
-from serving.api import CONTENT_SECURITY_POLICY
-from serving.keys import add_key
-from serving.store import sqlite_url
+from serving.http.routes import CONTENT_SECURITY_POLICY
+from serving.reports.store import sqlite_url
+from serving.security.keys import add_key
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 OPENSSL = shutil.which("openssl")

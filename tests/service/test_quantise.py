@@ -10,8 +10,8 @@ import torch
 from tiny_model import SIZE, expected_logits, write_model
 
 from flows.quantise import in_batches, judge, quantise, report, spread, times_as_fast
-from serving.classify import Classifier
-from serving.engine import OpenVinoEngine
+from serving.inference.classify import Classifier
+from serving.inference.engine import OpenVinoEngine
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
 from wbc_model.core.model_card import INT8, ONNX, Architecture, ModelCard, Normalisation, read_card

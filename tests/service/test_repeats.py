@@ -15,11 +15,11 @@ from specimens import several, site
 from test_more_cells import add, report_of
 from test_reports import assert_problem, classifier, client, client_of, correct, posted  # noqa: F401 - two of them are fixtures
 
-from serving.api import Around, Running, create_app
-from serving.classify import Classifier, Seen
-from serving.keys import ApiKeys
-from serving.limits import Limits
-from serving.repeats import held, place, site_unknown
+from serving.http.limits import Limits
+from serving.http.routes import Around, Running, create_app
+from serving.inference.classify import Classifier, Seen
+from serving.reports.repeats import held, place, site_unknown
+from serving.security.keys import ApiKeys
 from wbc_model.rendering.cells import render_cells
 
 

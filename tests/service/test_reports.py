@@ -20,15 +20,15 @@ from live import ROOT, Server, ambiguous, clean_environment, form, free_port, of
 from specimens import SPECIMEN, site
 from test_outbox import Listener, eventually
 
-from serving.api import Around, Running, create_app
-from serving.audit import AuditLog
-from serving.classify import Classifier
-from serving.keys import ApiKeys, add_key
-from serving.limits import Limits
-from serving.metrics import endpoint
-from serving.reports import BODY_BYTES, Kept
-from serving.site import Site
-from serving.store import Store, sqlite_url
+from serving.contract.site import Site
+from serving.http.limits import Limits
+from serving.http.metrics import endpoint
+from serving.http.report_routes import BODY_BYTES, Kept
+from serving.http.routes import Around, Running, create_app
+from serving.inference.classify import Classifier
+from serving.reports.store import Store, sqlite_url
+from serving.security.audit import AuditLog
+from serving.security.keys import ApiKeys, add_key
 from wbc_model.core.classes import CLASSES
 
 PROBLEM = "urn:wbc:problem:"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.site import DEFAULT, LOINC_TERMS, KeepImages, _checked_loinc, read_site, site_from_environment
+from serving.contract.site import DEFAULT, LOINC_TERMS, KeepImages, _checked_loinc, read_site, site_from_environment
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
 

@@ -19,15 +19,15 @@ from specimens import PERSON, SPECIMEN, classified, read, rejected, reported, se
 from sqlalchemy import create_engine, inspect, make_url, select, text
 from sqlalchemy.exc import DBAPIError
 
-from serving.differential import Differential
-from serving.intake import take_in
-from serving.kept_images import images_of
-from serving.problems import Problem
-from serving.review import changed_cells, correct, find, sign, undo
-from serving.schemas import Result
-from serving.site import Hl7Receiver
-from serving.specimen import Specimen
-from serving.store import Base, KeptImage, Message, Removal, Report, Store, sqlite_url
+from serving.contract.differential import Differential
+from serving.contract.problems import Problem
+from serving.contract.schemas import Result
+from serving.contract.site import Hl7Receiver
+from serving.contract.specimen import Specimen
+from serving.reports.intake import take_in
+from serving.reports.kept_images import images_of
+from serving.reports.review import changed_cells, correct, find, sign, undo
+from serving.reports.store import Base, KeptImage, Message, Removal, Report, Store, sqlite_url
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
 
@@ -55,7 +55,7 @@ def test_opening_again_changes_nothing_and_keeps_what_is_there(store: Store, sto
 
 
 def test_processes_that_open_an_empty_store_at_once_wait_for_each_other(store_url: str) -> None:
-    code = "import sys; from serving.store import Store; Store.open(sys.argv[1]).close()"
+    code = "import sys; from serving.reports.store import Store; Store.open(sys.argv[1]).close()"
     command = [sys.executable, "-c", code, store_url]
     processes = [
         subprocess.Popen(command, cwd=ROOT, env=clean_environment(), stderr=subprocess.PIPE, text=True) for _ in range(2)
@@ -206,7 +206,7 @@ def test_signing_and_the_outbox_are_one_transaction(store: Store, monkeypatch: p
         raise RuntimeError("the message cannot be made")
 
     with monkeypatch.context() as patch:
-        patch.setattr("serving.messages.oru_r01", fails)
+        patch.setattr("serving.reports.messages.oru_r01", fails)
         with pytest.raises(RuntimeError):
             sign(store, report, PERSON, 1, of)
     kept = find(store, report)
@@ -324,7 +324,7 @@ def _at_0001(url: str) -> None:
     """A store as the first version made it, with a signed and sent report."""
     engine = create_engine(make_url(url).set(drivername="sqlite" if url.startswith("sqlite") else "postgresql+psycopg"))
     config = Config()
-    config.set_main_option("script_location", str(ROOT / "serving/migrations"))
+    config.set_main_option("script_location", str(ROOT / "serving/reports/migrations"))
     with engine.begin() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "0001")

@@ -18,13 +18,13 @@ from test_reports import DOCTOR, assert_problem, classifier, client, client_of, 
 from typer.testing import CliRunner
 
 from flows.cli import app
-from serving import listing
-from serving.changes import Why, put_right, reinstate, withdraw
-from serving.classify import Classifier
-from serving.review import correct as decided
-from serving.review import find, undo
-from serving.review import sign as signed
-from serving.store import Change, Store
+from serving.inference.classify import Classifier
+from serving.reports import listing
+from serving.reports.changes import Why, put_right, reinstate, withdraw
+from serving.reports.review import correct as decided
+from serving.reports.review import find, undo
+from serving.reports.review import sign as signed
+from serving.reports.store import Change, Store
 
 UNSURE = 12  # of `posted`: the cell that a person must look at
 

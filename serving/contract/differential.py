@@ -1,0 +1,352 @@
+"""The 5-part differential: counts, percent, what the numbers leave open, reference ranges and flags. Pure functions.
+
+Two kinds of 95 % limits stand beside each percentage:
+
+`interval`   exact binomial limits (Clopper and Pearson, Biometrika 1934): what a perfect reader of so many cells leaves open.
+`corrected`  limits of the specimen's true share after the classifier's own confusion has been taken back: the confusion matrix of
+             the validation pool is inverted (Rogan and Gladen, Am J Epidemiol 1978; for several classes Tenenbein, Technometrics
+             1972), and its own uncertainty and that of the counts go in by Dirichlet sampling. They hold as far as the
+             classifier confuses the classes on this specimen as it did in the validation pool. See docs/decisions/016.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, Final, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field, model_validator
+
+from serving.contract.site import Critical, Range, Site
+from wbc_model.core.classes import CLASS_INDEX, CLASSES
+from wbc_model.core.errors import WbcError
+from wbc_model.core.model_card import CARD, ModelCard
+
+Floats = NDArray[np.float64]
+Flag = Literal["low", "normal", "high", "critical_low", "critical_high"]
+COVERAGE: Final = 0.95
+TAILS: Final = ((1 - COVERAGE) / 2, (1 + COVERAGE) / 2)
+DRAWS: Final = 4000
+SEED: Final = 0
+COUNT_PRIOR: Final = 0.5  # Jeffreys' prior of a multinomial
+CONFUSION_PRIOR: Final = 1 / len(CLASSES)  # one imagined cell a row: a confusion never seen is rare, not impossible
+SURE_FOREIGN: Final = 1e-3  # probability under which so many cells that look foreign are no chance
+PERSON_ONLY: Final = "Every cell's class was given by a person; the exact limits hold as they are."
+NO_CELL: Final = "No cell was counted, so that nothing is known of the specimen."
+SITE_UNKNOWN: Final = "The images look like those of no site that the model was calibrated for: how it errs here is not known."
+RENDERED: Final = "The model learned from drawn cells: this is for trying out, says nothing about a patient and cannot be signed."
+PERCENT_DIGITS, ABSOLUTE_DIGITS = 1, 2  # decimals that are printed where no more are needed
+MOST_DIGITS: Final = 12
+
+
+class Interval(BaseModel):
+    """95 % limits."""
+
+    low: float
+    high: float
+
+
+class Corrected(Interval):
+    """The median and 95 % limits after the classifier's confusion has been taken back."""
+
+    median: float
+
+
+class ReferenceRange(BaseModel):
+    """The site's reference range, both ends included."""
+
+    low: float
+    high: float
+
+
+class AbsoluteCount(BaseModel):
+    """A class in 10*3/uL: its share times `wbc_count`, whose own uncertainty is not in the limits."""
+
+    value: float
+    printed: str = Field(default="", description="`value` as it is printed: with the digit that decides its flag.")
+    interval: Interval
+    corrected: Corrected | None
+    reference: ReferenceRange
+    flag: Flag | None
+
+    @model_validator(mode="after")
+    def _print(self) -> Self:
+        self.printed = self.printed or printed(self.value, ABSOLUTE_DIGITS, self.reference, self.flag)
+        return self
+
+
+class ClassShare(BaseModel):
+    """One class of the differential; shares and their limits are in percent."""
+
+    count: int
+    percent: float
+    printed: str = Field(default="", description="`percent` as it is printed: with the digit that decides its flag.")
+    interval: Interval = Field(description="Exact (Clopper-Pearson) 95 % limits.")
+    corrected: Corrected | None = Field(description="Limits corrected for the classifier's confusion; `correction` says how.")
+    reference: ReferenceRange
+    flag: Flag | None = Field(description="Of the percentage against the reference range; null below `minimum_cells`.")
+    absolute: AbsoluteCount | None = Field(description="Only where `wbc_count` was given.")
+
+    @model_validator(mode="after")
+    def _print(self) -> Self:
+        self.printed = self.printed or printed(self.percent, PERCENT_DIGITS, self.reference, self.flag)
+        return self
+
+
+class Correction(BaseModel):
+    """How `corrected` was found, or why it is null."""
+
+    applied: bool
+    explanation: str
+    validation_cells: int | None = Field(description="Cells of the validation pool behind it.")
+
+
+class Differential(BaseModel):
+    """The differential of one specimen; `too_few_cells` means that it must not be reported as one."""
+
+    kind: Literal["differential", "too_few_cells"]
+    note: str
+    cells: int = Field(description="Cells counted: all that were classified, by their label, those to review too.")
+    minimum_cells: int
+    to_review: int = Field(description="How many of the cells counted a person must still look at.")
+    by_person: int = Field(description="How many of the cells counted have their class from a person.")
+    site_unknown: bool = Field(description="The images look like no site that the model was calibrated for: trust no limits.")
+    rendered: bool = Field(default=False, description="The model learned from drawn cells: nothing here is about a patient.")
+    wbc_count: float | None = Field(description="As given with the request, in 10*3/uL.")
+    classes: dict[str, ClassShare]
+    correction: Correction
+    site: str
+    reference_source: str
+    critical_source: str
+
+
+@lru_cache(4096)  # a decision of a person leaves most counts as they were
+def clopper_pearson(count: int, total: int) -> tuple[float, float]:
+    """Exact 95 % limits of a share of `count` in `total`, as fractions.
+
+    They are the shares at which so many cells or more, and so few or fewer, have a probability of 2.5 %. Found by halving, so
+    that the service does not need SciPy, which costs it half a second at the start.
+    """
+    low = _crossing(lambda share: binomial(share, total)[count:].sum() > TAILS[0]) if count > 0 else 0.0
+    high = _crossing(lambda share: binomial(share, total)[: count + 1].sum() < TAILS[0]) if count < total else 1.0
+    return low, high
+
+
+def binomial(share: float, total: int) -> Floats:
+    """The probabilities (total + 1,) of 0 to `total` of so many, each with probability `share`, which is above 0 and below 1."""
+    numbers = np.arange(total + 1)
+    probabilities: Floats = np.exp(_log_ways(total) + numbers * np.log(share) + (total - numbers) * np.log1p(-share))
+    return probabilities
+
+
+@lru_cache(64)
+def _log_ways(total: int) -> Floats:
+    """The logarithms (total + 1,) of the binomial coefficients."""
+    numbers = np.arange(total + 1)
+    return np.concatenate([[0.0], np.cumsum(np.log((total - numbers[:-1]) / numbers[1:]))])
+
+
+def foreign_site(foreign: int, cells: int, false_alarms: float) -> bool:
+    """Whether so many of the cells carry the reason `site_unknown` that the false alarms of a known site do not explain it (a
+    binomial tail below SURE_FOREIGN)."""
+    return foreign > 0 and float(binomial(false_alarms, cells)[foreign:].sum()) < SURE_FOREIGN
+
+
+def _crossing(is_above: Callable[[float], np.bool_]) -> float:
+    """Where between 0 and 1 a condition that is false below and true above turns true."""
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (low, middle) if is_above(middle) else (middle, high)
+    return (low + high) / 2
+
+
+def card_confusion(card: ModelCard) -> NDArray[np.int64] | None:
+    """The confusion matrix (5, 5), true x predicted, of the card's validation pool; None for a card that has none.
+
+    Raises WbcError where it is there and is not one.
+    """
+    rows: Any = card.metrics.get("validation", {}).get("confusion")
+    if rows is None:
+        return None
+    size = len(CLASSES)
+    square = isinstance(rows, list) and len(rows) == size and all(isinstance(row, list) and len(row) == size for row in rows)
+    if not square or not all(type(value) is int and value >= 0 for row in rows for value in row):
+        raise WbcError(f"{CARD}: metrics.validation.confusion is not {size} rows of {size} counts; train the model again")
+    return np.array(rows, np.int64)
+
+
+def _dirichlet(rng: np.random.Generator, weights: NDArray[Any]) -> Floats:
+    """DRAWS samples (DRAWS, ...) of Dirichlet distributions along the last axis of `weights`."""
+    gammas = rng.standard_gamma(np.broadcast_to(weights, (DRAWS, *weights.shape)))
+    gammas = np.maximum(gammas, np.finfo(np.float64).tiny)
+    samples: Floats = gammas / gammas.sum(axis=-1, keepdims=True)
+    return samples
+
+
+def true_shares(by_model: NDArray[np.int64], by_person: NDArray[np.int64], confusion: NDArray[np.int64]) -> Floats:
+    """Draws (DRAWS, 5) of the specimen's true shares, from the cells (5,) that the model and that a person gave each class.
+
+    For each draw a confusion matrix and the shares of predicted labels are sampled and the first is inverted on the second;
+    what falls below zero is cut off. A person's labels are taken as true. The seed is fixed: the same counts, the same limits.
+    """
+    rng = np.random.default_rng(SEED)
+    model_part = float(by_model.sum() / (by_model.sum() + by_person.sum()))
+    rates = _dirichlet(rng, confusion + CONFUSION_PRIOR)
+    predicted = _dirichlet(rng, by_model + COUNT_PRIOR * model_part)
+    shares: Floats = np.linalg.solve(rates.transpose(0, 2, 1), predicted[:, :, None])[:, :, 0].clip(min=0)
+    shares /= shares.sum(axis=1, keepdims=True)
+    if by_person.any():
+        shares = model_part * shares + (1 - model_part) * _dirichlet(rng, by_person + COUNT_PRIOR * (1 - model_part))
+    return shares
+
+
+def _corrected(counts: NDArray[np.int64], draws: Floats) -> list[Corrected]:
+    """Median and limits in percent. Where no cell of a class was seen the lower limit is 0: there may be none."""
+    low, median, high = 100 * np.quantile(draws, (TAILS[0], 0.5, TAILS[1]), axis=0)
+    low[counts == 0] = 0
+    high[counts == counts.sum()] = 100
+    return [Corrected(low=a, median=b, high=c) for a, b, c in zip(low.tolist(), median.tolist(), high.tolist(), strict=True)]
+
+
+def _correction(confusion: NDArray[np.int64] | None, seen: NDArray[np.bool_], site_unknown: bool) -> Correction:
+    if not seen.size:
+        return Correction(applied=False, explanation=NO_CELL, validation_cells=None)
+    if seen.all():
+        return Correction(applied=False, explanation=PERSON_ONLY, validation_cells=None)
+    if site_unknown:
+        return Correction(applied=False, explanation=SITE_UNKNOWN, validation_cells=None)
+    if confusion is None:
+        why = "The model's card has no confusion matrix of its validation pool; train or package the model again."
+        return Correction(applied=False, explanation=why, validation_cells=None)
+    cells = int(confusion.sum())
+    if absent := [name for name, row in zip(CLASSES, confusion, strict=True) if not row.sum()]:
+        why = f"The model's validation pool has no {absent[0]}, so that it is not known what the model takes one for."
+        return Correction(applied=False, explanation=why, validation_cells=cells)
+    how = (
+        f"Inverted confusion matrix of {cells} validation cells; the uncertainty of the matrix and of the counts by Dirichlet "
+        f"sampling ({DRAWS} draws, fixed seed). Holds as far as the model errs on this specimen as it did on those cells."
+    )
+    return Correction(applied=True, explanation=how, validation_cells=cells)
+
+
+def flag(value: float, reference: Range | ReferenceRange, critical: Critical | None) -> Flag:
+    """Where a value lies: critical limits go before the reference range; a value on a limit is inside."""
+    if critical is not None and critical.low is not None and value < critical.low:
+        return "critical_low"
+    if critical is not None and critical.high is not None and value > critical.high:
+        return "critical_high"
+    if value < reference.low:
+        return "low"
+    return "high" if value > reference.high else "normal"
+
+
+def printed(
+    value: float, digits: int, reference: Range | ReferenceRange, flagged: Flag | None, critical: Critical | None = None
+) -> str:
+    """A value to `digits` decimals, or to as many more as it takes for the printed number to have the value's flag.
+
+    Without `critical` limits it is on the same side of the reference range that the flag is of.
+    """
+    if flagged is None:
+        return f"{value:.{digits}f}"
+    wanted = flagged if critical is not None else flagged.removeprefix("critical_")
+    texts = (f"{value:.{decimals}f}" for decimals in range(digits, MOST_DIGITS))
+    return next((text for text in texts if flag(float(text), reference, critical) == wanted), repr(value))
+
+
+def plain(value: float) -> str:
+    """A limit as the site's file has it: every digit and no exponent."""
+    return np.format_float_positional(value, trim="-")
+
+
+def how_reviewed(differential: Differential) -> str:
+    """To how many of the cells counted a person gave or confirmed the class, in words: from the record, whoever signed."""
+    cells, by_person, left = differential.cells, differential.by_person, differential.to_review
+    some = "each cell" if by_person == cells else f"{by_person} of {cells} cells"
+    did = f"{some} reviewed by a person" if by_person else "not reviewed by a person"
+    return f"{did}, {left} still to be reviewed" if left else did
+
+
+def count_differential(
+    labels: Sequence[str],
+    confusion: NDArray[np.int64] | None,
+    site: Site,
+    wbc_count: float | None = None,
+    to_review: int = 0,
+    by_person: Sequence[bool] | None = None,
+    site_unknown: bool = False,
+    rendered: bool = False,
+) -> Differential:
+    """The differential of the labels of one specimen's cells.
+
+    `confusion` (5, 5) is true x predicted of the validation pool, None where it is not known; `wbc_count` is in 10*3/uL;
+    `to_review` is how many of the cells a person must still look at; `by_person` (N,) says which labels a person gave, by
+    default none; `site_unknown` marks a differential of images that look like no site the model was calibrated for, which
+    are not corrected; `rendered` one by a model of drawn cells. Where there is no cell every share is 0, from 0 to 100 %.
+    """
+    indices = np.array([CLASS_INDEX[label] for label in labels], np.int64)
+    seen = np.zeros(len(labels), bool) if by_person is None else np.asarray(by_person, bool)
+    person = np.bincount(indices[seen], minlength=len(CLASSES))
+    counts = np.bincount(indices, minlength=len(CLASSES))
+    correction = _correction(confusion, seen, site_unknown)
+    corrected: Sequence[Corrected | None] = [None] * len(CLASSES)
+    if correction.applied and confusion is not None:
+        corrected = _corrected(counts, true_shares(counts - person, person, confusion))
+    enough = len(labels) >= site.minimum_cells
+    shares = zip(CLASSES, counts.tolist(), corrected, strict=True)
+    return Differential(
+        kind="differential" if enough else "too_few_cells",
+        note=_note(len(labels), to_review, site.minimum_cells),
+        cells=len(labels),
+        minimum_cells=site.minimum_cells,
+        to_review=to_review,
+        by_person=int(seen.sum()),
+        site_unknown=site_unknown,
+        rendered=rendered,
+        wbc_count=wbc_count,
+        classes={name: _share(name, count, len(labels), limits, site, wbc_count) for name, count, limits in shares},
+        correction=correction,
+        site=site.name,
+        reference_source=site.reference.source,
+        critical_source=site.critical.source,
+    )
+
+
+def _note(cells: int, to_review: int, minimum: int) -> str:
+    noted = f"{cells} cells counted, {to_review} of them to be looked at by a person."
+    return noted if cells >= minimum else f"{noted} Too few for a differential: at least {minimum} are needed."
+
+
+def _share(name: str, count: int, total: int, corrected: Corrected | None, site: Site, wbc_count: float | None) -> ClassShare:
+    low, high = clopper_pearson(count, total)
+    of = max(total, 1)
+    percent, reference = 100 * count / of, site.reference.percent[name]
+    interval = Interval(low=100 * low, high=100 * high)
+    enough = total >= site.minimum_cells
+    absolute = None
+    if wbc_count is not None:
+        factor, limits = wbc_count / 100, site.reference.absolute[name]
+        value = round(wbc_count * count / of, 9)  # so that 0.1 * 3 is not above a limit of 0.3
+        critical = site.critical.absolute.get(name)
+        flagged = flag(value, limits, critical) if enough else None
+        absolute = AbsoluteCount(
+            value=value,
+            printed=printed(value, ABSOLUTE_DIGITS, limits, flagged, critical),
+            interval=Interval(low=factor * interval.low, high=factor * interval.high),
+            corrected=corrected and Corrected(**{key: factor * value for key, value in corrected.model_dump().items()}),
+            reference=ReferenceRange(low=limits.low, high=limits.high),
+            flag=flagged,
+        )
+    critical = site.critical.percent.get(name)
+    flagged = flag(percent, reference, critical) if enough else None
+    return ClassShare(
+        count=count,
+        percent=percent,
+        printed=printed(percent, PERCENT_DIGITS, reference, flagged, critical),
+        interval=interval,
+        corrected=corrected,
+        reference=ReferenceRange(low=reference.low, high=reference.high),
+        flag=flagged,
+        absolute=absolute,
+    )

@@ -1,0 +1,363 @@
+"""The JSON of reports: what the store holds, as the routes of serving/http/report_routes.py give and take it."""
+
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from serving.contract.differential import Differential
+from serving.contract.names import By, Reason
+from serving.contract.schemas import Classified, KeptImages, ModelName, Rejected, ReportState, Status
+from serving.contract.site import Site
+from serving.contract.specimen import HIGHEST_COUNT, LOWEST_COUNT, MOST_IMAGES, SPECIMEN_PATTERN
+from serving.reports.review import changed_cells
+from serving.reports.signing import blocked, complete, standing
+from serving.reports.store import Cell, Change, Correction, Delivery, Report
+
+Amend = Annotated[bool, Field(description="Needed where the report was signed: it must then be signed again.")]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class CorrectionRequest(_Request):
+    """A person's class for one cell."""
+
+    label: Literal["Basophil", "Eosinophil", "Lymphocyte", "Monocyte", "Neutrophil"] | None = Field(
+        description="The class; the one it has confirms it; null where the cell is none of the five and is not to be counted."
+    )
+    by: By
+    amend: Amend = False
+
+
+class UndoRequest(_Request):
+    """A person takes back the last correction of a cell that still stands."""
+
+    by: By
+    amend: Amend = False
+
+
+def _whole_number(value: object) -> object:
+    """JSON has one kind of number, and JSON Schema takes 3.0 for an integer."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+class PatchRequest(_Request):
+    """A person puts right what was said of the specimen. A field that is left out stays; null says that it is not known."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"anyOf": [{"required": [name]} for name in ("specimen_id", "wbc_count", "expected_images")]}
+    )
+    reason: Reason
+    by: By
+    amend: Amend = False
+    specimen_id: Annotated[str, Field(pattern=SPECIMEN_PATTERN)] | None = None
+    wbc_count: Annotated[float, Field(ge=LOWEST_COUNT, le=HIGHEST_COUNT, description="In 10*3/uL.")] | None = None
+    expected_images: Annotated[int, Field(ge=1, le=MOST_IMAGES), BeforeValidator(_whole_number)] | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not self.given():
+            raise ValueError("give at least one of specimen_id, wbc_count and expected_images")
+        return self
+
+    def given(self) -> dict[str, Any]:
+        """The fields that are to be put right, and as what."""
+        return {
+            name: getattr(self, name) for name in ("specimen_id", "wbc_count", "expected_images") if name in self.model_fields_set
+        }
+
+
+class WithdrawalRequest(_Request):
+    """A person withdraws the report: it does not count any more."""
+
+    reason: Reason
+    by: By
+    amend: bool = Field(default=False, description="Needed where the report was signed: its receivers are told.")
+
+
+class ReinstatementRequest(_Request):
+    """A person takes the withdrawal of the report back: it is open for a signature again."""
+
+    reason: Reason
+    by: By
+
+
+class RemovalRequest(_Request):
+    """A person removes the report for good: only the record of that stays."""
+
+    reason: Reason
+    by: By
+
+
+class ReportRemoval(BaseModel):
+    """That a report was removed."""
+
+    report_id: str
+    reason: str
+    by: str
+    at: datetime
+
+
+class SignatureRequest(_Request):
+    """A person signs the report as it is."""
+
+    by: By
+
+
+class ReportCell(BaseModel):
+    """One posted image: `result` is what the model said, `label` what it counts as now."""
+
+    index: int
+    result: Classified | Rejected
+    label: str | None
+    by_person: bool = Field(description="Whether a person has given or confirmed the label.")
+    has_image: bool = Field(description="Whether the image is kept and can be asked for.")
+
+
+class ReportCorrection(BaseModel):
+    """One change of one cell; all of them stay."""
+
+    index: int
+    from_label: str | None
+    to_label: str | None
+    by: str
+    caller: str = Field(description="The name of the key that the request came with.")
+    at: datetime
+    undo: bool = Field(description="Whether this took back the correction before it.")
+
+
+class ReportChange(BaseModel):
+    """One change of the report as a whole, with its reason; all of them stay."""
+
+    what: str = Field(
+        description="The field that was put right; `withdrawal`, to `withdrawn` or back; or `model` where it was counted again "
+        "by another one."
+    )
+    from_value: Any
+    to_value: Any
+    reason: str
+    by: str
+    caller: str
+    at: datetime
+
+
+class ReportSignature(BaseModel):
+    """One signature; all of them stay, with the differential that was signed."""
+
+    status: Literal["final", "amended"]
+    by: str
+    caller: str
+    at: datetime
+    differential: Differential
+
+
+class ReportMessage(BaseModel):
+    """A message to the hospital's system: `failed` means that it was refused, with the reason in `error`."""
+
+    control_id: str
+    state: Delivery
+    attempts: int
+    created_at: datetime
+    finished_at: datetime | None
+    error: str | None
+
+
+class ReportSummary(BaseModel):
+    """A line of the list of reports."""
+
+    id: str
+    version: int = Field(description="Goes up with every change; the report's ETag.")
+    status: Status
+    specimen_id: str | None
+    model: ModelName
+    created_at: datetime
+    changed_at: datetime
+    cells: int
+    to_review: int
+    expected_images: int | None
+    sent_images: int
+    complete: bool
+    withdrawn: bool
+    signed_by: str | None = Field(description="Who signed it as it is; null while nobody has.")
+
+
+class ReportList(BaseModel):
+    """Reports, the newest first; `next` is what to give as `before` for those that follow, null at the end."""
+
+    reports: list[ReportSummary]
+    next: str | None
+
+
+class ReportAnswer(ReportState):
+    """A whole report."""
+
+    id: str
+    specimen_id: str | None
+    model: ModelName
+    created_at: datetime
+    changed_at: datetime
+    signed_by: str | None = Field(description="Who signed it as it is; null while nobody has.")
+    corrected: int = Field(description="How many cells count as something else than what the model said.")
+    differential: Differential
+    cells: list[ReportCell]
+    corrections: list[ReportCorrection]
+    changes: list[ReportChange]
+    signatures: list[ReportSignature]
+    messages: list[ReportMessage]
+
+
+class ReportDelta(ReportState):
+    """With `Prefer: return=minimal`, what a change has made of a report: all but what it has left alone."""
+
+    id: str
+    specimen_id: str | None
+    changed_at: datetime
+    signed_by: str | None
+    corrected: int
+    differential: Differential
+    cells: list[ReportCell] = Field(description="Only those that the call changed.")
+    corrections: list[ReportCorrection] = Field(description="Only what the call added.")
+    changes: list[ReportChange] = Field(description="Only what the call added.")
+    signature: ReportSignature | None = Field(description="The last one.")
+    messages: list[ReportMessage]
+
+
+def shown_status(report: Report) -> Status:
+    """How a report stands; one that was withdrawn is nothing else."""
+    return report.status if report.withdrawn_at is None else "withdrawn"
+
+
+def withdrawal(answer: ReportAnswer) -> str | None:
+    """Who withdrew the report and why, in words; None where it is not withdrawn."""
+    if not answer.withdrawn:
+        return None
+    last = next((change for change in reversed(answer.changes) if change.what == "withdrawal"), None)
+    return None if last is None else f"Withdrawn, not valid. By {last.by}: {last.reason}"
+
+
+def signer(report: Report) -> str | None:
+    """Who signed the report as it is."""
+    return None if report.status == "preliminary" or report.withdrawn_at is not None else report.signatures[-1].by
+
+
+def summary(report: Report, sent_images: int) -> ReportSummary:
+    """A line about a report whose cells need not be loaded."""
+    expected = report.expected_images
+    return ReportSummary(
+        id=report.id,
+        version=report.version,
+        status=shown_status(report),
+        specimen_id=report.specimen_id,
+        model=ModelName(name=report.model_name, version=report.model_version),
+        created_at=report.created_at,
+        changed_at=report.changed_at,
+        cells=report.differential["cells"],
+        to_review=report.differential["to_review"],
+        expected_images=expected,
+        sent_images=sent_images,
+        complete=expected is None or sent_images >= expected,
+        withdrawn=report.withdrawn_at is not None,
+        signed_by=signer(report),
+    )
+
+
+def state(report: Report, site: Site) -> ReportState:
+    """How far a whole report is."""
+    return ReportState(
+        version=report.version,
+        status=shown_status(report),
+        expected_images=report.expected_images,
+        sent_images=len(report.cells),
+        complete=complete(report),
+        to_review=report.differential["to_review"],
+        withdrawn=report.withdrawn_at is not None,
+        images=kept_images(report, site),
+        blocked=blocked(report, site),
+    )
+
+
+def kept_images(report: Report, site: Site) -> KeptImages:
+    """What is kept of a whole report's images."""
+    keys = [cell.image_key for cell in report.cells if cell.has_image]
+    days = None if site.keep_images is None else site.keep_images.days
+    return KeptImages(
+        kept=len(keys),
+        encrypted=bool(keys) and all(keys),
+        delete_after=report.created_at + timedelta(days=days) if keys and days is not None else None,
+        deleted_at=report.images_deleted_at,
+    )
+
+
+def whole(report: Report, site: Site) -> ReportAnswer:
+    """All that is known of a report."""
+    decided = standing(report.corrections)
+    return ReportAnswer(
+        **dict(state(report, site)),
+        id=report.id,
+        specimen_id=report.specimen_id,
+        model=ModelName(name=report.model_name, version=report.model_version),
+        created_at=report.created_at,
+        changed_at=report.changed_at,
+        signed_by=signer(report),
+        corrected=changed_cells(report),
+        differential=_differential(report),
+        cells=[_cell(cell, decided) for cell in report.cells],
+        corrections=[_correction(one) for one in report.corrections],
+        changes=[_change(one) for one in report.changes],
+        signatures=[ReportSignature.model_validate(one, from_attributes=True) for one in report.signatures],
+        messages=[ReportMessage.model_validate(one, from_attributes=True) for one in report.messages],
+    )
+
+
+def delta(report: Report, site: Site, cells: Iterable[int]) -> ReportDelta:
+    """What the change that made this version of a report has changed, `cells` among it."""
+    decided = standing(report.corrections)
+    last = report.signatures[-1] if report.signatures else None
+    return ReportDelta(
+        **dict(state(report, site)),
+        id=report.id,
+        specimen_id=report.specimen_id,
+        changed_at=report.changed_at,
+        signed_by=signer(report),
+        corrected=changed_cells(report),
+        differential=_differential(report),
+        cells=[_cell(report.cells[index], decided) for index in cells],
+        corrections=[_correction(one) for one in report.corrections if one.version == report.version],
+        changes=[_change(one) for one in report.changes if one.version == report.version],
+        signature=None if last is None else ReportSignature.model_validate(last, from_attributes=True),
+        messages=[ReportMessage.model_validate(one, from_attributes=True) for one in report.messages],
+    )
+
+
+def _differential(report: Report) -> Differential:
+    """As it was counted last. Whether the model learned from drawn cells may have become known since."""
+    return Differential.model_validate({**report.differential, "rendered": report.rendered})
+
+
+def _cell(cell: Cell, decided: dict[int, Correction]) -> ReportCell:
+    return ReportCell(
+        index=cell.position,
+        result=cell.result,  # type: ignore[arg-type]  # pydantic makes the model of it
+        label=cell.label,
+        by_person=cell.position in decided,
+        has_image=cell.has_image,
+    )
+
+
+def _correction(one: Correction) -> ReportCorrection:
+    return ReportCorrection(
+        index=one.position,
+        from_label=one.from_label,
+        to_label=one.to_label,
+        by=one.by,
+        caller=one.caller,
+        at=one.at,
+        undo=one.undoes is not None,
+    )
+
+
+def _change(one: Change) -> ReportChange:
+    return ReportChange.model_validate(one, from_attributes=True)

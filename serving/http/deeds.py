@@ -1,0 +1,299 @@
+"""Calls that write: first the intention in the audit log, then the deed with its row in one transaction, then the outcome.
+
+A call that is repeated with the same `Idempotency-Key` gets the first answer again, which that row has. What is left where the
+service is killed, or a disk is full, at any moment between is said in docs/decisions/032.
+"""
+
+import asyncio
+import hashlib
+import logging
+import re
+import time
+import uuid
+import zlib
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from sqlalchemy import delete, select
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, SQLAlchemyError
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from serving.contract.problems import Problem
+from serving.contract.schemas import ModelName
+from serving.reports.store import Deed, Store
+from serving.security.audit import AuditLog, outcome
+from serving.upkeep.clock import Clock
+
+if TYPE_CHECKING:
+    from serving.http.report_routes import Kept
+    from serving.http.routes import Running
+
+HEADER: Final = "Idempotency-Key"
+REPLAYED: Final = "Idempotency-Replayed"
+KEY: Final = r"[!-~]([ -~]{0,253}[!-~])?"
+PARAMETER: Final[dict[str, Any]] = {
+    "name": HEADER,
+    "in": "header",
+    "required": False,
+    "description": "A name of your own for this call: sent again with it, the call is not done again, and the first answer comes "
+    "once more, with `Idempotency-Replayed: true`.",
+    "schema": {"type": "string", "pattern": f"^{KEY}$"},
+}
+KEPT_DAYS: Final = 7  # how long the answer to a key is kept
+CLEAN_SECONDS: Final = 3600.0
+NOT_DONE: Final = 0  # the status of a deed that was not done and never will be
+
+_LOG = logging.getLogger("bentoml.wbc")
+
+
+class Done(NamedTuple):
+    """What a call did: its answer, and of which images (SHA-256) and which model the audit log speaks."""
+
+    answer: Response
+    images: Sequence[str] = ()
+    model: ModelName | None = None
+
+
+Work = Callable[[], Done]
+
+
+class OutcomeUnknown(Problem):
+    """500: whether the call was carried out cannot be said at present."""
+
+    def __init__(self) -> None:
+        detail = (
+            "The store was lost while it wrote, so that it is not known whether the call was carried out. "
+            f"Repeat it with the same {HEADER}, or look at the report before you send it again."
+        )
+        super().__init__(500, "outcome-unknown", "Outcome unknown", detail)
+
+
+def digest_of(*parts: str | bytes) -> str:
+    """What tells what was asked from anything else: of each part its length and its bytes."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(b"%d:" % len(data) + data)
+    return digest.hexdigest()
+
+
+def note(request: Request, images: Sequence[str], model: ModelName | None) -> None:
+    """What the audit log's line of this call says beside the call and its answer."""
+    request.state.images, request.state.model = images, model
+
+
+def key_of(request: Request) -> str | None:
+    """The call's Idempotency-Key; raises Problem 422 for one that is none."""
+    given = request.headers.getlist(HEADER)
+    if not given:
+        return None
+    if len(given) > 1 or not re.fullmatch(KEY, given[0]):
+        detail = f"The header {HEADER} takes one key of 1 to 255 printable ASCII characters."
+        raise Problem(422, "bad-parameter", "Parameter not accepted", detail, parameter=HEADER)
+    return given[0]
+
+
+@asynccontextmanager
+async def begun(request: Request, *asked: str | bytes) -> AsyncIterator["Begun"]:
+    """A call that writes, from when its body has been read. `asked` are the parts of what it asks for, beside method and path.
+
+    Raises Problem 422 for a bad key and one that came with something else, 409 while the first call with the key is under way.
+    """
+    running: Running = request.app.state.running
+    key, kept = key_of(request), running.kept
+    digest = digest_of(request.method, request.url.path, *asked)
+    begun = Begun(request, kept, key, digest)
+    if key is None or kept is None:
+        yield begun
+        return
+    name = (begun.caller, key)
+    if name in running.keys_in_use:
+        detail = "The first call with this key is still under way; its answer is the answer to this one, too."
+        raise Problem(409, "idempotency-key-in-use", "Idempotency key in use", detail, {"Retry-After": "2"})
+    running.keys_in_use.add(name)
+    try:
+        begun.known = await run_in_threadpool(begun.look_up, kept.store)
+        yield begun
+    finally:
+        running.keys_in_use.discard(name)
+
+
+async def carry_out(request: Request, work: Work, *asked: str | bytes) -> Response:
+    """The answer to a call that writes: of the first time where it is a repetition, else `work` is done, in a thread.
+
+    `work` may raise; then nothing was changed. All that it writes into the store is one transaction. Raises Problem as `begun`
+    and `Begun.carry_out`.
+    """
+    async with begun(request, *asked) as call:
+        return call.known or await call.carry_out(work)
+
+
+class Begun:
+    """A call that writes. `known` is the answer of the first time, where this is a repetition."""
+
+    def __init__(self, request: Request, kept: "Kept | None", key: str | None, digest: str) -> None:
+        self.caller: str = request.state.caller
+        self.known: Response | None = None
+        self._request = request
+        self._kept = kept
+        self._key = key
+        self._digest = digest
+
+    async def carry_out(self, work: Work) -> Response:
+        """Do it. Where no reports are kept `work` writes nothing, and has no row.
+
+        Raises Problem 503 where the intention cannot be written down and where the store refuses: then nothing was done. 500
+        `outcome-unknown` where the store was lost while it was asked to commit.
+        """
+        if self._kept is None:
+            done = await run_in_threadpool(work)
+            note(self._request, done.images, done.model)
+            return done.answer
+        return await asyncio.shield(asyncio.ensure_future(self._carry_out(self._kept, work)))
+
+    async def _carry_out(self, kept: "Kept", work: Work) -> Response:
+        running: Running = self._request.app.state.running
+        audit, state = running.audit, self._request.state
+        intention = uuid.uuid4().hex
+        if audit is not None:
+            intention = await audit.intend(self.caller, state.call)
+            state.intention = intention
+        try:
+            done = await run_in_threadpool(self._transaction, kept.store, intention, work)
+        except OutcomeUnknown:
+            state.intention = None  # it stays open in the audit log; the next start completes it
+            raise
+        note(self._request, done.images, done.model)
+        await run_in_threadpool(forget_old, kept.store, audit, running.cleaned, kept.clock)
+        return done.answer
+
+    def _transaction(self, store: Store, intention: str, work: Work) -> Done:
+        made: list[Done] = []
+        try:
+            with store.writing() as session:
+                done = work()
+                session.add(self._row(intention, done))
+                session.flush()
+                made.append(done)
+        except IntegrityError:
+            # Another process, with the same store, was first with this key.
+            if self._key is None or (known := self.look_up(store)) is None:
+                raise
+            return Done(known)
+        except DBAPIError:
+            # Before the commit all is undone; what a failed commit has done, the store must be asked.
+            if not made or not _was_done(store, intention):
+                raise
+        return made[0]
+
+    def _row(self, intention: str, done: Done) -> Deed:
+        answer = done.answer
+        body = bytes(answer.body)
+        headers = {name: value for name, value in answer.headers.items() if name != "content-length"}
+        return Deed(
+            intention=intention,
+            caller=self.caller,
+            key=self._key,
+            digest=self._digest,
+            status=answer.status_code,
+            headers=headers,
+            body=zlib.compress(body, 1) if self._key else b"",
+            record=outcome(self.caller, self._request.state.call, answer.status_code, done.images, done.model, body),
+            at=datetime.now(UTC),
+        )
+
+    def look_up(self, store: Store) -> Response | None:
+        """The answer that this key had; None where it is new. Raises Problem 422 where it came with something else."""
+        with store.reading() as session:
+            deed = session.scalar(select(Deed).where(Deed.caller == self.caller, Deed.key == self._key))
+        if deed is None:
+            return None
+        if deed.digest != self._digest:
+            detail = f"This {HEADER} came before, with another call or another body. Each call needs a key of its own."
+            raise Problem(422, "idempotency-key-reused", "Idempotency key reused", detail)
+        self._request.state.replay_of = deed.intention
+        self._request.state.images = deed.record["images"]
+        self._request.state.model = deed.record["model"] and ModelName.model_validate(deed.record["model"])
+        return Response(zlib.decompress(deed.body), deed.status, {**deed.headers, REPLAYED: "true"})
+
+
+# --- what is left over ---------------------------------------------------------------------------------------------------
+
+
+def _was_done(store: Store, intention: str) -> bool:
+    """Whether the transaction whose commit failed was committed after all; raises OutcomeUnknown."""
+    try:
+        return settle(store, intention) is not None
+    except SQLAlchemyError as error:
+        _LOG.error("the outcome of intention %s is unknown: %s", intention, type(error).__name__)
+        raise OutcomeUnknown from None
+
+
+def settle(store: Store, intention: str) -> Mapping[str, Any] | None:
+    """What the audit log says of a deed that was done; None where it was not, and from now on never will be.
+
+    A row of its own takes the intention's place: a transaction that was on its way when its process died can then not be
+    committed any more, and one that is being committed is waited for. In a file nothing is on its way, and a look is enough where
+    the row finds no room.
+    """
+    void = Deed(
+        intention=intention,
+        caller="",
+        key=None,
+        digest="",
+        status=NOT_DONE,
+        headers={},
+        body=b"",
+        record={},
+        at=datetime.now(UTC),
+    )
+    try:
+        with store.writing() as session:
+            session.add(void)
+            session.flush()
+    except (IntegrityError, OperationalError) as error:
+        if isinstance(error, OperationalError) and not store.is_file:
+            raise
+        with store.reading() as session:
+            deed = session.get(Deed, intention)
+        return deed.record if deed is not None and deed.status != NOT_DONE else None
+    return None
+
+
+def complete(audit: AuditLog | None, store: Store | None) -> None:
+    """At the start: give each intention that has no outcome the one that the store knows of. Raises SQLAlchemyError."""
+    if audit is None or not audit.intentions:
+        return
+    if store is None:
+        _LOG.warning("%s: %d intentions have no outcome, and no store can tell it", audit.path, len(audit.intentions))
+        return
+    for intention in list(audit.intentions):
+        record = settle(store, intention)
+        audit.complete(intention, record)
+        _LOG.warning("the intention %s of before was %s", intention, "not carried out" if record is None else "carried out")
+
+
+class Cleaned:
+    """When deeds were last forgotten."""
+
+    def __init__(self) -> None:
+        self.next = 0.0
+
+
+def forget_old(store: Store, audit: AuditLog | None, cleaned: Cleaned, clock: Clock) -> None:
+    """Once an hour: forget the answers of KEPT_DAYS ago, but of no intention that still has no outcome."""
+    now = time.monotonic()
+    if now < cleaned.next:
+        return
+    cleaned.next = now + CLEAN_SECONDS
+    open_ones = [] if audit is None else list(audit.intentions)
+    try:
+        old = Deed.at < clock.now() - timedelta(days=KEPT_DAYS)
+        with store.writing() as session:
+            session.execute(delete(Deed).where(old, Deed.intention.not_in(open_ones)))
+    except DBAPIError as error:
+        _LOG.error("old answers could not be deleted: %s", type(error).__name__)

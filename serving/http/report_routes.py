@@ -1,0 +1,429 @@
+"""The routes of reports: list, read, correct, put right, withdraw and back, sign, as FHIR and PDF. They are there where
+a store is.
+
+Two people may work on one report: every answer carries its version as ETag, and a change must name in If-Match the version that
+the person saw (`*` changes whatever is there). One that was changed meanwhile answers 412.
+"""
+
+import asyncio
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from typing import Annotated, Any, Final, Self, TypeVar
+
+from fastapi import APIRouter, Header, Path, Query
+from pydantic import BaseModel, ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+
+from serving.contract.names import NAME
+from serving.contract.problems import Problem, bad_field, described, too_large
+from serving.contract.report_schemas import (
+    CorrectionRequest,
+    PatchRequest,
+    ReinstatementRequest,
+    RemovalRequest,
+    ReportAnswer,
+    ReportDelta,
+    ReportList,
+    ReportRemoval,
+    SignatureRequest,
+    UndoRequest,
+    WithdrawalRequest,
+    delta,
+    summary,
+    whole,
+    withdrawal,
+)
+from serving.contract.schemas import ModelName
+from serving.contract.site import Site
+from serving.contract.specimen import MOST_IMAGES, SPECIMEN_PATTERN
+from serving.formats import fhir
+from serving.http.access import ADMIN, REVIEW
+from serving.http.deeds import PARAMETER, Done, carry_out
+from serving.http.heavy import heavy
+from serving.http.preview import png
+from serving.reports.changes import Why, put_right, reinstate, withdraw
+from serving.reports.kept_images import check_image_key, images_of
+from serving.reports.listing import Filter, Wanted, listed
+from serving.reports.outbox import Sender
+from serving.reports.review import Person, correct, find, no_report, sign, undo
+from serving.reports.store import Report, Store
+from serving.upkeep.clock import Clock
+from serving.upkeep.removal import remove
+from serving.upkeep.retention import Retention
+from wbc_model.core.errors import ImageRejected
+
+T = TypeVar("T", bound=BaseModel)
+BODY_BYTES: Final = 16 * 1024
+IMAGE_SIDE: Final = 1024
+IF_MATCH: Final = r'^("[0-9]{1,9}"|[*])$'
+_ID: Final = re.compile(r"[0-9a-f]{32}")
+
+
+class Kept:
+    """What a service that keeps reports works with: the store, which it holds, the threads that send and that delete images.
+
+    Raises StoreInUse while somebody has the store alone.
+    """
+
+    def __init__(self, store: Store, site: Site) -> None:
+        self._held = ExitStack()
+        self._held.enter_context(store.held())
+        self.store = store
+        self.clock = Clock(store)
+        self.sender = Sender(store, site.hl7) if site.hl7 is not None else None
+        self.retention = Retention(store, site.keep_images, self.clock)
+
+    @classmethod
+    def from_environment(cls, site: Site) -> Self | None:
+        """With the store that WBC_STORE_URL names; None where it names none. Raises WbcError as `check_image_key`."""
+        store = Store.from_environment()
+        if store is None:
+            return None
+        check_image_key(store, site)
+        return cls(store, site)
+
+    def close(self) -> None:
+        """End the sender and the deletion of images, and close the store."""
+        self.retention.close()
+        if self.sender is not None:
+            self.sender.close()
+        self._held.close()
+        self.store.close()
+
+
+router = APIRouter(
+    prefix="/reports",
+    dependencies=REVIEW,
+    responses={
+        404: described("No such report; or this service keeps none"),
+        422: described("A parameter or a field that is missing, unknown or of the wrong kind"),
+        503: described("The store cannot be reached; try again"),
+    },
+)
+CHANGES: Final[dict[int | str, dict[str, Any]]] = {
+    408: described("The body did not arrive in time"),
+    409: described("Not possible in the state that the report is in; `detail` says why"),
+    412: described("The report was changed since the version that If-Match names"),
+    413: described("The body is too large"),
+    415: described("Not application/json"),
+    428: described("If-Match is missing"),
+}
+ReportId = Annotated[str, Path(alias="id", description="The report's id, 32 hexadecimal digits.")]
+Index = Annotated[int, Path(description="The cell's place in the report, from 0.")]
+# Not declared as required: without it the answer is 428, not 422. `_change` writes it into the document.
+IfMatch = Annotated[str | None, Header(alias="If-Match", include_in_schema=False)]
+
+
+def no_store() -> Problem:
+    """404."""
+    return Problem(404, "no-store", "No store", "This service keeps no reports: WBC_STORE_URL is not set.")
+
+
+def _kept(request: Request) -> Kept:
+    kept: Kept | None = request.app.state.running.kept
+    if kept is None:
+        raise no_store()
+    return kept
+
+
+def _site(request: Request) -> Site:
+    site: Site = request.app.state.running.site
+    return site
+
+
+def _person(request: Request, by: str) -> Person:
+    return Person(by, request.state.caller)
+
+
+def checked(report_id: str) -> str:
+    """The id, where it can be one: PostgreSQL does not take every text."""
+    if not _ID.fullmatch(report_id):
+        raise no_report()
+    return report_id
+
+
+def _find(request: Request, report_id: str) -> Report:
+    return find(_kept(request).store, checked(report_id))
+
+
+def _expected(if_match: str | None) -> int | None:
+    """The version that If-Match names, None for `*`."""
+    if if_match is None:
+        detail = "Send the version that you saw as If-Match, as the ETag of the report gave it; or * to change whatever is there."
+        raise Problem(428, "if-match-missing", "Precondition required", detail)
+    if not re.fullmatch(IF_MATCH[1:-1], if_match):
+        detail = 'The header If-Match takes one version of the report, such as "3", or *.'
+        raise Problem(422, "bad-parameter", "Parameter not accepted", detail, parameter="If-Match")
+    return None if if_match == "*" else int(if_match.strip('"'))
+
+
+async def _body(request: Request, kind: type[T]) -> T:
+    """A small JSON body; Problem 415, 413, 408 or 422."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise Problem(
+            415, "not-json", "Not application/json", "The body must be application/json.", {"Accept": "application/json"}
+        )
+    seconds, body = request.app.state.running.limits.read_seconds, b""
+    try:
+        async with asyncio.timeout(seconds):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > BODY_BYTES:
+                    raise too_large(f"The body is larger than {BODY_BYTES:,} bytes.", BODY_BYTES)
+    except TimeoutError:
+        raise Problem(408, "too-slow", "Request timeout", f"The body did not arrive within {seconds} seconds.") from None
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_context=False)[0]
+        field = ".".join(map(str, first["loc"])) or "body"
+        raise bad_field(field, f"{field}: {first['msg']}.") from None
+
+
+def _change(kind: type[BaseModel]) -> dict[str, Any]:
+    """What the OpenAPI document says of a change: its body, which `_body` reads, the version that it needs, a short answer."""
+    meaning = 'The version that the person saw, as the ETag of the report gave it, such as "3"; * for whichever is there.'
+    header = {"name": "If-Match", "in": "header", "required": True, "description": meaning}
+    meaning = "`return=minimal`: answer only with what the call changed (ReportDelta)."
+    prefer = {"name": "Prefer", "in": "header", "required": False, "description": meaning, "schema": {"type": "string"}}
+    body = {"required": True, "content": {"application/json": {"schema": kind.model_json_schema()}}}
+    return {"parameters": [{**header, "schema": {"type": "string", "pattern": IF_MATCH}}, prefer, PARAMETER], "requestBody": body}
+
+
+def _answer(report: Report, site: Site) -> Response:
+    headers = {"ETag": f'"{report.version}"'}
+    return Response(whole(report, site).model_dump_json(), headers=headers, media_type="application/json")
+
+
+def _wants_little(request: Request) -> bool:
+    """Whether the client asks for what changed only (RFC 7240)."""
+    preferences = ",".join(request.headers.getlist("prefer")).lower().split(",")
+    return any(one.partition(";")[0].replace(" ", "") in ("return=minimal", 'return="minimal"') for one in preferences)
+
+
+async def _changed(
+    request: Request,
+    asked: BaseModel,
+    change: Callable[[], Report],
+    cells: Callable[[Report], Iterable[int]] = lambda _: (),
+) -> Response:
+    """The answer to a change: made as a deed (serving/http/deeds.py). `cells` are those of which the audit log speaks."""
+    little, site = _wants_little(request), _site(request)
+
+    def work() -> Done:
+        report = change()
+        told = list(cells(report))
+        model = ModelName(name=report.model_name, version=report.model_version)
+        answer = _little_answer(report, site, told) if little else _answer(report, site)
+        return Done(answer, [report.cells[index].sha256 for index in told], model)
+
+    return await carry_out(request, work, asked.model_dump_json(exclude_unset=True))
+
+
+def _little_answer(report: Report, site: Site, cells: Sequence[int]) -> Response:
+    headers = {"ETag": f'"{report.version}"', "Preference-Applied": "return=minimal"}
+    # A signature changes no cell, whichever it is about.
+    changed = cells if report.status == "preliminary" else []
+    return Response(delta(report, site, changed).model_dump_json(), 200, headers, "application/json")
+
+
+@router.get("", response_model=ReportList)
+def reports(
+    request: Request,
+    status: Annotated[
+        Wanted | None,
+        Query(
+            description="Which reports; `open` are those that wait for a signature: the default, where no other filter is given."
+        ),
+    ] = None,
+    specimen_id: Annotated[str | None, Query(description="Only those of this specimen number.", pattern=SPECIMEN_PATTERN)] = None,
+    model: Annotated[
+        str | None, Query(description="Only those of this version of the model.", min_length=1, max_length=200, pattern=NAME)
+    ] = None,
+    signed: Annotated[bool | None, Query(description="Only those that were ever signed (true), or never (false).")] = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    before: Annotated[str | None, Query(description="Only reports older than this one: `next` of the answer before.")] = None,
+) -> Response:
+    """Reports, the newest first."""
+    wanted = Filter(status, specimen_id, model, signed)
+    found, following = listed(_kept(request).store, wanted, limit, None if before is None else checked(before))
+    answer = ReportList(reports=[summary(report, images) for report, images in found], next=following)
+    return Response(answer.model_dump_json(), media_type="application/json")
+
+
+@router.get("/{id}", response_model=ReportAnswer)
+@heavy
+def report(request: Request, report_id: ReportId) -> Response:
+    """A report with its cells and all that people did."""
+    return _answer(_find(request, report_id), _site(request))
+
+
+@router.put(
+    "/{id}/cells/{index}",
+    response_model=ReportAnswer | ReportDelta,
+    responses=CHANGES,
+    openapi_extra=_change(CorrectionRequest),
+)
+async def correct_cell(request: Request, report_id: ReportId, index: Index, if_match: IfMatch = None) -> Response:
+    """A person's class for a cell: corrects or confirms it. The differential is counted again."""
+    kept, site = _kept(request), _site(request)
+    asked = await _body(request, CorrectionRequest)
+    person, expected = _person(request, asked.by), _expected(if_match)
+    change = partial(correct, kept.store, checked(report_id), index, asked.label, person, expected, asked.amend, site)
+    return await _changed(request, asked, change, lambda _: [index])
+
+
+@router.post(
+    "/{id}/cells/{index}/undo",
+    response_model=ReportAnswer | ReportDelta,
+    responses=CHANGES,
+    openapi_extra=_change(UndoRequest),
+)
+async def undo_correction(request: Request, report_id: ReportId, index: Index, if_match: IfMatch = None) -> Response:
+    """Take back the last correction of a cell that stands. The cell is as it was before, and both stay in the record."""
+    kept, site = _kept(request), _site(request)
+    asked = await _body(request, UndoRequest)
+    person, expected = _person(request, asked.by), _expected(if_match)
+    change = partial(undo, kept.store, checked(report_id), index, person, expected, asked.amend, site)
+    return await _changed(request, asked, change, lambda _: [index])
+
+
+@router.patch(
+    "/{id}",
+    response_model=ReportAnswer | ReportDelta,
+    responses=CHANGES,
+    openapi_extra=_change(PatchRequest),
+)
+async def put_report_right(request: Request, report_id: ReportId, if_match: IfMatch = None) -> Response:
+    """Put right what was said of the specimen, with a reason; on a signed report this is an amendment."""
+    kept, site = _kept(request), _site(request)
+    asked = await _body(request, PatchRequest)
+    why, expected = Why(_person(request, asked.by), asked.reason), _expected(if_match)
+    change = partial(put_right, kept.store, checked(report_id), asked.given(), why, expected, asked.amend, site)
+    return await _changed(request, asked, change)
+
+
+@router.post(
+    "/{id}/withdrawal",
+    response_model=ReportAnswer | ReportDelta,
+    responses=CHANGES,
+    openapi_extra=_change(WithdrawalRequest),
+)
+async def withdraw_report(request: Request, report_id: ReportId, if_match: IfMatch = None) -> Response:
+    """Withdraw the report, with a reason: it stays in the record, and nothing in it can be changed unless this is taken back."""
+    kept = _kept(request)
+    asked = await _body(request, WithdrawalRequest)
+    why, expected = Why(_person(request, asked.by), asked.reason), _expected(if_match)
+    done = partial(withdraw, kept.store, checked(report_id), why, expected, asked.amend, _site(request))
+    answer = await _changed(request, asked, done)
+    if kept.sender is not None:
+        kept.sender.wake()
+    return answer
+
+
+@router.delete(
+    "/{id}/withdrawal",
+    response_model=ReportAnswer | ReportDelta,
+    responses=CHANGES,
+    openapi_extra=_change(ReinstatementRequest),
+)
+async def reinstate_report(request: Request, report_id: ReportId, if_match: IfMatch = None) -> Response:
+    """Take the withdrawal back, with a reason: the report is preliminary, and must be signed again where it was signed. Both
+    stay in the record."""
+    kept = _kept(request)
+    asked = await _body(request, ReinstatementRequest)
+    why, expected = Why(_person(request, asked.by), asked.reason), _expected(if_match)
+    return await _changed(request, asked, partial(reinstate, kept.store, checked(report_id), why, expected))
+
+
+@router.post(
+    "/{id}/signature",
+    response_model=ReportAnswer | ReportDelta,
+    responses=CHANGES,
+    openapi_extra=_change(SignatureRequest),
+)
+async def sign_report(request: Request, report_id: ReportId, if_match: IfMatch = None) -> Response:
+    """Sign the report as it is: final, or amended where it was signed before. Its HL7 message is on its way from then on."""
+    kept, site = _kept(request), _site(request)
+    asked = await _body(request, SignatureRequest)
+    person, expected = _person(request, asked.by), _expected(if_match)
+    change = partial(sign, kept.store, checked(report_id), person, expected, site)
+    answer = await _changed(request, asked, change, lambda signed: range(len(signed.cells)))
+    if kept.sender is not None:
+        kept.sender.wake()
+    return answer
+
+
+@router.delete(
+    "/{id}",
+    response_model=ReportRemoval,
+    dependencies=ADMIN,
+    responses={number: CHANGES[number] for number in (408, 413, 415)},
+    openapi_extra={"requestBody": _change(RemovalRequest)["requestBody"]},
+)
+async def remove_report(request: Request, report_id: ReportId) -> Response:
+    """Remove the report with its cells, images, signatures and messages, for good. Who removed it and why is kept."""
+    kept = _kept(request)
+    asked = await _body(request, RemovalRequest)
+
+    def work() -> Done:
+        removal = remove(kept.store, checked(report_id), asked.by, asked.reason)
+        answer = ReportRemoval.model_validate(removal, from_attributes=True)
+        return Done(Response(answer.model_dump_json(), media_type="application/json"), [], None)
+
+    return await carry_out(request, work, asked.model_dump_json())
+
+
+@router.get("/{id}/cells/{index}/image", responses={200: {"content": {"image/png": {}}}}, response_class=Response)
+@heavy
+def cell_image(request: Request, report_id: ReportId, index: Index) -> Response:
+    """A cell's image, drawn anew as PNG of 1024 pixels at most, where the site keeps images."""
+    with _kept(request).store.reading() as session:
+        files = images_of(session, checked(report_id), [index] if 0 <= index < MOST_IMAGES else [])
+        if not files and session.get(Report, report_id) is None:
+            raise no_report()
+    if not files:
+        raise Problem(404, "no-such-image", "No such image", "There is no such cell, or its image is not kept.")
+    try:
+        return Response(png(files[index], IMAGE_SIDE), media_type="image/png")
+    except ImageRejected as error:  # kept by an earlier version that took more for one picture
+        raise Problem(404, "no-such-image", "No such image", f"The image cannot be shown: {error.detail}.") from None
+
+
+@router.get(
+    "/{id}/fhir",
+    responses={200: {"content": {fhir.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/FhirBundle"}}}}},
+    response_class=Response,
+)
+@heavy
+def report_fhir(request: Request, report_id: ReportId) -> Response:
+    """The report as a FHIR R4 Bundle."""
+    found = _find(request, report_id)
+    answer = whole(found, _site(request))
+    document = fhir.bundle(
+        answer.differential,
+        model=answer.model,
+        specimen_id=answer.specimen_id,
+        issued=answer.changed_at,
+        status=fhir.status_of(answer.status, signed=bool(answer.signatures)),
+        performer=answer.signed_by,
+        site=_site(request),
+        report_id=answer.id,
+        withdrawn=withdrawal(answer),
+    )
+    return Response(json.dumps(document), headers={"ETag": f'"{answer.version}"'}, media_type=fhir.MEDIA_TYPE)
+
+
+@router.get("/{id}/report.pdf", responses={200: {"content": {"application/pdf": {}}}}, response_class=Response)
+@heavy
+def report_as_pdf(request: Request, report_id: ReportId) -> Response:
+    """The report as a page to print or to file."""
+    from serving.formats.pdf import report_pdf  # half a second that the start of the service need not wait for
+
+    answer = whole(_find(request, report_id), _site(request))
+    headers = {"ETag": f'"{answer.version}"', "Content-Disposition": f'inline; filename="report-{answer.id}.pdf"'}
+    return Response(report_pdf(answer, _site(request)), headers=headers, media_type="application/pdf")

@@ -1,0 +1,104 @@
+"""A promotion in the middle of a report: its cells are classified again by the model that serves now, from their kept images.
+
+What people decided stays. Where images are not kept the report goes on with the model that it was begun with, as long as the
+service holds it in memory; see docs/decisions/029.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
+
+from starlette.concurrency import run_in_threadpool
+
+from serving.contract.problems import Problem
+from serving.contract.schemas import Classified, ModelName, Recounted, Result
+from serving.inference.classify import Classifier, Seen
+from serving.inference.reading import Reading
+from serving.reports.changes import Why, record
+from serving.reports.kept_images import images_of
+from serving.reports.repeats import place
+from serving.reports.review import Person, find
+from serving.reports.signing import refuse_added_to, standing
+from serving.reports.store import Cell, Report, Store
+
+MODEL: Final = "model"
+AT_A_TIME: Final = 64  # images read from the store
+REASON: Final = "cells were added when another model served; all cells were counted again by it, from their kept images"
+
+
+class Begun(NamedTuple):
+    """The model that a report was counted by, where the cells with an image are, and whether all usable ones have one."""
+
+    model: ModelName
+    places: list[int]
+    all_kept: bool
+
+
+def begun(store: Store, report_id: str) -> Begun:
+    """By which model a report was begun; raises Problem 404 where there is none, 409 where cells cannot be added to it."""
+    report = find(store, report_id)
+    refuse_added_to(report)
+    usable = [cell for cell in report.cells if cell.result["status"] == "ok"]
+    kept = [cell.position for cell in usable if cell.has_image]
+    return Begun(model_of(report), kept, len(kept) == len(usable))
+
+
+def model_of(report: Report) -> ModelName:
+    """By which model it was counted."""
+    return ModelName(name=report.model_name, version=report.model_version)
+
+
+def another_model(before: ModelName, now: ModelName, report_id: str) -> Problem:
+    """409 for a report by a model that serves no longer, whose cells cannot be counted again either."""
+    detail = (
+        f"The report's cells were classified by {before.name} {before.version}, which serves no longer, and not all of their "
+        f"images are kept, so that {now.name} {now.version} cannot count them again. Post all images as a new report, and "
+        f"withdraw this one: POST /v1/reports/{report_id}/withdrawal."
+    )
+    return Problem(409, "another-model", "Another model", detail)
+
+
+async def read_again(store: Store, report_id: str, places: Sequence[int], classifier: Classifier) -> dict[int, Seen]:
+    """What a model says of a report's kept images, by their places."""
+    again: dict[int, Seen] = {}
+    for start in range(0, len(places), AT_A_TIME):
+        files = await run_in_threadpool(_files, store, report_id, places[start : start + AT_A_TIME])
+        again |= zip(files, await classifier.see(list(files.values())), strict=True)
+    return again
+
+
+def _files(store: Store, report_id: str, places: Sequence[int]) -> dict[int, bytes]:
+    with store.reading() as session:
+        return images_of(session, report_id, places)
+
+
+def recount(report: Report, again: Mapping[int, Seen], reading: Reading, caller: str) -> Recounted:
+    """Let a report, whole and locked, be one of the model that gave `reading`, which says `again` of its cells; the differential
+    is left to be counted.
+
+    Raises Problem 503 where other cells have come meanwhile: nothing is changed then.
+    """
+    usable = [cell for cell in report.cells if cell.result["status"] == "ok"]
+    if any(cell.position not in again for cell in usable):
+        detail = "The report was changed while its cells were counted again; nothing was added. Try again."
+        raise Problem(503, "busy", "Busy", detail, {"Retry-After": "1"})
+    decided, places = standing(report.corrections), [cell.position for cell in usable]
+    for cell, result in zip(usable, place([again[at] for at in places]).results, strict=True):
+        if isinstance(result, Classified) and result.twin is not None:
+            result = result.model_copy(update={"twin": places[result.twin]})
+        _say(cell, result, cell.position in decided)
+    now = reading.model
+    report.changes.append(record(report, MODEL, report.model_version, now.version, Why(Person(caller, caller), REASON)))
+    recounted = Recounted(from_version=report.model_version, to_version=now.version, cells=len(usable))
+    report.model_name, report.model_version, report.rendered = now.name, now.version, reading.rendered
+    report.confusion = None if reading.confusion is None else reading.confusion.tolist()
+    report.differential = {**report.differential, "site_unknown": False}  # as the model before saw it
+    return recounted
+
+
+def _say(cell: Cell, result: Result, decided: bool) -> None:
+    """What a model says of a cell; its label is a person's where one has decided."""
+    said = result if isinstance(result, Classified) else None
+    cell.result = result.model_dump(mode="json")
+    cell.twin = None if said is None else said.twin
+    if not decided:
+        cell.label = None if said is None else said.label

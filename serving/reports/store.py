@@ -1,0 +1,601 @@
+"""What the service keeps: reports, their cells, corrections, signatures, and the messages that wait for the hospital's system.
+
+SQLite in WAL mode by default, PostgreSQL by URL. `Store.open` brings the tables up to date (serving/reports/migrations), so that the
+models below are always those of the database. Corrections, signatures and changes are only ever added; the database itself
+refuses to change one, and to delete one of a report whose removal was not written down first.
+"""
+
+import fcntl
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+from sqlalchemy import (
+    JSON,
+    URL,
+    CheckConstraint,
+    Connection,
+    DateTime,
+    Dialect,
+    Engine,
+    ExceptionContext,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    LargeBinary,
+    MetaData,
+    String,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    create_engine,
+    event,
+    func,
+    make_url,
+    select,
+)
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, column_property, mapped_column, relationship
+
+from serving.security.image_key import NO_KEYS, ImageKeys
+from wbc_model.core.errors import WbcError
+
+STORE_URL: Final = "WBC_STORE_URL"
+IMAGE_KEYS: Final = "image_keys"  # where a session has the keys of the kept images
+BUSY_SECONDS: Final = 30  # that a writer waits for another one
+READ_SECONDS: Final = 10  # that a reader waits for anything
+CONNECT_SECONDS: Final = 10
+HELD: Final = 0x7762635F68656C64  # "wbc_held": PostgreSQL's advisory lock of those who work with a store
+DRIVERS: Final = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
+
+# A network that swallows packets must not make a call wait for ever.
+_POSTGRES_LIMITS: Final = {
+    "connect_timeout": CONNECT_SECONDS,
+    "keepalives_idle": CONNECT_SECONDS,
+    "keepalives_interval": CONNECT_SECONDS // 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 1000 * BUSY_SECONDS,
+}
+
+Status = Literal["preliminary", "final", "amended"]  # as FHIR's DiagnosticReport.status names them
+Delivery = Literal["pending", "delivered", "failed", "retired"]  # retired: a later message says what it should have said
+
+
+class StoreInUse(WbcError):
+    """Others work with the store."""
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A moment with its time zone: SQLite keeps none, so it is UTC on the way in and on the way out."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Refuse a time without a zone rather than guess it."""
+        if value is not None and value.tzinfo is None:
+            raise ValueError("a time without a time zone")
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """UTC, whatever the database has made of it."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Base(DeclarativeBase):
+    """All tables; constraints are named so that a migration can refer to them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {datetime: UtcDateTime, dict[str, Any]: JSON, bytes: LargeBinary, str: Text}  # noqa: RUF012
+
+
+def _one_of(column: str, values: Any) -> CheckConstraint:
+    listed = ", ".join(f"'{value}'" for value in get_args(values))
+    return CheckConstraint(f"{column} IN ({listed})", name=column)
+
+
+class Report(Base):
+    """The differential of one specimen. `version` goes up with every change and is the ETag of the report."""
+
+    __tablename__ = "reports"
+    __table_args__ = (
+        _one_of("status", Status),
+        Index(None, "status", "created_at"),
+        Index(None, "specimen_id"),
+        Index(None, "model_version"),
+    )
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    version: Mapped[int] = mapped_column(default=1)
+    status: Mapped[Status] = mapped_column(String(16), default="preliminary")
+    specimen_id: Mapped[str | None]
+    wbc_count: Mapped[float | None]
+    expected_images: Mapped[int | None]  # how many the client means to send; null where it has not said
+    rendered: Mapped[bool] = mapped_column(default=False)  # whether the model learned from drawn cells
+    withdrawn_at: Mapped[datetime | None]
+    images_deleted_at: Mapped[datetime | None]  # when the kept images ran out
+    model_name: Mapped[str]
+    model_version: Mapped[str]
+    confusion: Mapped[list[list[int]] | None] = mapped_column(
+        JSON(none_as_null=True)
+    )  # of the model that answered: a correction may come when another one serves
+    differential: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime]
+    changed_at: Mapped[datetime]
+
+    cells: Mapped[list["Cell"]] = relationship(order_by="Cell.position")
+    corrections: Mapped[list["Correction"]] = relationship(order_by="Correction.id")
+    signatures: Mapped[list["Signature"]] = relationship(order_by="Signature.id")
+    changes: Mapped[list["Change"]] = relationship(order_by="Change.id")
+    messages: Mapped[list["Message"]] = relationship(order_by="Message.id")
+
+
+class KeptImage(Base):
+    """The file of a cell as it was posted, apart from the cell, so that nobody who reads cells reads their files.
+
+    `key` is the name of the key that the file and the cell's fingerprint are encrypted with; null where they are not.
+    """
+
+    __tablename__ = "images"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["report_id", "position"], ["cells.report_id", "cells.position"], ondelete="CASCADE", name="fk_images_cell"
+        ),
+        Index(None, "key"),
+    )
+
+    report_id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True)
+    key: Mapped[str | None] = mapped_column(String(16))
+    data: Mapped[bytes]
+
+
+class Cell(Base):
+    """One posted image: what the model said, what it counts as now (`label`, null where it is not counted)."""
+
+    __tablename__ = "cells"
+
+    report_id: Mapped[str] = mapped_column(ForeignKey("reports.id"), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True)
+    sha256: Mapped[str] = mapped_column(String(64))
+    result: Mapped[dict[str, Any]]
+    label: Mapped[str | None]
+    twin: Mapped[int | None]  # the position of an earlier cell of the report that shows the same cell
+    fingerprint: Mapped[bytes | None] = mapped_column(deferred=True)  # by which a twin is known; kept with the image
+    # The name of the key that its image is encrypted with, empty where it is not; null where no image is kept.
+    image_key: Mapped[str | None] = column_property(
+        select(func.coalesce(KeptImage.key, ""))
+        .where(KeptImage.report_id == report_id, KeptImage.position == position)
+        .correlate_except(KeptImage)
+        .scalar_subquery()
+    )
+
+    @property
+    def has_image(self) -> bool:
+        """Whether its image is kept."""
+        return self.image_key is not None
+
+
+class Correction(Base):
+    """One change of one cell's label by a person; never changed or deleted. `version` is the report's after it.
+
+    `undoes` is the id of an earlier correction of the same cell that this one takes back.
+    """
+
+    __tablename__ = "corrections"
+    __table_args__ = (Index(None, "report_id"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    report_id: Mapped[str] = mapped_column(ForeignKey("reports.id"))
+    position: Mapped[int]
+    from_label: Mapped[str | None]
+    to_label: Mapped[str | None]
+    undoes: Mapped[int | None]
+    by: Mapped[str]
+    caller: Mapped[str]  # the name of the key that the request came with
+    at: Mapped[datetime]
+    version: Mapped[int]
+
+
+class Signature(Base):
+    """Who signed which version of a report and what it said then; never changed or deleted."""
+
+    __tablename__ = "signatures"
+    __table_args__ = (_one_of("status", Literal["final", "amended"]), Index(None, "report_id"))
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    report_id: Mapped[str] = mapped_column(ForeignKey("reports.id"))
+    status: Mapped[str] = mapped_column(String(16))
+    differential: Mapped[dict[str, Any]]
+    by: Mapped[str]
+    caller: Mapped[str]
+    at: Mapped[datetime]
+    version: Mapped[int]
+
+
+class Change(Base):
+    """One change of a report as a whole, with its reason: a field put right, a withdrawal; never changed or deleted."""
+
+    __tablename__ = "changes"
+    __table_args__ = (Index(None, "report_id"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    report_id: Mapped[str] = mapped_column(ForeignKey("reports.id"))
+    what: Mapped[str] = mapped_column(String(32))
+    from_value: Mapped[Any | None] = mapped_column(JSON(none_as_null=True))
+    to_value: Mapped[Any | None] = mapped_column(JSON(none_as_null=True))
+    reason: Mapped[str]
+    by: Mapped[str]
+    caller: Mapped[str]
+    at: Mapped[datetime]
+    version: Mapped[int]
+
+
+class Deed(Base):
+    """A call that wrote, in the transaction of what it wrote: the audit log's intention that it carries out, and its answer.
+
+    `key` is the caller's Idempotency-Key, `digest` the SHA-256 of what was asked; a repetition gets the answer kept here, whose
+    `body` is compressed. `record` is what the audit log says of the outcome. A status of 0 says that it was not done and never
+    will be.
+    """
+
+    __tablename__ = "deeds"
+    __table_args__ = (UniqueConstraint("caller", "key"), Index(None, "at"))
+
+    intention: Mapped[str] = mapped_column(String(32), primary_key=True)
+    caller: Mapped[str]
+    key: Mapped[str | None]
+    digest: Mapped[str] = mapped_column(String(64))
+    status: Mapped[int]
+    headers: Mapped[dict[str, Any]]
+    body: Mapped[bytes]
+    record: Mapped[dict[str, Any]]
+    at: Mapped[datetime]
+
+
+class Removal(Base):
+    """That a report was removed, by whom and why; it allows the database to delete what people did to it."""
+
+    __tablename__ = "removals"
+    __table_args__ = (Index(None, "report_id"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    report_id: Mapped[str] = mapped_column(String(32))
+    reason: Mapped[str]
+    by: Mapped[str]
+    at: Mapped[datetime]
+
+
+class BelievedTime(Base):
+    """The time that was believed last, and how long the service has run since the clock was found too far ahead of it; see
+    serving/upkeep/clock.py."""
+
+    __tablename__ = "clock"
+
+    name: Mapped[str] = mapped_column(String(16), primary_key=True)
+    at: Mapped[datetime]
+    waited_seconds: Mapped[float]
+
+
+class Message(Base):
+    """A message of the outbox, in the order of `id`; see serving/reports/outbox.py for what its columns mean to the sender."""
+
+    __tablename__ = "outbox"
+    __table_args__ = (
+        _one_of("state", Delivery),
+        Index(None, "state", "id"),
+        Index(None, "report_id"),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    report_id: Mapped[str] = mapped_column(ForeignKey("reports.id"))
+    control_id: Mapped[str] = mapped_column(String(20), unique=True)
+    text: Mapped[str]
+    state: Mapped[Delivery] = mapped_column(String(16), default="pending")
+    attempts: Mapped[int] = mapped_column(default=0)
+    unanswered: Mapped[int] = mapped_column(default=0)
+    not_before: Mapped[datetime]
+    created_at: Mapped[datetime]
+    finished_at: Mapped[datetime | None]
+    error: Mapped[str | None]
+
+
+class Store:
+    """An open database. Sessions come from `reading` and `writing`; both may be used from several threads at once."""
+
+    def __init__(self, engine: Engine, keys: ImageKeys = NO_KEYS) -> None:
+        self._engine = engine
+        self.image_keys = keys
+        self.is_file = engine.dialect.name == "sqlite"
+        self._mine = threading.local()  # the session of the thread that is within `writing`
+        self._writer = engine.execution_options(writing=True)
+        # A report is read with several SELECTs; on SQLite a transaction sees one state anyway.
+        postgres = engine.dialect.name == "postgresql"
+        self._reader = engine.execution_options(isolation_level="REPEATABLE READ") if postgres else engine
+
+    @classmethod
+    def open(cls, url: str, keys: ImageKeys = NO_KEYS) -> "Store":
+        """Connect and bring the tables up to date; processes that open an empty database at once wait for each other.
+
+        Raises WbcError, in one line without user, password or query of the URL, for an address that is not understood or not
+        reached and for a database that a newer version has written.
+        """
+        from serving.reports.migrations.upgrade import upgrade
+
+        parsed = _parsed(url)
+        engine = _engine(parsed)
+        store = cls(engine, keys)
+        try:
+            if parsed.get_backend_name() == "sqlite":
+                _use_wal(engine)
+            with store._writer.begin() as connection:
+                if parsed.get_backend_name() == "postgresql":
+                    connection.exec_driver_sql("SET LOCAL statement_timeout = 0")  # large tables take their time
+                upgrade(connection)
+        except (SQLAlchemyError, sqlite3.Error) as error:
+            engine.dispose()
+            raise WbcError(f"{describe(parsed)} cannot be used: {_reason(error, parsed)}") from None
+        except BaseException:
+            engine.dispose()
+            raise
+        return store
+
+    @classmethod
+    def from_environment(cls) -> "Store | None":
+        """The store that WBC_STORE_URL names; None where it is unset, and the service then keeps nothing."""
+        url = os.environ.get(STORE_URL, "").strip()
+        return cls.open(url, ImageKeys.from_environment()) if url else None
+
+    @property
+    def folder(self) -> Path | None:
+        """Where a SQLite file is; None for a database elsewhere."""
+        file = self._engine.url.database if self._engine.dialect.name == "sqlite" else None
+        return None if file is None else Path(file).resolve().parent
+
+    @property
+    def _info(self) -> dict[Any, Any]:
+        return {IMAGE_KEYS: self.image_keys}
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+    def close_for_good(self) -> None:
+        """Close, and leave nothing in a write-ahead log beside a SQLite file: the file can then be moved or copied."""
+        if self.file is not None:
+            raw = self._engine.raw_connection()
+            try:
+                raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            finally:
+                raw.close()
+        self.close()
+
+    @property
+    def file(self) -> Path | None:
+        """The SQLite file; None for PostgreSQL."""
+        return Path(str(self._engine.url.database)) if self._engine.dialect.name == "sqlite" else None
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Connection]:
+        """A connection that sees one state of the database, for copying it."""
+        with self._reader.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def filling(self) -> Iterator[Connection]:
+        """A connection in one write transaction, for copying into it."""
+        with self._writer.begin() as connection:
+            yield connection
+
+    def empty(self) -> None:
+        """Remove all tables, and make them anew: the database refuses to delete rows of what people did."""
+        from serving.reports.migrations.upgrade import upgrade
+
+        with self._writer.begin() as connection:
+            Base.metadata.drop_all(connection)
+            connection.exec_driver_sql("DROP TABLE IF EXISTS alembic_version")
+            if self.file is None:
+                for table in Base.metadata.tables:
+                    for guard in ("only_added", "only_removed"):
+                        connection.exec_driver_sql(f"DROP FUNCTION IF EXISTS {table}_{guard}()")
+            upgrade(connection)
+
+    @contextmanager
+    def held(self, alone: bool = False) -> Iterator[None]:
+        """Say that this process works with the store, as a service does while it runs; with `alone`, that no other one does.
+
+        Raises StoreInUse where the others stand in the way of that.
+        """
+        with _file_lock(self.file, alone) if self.file is not None else _advisory_lock(self._engine, alone) as taken:
+            if not taken and alone:
+                raise StoreInUse(f"a service is running (it works with {describe(self._engine.url)}): stop it first")
+            if not taken:
+                raise StoreInUse(
+                    f"{describe(self._engine.url)} is being restored, or a report removed: wait until that has ended"
+                )
+            yield
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """A session for looking only; sees one state of the database."""
+        with Session(self._reader, expire_on_commit=False, info=self._info) as session:
+            yield session
+
+    @contextmanager
+    def writing(self) -> Iterator[Session]:
+        """A session in one transaction: committed at the end of the block, undone when the block raises.
+
+        A block within a block of the same thread belongs to the outer one's transaction; `reading` does not see it.
+        """
+        outer: Session | None = getattr(self._mine, "session", None)
+        if outer is not None:
+            yield outer
+            outer.flush()
+            return
+        with Session(self._writer, expire_on_commit=False, info=self._info) as session, session.begin():
+            self._mine.session = session
+            try:
+                yield session
+            finally:
+                self._mine.session = None
+
+
+def sqlite_url(path: Path) -> str:
+    """The URL of a SQLite file."""
+    return URL.create("sqlite", database=str(path)).render_as_string()
+
+
+@contextmanager
+def _file_lock(file: Path, alone: bool) -> Iterator[bool]:
+    """Beside the file: whoever opens and closes that one again takes away SQLite's own locks, and a restore replaces it."""
+    lock = file.with_name(f"{file.name}.lock")
+    try:
+        opened = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise WbcError(f"{lock} cannot be written: {error.strerror}") from None
+    try:
+        fcntl.flock(opened, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        taken = True
+    except BlockingIOError:
+        taken = False
+    try:
+        yield taken
+    finally:
+        os.close(opened)
+
+
+@contextmanager
+def _advisory_lock(engine: Engine, alone: bool) -> Iterator[bool]:
+    """A lock of a PostgreSQL connection, which lasts as long as that does."""
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        take = "pg_try_advisory_lock" if alone else "pg_try_advisory_lock_shared"
+        taken = connection.scalar(select(getattr(func, take)(HELD)))
+        try:
+            yield bool(taken)
+        finally:
+            connection.invalidate()  # ends the connection, and with it the lock
+
+
+def describe(url: URL) -> str:
+    """A database in words that may be printed: never user, password or query."""
+    if url.get_backend_name() == "sqlite":
+        return f"the store {url.database}"
+    return f"the store {url.database or ''!r} on PostgreSQL at {url.host or 'the local socket'}"
+
+
+def _parsed(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise WbcError(
+            f"{STORE_URL} is not a database URL: give sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME"
+        ) from None
+    backend = parsed.drivername.partition("+")[0]
+    if backend not in DRIVERS:
+        raise WbcError(f"{STORE_URL} names a {backend!r} database: use sqlite or postgresql")
+    if "@" in (parsed.host or ""):
+        raise WbcError(f"{STORE_URL}: an @ in the password must be written as %40")
+    if backend == "sqlite" and parsed.database in (None, "", ":memory:"):
+        raise WbcError(f"{STORE_URL} names no file: a store in memory would be lost; give sqlite:///FILE")
+    return parsed.set(drivername=DRIVERS[backend])
+
+
+def reason_of(error: Exception) -> str:
+    """Why the database refused, in one line, without statement and values."""
+    return " ".join(str(getattr(error, "orig", None) or error).split())
+
+
+def _reason(error: Exception, url: URL) -> str:
+    text = reason_of(error)
+    for secret in (url.password, *map(str, url.query.values())):
+        text = text.replace(str(secret), "...") if secret else text
+    return text
+
+
+def _engine(url: URL) -> Engine:
+    # hide_parameters: an error's traceback goes to the log, and the parameters hold specimen ids.
+    if url.get_backend_name() != "sqlite":
+        engine = create_engine(
+            url, hide_parameters=True, pool_pre_ping=True, pool_timeout=READ_SECONDS, connect_args=_POSTGRES_LIMITS
+        )
+        event.listen(engine, "handle_error", _without_values)
+        event.listen(engine, "begin", _begin_postgres)
+        return engine
+    _private_file(Path(str(url.database)))
+    engine = create_engine(url, hide_parameters=True, pool_timeout=READ_SECONDS, connect_args={"timeout": READ_SECONDS})
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _without_values(context: ExceptionContext) -> None:
+    """PostgreSQL quotes the offending row in the lines after the first."""
+    for error in (context.original_exception, context.sqlalchemy_exception):
+        if error is not None and error.args:
+            error.args = (str(error.args[0]).partition("\n")[0],)
+
+
+def _private_file(path: Path) -> None:
+    """Make the file so that only its owner may read it; SQLite gives the files beside it the same mode."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    except OSError as error:
+        raise WbcError(f"the store {path} cannot be written: {error.strerror}") from None
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, record: object) -> None:
+    connection.isolation_level = None  # the driver must not begin transactions on its own: `_begin_sqlite` does
+    connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA secure_delete = ON")  # an image that was deleted is not left in free pages
+    connection.execute("PRAGMA synchronous = FULL")  # what was answered as kept outlives a power cut
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A transaction that reads first and writes later could not wait for another writer; so a writer says so at once.
+    writing = connection.get_execution_options().get("writing", False)
+    connection.exec_driver_sql(f"PRAGMA busy_timeout = {1000 * (BUSY_SECONDS if writing else READ_SECONDS)}")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+
+
+def _begin_postgres(connection: Connection) -> None:
+    # Nor a table that somebody has locked.
+    writing = connection.get_execution_options().get("writing", False)
+    connection.exec_driver_sql(f"SET LOCAL statement_timeout = {1000 * (BUSY_SECONDS if writing else READ_SECONDS)}")
+
+
+def _use_wal(engine: Engine) -> None:
+    """Switch the file to a write-ahead log. SQLite does not wait here when another process is switching, so this does."""
+    raw = engine.raw_connection()
+    deadline = time.monotonic() + BUSY_SECONDS
+    try:
+        while True:
+            try:
+                [mode] = raw.cursor().execute("PRAGMA journal_mode = WAL").fetchone()
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+                continue
+            if mode != "wal":
+                raise WbcError(f"{describe(engine.url)}: SQLite has no write-ahead log there; choose a folder on a local disk")
+            return
+    finally:
+        raw.close()

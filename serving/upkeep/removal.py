@@ -1,0 +1,117 @@
+"""Removing a report: nothing of it stays but the record that it was removed, by whom and why.
+
+The audit log names images by their digests and reports by their ids, never a specimen: its chain stays as it is.
+"""
+
+import asyncio
+import json
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from serving.contract.names import NAME, trimmed
+from serving.contract.problems import MEDIA_TYPE, Problem
+from serving.http.deeds import complete
+from serving.reports.review import no_report
+from serving.reports.store import Base, Deed, Removal, Report, Store
+from serving.security.audit import AuditLog, InUse, outcome
+from wbc_model.core.errors import WbcError
+
+GONE: Final = 410
+OPERATOR: Final = "operator"  # who acts on the command line
+AT_A_TIME: Final = 100  # answers that are looked through
+
+
+def reports_of(store: Store, specimen_id: str) -> list[str]:
+    """The ids of all reports of a specimen number, the oldest first."""
+    with store.reading() as session:
+        query = select(Report.id).where(Report.specimen_id == specimen_id).order_by(Report.created_at, Report.id)
+        return list(session.scalars(query))
+
+
+def remove(store: Store, report_id: str, by: str, reason: str) -> Removal:
+    """Remove a report with its cells, images, signatures and messages, in one transaction; returns the record of it.
+
+    Answers that were kept for a repetition of a call and that speak of the report become 410. Raises Problem 404.
+    """
+    with store.writing() as session:
+        report = session.get(Report, report_id, with_for_update=True)
+        if report is None:
+            raise no_report()
+        session.expunge(report)
+        if store.file is not None:
+            session.connection().exec_driver_sql("PRAGMA secure_delete = ON")  # what is deleted is overwritten with zeros
+        removal = Removal(report_id=report_id, reason=reason, by=by, at=datetime.now(UTC))
+        session.add(removal)
+        session.flush()  # the database deletes what people did only after this
+        for table in reversed(Base.metadata.sorted_tables):
+            if table.name != Removal.__tablename__ and "report_id" in table.columns:
+                session.execute(delete(table).where(table.c.report_id == report_id))
+        session.execute(delete(Report).where(Report.id == report_id))
+        _forget_answers(session, report_id)
+    return removal
+
+
+def remove_here(store: Store, log: Path, reports: Sequence[str], by: str, reason: str) -> list[Removal]:
+    """Remove reports while no service runs, each with its lines in the audit log: the intention first, then the deed, then the
+    outcome with who and why.
+
+    Raises WbcError where the log or the store is in use, where a name or reason is none, and where there is no such report.
+    """
+    for what, given in (("--by", by), ("--reason", reason)):
+        if not re.search(NAME, given):
+            raise WbcError(f"{what}: give a line with something to see in it")
+    try:
+        audit = AuditLog(log)
+    except InUse:
+        raise WbcError(f"a service is running (it writes to {log}): stop it, or ask it: DELETE /v1/reports/ID") from None
+    try:
+        with store.held(alone=True):
+            complete(audit, store)
+            return [asyncio.run(_audited(store, audit, report, trimmed(by), trimmed(reason))) for report in reports]
+    except Problem as problem:
+        raise WbcError(problem.document["detail"]) from None
+    finally:
+        audit.close()
+        store.close_for_good()  # nothing of it stays in SQLite's write-ahead log either
+
+
+async def _audited(store: Store, audit: AuditLog, report: str, by: str, reason: str) -> Removal:
+    call = f"DELETE /v1/reports/{report}"
+    intention = await audit.intend(OPERATOR, call)
+    record = outcome(OPERATOR, call, None, (), None, None)
+    try:
+        with store.writing() as session:
+            removal = remove(store, report, by, reason)
+            done = {**outcome(OPERATOR, call, 200, (), None, None), "by": by, "reason": reason}
+            session.add(_deed(intention, done))
+        record = done
+    finally:
+        await audit.conclude(intention, record)
+    return removal
+
+
+def _deed(intention: str, record: dict[str, Any]) -> Deed:
+    now = datetime.now(UTC)
+    return Deed(intention=intention, caller=OPERATOR, digest="", status=200, headers={}, body=b"", record=record, at=now)
+
+
+def _forget_answers(session: Session, report_id: str) -> None:
+    gone = Problem(GONE, "removed", "Removed", "The report that this call made or changed was removed since.")
+    for deed in _deeds(session):
+        if report_id in deed.record["call"] or (deed.body and report_id.encode() in zlib.decompress(deed.body)):
+            deed.status, deed.headers = GONE, {"content-type": MEDIA_TYPE}
+            deed.body = zlib.compress(json.dumps(gone.document).encode(), 1) if deed.key else b""
+    session.flush()
+
+
+def _deeds(session: Session) -> Iterator[Deed]:
+    names = list(session.scalars(select(Deed.intention).where(Deed.key.is_not(None))))
+    for start in range(0, len(names), AT_A_TIME):
+        yield from session.scalars(select(Deed).where(Deed.intention.in_(names[start : start + AT_A_TIME])))
