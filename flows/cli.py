@@ -832,7 +832,7 @@ def reports_list_command(
     json_: Json = False,
 ) -> None:
     """Reports, the newest first: by status, specimen, or the model that counted them."""
-    from serving.contract.report_schemas import summary
+    from serving.reports.answers import summary
     from serving.reports.listing import Filter, all_listed
 
     ever = True if model is not None and signed is None and status is None else signed

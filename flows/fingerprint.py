@@ -14,8 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Final
 
-from wbc_model.core.files import write_atomic
-from wbc_model.core.model_card import file_sha256
+from wbc_model.core.files import file_sha256, write_atomic
 from wbc_model.params import read_params
 
 ROOMS: Final = ("wbc_model", "flows", "serving")

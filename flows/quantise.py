@@ -7,7 +7,8 @@
 NNCF calibrates on validation cells. The int8 graph joins the model directory only where, on the test cells, its accuracy is
 within 0.2 points of the float32 graph's and every class's recall within 0.5; the command also asks that on this processor it
 is at least 1.3 times as fast as what would be served without it. The gate looks at what the service answers: what the int8
-graph is unsure of it computes again in float32 (serving/inference/classify.py), and that counts in the time too. See docs/decisions/024.
+graph is unsure of it computes again in float32 (serving/inference/classify.py), and that counts in the time too. See
+docs/decisions/024.
 """
 
 import argparse
@@ -34,9 +35,9 @@ from serving.inference.engine import OpenVinoEngine, silent_openvino, thread_cou
 from wbc_model.cells.manifest import read_manifest, root_of
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
-from wbc_model.core.files import replace_directory
+from wbc_model.core.files import file_sha256, replace_directory
 from wbc_model.core.images import View
-from wbc_model.core.model_card import INT8, ONNX, file_sha256, read_card
+from wbc_model.core.model_card import INT8, ONNX, read_card
 from wbc_model.evaluation.evaluate import labelled_looks
 from wbc_model.network.model_directory import write_card
 

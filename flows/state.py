@@ -20,8 +20,7 @@ from flows.guard import alive, began
 from flows.sites import site_of
 from wbc_model.cells.pools import POOLS, Pools, read_table, to_csv
 from wbc_model.core.errors import WbcError
-from wbc_model.core.files import locked, write_atomic
-from wbc_model.core.model_card import file_sha256
+from wbc_model.core.files import file_sha256, locked, write_atomic
 
 _ORPHAN_SECONDS: Final = 60  # for the children of a killed flow to end by themselves
 TURNSTILE: Final = ".wbc/incoming.lock"  # between the look whether somebody works on the pools, and the change of them

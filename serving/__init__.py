@@ -1,5 +1,4 @@
-"""The HTTP service: cell images in, classifications with what a person must look at out.
-
-Runs without PyTorch where the engine is OpenVINO, and imports of `wbc_model` only its pure parts (`classes`, `errors`,
-`images`, `card`): that much is copied into the Bento.
+"""The HTTP service, cell images in and classifications with what a person must look at out; beside its packages lie its start and
+the service itself. It imports of `wbc_model` only `core`, which is copied into the Bento, and runs without PyTorch where the
+engine is OpenVINO.
 """

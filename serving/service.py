@@ -1,4 +1,4 @@
-"""The BentoML service: one worker process that holds one model and serves the routes of `serving.http.routes`.
+"""The BentoML service: one worker process that holds one model and serves the routes of `serving.http`.
 
 See docs/decisions/005 for why the routes are an application of our own inside BentoML's.
 """
@@ -23,10 +23,10 @@ from serving.contract.problems import MEDIA_TYPE, of_status
 from serving.contract.schemas import ModelName
 from serving.contract.site import site_from_environment
 from serving.http import connections
-from serving.http.deeds import complete
+from serving.http.app import create_app
+from serving.http.layer import Around
 from serving.http.limits import Limits
-from serving.http.report_routes import Kept
-from serving.http.routes import Around, Running, create_app
+from serving.http.running import Kept, Running
 from serving.inference.champion import ChampionWatch
 from serving.reports.kept_images import check_image_key
 from serving.reports.signing import say_rendered
@@ -35,6 +35,7 @@ from serving.security.audit import AuditLog
 from serving.security.hosts import Hosts
 from serving.security.keys import ApiKeys
 from serving.settings import MODEL_DIR, resolve_paths
+from serving.upkeep.deeds import complete
 from wbc_model.core.errors import WbcError
 from wbc_model.core.model_card import read_card
 
@@ -55,7 +56,7 @@ def model_directory() -> Path:
 
 # The default host is loopback, so that a plain `bentoml serve` is no more open than `wbc serve`. BentoML would cut a request off
 # after 60 seconds with an answer of its own; Limits.answer_seconds does, with ours. BentoML's access log writes paths as they
-# come, line ends and all, and fails on a Content-Type that is not UTF-8; serving.http.routes logs requests.
+# come, line ends and all, and fails on a Content-Type that is not UTF-8; serving.http.layer logs requests.
 @bentoml.service(
     name="wbc",
     workers=1,

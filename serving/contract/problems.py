@@ -1,24 +1,14 @@
 """Errors as RFC 9457 `application/problem+json`."""
 
 import json
-import logging
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any, Final, cast
+from typing import Any, Final
 
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Match
-
-from serving.reports.store import reason_of
 
 MEDIA_TYPE: Final = "application/problem+json"
 PREFIX: Final = "urn:wbc:problem:"
-
-
-_LOG: Final = logging.getLogger("bentoml.wbc")
 
 
 def described(description: str, *schemas: str) -> dict[str, Any]:
@@ -76,45 +66,3 @@ def of_status(status: int, method: str, path: str) -> dict[str, Any]:
     """The document of an error that says no more than its status."""
     phrase = HTTPStatus(status).phrase
     return {"type": "about:blank", "title": phrase, "status": status, "detail": f"{method} {path}: {phrase.lower()}"}
-
-
-async def answer_problem(request: Request, problem: Exception) -> Response:
-    """Exception handler for Problem."""
-    return cast(Problem, problem).response()
-
-
-async def answer_http(request: Request, error: Exception) -> Response:
-    """Exception handler for the framework's own errors: 404, 405."""
-    error = cast(HTTPException, error)
-    document = of_status(error.status_code, request.method, request.scope["path"])
-    # A path may have several routes, and the framework names the methods of the first only.
-    headers = {"Allow": ", ".join(_methods(request))} if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED else error.headers
-    return Response(json.dumps(document), error.status_code, headers, MEDIA_TYPE)
-
-
-def _methods(request: Request) -> list[str]:
-    def taken(method: str) -> bool:
-        scope = {**request.scope, "method": method}
-        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
-
-    return [method for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE") if taken(method)]
-
-
-async def answer_parameter(request: Request, error: Exception) -> Response:
-    """Exception handler for a parameter in path, query or header that is not what the call takes."""
-    first = cast(RequestValidationError, error).errors()[0]
-    name = str(first["loc"][-1])
-    detail = f"The parameter {name!r} is not accepted: {first['msg']}."
-    return Problem(422, "bad-parameter", "Parameter not accepted", detail, parameter=name).response()
-
-
-async def answer_store(request: Request, error: Exception) -> Response:
-    """Exception handler for a store that cannot be reached, is full, or is busy for too long; the log gets the reason."""
-    _LOG.error("the store: %s", reason_of(error))
-    detail = "The store of reports cannot be reached; nothing was changed. Try again."
-    return Problem(503, "store-unavailable", "Store unavailable", detail, {"Retry-After": "5"}).response()
-
-
-async def answer_defect(request: Request, error: Exception) -> Response:
-    """Exception handler for everything else: says nothing of the inside; the traceback goes to the log."""
-    return Problem(500, "internal", "Internal error", "The service failed on this request; its log has the reason.").response()

@@ -18,7 +18,7 @@ from wbc_model.core.errors import WbcError
 from wbc_model.core.written import read_yaml
 
 SITE_FILE: Final = "WBC_SITE_FILE"
-DEFAULT: Final = Path(__file__).resolve().parent / "sites" / "default.yaml"
+DEFAULT: Final = Path(__file__).resolve().parent.parent / "sites" / "default.yaml"
 Kind = Literal["percent", "absolute"]
 KINDS: Final[tuple[Kind, ...]] = ("percent", "absolute")
 HIGHEST_REFERENCE: Final = 100.0  # 10*3/uL: no laboratory's range reaches it; one in cells/uL would

@@ -1,0 +1,1 @@
+"""A differential in the forms that others read: FHIR, HL7 and PDF. It imports `contract`."""

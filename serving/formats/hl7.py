@@ -24,12 +24,11 @@ from serving.contract.differential import (
     how_reviewed,
     plain,
 )
-from serving.contract.schemas import ModelName
+from serving.contract.schemas import ModelName, ReportStatus
 from serving.contract.site import Site
-from serving.reports.store import Status
 
 START, END = b"\x0b", b"\x1c\r"
-Sent = Status | Literal["withdrawn"]
+Sent = ReportStatus | Literal["withdrawn"]
 RESULT_STATUS: Final[dict[Sent, str]] = {"preliminary": "P", "final": "F", "amended": "C", "withdrawn": "C"}  # table 0123
 OBSERVATION_STATUS: Final = RESULT_STATUS | {"withdrawn": "W"}  # table 0085: post original as wrong
 NO_RESULT: Final = "X"  # table 0085: results cannot be obtained for this observation

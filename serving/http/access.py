@@ -3,7 +3,7 @@
 A route says what it needs with `dependencies=CLASSIFY` (or REVIEW, ADMIN, ANY_KEY), once.
 """
 
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import Annotated, Final
 
 from fastapi import Security
 from fastapi.params import Depends
@@ -11,10 +11,8 @@ from fastapi.security import APIKeyHeader, SecurityScopes
 from starlette.requests import Request
 
 from serving.contract.problems import Problem
+from serving.http.running import Running
 from serving.security.keys import HEADER, LOCAL
-
-if TYPE_CHECKING:
-    from serving.http.routes import Running
 
 
 async def authorise(

@@ -6,31 +6,27 @@ service is killed, or a disk is full, at any moment between is said in docs/deci
 
 import asyncio
 import hashlib
-import logging
 import re
-import time
 import uuid
 import zlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple
 
-from sqlalchemy import delete, select
-from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, SQLAlchemyError
+from sqlalchemy import select
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
 from serving.contract.problems import Problem
 from serving.contract.schemas import ModelName
-from serving.reports.store import Deed, Store
-from serving.security.audit import AuditLog, outcome
-from serving.upkeep.clock import Clock
-
-if TYPE_CHECKING:
-    from serving.http.report_routes import Kept
-    from serving.http.routes import Running
+from serving.http.running import Kept, Running
+from serving.reports.store import Store
+from serving.reports.tables import Deed
+from serving.security.audit import outcome
+from serving.upkeep.deeds import _LOG, forget_old, settle
 
 HEADER: Final = "Idempotency-Key"
 REPLAYED: Final = "Idempotency-Replayed"
@@ -43,11 +39,6 @@ PARAMETER: Final[dict[str, Any]] = {
     "once more, with `Idempotency-Replayed: true`.",
     "schema": {"type": "string", "pattern": f"^{KEY}$"},
 }
-KEPT_DAYS: Final = 7  # how long the answer to a key is kept
-CLEAN_SECONDS: Final = 3600.0
-NOT_DONE: Final = 0  # the status of a deed that was not done and never will be
-
-_LOG = logging.getLogger("bentoml.wbc")
 
 
 class Done(NamedTuple):
@@ -135,7 +126,7 @@ async def carry_out(request: Request, work: Work, *asked: str | bytes) -> Respon
 class Begun:
     """A call that writes. `known` is the answer of the first time, where this is a repetition."""
 
-    def __init__(self, request: Request, kept: "Kept | None", key: str | None, digest: str) -> None:
+    def __init__(self, request: Request, kept: Kept | None, key: str | None, digest: str) -> None:
         self.caller: str = request.state.caller
         self.known: Response | None = None
         self._request = request
@@ -155,7 +146,7 @@ class Begun:
             return done.answer
         return await asyncio.shield(asyncio.ensure_future(self._carry_out(self._kept, work)))
 
-    async def _carry_out(self, kept: "Kept", work: Work) -> Response:
+    async def _carry_out(self, kept: Kept, work: Work) -> Response:
         running: Running = self._request.app.state.running
         audit, state = running.audit, self._request.state
         intention = uuid.uuid4().hex
@@ -231,69 +222,3 @@ def _was_done(store: Store, intention: str) -> bool:
     except SQLAlchemyError as error:
         _LOG.error("the outcome of intention %s is unknown: %s", intention, type(error).__name__)
         raise OutcomeUnknown from None
-
-
-def settle(store: Store, intention: str) -> Mapping[str, Any] | None:
-    """What the audit log says of a deed that was done; None where it was not, and from now on never will be.
-
-    A row of its own takes the intention's place: a transaction that was on its way when its process died can then not be
-    committed any more, and one that is being committed is waited for. In a file nothing is on its way, and a look is enough where
-    the row finds no room.
-    """
-    void = Deed(
-        intention=intention,
-        caller="",
-        key=None,
-        digest="",
-        status=NOT_DONE,
-        headers={},
-        body=b"",
-        record={},
-        at=datetime.now(UTC),
-    )
-    try:
-        with store.writing() as session:
-            session.add(void)
-            session.flush()
-    except (IntegrityError, OperationalError) as error:
-        if isinstance(error, OperationalError) and not store.is_file:
-            raise
-        with store.reading() as session:
-            deed = session.get(Deed, intention)
-        return deed.record if deed is not None and deed.status != NOT_DONE else None
-    return None
-
-
-def complete(audit: AuditLog | None, store: Store | None) -> None:
-    """At the start: give each intention that has no outcome the one that the store knows of. Raises SQLAlchemyError."""
-    if audit is None or not audit.intentions:
-        return
-    if store is None:
-        _LOG.warning("%s: %d intentions have no outcome, and no store can tell it", audit.path, len(audit.intentions))
-        return
-    for intention in list(audit.intentions):
-        record = settle(store, intention)
-        audit.complete(intention, record)
-        _LOG.warning("the intention %s of before was %s", intention, "not carried out" if record is None else "carried out")
-
-
-class Cleaned:
-    """When deeds were last forgotten."""
-
-    def __init__(self) -> None:
-        self.next = 0.0
-
-
-def forget_old(store: Store, audit: AuditLog | None, cleaned: Cleaned, clock: Clock) -> None:
-    """Once an hour: forget the answers of KEPT_DAYS ago, but of no intention that still has no outcome."""
-    now = time.monotonic()
-    if now < cleaned.next:
-        return
-    cleaned.next = now + CLEAN_SECONDS
-    open_ones = [] if audit is None else list(audit.intentions)
-    try:
-        old = Deed.at < clock.now() - timedelta(days=KEPT_DAYS)
-        with store.writing() as session:
-            session.execute(delete(Deed).where(old, Deed.intention.not_in(open_ones)))
-    except DBAPIError as error:
-        _LOG.error("old answers could not be deleted: %s", type(error).__name__)

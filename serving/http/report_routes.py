@@ -9,9 +9,8 @@ import asyncio
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
 from functools import partial
-from typing import Annotated, Any, Final, Self, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 from fastapi import APIRouter, Header, Path, Query
 from pydantic import BaseModel, ValidationError
@@ -32,9 +31,6 @@ from serving.contract.report_schemas import (
     SignatureRequest,
     UndoRequest,
     WithdrawalRequest,
-    delta,
-    summary,
-    whole,
     withdrawal,
 )
 from serving.contract.schemas import ModelName
@@ -45,15 +41,14 @@ from serving.http.access import ADMIN, REVIEW
 from serving.http.deeds import PARAMETER, Done, carry_out
 from serving.http.heavy import heavy
 from serving.http.preview import png
+from serving.http.running import Kept
+from serving.reports.answers import delta, summary, whole
 from serving.reports.changes import Why, put_right, reinstate, withdraw
-from serving.reports.kept_images import check_image_key, images_of
+from serving.reports.kept_images import images_of
 from serving.reports.listing import Filter, Wanted, listed
-from serving.reports.outbox import Sender
 from serving.reports.review import Person, correct, find, no_report, sign, undo
-from serving.reports.store import Report, Store
-from serving.upkeep.clock import Clock
+from serving.reports.tables import Report
 from serving.upkeep.removal import remove
-from serving.upkeep.retention import Retention
 from wbc_model.core.errors import ImageRejected
 
 T = TypeVar("T", bound=BaseModel)
@@ -61,38 +56,6 @@ BODY_BYTES: Final = 16 * 1024
 IMAGE_SIDE: Final = 1024
 IF_MATCH: Final = r'^("[0-9]{1,9}"|[*])$'
 _ID: Final = re.compile(r"[0-9a-f]{32}")
-
-
-class Kept:
-    """What a service that keeps reports works with: the store, which it holds, the threads that send and that delete images.
-
-    Raises StoreInUse while somebody has the store alone.
-    """
-
-    def __init__(self, store: Store, site: Site) -> None:
-        self._held = ExitStack()
-        self._held.enter_context(store.held())
-        self.store = store
-        self.clock = Clock(store)
-        self.sender = Sender(store, site.hl7) if site.hl7 is not None else None
-        self.retention = Retention(store, site.keep_images, self.clock)
-
-    @classmethod
-    def from_environment(cls, site: Site) -> Self | None:
-        """With the store that WBC_STORE_URL names; None where it names none. Raises WbcError as `check_image_key`."""
-        store = Store.from_environment()
-        if store is None:
-            return None
-        check_image_key(store, site)
-        return cls(store, site)
-
-    def close(self) -> None:
-        """End the sender and the deletion of images, and close the store."""
-        self.retention.close()
-        if self.sender is not None:
-            self.sender.close()
-        self._held.close()
-        self.store.close()
 
 
 router = APIRouter(

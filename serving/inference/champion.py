@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from serving.changed import Signature, signature
 from serving.inference.classify import Classifier
 from wbc_model.core.errors import WbcError
+from wbc_model.core.files import Signature, signature
 from wbc_model.core.model_card import CARD, ONNX, WEIGHTS
 
 LOOK_SECONDS: Final = 1.0

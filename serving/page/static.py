@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
-FOLDER: Final = Path(__file__).parent / "page"
+FOLDER: Final = Path(__file__).parent
 INDEX: Final = "index.html"
 MEDIA_TYPES: Final = {
     ".html": "text/html; charset=utf-8",
@@ -43,8 +43,8 @@ FILES: Final = (
     "upload.js",
     "words.js",
 )
-# Every answer of the service has it (serving/http/routes.py). Scripts, styles and calls from here only, nothing inline, no text made into
-# code; `blob:` are the user's own files, shown without being sent back.
+# Every answer of the service has it (serving/http/layer.py). Scripts, styles and calls from here only, nothing inline, no text
+# made into code; `blob:` are the user's own files, shown without being sent back.
 CONTENT_SECURITY_POLICY: Final = "; ".join(
     [
         "default-src 'none'",

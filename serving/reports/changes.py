@@ -10,7 +10,8 @@ from serving.contract.site import Site
 from serving.reports.messages import announce_withdrawal
 from serving.reports.review import Person, change, count_again, locked
 from serving.reports.signing import refuse_withdrawn
-from serving.reports.store import Change, Report, Store
+from serving.reports.store import Store
+from serving.reports.tables import Change, Report
 
 WITHDRAWAL = "withdrawal"  # what was changed
 WITHDRAWN = "withdrawn"  # what it was changed to

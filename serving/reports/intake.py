@@ -19,7 +19,8 @@ from serving.reports.recount import another_model, model_of, recount
 from serving.reports.repeats import Placed, held, place
 from serving.reports.review import count_again, locked, look_for_images
 from serving.reports.signing import refuse_added_to
-from serving.reports.store import Cell, Report, Store
+from serving.reports.store import Store
+from serving.reports.tables import Cell, Report
 
 MOST_NAMED: Final = 100  # earlier reports of a specimen number
 

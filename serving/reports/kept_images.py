@@ -12,7 +12,8 @@ from sqlalchemy import ColumnElement, delete, exists, select, true, update
 from sqlalchemy.orm import Session
 
 from serving.contract.site import Site
-from serving.reports.store import IMAGE_KEYS, Cell, KeptImage, Report, Store
+from serving.reports.store import IMAGE_KEYS, Store
+from serving.reports.tables import Cell, KeptImage, Report
 from serving.security.image_key import IMAGE_KEY_FILE, MAKE, ImageKey, ImageKeys
 from wbc_model.core.errors import WbcError
 

@@ -6,13 +6,14 @@ from typing import Final, Literal, NamedTuple
 from sqlalchemy import ColumnElement, Select, func, select
 from sqlalchemy.orm import defer, selectinload
 
-from serving.contract.schemas import ModelName
+from serving.contract.schemas import ModelName, ReportStatus
 from serving.reports.review import no_report
-from serving.reports.store import Cell, Report, Signature, Status, Store
+from serving.reports.store import Store
+from serving.reports.tables import Cell, Report, Signature
 
 Wanted = Literal["open", "preliminary", "final", "amended", "withdrawn", "all"]
 AT_A_TIME: Final = 200
-_STATUSES: Final[dict[Wanted, tuple[Status, ...]]] = {
+_STATUSES: Final[dict[Wanted, tuple[ReportStatus, ...]]] = {
     "open": ("preliminary",),
     "preliminary": ("preliminary",),
     "final": ("final",),

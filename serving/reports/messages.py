@@ -15,7 +15,7 @@ from serving.contract.schemas import ModelName
 from serving.contract.site import Site
 from serving.formats.hl7 import Sent, Signed, about, oru_r01
 from serving.reports.outbox import lock_messages, retire
-from serving.reports.store import Message, Report
+from serving.reports.tables import Message, Report
 
 OTHER_SPECIMEN: Final = "the specimen number was wrong and has been corrected"
 

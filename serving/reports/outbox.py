@@ -8,14 +8,9 @@ when the receiver has acknowledged it. What happens to a message:
 - the receiver cannot be reached: tried again for ever, waiting 1, 2, 4 ... 60 seconds; the others wait behind it, in order.
 - it was sent but not acknowledged: the same, but after `retries` times the others go past it.
 
-A new signature or a withdrawal retires the report's messages before it, whether they wait or were refused (serving/reports/messages.py):
-nothing older is sent after it. While a signed report is being amended its message waits. The order within a report is that of the
-messages' numbers, not of a clock.
-
-A message is taken with a lease (`not_before`): a sender that is killed between sending and acknowledgement leaves it pending, and
-whoever sends next sends it again, with the same control id, by which the receiver knows it. What follows a message that may
-just be on its way waits until that lease has ended. A time that lies further ahead than any wait is that of a clock which was
-wrong, and is put right.
+A new signature or a withdrawal retires the report's messages before it, whether they wait or were refused
+(serving/reports/messages.py): nothing older is sent after it. While a signed report is being amended its message waits. The order
+within a report is that of the messages' numbers, not of a clock.
 """
 
 import logging
@@ -32,7 +27,8 @@ from sqlalchemy.orm import Session, aliased, object_session
 
 from serving.contract.site import Hl7Receiver
 from serving.formats.hl7 import Acknowledgement, BadAcknowledgement, frame, may_be_whole, parse_acknowledgement, unframe
-from serving.reports.store import Message, Report, Store
+from serving.reports.store import Store
+from serving.reports.tables import Message, Report
 
 FIRST_WAIT: Final = 1.0
 LONGEST_WAIT: Final = 60.0

@@ -18,7 +18,8 @@ from serving.reports.kept_images import images_of
 from serving.reports.repeats import place
 from serving.reports.review import Person, find
 from serving.reports.signing import refuse_added_to, standing
-from serving.reports.store import Cell, Report, Store
+from serving.reports.store import Store
+from serving.reports.tables import Cell, Report
 
 MODEL: Final = "model"
 AT_A_TIME: Final = 64  # images read from the store

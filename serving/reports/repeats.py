@@ -7,7 +7,7 @@ from serving.contract.differential import foreign_site
 from serving.contract.problems import PREFIX
 from serving.contract.schemas import NEAR_DUPLICATE, SITE_UNKNOWN, Classified, ImageProblem, Rejected, Result, Review
 from serving.inference.classify import Seen
-from serving.reports.store import Cell
+from serving.reports.tables import Cell
 from wbc_model.core.twins import twins_of
 
 

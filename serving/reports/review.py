@@ -15,11 +15,13 @@ from sqlalchemy.orm.attributes import set_committed_value
 
 from serving.contract.differential import Differential, count_differential
 from serving.contract.problems import Problem
+from serving.contract.schemas import ReportStatus
 from serving.contract.site import Site
 from serving.reports.messages import announce_signature
 from serving.reports.repeats import site_unknown
 from serving.reports.signing import blocked, cannot_sign, refuse_withdrawn, stand, standing, waiting
-from serving.reports.store import Cell, Correction, Report, Signature, Status, Store
+from serving.reports.store import Store
+from serving.reports.tables import Cell, Correction, Report, Signature
 
 WHOLE = (
     selectinload(Report.cells),
@@ -182,7 +184,7 @@ def sign(store: Store, report_id: str, person: Person, expected: int | None, sit
         report = locked(session, report_id, expected)
         if blocks := blocked(report, site):
             raise cannot_sign(blocks)
-        status: Status = "amended" if report.signatures else "final"
+        status: ReportStatus = "amended" if report.signatures else "final"
         now = datetime.now(UTC)
         report.version += 1
         report.status = status

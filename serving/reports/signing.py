@@ -8,7 +8,8 @@ from serving.contract.differential import RENDERED
 from serving.contract.problems import Problem
 from serving.contract.schemas import Block, ModelName, Why
 from serving.contract.site import Site
-from serving.reports.store import Cell, Correction, Report, Store
+from serving.reports.store import Store
+from serving.reports.tables import Cell, Correction, Report
 
 TITLES: dict[Why, str] = {
     "incomplete": "Incomplete",

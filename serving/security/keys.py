@@ -19,10 +19,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Literal, get_args
 
-from serving.changed import signature
 from serving.contract.problems import Problem
 from wbc_model.core.errors import WbcError
-from wbc_model.core.files import write_atomic
+from wbc_model.core.files import signature, write_atomic
 from wbc_model.core.written import read_written
 
 KEYS, KEYS_FILE, HEADER = "WBC_API_KEYS", "WBC_API_KEYS_FILE", "X-API-Key"

@@ -22,7 +22,8 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import Connection, func, insert, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from serving.reports.store import Base, BelievedTime, Deed, Report, Store, sqlite_url
+from serving.reports.store import Store, sqlite_url
+from serving.reports.tables import Base, BelievedTime, Deed, Report
 from serving.security.chain import Link, head_path, lines, read_head, read_record, rotated_files, verify
 from wbc_model import __version__
 from wbc_model.core.errors import WbcError

@@ -15,7 +15,8 @@ from typing import Final
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from serving.reports.store import BelievedTime, Deed, Report, Store
+from serving.reports.store import Store
+from serving.reports.tables import BelievedTime, Deed, Report
 
 AHEAD: Final = timedelta(days=1)  # that is believed at once
 WAIT: Final = timedelta(days=1)  # of running, after which what is further ahead is believed

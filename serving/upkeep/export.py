@@ -12,7 +12,8 @@ from sqlalchemy.orm import Session
 from serving.reports.kept_images import images_of
 from serving.reports.review import WHOLE
 from serving.reports.signing import standing
-from serving.reports.store import Report, Store
+from serving.reports.store import Store
+from serving.reports.tables import Report
 from wbc_model.core.errors import WbcError
 from wbc_model.core.files import building
 from wbc_model.core.structure import one_picture

@@ -17,10 +17,11 @@ from sqlalchemy.orm import Session
 
 from serving.contract.names import NAME, trimmed
 from serving.contract.problems import MEDIA_TYPE, Problem
-from serving.http.deeds import complete
 from serving.reports.review import no_report
-from serving.reports.store import Base, Deed, Removal, Report, Store
+from serving.reports.store import Store
+from serving.reports.tables import Base, Deed, Removal, Report
 from serving.security.audit import AuditLog, InUse, outcome
+from serving.upkeep.deeds import complete
 from wbc_model.core.errors import WbcError
 
 GONE: Final = 410

@@ -11,7 +11,7 @@ import pytest
 
 from flows.disk import collect, share
 from flows.workspace import init_workspace
-from wbc_model.core.model_card import file_sha256
+from wbc_model.core.files import file_sha256
 
 IDENTITY = {f"GIT_{who}_{what}": "t@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 PIPELINE = """\

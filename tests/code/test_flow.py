@@ -30,7 +30,8 @@ from flows.workspace import init_workspace, set_params
 from tests.pools import ingest
 from wbc_model.cells.pools import Pools
 from wbc_model.core.classes import CLASSES
-from wbc_model.core.model_card import file_sha256, read_card
+from wbc_model.core.files import file_sha256
+from wbc_model.core.model_card import read_card
 from wbc_model.network.model_directory import write_card
 from wbc_model.params import read_params
 from wbc_model.rendering.cells import write_cells

@@ -94,7 +94,7 @@ def test_its_reports_are_as_they_were(workspace: Path) -> None:
 def _reports(session: Any) -> Any:
     from sqlalchemy import select
 
-    from serving.reports.store import Report
+    from serving.reports.tables import Report
 
     return session.scalars(select(Report))
 

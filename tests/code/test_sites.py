@@ -7,7 +7,6 @@ import pytest
 
 from flows.sites import complete, parent_workspace
 from flows.workspace import init_workspace, set_params
-from tests.code.test_onboard import here, home, site_data, workspace  # noqa: F401 - fixtures
 from wbc_model.core.errors import WbcError
 from wbc_model.params import read_params
 

@@ -12,7 +12,8 @@ from scipy.stats import binomtest
 from flows import gate
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
-from wbc_model.core.model_card import Architecture, ModelCard, Normalisation, file_sha256, read_card
+from wbc_model.core.files import file_sha256
+from wbc_model.core.model_card import Architecture, ModelCard, Normalisation, read_card
 from wbc_model.network.model_directory import write_card
 from wbc_model.params import GateParams
 

@@ -17,10 +17,11 @@ from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
 
 from serving.contract.problems import Problem
-from serving.contract.report_schemas import whole
-from serving.http.report_routes import Kept
+from serving.http.running import Kept
+from serving.reports.answers import whole
 from serving.reports.review import correct, find, sign
-from serving.reports.store import Base, Deed, Report, Store, sqlite_url
+from serving.reports.store import Store, sqlite_url
+from serving.reports.tables import Base, Deed, Report
 from serving.security.audit import AuditLog, outcome
 from serving.security.chain import lines, read_record, verify
 from serving.security.keys import add_key, list_keys

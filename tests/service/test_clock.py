@@ -13,7 +13,8 @@ from sqlalchemy import update
 from test_kept_images import keeping, stored, taken
 
 from serving.reports.kept_images import delete_expired
-from serving.reports.store import Report, Store, sqlite_url
+from serving.reports.store import Store, sqlite_url
+from serving.reports.tables import Report
 from serving.upkeep.clock import AHEAD, Clock
 
 DAYS = 30

@@ -19,7 +19,8 @@ from test_deeds import small_disk
 from test_reports import assert_problem, posted
 
 from serving.reports import store as store_module
-from serving.reports.store import Report, Store, reason_of, sqlite_url
+from serving.reports.store import Store, reason_of, sqlite_url
+from serving.reports.tables import Report
 
 HALF = b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: "
 

@@ -27,15 +27,18 @@ from test_reports import DOCTOR, assert_problem, correct, posted, sign
 from serving.contract.site import Hl7Receiver
 from serving.http import deeds
 from serving.http import routes as api
+from serving.http.app import create_app
+from serving.http.layer import Around
 from serving.http.limits import Limits
-from serving.http.report_routes import Kept
-from serving.http.routes import Around, Running, create_app
+from serving.http.running import Kept, Running
 from serving.inference.classify import Classifier
 from serving.reports.outbox import backlog
-from serving.reports.store import Deed, Report, Store, sqlite_url
+from serving.reports.store import Store, sqlite_url
+from serving.reports.tables import Deed, Report
 from serving.security.audit import AuditLog
 from serving.security.chain import verify
 from serving.security.keys import ApiKeys, add_key
+from serving.upkeep import deeds as left
 from serving.upkeep.clock import Clock
 
 FILES = form(*[of_class("Neutrophil")] * 8, of_class("Monocyte"))
@@ -209,7 +212,7 @@ def test_old_answers_are_forgotten_but_not_those_without_an_outcome(service: Ser
     post(service.client, "older")
     with service.store.writing() as session:
         for deed in session.scalars(select(Deed)):
-            deed.at = datetime.now(UTC) - timedelta(days=deeds.KEPT_DAYS + 1)
+            deed.at = datetime.now(UTC) - timedelta(days=left.KEPT_DAYS + 1)
             if deed.key == "older":
                 service.audit.intentions[deed.intention] = {"caller": "local", "intends": "x"}
     service.running.cleaned.next = 0.0
@@ -220,7 +223,7 @@ def test_old_answers_are_forgotten_but_not_those_without_an_outcome(service: Ser
 
 def test_a_clock_that_jumps_ahead_forgets_no_answer(service: Service) -> None:
     first = post(service.client, "k")
-    service.kept.clock = Clock(service.store, wall=lambda: datetime.now(UTC) + timedelta(days=deeds.KEPT_DAYS + 2))
+    service.kept.clock = Clock(service.store, wall=lambda: datetime.now(UTC) + timedelta(days=left.KEPT_DAYS + 2))
     service.running.cleaned.next = 0.0
     post(service.client, "another")
     again = post(service.client, "k")
@@ -338,7 +341,7 @@ def test_killed_between_intention_and_outcome_the_next_start_completes_it(
     service.close()
     assert verify(service.path).open == 1
     service = Service(classifier, store_url, tmp_path)
-    deeds.complete(service.audit, service.store)
+    left.complete(service.audit, service.store)
     status = service.client.get(f"/v1/reports/{report}").json()["status"]
     intends, outcome, _ = service.lines()[2:]
     assert outcome["intention"] == intends["intention"]
@@ -384,7 +387,7 @@ def test_where_nobody_can_tell_the_answer_is_no_503(service: Service, monkeypatc
         else:
             assert_problem(sign(service.client, report, "*"), 500, "outcome-unknown")
     assert verify(service.path).open == (0 if service.store.is_file else 1)
-    deeds.complete(service.audit, service.store)
+    left.complete(service.audit, service.store)
     assert verify(service.path).open == 0
 
 

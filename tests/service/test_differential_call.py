@@ -21,8 +21,10 @@ from tiny_model import CONFUSION, write_model
 from serving.contract.differential import count_differential
 from serving.contract.schemas import DifferentialAnswer, FhirBundle
 from serving.contract.site import read_site
+from serving.http.app import create_app
+from serving.http.layer import Around
 from serving.http.limits import MAX_IMAGES, Limits
-from serving.http.routes import Around, Running, create_app
+from serving.http.running import Running
 from serving.inference.classify import Classifier
 from serving.security.keys import ApiKeys
 

@@ -12,8 +12,11 @@ from live import encode, of_class
 from PIL import Image
 from tiny_model import SIZE
 
+from serving.http.app import create_app
+from serving.http.layer import Around
 from serving.http.limits import Limits
-from serving.http.routes import MAX_EXPLAINED, Around, Running, create_app
+from serving.http.routes import MAX_EXPLAINED
+from serving.http.running import Running
 from serving.inference.classify import Classifier
 from serving.inference.engine import OpenVinoEngine
 from serving.inference.heat_map import SHOWN, heat, heat_map, occlusions

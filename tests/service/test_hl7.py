@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from specimens import CONFUSION, MODEL, SPECIMEN, counted, site
 
 from serving.contract.differential import SITE_UNKNOWN, Differential, count_differential
-from serving.contract.schemas import ModelName
+from serving.contract.schemas import ModelName, ReportStatus
 from serving.contract.site import Identifiers, Site
 from serving.formats.hl7 import (
     END,
@@ -24,7 +24,6 @@ from serving.formats.hl7 import (
     parse_acknowledgement,
     unframe,
 )
-from serving.reports.store import Status
 
 ANALYSED = datetime(2026, 11, 23, 9, 30, 1, tzinfo=UTC)
 SIGNED = datetime(2026, 11, 23, 11, 4, 59, tzinfo=timezone(timedelta(hours=1)))
@@ -130,7 +129,7 @@ def test_flags_are_those_of_table_0078(count: float, flag: str) -> None:
 
 
 @pytest.mark.parametrize(("status", "code"), [("preliminary", "P"), ("final", "F"), ("amended", "C")])
-def test_the_status_is_that_of_the_report(status: Status, code: str) -> None:
+def test_the_status_is_that_of_the_report(status: ReportStatus, code: str) -> None:
     text = message(status=status)
     assert {one[11] for one in segments(text, "OBX")} == {code}
     assert segments(text, "OBR")[0][25] == code

@@ -21,14 +21,16 @@ from tiny_model import COLOURS
 
 from serving.contract.site import KeepImages, Site
 from serving.contract.specimen import Specimen
+from serving.http.app import create_app
+from serving.http.layer import Around
 from serving.http.limits import Limits
-from serving.http.report_routes import Kept
-from serving.http.routes import Around, Running, create_app
+from serving.http.running import Kept, Running
 from serving.inference.classify import Classifier, Seen
 from serving.reports.intake import take_in
 from serving.reports.kept_images import check_image_key, delete_expired, fingerprints_of, images_of
 from serving.reports.review import find
-from serving.reports.store import Cell, KeptImage, Report, Store, sqlite_url
+from serving.reports.store import Store, sqlite_url
+from serving.reports.tables import Cell, KeptImage, Report
 from serving.security.image_key import NO_KEYS, ImageKeys
 from serving.security.keys import ApiKeys
 from tests.pictures import NOT_ONE_PICTURE

@@ -22,8 +22,10 @@ from typer.testing import CliRunner
 
 from flows.cli import app as command_line
 from serving.contract.problems import Problem
+from serving.http.app import create_app
+from serving.http.layer import Around
 from serving.http.limits import BUCKETS, Limits, RateLimit
-from serving.http.routes import Around, Running, create_app
+from serving.http.running import Running
 from serving.inference.classify import Classifier
 from serving.security import keys as keys_module
 from serving.security.keys import KEYRING_HEADER, SCOPES, ApiKeys, add_key, list_keys, revoke_key

@@ -10,8 +10,10 @@ from live import ROOT, clean_environment, fails_to_start, form, free_port, of_cl
 from tiny_model import write_model
 
 from serving import run
+from serving.http.app import create_app
+from serving.http.layer import Around
 from serving.http.limits import Limits
-from serving.http.routes import Around, Running, create_app
+from serving.http.running import Running
 from serving.inference.classify import Classifier
 from serving.security.keys import PAGE_KEY, ApiKeys, add_key
 from wbc_model.core.errors import WbcError

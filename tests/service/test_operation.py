@@ -11,7 +11,7 @@ PAGE = (ROOT / "docs/operation.md").read_text()
 
 
 def test_every_setting_is_documented() -> None:
-    read = {name for path in (ROOT / "serving").glob("*.py") for name in re.findall(r'"(WBC_[A-Z_]+)"', path.read_text())}
+    read = {name for path in (ROOT / "serving").rglob("*.py") for name in re.findall(r'"(WBC_[A-Z_]+)"', path.read_text())}
     assert read <= set(re.findall(r"^\| `(WBC_[A-Z_]+)` \|", PAGE, re.MULTILINE))
 
 

@@ -39,7 +39,8 @@ from serving.reports.outbox import (
 )
 from serving.reports.review import correct, sign
 from serving.reports.signing import say_rendered
-from serving.reports.store import Message, Store, sqlite_url
+from serving.reports.store import Store, sqlite_url
+from serving.reports.tables import Message
 
 LISTENER = Path(__file__).with_name("mllp_listener.py")
 

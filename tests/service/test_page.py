@@ -38,10 +38,9 @@ from playwright.sync_api import Browser, expect
 from test_keys_and_start import in_process
 
 from serving.contract.differential import Flag
-from serving.contract.schemas import REVIEW_REASONS, ImageProblem, Status
+from serving.contract.schemas import REVIEW_REASONS, Delivery, ImageProblem, Status
 from serving.http.limits import Limits
 from serving.page.static import CONTENT_SECURITY_POLICY, FILES, FOLDER, INDEX, MEDIA_TYPES
-from serving.reports.store import Delivery
 from wbc_model.core.classes import CLASSES
 
 SPECIMEN = "24-118-0417"

@@ -26,7 +26,8 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, Request, Route, expect
 from sqlalchemy import update
 
-from serving.reports.store import Report, Store, sqlite_url
+from serving.reports.store import Store, sqlite_url
+from serving.reports.tables import Report
 
 POST = "**/v1/differential"
 NO_SUBTLE = "Object.defineProperty(Object.getPrototypeOf(crypto), 'subtle', { value: undefined });"

@@ -14,9 +14,10 @@ from live import ROOT, clean_environment
 from specimens import CONFUSION, PERSON, SPECIMEN, reported, several, site
 
 from serving.contract.differential import SITE_UNKNOWN
-from serving.contract.report_schemas import ReportAnswer, whole
+from serving.contract.report_schemas import ReportAnswer
 from serving.contract.schemas import Result
 from serving.formats.pdf import FONTS, report_pdf
+from serving.reports.answers import whole
 from serving.reports.review import Person, correct, find, sign
 from serving.reports.store import Store, sqlite_url
 
@@ -100,8 +101,8 @@ def test_the_same_report_gives_the_same_bytes_in_another_process(kept: Store, tm
     (tmp_path / "report.json").write_text(report.model_dump_json())
     (tmp_path / "site.json").write_text(of.model_dump_json())
     code = (
-        "import sys, hashlib; from pathlib import Path; from serving.formats.pdf import report_pdf; from serving.contract.site import Site\n"
-        "from serving.contract.report_schemas import ReportAnswer\n"
+        "import sys, hashlib; from pathlib import Path; from serving.formats.pdf import report_pdf\n"
+        "from serving.contract.site import Site; from serving.contract.report_schemas import ReportAnswer\n"
         "report = ReportAnswer.model_validate_json(Path(sys.argv[1], 'report.json').read_text())\n"
         "site = Site.model_validate_json(Path(sys.argv[1], 'site.json').read_text())\n"
         "print(hashlib.sha256(report_pdf(report, site)).hexdigest())"

@@ -15,10 +15,10 @@ from test_more_cells import add, report_of
 from test_reports import assert_problem, classifier, client_of, correct, posted, sign  # noqa: F401 - one is a fixture
 from tiny_model import CONFUSION, write_model
 
-from serving.http.routes import Running
+from serving.http.running import Running
 from serving.inference.classify import Classifier
 from serving.reports import recount
-from serving.reports.store import KeptImage, Report
+from serving.reports.tables import KeptImage, Report
 from wbc_model.rendering.cells import render_cells
 
 Promote = Callable[[TestClient], Classifier]
@@ -129,7 +129,7 @@ def test_without_images_the_earlier_model_goes_on_with_its_reports(
     assert [one.model.version for one in running(forgetful)._earlier] == ["tiny-3", "tiny-2"]
     assert posted(forgetful)["model"]["version"] == "tiny-4"
     running(forgetful).kept.store.close()  # type: ignore[union-attr]
-    monkeypatch.setattr("serving.http.routes.models_of_open_reports", _cannot_be_read)
+    monkeypatch.setattr("serving.http.running.models_of_open_reports", _cannot_be_read)
     assert promote(forgetful).model.version == posted(forgetful)["model"]["version"] == "tiny-5"  # the store is no reason to wait
     assert [one.model.version for one in running(forgetful)._earlier] == ["tiny-4", "tiny-3", "tiny-2"]
 

@@ -21,7 +21,7 @@ import pytest
 from live import ROOT, Server, clean_environment, form, free_port, of_class, serve_command, started
 from test_api import assert_problem
 
-from serving.http.routes import CONTENT_SECURITY_POLICY
+from serving.page.static import CONTENT_SECURITY_POLICY
 from serving.reports.store import sqlite_url
 from serving.security.keys import add_key
 

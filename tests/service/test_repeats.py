@@ -15,8 +15,10 @@ from specimens import several, site
 from test_more_cells import add, report_of
 from test_reports import assert_problem, classifier, client, client_of, correct, posted  # noqa: F401 - two of them are fixtures
 
+from serving.http.app import create_app
+from serving.http.layer import Around
 from serving.http.limits import Limits
-from serving.http.routes import Around, Running, create_app
+from serving.http.running import Running
 from serving.inference.classify import Classifier, Seen
 from serving.reports.repeats import held, place, site_unknown
 from serving.security.keys import ApiKeys

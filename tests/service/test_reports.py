@@ -21,10 +21,12 @@ from specimens import SPECIMEN, site
 from test_outbox import Listener, eventually
 
 from serving.contract.site import Site
+from serving.http.app import create_app
+from serving.http.layer import Around
 from serving.http.limits import Limits
 from serving.http.metrics import endpoint
-from serving.http.report_routes import BODY_BYTES, Kept
-from serving.http.routes import Around, Running, create_app
+from serving.http.report_routes import BODY_BYTES
+from serving.http.running import Kept, Running
 from serving.inference.classify import Classifier
 from serving.reports.store import Store, sqlite_url
 from serving.security.audit import AuditLog

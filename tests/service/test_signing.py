@@ -10,13 +10,14 @@ from specimens import MODEL, PERSON, reported, several, site
 
 from serving.contract.differential import RENDERED, Differential, count_differential, how_reviewed
 from serving.contract.problems import Problem
-from serving.contract.report_schemas import whole
 from serving.contract.site import Site
 from serving.formats import fhir
 from serving.formats.hl7 import Signed, oru_r01
 from serving.formats.pdf import report_pdf
+from serving.reports.answers import whole
 from serving.reports.review import correct, find, sign
-from serving.reports.store import Report, Store, sqlite_url
+from serving.reports.store import Store, sqlite_url
+from serving.reports.tables import Report
 
 NOW = datetime(2026, 11, 23, 9, 30, 1, tzinfo=UTC)
 HALF_MARKED = several("Neutrophil", 100) + several("Lymphocyte", 17, review=True)

@@ -27,7 +27,8 @@ from serving.contract.specimen import Specimen
 from serving.reports.intake import take_in
 from serving.reports.kept_images import images_of
 from serving.reports.review import changed_cells, correct, find, sign, undo
-from serving.reports.store import Base, KeptImage, Message, Removal, Report, Store, sqlite_url
+from serving.reports.store import Store, sqlite_url
+from serving.reports.tables import Base, KeptImage, Message, Removal, Report
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
 

@@ -24,7 +24,8 @@ from serving.reports.changes import Why, put_right, reinstate, withdraw
 from serving.reports.review import correct as decided
 from serving.reports.review import find, undo
 from serving.reports.review import sign as signed
-from serving.reports.store import Change, Store
+from serving.reports.store import Store
+from serving.reports.tables import Change
 
 UNSURE = 12  # of `posted`: the cell that a person must look at
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from wbc_model.core.errors import WbcError
-from wbc_model.core.model_card import file_sha256
+from wbc_model.core.files import file_sha256
 
 SHARD_BYTES: Final = 256_000_000  # the most a shard may weigh
 GROUP_ROWS: Final = 256  # a random read costs one row group

@@ -1,6 +1,7 @@
 """Writing files so that a crash at any moment leaves either the old content or the new, never a half."""
 
 import fcntl
+import hashlib
 import os
 import shutil
 import tempfile
@@ -94,3 +95,21 @@ def locked(path: Path) -> Iterator[None]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+Signature = tuple[int, ...]
+
+
+def signature(path: Path) -> Signature:
+    """What tells a file from another that was put in its place or written over it; empty where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of a file, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

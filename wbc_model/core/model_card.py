@@ -8,7 +8,6 @@ README.md             the card for a clinician
 model-int8.xml, .bin  where it passed the gate of flows/quantise.py: the graph in int8, which answers first in its place
 """
 
-import hashlib
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from wbc_model.core.cell_filter import CellFilter
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
+from wbc_model.core.files import file_sha256
 from wbc_model.core.images import View
 from wbc_model.core.out_of_distribution import Doubt
 from wbc_model.core.probabilities import at_bound
@@ -79,12 +79,6 @@ class ModelCard(BaseModel):
         if not self.uncalibrated and at_bound(self.temperature):
             self.uncalibrated = "its temperature is a bound of those that were tried, so that nothing was fitted"
         return self
-
-
-def file_sha256(path: Path) -> str:
-    """Hex digest of a file, read in blocks."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_card(directory: Path, verify: bool = True) -> ModelCard:

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from wbc_model.core.files import building, write_atomic
-from wbc_model.core.model_card import CARD, ONNX, README, WEIGHTS, ModelCard, file_sha256, read_card
+from wbc_model.core.files import building, file_sha256, write_atomic
+from wbc_model.core.model_card import CARD, ONNX, README, WEIGHTS, ModelCard, read_card
 from wbc_model.network.resnet import AttentionResNet18
 
 

@@ -29,8 +29,8 @@ from wbc_model.cells.decoded import DecodedCells
 from wbc_model.cells.split import seeded_rank
 from wbc_model.cells.store import ImageStore
 from wbc_model.core.classes import CLASS_INDEX, CLASSES
-from wbc_model.core.files import append_durably, building, locked
-from wbc_model.core.model_card import CARD, WEIGHTS, Architecture, ModelCard, Normalisation, file_sha256
+from wbc_model.core.files import append_durably, building, file_sha256, locked
+from wbc_model.core.model_card import CARD, WEIGHTS, Architecture, ModelCard, Normalisation
 from wbc_model.core.probabilities import softmax
 from wbc_model.evaluation.metrics import classification_metrics
 from wbc_model.network.lossnet import ranking_accuracy

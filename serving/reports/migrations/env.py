@@ -2,8 +2,7 @@
 
 from alembic import context
 
-from serving.reports.store import Base
-
-context.configure(connection=context.config.attributes["connection"], target_metadata=Base.metadata)
+handed = context.config.attributes
+context.configure(connection=handed["connection"], target_metadata=handed.get("tables"))
 with context.begin_transaction():
     context.run_migrations()

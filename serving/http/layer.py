@@ -1,0 +1,174 @@
+"""The layer around the routes that every request passes."""
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.contract.problems import Problem, too_slow
+from serving.http.metrics import METHODS, call_of, endpoint
+from serving.http.running import Running
+from serving.page.static import CONTENT_SECURITY_POLICY
+from serving.security.audit import outcome
+from serving.security.refusals import REFUSED
+
+_LOG = logging.getLogger("bentoml.wbc")  # BentoML sets up the log of what is called `bentoml`
+
+DISCARD_SECONDS = 2.0
+SECURITY_HEADERS = {
+    b"content-security-policy": CONTENT_SECURITY_POLICY.encode(),
+    b"x-content-type-options": b"nosniff",
+    b"x-frame-options": b"DENY",
+    b"referrer-policy": b"no-referrer",
+    b"permissions-policy": b"camera=(), microphone=(), geolocation=()",
+    b"cross-origin-opener-policy": b"same-origin",
+    b"cross-origin-resource-policy": b"same-origin",
+    b"cache-control": b"no-store",
+}
+
+
+class Around:
+    """The ASGI layer around the routes: counts requests, sets headers, writes the audit log's line of each answer before it
+    leaves, and lets a client that is still sending hear a refusal.
+
+    It is no Starlette application, so that BentoML hands it every path that is not its own and 404 and 405 are ours.
+    """
+
+    def __init__(self, app: FastAPI) -> None:
+        self.app: ASGIApp = app
+        self.state = app.state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        # A mount leaves a root path behind that the routes must not see; the state is where they leave the caller's name.
+        state = {**scope.get("state", {}), "call": call_of(scope["method"], scope["path"])}
+        scope = {**scope, "root_path": "", "state": state}
+        running: Running = self.state.running
+        exchange = _Exchange(scope, receive, send, running)
+        try:
+            refusal = _AMBIGUOUS if _ambiguous(scope) else running.hosts.refusal(scope, keyless=not running.keys)
+            await exchange.within(running.limits.answer_seconds, self.app if refusal is None else refusal.response(), scope)
+        finally:
+            seconds = time.perf_counter() - exchange.started
+            running.metrics.request(scope["path"], exchange.status, seconds, running.version)
+            _log(scope, exchange, seconds)
+
+
+def _log(scope: Scope, exchange: "_Exchange", seconds: float) -> None:
+    """One line a request, of a few known words and the key's name: paths and headers are whatever a caller puts into them, line
+    ends and specimen ids included. Of refused calls of one address and minute the first, the tenth, the hundredth ..."""
+    times = exchange.refused
+    if times and times != 10 ** (len(str(times)) - 1):
+        return
+    method = scope["method"] if scope["method"] in METHODS else "other"
+    caller = scope["state"].get("caller", "-")
+    again = f", {times} refused calls of this address in this minute" if times > 1 else ""
+    _LOG.info("%s %s %d %.0f ms, caller %s%s", method, endpoint(scope["path"]), exchange.status, 1000 * seconds, caller, again)
+
+
+# RFC 9112, 6.1: a proxy may have read the other length, and taken for a second request what is the body of the first.
+_AMBIGUOUS = Problem(
+    400, "ambiguous-length", "Bad request", "Content-Length and Transfer-Encoding exclude each other.", {"Connection": "close"}
+)
+
+
+def _ambiguous(scope: Scope) -> bool:
+    return {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}
+
+
+class _Exchange:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, running: Running) -> None:
+        self.started = time.perf_counter()
+        self.status = 500
+        self.refused = 0  # how many calls of its address in this minute, with this one
+        self._running = running
+        self._state: dict[str, Any] = scope["state"]
+        self._address = (scope.get("client") or ("unknown",))[0]
+        self._receive = receive
+        self._send = send
+        self._start: Message = {}
+        self._body = b""
+        self._headers = dict(scope["headers"])
+        self._unread = b"transfer-encoding" in self._headers or self._headers.get(b"content-length", b"0") != b"0"
+        self._asked_first = b"expect" in self._headers
+        self._deadline: asyncio.Timeout | None = None
+
+    async def within(self, seconds: float, app: ASGIApp, scope: Scope) -> None:
+        """Let `app` answer, or answer 504 when it takes longer."""
+        deadline = self._deadline = asyncio.timeout(seconds)
+        try:
+            async with deadline:
+                await app(scope, self.receive, self.send)
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            self._state.pop("intention", None)  # what was begun may still be done: the next start completes the line
+            await too_slow(seconds).response()(scope, self.receive, self.send)
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._asked_first = False
+        self._unread = message["type"] == "http.request" and message.get("more_body", False)
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._start = message  # held back: the audit log gets the answer as a whole, and before it leaves
+            return
+        self._body += message.get("body", b"")
+        if message.get("more_body", False):
+            return
+        self.status = self._start["status"]
+        if self._deadline is not None and not self._deadline.expired():
+            self._deadline.reschedule(None)  # what leaves is the answer, however long it takes to reach the caller
+        try:
+            await self._record()
+        except Problem as problem:
+            withheld = problem.response()
+            self.status, self._body = problem.status, bytes(withheld.body)
+            self._start = {**self._start, "status": problem.status, "headers": withheld.raw_headers}
+        await self._answer()
+
+    async def _record(self) -> None:
+        """The line of an answer to a caller with a name; of others the refused ones are counted. Raises Problem 503."""
+        state, audit, body = self._state, self._running.audit, self._body
+        caller = state.get("caller")
+        if caller is None:
+            if self.status in REFUSED:
+                self.refused = self._running.refusals.count(self._address, self.status)
+            return
+        if audit is None:
+            return
+        line = (caller, state["call"], self.status, state.get("images", ()), state.get("model"), body)
+        if state.get("intention"):
+            await audit.conclude(state["intention"], outcome(*line))
+        else:
+            more = {"replay_of": state["replay_of"]} if "replay_of" in state else {}
+            await audit.record(*line, **more)
+
+    async def _answer(self) -> None:
+        # A client that waits for `100 Continue` has sent nothing yet and must not be told to begin.
+        if self._unread and not self._asked_first:
+            await self._discard()
+        # Without this uvicorn would go on swallowing what an endless sender sends.
+        ending = [(b"connection", b"close")] if self._unread else []
+        own = self._start.get("headers", [])
+        set_already = {name.lower() for name, _ in own}
+        secure = [(name, value) for name, value in SECURITY_HEADERS.items() if name not in set_already]
+        await self._send({**self._start, "headers": [*own, *secure, *ending]})
+        await self._send({"type": "http.response.body", "body": self._body})
+
+    async def _discard(self) -> None:
+        """Read on for a moment and keep nothing: closing on a sender resets the connection before it has read the answer."""
+        try:
+            async with asyncio.timeout(DISCARD_SECONDS):
+                while self._unread:
+                    await self.receive()
+        except TimeoutError:
+            return

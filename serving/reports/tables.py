@@ -1,0 +1,275 @@
+"""The tables of the store: reports, their cells, corrections, signatures, and the messages that wait for the hospital's system.
+
+They are as the newest migration makes them. Corrections, signatures and changes are only ever added; the database itself refuses
+to change one, and to delete one of a report whose removal was not written down first.
+"""
+
+from datetime import UTC, datetime
+from typing import Any, Literal, get_args
+
+from sqlalchemy import (
+    JSON,
+    CheckConstraint,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    LargeBinary,
+    MetaData,
+    String,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    func,
+    select,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, column_property, mapped_column, relationship
+
+from serving.contract.schemas import Delivery, ReportStatus
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A moment with its time zone: SQLite keeps none, so it is UTC on the way in and on the way out."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Refuse a time without a zone rather than guess it."""
+        if value is not None and value.tzinfo is None:
+            raise ValueError("a time without a time zone")
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """UTC, whatever the database has made of it."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Base(DeclarativeBase):
+    """All tables; constraints are named so that a migration can refer to them."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {datetime: UtcDateTime, dict[str, Any]: JSON, bytes: LargeBinary, str: Text}  # noqa: RUF012
+
+
+def _one_of(column: str, values: Any) -> CheckConstraint:
+    listed = ", ".join(f"'{value}'" for value in get_args(values))
+    return CheckConstraint(f"{column} IN ({listed})", name=column)
+
+
+class Report(Base):
+    """The differential of one specimen. `version` goes up with every change and is the ETag of the report."""
+
+    __tablename__ = "reports"
+    __table_args__ = (
+        _one_of("status", ReportStatus),
+        Index(None, "status", "created_at"),
+        Index(None, "specimen_id"),
+        Index(None, "model_version"),
+    )
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    version: Mapped[int] = mapped_column(default=1)
+    status: Mapped[ReportStatus] = mapped_column(String(16), default="preliminary")
+    specimen_id: Mapped[str | None]
+    wbc_count: Mapped[float | None]
+    expected_images: Mapped[int | None]  # how many the client means to send; null where it has not said
+    rendered: Mapped[bool] = mapped_column(default=False)  # whether the model learned from drawn cells
+    withdrawn_at: Mapped[datetime | None]
+    images_deleted_at: Mapped[datetime | None]  # when the kept images ran out
+    model_name: Mapped[str]
+    model_version: Mapped[str]
+    confusion: Mapped[list[list[int]] | None] = mapped_column(
+        JSON(none_as_null=True)
+    )  # of the model that answered: a correction may come when another one serves
+    differential: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime]
+    changed_at: Mapped[datetime]
+
+    cells: Mapped[list["Cell"]] = relationship(order_by="Cell.position")
+    corrections: Mapped[list["Correction"]] = relationship(order_by="Correction.id")
+    signatures: Mapped[list["Signature"]] = relationship(order_by="Signature.id")
+    changes: Mapped[list["Change"]] = relationship(order_by="Change.id")
+    messages: Mapped[list["Message"]] = relationship(order_by="Message.id")
+
+
+class KeptImage(Base):
+    """The file of a cell as it was posted, apart from the cell, so that nobody who reads cells reads their files.
+
+    `key` is the name of the key that the file and the cell's fingerprint are encrypted with; null where they are not.
+    """
+
+    __tablename__ = "images"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["report_id", "position"], ["cells.report_id", "cells.position"], ondelete="CASCADE", name="fk_images_cell"
+        ),
+        Index(None, "key"),
+    )
+
+    report_id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True)
+    key: Mapped[str | None] = mapped_column(String(16))
+    data: Mapped[bytes]
+
+
+class Cell(Base):
+    """One posted image: what the model said, what it counts as now (`label`, null where it is not counted)."""
+
+    __tablename__ = "cells"
+
+    report_id: Mapped[str] = mapped_column(ForeignKey("reports.id"), primary_key=True)
+    position: Mapped[int] = mapped_column(primary_key=True)
+    sha256: Mapped[str] = mapped_column(String(64))
+    result: Mapped[dict[str, Any]]
+    label: Mapped[str | None]
+    twin: Mapped[int | None]  # the position of an earlier cell of the report that shows the same cell
+    fingerprint: Mapped[bytes | None] = mapped_column(deferred=True)  # by which a twin is known; kept with the image
+    # The name of the key that its image is encrypted with, empty where it is not; null where no image is kept.
+    image_key: Mapped[str | None] = column_property(
+        select(func.coalesce(KeptImage.key, ""))
+        .where(KeptImage.report_id == report_id, KeptImage.position == position)
+        .correlate_except(KeptImage)
+        .scalar_subquery()
+    )
+
+    @property
+    def has_image(self) -> bool:
+        """Whether its image is kept."""
+        return self.image_key is not None
+
+
+class Correction(Base):
+    """One change of one cell's label by a person; never changed or deleted. `version` is the report's after it.
+
+    `undoes` is the id of an earlier correction of the same cell that this one takes back.
+    """
+
+    __tablename__ = "corrections"
+    __table_args__ = (Index(None, "report_id"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    report_id: Mapped[str] = mapped_column(ForeignKey("reports.id"))
+    position: Mapped[int]
+    from_label: Mapped[str | None]
+    to_label: Mapped[str | None]
+    undoes: Mapped[int | None]
+    by: Mapped[str]
+    caller: Mapped[str]  # the name of the key that the request came with
+    at: Mapped[datetime]
+    version: Mapped[int]
+
+
+class Signature(Base):
+    """Who signed which version of a report and what it said then; never changed or deleted."""
+
+    __tablename__ = "signatures"
+    __table_args__ = (_one_of("status", Literal["final", "amended"]), Index(None, "report_id"))
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    report_id: Mapped[str] = mapped_column(ForeignKey("reports.id"))
+    status: Mapped[str] = mapped_column(String(16))
+    differential: Mapped[dict[str, Any]]
+    by: Mapped[str]
+    caller: Mapped[str]
+    at: Mapped[datetime]
+    version: Mapped[int]
+
+
+class Change(Base):
+    """One change of a report as a whole, with its reason: a field put right, a withdrawal; never changed or deleted."""
+
+    __tablename__ = "changes"
+    __table_args__ = (Index(None, "report_id"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    report_id: Mapped[str] = mapped_column(ForeignKey("reports.id"))
+    what: Mapped[str] = mapped_column(String(32))
+    from_value: Mapped[Any | None] = mapped_column(JSON(none_as_null=True))
+    to_value: Mapped[Any | None] = mapped_column(JSON(none_as_null=True))
+    reason: Mapped[str]
+    by: Mapped[str]
+    caller: Mapped[str]
+    at: Mapped[datetime]
+    version: Mapped[int]
+
+
+class Deed(Base):
+    """A call that wrote, in the transaction of what it wrote: the audit log's intention that it carries out, and its answer.
+
+    `key` is the caller's Idempotency-Key, `digest` the SHA-256 of what was asked; a repetition gets the answer kept here, whose
+    `body` is compressed. `record` is what the audit log says of the outcome. A status of 0 says that it was not done and never
+    will be.
+    """
+
+    __tablename__ = "deeds"
+    __table_args__ = (UniqueConstraint("caller", "key"), Index(None, "at"))
+
+    intention: Mapped[str] = mapped_column(String(32), primary_key=True)
+    caller: Mapped[str]
+    key: Mapped[str | None]
+    digest: Mapped[str] = mapped_column(String(64))
+    status: Mapped[int]
+    headers: Mapped[dict[str, Any]]
+    body: Mapped[bytes]
+    record: Mapped[dict[str, Any]]
+    at: Mapped[datetime]
+
+
+class Removal(Base):
+    """That a report was removed, by whom and why; it allows the database to delete what people did to it."""
+
+    __tablename__ = "removals"
+    __table_args__ = (Index(None, "report_id"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    report_id: Mapped[str] = mapped_column(String(32))
+    reason: Mapped[str]
+    by: Mapped[str]
+    at: Mapped[datetime]
+
+
+class BelievedTime(Base):
+    """The time that was believed last, and how long the service has run since the clock was found too far ahead of it; see
+    serving/upkeep/clock.py."""
+
+    __tablename__ = "clock"
+
+    name: Mapped[str] = mapped_column(String(16), primary_key=True)
+    at: Mapped[datetime]
+    waited_seconds: Mapped[float]
+
+
+class Message(Base):
+    """A message of the outbox, in the order of `id`; see serving/reports/outbox.py for what its columns mean to the sender."""
+
+    __tablename__ = "outbox"
+    __table_args__ = (
+        _one_of("state", Delivery),
+        Index(None, "state", "id"),
+        Index(None, "report_id"),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    report_id: Mapped[str] = mapped_column(ForeignKey("reports.id"))
+    control_id: Mapped[str] = mapped_column(String(20), unique=True)
+    text: Mapped[str]
+    state: Mapped[Delivery] = mapped_column(String(16), default="pending")
+    attempts: Mapped[int] = mapped_column(default=0)
+    unanswered: Mapped[int] = mapped_column(default=0)
+    not_before: Mapped[datetime]
+    created_at: Mapped[datetime]
+    finished_at: Mapped[datetime | None]
+    error: Mapped[str | None]
