@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from flows.guard import alive, began
-from flows.sites import site_of
+from flows.site import site_of
 from wbc_model.cells.pools import POOLS, Pools, read_table, to_csv
 from wbc_model.core.errors import WbcError
 from wbc_model.core.files import file_sha256, locked, write_atomic

@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 
-from flows.onboard import champion_of
+from flows.sites.onboard import champion_of
 from flows.workspace import set_params
 from wbc_model.core.model_card import read_card
 from wbc_model.params import read_params

@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 
-from flows.quantise import ACCURACY_POINTS
+from flows.pipeline.quantise import ACCURACY_POINTS
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.model_card import INT8, read_card
 from wbc_model.evaluation.evaluate import evaluate_data, frame_probabilities

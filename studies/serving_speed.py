@@ -343,7 +343,7 @@ def _text(value: Side, form: str) -> str:
 
 def with_int8(bench: Bench, model: Path) -> Path:
     """A copy of a model directory with a graph in int8, whatever its gate would say: here only its speed counts."""
-    from flows.quantise import CALIBRATION_CELLS, write_int8
+    from flows.pipeline.quantise import CALIBRATION_CELLS, write_int8
 
     card, copy = read_card(model), bench.folder / f"{model.name}-int8"
     shutil.copytree(model, copy)

@@ -17,9 +17,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from flows import benchmark
-from flows.benchmark import Request, _StudyTracking, find_data, prepare
-from flows.fingerprint import closure, imported_modules, reachable
+from flows.pipeline.fingerprint import closure, imported_modules, reachable
+from flows.studies import benchmark
+from flows.studies.benchmark import Request, _StudyTracking, find_data, prepare
 from wbc_model.core.errors import WbcError
 from wbc_model.rendering.cells import write_cells
 from wbc_model.studies.runner import Provenance
@@ -263,7 +263,7 @@ def without_checks(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         checked.append(folder)
         return SimpleNamespace(pools={"test": 1}, usable={"test": 1})
 
-    monkeypatch.setattr("flows.checks.validate", validate)
+    monkeypatch.setattr("flows.pipeline.checks.validate", validate)
     return checked
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from flows.calibration import calibrate, cross_fitted_sets, prediction_sets
-from flows.package import _labels
+from flows.pipeline.package import _labels
+from flows.sites.calibration import calibrate, cross_fitted_sets, prediction_sets
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
 from wbc_model.core.images import preprocess
@@ -125,7 +125,7 @@ def test_a_temperature_at_its_bound_is_an_error(
     table.to_csv(tmp_path / "right.csv", index=False)
     for sharpness, message in ((1.0, "right on 100% of the 120 cells"), (-1.0, "right on 0% of the 120 cells")):
         seen = Predictions(sharpness * np.eye(5)[labels], np.zeros(120), np.zeros((120, 1)))
-        monkeypatch.setattr("flows.calibration.predict", lambda network, batches, seen=seen: seen)
+        monkeypatch.setattr("flows.sites.calibration.predict", lambda network, batches, seen=seen: seen)
         with pytest.raises(WbcError, match=f"right\\.csv: the model is {message}, and no temperature in 0.05 to 20 fits"):
             calibrate(model, tmp_path / "right.csv", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -15,17 +15,19 @@ import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from flows import champion, curve, gate, retrain, scores
 from flows.cli import app
-from flows.disk import collect
+from flows.cli.status import status, status_text
 from flows.labels import decide
-from flows.package import PACKAGED_MODEL
+from flows.pipeline.package import PACKAGED_MODEL
+from flows.pipeline.stages import seen_cells, usable_pools
 from flows.progress import Progress
-from flows.stages import seen_cells, usable_pools
+from flows.registry import champion, curve, scores
+from flows.registry.disk import collect
+from flows.registry.verdicts import ROLLED_BACK, objection, verdicts
+from flows.retraining import flow as retrain
+from flows.retraining import gate
 from flows.state import State
-from flows.status import status, status_text
 from flows.tracking import COMPLETE, Tracker, open_tracker, packaged_digest
-from flows.verdicts import ROLLED_BACK, objection, verdicts
 from flows.workspace import set_params, template
 from tests.pools import ingest
 from wbc_model.cells.pools import Pools
@@ -349,7 +351,7 @@ def test_the_question_has_every_input_in_it(site: Site, monkeypatch: pytest.Monk
         gate.question_key(one, two, test, rules.model_copy(update={"alpha": 0.5})),
     }
     assert gate.question_key(one, two, test.iloc[::-1], rules) in keys
-    monkeypatch.setattr("flows.fingerprint.fingerprint", lambda entry: "other code")
+    monkeypatch.setattr("flows.pipeline.fingerprint.fingerprint", lambda entry: "other code")
     assert len(keys | {gate.question_key(one, two, test, rules)}) == 6
 
 
@@ -402,9 +404,14 @@ def test_every_command_that_takes_the_champion_follows_first(
         raise WbcError("enough")
 
     (site.workspace / "cells").mkdir()
-    for place in ("flows.onboard.ingest", "flows.serve.serve", "flows.stages.evaluate_model", "flows.calibration.calibrate"):
+    for place in (
+        "flows.sites.onboard.ingest",
+        "flows.cli.serve.serve",
+        "flows.pipeline.stages.evaluate_model",
+        "flows.sites.calibration.calibrate",
+    ):
         monkeypatch.setattr(place, enough)
-    monkeypatch.setattr("flows.onboard.refuse_another_site", lambda *arguments: None)
+    monkeypatch.setattr("flows.sites.onboard.refuse_another_site", lambda *arguments: None)
     answer = CliRunner().invoke(app, command)
     said = answer.output + answer.stderr
     assert site.version() == "1", said

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.disk import collect, share
+from flows.registry.disk import collect, share
 from flows.workspace import init_workspace
 from wbc_model.core.files import file_sha256
 

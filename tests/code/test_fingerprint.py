@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from flows import installed
-from flows.fingerprint import ROOMS, STAGES, Entry, closure, fingerprint, write_fingerprints
+from flows.pipeline import installed
+from flows.pipeline.fingerprint import ROOMS, STAGES, Entry, closure, fingerprint, write_fingerprints
 from flows.workspace import init_workspace, set_params, template
 
-ENTRY = Entry("flows.stages:train", packages=("numpy",))
+ENTRY = Entry("flows.pipeline.stages:train", packages=("numpy",))
 FILES = {
     "flows/__init__.py": "",
-    "flows/stages.py": """
+    "flows/pipeline/stages.py": """
 import json
 from wbc_model.data import load
 LIMIT = 3
@@ -47,7 +47,7 @@ def root(tmp_path: Path) -> Path:
 
 def changed(root: Path, name: str, old: str, new: str) -> tuple[bool, bool]:
     """Whether a replacement in a file changes the fingerprints of train and of evaluate."""
-    entries = (ENTRY, Entry("flows.stages:evaluate"))
+    entries = (ENTRY, Entry("flows.pipeline.stages:evaluate"))
     before = [fingerprint(entry, root) for entry in entries]
     text = (root / name).read_text()
     assert old in text
@@ -59,9 +59,9 @@ def changed(root: Path, name: str, old: str, new: str) -> tuple[bool, bool]:
 @pytest.mark.parametrize(
     ("name", "old", "new", "expected"),
     [
-        ("flows/stages.py", "x + LIMIT", "x - LIMIT", (True, False)),  # a helper of train's
-        ("flows/stages.py", "LIMIT = 3", "LIMIT = 4", (True, False)),  # a constant that the helper uses
-        ("flows/stages.py", "json.dumps(score())", "score()", (False, True)),  # another stage's body
+        ("flows/pipeline/stages.py", "x + LIMIT", "x - LIMIT", (True, False)),  # a helper of train's
+        ("flows/pipeline/stages.py", "LIMIT = 3", "LIMIT = 4", (True, False)),  # a constant that the helper uses
+        ("flows/pipeline/stages.py", "json.dumps(score())", "score()", (False, True)),  # another stage's body
         ("wbc_model/deep.py", "VALUE = 1", "VALUE = 2", (True, True)),  # two imports away; evaluate's module imports it too
         ("wbc_model/lazy.py", "return x", "return -x", (True, False)),  # imported inside the function
         ("wbc_model/score.py", "return 1", "return 2", (False, True)),
@@ -71,7 +71,7 @@ def changed(root: Path, name: str, old: str, new: str) -> tuple[bool, bool]:
 )
 def test_what_counts(root: Path, name: str, old: str, new: str, expected: tuple[bool, bool]) -> None:
     if name == "wbc_model/deep.py":  # evaluate reaches it once it uses what imports it
-        changed(root, "flows/stages.py", "json.dumps(score())", "json.dumps(score() + load())")
+        changed(root, "flows/pipeline/stages.py", "json.dumps(score())", "json.dumps(score() + load())")
     assert changed(root, name, old, new) == expected
 
 
@@ -159,6 +159,6 @@ def test_links_that_a_copy_or_a_move_spoiled_are_put_right(tmp_path: Path) -> No
     root = Path(__file__).parents[2]
     assert [(copy / room).readlink() for room in ROOMS] == [root / room for room in ROOMS]
     assert not gone.is_symlink()
-    assert (root / "flows/installed.py").exists()
+    assert (root / "flows/pipeline/installed.py").exists()
     installed.relink(tmp_path / "no workspace")
     assert not (tmp_path / "no workspace").exists()

@@ -22,8 +22,8 @@ import psutil
 import pytest
 
 from flows.labels import oracle_answers, record
-from flows.prefect_api import prefect_api, retraining_flow
 from flows.progress import TRAINING_LINE
+from flows.retraining.prefect_api import prefect_api, retraining_flow
 from flows.state import read_state
 from flows.tracking import open_tracker
 from flows.workspace import init_workspace, set_params
@@ -188,7 +188,7 @@ def whole(filled: Path) -> Iterator[Whole]:
 def test_a_prefect_server_that_is_gone_is_one_line(filled: Path) -> None:
     script = (
         "import sys; from pathlib import Path; import psutil\n"
-        "from flows import cli; from flows.prefect_api import open_limit, prefect_api\n"
+        "from flows import cli; from flows.retraining.prefect_api import open_limit, prefect_api\n"
         "def app():\n"
         "    with prefect_api(Path(sys.argv[1])):\n"
         "        [server] = psutil.Process().children()\n"
@@ -334,7 +334,7 @@ def test_metrics_and_plots_are_declared(whole: Whole, tmp_path: Path) -> None:
 
 
 def test_enough_new_labels_ask_for_a_retraining(whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flows import schedule
+    from flows.retraining import schedule
 
     asked: list[str] = []
     monkeypatch.setattr("prefect.deployments.run_deployment", lambda name, **named: asked.append(named["idempotency_key"]))

@@ -24,9 +24,11 @@ import pytest
 from PIL import Image
 from prefect.tasks import Task
 
-from flows import gate, retrain, versioning
 from flows.labels import read_log, waiting
-from flows.package import PACKAGED_MODEL
+from flows.pipeline import dvc as versioning
+from flows.pipeline.package import PACKAGED_MODEL
+from flows.retraining import flow as retrain
+from flows.retraining import gate
 from flows.state import new_labels, read_state
 from flows.tracking import packaged_digest
 from flows.workspace import set_params
@@ -169,7 +171,7 @@ def stage(workspace: Path, name: str) -> None:
         metrics = {"accuracy": accuracy, "macro_f1": accuracy, "intervals": {}, "n": 4, "per_class": {}}
         write_atomic(workspace / "metrics.json", json.dumps(metrics))
     elif name == "query":
-        from flows.stages import query_size
+        from flows.pipeline.stages import query_size
 
         params = read_params(workspace / "params.yaml")
         order = sorted(
@@ -229,7 +231,7 @@ def killer(monkeypatch: pytest.MonkeyPatch) -> Killer:
         monkeypatch.setattr(retrain, name, lambda *arguments, **named: None)
     monkeypatch.setattr(retrain, "concurrency", lambda *arguments, **named: contextlib.nullcontext())
     monkeypatch.setattr("wbc_model.evaluation.plots.plot_learning_curve", lambda *arguments: None)
-    monkeypatch.setattr("flows.stages.decoded_cells", lambda workspace, size, view: None)
+    monkeypatch.setattr("flows.pipeline.stages.decoded_cells", lambda workspace, size, view: None)
     monkeypatch.setattr("wbc_model.evaluation.evaluate.predict_directory", predicted)
     return killer
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.package import PURE_MODULES
+from flows.pipeline.package import PURE_MODULES
 
 ROOT = Path(__file__).parents[2]
 ALLOWED = {"wbc_model": {"wbc_model"}, "serving": {"wbc_model", "serving"}, "flows": {"wbc_model", "serving", "flows"}}

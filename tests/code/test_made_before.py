@@ -22,8 +22,8 @@ from typing import Any
 import pytest
 
 import flows
+from flows.cli.serve import mark_rendered
 from flows.labels import decide, read_log, status
-from flows.serve import mark_rendered
 from flows.tracking import open_tracker
 from flows.workspace import STORE, find_workspace
 from serving.reports.review import find

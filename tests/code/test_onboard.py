@@ -14,11 +14,11 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from flows.champion import champions, roll_back
 from flows.cli import app
 from flows.labels import status
-from flows.onboard import SHIFT_CELLS, adaptation_params, champion_of, of_all_kinds, refuse_another_site, start_key
-from flows.sites import site_of
+from flows.registry.champion import champions, roll_back
+from flows.site import site_of
+from flows.sites.onboard import SHIFT_CELLS, adaptation_params, champion_of, of_all_kinds, refuse_another_site, start_key
 from flows.state import label_cycle
 from flows.tracking import open_tracker
 from flows.workspace import find_workspace, init_workspace, set_params

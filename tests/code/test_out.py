@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from flows import benchmark
-from flows.benchmark import Request
 from flows.cli import app
-from flows.stages import evaluate_model
+from flows.pipeline.stages import evaluate_model
+from flows.studies import benchmark
+from flows.studies.benchmark import Request
 from tests.code.test_benchmark import workspace as study_workspace
 from wbc_model.cells import handed_out
 from wbc_model.cells.handed_out import hand_out, is_ours
@@ -37,7 +37,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     frame[[f"p_{name}" for name in CLASSES]] = np.full((10, 5), 0.2)
     metrics = {**frame_metrics(frame), "split": "all", "rejected": []}
     monkeypatch.setattr("wbc_model.evaluation.evaluate.evaluate_data", lambda *arguments: (metrics, frame))
-    monkeypatch.setattr("flows.stages.digests", lambda frame, root: pd.DataFrame({"sha256": []}, dtype=str))
+    monkeypatch.setattr("flows.pipeline.stages.digests", lambda frame, root: pd.DataFrame({"sha256": []}, dtype=str))
     return tmp_path / "m"
 
 

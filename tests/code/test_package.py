@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from flows.package import BENTO, PACKAGED_MODEL, package
+from flows.pipeline.package import BENTO, PACKAGED_MODEL, package
 from flows.workspace import set_params
 from serving.inference.classify import Classifier
 from tests.code.test_flow import environment
@@ -88,7 +88,7 @@ def handed_over(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     def build(model: Path, out: Path, metrics: dict[str, Any]) -> None:
         given.update(model=digests(model), metrics=metrics)
 
-    monkeypatch.setattr("flows.package.build_bento", build)
+    monkeypatch.setattr("flows.pipeline.package.build_bento", build)
     return given
 
 
@@ -123,8 +123,8 @@ def test_where_the_gate_does_not_let_it_the_bento_is_as_before_and_says_why(
     def quick(model: Path, views: object, out: Path) -> None:
         openvino.save_model(openvino.Core().read_model(model / "model.onnx"), out / INT8[0])
 
-    monkeypatch.setattr("flows.quantise.write_int8", quick)
-    monkeypatch.setattr("flows.quantise.ACCURACY_POINTS", -1.0)
+    monkeypatch.setattr("flows.pipeline.quantise.write_int8", quick)
+    monkeypatch.setattr("flows.pipeline.quantise.ACCURACY_POINTS", -1.0)
     result = package(workspace)
     assert (result["int8"]["served"], result["int8"]["reasons"]) == (False, ["accuracy falls by 0.00 points"])
     assert handed_over == {

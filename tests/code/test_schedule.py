@@ -18,8 +18,9 @@ from typing import Any
 import httpx
 import pytest
 
-from flows import notify, prefect_api, schedule
+from flows import notify
 from flows.identity import workspace_name
+from flows.retraining import prefect_api, schedule
 from flows.workspace import bypass_proxies, init_workspace, machine_name, set_params, template
 from wbc_model.params import read_params
 
@@ -200,7 +201,7 @@ def test_a_failure_is_told_by_a_notification_block_of_prefects(
 
 
 def test_a_run_that_waits_is_no_completed_one(server: str, marked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flows import retrain
+    from flows.retraining import flow as retrain
 
     def body(root: Path, *more: object) -> retrain.Outcome:
         return retrain.Outcome(str(root), "key", next(statuses), awaited=3, gate={"reason": "better"})

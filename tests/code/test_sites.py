@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.sites import complete, parent_workspace
+from flows.site import complete, parent_workspace
 from flows.workspace import init_workspace, set_params
 from wbc_model.core.errors import WbcError
 from wbc_model.params import read_params

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from flows import labels, notify
 from flows.cli import app
+from flows.cli.status import next_command, status, status_text
 from flows.state import State, hold_lock, note_learned
-from flows.status import next_command, status, status_text
 from flows.workspace import template
 from wbc_model.cells.pools import COLUMNS, Pools
 from wbc_model.core.classes import CLASSES
@@ -155,7 +155,7 @@ def test_keys_end_with_what_to_do_with_them(tmp_path: Path, monkeypatch: pytest.
 def test_gc_ends_with_the_command_that_was_meant_and_the_way_back(marked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = ["models/candidate 0123456789ab"]
     answer = {"deleted": False, "frees": 1e6, "versions": [], "lines": lines}
-    monkeypatch.setattr("flows.disk.collect", lambda *arguments: answer)
+    monkeypatch.setattr("flows.registry.disk.collect", lambda *arguments: answer)
     shown = said(marked, monkeypatch, "gc", "--keep", "2", "--champions", "3")
     assert shown[-1] == "next: `wbc gc --keep 2 --champions 3 --yes` deletes this"
     assert "nothing was deleted" in shown[-2]

@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from flows.guard import FLOW, alive, flow_token
+from flows.pipeline.dvc import StageFailed, check_git, commit_all, heal, repro, run_dvc, tag, version_pools
 from flows.state import (
     Busy,
     State,
@@ -31,7 +32,6 @@ from flows.state import (
     read_state,
     writing,
 )
-from flows.versioning import StageFailed, check_git, commit_all, heal, repro, run_dvc, tag, version_pools
 from flows.workspace import template
 from wbc_model.cells.pools import COLUMNS, Pools
 from wbc_model.core.errors import WbcError
@@ -123,7 +123,7 @@ FLOW_SCRIPT = """
 import sys, time
 from pathlib import Path
 from flows.state import hold_lock
-from flows.versioning import run_dvc
+from flows.pipeline.dvc import run_dvc
 site = Path(sys.argv[1])
 with hold_lock(site) as lock:
     print("held", flush=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow
 import pytest
 
-from flows import cli
+from flows.cli import command as cli
 from flows.workspace import Created, ensure_dvc, find_workspace, init_workspace, is_git_repository, set_params, template
 from wbc_model.core.errors import WbcError
 from wbc_model.params import read_params

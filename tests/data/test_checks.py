@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageFilter
 
-from flows.checks import ValidationReport, validate
+from flows.pipeline.checks import ValidationReport, validate
 from tests.data.conftest import encoded, write_manifest
 from tests.pools import ingest
 from wbc_model.cells.pools import Pools, quarantined

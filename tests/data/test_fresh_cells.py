@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
-from flows import fresh_cells, gate
 from flows.cli import app
 from flows.labels import awaited, decide, import_labels
-from flows.stages import query_size, usable_pools
+from flows.pipeline.stages import query_size, usable_pools
+from flows.retraining import fresh_cells, gate
 from flows.workspace import set_params, template
 from tests.pools import ingest
 from wbc_model.cells.pools import Pools

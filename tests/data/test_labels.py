@@ -30,7 +30,7 @@ from flows.labels import (
     take_in,
     write_queue,
 )
-from flows.stages import query
+from flows.pipeline.stages import query
 from tests.pools import ingest
 from wbc_model.cells.pools import Pools
 from wbc_model.core.classes import CLASSES

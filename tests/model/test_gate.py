@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from flows import gate
+from flows.retraining import gate
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
 from wbc_model.core.files import file_sha256

@@ -10,7 +10,7 @@ import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from flows.onboard import _at
+from flows.sites.onboard import _at
 from tests.model.conftest import rendered_set, tiny_params
 from tests.model.test_export import card
 from tests.model.test_pretrain import pool_of

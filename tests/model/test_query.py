@@ -144,7 +144,7 @@ def test_the_labelled_pool_is_where_k_center_starts(site: Site):
 
 
 def test_the_stage_hands_the_labelled_pool_over(site: Site):
-    from flows import stages
+    from flows.pipeline import stages
 
     text = (ROOT / "params.yaml").read_text()
     changed = text.replace("strategy: badge ", "strategy: rare_threshold ", 1)  # that of `acquisition`, not of `onboard`

@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 
-from flows import stages
+from flows.pipeline import stages
 from tests.model.conftest import ROOT, tiny_params
 from tests.pools import ingest
 from wbc_model.network.model_directory import load_model

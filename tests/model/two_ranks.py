@@ -11,8 +11,8 @@ import signal
 import sys
 from pathlib import Path
 
-from flows import stages
 from flows.guard import watch_flow
+from flows.pipeline import stages
 from wbc_model.training import train
 
 

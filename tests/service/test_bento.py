@@ -21,7 +21,7 @@ import yaml
 from live import ROOT, clean_environment, form, free_port, of_class, started
 from tiny_model import write_model
 
-from flows.package import DIRECT, bento_version, build_bento, pinned_requirements
+from flows.pipeline.package import DIRECT, bento_version, build_bento, pinned_requirements
 from wbc_model.core.errors import WbcError
 
 KEY = "a-key-of-the-ward"

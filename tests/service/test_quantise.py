@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_model import SIZE, expected_logits, write_model
 
-from flows.quantise import in_batches, judge, quantise, report, spread, times_as_fast
+from flows.pipeline.quantise import in_batches, judge, quantise, report, spread, times_as_fast
 from serving.inference.classify import Classifier
 from serving.inference.engine import OpenVinoEngine
 from wbc_model.core.classes import CLASSES
@@ -139,8 +139,8 @@ def test_what_the_gate_refuses_leaves_the_directory_as_it_is(
     def not_quantised(model: Path, views: object, out: Path) -> None:
         openvino.save_model(openvino.Core().read_model(model / ONNX), out / INT8[0], compress_to_fp16=False)
 
-    monkeypatch.setattr("flows.quantise.write_int8", not_quantised)
-    monkeypatch.setattr("flows.quantise.times_as_fast", lambda *_: 1.29)
+    monkeypatch.setattr("flows.pipeline.quantise.write_int8", not_quantised)
+    monkeypatch.setattr("flows.pipeline.quantise.times_as_fast", lambda *_: 1.29)
     verdict = quantise(directory, VIEWS[:8], in_batches(VIEWS), np.zeros(len(VIEWS), np.int64), timed=VIEWS[:8])
     assert verdict.reasons == ["it is 1.29 times as fast, 1.3 is needed"]
     assert sorted(path.name for path in directory.iterdir()) == sorted(path.name for path in random_model.iterdir())

@@ -1,6 +1,6 @@
 """What is wrong with single rows of the pools: crops that show too little, and cells that are there twice.
 
-Pure functions of the pools and the measurements; `flows/checks.py` validates and documents the same table.
+Pure functions of the pools and the measurements; `flows/pipeline/checks.py` validates and documents the same table.
 """
 
 import hashlib

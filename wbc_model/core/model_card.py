@@ -5,7 +5,7 @@ model.onnx            uint8 images (N, size, size, 3) named `images` to float32 
                       `predicted_loss` (N,); normalisation is inside the graph
 model.json            this card
 README.md             the card for a clinician
-model-int8.xml, .bin  where it passed the gate of flows/quantise.py: the graph in int8, which answers first in its place
+model-int8.xml, .bin  where it passed the gate of flows/pipeline/quantise.py: the graph in int8, which answers first in its place
 """
 
 from pathlib import Path

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from flows.progress import training_line
-from flows.sites import site_of
+from flows.site import site_of
 from flows.workspace import workspace_or_none
 from wbc_model.cells.decoded import DecodedCells
 from wbc_model.cells.manifest import root_of

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from flows.stages import seen_before
+from flows.pipeline.stages import seen_before
 from flows.workspace import label_names
 from wbc_model.cells.manifest import read_manifest, root_of
 from wbc_model.core.cell_filter import CellFilter

@@ -3,7 +3,7 @@
 Every task may be repeated: DVC does not run a stage again whose inputs have not changed, a label is taken in once, an MLflow
 run is found again by its tags. That is what makes a flow that was killed go on where it was (flows.state).
 
-Import this only where Prefect's settings are in the environment already (flows.prefect_api); `wbc retrain` is flows.run.
+Import this only where Prefect's settings are in the environment already (flows.retraining.prefect_api); `wbc retrain` is flows.retraining.run.
 """
 
 import contextlib
@@ -24,19 +24,22 @@ from prefect.cache_policies import NO_CACHE
 from prefect.concurrency.sync import concurrency
 from prefect.context import FlowRunContext
 
-from flows import gate, labels, scores, versioning
-from flows.champion import follow
-from flows.curve import CURVE_CSV, CURVE_PNG, SCORED, scored_cells, write_curve
-from flows.fresh_cells import note_cells, wear
+from flows import labels
 from flows.identity import workspace_name
-from flows.installed import relink
-from flows.package import PACKAGED_MODEL
-from flows.prefect_api import LEASE_SECONDS, end_dead_runs, gpu_limit, open_limit, retraining_flow, run_name
+from flows.pipeline import dvc as versioning
+from flows.pipeline.dvc import PoolsVersion, StageFailed
+from flows.pipeline.installed import relink
+from flows.pipeline.package import PACKAGED_MODEL
 from flows.progress import TRAINING_LINE, Progress
+from flows.registry import scores
+from flows.registry.champion import follow
+from flows.registry.curve import CURVE_CSV, CURVE_PNG, SCORED, scored_cells, write_curve
+from flows.registry.verdicts import objection
+from flows.retraining import gate
+from flows.retraining.fresh_cells import note_cells, wear
+from flows.retraining.prefect_api import LEASE_SECONDS, end_dead_runs, gpu_limit, open_limit, retraining_flow, run_name
 from flows.state import State, hold_lock, last_cycle, note_learned, read_state
 from flows.tracking import BEFORE, packaged_digest
-from flows.verdicts import objection
-from flows.versioning import PoolsVersion, StageFailed
 from flows.workspace import set_params
 from wbc_model.cells.pools import Pools, check_present, quarantined
 from wbc_model.core.errors import WbcError
@@ -298,7 +301,7 @@ def ask_gate(ctx: Context, run: str) -> gate.Decision:
 
 def _decide(ctx: Context, version: str, before: str | None, last: gate.Decision | None) -> gate.Decision:
     """Ask the test pool, unless this very question was answered: then it need not be worn out again."""
-    from flows.stages import decoded_cells, usable_pools
+    from flows.pipeline.stages import decoded_cells, usable_pools
     from wbc_model.evaluation.evaluate import predict_directory
 
     workspace = ctx.workspace
@@ -504,7 +507,7 @@ def _one_cycle(ctx: Context) -> bool:
         log_cycle(ctx, run, version, metrics, time.monotonic() - start)
     progress.row(state.rows[-1])
     if asked == 0 and state.cycle == 0:
-        from flows.stages import why_nothing_is_asked
+        from flows.pipeline.stages import why_nothing_is_asked
 
         progress.say(why_nothing_is_asked(ctx.workspace))
     return last

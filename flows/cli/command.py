@@ -111,7 +111,7 @@ def _emit(result: Mapping[str, Any], as_json: bool, text: str, workspace: Path |
     """Print the result; of a `workspace` also what to do there next."""
     print(json.dumps(result, indent=2, default=str) if as_json else text)
     if workspace is not None and not as_json:
-        from flows.status import next_command
+        from flows.cli.status import next_command
 
         following = next_command(workspace)
         print(f"next: {following}") if following else None
@@ -120,8 +120,8 @@ def _emit(result: Mapping[str, Any], as_json: bool, text: str, workspace: Path |
 def _workspace(of_sites: bool = False) -> Path:
     """The workspace that we stand in; `of_sites`: the one that takes sites in, which is the parent where we stand in a site."""
     from flows.identity import identify
-    from flows.installed import relink
-    from flows.sites import parent_workspace
+    from flows.pipeline.installed import relink
+    from flows.site import parent_workspace
     from flows.workspace import find_workspace
 
     workspace = parent_workspace() if of_sites else find_workspace()
@@ -154,7 +154,7 @@ def _writing(workspace: Path, command: str) -> contextlib.AbstractContextManager
 
 def _follow(model: Path) -> None:
     """Where a model is a workspace's champion: have it the one that the registry names. Says on stderr that it was another."""
-    from flows.champion import followed_for
+    from flows.registry.champion import followed_for
 
     if line := followed_for(model):
         print(f"wbc: {line}", file=sys.stderr)
@@ -198,7 +198,7 @@ def init_command(
 @app.command("status")
 def status_command(json_: Json = False) -> None:
     """Pools, what waits and for whom, the last run and failures, the champion, disk, and the next command."""
-    from flows.status import status, status_text
+    from flows.cli.status import status, status_text
 
     result = status(_workspace())
     _emit(result, json_, status_text(result))
@@ -290,7 +290,7 @@ def raabin_command(
 @app.command("fingerprint", hidden=True)
 def fingerprint_command(json_: Json = False) -> None:
     """Write models/code.json, the fingerprint of each stage's code."""
-    from flows.fingerprint import write_fingerprints
+    from flows.pipeline.fingerprint import write_fingerprints
 
     values = _stage("fingerprint", write_fingerprints)
     _emit(values, json_, "wrote models/code.json")
@@ -302,7 +302,7 @@ def validate_command(json_: Json = False) -> None:
     from wbc_model.params import read_params
 
     def body(workspace: Path) -> dict[str, Any]:
-        from flows.checks import validate
+        from flows.pipeline.checks import validate
 
         return validate(workspace, read_params(workspace / "params.yaml")).to_dict()
 
@@ -323,7 +323,7 @@ def train_command(json_: Json = False) -> None:
     """Train on the labelled pool: models/candidate."""
 
     def body(workspace: Path) -> dict[str, Any]:
-        from flows.stages import train
+        from flows.pipeline.stages import train
 
         return train(workspace)
 
@@ -362,7 +362,7 @@ def evaluate_command(
     if model is None and statistics == StatisticsChoice.data:
         raise typer.BadParameter("--statistics data needs --model and --data")
     if model is not None and data is not None:
-        from flows.stages import evaluate_model
+        from flows.pipeline.stages import evaluate_model
 
         _follow(model)
         result = evaluate_model(model, data, plots, statistics == StatisticsChoice.data)
@@ -372,7 +372,7 @@ def evaluate_command(
         return
 
     def body(workspace: Path) -> dict[str, Any]:
-        from flows.stages import evaluate
+        from flows.pipeline.stages import evaluate
 
         return evaluate(workspace)
 
@@ -389,7 +389,7 @@ def calibrate_command(
     json_: Json = False,
 ) -> None:
     """Calibrate a model for a site: temperature, prediction sets, out-of-distribution scores, confusion."""
-    from flows.calibration import calibrate
+    from flows.sites.calibration import calibrate
 
     _follow(model)
     result = calibrate(model, data, out)
@@ -414,7 +414,7 @@ def query_command(
     """Queue the unlabelled cells most worth a label: data/queue.csv."""
 
     def body(workspace: Path) -> dict[str, Any]:
-        from flows.stages import query
+        from flows.pipeline.stages import query
 
         return query(workspace, count)
 
@@ -432,7 +432,7 @@ def package_command(json_: Json = False) -> None:
     """Build the Bento that serves the candidate, in int8 where that is as good: build/bento."""
 
     def body(workspace: Path) -> dict[str, Any]:
-        from flows.package import package
+        from flows.pipeline.package import package
 
         return package(workspace)
 
@@ -465,7 +465,7 @@ def retrain_command(
 
     The options are written into params.yaml, so that `dvc repro` makes the same model. An interrupted run goes on.
     """
-    from flows.run import outcome_text, retrain
+    from flows.retraining.run import outcome_text, retrain
     from wbc_model.params import read_params
 
     if until is not None and ask is not None:
@@ -498,7 +498,7 @@ def schedule_command(
     commit: Annotated[bool, typer.Option("--commit", help="Commit and tag every version of the pools with its model.")] = False,
 ) -> None:
     """Serve the retraining as a Prefect deployment: by the cron of params.yaml, and when enough new labels have come."""
-    from flows.schedule import schedule
+    from flows.retraining.schedule import schedule
 
     schedule(_workspace(), every, watch, commit)
 
@@ -599,8 +599,8 @@ def labels_decide_command(
 
 def _out_of_date(workspace: Path, result: dict[str, Any]) -> list[str]:
     """What rests on the labels of validation or test cells that were corrected just now; noted in the result, too."""
-    from flows import scores
-    from flows.champion import follow_notes
+    from flows.registry import scores
+    from flows.registry.champion import follow_notes
 
     result["out_of_date"] = []
     if result["held_out"]:
@@ -618,7 +618,7 @@ def labels_test_command(
     json_: Json = False,
 ) -> None:
     """Fresh cells for the test pool, drawn blind: by chance, without any model. `wbc labels import` takes their labels in."""
-    from flows import fresh_cells
+    from flows.retraining import fresh_cells
 
     workspace = _workspace()
     if images is not None and export is None:
@@ -691,9 +691,9 @@ def benchmark_command(
     json_: Json = False,
 ) -> None:
     """Run a study: every arm over paired seeds and growing budgets, with statistics. Interrupted, it goes on where it was."""
-    from flows import benchmark
     from flows.guard import watch_flow
     from flows.progress import Progress
+    from flows.studies import benchmark
 
     workspace = _workspace()
     if plan:
@@ -729,8 +729,8 @@ def onboard_command(
 
     The site is a workspace of its own, sites/NAME: every command typed in there acts on it.
     """
-    from flows.onboard import onboard
     from flows.progress import Progress
+    from flows.sites.onboard import onboard
 
     result = onboard(_workspace(of_sites=True), data, labels, answers, model, Progress(), commit)
     given = {"--labels": labels, "--model": model}
@@ -774,7 +774,7 @@ def serve_command(
 
     The first start makes a key and shows the page's address with it, once, on the terminal.
     """
-    from flows.serve import serve_workspace
+    from flows.cli.serve import serve_workspace
     from serving.run import allow_hosts
 
     allow_hosts(allow_host or [])
@@ -1049,8 +1049,8 @@ def champion_command(
     json_: Json = False,
 ) -> None:
     """List the registered models, or decide on the champion: a decision binds the gate until a person decides otherwise."""
-    from flows import champion
-    from flows.verdicts import person
+    from flows.registry import champion
+    from flows.registry.verdicts import person
 
     wanted = [name for name, value in (("--promote", promote), ("--reject", reject), ("--rollback", rollback)) if value]
     if len(wanted) + rescore > 1:
@@ -1081,7 +1081,7 @@ def gc_command(
     json_: Json = False,
 ) -> None:
     """Give disk back: models that no alias, tag or branch names, and that are not among the last. Never images or pools."""
-    from flows.disk import collect
+    from flows.registry.disk import collect
 
     result = collect(_workspace(), keep, champions, yes)
     what = [f"  {line}" for line in result["lines"]] or ["  nothing"]
@@ -1105,7 +1105,7 @@ def demo_command(
     json_: Json = False,
 ) -> None:
     """All of it, small, on rendered cells: three cycles, then one HTTP request."""
-    from flows.demo import demo
+    from flows.cli.demo import demo
 
     result = demo(directory)
     _emit(result, json_, json.dumps(result["answer"], indent=2))

@@ -18,7 +18,7 @@ from typing import IO, Final, cast
 import yaml
 
 from flows.guard import FLOW, flow_token
-from flows.sites import OF_A_SITE, site_of
+from flows.site import OF_A_SITE, site_of
 from flows.workspace import ensure_dvc, environment, has_identity, is_git_repository
 from wbc_model.cells.pools import Pools
 from wbc_model.core.errors import WbcError

@@ -4,15 +4,15 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flows.prefect_api import prefect_api
+from flows.pipeline.dvc import check_git
+from flows.retraining.prefect_api import prefect_api
 from flows.state import hold_lock
-from flows.versioning import check_git
 from flows.workspace import params_with
 from wbc_model.cells.pools import Pools
 from wbc_model.params import check_paths
 
 if TYPE_CHECKING:
-    from flows.retrain import Outcome
+    from flows.retraining.flow import Outcome
 
 
 def retrain(workspace: Path, changes: dict[str, Any], commit: bool) -> "Outcome":
@@ -22,7 +22,7 @@ def retrain(workspace: Path, changes: dict[str, Any], commit: bool) -> "Outcome"
     check_before(workspace, changes, commit)
     own_server = "PREFECT_API_URL" not in os.environ
     with hold_lock(workspace), prefect_api(workspace):
-        from flows.retrain import retrain_flow
+        from flows.retraining.flow import retrain_flow
 
         return retrain_flow(workspace, changes, commit, own_server)
 

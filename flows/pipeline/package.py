@@ -73,8 +73,8 @@ def _quantised(workspace: Path, model: Path) -> dict[str, Any]:
     """Quantise the model directory where params.yaml wants it and the gate lets it; returns what was found."""
     if not read_params(workspace / "params.yaml").package.int8:
         return {"served": False, "reasons": ["package.int8 in params.yaml is false"]}
-    from flows.quantise import BATCH, CALIBRATION_CELLS, quantise, report, spread
-    from flows.stages import decoded_cells, usable_pools
+    from flows.pipeline.quantise import BATCH, CALIBRATION_CELLS, quantise, report, spread
+    from flows.pipeline.stages import decoded_cells, usable_pools
     from wbc_model.evaluation.evaluate import label_indices
 
     card, pools = read_card(model), usable_pools(workspace).frames
@@ -195,5 +195,5 @@ def _settle(bento: Path, card: ModelCard) -> None:
         r"^creation_time: .*$", f"creation_time: '{card.created_at or UNKNOWN_TIME}'", path.read_text(), flags=re.MULTILINE
     )
     if count != 1:
-        raise WbcError(f"{path}: this BentoML writes no creation_time; flows/package.py must be brought up to date")
+        raise WbcError(f"{path}: this BentoML writes no creation_time; flows/pipeline/package.py must be brought up to date")
     path.write_text(text)

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import yaml
 
+from flows.registry.verdicts import ROLLED_BACK, verdicts
 from flows.state import hold_lock
 from flows.tracking import BEFORE, CHAMPION, open_tracker, registry_exists
-from flows.verdicts import ROLLED_BACK, verdicts
 from flows.workspace import environment, is_git_repository
 from wbc_model.params import read_params
 

@@ -32,16 +32,18 @@ class Entry:
 
 
 STAGES: Final = {
-    "validate": Entry("flows.checks:validate", packages=("great-expectations", "numpy", "pandas", "pillow")),
-    "train": Entry("flows.stages:train", packages=(*_NUMERIC, "safetensors", "onnx", "lightly")),
-    "evaluate": Entry("flows.stages:evaluate", packages=(*_NUMERIC, "matplotlib")),
-    "query": Entry("flows.stages:query", packages=_NUMERIC),
-    "package": Entry("flows.package:package", ("serving",), ("bentoml", "openvino", "nncf", "numpy", "pillow", "fastapi")),
+    "validate": Entry("flows.pipeline.checks:validate", packages=("great-expectations", "numpy", "pandas", "pillow")),
+    "train": Entry("flows.pipeline.stages:train", packages=(*_NUMERIC, "safetensors", "onnx", "lightly")),
+    "evaluate": Entry("flows.pipeline.stages:evaluate", packages=(*_NUMERIC, "matplotlib")),
+    "query": Entry("flows.pipeline.stages:query", packages=_NUMERIC),
+    "package": Entry(
+        "flows.pipeline.package:package", ("serving",), ("bentoml", "openvino", "nncf", "numpy", "pillow", "fastapi")
+    ),
 }
 
-# What the gate decides by (flows/gate.py remembers its answers): no stage of the pipeline.
+# What the gate decides by (flows/retraining/gate.py remembers its answers): no stage of the pipeline.
 GATE: Final = (
-    Entry("flows.gate:decide", packages=("numpy", "pandas")),
+    Entry("flows.retraining.gate:decide", packages=("numpy", "pandas")),
     Entry("wbc_model.evaluation.evaluate:predict_directory", packages=_NUMERIC),
 )
 
@@ -151,7 +153,7 @@ def fingerprint(entry: Entry, root: Path | None = None) -> str:
 def write_fingerprints(workspace: Path) -> dict[str, str]:
     """Write `models/code.json`, the fingerprint of each stage, and the links by which DVC sees when these are others. That of
     `train` has the weights in it that a training begins with: params.yaml names their file only."""
-    from flows.installed import link_code
+    from flows.pipeline.installed import link_code
 
     values = {stage: fingerprint(entry) for stage, entry in STAGES.items()}
     weights = read_params(workspace / "params.yaml").model.init_weights

@@ -13,8 +13,8 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from flows.gate import read_log, test_pool_id
 from flows.labels import QUEUE, awaited, export_cells, oracle_answers, record
+from flows.retraining.gate import read_log, test_pool_id
 from flows.state import label_cycle
 from wbc_model.cells.pools import Pools, quarantined, update
 from wbc_model.core.cell_filter import CellFilter
@@ -140,7 +140,7 @@ def _known(workspace: Path) -> dict[str, CellFilter]:
 
 def state(workspace: Path) -> dict[str, Any]:
     """The test pool now: its cells, how worn it is, and how many drawn ones await a label."""
-    from flows.stages import usable_pools
+    from flows.pipeline.stages import usable_pools
 
     worn = wear(workspace, usable_pools(workspace).frames["test"], read_params(workspace / "params.yaml").gate.max_comparisons)
     return {

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from flows.champion import FOLDER, follow
-from flows.sites import ADAPTED, REPORT
+from flows.pipeline.dvc import PoolsVersion
+from flows.registry.champion import FOLDER, follow
+from flows.registry.verdicts import objection
+from flows.site import ADAPTED, REPORT
 from flows.tracking import BEFORE, CHALLENGER, CHAMPION, Tracker, open_tracker
-from flows.verdicts import objection
-from flows.versioning import PoolsVersion
 from wbc_model.core.model_card import CARD, read_card
 from wbc_model.params import read_params
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pandas as pd
 
-from flows.fingerprint import closure, imported_modules, reachable, source_path
+from flows.pipeline.fingerprint import closure, imported_modules, reachable, source_path
 from flows.workspace import is_committed
 from wbc_model.acquisition.queue import first_query
 from wbc_model.cells.handed_out import adopt, hand_out, hand_out_folder, refuse_foreign
@@ -279,7 +279,7 @@ def _prepared(source: Path | None, params: Params, seed: int, cache: Path, check
 
     named = params.data.model_dump(include={"rendered_cells", "validation_share", "test_share"}) if check else {}
     content = [named, params.checks.model_dump() if check else {}, seed, _listing(source)]
-    folder = cache / "data" / digest([*content, _code("flows.benchmark:_fill")])
+    folder = cache / "data" / digest([*content, _code("flows.studies.benchmark:_fill")])
     done = folder / ".wbc/prepared.json"
     with locked(cache / "data.lock"):
         if not done.exists():
@@ -303,7 +303,7 @@ def _fill(folder: Path, source: Path | None, params: Params, seed: int, check: b
     outcome = ingest(source, folder / "data", params, first_query=first_query)
     notes = [f"{source.name}: {count} rows not in use: {reason}" for reason, count in outcome.reasons.items()]
     if check:
-        from flows.checks import validate
+        from flows.pipeline.checks import validate
 
         found = validate(folder, params)
         lost = sum(found.pools.values()) - sum(found.usable.values())

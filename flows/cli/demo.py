@@ -39,7 +39,7 @@ _START_SECONDS: Final = 60
 
 def demo(directory: Path | None) -> dict[str, Any]:
     """Run the demo in `directory` (a new temporary folder by default); returns the outcome and the service's answer."""
-    from flows.run import outcome_text, retrain
+    from flows.retraining.run import outcome_text, retrain
 
     progress = Progress()
     start = time.monotonic()

@@ -1,7 +1,7 @@
 """Onboarding: the champion meets a new site, measures its statistics, asks for the few labels that help most, and is adapted
 without forgetting home.
 
-The site gets a workspace of its own in the workspace's folder `sites/NAME` (flows.sites), so that asking, labelling, training and
+The site gets a workspace of its own in the workspace's folder `sites/NAME` (flows.site), so that asking, labelling, training and
 versions are those of the active-learning loop. Labels that came with the site's data
 are the oracle's: only those that were asked for are used, the cells that were not asked for are the test.
 """
@@ -17,13 +17,13 @@ import pandas as pd
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flows.champion import FOLDER, followed_for
 from flows.labels import QUEUE, awaited, import_labels, oracle_answers, read_queue, record, write_queue
+from flows.pipeline.dvc import PoolsVersion, check_git, commit_all, tag, version_pools
+from flows.pipeline.stages import decoded_cells, usable_pools
 from flows.progress import Progress, training_line
-from flows.sites import ADAPTED, REPORT, complete
-from flows.stages import decoded_cells, usable_pools
+from flows.registry.champion import FOLDER, followed_for
+from flows.site import ADAPTED, REPORT, complete
 from flows.state import hold_lock, note_learned, onboarding_round
-from flows.versioning import PoolsVersion, check_git, commit_all, tag, version_pools
 from flows.workspace import SITES
 from wbc_model.acquisition.query import query, score_pool
 from wbc_model.acquisition.queue import first_query
@@ -197,7 +197,7 @@ def _waits(ctx: Onboarding) -> dict[str, Any]:
 
 def _finished(ctx: Onboarding, result: dict[str, Any], version: PoolsVersion) -> dict[str, Any]:
     """Scores before and after, the report, and the adapted model in the site's registry."""
-    from flows.site_champion import register
+    from flows.sites.site_champion import register
 
     done = {"status": "adapted", "model": str(ctx.adapted), **_before_and_after(ctx)}
     report = ctx.site / REPORT
@@ -384,7 +384,7 @@ def _adapt(ctx: Onboarding) -> None:
     facts |= {"cells": {"labelled": _filter(both), "validation": _filter(validation)}}
     save_model(ctx.home, at_home, new.model_copy(update=facts))
     # The site has no labelled cells but those it was trained on: temperature and prediction sets stay those of home until
-    # somebody has others (flows/calibration.py).
+    # somebody has others (flows/sites/calibration.py).
     doubt = _site_doubt(ctx, at_site, decoded)
     whose = f"home's validation pool; doubt by the cells of {ctx.site.name}"
     save_model(ctx.adapted, at_site, new.model_copy(update={**facts, "doubt": doubt, "calibrated_on": whose}))

@@ -172,7 +172,7 @@ def test_pool_id(sha256s: Sequence[str]) -> str:
 def question_key(challenger: ModelCard, champion: ModelCard | None, test: pd.DataFrame, rules: GateParams) -> str:
     """Sixteen hex digits of all that the gate's answer depends on: both models, the test cells (sha256, label), the rules of
     params.yaml and the code that predicts and decides. A remembered answer is good for the same question only."""
-    from flows.fingerprint import GATE, fingerprint
+    from flows.pipeline.fingerprint import GATE, fingerprint
 
     parts: list[object] = [sorted(test[["sha256", "label"]].to_numpy().tolist()), rules.model_dump()]
     parts += [_answers_by(card) if card else None for card in (challenger, champion)]

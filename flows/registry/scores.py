@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pandas as pd
 
-from flows.champion import FOLDER
-from flows.curve import mark_curve
-from flows.stages import decoded_cells, seen_cells, usable_pools
+from flows.pipeline.stages import decoded_cells, seen_cells, usable_pools
+from flows.registry.champion import FOLDER
+from flows.registry.curve import mark_curve
 from flows.tracking import BEFORE, CHAMPION, open_tracker, registry_exists
 from wbc_model.cells.pools import Pools
 from wbc_model.core.files import building

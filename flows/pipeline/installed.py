@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Final
 
-from flows.fingerprint import ROOMS, STAGES
+from flows.pipeline.fingerprint import ROOMS, STAGES
 from wbc_model.core.files import write_atomic
 
 FOLDER: Final = "models/installed"

@@ -1,8 +1,8 @@
 """The network in int8: post-training quantisation, and the gate that it must pass before it is served.
 
-`wbc package` asks it of every candidate (flows/package.py). Of any other model directory, and with the speed measured:
+`wbc package` asks it of every candidate (flows/pipeline/package.py). Of any other model directory, and with the speed measured:
 
-    python -m flows.quantise MODEL_DIR DATA.csv
+    python -m flows.pipeline.quantise MODEL_DIR DATA.csv
 
 NNCF calibrates on validation cells. The int8 graph joins the model directory only where, on the test cells, its accuracy is
 within 0.2 points of the float32 graph's and every class's recall within 0.5; the command also asks that on this processor it

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from flows.data_docs import finish, front_page
+from flows.pipeline.data_docs import finish, front_page
 from wbc_model.cells.findings import REPEATS, describe, find
 from wbc_model.cells.ingest import Rejection, read_rejections, rejections_csv
 from wbc_model.cells.pools import COLUMNS, POOLS, Pools, read_table

@@ -8,8 +8,8 @@ from typing import Any
 
 from prefect import flow, runtime
 
-from flows import schedule
-from flows.prefect_api import run_name
+from flows.retraining import schedule
+from flows.retraining.prefect_api import run_name
 
 
 def _run_name() -> str:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from flows.champion import followed, followed_for, registered_cards
+from flows.registry.champion import followed, followed_for, registered_cards
 from flows.workspace import AUDIT, KEYRING, STORE, find_workspace
 from serving.contract.schemas import ModelName
 from serving.first_page import show

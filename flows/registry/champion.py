@@ -8,10 +8,10 @@ from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from flows import verdicts
+from flows.registry import verdicts
+from flows.registry.verdicts import AGAINST, say
 from flows.state import Busy, hold_lock, read_state
 from flows.tracking import BEFORE, CHALLENGER, CHAMPION, open_tracker, packaged_digest, registry_exists
-from flows.verdicts import AGAINST, say
 from flows.workspace import is_workspace
 from wbc_model.cells.pools import Pools
 from wbc_model.core.errors import WbcError
@@ -31,7 +31,7 @@ def _tracker(workspace: Path) -> "Tracker":
 
 def champions(workspace: Path) -> dict[str, Any]:
     """The registered models, newest first, with their aliases, the gate's reason and the last word of a person."""
-    from flows import scores
+    from flows.registry import scores
 
     tracker = _tracker(workspace)
     try:
@@ -70,7 +70,7 @@ def champions_text(result: dict[str, Any]) -> str:
 
 def rescore(workspace: Path) -> dict[str, Any]:
     """Make the champion's numbers again that rest on labels which were corrected since; raises WbcError."""
-    from flows import scores
+    from flows.registry import scores
 
     with hold_lock(workspace):
         tracker = _tracker(workspace)

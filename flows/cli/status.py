@@ -5,10 +5,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from flows import fresh_cells, labels, notify
-from flows.champion import follow_notes
+from flows import labels, notify
 from flows.complaints import FOLDER
-from flows.sites import site_of
+from flows.registry.champion import follow_notes
+from flows.retraining import fresh_cells
+from flows.site import site_of
 from flows.state import State, at_work, new_labels, read_state
 from wbc_model.cells.pools import Pools
 from wbc_model.core.model_card import CARD, read_card

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from flows.guard import FLOW, flow_token, watch_flow
 from flows.labels import take_waiting
 from flows.notify import tell
-from flows.prefect_api import (
+from flows.retraining.prefect_api import (
     drop_missed_runs,
     end_dead_runs,
     open_limit,
@@ -21,7 +21,7 @@ from flows.prefect_api import (
     retraining_flow,
     watch_flow_name,
 )
-from flows.run import check_before
+from flows.retraining.run import check_before
 from flows.state import Busy, hold_lock, is_locked, new_labels, read_state
 from wbc_model.cells.pools import Pools
 from wbc_model.core.errors import WbcError
@@ -37,7 +37,7 @@ def retraining(workspace: Path, commit: bool) -> Any:
     """The body of a scheduled run: one retraining, or nothing where one is running already; returns the run's state."""
     from prefect.states import Cancelled
 
-    from flows import retrain
+    from flows.retraining import flow as retrain
 
     watch_flow()
     try:
@@ -110,7 +110,7 @@ def schedule(workspace: Path, every: float | None, watch: float, commit: bool = 
         from prefect import serve
         from prefect.schedules import Interval
 
-        from flows.deployed import label_watch_flow, scheduled_flow
+        from flows.retraining.deployed import label_watch_flow, scheduled_flow
 
         names = retraining_flow(workspace), watch_flow_name(workspace)
         _clear(workspace, names, own_server)

@@ -1,0 +1,3 @@
+from flows.cli.command import app, main
+
+__all__ = ["app", "main"]
