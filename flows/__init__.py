@@ -1,1 +1,3 @@
-"""What acts on the outside world between two models: the pipeline's stages, the retraining flow, DVC, MLflow, the label store."""
+"""What acts on the outside world between two models; beside its packages lies what they all stand on: the workspace, its labels
+and its state, MLflow. These modules import `wbc_model` only.
+"""

@@ -5,6 +5,8 @@ so is one that an earlier version made, wherever its workspace lay then.
 """
 
 import contextlib
+import hashlib
+import os
 import re
 import sqlite3
 from pathlib import Path
@@ -57,3 +59,33 @@ def _rename(connection: sqlite3.Connection, table: str, column: str, root: str) 
 def located(uri: str, workspace: Path) -> str:
     """An artifact URI for this process, wherever it stands: relative ones are the workspace's."""
     return uri if "://" in uri or uri.startswith(("/", "file:", "runs:", "models:")) else str(workspace / uri)
+
+
+CACHE: Final = ".dvc/cache/files/md5"
+
+
+_LARGE: Final = 2**20
+
+
+def share(folder: Path, workspace: Path) -> None:
+    """Let large files below `folder` that DVC's cache has too be one with those: hard links, where the file system has them."""
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink() and path.stat().st_size >= _LARGE:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+            kept = cached(workspace, digest)
+            if kept.is_file() and kept.stat().st_size == path.stat().st_size and not kept.samefile(path):
+                with contextlib.suppress(OSError):  # another file system, or one without links: then it is stored twice
+                    _link(kept, path)
+
+
+def _link(kept: Path, path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.link")
+    temporary.unlink(missing_ok=True)
+    os.link(kept, temporary)
+    os.replace(temporary, path)
+
+
+def cached(workspace: Path, digest: str) -> Path:
+    """Where DVC's cache has a file, by its MD5."""
+    return workspace / CACHE / digest[:2] / digest[2:]

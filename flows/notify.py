@@ -8,6 +8,7 @@ TYPE/NAME.
 import asyncio
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Awaitable
 from datetime import UTC, datetime
@@ -83,3 +84,9 @@ def _block(name: str, workspace: Path, line: str) -> None:
         asyncio.run(send())
     except (ValueError, RuntimeError, OSError, httpx.HTTPError, NotificationError, PrefectException) as error:
         raise WbcError(f"Prefect's block {name}: {' '.join(str(error).split()) or type(error).__name__}") from None
+
+
+def tell_failure(workspace: Path, message: str) -> None:
+    """Say that a scheduled run failed, in one line, wherever somebody may look."""
+    why = re.sub(r"^Flow run encountered an exception: (?:WbcError: )?", "", message)
+    tell(workspace, f"{workspace}: the scheduled retraining failed: {why}")

@@ -164,7 +164,7 @@ class Tracker:
 
     def put(self, run: str, path: Path, folder: str | None = None) -> None:
         """Copy a file, or what is in a folder, to the files of a run; what DVC's cache has too is stored once."""
-        from flows.registry.disk import share
+        from flows.artifacts import share
 
         repository = self._repository(run)
         put = repository.log_artifacts if path.is_dir() else repository.log_artifact

@@ -1,3 +1,5 @@
+"""`python -m flows.cli` is `wbc`."""
+
 from flows.cli import main
 
 main()

@@ -143,7 +143,7 @@ def _parts(entry: Entry, root: Path) -> Iterator[str]:
 
 def fingerprint(entry: Entry, root: Path | None = None) -> str:
     """Sixteen hex digits of a stage's code; `root` is the folder that holds `wbc_model`, `flows` and `serving`."""
-    root = root or Path(__file__).resolve().parent.parent
+    root = root or Path(__file__).resolve().parents[2]
     digest = hashlib.sha256()
     for part in _parts(entry, root):
         digest.update(part.encode() + b"\0")

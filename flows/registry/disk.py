@@ -3,10 +3,7 @@
 Models only. Images, pools and label logs are never deleted, of whatever version, and whether a commit names it or not.
 """
 
-import contextlib
-import hashlib
 import json
-import os
 import subprocess
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -16,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import yaml
 
+from flows.artifacts import CACHE, cached
 from flows.registry.verdicts import ROLLED_BACK, verdicts
 from flows.state import hold_lock
 from flows.tracking import BEFORE, CHAMPION, open_tracker, registry_exists
@@ -30,35 +28,10 @@ if TYPE_CHECKING:
 MODELS: Final = ("models/candidate", "build/bento")  # the outputs of stages that are large, and made again by `dvc repro`
 KEEP: Final = "wbc.keep"  # a tag that people set in MLflow
 LAST: Final = 5
-_CACHE: Final = ".dvc/cache/files/md5"
 _RUNS: Final = ".dvc/cache/runs"
-_LARGE: Final = 2**20
 
 
 # --- stored once --------------------------------------------------------------------------------------------------------
-
-
-def share(folder: Path, workspace: Path) -> None:
-    """Let large files below `folder` that DVC's cache has too be one with those: hard links, where the file system has them."""
-    for path in folder.rglob("*"):
-        if path.is_file() and not path.is_symlink() and path.stat().st_size >= _LARGE:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-            kept = _object(workspace, digest)
-            if kept.is_file() and kept.stat().st_size == path.stat().st_size and not kept.samefile(path):
-                with contextlib.suppress(OSError):  # another file system, or one without links: then it is stored twice
-                    _link(kept, path)
-
-
-def _link(kept: Path, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.link")
-    temporary.unlink(missing_ok=True)
-    os.link(kept, temporary)
-    os.replace(temporary, path)
-
-
-def _object(workspace: Path, digest: str) -> Path:
-    return workspace / _CACHE / digest[:2] / digest[2:]
 
 
 # --- the policy ---------------------------------------------------------------------------------------------------------
@@ -146,7 +119,7 @@ def _plan_cache(plan: Plan, workspace: Path, last: int) -> None:
     gone = {name for one in outputs.values() for name in one.values()} - keep
     spared = _members(workspace, _directories(workspace) - gone)
     for name in sorted(gone):
-        files = [_object(workspace, name), *(_object(workspace, digest) for digest in _members(workspace, {name}) - spared)]
+        files = [cached(workspace, name), *(cached(workspace, digest) for digest in _members(workspace, {name}) - spared)]
         plan.objects += [path for path in files if path.is_file() and path not in plan.objects]
         plan.lines.append(
             f"{', '.join(sorted({o for one in outputs.values() for o, n in one.items() if n == name}))} {name[:12]}"
@@ -187,12 +160,12 @@ def _git(workspace: Path, *arguments: str) -> str:
 
 def _directories(workspace: Path) -> set[str]:
     """The names of all folders in DVC's cache."""
-    return {path.parent.name + path.name for path in (workspace / _CACHE).glob("*/*.dir")}
+    return {path.parent.name + path.name for path in (workspace / CACHE).glob("*/*.dir")}
 
 
 def _members(workspace: Path, directories: Iterable[str]) -> set[str]:
     """The digests of the files in folders of DVC's cache."""
-    paths = [path for name in directories if (path := _object(workspace, name)).is_file()]
+    paths = [path for name in directories if (path := cached(workspace, name)).is_file()]
     return {str(entry["md5"]) for path in paths for entry in json.loads(path.read_text(encoding="utf-8"))}
 
 

@@ -3,7 +3,8 @@
 Every task may be repeated: DVC does not run a stage again whose inputs have not changed, a label is taken in once, an MLflow
 run is found again by its tags. That is what makes a flow that was killed go on where it was (flows.state).
 
-Import this only where Prefect's settings are in the environment already (flows.retraining.prefect_api); `wbc retrain` is flows.retraining.run.
+Import this only where Prefect's settings are in the environment already (flows.retraining.prefect_api); `wbc retrain` is
+flows.retraining.run.
 """
 
 import contextlib

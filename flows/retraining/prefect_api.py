@@ -286,3 +286,6 @@ def _force(run: "UUID", state: "State[Any]") -> None:
 
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(run, state, force=True)
+
+
+BY_SCHEDULE: Final = "by-schedule"

@@ -4,16 +4,14 @@ Each run is a process of its own that acts on the workspace it was scheduled for
 """
 
 import os
-import re
 import zoneinfo
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
-from flows.guard import FLOW, flow_token, watch_flow
-from flows.labels import take_waiting
-from flows.notify import tell
+from flows.guard import FLOW, flow_token
 from flows.retraining.prefect_api import (
+    BY_SCHEDULE,
     drop_missed_runs,
     end_dead_runs,
     open_limit,
@@ -22,52 +20,12 @@ from flows.retraining.prefect_api import (
     watch_flow_name,
 )
 from flows.retraining.run import check_before
-from flows.state import Busy, hold_lock, is_locked, new_labels, read_state
-from wbc_model.cells.pools import Pools
+from flows.state import hold_lock, is_locked
 from wbc_model.core.errors import WbcError
 from wbc_model.params import ScheduleParams, read_params
 
 if TYPE_CHECKING:
     from prefect.schedules import Schedule
-
-BY_SCHEDULE: Final = "by-schedule"
-
-
-def retraining(workspace: Path, commit: bool) -> Any:
-    """The body of a scheduled run: one retraining, or nothing where one is running already; returns the run's state."""
-    from prefect.states import Cancelled
-
-    from flows.retraining import flow as retrain
-
-    watch_flow()
-    try:
-        with hold_lock(workspace):
-            check_before(workspace, commit=commit)
-            return retrain.run_state(retrain.retraining(workspace, commit=commit))
-    except Busy as busy:
-        return Cancelled(name="Skipped", message=str(busy))
-
-
-def label_watch(workspace: Path) -> int:
-    """The body of the label trigger: asks for a retraining when enough labels have come; returns how many have."""
-    from prefect.deployments import run_deployment
-
-    watch_flow()
-    take_waiting(workspace)
-    count = new_labels(workspace)
-    if count >= read_params(workspace / "params.yaml").schedule.min_new_labels and not is_locked(workspace):
-        state = read_state(workspace)
-        # The same labels ask once only, however long it takes until the run begins.
-        version = Pools.read(workspace / "data/pools").version()
-        key = f"{retraining_flow(workspace)}:{state.key if state else 'first'}:{version}"
-        run_deployment(f"{retraining_flow(workspace)}/{BY_SCHEDULE}", timeout=0, as_subflow=False, idempotency_key=key)
-    return count
-
-
-def tell_failure(workspace: Path, message: str) -> None:
-    """Say that a scheduled run failed, in one line, wherever somebody may look."""
-    why = re.sub(r"^Flow run encountered an exception: (?:WbcError: )?", "", message)
-    tell(workspace, f"{workspace}: the scheduled retraining failed: {why}")
 
 
 def timezone(params: ScheduleParams) -> str:

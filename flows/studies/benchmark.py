@@ -326,7 +326,7 @@ def _code(function: str) -> str:
     """The fingerprint of a function's code, as that of a stage (decision 006), with two differences: versions of packages are
     written beside a result and make no other one of it, so that records can go from one machine to another; and a new
     parameter or file helper is no reason to train again."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     module, name = function.split(":")
     path = source_path(module, root)
     assert path is not None  # noqa: S101 - it is a module of ours
@@ -355,7 +355,7 @@ def _commit() -> str:
     """The commit of the project that this code is of; `-dirty` when the learner differs from it."""
     if shutil.which("git") is None:
         return ""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     git = ["git", "-C", str(root)]
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     if head.returncode or not (root / "pyproject.toml").exists():

@@ -40,7 +40,8 @@ from wbc_model.core.twins import fingerprint
 
 # bf16 moves a logit by a few hundredths. That cannot be seen in a probability of 0.9 or more, but it can turn a near tie; so
 # whatever is less sure is computed again in float32, and with bf16 the service names no other class than the offline evaluation.
-# int8 moves a probability of 0.9 or more by some hundredths: what that costs in labels, the gate of flows/pipeline/quantise.py measures.
+# int8 moves a probability of 0.9 or more by some hundredths: what that costs in labels, the gate of flows/pipeline/quantise.py
+# measures.
 SURE: Final = 0.9
 # A cell takes milliseconds to decode, a 40-megapixel PNG of 100 kB seconds: without a bound one request of 256 of them would
 # keep everybody else waiting for minutes.

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.registry.disk import collect, share
+from flows.artifacts import share
+from flows.registry.disk import collect
 from flows.workspace import init_workspace
 from wbc_model.core.files import file_sha256
 

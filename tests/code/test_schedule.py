@@ -75,7 +75,7 @@ def test_loopback_is_never_reached_through_a_proxy(monkeypatch: pytest.MonkeyPat
 def test_a_failure_is_said_in_the_log_on_stderr_and_to_the_webhook(marked: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with listening() as (url, posted):
         set_params(marked, {"schedule.notify": url})
-        schedule.tell_failure(marked, "Flow run encountered an exception: WbcError: row 7: do\nthis")
+        notify.tell_failure(marked, "Flow run encountered an exception: WbcError: row 7: do\nthis")
     line = f"{marked}: the scheduled retraining failed: row 7: do this"
     assert posted == [{"text": line, "workspace": workspace_name(marked)}]
     assert capsys.readouterr().err == f"wbc: {line}\n"
@@ -118,7 +118,7 @@ def test_cron_says_its_time_zone_and_takes_one(marked: Path, monkeypatch: pytest
     assert " 02:00 P" in words
     set_params(marked, {"schedule.timezone": None})
     script = (
-        "from pathlib import Path; from flows import schedule; from wbc_model.params import read_params;"
+        "from pathlib import Path; from flows.retraining import schedule; from wbc_model.params import read_params;"
         "print(schedule.when(read_params(Path('params.yaml')).schedule, None)[1])"
     )
     command = [sys.executable, "-c", script]
@@ -185,7 +185,7 @@ def test_a_failure_is_told_by_a_notification_block_of_prefects(
         CustomWebhookNotificationBlock(name="night watch", url=url, method="POST", json_data=told).save("night-watch")
         Secret(value="nothing").save("no-notification")  # type: ignore[arg-type]
         set_params(marked, {"schedule.notify": "custom-webhook/night-watch"})
-        schedule.tell_failure(marked, "Flow run encountered an exception: WbcError: row 7: do this")
+        notify.tell_failure(marked, "Flow run encountered an exception: WbcError: row 7: do this")
     assert posted == [{"subject": f"wbc: {marked.name}", "body": f"{marked}: the scheduled retraining failed: row 7: do this"}]
     assert "nobody was notified" not in capsys.readouterr().err
     for block, why in (
@@ -266,7 +266,7 @@ def test_two_workspaces_at_one_server_fail_each_by_itself_and_a_kill_leaves_noth
         return [(run["state_type"], run["state_name"]) for run in runs if flows[run["flow_id"]] == name and run["start_time"]]
 
     def ask(workspace: Path) -> None:
-        name = f"{prefect_api.retraining_flow(workspace)}/{schedule.BY_SCHEDULE}"
+        name = f"{prefect_api.retraining_flow(workspace)}/{prefect_api.BY_SCHEDULE}"
         run_deployment(name, timeout=0, as_subflow=False)
 
     sites = [init_workspace(tmp_path / place / "site").workspace for place in ("one", "two")]

@@ -1,0 +1,113 @@
+"""Taking data in: `wbc init`, `status`, `ingest`, `raabin`."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from wbc_model.cells.conflicts import Conflict
+from flows.cli.command import Json, app, emit, here, writing_here
+
+
+@app.command("init")
+def init_command(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to make a workspace.")], json_: Json = False
+) -> None:
+    """Make a new workspace: git, DVC, dvc.yaml, params.yaml."""
+    from flows.workspace import init_workspace
+
+    made = init_workspace(directory)
+    wrote = f"wrote {', '.join(made.wrote)}" if made.wrote else "nothing was missing"
+    text = "\n".join([f"workspace {made.workspace}: {wrote}", *made.notes])
+    emit({"workspace": made.workspace, "wrote": made.wrote, "notes": made.notes}, json_, text, made.workspace)
+
+
+@app.command("status")
+def status_command(json_: Json = False) -> None:
+    """Pools, what waits and for whom, the last run and failures, the champion, disk, and the next command."""
+    from flows.cli.status import status, status_text
+
+    result = status(here())
+    emit(result, json_, status_text(result))
+
+
+@app.command("ingest")
+def ingest_command(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="A manifest CSV, or a folder with a subfolder per class.")],
+    source: Annotated[str | None, typer.Option(help="Name written beside every cell; default: the manifest's name.")] = None,
+    list_conflicts: Annotated[
+        bool, typer.Option("--list-conflicts", help="Take the rest in, however many rows disagree with labels in the pools.")
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Take images and labels into the image store and the pools. Nothing that is there already changes.
+
+    Exit code 3 when some rows were unusable, or disagree with a label in the pools: data/conflicts.csv has these.
+    """
+    from flows.workspace import ensure_dvc
+    from wbc_model.acquisition.queue import first_query
+    from wbc_model.cells.ingest import ingest
+    from wbc_model.params import read_params
+
+    workspace = here()
+    params = read_params(workspace / "params.yaml")
+    with writing_here(workspace, "ingest"):
+        ensure_dvc(workspace)
+        report = ingest(data, workspace / "data", params, source, list_conflicts=list_conflicts, first_query=first_query)
+    wrote = ["data/images", "data/pools", "data/oracle.csv", "data/rejected.csv", "data/quarantine.csv"]
+    wrote += ["data/conflicts.csv"] if report.conflicts else []
+    lines = [
+        f"{report.rows} rows{f' ({report.read_as})' if report.read_as else ''}: "
+        + ", ".join(f"{count} new in {name}" for name, count in report.added.items()),
+        f"{report.known} known already; pools now: " + ", ".join(f"{name} {count}" for name, count in report.pools.items()),
+        *(f"  {entry.reason}: {entry.path}{f' ({entry.detail})' if entry.detail else ''}" for entry in report.rejections),
+        *conflict_lines(report.conflicts),
+        "not in use: " + (", ".join(f"{count} {reason}" for reason, count in report.reasons.items()) or "none"),
+        f"wrote {', '.join(wrote)}",
+    ]
+    emit({**report.to_dict(), "wrote": wrote}, json_, "\n".join(lines), workspace)
+    if report.refused:
+        raise typer.Exit(3)
+
+
+def conflict_lines(conflicts: "list[Conflict]") -> list[str]:
+    """Who disagrees with whom, a person's labels first, and the command that decides."""
+    named = sorted(conflicts, key=lambda one: not one.by_a_person)[:20]
+    lines = [
+        f"  {one.row} says {one.other}, {one.path} is labelled {one.label} by {one.labelled_by}: "
+        f"`wbc labels decide {one.sha256[:12]} LABEL --by NAME --why REASON`"
+        for one in named
+    ]
+    more = f"  and {len(conflicts) - len(named)} more" if len(conflicts) > len(named) else ""
+    return [*lines, *filter(None, [more]), *(["`wbc labels decide` lists them, --all settles them at once"] if lines else [])]
+
+
+@app.command("raabin")
+def raabin_command(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Raabin-WBC as distributed: Train, TestA, TestB.")],
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Where the manifests go; default: FOLDER.")] = None,
+    validation: Annotated[float, typer.Option(min=0.0, max=0.5, help="Share of the training cells for validation.")] = 0.15,
+    seed: Annotated[int, typer.Option(min=0, help="Of the splits.")] = 0,
+    json_: Json = False,
+) -> None:
+    """Write manifests of Raabin-WBC for `wbc ingest`: the official split, and one in which no smear is on both sides."""
+    from wbc_model.cells.raabin import raabin_manifests
+
+    report = raabin_manifests(folder, out, validation, seed)
+    lines = [
+        f"{name}, {split}: {sum(counts.values())} cells of {report.smears[name][split]} smears ("
+        + ", ".join(f"{label} {count}" for label, count in counts.items())
+        + ")"
+        for name, splits in report.counts.items()
+        for split, counts in splits.items()
+    ]
+    lines.append(f"{report.shared:.1%} of TestA's cells are of a smear that Train has too")
+    lines += [f"left out, no class: {name}" for name in report.left_out]
+    if report.unnamed:
+        lines.append(f"{len(report.unnamed)} files do not begin with a smear's name, the first: {report.unnamed[0]}")
+    lines += [f"warning: {line}" for line in report.warnings]
+    lines.append(f"wrote {', '.join(map(str, report.wrote))}")
+    following = f"next: `{shlex.join(['wbc', 'ingest', str(report.wrote[0])])}` takes one of them into the pools"
+    emit(report.to_dict(), json_, "\n".join([*lines, following]))

@@ -1,0 +1,75 @@
+"""Other sites: `wbc onboard` and `calibrate`."""
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.cli.command import Json, app, emit, follow, here, rows_used, scores_text
+
+
+@app.command("calibrate")
+def calibrate_command(
+    model: Annotated[Path, typer.Option(metavar="DIR", help="A model directory; it is not changed.")],
+    data: Annotated[Path, typer.Option(metavar="DATA", help="Labelled cells of the site that the model has not learned from.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write the calibrated model directory.")],
+    json_: Json = False,
+) -> None:
+    """Calibrate a model for a site: temperature, prediction sets, out-of-distribution scores, confusion."""
+    from flows.sites.calibration import calibrate
+
+    follow(model)
+    result = calibrate(model, data, out)
+    coverage, size = result["coverage"], result["classes_in_a_set"]
+    text = (
+        rows_used(result["split"], result["cells"]) + "\n"
+        f"{result['cells']} cells: prediction sets stated at {coverage['stated']:.0%} held {coverage['before']:.1%} of the "
+        f"labels (classes in a set {size['before']:.2f}), now {coverage['after']:.1%} ({size['after']:.2f})\n"
+        + (f"no cell of {', '.join(result['without'])}: how the model errs there is not known\n" if result["without"] else "")
+        + ("" if result["knows_the_site"] else "too few nuclei were found to know the site by its cells\n")
+        + "".join(f"{line}\n" for line in result["seen_before"]["warnings"])
+        + f"wrote {out}, version {result['version']}\nnext: `{shlex.join(['wbc', 'serve', '--model', str(out)])}` serves it"
+    )
+    emit({**result, "wrote": [str(out)]}, json_, text)
+
+
+@app.command("onboard")
+def onboard_command(
+    data: Annotated[Path, typer.Argument(metavar="SITE_DATA", help="The new site's cells: manifest CSV or folder per class.")],
+    labels: Annotated[int | None, typer.Option(min=0, help="Cells to ask for; default: onboard.labels.")] = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Labels that people gave: CSV (sha256, label) or Label Studio's JSON."),
+    ] = None,
+    model: Annotated[Path | None, typer.Option(metavar="DIR", help="The model to adapt; default: the champion.")] = None,
+    commit: Annotated[bool, typer.Option("--commit", help="Commit and tag the version of the site's pools.")] = False,
+    json_: Json = False,
+) -> None:
+    """Adapt the champion to a new site with the few labels that help most.
+
+    The site is a workspace of its own, sites/NAME: every command typed in there acts on it.
+    """
+    from flows.progress import Progress
+    from flows.sites.onboard import onboard
+
+    result = onboard(here(of_sites=True), data, labels, answers, model, Progress(), commit)
+    given = {"--labels": labels, "--model": model}
+    again = ["wbc", "onboard", str(data), *(str(x) for name, value in given.items() if value is not None for x in (name, value))]
+    again += ["--commit"] if commit else []
+    if result["status"] == "waiting":
+        text = (
+            f"{result['awaited']} cells wait for a label: {result['queue']}\n"
+            f"fill in its column label, as far as you can, and run `{shlex.join([*again, '--answers', result['queue']])}`"
+        )
+    else:
+        stages = [when for when in ("before", "statistics", "after") if when in result]
+        both = [(when, place, scores) for when in stages for place, scores in result[when].items()]
+        lines = [f"{when}, {place}: {scores_text(scores)}" for when, place, scores in both]
+        known = result["registered"]
+        lines += [
+            f"registered as version {known['version']} of {known['model']}" + ("" if known["champion"] else ", no champion")
+        ]
+        lines += [known["reason"]] if "reason" in known else []
+        text = "\n".join([*lines, f"wrote {result['model']}", f"next: `wbc serve` in {result['workspace']} serves it"])
+    emit(result, json_, text)
