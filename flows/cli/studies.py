@@ -28,6 +28,7 @@ def benchmark_command(
     from flows.guard import watch_flow
     from flows.progress import Progress
     from flows.studies import benchmark
+    from flows.studies.data import Request
 
     workspace = here()
     if plan:
@@ -39,6 +40,6 @@ def benchmark_command(
     if not all(seed.strip().isdigit() for seed in seeds.split(",") if seeds):
         raise typer.BadParameter("--seeds is a list of whole numbers: 0,1,2")
     chosen = tuple(int(seed) for seed in seeds.split(",") if seed)
-    request = benchmark.Request(study, out, data, cache, chosen, jobs, worker)
+    request = Request(study, out, data, cache, chosen, jobs, worker)
     result = benchmark.report(workspace, request) if report else benchmark.benchmark(workspace, request, Progress().say)
     emit(result, json_, "" if worker else benchmark.result_text(result))

@@ -18,8 +18,10 @@ import yaml
 from PIL import Image
 
 from flows.pipeline.fingerprint import closure, imported_modules, reachable
-from flows.studies import benchmark
-from flows.studies.benchmark import Request, _StudyTracking, find_data, prepare
+from flows.studies import benchmark, provenance
+from flows.studies import data as study_data
+from flows.studies.data import Request, find_data, prepare
+from flows.studies.tracking import StudyTracking
 from wbc_model.core.errors import WbcError
 from wbc_model.rendering.cells import write_cells
 from wbc_model.studies.runner import Provenance
@@ -152,7 +154,7 @@ def test_files_go_to_the_workspace_from_wherever_the_command_is_typed(tmp_path: 
     monkeypatch.chdir(below)
     study = read_study(folder / "tiny.yaml", folder / "params.yaml")
     (folder / "report.md").write_text("a report")
-    tracking = _StudyTracking.open(folder, study, Provenance("train", "query", {}))
+    tracking = StudyTracking.open(folder, study, Provenance("train", "query", {}))
     tracking.end(folder, ["report.md"])
     assert sorted(path.name for path in (folder / "mlartifacts").rglob("*") if path.is_file()) == ["report.md", "tiny.yaml"]
     assert list(below.iterdir()) == []
@@ -229,12 +231,21 @@ def test_where_data_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_the_code_of_a_result_is_what_its_numbers_come_from() -> None:
     names = ("fit", "evaluate", "ask", "untrained")
-    codes = {name: benchmark._code(f"wbc_model.studies.runner:{name}") for name in names}
+    codes = {name: provenance.code_of(f"wbc_model.studies.runner:{name}") for name in names}
     assert len(set(codes.values())) == len(names)
     where = ast.Module(reachable(ast.parse((ROOT / "wbc_model/studies/runner.py").read_text()), "fit"), [])
-    reached = set(closure(imported_modules(where, ROOT), ROOT))
-    assert {f"wbc_model.{name}" for name in ("train", "augment", "network", "images", "lossnet", "sampling")} <= reached
-    assert not {f"wbc_model.{name}" for name in ("study_report", "study_file", "plots", "raabin", "ingest")} & reached
+    learner = {name.removeprefix("wbc_model.") for name in closure(imported_modules(where, ROOT), ROOT)}
+    assert {
+        "training.train",
+        "training.augment",
+        "network.resnet",
+        "core.images",
+        "network.lossnet",
+        "training.hard_samples",
+    } <= learner
+    numberless = {"studies.report", "studies.study", "evaluation.plots", "cells.raabin", "cells.ingest"}
+    assert all((ROOT / f"wbc_model/{name.replace('.', '/')}.py").is_file() for name in numberless)
+    assert not numberless & learner
 
 
 def test_seeds_are_shared_out_over_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,7 +296,7 @@ def test_without_a_split_each_seed_makes_its_own(tmp_path: Path, monkeypatch: py
 def test_rendered_cells_are_drawn_where_the_study_asks_for_them(tmp_path: Path) -> None:
     folder = workspace(tmp_path / "w", data="rendered")
     study = read_study(folder / "tiny.yaml", folder / "params.yaml")
-    facts = benchmark._fill(tmp_path / "data", None, study.base, 0, check=False)
+    facts = study_data._fill(tmp_path / "data", None, study.base, 0, check=False)
     assert facts["pools"] == {"labelled": 50, "unlabelled": 0, "validation": 0, "test": 0}
 
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from flows.cli import app
 from flows.pipeline.stages import evaluate_model
 from flows.studies import benchmark
-from flows.studies.benchmark import Request
+from flows.studies.data import Request
 from tests.code.test_benchmark import workspace as study_workspace
 from wbc_model.cells import handed_out
 from wbc_model.cells.handed_out import hand_out, is_ours
