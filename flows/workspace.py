@@ -279,8 +279,10 @@ def changed_params(workspace: Path, changes: Mapping[str, Any]) -> tuple[str, li
     for key, value in changes.items():
         *sections, name = key.split(".")
         place = document
-        for section in sections:
-            place = place[section]
+        for section in sections:  # one that is missing is judged with the rest
+            place = place.setdefault(section, {})
+            if not isinstance(place, dict):
+                raise WbcError(f"{path}: {key}: {section} is a value and has nothing below it")
         if name not in place or place[name] != value:
             lines.append(f"{key}: {place.get(name, 'not there')} -> {value}")
             place[name] = value

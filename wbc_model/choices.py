@@ -19,3 +19,5 @@ Acquisition = Literal[
     "typiclust",
     "colour_cover",
 ]
+# Values of several parameters in one word; `flows.retraining.methods` has them.
+Method = Literal["paper", "default"]

@@ -21,7 +21,6 @@ app = typer.Typer(
     name="wbc",
     help="Leukocyte classification that learns from few labels. Commands act on the workspace they are run in.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -33,6 +32,24 @@ audit_app = typer.Typer(help="The service's audit log.", no_args_is_help=True)
 app.add_typer(audit_app, name="audit")
 reports_app = typer.Typer(help="The reports in the service's store.", no_args_is_help=True)
 app.add_typer(reports_app, name="reports")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(version("wbc"))
+        raise typer.Exit
+
+
+@app.callback()
+def _whole(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """What is said before a command."""
+
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as of a shell
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, to stdout.")]

@@ -1,11 +1,12 @@
 """The loop: `wbc retrain` and `schedule`."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from flows.cli.command import Json, app, emit, here
-from wbc_model.choices import Acquisition, Annotator, PresetName
+from wbc_model.choices import Acquisition, Annotator, Method, PresetName
 
 
 @app.command("retrain")
@@ -21,6 +22,10 @@ def retrain_command(
     annotator: Annotated[Annotator | None, typer.Option(help="Who answers: labels set aside at ingest, or people.")] = None,
     acquisition: Annotated[Acquisition | None, typer.Option(help="How cells are chosen.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of everything that is random.")] = None,
+    method: Annotated[Method | None, typer.Option(help="paper: the arm of Jiang et al. 2024; default: takes that back.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any parameter of params.yaml; may be repeated.")
+    ] = None,
     commit: Annotated[bool, typer.Option("--commit", help="Commit and tag every version of the pools.")] = False,
     json_: Json = False,
 ) -> None:
@@ -29,12 +34,11 @@ def retrain_command(
     The options are written into params.yaml, so that `dvc repro` makes the same model. An interrupted run goes on.
     """
     from flows.retraining.run import outcome_text, retrain
-    from wbc_model.params import read_params
 
     if until is not None and ask is not None:
         raise typer.BadParameter("--until and --ask are two ways to say how many: give one of them")
     workspace = here()
-    chosen = {
+    options = {
         "preset": preset,
         "retrain.until": int(until) if until is not None and until > 1 and until == int(until) else until,
         "retrain.ask": ask,
@@ -43,11 +47,23 @@ def retrain_command(
         "acquisition.strategy": acquisition,
         "seed": seed,
     }
-    changes: dict[str, Any] = {key: value for key, value in chosen.items() if value is not None}
-    if until is not None and read_params(workspace / "params.yaml").retrain.ask is not None:
-        changes["retrain.ask"] = None
+    changes = _changes(workspace, {key: value for key, value in options.items() if value is not None}, method, settings or [])
     outcome = retrain(workspace, changes, commit)
     emit(outcome.to_dict(), json_, outcome_text(outcome), here())
+
+
+def _changes(workspace: Path, options: dict[str, Any], method: Method | None, settings: list[str]) -> dict[str, Any]:
+    """The parameters that were typed, by their dotted keys; what is said of a single one goes before the method's word."""
+    from flows.retraining.methods import as_typed, of_method
+    from wbc_model.params import read_params
+
+    typed = as_typed(settings)
+    if twice := sorted(options.keys() & typed.keys()):
+        raise typer.BadParameter(f"--set {twice[0]} and the option for it are both given: give one of them")
+    changes = (of_method(method) if method else {}) | options | typed
+    if "retrain.until" in options and read_params(workspace / "params.yaml").retrain.ask is not None:
+        changes["retrain.ask"] = None
+    return changes
 
 
 @app.command("schedule")
