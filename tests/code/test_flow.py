@@ -188,7 +188,7 @@ def whole(filled: Path) -> Iterator[Whole]:
 def test_a_prefect_server_that_is_gone_is_one_line(filled: Path) -> None:
     script = (
         "import sys; from pathlib import Path; import psutil\n"
-        "from flows import cli; from flows.retraining.prefect_api import open_limit, prefect_api\n"
+        "from flows.cli import command as cli; from flows.retraining.prefect_api import open_limit, prefect_api\n"
         "def app():\n"
         "    with prefect_api(Path(sys.argv[1])):\n"
         "        [server] = psutil.Process().children()\n"
