@@ -11,9 +11,13 @@ install: $(STAMP)
 
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "Python 3.11 is needed: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
-	$(PYTHON) -m venv --clear .venv
-	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --requirement requirements.lock
-	$(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check --no-deps --editable .
+	@echo "1 of 3: a virtual environment in .venv"
+	@$(PYTHON) -m venv --clear .venv
+	@echo "2 of 3: the packages of requirements.lock, some gigabytes; this takes minutes"
+	@$(BIN)/python -m pip install --disable-pip-version-check --requirement requirements.lock
+	@echo "3 of 3: wbc itself"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@echo "done: \`source .venv/bin/activate\`, then \`wbc --help\`"
 	@touch $(STAMP)
 
 demo: $(STAMP)
