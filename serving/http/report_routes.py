@@ -70,6 +70,7 @@ router = APIRouter(
 CHANGES: Final[dict[int | str, dict[str, Any]]] = {
     408: described("The body did not arrive in time"),
     409: described("Not possible in the state that the report is in; `detail` says why"),
+    410: described("The call was done under this Idempotency-Key, and its report was removed since"),
     412: described("The report was changed since the version that If-Match names"),
     413: described("The body is too large"),
     415: described("Not application/json"),
@@ -325,7 +326,7 @@ async def sign_report(request: Request, report_id: ReportId, if_match: IfMatch =
     "/{id}",
     response_model=ReportRemoval,
     dependencies=ADMIN,
-    responses={number: CHANGES[number] for number in (408, 413, 415)},
+    responses={number: CHANGES[number] for number in (408, 409, 410, 413, 415)},
     openapi_extra={"requestBody": _change(RemovalRequest)["requestBody"]},
 )
 async def remove_report(request: Request, report_id: ReportId) -> Response:

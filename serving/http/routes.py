@@ -120,6 +120,7 @@ async def classify(request: Request, explain: bool = False) -> Response:
             "The report that `report_id` names was signed or withdrawn, is of another specimen, or expects fewer images; "
             "or the first call with this Idempotency-Key is under way"
         ),
+        410: _problem("The call was done under this Idempotency-Key, and its report was removed since"),
         **IMAGE_PROBLEMS,
     },
 )

@@ -334,18 +334,18 @@ def test_metrics_and_plots_are_declared(whole: Whole, tmp_path: Path) -> None:
 
 
 def test_enough_new_labels_ask_for_a_retraining(whole: Whole, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flows.retraining import schedule
+    from flows.retraining.deployed import label_watch
 
     asked: list[str] = []
     monkeypatch.setattr("prefect.deployments.run_deployment", lambda name, **named: asked.append(named["idempotency_key"]))
     workspace = whole.workspace
     cells = Pools.read(workspace / "data/pools").frames["unlabelled"].head(5)
-    assert schedule.label_watch(workspace) == 0
+    assert label_watch(workspace) == 0
     record(workspace, oracle_answers(workspace, cells.head(4)), 2)
-    assert schedule.label_watch(workspace) == 4
+    assert label_watch(workspace) == 4
     assert asked == []
     record(workspace, oracle_answers(workspace, cells), 2)
-    assert [schedule.label_watch(workspace) for _ in range(2)] == [5, 5]
+    assert [label_watch(workspace) for _ in range(2)] == [5, 5]
     assert len(asked) == 2
     assert len(set(asked)) == 1  # Prefect makes one run of one key
 

@@ -120,7 +120,7 @@ def said(folder: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> list
 
 def test_queries_and_exports_end_with_what_to_do_with_them(marked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answer: dict[str, Any] = {"cells": 3, "pool": 9, "strategy": "badge", "wrote": "data/queue.csv"}
-    monkeypatch.setattr("flows.cli._stage", lambda name, body: answer)
+    monkeypatch.setattr("flows.cli.stages.run_stage", lambda name, body: answer)
     labels_next = "next: `wbc labels export FILE.csv` writes them for people (.json for Label Studio)"
     assert said(marked, monkeypatch, "query")[-1] == labels_next
     answer |= {"cells": 0}

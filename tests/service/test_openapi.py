@@ -12,10 +12,10 @@ from live import ROOT, Server, clean_environment, form, free_port, of_class, ser
 from serving.reports.store import sqlite_url
 
 KEY = "a-key-of-the-ward"
-# a valid If-Match that names another version than the report's is 412, none at all 428
+# a valid If-Match that names another version than the report's is 412, none at all 428; a key whose report was removed is 410
 SETTINGS = """
 [checks.positive_data_acceptance]
-expected-statuses = ["2xx", "404", "409", "412"]
+expected-statuses = ["2xx", "404", "409", "410", "412"]
 [checks.missing_required_header]
 expected-statuses = ["401", "422", "428"]
 """
