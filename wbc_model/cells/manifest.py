@@ -44,6 +44,7 @@ ABBREVIATIONS: Final[Mapping[str, tuple[str, ...]]] = {
 NO_NAMES: Final[Mapping[str, str]] = MappingProxyType({})
 _PEEKED: Final = 50  # rows in which a column of labels under another name is looked for
 _SLIP_OF_A_CLASS: Final = 0.79  # as SLIP, but diseases are named after classes: neutropenia is no slip of neutrophil
+_SLIP_OF_A_COLUMN: Final = 0.7  # `lables` is meant for label: a column that is missed leaves all cells without a label
 
 
 def _plain(text: str) -> str:
@@ -129,7 +130,7 @@ def _columns(sheet: Sheet) -> dict[str, int]:
     header = sheet.header
     for name in REQUIRED:
         if name not in header:
-            near = nearest(name, header)
+            near = nearest(name, header, _SLIP_OF_A_COLUMN)
             hint = f"; is {near!r} meant?" if near else f"; it has {', '.join(map(repr, header)) or 'nothing'}"
             raise WbcError(f"{sheet.path}: the column {name!r} is missing{hint} (read as separated by {sheet.said})")
     twice = {name for name in (*REQUIRED, *OPTIONAL) if header.count(name) > 1}
@@ -148,7 +149,7 @@ def _with_label_column(sheet: Sheet, names: Mapping[str, str]) -> Iterator[tuple
         classes = sum(known_label(value, names) in CLASSES for value in values)
         if name not in (*REQUIRED, *OPTIONAL) and classes and 2 * classes >= len(values):
             raise WbcError(f"{sheet.path}: the column 'label' is missing; {name!r} has labels in it: name it label")
-    near = nearest("label", sheet.header)
+    near = nearest("label", sheet.header, _SLIP_OF_A_COLUMN)
     if near:
         raise WbcError(f"{sheet.path}: the column 'label' is missing; is {near!r} meant?")
     return itertools.chain(head, sheet.rows)
