@@ -117,7 +117,7 @@ def test_with_keys_of_the_environment_the_workspaces_first_one_is_still_taken(
 
 
 def test_every_setting_that_names_a_file_or_a_folder_is_made_absolute() -> None:
-    read = {name for path in (ROOT / "serving").glob("*.py") for name in re.findall(r'"(WBC_[A-Z_]+)"', path.read_text())}
+    read = {name for path in (ROOT / "serving").rglob("*.py") for name in re.findall(r'"(WBC_[A-Z_]+)"', path.read_text())}
     named = {name for name in read if name.endswith(("_FILE", "_DIR", "_LOG", "_PATH", "_FOLDER"))}
     assert named == set(PATHS)
 
