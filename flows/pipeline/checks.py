@@ -1,7 +1,7 @@
 """The data checks before training: Great Expectations over the pools and the images behind them.
 
-A finding that names a row takes the row out of use (`data/quarantine.csv`); one that makes the whole set unfit stops the
-pipeline with the rows that are the reason. Either way the Data Docs (`data/docs/index.html`) say what was checked.
+A finding that names a row takes the row out of use (`data/quarantine.csv`). One that makes the whole set unfit stops the
+pipeline, and names the rows that are the reason. Either way `data/docs/index.html` says what was checked.
 """
 
 import importlib
@@ -11,13 +11,12 @@ import shutil
 import warnings
 from collections import Counter
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from flows.pipeline.data_docs import finish, front_page
+from flows.pipeline.data_docs import CHECKS_CSV, Check, Findings, Line, remember, write_page
 from wbc_model.cells.findings import REPEATS, describe, find
 from wbc_model.cells.ingest import Rejection, read_rejections, rejections_csv
 from wbc_model.cells.pools import COLUMNS, POOLS, Pools, read_table
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from great_expectations.expectations.expectation import Expectation
 
 LISTED = 20  # rows of a critical finding that the error names
+GX_PAGES = ".wbc/great_expectations"  # its own pages of the last run; they need the internet
 HELD_OUT = ("validation", "test")
 USUAL_SHARE = (0.005, 0.95)  # of a class in a held-out pool; outside it the Data Docs show a warning
 
@@ -64,7 +64,8 @@ class ValidationReport:
 
 
 def validate(workspace: Path, params: Params) -> ValidationReport:
-    """Check the pools of a workspace; writes `data/quarantine.csv` and `data/docs/`, the same for the same data.
+    """Check the pools of a workspace; writes `data/quarantine.csv` and `data/docs/`, the same for the same data, and adds a
+    result that is new to `reports/checks.csv`.
 
     Raises WbcError, after both are written, when a finding is critical: an image that is missing or damaged, a label that is
     unknown, a cell in two pools, a group that is split, too few cells or classes to train or test, or too much of a pool in
@@ -73,7 +74,8 @@ def validate(workspace: Path, params: Params) -> ValidationReport:
     data = workspace / "data"
     pools = Pools.read(data / "pools", check=False)
     cache = workspace / ".wbc" / "cache"
-    cells = describe(pools, measure_store(ImageStore(data / "images"), cache))
+    store = ImageStore(data / "images")
+    cells = describe(pools, measure_store(store, cache))
     cells, found = find(cells, _known_labels(cells, data / "oracle.csv"), params.checks, cache)
     out = pd.Series([(path, sha256) for path, sha256 in cells[["path", "sha256"]].to_numpy()], index=cells.index, dtype=object)
     cells["quarantined"] = out.isin({(entry.path, entry.sha256) for entry in found})
@@ -81,20 +83,22 @@ def validate(workspace: Path, params: Params) -> ValidationReport:
     write_atomic(data / "quarantine.csv", rejections_csv(quarantine))
     kept = cells[~cells["quarantined"]]["pool"].value_counts()
     usable = {name: int(kept.get(name, 0)) for name in POOLS}
-    docs, moment = data / "docs", _moment(pools)
+    critical, noted, checked = _expect(cells, params.checks, workspace / GX_PAGES)
+    found_here = Findings(cells, quarantine, critical, noted, checked, _newest_label(pools))
+    docs = data / "docs"
     building = docs.with_name(".docs.new")
     shutil.rmtree(building, ignore_errors=True)
-    critical, noted = _expect(cells, params.checks, building, moment)
-    finish(building, moment, front_page(building, pools.counts(), usable, quarantine, critical, noted))
+    building.mkdir()
+    write_page(building / "index.html", found_here, store, remember(workspace / CHECKS_CSV, found_here))
     replace_directory(building, docs)
     if critical:
-        raise WbcError(_explain(critical, docs / "index.html"))
+        raise WbcError(_explain([line.text for line in critical], docs / "index.html"))
     return ValidationReport(
         pools=pools.counts(),
         usable=usable,
         found=found,
         quarantined=dict(sorted(Counter(entry.reason for entry in quarantine).items())),
-        warnings=noted,
+        warnings=[line.text for line in noted],
         docs=docs / "index.html",
     )
 
@@ -105,13 +109,9 @@ def _known_labels(cells: pd.DataFrame, oracle: Path) -> pd.Series:
     return cells["label"].where(cells["label"] != "", cells["sha256"].map(hidden).fillna(""))
 
 
-def _moment(pools: Pools) -> datetime:
-    """The time that the documents carry: that of the newest label, so that the same data gives the same documents."""
-    newest = max((str(frame["labelled_at"].max()) for frame in pools.frames.values() if len(frame)), default="")
-    try:
-        return datetime.fromisoformat(newest).astimezone(UTC)
-    except ValueError:
-        return datetime(2000, 1, 1, tzinfo=UTC)
+def _newest_label(pools: Pools) -> str:
+    """When the newest label was given, as the pools have it; empty where there is none."""
+    return max((str(frame["labelled_at"].max()) for frame in pools.frames.values() if len(frame)), default="")
 
 
 def _explain(critical: list[str], docs: Path) -> str:
@@ -124,34 +124,71 @@ def _explain(critical: list[str], docs: Path) -> str:
 
 
 def _cell_suite(checks: CheckParams) -> "ExpectationSuite":
-    """Expectations of single rows; those with `critical` in their meta stop the pipeline, the rest takes rows out of use."""
+    """Expectations of single rows; those with `critical` in their meta stop the pipeline, the rest takes rows out of use.
+    `what` says it on the page; `says` is filled with a row that is different."""
     import great_expectations as gx
 
     gxe: Any = importlib.import_module("great_expectations.expectations")  # its names are not exported for type checkers
 
+    def stop(what: str, says: str = "") -> dict[str, Any]:
+        return {"critical": True, "what": what} | ({"says": says} if says else {})
+
     low, high = checks.brightness
-    stop = {"critical": True}
+    columns = "each pool file has the columns of a pool"
+    repeats = {name: f"no row is out of use as {name}" for name in REPEATS}
     expectations: list[Expectation] = [
-        gxe.ExpectTableColumnsToMatchSet(column_set=COLUMNS, exact_match=False, meta=stop),
-        gxe.ExpectColumnValuesToMatchRegex(column="sha256", regex="^[0-9a-f]{64}$", meta=stop | {"says": "is no sha256"}),
-        gxe.ExpectColumnValuesToBeUnique(column="sha256", meta=stop | {"says": "is in the pools more than once"}),
-        gxe.ExpectColumnValuesToBeInSet(column="pool", value_set=list(POOLS), meta=stop),
-        gxe.ExpectColumnValuesToBeInSet(
-            column="label_or_none", value_set=list(CLASSES), meta=stop | {"says": "has an unknown, missing or stray label"}
+        gxe.ExpectTableColumnsToMatchSet(column_set=COLUMNS, exact_match=False, meta=stop(columns)),
+        gxe.ExpectColumnValuesToMatchRegex(
+            column="sha256",
+            regex="^[0-9a-f]{64}$",
+            meta=stop("a cell is named by its SHA-256", "{pool}: {path} is no sha256 ({sha256})"),
         ),
-        gxe.ExpectColumnValuesToBeInSet(column="group_sides", value_set=[1], meta=stop | {"says": "is of a group that is split"}),
-        gxe.ExpectColumnValuesToBeInSet(column="stored", value_set=[True], meta=stop | {"says": "has no image in the store"}),
-        gxe.ExpectColumnValuesToBeInSet(
-            column="damage", value_set=[""], meta=stop | {"says": "has a damaged image in the store"}
+        gxe.ExpectColumnValuesToBeUnique(
+            column="sha256", meta=stop("a cell is in one pool, once", "{pool}: {path} is in the pools more than once")
         ),
-        gxe.ExpectColumnValuesToBeBetween(column="shorter_side", min_value=MIN_SIDE),
-        gxe.ExpectColumnValuesToBeBetween(column="area", max_value=MAX_PIXELS),
-        gxe.ExpectColumnValuesToBeInSet(column="mode", value_set=sorted(RGB_CONVERTIBLE)),
-        gxe.ExpectColumnValuesToBeBetween(column="brightness", min_value=low, max_value=high),
-        gxe.ExpectColumnValuesToBeBetween(column="contrast", min_value=checks.min_contrast),
-        gxe.ExpectColumnValuesToBeBetween(column="sharpness", min_value=checks.min_sharpness),
+        gxe.ExpectColumnValuesToBeInSet(column="pool", value_set=list(POOLS), meta=stop("a pool is one of the four")),
+        gxe.ExpectColumnValuesToBeInSet(
+            column="label_or_none",
+            value_set=list(CLASSES),
+            meta=stop(
+                "a label is one of the five classes", "{pool}: {path} has an unknown, missing or stray label ({label_or_none})"
+            ),
+        ),
+        gxe.ExpectColumnValuesToBeInSet(
+            column="group_sides",
+            value_set=[1],
+            meta=stop("a slide or patient is in one pool", "{pool}: {path} is of a group that is split"),
+        ),
+        gxe.ExpectColumnValuesToBeInSet(
+            column="stored", value_set=[True], meta=stop("the image is in the store", "{pool}: {path} has no image in the store")
+        ),
+        gxe.ExpectColumnValuesToBeInSet(
+            column="damage",
+            value_set=[""],
+            meta=stop("the stored image is whole", "{pool}: {path} has a damaged image in the store ({damage})"),
+        ),
+        gxe.ExpectColumnValuesToBeBetween(
+            column="shorter_side", min_value=MIN_SIDE, meta={"what": f"the shorter side is {MIN_SIDE} pixels or more"}
+        ),
+        gxe.ExpectColumnValuesToBeBetween(
+            column="area", max_value=MAX_PIXELS, meta={"what": f"the image has {MAX_PIXELS / 1e6:.0f} megapixels at most"}
+        ),
+        gxe.ExpectColumnValuesToBeInSet(
+            column="mode", value_set=sorted(RGB_CONVERTIBLE), meta={"what": "the colours can be read as RGB"}
+        ),
+        gxe.ExpectColumnValuesToBeBetween(
+            column="brightness", min_value=low, max_value=high, meta={"what": f"the mean grey value is {low:g} to {high:g}"}
+        ),
+        gxe.ExpectColumnValuesToBeBetween(
+            column="contrast", min_value=checks.min_contrast, meta={"what": f"the contrast is {checks.min_contrast:g} or more"}
+        ),
+        gxe.ExpectColumnValuesToBeBetween(
+            column="sharpness",
+            min_value=checks.min_sharpness,
+            meta={"what": f"the sharpness is {checks.min_sharpness:g} or more"},
+        ),
     ]
-    expectations += [gxe.ExpectColumnValuesToBeNull(column=name) for name in REPEATS]
+    expectations += [gxe.ExpectColumnValuesToBeNull(column=name, meta={"what": what}) for name, what in repeats.items()]
     return gx.ExpectationSuite(name="cells", expectations=expectations)
 
 
@@ -162,15 +199,26 @@ def _pool_suite(checks: CheckParams) -> "ExpectationSuite":
     gxe: Any = importlib.import_module("great_expectations.expectations")  # its names are not exported for type checkers
 
     most = checks.max_quarantined_share
-    too_many = f"has more than {most:.0%} of its cells in quarantine"
+    low, high = USUAL_SHARE
+    enough = {"what": "there are enough cells and classes to train and test", "says": "{pool}: {lack}"}
+    quarantined = {
+        "what": f"at most {most:.0%} of a pool are out of use",
+        "says": f"{{pool}}: {{quarantined_share:.0%}} of the cells are in quarantine, more than {most:.0%}",
+    }
+    usual = {
+        "what": f"a class is {low:.1%} to {high:.0%} of a held-out pool",
+        "says": "{pool}: {share:.1%} of the cells are {class}, which is unusual",
+    }
     expectations: list[Expectation] = [
-        gxe.ExpectColumnValuesToBeBetween(column="missing_cells", max_value=0, meta={"critical": True, "says": "needs more"}),
-        gxe.ExpectColumnValuesToBeBetween(column="quarantined_share", max_value=most, meta={"critical": True, "says": too_many}),
-        gxe.ExpectColumnValuesToBeBetween(
-            column="share", min_value=USUAL_SHARE[0], max_value=USUAL_SHARE[1], meta={"says": "is an unusual share of its pool"}
-        ),
+        gxe.ExpectColumnValuesToBeBetween(column="missing_cells", max_value=0, meta=enough | {"critical": True}),
+        gxe.ExpectColumnValuesToBeBetween(column="quarantined_share", max_value=most, meta=quarantined | {"critical": True}),
+        gxe.ExpectColumnValuesToBeBetween(column="share", min_value=low, max_value=high, meta=usual),
     ]
     return gx.ExpectationSuite(name="pools", expectations=expectations)
+
+
+def _cells(count: int) -> str:
+    return f"{count} cell" if count == 1 else f"{count} cells"
 
 
 def _cell_table(cells: pd.DataFrame) -> pd.DataFrame:
@@ -185,50 +233,49 @@ def _cell_table(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def _pool_table(cells: pd.DataFrame, checks: CheckParams) -> pd.DataFrame:
-    """A row per pool (class `all`) and per class of a held-out pool: cells in use, how many are missing, shares."""
+    """A row per pool (class `all`) and per class of a held-out pool: how many cells are missing, in words too, and shares."""
     used = cells[~cells["quarantined"]]
     rows: list[dict[str, Any]] = []
     for pool in POOLS:
         here, size = used[used["pool"] == pool], int((cells["pool"] == pool).sum())
         lost = size - len(here)
         share = lost / size if lost > 1 else 0.0  # a single row is not yet a share
-        rows.append({"pool": pool, "class": "all", "cells": len(here), "quarantined_share": share})
+        rows.append({"pool": pool, "class": "all", "quarantined_share": share})
         counts = here["label"].value_counts()
         if pool == "labelled":
-            classes = int(counts.index.isin(CLASSES).sum())
-            rows.append({"pool": pool, "class": "labelled classes", "cells": classes, "missing_cells": max(0, 2 - classes)})
+            missing = max(0, 2 - int(counts.index.isin(CLASSES).sum()))
+            lack = f"has labels of {2 - missing} classes, and 2 are the least that a model can learn"
+            rows.append({"pool": pool, "class": "labelled classes", "missing_cells": missing, "lack": lack})
         for name in CLASSES if pool in HELD_OUT else ():
             count = int(counts.get(name, 0))
             missing = max(0, checks.min_test_cells_per_class - count)
-            rows.append(
-                {"pool": pool, "class": name, "cells": count, "missing_cells": missing, "share": count / max(1, len(here))}
-            )
+            lack = f"has {_cells(count)} of {name} in use, and needs {checks.min_test_cells_per_class}"
+            rows.append({"pool": pool, "class": name, "missing_cells": missing, "lack": lack, "share": count / max(1, len(here))})
     return pd.DataFrame(rows)
 
 
 # --- Great Expectations --------------------------------------------------------------------------------------------------
 
 
-def _expect(cells: pd.DataFrame, checks: CheckParams, building: Path, moment: datetime) -> tuple[list[str], list[str]]:
-    """Run the suites and build the pages in `building`; returns the lines of critical findings and of warnings."""
+def _expect(cells: pd.DataFrame, checks: CheckParams, pages: Path) -> tuple[list[Line], list[Line], list[Check]]:
+    """Run the suites, and build Great Expectations' own pages in `pages`; returns critical findings, warnings, and a line for
+    each expectation."""
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
     logging.getLogger("great_expectations").setLevel(logging.ERROR)
     import great_expectations as gx
-    from great_expectations.core.run_identifier import RunIdentifier
     from great_expectations.data_context.types.base import ProgressBarsConfig
 
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
     for site in list(context.variables.data_docs_sites or {}):
         context.delete_data_docs_site(site)
-    context.add_data_docs_site("pools", _site(building))
+    shutil.rmtree(pages, ignore_errors=True)
+    context.add_data_docs_site("pools", _site(pages))
     source = context.data_sources.add_pandas("workspace")
-    run = RunIdentifier(run_name="validate", run_time=moment)
-    critical: list[str] = []
-    noted: list[str] = []
+    results: list[Any] = []
     tables = {
-        "cells": (_cell_table(cells), _cell_suite(checks), ["pool", "path"]),
-        "pools": (_pool_table(cells, checks), _pool_suite(checks), ["pool", "class"]),
+        "cells": (_cell_table(cells), _cell_suite(checks), ["pool", "path", "sha256"]),
+        "pools": (_pool_table(cells, checks), _pool_suite(checks), ["pool", "class", "lack"]),
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -240,11 +287,10 @@ def _expect(cells: pd.DataFrame, checks: CheckParams, building: Path, moment: da
                 validation_definitions=[context.validation_definitions.add(definition)],
                 result_format={"result_format": "COMPLETE", "unexpected_index_column_names": keys},
             )
-            result = context.checkpoints.add(checkpoint).run(batch_parameters={"dataframe": table}, run_id=run)
-            for validation in result.run_results.values():
-                _sort_out(validation.results, keys, critical, noted)
+            result = context.checkpoints.add(checkpoint).run(batch_parameters={"dataframe": table})
+            results += [one for validation in result.run_results.values() for one in validation.results]
         context.build_data_docs()
-    return critical, noted
+    return _sort_out(results)
 
 
 def _site(directory: Path) -> Any:
@@ -257,23 +303,26 @@ def _site(directory: Path) -> Any:
     }
 
 
-def _sort_out(results: Any, keys: list[str], critical: list[str], noted: list[str]) -> None:
-    """Turn failed expectations into lines; those without words of their own show in quarantine.csv row by row."""
+def _sort_out(results: list[Any]) -> tuple[list[Line], list[Line], list[Check]]:
+    """Critical findings, warnings, and what was checked. An expectation that neither stops nor has words for a row shows in
+    quarantine.csv row by row."""
+    critical: list[Line] = []
+    noted: list[Line] = []
+    checked: list[Check] = []
     for result in results:
         if result.exception_info and result.exception_info.get("raised_exception"):
             raise RuntimeError(f"{result.expectation_config.type}: {result.exception_info['exception_message']}")
-        meta = result.expectation_config.meta or {}
-        if result.success or not (meta.get("critical") or meta.get("says")):
+        meta, found = result.expectation_config.meta, result.result
+        stops, says = meta.get("critical", False), meta.get("says")
+        follows = "the pipeline stops" if stops else "a warning" if says else "the row is out of use"
+        failed = int(found.get("unexpected_count", 0 if result.success else 1))
+        checked.append(Check(meta["what"], int(found.get("element_count", 1)), failed, follows))
+        if result.success or not (stops or says):
             continue
-        says = meta.get("says", "is not as expected")
-        column = result.expectation_config.kwargs.get("column", "")
-        rows = result.result.get("unexpected_index_list") or [{}]
-        lines = []
-        for row in rows:
-            where = ": ".join(str(row[key]) for key in keys if key in row)
-            lines.append(f"{where or column or 'pools'} {says} ({column} {_short(row.get(column))})")
-        (critical if meta.get("critical") else noted).extend(lines)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+        rows = found.get("unexpected_index_list") or [{}]
+        lines = [
+            Line(says.format_map(row) if says and row else f"this is not so: {meta['what']}", row.get("sha256") or "")
+            for row in rows
+        ]
+        (critical if stops else noted).extend(lines)
+    return critical, noted, checked

@@ -32,7 +32,7 @@ class Entry:
 
 
 STAGES: Final = {
-    "validate": Entry("flows.pipeline.checks:validate", packages=("great-expectations", "numpy", "pandas", "pillow")),
+    "validate": Entry("flows.pipeline.checks:validate", packages=("great-expectations", "jinja2", "numpy", "pandas", "pillow")),
     "train": Entry("flows.pipeline.stages:train", packages=(*_NUMERIC, "safetensors", "onnx", "lightly")),
     "evaluate": Entry("flows.pipeline.stages:evaluate", packages=(*_NUMERIC, "matplotlib")),
     "query": Entry("flows.pipeline.stages:query", packages=_NUMERIC),

@@ -6,17 +6,19 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from PIL import Image, ImageFilter
+from playwright.sync_api import sync_playwright
 
 from flows.pipeline.checks import ValidationReport, validate
 from tests.data.conftest import encoded, write_manifest
 from tests.pools import ingest
-from wbc_model.cells.pools import Pools, quarantined
+from wbc_model.cells.pools import POOLS, Pools, quarantined
 from wbc_model.cells.store import ImageStore
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
 from wbc_model.params import Params
 from wbc_model.rendering.cells import render_cells
 
+CHROMIUM = Path("/usr/bin/chromium")
 COLUMNS = ("path", "label", "split", "group")
 
 
@@ -129,11 +131,38 @@ def test_a_clean_set_passes_and_the_documents_are_the_same_each_time(clean: Site
     before = documents()
     validate(workspace, clean.params)
     assert documents() == before
-    pages = " ".join(path.read_text() for path in (workspace / "data" / "docs").rglob("*.html"))
-    assert "great-expectations-web-assets" not in pages
-    links = re.findall(r'href="(validations/[^"]+)"', (workspace / "data/docs/index.html").read_text())
-    assert links
-    assert all((workspace / "data" / "docs" / link).is_file() for link in links)
+    (page,) = (workspace / "data" / "docs").rglob("*")
+    assert not re.findall(r"https?:|<script|<link", page.read_text()), "it is read without the internet"
+    assert len(pd.read_csv(workspace / "reports/checks.csv")) == 1, "the same result is not kept twice"
+    assert (workspace / ".wbc/great_expectations/index.html").is_file(), "Great Expectations' own pages stand beside it"
+
+
+def test_the_page_shows_the_rows_the_classes_and_the_results_before(clean: Site, workspace: Path, tmp_path: Path) -> None:
+    """In a browser without a network, as a person sees it."""
+    if not CHROMIUM.exists():
+        pytest.skip(f"there is no Chromium at {CHROMIUM}")
+    validate(workspace, clean.params)
+    checks = clean.params.checks.model_copy(update={"brightness": (160, 250)})
+    params = clean.params.model_copy(update={"checks": checks})
+    report = validate(workspace, params)
+    assert len(report.found) == 5
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        page = browser.new_page()
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url.partition(":")[0]))
+        page.goto((workspace / "data/docs/index.html").as_uri())
+        pictures = page.evaluate("[...document.querySelectorAll('.cells img')].map((image) => image.naturalWidth)")
+        text = "[...t.rows].map((r) => [...r.cells].map((c) => c.innerText.trim()))"
+        tables = page.evaluate(f"[...document.querySelectorAll('table')].map((t) => {text})")
+        browser.close()
+    assert set(asked) <= {"file", "data"}
+    assert len(pictures) == len(report.found)
+    assert min(pictures) > 0
+    counts, checked, results = tables
+    assert [row[:3] for row in counts[1:]] == [[name, str(report.pools[name]), str(report.usable[name])] for name in POOLS]
+    assert ["the mean grey value is 160 to 250", "90", str(len(report.found)), "the row is out of use"] in checked
+    assert [row[5] for row in results[1:]] == [f"{len(report.found)} blank", "none"], "this result, then the one before"
 
 
 def edit(workspace: Path, pool: str, change: object) -> None:
@@ -178,8 +207,8 @@ def test_too_little_to_train_or_test_on_stops(clean: Site, workspace: Path) -> N
     edit(workspace, "labelled", lambda frame: frame.head(0))
     with pytest.raises(WbcError) as stopped:
         validate(workspace, clean.params)
-    assert "test: Eosinophil needs more" in str(stopped.value)
-    assert "labelled: labelled classes needs more (missing_cells 2)" in str(stopped.value)
+    assert "test: has 0 cells of Eosinophil in use, and needs 1" in str(stopped.value)
+    assert "labelled: has labels of 0 classes, and 2 are the least that a model can learn" in str(stopped.value)
 
 
 def test_too_much_quarantine_stops_and_lists_twenty(site: Site) -> None:
@@ -188,7 +217,7 @@ def test_too_much_quarantine_stops_and_lists_twenty(site: Site) -> None:
     site.ingest()
     with pytest.raises(WbcError) as stopped:
         site.validate()
-    assert "has more than 15% of its cells in quarantine" in str(stopped.value)
+    assert "labelled: 100% of the cells are in quarantine, more than 15%" in str(stopped.value)
     assert len(str(stopped.value).splitlines()) <= 22
     assert len(quarantined(site.data)) == 90
 
