@@ -34,7 +34,7 @@ BEFORE: Final = "wbc.gate.before"
 CHAMPION, CHALLENGER = "champion", "challenger"
 # What a registered model is: two versions that agree in this are one.
 _IDENTITY: Final = {
-    *("version", "classes", "input_size", "view", "normalisation", "architecture", "doubt", "sha256"),
+    *("version", "classes", "input_size", "view", "normalisation", "architecture", "out_of_distribution", "sha256"),
     *("temperature", "conformal_coverage", "conformal_threshold", "calibrated_on"),
 }
 _BATCH: Final = 1000  # metrics that MLflow takes in one call
@@ -43,7 +43,7 @@ _SYSTEM_SECONDS: Final = 2
 
 def packaged_digest(card: ModelCard) -> str:
     """Sixteen hex digits of all that a model answers by: its files and its calibration, not where and when it was made."""
-    return hashlib.sha256(card.model_dump_json(include=_IDENTITY).encode()).hexdigest()[:16]
+    return hashlib.sha256(card.model_dump_json(include=_IDENTITY, by_alias=True).encode()).hexdigest()[:16]
 
 
 def absolute_uri(uri: str, workspace: Path) -> str:

@@ -2,7 +2,7 @@
 
     WBC_MODEL_DIR=DIR uvicorn obvious_service:app --app-dir studies
 
-It has the weights of the model directory and resizes each image whole; finding the nucleus, digests, doubt and limits, which
+It has the weights of the model directory and resizes each image whole; finding the nucleus, digests, limits and scores, which
 our service pays for, it has not.
 """
 

@@ -74,7 +74,7 @@ def random_model(directory: Path, size: int, files: Sequence[bytes]) -> Path:
     """A model directory with random weights that is unsure of UNSURE of the cells, calibrated on these cells."""
     import torch
 
-    from wbc_model.evaluation.calibrate import fit_doubt
+    from wbc_model.evaluation.calibrate import fit_out_of_distribution
     from wbc_model.network.model_directory import save_model
     from wbc_model.network.predict import predict
     from wbc_model.network.resnet import MEAN, STD, AttentionResNet18
@@ -100,7 +100,7 @@ def random_model(directory: Path, size: int, files: Sequence[bytes]) -> Path:
         architecture=Architecture(attention="cbam", lossnet=True),
         temperature=low,
         conformal_threshold=0.2,
-        doubt=fit_doubt(predictions, logits.argmax(axis=1), np.stack([shown for _, shown in seen])),
+        out_of_distribution=fit_out_of_distribution(predictions, logits.argmax(axis=1), np.stack([shown for _, shown in seen])),
     )
     save_model(directory, network, card)
     return directory

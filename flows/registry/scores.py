@@ -146,9 +146,9 @@ def renew(workspace: Path, tracker: "Tracker", params: Params) -> list[str]:
 
 
 def _recalibrated(workspace: Path, directory: Path, card: ModelCard) -> ModelCard:
-    """The card with temperature, prediction sets, doubt and scores of the validation pool as it is now."""
+    """The card with temperature, prediction sets, out-of-distribution scores and metrics of the validation pool as it is now."""
     from wbc_model.core.probabilities import softmax
-    from wbc_model.evaluation.calibrate import calibrated_temperature, conformal_threshold, fit_doubt
+    from wbc_model.evaluation.calibrate import calibrated_temperature, conformal_threshold, fit_out_of_distribution
     from wbc_model.evaluation.metrics import classification_metrics
     from wbc_model.network.predict import predict
     from wbc_model.training.train import LabelledCells
@@ -165,12 +165,12 @@ def _recalibrated(workspace: Path, directory: Path, card: ModelCard) -> ModelCar
             "temperature": temperature,
             "uncalibrated": why_not,
             "conformal_threshold": conformal_threshold(probabilities, cells.labels, card.conformal_coverage),
-            "doubt": fit_doubt(seen, cells.labels, decoded.appearance(cells.sha256s)),
+            "out_of_distribution": fit_out_of_distribution(seen, cells.labels, decoded.appearance(cells.sha256s)),
             "metrics": {**card.metrics, "validation": classification_metrics(probabilities, cells.labels)},
             "cells": {**card.cells, **seen_cells(pools, ("validation",))},
         }
     )
-    fitted = new.model_dump_json(include={"temperature", "conformal_threshold", "doubt"})
+    fitted = new.model_dump_json(include={"temperature", "conformal_threshold", "out_of_distribution"}, by_alias=True)
     suffix = hashlib.sha256(fitted.encode()).hexdigest()[:6]
     return new.model_copy(update={"version": f"{card.version.split('+')[0]}+{suffix}"})
 

@@ -22,7 +22,7 @@ from wbc_model.core.errors import WbcError
 from wbc_model.core.files import building
 from wbc_model.core.model_card import CARD, INT8, ONNX, README, WEIGHTS, ModelCard, read_card
 from wbc_model.core.probabilities import softmax
-from wbc_model.evaluation.calibrate import FOLDS, MIN_CELLS, calibrated_temperature, conformal_threshold, fit_doubt
+from wbc_model.evaluation.calibrate import FOLDS, MIN_CELLS, calibrated_temperature, conformal_threshold, fit_out_of_distribution
 from wbc_model.evaluation.evaluate import BATCH, labelled_looks
 from wbc_model.evaluation.leakage import digests
 from wbc_model.evaluation.metrics import classification_metrics
@@ -77,7 +77,7 @@ def calibrate(model: Path, data: Path, out: Path) -> dict[str, Any]:
             "after": _covered(new_sets, labels),
         },
         "classes_in_a_set": {"before": float(old_sets.sum(axis=1).mean()), "after": float(new_sets.sum(axis=1).mean())},
-        "knows_the_site": new.doubt is not None,
+        "knows_the_site": new.out_of_distribution is not None,
     }
 
 
@@ -96,8 +96,13 @@ def _refuse_other(out: Path, built: Path, card: ModelCard) -> None:
         raise WbcError(f"{what}: give --out another name, or move it away")
     for path in sorted(out.iterdir()) if out.exists() else ():
         same = built / path.name
-        if not same.is_file() or same.read_bytes() != path.read_bytes():
+        if not same.is_file() or _content(same) != _content(path):
             raise WbcError(f"{path} is not what was written there: give --out another name, or move it away")
+
+
+def _content(path: Path) -> bytes | ModelCard:
+    """What a file says; a card's keys may have had other names when it was written."""
+    return read_card(path.parent, verify=False) if path.name == CARD else path.read_bytes()
 
 
 def _check_out(out: Path, model: Path) -> None:
@@ -121,12 +126,13 @@ def _calibrated(card: ModelCard, seen: Predictions, labels: Labels, appearance: 
             "temperature": temperature,
             "uncalibrated": "",
             "conformal_threshold": conformal_threshold(probabilities, labels, card.conformal_coverage),
-            "doubt": fit_doubt(seen, labels, appearance),
+            "out_of_distribution": fit_out_of_distribution(seen, labels, appearance),
             "calibrated_on": f"{len(labels)} cells of {data.stem}",
             "metrics": {**card.metrics, "validation": classification_metrics(probabilities, labels)},
         }
     )
-    fitted = new.model_dump_json(include={"temperature", "conformal_threshold", "doubt", "calibrated_on"})
+    numbers = {"temperature", "conformal_threshold", "out_of_distribution", "calibrated_on"}
+    fitted = new.model_dump_json(include=numbers, by_alias=True)
     suffix = hashlib.sha256(fitted.encode()).hexdigest()[:VERSION_DIGITS]
     return new.model_copy(update={"version": f"{card.version.split('+')[0]}+{suffix}"})
 

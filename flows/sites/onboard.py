@@ -38,9 +38,9 @@ from wbc_model.core.classes import CLASS_INDEX, CLASSES
 from wbc_model.core.errors import ImageRejected, WbcError
 from wbc_model.core.files import write_atomic
 from wbc_model.core.model_card import ModelCard, read_card
-from wbc_model.core.out_of_distribution import Doubt
+from wbc_model.core.out_of_distribution import OutOfDistribution
 from wbc_model.core.probabilities import softmax
-from wbc_model.evaluation.calibrate import fit_doubt
+from wbc_model.evaluation.calibrate import fit_out_of_distribution
 from wbc_model.evaluation.metrics import classification_metrics
 from wbc_model.network.batch_norm_statistics import MIN_CELLS, some_cells, takes_statistics, with_statistics_of
 from wbc_model.network.model_directory import load_model, save_model
@@ -385,9 +385,9 @@ def _adapt(ctx: Onboarding) -> None:
     save_model(ctx.home, at_home, new.model_copy(update=facts))
     # The site has no labelled cells but those it was trained on: temperature and prediction sets stay those of home until
     # somebody has others (flows/sites/calibration.py).
-    doubt = _site_doubt(ctx, at_site, decoded)
-    whose = f"home's validation pool; doubt by the cells of {ctx.site.name}"
-    save_model(ctx.adapted, at_site, new.model_copy(update={**facts, "doubt": doubt, "calibrated_on": whose}))
+    scores = _site_scores(ctx, at_site, decoded)
+    whose = f"home's validation pool; out-of-distribution scores by the cells of {ctx.site.name}"
+    save_model(ctx.adapted, at_site, new.model_copy(update={**facts, "out_of_distribution": scores, "calibrated_on": whose}))
     checkpoint.unlink(missing_ok=True)
 
 
@@ -395,11 +395,11 @@ def _filter(cells: LabelledCells) -> CellFilter:
     return CellFilter.of(cells.sha256s, [CLASSES[index] for index in cells.labels])
 
 
-def _site_doubt(ctx: Onboarding, network: AttentionResNet18, decoded: DecodedCells) -> Doubt | None:
-    """Doubt fitted to the site's own cells, by the classes that the adapted network gives them."""
+def _site_scores(ctx: Onboarding, network: AttentionResNet18, decoded: DecodedCells) -> OutOfDistribution | None:
+    """Out-of-distribution scores fitted to the site's own cells, by the classes that the adapted network gives them."""
     sha256s = ctx.pools().table()["sha256"].sort_values().tolist()
     seen = predict(network, decoded.batches(sha256s, VALIDATION_BATCH))
-    return fit_doubt(seen, seen.logits.argmax(axis=1), decoded.appearance(sha256s))
+    return fit_out_of_distribution(seen, seen.logits.argmax(axis=1), decoded.appearance(sha256s))
 
 
 def _held_back(

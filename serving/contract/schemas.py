@@ -16,6 +16,8 @@ from serving.contract.specimen import (
     SPECIMEN_PATTERN,
     WBC_COUNT,
 )
+from wbc_model.core.model_card import ModelCard
+from wbc_model.core.out_of_distribution import OutOfDistribution
 
 Reason = Literal["ambiguous", "not_a_leukocyte", "site_unknown", "high_predicted_loss", "near_duplicate"]
 AMBIGUOUS: Final = "ambiguous"  # the prediction set does not name exactly one class
@@ -159,6 +161,18 @@ class DifferentialAnswer(BaseModel):
     recounted: Recounted | None = Field(
         default=None, description="Where adding to a report of another model made the service count all of it again."
     )
+
+
+class ServedCard(ModelCard):
+    """The card of the model that answers, with the names that its fields have had."""
+
+    out_of_distribution: OutOfDistribution | None = None
+    doubt: OutOfDistribution | None = Field(default=None, deprecated=True, description="the same as `out_of_distribution`")
+
+    @classmethod
+    def of(cls, card: ModelCard) -> "ServedCard":
+        """A model's card as it is served."""
+        return cls(**dict(card), doubt=card.out_of_distribution)
 
 
 class FhirBundle(BaseModel):

@@ -21,6 +21,7 @@ from serving.contract.schemas import (
     NoneUsable,
     ProblemDocument,
     Result,
+    ServedCard,
 )
 from serving.contract.site import Site
 from serving.contract.specimen import FIELDS, REPORT_ID, Specimen, read_specimen
@@ -40,7 +41,6 @@ from serving.reports.answers import state
 from serving.reports.intake import Call, Taken, add_cells, refuse_too_many, same_specimen, take_in
 from serving.reports.recount import AT_A_TIME, another_model, begun, model_of, read_again
 from serving.reports.repeats import place, site_unknown
-from wbc_model.core.model_card import ModelCard
 
 JSON = "application/json"
 MAX_EXPLAINED = 16  # a heat map costs as much as 82 images
@@ -254,10 +254,11 @@ router.include_router(reports_router)
 router.include_router(preview_router)
 
 
-@router.get("/model", response_model=ModelCard, dependencies=ANY_KEY)
+@router.get("/model", response_model=ServedCard, dependencies=ANY_KEY)
 async def model(request: Request) -> Response:
     """The card of the model that answers: where it came from, how it was calibrated, how well it did."""
-    return Response(running_of(request).classifier.card.model_dump_json(exclude={"cells"}), media_type=JSON)
+    card = ServedCard.of(running_of(request).classifier.card)
+    return Response(card.model_dump_json(exclude={"cells"}), media_type=JSON)
 
 
 @router.get("/openapi.json", include_in_schema=False, dependencies=ANY_KEY)

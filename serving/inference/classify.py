@@ -34,7 +34,7 @@ from serving.inference.heat_map import heat, heat_map
 from wbc_model.core.errors import ImageRejected
 from wbc_model.core.images import decode, large_enough, look_at, shown_scale
 from wbc_model.core.model_card import ModelCard, read_card
-from wbc_model.core.out_of_distribution import cell_surprise, site_surprise
+from wbc_model.core.out_of_distribution import cell_score, site_score
 from wbc_model.core.probabilities import softmax
 from wbc_model.core.twins import fingerprint
 
@@ -139,10 +139,10 @@ class Classifier:
         if pixels:
             answer = self.infer(np.stack(pixels))
             probabilities = softmax(answer.logits, self.card.temperature)
-            doubts = self._doubts(answer, np.stack(shown))
+            reasons = self._reasons(answer, np.stack(shown))
             for row, place in enumerate(places):
                 loss = float(answer.predicted_loss[row])
-                result = self._classified(probabilities[row], loss, doubts[row], digests[place])
+                result = self._classified(probabilities[row], loss, reasons[row], digests[place])
                 if explain:
                     hot = heat(pixels[row], self.engine, int(probabilities[row].argmax()))
                     result.heat_map = base64.b64encode(heat_map(pixels[row], hot)).decode()
@@ -158,15 +158,15 @@ class Classifier:
             answer.logits[unsure], answer.predicted_loss[unsure] = exact
         return answer
 
-    def _doubts(self, answer: Answer, appearance: NDArray[np.float64]) -> list[list[Reason]]:
-        """For each cell the reasons to doubt it, beside an ambiguous prediction set; none where the card has no thresholds."""
-        doubt = self.card.doubt
-        if doubt is None:
+    def _reasons(self, answer: Answer, appearance: NDArray[np.float64]) -> list[list[Reason]]:
+        """Per cell the reasons for review beside an ambiguous prediction set; none where the card has no thresholds."""
+        known = self.card.out_of_distribution
+        if known is None:
             return [[] for _ in appearance]
-        foreign = site_surprise(doubt, appearance) > doubt.site_threshold
-        # Of cells of another site the density of this site's cells says nothing.
-        other = (cell_surprise(doubt, answer.logits, appearance) > doubt.cell_threshold) & ~foreign
-        limit = np.inf if doubt.predicted_loss_threshold is None else doubt.predicted_loss_threshold
+        foreign = site_score(known, appearance) > known.site_threshold
+        # The density of this site's cells says nothing of cells from another site.
+        other = (cell_score(known, answer.logits, appearance) > known.cell_threshold) & ~foreign
+        limit = np.inf if known.predicted_loss_threshold is None else known.predicted_loss_threshold
         found: list[tuple[Reason, NDArray[np.bool_]]] = [
             (NOT_A_LEUKOCYTE, other),
             (SITE_UNKNOWN, foreign),
@@ -174,12 +174,12 @@ class Classifier:
         ]
         return [[reason for reason, where in found if where[row]] for row in range(len(appearance))]
 
-    def _classified(self, probabilities: NDArray[np.float64], loss: float, doubts: list[Reason], digest: str) -> Classified:
+    def _classified(self, probabilities: NDArray[np.float64], loss: float, others: list[Reason], digest: str) -> Classified:
         classes = self.card.classes
         order = np.argsort(-probabilities, kind="stable")
         chosen = [classes[index] for index in order if index == order[0] or probabilities[index] >= self.card.conformal_threshold]
         ambiguous: list[Reason] = [AMBIGUOUS] if len(chosen) != 1 else []
-        reasons = ambiguous + doubts
+        reasons = ambiguous + others
         return Classified(
             label=classes[order[0]],
             probabilities=dict(zip(classes, map(float, probabilities), strict=True)),

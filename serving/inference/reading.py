@@ -25,5 +25,5 @@ class Reading(NamedTuple):
     def of(cls, classifier: Classifier, seen: Sequence[Seen], files: Sequence[bytes]) -> "Reading":
         """What a classifier has seen in files."""
         card = classifier.card
-        false_alarms = None if card.doubt is None else card.doubt.false_alarms
+        false_alarms = None if card.out_of_distribution is None else card.out_of_distribution.false_alarms
         return cls(seen, files, classifier.model, classifier.confusion, false_alarms, card.rendered)

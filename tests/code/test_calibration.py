@@ -68,7 +68,7 @@ def test_a_copy_has_the_sites_calibration_and_the_same_network(model: Path, cell
     views = np.stack([preprocess((cells.parent / path).read_bytes(), 32, "whole") for path in table["path"]])
     seen = predict(load_model(model)[0], [views])
     assert card.temperature == pytest.approx(fit_temperature(seen.logits, labels), rel=1e-3)
-    assert card.doubt is not None
+    assert card.out_of_distribution is not None
     assert card.sha256 == old.sha256
     assert card.calibrated_on == "120 cells of manifest"
     assert card.metrics["test"] == {"accuracy": 0.9}

@@ -9,7 +9,7 @@ import pytest
 
 from wbc_model.core.errors import WbcError
 from wbc_model.core.model_card import CARD, ONNX, README, WEIGHTS, Architecture, ModelCard, Normalisation, read_card
-from wbc_model.core.out_of_distribution import Doubt, Normal
+from wbc_model.core.out_of_distribution import Normal, OutOfDistribution
 from wbc_model.network.model_directory import load_model, render_readme, save_model
 from wbc_model.network.predict import predict
 from wbc_model.network.resnet import MEAN, STD, AttentionResNet18
@@ -115,17 +115,19 @@ def test_a_clinician_reads_that_cells_were_drawn(tmp_path: Path):
 def test_a_clinician_reads_what_the_service_flags_where_the_card_has_thresholds(tmp_path: Path):
     plain = card("none", False)
     one = Normal(mean=[0.0], precision=[[1.0]])
-    doubt = Doubt(cell=[one], cell_threshold=1.0, site=one, site_threshold=1.0, predicted_loss_threshold=2.0, false_alarms=0.025)
+    known = OutOfDistribution(
+        cell=[one], cell_threshold=1.0, site=one, site_threshold=1.0, predicted_loss_threshold=2.0, false_alarms=0.025
+    )
 
-    def read(doubt: Doubt | None) -> str:
-        return " ".join(render_readme(plain.model_copy(update={"doubt": doubt})).split())
+    def read(known: OutOfDistribution | None) -> str:
+        return " ".join(render_readme(plain.model_copy(update={"out_of_distribution": known})).split())
 
     assert "it will give them one of its 5 names. ## Where it came from" in read(None)
     for flag in ("not_a_leukocyte", "site_unknown", "high_predicted_loss"):
-        assert f"`{flag}`" in read(doubt)
+        assert f"`{flag}`" in read(known)
         assert f"`{flag}`" not in read(None)
-    assert "These are flags, not classes" in read(doubt)
-    assert "about 2.5% of the site's own cells" in read(doubt)
-    without_lossnet = doubt.model_copy(update={"predicted_loss_threshold": None})
+    assert "These are flags, not classes" in read(known)
+    assert "about 2.5% of the site's own cells" in read(known)
+    without_lossnet = known.model_copy(update={"predicted_loss_threshold": None})
     assert "`site_unknown`" in read(without_lossnet)
     assert "high_predicted_loss" not in read(without_lossnet)

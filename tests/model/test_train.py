@@ -113,11 +113,11 @@ def test_it_learns(labelled: LabelledCells, validation: LabelledCells, tmp_path:
     assert confusion is not None
     assert confusion.sum(axis=1).tolist() == np.bincount(validation.labels, minlength=5).tolist()
     assert 0 < card.conformal_threshold < 1
-    assert card.doubt is None
+    assert card.out_of_distribution is None
     shown = np.random.default_rng(0).normal(size=(80, len(APPEARANCE)))
-    doubtful = calibrated_card(training.network, validation, params, shown)
-    assert doubtful.doubt is not None
-    assert ModelCard.model_validate_json(doubtful.model_dump_json()) == doubtful
+    scored = calibrated_card(training.network, validation, params, shown)
+    assert scored.out_of_distribution is not None
+    assert ModelCard.model_validate_json(scored.model_dump_json()) == scored
 
 
 def test_hard_samples_are_the_high_losses(params: Params, labelled: LabelledCells, validation: LabelledCells, tmp_path: Path):

@@ -260,7 +260,10 @@ def test_unknown_paths_and_methods_are_problems(client: httpx.Client, method: st
 def test_the_model_card(client: httpx.Client, model_dir: Path) -> None:
     answer = client.get("/v1/model")
     assert answer.headers["content-type"] == "application/json"
-    assert answer.json() == json.loads(read_card(model_dir).model_dump_json(exclude={"cells"}))
+    card = json.loads(read_card(model_dir).model_dump_json(exclude={"cells"}))
+    assert answer.json() == card | {"doubt": card["out_of_distribution"]}
+    fields = client.get("/v1/openapi.json").json()["components"]["schemas"]["ServedCard"]["properties"]
+    assert [name for name, field in fields.items() if field.get("deprecated")] == ["doubt"]
 
 
 def test_the_openapi_document_describes_the_answers(client: httpx.Client) -> None:

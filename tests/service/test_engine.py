@@ -255,7 +255,7 @@ def test_the_torch_engine_gives_the_same_numbers(tmp_path: Path) -> None:
     assert engine.infer(images, exact=True).logits == pytest.approx(other.infer(images, exact=True).logits, abs=1e-3)
 
 
-def test_doubt_gives_its_reasons(model_dir: Path, tmp_path: Path) -> None:
+def test_out_of_distribution_scores_give_their_reasons(model_dir: Path, tmp_path: Path) -> None:
     """A card whose densities are wide except in one number each: the reasons follow from the image by hand."""
     directory = tmp_path / "model"
     shutil.copytree(model_dir, directory)
@@ -264,7 +264,7 @@ def test_doubt_gives_its_reasons(model_dir: Path, tmp_path: Path) -> None:
     wide = [[loose if i == j else 0.0 for j in range(9)] for i in range(9)]
     light = [[(tight if i > 2 else loose) if i == j else 0.0 for j in range(6)] for i in range(6)]
     white = float(np.log(np.float32(245)))
-    card["doubt"] = {
+    card["out_of_distribution"] = {
         "cell": [{"mean": [0.0] * 9, "precision": wide}],
         "cell_threshold": 1e9,
         "site": {"mean": [0.0] * 3 + [white] * 3, "precision": light},
@@ -279,8 +279,8 @@ def test_doubt_gives_its_reasons(model_dir: Path, tmp_path: Path) -> None:
     empty = Image.new("RGB", (64, 64), (245, 245, 245))
     files = [encode(image) for image in (cell, other_lamp, empty)]
 
-    def reasons(**doubt: float) -> list[list[str]]:
-        document = {**card, "doubt": {**card["doubt"], **doubt}}
+    def reasons(**changed: float) -> list[list[str]]:
+        document = {**card, "out_of_distribution": {**card["out_of_distribution"], **changed}}
         (directory / CARD).write_text(json.dumps(document))
         classifier = Classifier.open(directory)
         results = classifier.classify_chunk(files)

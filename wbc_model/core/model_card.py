@@ -11,14 +11,14 @@ model-int8.xml, .bin  where it passed the gate of flows/pipeline/quantise.py: th
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from wbc_model.core.cell_filter import CellFilter
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
 from wbc_model.core.files import file_sha256
 from wbc_model.core.images import View
-from wbc_model.core.out_of_distribution import Doubt
+from wbc_model.core.out_of_distribution import OutOfDistribution
 from wbc_model.core.probabilities import at_bound
 
 PoolName = Literal["labelled", "validation", "test"]
@@ -61,8 +61,12 @@ class ModelCard(BaseModel):
     uncalibrated: str = ""  # why the temperature is not one that was fitted; empty: it was
     conformal_coverage: float = 0.95
     conformal_threshold: float = 0.0
-    calibrated_on: str = ""  # the cells that the three above, `doubt` and the confusion are from; empty: the validation pool
-    doubt: Doubt | None = None  # what is no leukocyte, and what is of another site; none where there were too few cells
+    calibrated_on: str = ""  # the cells that the three above, those below and the confusion are from; empty: the validation pool
+    # What is no leukocyte, and what is of another site; None where there were too few cells. Older cards call it `doubt`.
+    # A digest of a card is made by alias: the same model keeps the digest that it was registered with.
+    out_of_distribution: OutOfDistribution | None = Field(
+        default=None, validation_alias=AliasChoices("out_of_distribution", "doubt"), serialization_alias="doubt"
+    )
     pool_version: str = ""
     data_source: str = ""
     rendered: bool = False

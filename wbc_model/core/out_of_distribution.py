@@ -1,9 +1,11 @@
-"""Doubt: what looks like none of the classes, and what comes from a site that the model was not calibrated for. NumPy only.
+"""Out-of-distribution scores: how unlike every class a cell is, and how unlike the site that the model was calibrated for.
+
+NumPy only.
 
 A cell is described by the network's logits and by how it was shown: the size of its nucleus, how dark that is, and the light
-beside it (`APPEARANCE` in wbc_model/core/images.py). The network is blind to size and to much of the stain, because the
-canonical view takes them out; that is why they tell a platelet, which it was never shown, from a lymphocyte. Both detectors are
-Gaussian densities of cells of one site, and so belong to a site as its temperature does.
+beside it (`APPEARANCE` in wbc_model/core/images.py). The canonical view takes size and much of the stain out, and the network
+is blind to them. That is why they tell a platelet, which it was never shown, from a lymphocyte. Both scores come from Gaussian
+densities of one site's cells. They belong to a site, as its temperature does.
 """
 
 from typing import Final
@@ -32,10 +34,11 @@ class Normal(BaseModel):
         return distance - float(np.linalg.slogdet(precision)[1])
 
 
-class Doubt(BaseModel):
-    """What a model's card says of the cells of its site; over a threshold lie about `false_alarms` of the site's own cells.
+class OutOfDistribution(BaseModel):
+    """The densities of a site's cells, and the score above which a cell is unlike them.
 
     `cell`: a density of `cell_description` for each class that the validation pool has. `site`: of the appearance's SITE part.
+    About `false_alarms` of the site's own cells lie over a threshold.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -53,14 +56,14 @@ def cell_description(logits: NDArray[np.floating], appearance: Floats) -> Floats
     return np.concatenate([rows - rows.mean(axis=1, keepdims=True), appearance[:, CELL]], axis=1)
 
 
-def cell_surprise(doubt: Doubt, logits: NDArray[np.floating], appearance: Floats) -> Floats:
+def cell_score(known: OutOfDistribution, logits: NDArray[np.floating], appearance: Floats) -> Floats:
     """How unlike a cell of every class each cell is, (N,); infinite where no nucleus was found."""
     rows = cell_description(logits, appearance)
-    surprise: Floats = np.min([density.surprise(rows) for density in doubt.cell], axis=0)
+    surprise: Floats = np.min([density.surprise(rows) for density in known.cell], axis=0)
     return np.where(np.isnan(surprise), np.inf, surprise)
 
 
-def site_surprise(doubt: Doubt, appearance: Floats) -> Floats:
+def site_score(known: OutOfDistribution, appearance: Floats) -> Floats:
     """How unlike the site's stain and light each cell is shown, (N,); -infinite where no nucleus was found: nothing is known."""
-    surprise = doubt.site.surprise(appearance[:, SITE])
+    surprise = known.site.surprise(appearance[:, SITE])
     return np.where(np.isnan(surprise), -np.inf, surprise)

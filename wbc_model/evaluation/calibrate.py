@@ -1,4 +1,4 @@
-"""Temperature, conformal threshold and doubt, fitted on the validation pool."""
+"""Temperature, conformal threshold and out-of-distribution scores, fitted on the validation pool."""
 
 import math
 from typing import Any, Final
@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 from wbc_model.core.classes import CLASSES
-from wbc_model.core.out_of_distribution import SITE, Doubt, Normal, cell_description
+from wbc_model.core.out_of_distribution import SITE, Normal, OutOfDistribution, cell_description
 from wbc_model.core.probabilities import HIGHEST, LOWEST, at_bound, softmax
 from wbc_model.network.predict import Predictions
 
@@ -56,7 +56,7 @@ def conformal_threshold(probabilities: NDArray[Any], labels: NDArray[np.int64], 
     return float(np.sort(probabilities[np.arange(count), labels])[rank - 1])
 
 
-def fit_doubt(seen: Predictions, labels: NDArray[np.int64], appearance: Floats) -> Doubt | None:
+def fit_out_of_distribution(seen: Predictions, labels: NDArray[np.int64], appearance: Floats) -> OutOfDistribution | None:
     """Densities and thresholds from cells of one site: their predictions, labels (N,) and appearances (N, 7).
 
     Covariances are shrunk (Ledoit & Wolf 2004). The thresholds are quantiles of what each fifth of the cells gets from densities
@@ -76,7 +76,7 @@ def fit_doubt(seen: Predictions, labels: NDArray[np.int64], appearance: Floats) 
         cell[out] = np.min([density.surprise(rows[out]) for density in densities], axis=0)
         site[out] = _density(shown[~out]).surprise(shown[out])
     losses = seen.predicted_loss[good]
-    return Doubt(
+    return OutOfDistribution(
         cell=_class_densities(rows, labels),
         cell_threshold=float(np.quantile(cell, 1 - FALSE_ALARMS)),
         site=_density(shown),

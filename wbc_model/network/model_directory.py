@@ -127,12 +127,11 @@ def _calibration(card: ModelCard) -> str:
 
 
 def _flags(card: ModelCard) -> str:
-    """What the service says of doubtful cells beside their names; nothing where the card has no thresholds for that."""
-    if card.doubt is None:
+    """The flags that the service raises beside a cell's name; nothing where the card has no thresholds for them."""
+    known = card.out_of_distribution
+    if known is None:
         return ""
-    loss = (
-        "" if card.doubt.predicted_loss_threshold is None else "\n- `high_predicted_loss`: LossNet expects the name to be wrong."
-    )
+    loss = "" if known.predicted_loss_threshold is None else "\n- `high_predicted_loss`: LossNet expects the name to be wrong."
     return f"""
 The service flags such doubt for a person to review:
 
@@ -140,7 +139,7 @@ The service flags such doubt for a person to review:
 - `site_unknown`: stain, lamp or camera are not those of the site that it was calibrated for.{loss}
 
 These are flags, not classes: a flagged cell still has a name, and a cell without a flag can still be none of the classes. Each
-flag is also raised for about {card.doubt.false_alarms:.1%} of the site's own cells.
+flag is also raised for about {known.false_alarms:.1%} of the site's own cells.
 """
 
 

@@ -30,7 +30,7 @@ from wbc_model.core.classes import CLASS_INDEX, CLASSES
 from wbc_model.core.errors import WbcError
 from wbc_model.core.model_card import Architecture, ModelCard, Normalisation
 from wbc_model.core.probabilities import softmax
-from wbc_model.evaluation.calibrate import calibrated_temperature, conformal_threshold, fit_doubt
+from wbc_model.evaluation.calibrate import calibrated_temperature, conformal_threshold, fit_out_of_distribution
 from wbc_model.evaluation.metrics import classification_metrics
 from wbc_model.network.batch_norm_statistics import MIN_CELLS, some_cells, takes_statistics, with_statistics_of
 from wbc_model.network.lossnet import ranking_accuracy, ranking_loss
@@ -453,7 +453,7 @@ def calibrated_card(
     network: AttentionResNet18, validation: LabelledCells, params: Params, appearance: NDArray[np.float64] | None = None
 ) -> ModelCard:
     """The card of a trained network: temperature, conformal threshold and metrics from the validation pool, and with the
-    `appearance` (N, 7) of its cells what the network is to doubt. Where no temperature can be fitted the card says so."""
+    `appearance` (N, 7) of its cells its out-of-distribution scores. Where no temperature can be fitted the card says so."""
     seen = predict(network, validation.batches())
     temperature, why_not = calibrated_temperature(seen.logits, validation.labels)
     probabilities = softmax(seen.logits, temperature)
@@ -467,7 +467,7 @@ def calibrated_card(
         uncalibrated=why_not,
         conformal_coverage=COVERAGE,
         conformal_threshold=conformal_threshold(probabilities, validation.labels, COVERAGE),
-        doubt=None if appearance is None else fit_doubt(seen, validation.labels, appearance),
+        out_of_distribution=None if appearance is None else fit_out_of_distribution(seen, validation.labels, appearance),
         parameters={**params.model_dump(include={"preset", "seed", "model", "train"}), "size": params.size.model_dump()},
         metrics={"validation": classification_metrics(probabilities, validation.labels)},
     )

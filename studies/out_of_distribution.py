@@ -1,6 +1,6 @@
-"""What the service's doubt is worth: cells that are no leukocytes, other sites, prediction sets, and what review buys.
+"""What the out-of-distribution scores are worth: on cells that are no leukocytes, at other sites, and for review.
 
-    python studies/doubt.py MODEL_DIR DATA_FOLDER --out studies/doubt
+    python studies/out_of_distribution.py MODEL_DIR DATA_FOLDER --out studies/doubt
 
 DATA_FOLDER holds pbc.csv, whose test split is the model's own site, pbc_other.csv (path, kind: no leukocytes) and the other
 sites' lisc.csv and bccd.csv. Made here: scans of text, blank crops, and home's cells in another stain.
@@ -24,7 +24,7 @@ from sklearn.metrics import roc_auc_score
 from wbc_model.core.classes import CLASS_INDEX
 from wbc_model.core.errors import WbcError
 from wbc_model.core.images import look
-from wbc_model.core.out_of_distribution import Doubt, cell_surprise, site_surprise
+from wbc_model.core.out_of_distribution import OutOfDistribution, cell_score, site_score
 from wbc_model.core.probabilities import softmax
 from wbc_model.network.model_directory import load_model
 from wbc_model.network.predict import predict
@@ -74,15 +74,15 @@ def made(home: Sequence[Path]) -> dict[str, list[bytes]]:
     }
 
 
-def seen(model: Path, doubt: Doubt, root: Path, frame: pd.DataFrame) -> dict[str, Any]:
+def seen(model: Path, known: OutOfDistribution, root: Path, frame: pd.DataFrame) -> dict[str, Any]:
     """Probabilities, surprises and labels of the cells of a manifest."""
-    result = seen_files(model, doubt, [(root / path).read_bytes() for path in frame["path"]])
+    result = seen_files(model, known, [(root / path).read_bytes() for path in frame["path"]])
     if "label" in frame:
         result["labels"] = np.array([CLASS_INDEX[label] for label in frame["label"]])
     return result
 
 
-def seen_files(model: Path, doubt: Doubt, files: Sequence[bytes]) -> dict[str, Any]:
+def seen_files(model: Path, known: OutOfDistribution, files: Sequence[bytes]) -> dict[str, Any]:
     """Probabilities and surprises of images."""
     network, card = load_model(model)
     looks = [look(data, card.input_size, card.view) for data in files]
@@ -90,16 +90,16 @@ def seen_files(model: Path, doubt: Doubt, files: Sequence[bytes]) -> dict[str, A
     shown = np.stack([appearance for _, appearance in looks])
     return {
         "probabilities": softmax(predictions.logits, card.temperature),
-        "cell": cell_surprise(doubt, predictions.logits, shown),
-        "site": site_surprise(doubt, shown),
+        "cell": cell_score(known, predictions.logits, shown),
+        "site": site_score(known, shown),
         "loss": predictions.predicted_loss,
     }
 
 
-def risk_coverage(cells: dict[str, Any], doubt: Doubt) -> tuple[Floats, Floats]:
+def risk_coverage(cells: dict[str, Any], known: OutOfDistribution) -> tuple[Floats, Floats]:
     """Share sent to review, and accuracy of the rest: cells of unknown sites and no leukocytes go first, then the least sure."""
     confidence = cells["probabilities"].max(axis=1)
-    hard = (cells["cell"] > doubt.cell_threshold) | (cells["site"] > doubt.site_threshold)
+    hard = (cells["cell"] > known.cell_threshold) | (cells["site"] > known.site_threshold)
     order = np.lexsort((confidence, ~hard))  # the last key sorts first
     right = (cells["probabilities"].argmax(axis=1) == cells["labels"])[order]
     kept = np.arange(len(right), 0, -1)
@@ -113,39 +113,39 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     _, card = load_model(given.model)
-    doubt = card.doubt
-    if doubt is None:
-        raise WbcError(f"{given.model}: the card has no doubt; train the model again")
+    known = card.out_of_distribution
+    if known is None:
+        raise WbcError(f"{given.model}: the card has no out-of-distribution scores; train the model again")
     frames = {name: pd.read_csv(given.data / f"{name}.csv") for name in ("pbc", "pbc_other", "lisc", "bccd")}
-    home = seen(given.model, doubt, given.data, frames["pbc"].query("split == 'test'"))
-    other = seen(given.model, doubt, given.data, frames["pbc_other"])
-    sites = {name: seen(given.model, doubt, given.data, frames[name]) for name in ("lisc", "bccd")}
+    home = seen(given.model, known, given.data, frames["pbc"].query("split == 'test'"))
+    other = seen(given.model, known, given.data, frames["pbc_other"])
+    sites = {name: seen(given.model, known, given.data, frames[name]) for name in ("lisc", "bccd")}
 
     def auroc(which: NDArray[np.bool_]) -> float:
         scores = np.nan_to_num(np.concatenate([home["cell"], other["cell"][which]]), posinf=1e9)
         return float(roc_auc_score(np.r_[np.zeros(len(home["cell"])), np.ones(which.sum())], scores))
 
     kinds = frames["pbc_other"]["kind"].to_numpy()
-    flagged = other["cell"] > doubt.cell_threshold
+    flagged = other["cell"] > known.cell_threshold
     result: dict[str, Any] = {
         "model": card.version,
         "home_cells": len(home["cell"]),
         "home_false_alarms": {
-            "not_a_leukocyte": float((home["cell"] > doubt.cell_threshold).mean()),
-            "site_unknown": float((home["site"] > doubt.site_threshold).mean()),
+            "not_a_leukocyte": float((home["cell"] > known.cell_threshold).mean()),
+            "site_unknown": float((home["site"] > known.site_threshold).mean()),
         },
         "not_a_leukocyte_auroc": {
             "all": auroc(np.ones(len(kinds), bool)),
             **{kind: auroc(kinds == kind) for kind in sorted(set(kinds))},
         },
         "not_a_leukocyte_found": {kind: float(flagged[kinds == kind].mean()) for kind in sorted(set(kinds))},
-        "site_unknown_found": {name: float((cells["site"] > doubt.site_threshold).mean()) for name, cells in sites.items()},
+        "site_unknown_found": {name: float((cells["site"] > known.site_threshold).mean()) for name, cells in sites.items()},
     }
     result["made_flagged"] = {}
     paths = [given.data / path for path in frames["pbc"].query("split == 'test'")["path"]]
     for name, files in made(paths).items():
-        cells = seen_files(given.model, doubt, files)
-        flagged = (cells["cell"] > doubt.cell_threshold) | (cells["site"] > doubt.site_threshold)
+        cells = seen_files(given.model, known, files)
+        flagged = (cells["cell"] > known.cell_threshold) | (cells["site"] > known.site_threshold)
         result["made_flagged"][name] = float(flagged.mean())
     sets = home["probabilities"] >= card.conformal_threshold
     result["conformal"] = {
@@ -156,7 +156,7 @@ def main() -> None:
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     result["area_of_error_over_review"] = {}
     for name, cells in {"own site": home, **sites}.items():
-        share, accuracy = risk_coverage(cells, doubt)
+        share, accuracy = risk_coverage(cells, known)
         result["area_of_error_over_review"][name] = float((1 - accuracy).mean())
         axes.plot(100 * share, 100 * accuracy, label=f"{name} ({len(share)} cells)")
     axes.set(xlabel="sent to review, %", ylabel="accuracy of the rest, %", title=f"What review buys, model {card.version}")
