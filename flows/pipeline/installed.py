@@ -13,7 +13,8 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Final
 
-from flows.pipeline.fingerprint import ROOMS, STAGES
+from flows.pipeline.fingerprint import STAGES
+from wbc_model.code_version import ROOMS, ROOT
 from wbc_model.core.files import write_atomic
 
 FOLDER: Final = "models/installed"
@@ -38,10 +39,9 @@ def relink(workspace: Path) -> None:
     folder = workspace / FOLDER
     if not folder.is_dir():
         return
-    root = Path(__file__).resolve().parents[2]
     with contextlib.suppress(PermissionError):  # who may only read here runs no stage
         for room in ROOMS:
-            _put(folder / room, root / room)
+            _put(folder / room, ROOT / room)
         for link in [folder / WEIGHTS, *(folder / PACKAGES / package for package in _others())]:
             if link.is_symlink() and not link.exists():
                 _put(link, None)

@@ -1,6 +1,5 @@
 """`wbc benchmark` as a user runs it: a tiny study on rendered cells, whole, and killed and gone on with."""
 
-import ast
 import json
 import os
 import shutil
@@ -17,11 +16,11 @@ import pytest
 import yaml
 from PIL import Image
 
-from flows.pipeline.fingerprint import closure, imported_modules, reachable
 from flows.studies import benchmark, provenance
 from flows.studies import data as study_data
 from flows.studies.data import Request, find_data, prepare
 from flows.studies.tracking import StudyTracking
+from wbc_model.code_version import modules_behind
 from wbc_model.core.errors import WbcError
 from wbc_model.rendering.cells import write_cells
 from wbc_model.studies.runner import Provenance
@@ -233,8 +232,7 @@ def test_the_code_of_a_result_is_what_its_numbers_come_from() -> None:
     names = ("fit", "evaluate", "ask", "untrained")
     codes = {name: provenance.code_of(f"wbc_model.studies.runner:{name}") for name in names}
     assert len(set(codes.values())) == len(names)
-    where = ast.Module(reachable(ast.parse((ROOT / "wbc_model/studies/runner.py").read_text()), "fit"), [])
-    learner = {name.removeprefix("wbc_model.") for name in closure(imported_modules(where, ROOT), ROOT)}
+    learner = {name.removeprefix("wbc_model.") for name in modules_behind("wbc_model.studies.runner:fit")}
     assert {
         "training.train",
         "training.augment",

@@ -20,15 +20,15 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from wbc_model.cells.store import ImageStore, Location, stream
-from wbc_model.core import canonical, images
+from wbc_model.code_version import code_version
+from wbc_model.core import images
 from wbc_model.core.errors import WbcError
 
 Pixels = NDArray[np.uint8]
 
 
 def _decoding_version() -> str:
-    source = Path(images.__file__).read_bytes() + Path(canonical.__file__).read_bytes()
-    return hashlib.sha256(source + PIL.__version__.encode()).hexdigest()[:8]
+    return hashlib.sha256((code_version(images.preprocess) + PIL.__version__).encode()).hexdigest()[:8]
 
 
 class DecodedCells:

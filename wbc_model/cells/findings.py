@@ -15,7 +15,7 @@ import pandas as pd
 from wbc_model.cells import near_duplicates, quality
 from wbc_model.cells.ingest import Rejection
 from wbc_model.cells.pools import Pools, sides
-from wbc_model.core import images, structure, twins
+from wbc_model.code_version import code_version
 from wbc_model.core.files import write_atomic
 from wbc_model.core.images import MIN_SIDE
 from wbc_model.core.twins import Pair
@@ -119,10 +119,9 @@ def _meetings(cells: pd.DataFrame, pairs: list[Pair]) -> Iterator[_Meeting]:
 def find_pairs(cells: pd.DataFrame, checks: CheckParams, cache: Path) -> list[Pair]:
     """Near-duplicates among the rows of `describe`, as positions in it; remembered in `cache` for this set of images."""
     sound = cells[cells["stored"] & (cells["damage"] == "")]
-    modules = (near_duplicates, twins, quality, images, structure)
-    sources = [Path(str(module.__file__)).read_bytes() for module in modules]
+    code = code_version(quality.measure) + code_version(near_duplicates.near_duplicates)
     settings = f"{checks.near_duplicate_bits} {checks.near_duplicate_correlation} "
-    key = hashlib.sha256(b"".join([*sources, settings.encode(), "".join(sound["sha256"]).encode()])).hexdigest()[:16]
+    key = hashlib.sha256((code + settings + "".join(sound["sha256"])).encode()).hexdigest()[:16]
     kept = cache / f"pairs-{key}.json"
     if kept.is_file():
         pairs = [Pair(*entry) for entry in json.loads(kept.read_text(encoding="utf-8"))]

@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from wbc_model.cells.store import ImageStore, StoredImage, intact, stream
-from wbc_model.core import images, structure, twins
+from wbc_model.cells.store import ImageStore, intact, stream
+from wbc_model.code_version import code_version
 from wbc_model.core.errors import ImageRejected
 from wbc_model.core.images import decode
 from wbc_model.core.twins import VIEW, find_landmarks, perceptual_hashes, small_view
@@ -70,7 +70,7 @@ def measure_store(store: ImageStore, cache: Path) -> pd.DataFrame:
     Measurements are kept in `cache`, a Parquet file per shard. A shard whose bytes are not those it was named by is
     measured anew each time, so that damage is seen and pinned to its cells.
     """
-    version = _code_version()
+    version = code_version(_measure_stored)
     frames = []
     for shard in store.shards():
         kept = cache / f"quality-{shard.stem}-{version}.parquet"
@@ -108,12 +108,6 @@ _NOTHING: Final = {
 }
 
 
-def _code_version() -> str:
-    """Changes with the code that measures, so that no cache outlives it."""
-    sources = [Path(__file__), *(Path(str(module.__file__)) for module in (images, structure, twins))]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:8]
-
-
 def _keep(table: Any, kept: Path) -> None:
     kept.parent.mkdir(parents=True, exist_ok=True)
     for old in kept.parent.glob(f"{kept.name.rsplit('-', 1)[0]}-*.parquet"):
@@ -129,18 +123,18 @@ def _measure_shard(shard: Path) -> Iterator[dict[str, Any]]:
     with ThreadPoolExecutor(workers) as pool:
         pending: deque[Future[dict[str, Any]]] = deque()
         for image in stream(shard):
-            pending.append(pool.submit(_measure_stored, image))
+            pending.append(pool.submit(_measure_stored, image.sha256, image.data))
             if len(pending) > 4 * workers:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
 
 
-def _measure_stored(image: StoredImage) -> dict[str, Any]:
-    record: dict[str, Any] = {"sha256": image.sha256, "damage": ""}
-    if hashlib.sha256(image.data).hexdigest() != image.sha256:
+def _measure_stored(sha256: str, data: bytes) -> dict[str, Any]:
+    record: dict[str, Any] = {"sha256": sha256, "damage": ""}
+    if hashlib.sha256(data).hexdigest() != sha256:
         return record | _NOTHING | {"damage": "its bytes are not those of its sha256"}
     try:
-        return record | measure(image.data)
+        return record | measure(data)
     except ImageRejected as rejected:
         return record | _NOTHING | {"damage": str(rejected)}

@@ -1,6 +1,5 @@
 """A training's state on disk: tensors as safetensors, the rest as JSON in its header. No pickle."""
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-import wbc_model
 from wbc_model.core.files import write_atomic_by
 
 
@@ -46,12 +44,6 @@ def read_checkpoint(path: Path, key: str) -> Checkpoint | None:
             return Checkpoint(key, {name: file.get_tensor(name) for name in file.keys()}, json.loads(metadata["facts"]))  # noqa: SIM118
     except SafetensorError:
         return None  # written by something else: training starts afresh and replaces it
-
-
-def update_with_code(digest: "hashlib._Hash") -> None:
-    """Take the learner's code into a digest: a state is of no use to other code than wrote it."""
-    for source in sorted(Path(str(wbc_model.__file__)).parent.rglob("*.py")):
-        digest.update(source.read_bytes())
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

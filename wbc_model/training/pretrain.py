@@ -20,12 +20,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from wbc_model.code_version import code_version
 from wbc_model.core.errors import WbcError
 from wbc_model.core.files import locked, write_atomic_by
 from wbc_model.network.resnet import AttentionResNet18, load_imagenet
 from wbc_model.params import Norm, Params
 from wbc_model.training.augment import augment
-from wbc_model.training.checkpoint import Checkpoint, load_optimizer, optimizer_tensors, read_checkpoint, update_with_code
+from wbc_model.training.checkpoint import Checkpoint, load_optimizer, optimizer_tensors, read_checkpoint
 from wbc_model.training.hard_samples import BatchPlan, seeded
 from wbc_model.training.pseudo_labels import UnlabelledCells
 from wbc_model.training.train import CHECKPOINT_SECONDS, learning_rate
@@ -222,7 +223,7 @@ def pretraining_key(params: Params, cells: UnlabelledCells) -> str:
     parts: list[Any] = [params.seed, params.size.model_dump(), model, list(cells.sha256s)]
     parts += [train.pretraining, train.pretraining_updates, train.learning_rate, train.weight_decay, train.warmup_share]
     digest = hashlib.sha256(json.dumps([torch.__version__, *parts]).encode())
-    update_with_code(digest)
+    digest.update(code_version(Pretraining).encode())
     weights = params.model.init_weights
     if weights and Path(weights).is_file():  # one that is missing is named when it is loaded
         digest.update(Path(weights).read_bytes())

@@ -26,6 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wbc_model.cells.decoded import DecodedCells
+from wbc_model.code_version import code_version
 from wbc_model.core.classes import CLASS_INDEX, CLASSES
 from wbc_model.core.errors import WbcError
 from wbc_model.core.model_card import Architecture, ModelCard, Normalisation
@@ -38,7 +39,7 @@ from wbc_model.network.predict import Predictions, predict
 from wbc_model.network.resnet import MEAN, STD, AttentionResNet18, Output, begin_with, load_imagenet
 from wbc_model.params import Params
 from wbc_model.training.augment import REGULAR, augment
-from wbc_model.training.checkpoint import Checkpoint, load_optimizer, optimizer_tensors, read_checkpoint, update_with_code
+from wbc_model.training.checkpoint import Checkpoint, load_optimizer, optimizer_tensors, read_checkpoint
 from wbc_model.training.hard_samples import BatchPlan, hard_sample_weights, seeded
 from wbc_model.training.pseudo_labels import PRIOR_SHARE, Averaged, PseudoLabels, UnlabelledCells, candidates, choose
 
@@ -209,7 +210,7 @@ class Training:
         weights = self.params.model.init_weights
         if weights:
             digest.update(Path(weights).read_bytes())
-        update_with_code(digest)
+        digest.update(code_version(Training).encode())
         digest.update(json.dumps([torch.__version__, *parts]).encode())
         return digest.hexdigest()
 
