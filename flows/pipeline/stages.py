@@ -121,7 +121,7 @@ def _model(workspace: Path) -> Path:
 def evaluate(workspace: Path) -> dict[str, Any]:
     """Evaluate the candidate on the test pool: `metrics.json`, `plots/`, `models/predictions.csv`."""
     from wbc_model.evaluation.evaluate import frame_metrics, plot_frame, predict_directory
-    from wbc_model.evaluation.plots import plot_history
+    from wbc_model.evaluation.plots import NOT_REAL, plot_history
 
     candidate = _model(workspace)
     if not candidate.is_dir():
@@ -132,10 +132,10 @@ def evaluate(workspace: Path) -> dict[str, Any]:
         raise WbcError("the test pool is empty: `wbc labels test --draw N` draws cells for it, blind, from the unlabelled pool")
     frame = predict_directory(candidate, decoded_cells(workspace, card.input_size, card.view), test)
     metrics = frame_metrics(frame)
-    note = " (rendered cells, not real)" if card.rendered else ""
+    note = f" ({NOT_REAL})" if card.rendered else ""
     plot_frame(frame, metrics, workspace / "plots", f"Test pool, model {card.version}{note}")
     if (history := workspace / "models/history.csv").exists():  # a model that was adapted has none here
-        plot_history(pd.read_csv(history), workspace / "plots/history.png")
+        plot_history(pd.read_csv(history), workspace / "plots/history.png", f"Training of model {card.version}{note}")
     write_atomic(workspace / "models/predictions.csv", frame.to_csv(index=False, float_format="%.6f"))
     write_atomic(workspace / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     return {**metrics, "wrote": ["metrics.json", "plots/", "models/predictions.csv"]}
@@ -216,7 +216,8 @@ def evaluate_model(model: Path, data: Path, plots: Path | None, own_statistics: 
     card = read_card(model)
     if plots is not None:
         with tempfile.TemporaryDirectory(prefix="wbc-plots-") as built:
-            plot_frame(frame, metrics, Path(built), f"{data.stem}, model {card.version}")
+            learned = ", which learned from rendered cells" if card.rendered else ""
+            plot_frame(frame, metrics, Path(built), f"{data.stem}, model {card.version}{learned}")
             hand_out_folder(Path(built), plots, workspace_or_none())
     statistics = "data" if own_statistics else "model"
     seen = seen_before(card, digests(frame, root_of(data))["sha256"].tolist())

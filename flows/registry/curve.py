@@ -48,8 +48,8 @@ def write_curve(workspace: Path, rows: Sequence[dict[str, Any]]) -> int:
             table[f"{name}_{word}"] = [row["metrics"]["intervals"].get(name, [None, None])[end] for row in marked]
     table["out_of_date"] = [row["out_of_date"] for row in marked]
     write_atomic(workspace / CURVE_CSV, table.to_csv(index=False, float_format="%.6f"))
-    rendered = read_card(workspace / "models/candidate", verify=False).rendered
-    plot_learning_curve(marked, workspace / CURVE_PNG, rendered)
+    card = read_card(workspace / "models/candidate", verify=False)
+    plot_learning_curve(marked, workspace / CURVE_PNG, card.rendered, card.version)
     return sum(row["out_of_date"] > 0 for row in marked)
 
 

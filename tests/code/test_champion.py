@@ -531,7 +531,7 @@ def test_earlier_points_of_the_curve_and_runs_are_marked_where_their_test_labels
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Any] = []
-    monkeypatch.setattr("wbc_model.evaluation.plots._save", lambda figure, path: drawn.append(figure) or path)
+    monkeypatch.setattr("wbc_model.evaluation.plots.save_figure", lambda figure, path: drawn.append(figure) or path)
     site.candidate(1)
     test = usable_pools(site.workspace).frames["test"]
     wrong, right = test["sha256"].iloc[0], test["sha256"].iloc[1]
@@ -549,7 +549,7 @@ def test_earlier_points_of_the_curve_and_runs_are_marked_where_their_test_labels
     del rows[2]["scored"]  # as a version before this one wrote it: nothing is known of it
     State("curve", "", "2026-01-01T00:00:00+00:00", 0, False, rows=rows).write(site.workspace)
     assert curve.write_curve(site.workspace, rows) == 0
-    assert [text.get_text()[:4] for text in drawn[-1].axes[0].get_legend().get_texts()] == ["accu", "macr"]
+    assert [text.get_text() for text in drawn[-1].legends[0].get_texts()] == ["test pool"]
     labels = dict(zip(test["sha256"], test["label"], strict=True))
     for cell in (wrong, right):
         decide(site.workspace, cell, next(name for name in CLASSES if name != labels[cell]), "ada", "a slip", 1)
@@ -559,10 +559,9 @@ def test_earlier_points_of_the_curve_and_runs_are_marked_where_their_test_labels
     table = pd.read_csv(site.workspace / "reports/learning_curve.csv")
     assert table["out_of_date"].tolist() == [2, 1, 0]
     assert table["accuracy"].tolist() == [0.5, 0.6, 0.7]
-    axes = drawn[-1].axes[0]
-    opened = [line.get_xydata().tolist() for line in axes.get_lines() if line.get_markerfacecolor() == "white"]
-    assert opened == [[[10, 0.5], [20, 0.6]], [[10, 0.4], [20, 0.4]], []]
-    assert axes.get_legend().get_texts()[-1].get_text() == "open: rests on test labels corrected since"
+    lines = [line for axes in drawn[-1].axes for line in axes.get_lines() if line.get_markerfacecolor() == "white"]
+    assert [line.get_xydata().tolist() for line in lines] == [[[10, 0.5], [20, 0.6]], [[10, 0.4], [20, 0.4]]]
+    assert drawn[-1].legends[0].get_texts()[-1].get_text() == "open: rests on test labels corrected since"
     marks = [site.tracker.client.get_run(run).data.tags.get("wbc.out_of_date") for run in runs]
     assert marks == ["2", "1", "2"]
     for cell in (wrong, right):

@@ -64,7 +64,7 @@ def plot_frame(frame: pd.DataFrame, metrics: dict[str, Any], directory: Path, ti
     confusion = confusion_matrix(labels, label_indices(frame["predicted"].tolist()))
     return [
         plot_confusion(confusion, directory / "confusion.png", title),
-        plot_reliability(frame_probabilities(frame), labels, metrics["ece"], directory / "reliability.png"),
+        plot_reliability(frame_probabilities(frame), labels, metrics["ece"], directory / "reliability.png", title),
     ]
 
 
