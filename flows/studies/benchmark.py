@@ -104,7 +104,8 @@ def benchmark(workspace: Path, request: Request, say: Callable[[str], None]) -> 
 
 def report(workspace: Path, request: Request) -> dict[str, Any]:
     """Write the report of results that are there already; nothing is trained and no data are read. Raises WbcError."""
-    from wbc_model.studies.report import summary, write_report
+    from wbc_model.studies.report import write_report
+    from wbc_model.studies.statistics import summary
 
     study = read_study(request.study, workspace / "params.yaml")
     out = _out(request, study, workspace)

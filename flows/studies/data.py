@@ -20,7 +20,7 @@ from wbc_model.params import RENDERED, Params
 from wbc_model.studies.study import HOME, Study
 
 if TYPE_CHECKING:
-    from wbc_model.studies.runner import Cells, StudyData
+    from wbc_model.studies.learner import Cells, StudyData
 
 
 REAL_DATA: Final = "WBC_REAL_DATA"
@@ -66,7 +66,7 @@ def find_data(name: str, given: str, request: Request) -> Path | None:
 
 def prepare(study: Study, sources: dict[str, Path | None], cache: Path, seed: int, say: Callable[[str], None]) -> "StudyData":
     """The cells of a seed, ingested and checked once. Where the manifest names no split, each seed makes its own."""
-    from wbc_model.studies.runner import StudyData
+    from wbc_model.studies.learner import StudyData
 
     source, params = sources[HOME], study.base
     fixed = source is not None and bool((read_manifest(source)["split"] != "").any())
@@ -81,7 +81,7 @@ def prepare(study: Study, sources: dict[str, Path | None], cache: Path, seed: in
 
 
 def _cells(frame: pd.DataFrame, folder: Path) -> "Cells":
-    from wbc_model.studies.runner import Cells
+    from wbc_model.studies.learner import Cells
 
     if frame.empty:
         raise WbcError(f"{folder}: a pool of the study has no cell: its data need labelled training, validation and test cells")
@@ -100,7 +100,7 @@ def _all_or_test(pools: Pools, training: set[str]) -> pd.DataFrame:
 
 def _prepared(source: Path | None, params: Params, seed: int, cache: Path, check: bool, say: Callable[[str], None]) -> Path:
     """A folder like a workspace with the source's cells in store and pools, all labels known, made where it is missing."""
-    from wbc_model.studies.runner import digest
+    from wbc_model.studies.learner import digest
 
     named = params.data.model_dump(include={"rendered_cells", "validation_share", "test_share"}) if check else {}
     content = [named, params.checks.model_dump() if check else {}, seed, _listing(source)]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from wbc_model.code_version import ROOT, code_version
 
 if TYPE_CHECKING:
-    from wbc_model.studies.runner import Provenance
+    from wbc_model.studies.records import Provenance
 
 
 _NO_NUMBERS: Final = ("wbc_model.params", "wbc_model.core.errors", "wbc_model.core.files")  # code that no number comes from
@@ -24,10 +24,10 @@ def provenance() -> "Provenance":
     """What the learner's code is, here and now."""
     import torch
 
-    from wbc_model.studies.runner import Provenance
+    from wbc_model.studies.records import Provenance
 
-    train = code_of("wbc_model.studies.runner:fit") + code_of("wbc_model.studies.runner:evaluate")
-    query = code_of("wbc_model.studies.runner:ask") + code_of("wbc_model.studies.runner:untrained")
+    train = code_of("wbc_model.studies.learner:fit") + code_of("wbc_model.studies.learner:evaluate")
+    query = code_of("wbc_model.studies.learner:ask") + code_of("wbc_model.studies.learner:untrained")
     facts = {"torch": torch.__version__, "commit": _commit(), "code": train[:8] + query[:8]}
     return Provenance(train, query, facts)
 

@@ -11,7 +11,7 @@ from wbc_model.studies.study import INITIAL, START, Study, value_of
 
 if TYPE_CHECKING:
     from flows.tracking import Tracker
-    from wbc_model.studies.runner import Provenance
+    from wbc_model.studies.records import Provenance
 
 
 _STUDY, _ROWS, _COMPLETE = "wbc.study", "wbc.study.rows", "wbc.complete"
@@ -31,7 +31,7 @@ class StudyTracking:
     @classmethod
     def open(cls, workspace: Path, study: Study, code: "Provenance") -> "StudyTracking":
         from flows.tracking import open_tracker
-        from wbc_model.studies.runner import digest
+        from wbc_model.studies.learner import digest
 
         tracking = study.base.tracking
         named = tracking.model_copy(update={"experiment": f"{tracking.experiment}-studies"})
@@ -48,7 +48,7 @@ class StudyTracking:
     def _log_arm(self, name: str, rows: pd.DataFrame) -> None:
         from mlflow.entities import Metric, Param
 
-        from wbc_model.studies.runner import digest
+        from wbc_model.studies.learner import digest
 
         client, seed = self.tracker.client, int(rows["seed"].iloc[0])
         names = {"mlflow.runName": f"{name}, seed {seed}"[:250], "mlflow.parentRunId": self.parent}

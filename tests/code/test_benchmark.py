@@ -23,7 +23,7 @@ from flows.studies.tracking import StudyTracking
 from wbc_model.code_version import modules_behind
 from wbc_model.core.errors import WbcError
 from wbc_model.rendering.cells import write_cells
-from wbc_model.studies.runner import Provenance
+from wbc_model.studies.records import Provenance
 from wbc_model.studies.study import read_study
 
 ROOT = Path(__file__).parents[2]
@@ -230,9 +230,9 @@ def test_where_data_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_the_code_of_a_result_is_what_its_numbers_come_from() -> None:
     names = ("fit", "evaluate", "ask", "untrained")
-    codes = {name: provenance.code_of(f"wbc_model.studies.runner:{name}") for name in names}
+    codes = {name: provenance.code_of(f"wbc_model.studies.learner:{name}") for name in names}
     assert len(set(codes.values())) == len(names)
-    learner = {name.removeprefix("wbc_model.") for name in modules_behind("wbc_model.studies.runner:fit")}
+    learner = {name.removeprefix("wbc_model.") for name in modules_behind("wbc_model.studies.learner:fit")}
     assert {
         "training.train",
         "training.augment",
@@ -241,7 +241,7 @@ def test_the_code_of_a_result_is_what_its_numbers_come_from() -> None:
         "network.lossnet",
         "training.hard_samples",
     } <= learner
-    numberless = {"studies.report", "studies.study", "evaluation.plots", "cells.raabin", "cells.ingest"}
+    numberless = {"studies.report", "studies.study", "studies.records", "evaluation.plots", "cells.raabin", "cells.ingest"}
     assert all((ROOT / f"wbc_model/{name.replace('.', '/')}.py").is_file() for name in numberless)
     assert not numberless & learner
 

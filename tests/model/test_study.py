@@ -21,7 +21,9 @@ from wbc_model.core.model_card import Architecture, ModelCard, Normalisation, re
 from wbc_model.network.resnet import MEAN, STD
 from wbc_model.params import Params
 from wbc_model.studies import runner as engine
-from wbc_model.studies.runner import Cells, Provenance, Records, Runner, StudyData, digest, results_frame
+from wbc_model.studies.learner import SCORES, Cells, StudyData, digest
+from wbc_model.studies.records import Provenance, Records
+from wbc_model.studies.runner import Runner, results_frame
 from wbc_model.studies.study import Study
 
 CODE = Provenance("train-code", "query-code", {"torch": "x"})
@@ -91,7 +93,7 @@ class StandIn:
 
     def evaluate(self, network: Any, card: ModelCard, params: Params, cells: Cells) -> dict[str, Any]:
         value = network.weight.item() / 10**6
-        scores = dict.fromkeys(engine.SCORES, value)
+        scores = dict.fromkeys(SCORES, value)
         recall = dict.fromkeys(CLASSES, value) | {"Basophil": None}
         return {"n": len(cells.frame), **scores, "recall": recall, "ranking_accuracy": None, "predicted_loss_spread": None}
 

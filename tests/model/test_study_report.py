@@ -14,7 +14,8 @@ from scipy import stats
 from tests.model.test_study_file import study
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
-from wbc_model.studies.report import (
+from wbc_model.studies.report import write_report
+from wbc_model.studies.statistics import (
     area,
     areas,
     beats,
@@ -30,7 +31,6 @@ from wbc_model.studies.report import (
     smallest_p,
     summary,
     wilcoxon_p,
-    write_report,
 )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
@@ -26,6 +26,7 @@ BLUE, RED, GREEN, PINK, ORANGE, SKY, BLACK = "#0072B2", "#D55E00", "#009E73", "#
 GREY: Final = "#767676"
 NOT_REAL: Final = "rendered cells, not real blood"
 CURVES: Final = {"accuracy": "accuracy", "macro_f1": "macro-F1"}  # the panels of a learning curve
+PERCENT: Final = FuncFormatter(lambda share, _: f"{round(100 * share, 6):g} %")
 _MOST_NUMBERED: Final = 12  # more numbers of retrainings than this would lie on each other
 _MOST_TICKS: Final = 7  # up to so many numbers of labels each has a tick of its own
 
@@ -52,7 +53,7 @@ def plain(axes: Axes) -> None:
 
 def in_percent(axes: Axes) -> None:
     """Label the y axis, whose values are shares, in per cent."""
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    axes.yaxis.set_major_formatter(PERCENT)
 
 
 def legend_below(figure: Figure, columns: int) -> None:
@@ -81,7 +82,7 @@ def plot_confusion(confusion: NDArray[np.int64], path: Path, title: str) -> Path
     axes.set_xticks(range(len(CLASSES)), CLASSES, rotation=30, ha="right")
     axes.set_yticks(range(len(CLASSES)), [f"{name}\n{total:,} cells" for name, total in zip(CLASSES, totals, strict=True)])
     axes.set(xlabel="predicted class", ylabel="label")
-    bar = figure.colorbar(image, ax=axes, shrink=0.8, format=PercentFormatter(1.0, symbol=" %"))
+    bar = figure.colorbar(image, ax=axes, shrink=0.8, format=PERCENT)
     bar.set_label("share of the label's cells")
     right = np.trace(confusion) / max(int(totals.sum()), 1)
     head(figure, f"{title}\n{totals.sum():,} cells, {100 * right:.1f} % of them right")
@@ -109,7 +110,7 @@ def plot_reliability(probabilities: NDArray[Any], labels: NDArray[np.int64], ece
     below.bar((np.arange(ECE_BINS) + 0.5) / ECE_BINS, counts, width=0.9 / ECE_BINS, color=SKY)
     below.bar_label(below.containers[0], [f"{count:,}" if count else "" for count in counts], padding=2, fontsize=8)
     below.set(xlabel="confidence", ylabel="cells", yscale="log", ylim=(0.5, 4 * counts.max()))
-    below.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+    below.xaxis.set_major_formatter(PERCENT)
     below.yaxis.set_major_formatter("{x:,.0f}")
     in_percent(above)
     for axes in (above, below):
@@ -192,8 +193,8 @@ def _draw_cycles(axes: Axes, cycles: Sequence[dict[str, Any]], metric: str) -> N
             (band if len(rows) > 1 else bars).set_label("95 % interval, bootstrap over test cells")
         axes.plot(labels, values, "o-", color=colour, markersize=5, label=name)
         if many and (len(retrainings) <= _MOST_NUMBERED or newest):
-            where = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "color": colour}
-            axes.annotate(str(rows[0]["retraining"]), (labels[0], values[0]), (0, -14), **where)
+            at, name = (labels[0], values[0]), str(rows[0]["retraining"])
+            axes.annotate(name, at, (0, -14), textcoords="offset points", ha="center", fontsize=8, color=colour)
     _draw_marks(axes, cycles, metric)
     ticks = sorted({row["labels"] for row in cycles})
     if len(ticks) <= _MOST_TICKS:
