@@ -5,6 +5,7 @@ stderr says why not, 2 wrong usage, 3 `wbc ingest` took in what it could but som
 """
 
 import contextlib
+import gc
 import json
 import os
 import sys
@@ -57,6 +58,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, an
 
 def main() -> None:
     """Entry point of the `wbc` command."""
+    gc.set_threshold(100_000)  # a tenth of a command's start was a search for garbage among modules just loaded
     bypass_proxies()
     try:
         app()

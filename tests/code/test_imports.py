@@ -145,3 +145,11 @@ def test_the_core_loads_without_torch() -> None:
     code = f"import sys, {modules}; print([m for m in ('torch', 'pandas', 'prefect') if m in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert answer.stdout.strip() == "[]"
+
+
+def test_a_training_loads_no_library_that_it_does_not_use() -> None:
+    """Each of them takes a second or more, in every stage `train`."""
+    unused = ("torchvision", "torchmetrics", "scipy.signal", "scipy.stats", "matplotlib", "sklearn", "mlflow", "prefect")
+    code = f"import sys, wbc_model.training.train; print([m for m in {unused} if m in sys.modules])"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert answer.stdout.strip() == "[]"

@@ -7,7 +7,6 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
@@ -102,6 +101,8 @@ def _intervals(draws: dict[str, Floats], confusion: NDArray[np.int64]) -> dict[s
 
 def exact_limits(hits: int, count: int) -> list[float]:
     """Exact 95 % limits of a proportion (Clopper & Pearson, Biometrika 1934)."""
+    from scipy.stats import binomtest  # takes longer to load than most evaluations need it for
+
     low, high = binomtest(hits, count).proportion_ci(0.95, method="exact")
     return [float(low), float(high)]
 

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-import lightning_fabric
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
@@ -27,6 +26,7 @@ from wbc_model.network.resnet import AttentionResNet18, load_imagenet
 from wbc_model.params import Norm, Params
 from wbc_model.training.augment import augment
 from wbc_model.training.checkpoint import Checkpoint, load_optimizer, optimizer_tensors, read_checkpoint
+from wbc_model.training.fabric import Fabric
 from wbc_model.training.hard_samples import BatchPlan, seeded
 from wbc_model.training.pseudo_labels import UnlabelledCells
 from wbc_model.training.train import CHECKPOINT_SECONDS, learning_rate
@@ -126,7 +126,7 @@ class Pretraining:
         if len(cells.sha256s) < size.batch_size:
             raise WbcError(f"train.pretraining: the pool has {len(cells.sha256s)} cells, at least {size.batch_size} are needed")
         torch.use_deterministic_algorithms(True)
-        self.device = lightning_fabric.Fabric(accelerator=train.accelerator, devices=1).device
+        self.device = Fabric(accelerator=train.accelerator, devices=1).device
         torch.manual_seed(params.seed)
         network = AttentionResNet18(params.model.attention, lossnet=False, norm=_norm(params))
         if params.model.init_weights:

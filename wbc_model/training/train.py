@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import lightning_fabric
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -40,6 +39,7 @@ from wbc_model.network.resnet import MEAN, STD, AttentionResNet18, Output, begin
 from wbc_model.params import Params
 from wbc_model.training.augment import REGULAR, augment
 from wbc_model.training.checkpoint import Checkpoint, load_optimizer, optimizer_tensors, read_checkpoint
+from wbc_model.training.fabric import Fabric
 from wbc_model.training.hard_samples import BatchPlan, hard_sample_weights, seeded
 from wbc_model.training.pseudo_labels import PRIOR_SHARE, Averaged, PseudoLabels, UnlabelledCells, candidates, choose
 
@@ -145,7 +145,7 @@ class Training:
             raise WbcError(f"params.yaml: batch_size {size.batch_size} does not divide by train.devices {train.devices}")
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its results only with this
         torch.use_deterministic_algorithms(True)
-        self.fabric = lightning_fabric.Fabric(
+        self.fabric = Fabric(
             accelerator=train.accelerator,
             devices=train.devices,
             precision=size.precision,
