@@ -2,16 +2,16 @@
 
 import json
 import secrets
+import shlex
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
-import uuid
 from pathlib import Path
 from typing import Any, Final
+
+import httpx
 
 from flows.guard import FLOW, flow_token
 from flows.progress import Progress
@@ -25,39 +25,73 @@ from wbc_model.core.errors import WbcError
 SMALL: Final = {
     "data.rendered_cells": 600,
     "data.initial_share": 0.15,
+    "presets.small.image_size": 32,
     "presets.small.batch_size": 32,
     "presets.small.updates": 60,
     "presets.small.precision": "32-true",
     "train.eval_every": 20,
     "few_labels.below": 0,  # pseudo-labels would double the minutes
-    "retrain.until": 0.5,
-    "retrain.cycles": 2,
+    "retrain.until": 0.3,
+    "retrain.cycles": 1,
+    "package.int8": False,
     **{f"gate.recall_floor.{name}": 0.5 for name in CLASSES},  # a dozen test cells of a rare class measure its recall badly
 }
+SPECIMEN: Final = "specimen"  # the folder of sample cells, in the workspace
+PICTURES: Final = ("reports/learning_curve.png", "plots/confusion.png", "plots/reliability.png", "data/docs/index.html")
+_STEPS: Final = 5
 _START_SECONDS: Final = 60
 
 
 def demo(directory: Path | None) -> dict[str, Any]:
-    """Run the demo in `directory` (a new temporary folder by default); returns the outcome and the service's answer."""
-    from flows.retraining.run import outcome_text, retrain
+    """Run the demo in `directory` (a new temporary folder by default); returns the outcome, the service's answer, the folder of
+    sample cells and the pictures that were made. It says each step on stderr."""
+    from flows.retraining.run import retrain
 
-    progress = Progress()
-    start = time.monotonic()
-    workspace = init_workspace(directory or Path(tempfile.mkdtemp(prefix="wbc-demo-"))).workspace
+    progress, start = Progress(), time.monotonic()
+    folder = (directory or Path(tempfile.mkdtemp(prefix="wbc-demo-"))).resolve()
+    progress.say(f"1 of {_STEPS}: a workspace with git and DVC in {folder}")
+    workspace = init_workspace(folder).workspace
     if not Pools.exist(workspace / "data/pools"):
         set_params(workspace, SMALL)
-    progress.say(f"workspace {workspace}: rendered cells, not real; its figures say nothing about real blood")
+    progress.say(f"2 of {_STEPS}: drawn cells, checked, and two trainings; in between the model asks for labels (minutes)")
     outcome = retrain(workspace, {}, commit=False)
-    progress.say(outcome_text(outcome))
-    promoted = (workspace / "models/champion").is_dir()
-    model = workspace / ("models/champion" if promoted else "models/candidate")
-    progress.say(f"serving the {'champion' if promoted else 'candidate, as there is no champion yet'}, one request:")
-    answer = ask(workspace, model)
-    return {**outcome.to_dict(), "model": str(model), "answer": answer, "seconds": round(time.monotonic() - start, 1)}
+    if outcome.gate:
+        word = "promoted to champion" if outcome.gate["promoted"] else "not promoted"
+        progress.say(f"3 of {_STEPS}: the gate: {word}: {outcome.gate['reason']}")
+    progress.say(f"4 of {_STEPS}: the cells of the test pool as a specimen, in {SPECIMEN}/")
+    cells = _write_specimen(workspace)
+    model = next(name for name in ("models/champion", "models/candidate") if (workspace / name).is_dir())
+    progress.say(f"5 of {_STEPS}: {model} is served, and asked about {cells[0].name} over HTTP")
+    answer = ask(workspace, workspace / model, cells[0])
+    pictures = [name for name in PICTURES if (workspace / name).exists()]
+    return {
+        **outcome.to_dict(),
+        "model": model,
+        "answer": _rounded(answer),
+        "specimen": SPECIMEN,
+        "pictures": pictures,
+        "seconds": round(time.monotonic() - start, 1),
+    }
 
 
-def ask(workspace: Path, model: Path) -> dict[str, Any]:
-    """Serve a model on a free loopback port, have it classify one cell of the test pool over HTTP, stop it again."""
+def demo_text(result: dict[str, Any]) -> str:
+    """The service's answer, and what to do next."""
+    serve = "wbc serve" if result["model"] == "models/champion" else f"wbc serve --model {result['model']}"
+    return "\n".join(
+        [
+            json.dumps(result["answer"], indent=2),
+            f"done in {result['seconds']:.0f} s; the cells are drawn, and the figures say nothing about real blood",
+            "next:",
+            f"  cd {shlex.quote(result['workspace'])}",
+            f"  {serve:<24} # then open the address that it shows, http://127.0.0.1:3000/ with a key",
+            f"  drop the folder {result['specimen']}/ on the page",
+            f"  look at {', '.join(result['pictures'])}",
+        ]
+    )
+
+
+def ask(workspace: Path, model: Path, cell: Path) -> dict[str, Any]:
+    """Serve a model on a free loopback port, have it classify one cell over HTTP, stop it again."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -70,8 +104,10 @@ def ask(workspace: Path, model: Path) -> dict[str, Any]:
     with log.open("w") as output:
         server = subprocess.Popen(command, cwd=workspace, env=values, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     try:
-        _await_ready(port, server, log)
-        return _post(port, _test_cell(workspace), key)
+        # No proxy of the environment stands between us and this machine.
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60) as client:
+            _await_ready(client, server, log)
+            return _classify(client, cell, key)
     finally:
         server.terminate()
         try:
@@ -81,32 +117,42 @@ def ask(workspace: Path, model: Path) -> dict[str, Any]:
             server.wait()
 
 
-def _test_cell(workspace: Path) -> bytes:
-    sha256 = str(Pools.read(workspace / "data/pools").frames["test"]["sha256"].iloc[0])
-    return next(iter(ImageStore(workspace / "data/images").read([sha256])))[1]
+def _write_specimen(workspace: Path) -> list[Path]:
+    """The test cells as files, for the page; the model has not learned from them."""
+    folder = workspace / SPECIMEN
+    folder.mkdir(exist_ok=True)
+    test = Pools.read(workspace / "data/pools").frames["test"]["sha256"].tolist()
+    written = []
+    for number, (_, image) in enumerate(ImageStore(workspace / "data/images").read(test), 1):
+        written.append(folder / f"cell-{number:03d}.png")
+        written[-1].write_bytes(image)
+    return written
 
 
-def _await_ready(port: int, server: "subprocess.Popen[bytes]", log: Path) -> None:
+def _await_ready(client: httpx.Client, server: "subprocess.Popen[bytes]", log: Path) -> None:
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline and server.poll() is None:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5):
+            if client.get("/readyz").is_success:
                 return
-        except OSError:
-            time.sleep(0.2)
+        except httpx.TransportError:  # it does not listen yet
+            pass
+        time.sleep(0.2)
     raise WbcError(f"the service did not start: see {log}")
 
 
-def _post(port: int, image: bytes, key: str) -> dict[str, Any]:
-    boundary = uuid.uuid4().hex
-    head = (
-        f'--{boundary}\r\nContent-Disposition: form-data; name="images"; filename="cell.png"\r\nContent-Type: image/png\r\n\r\n'
-    )
-    body = head.encode() + image + f"\r\n--{boundary}--\r\n".encode()
-    headers = {"Content-Type": f"multipart/form-data; boundary={boundary}", HEADER: key}
-    request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/classify", data=body, headers=headers)
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310 - our own http://127.0.0.1
-            return dict(json.load(answer))
-    except urllib.error.HTTPError as error:
-        raise WbcError(f"the service answered {error.code}: {error.read().decode(errors='replace')[:500]}") from None
+def _classify(client: httpx.Client, cell: Path, key: str) -> dict[str, Any]:
+    files = {"images": (cell.name, cell.read_bytes(), "image/png")}
+    answer = client.post("/v1/classify", files=files, headers={HEADER: key})
+    if not answer.is_success:
+        raise WbcError(f"the service answered {answer.status_code}: {answer.text[:500]}")
+    return dict(answer.json())
+
+
+def _rounded(value: Any) -> Any:
+    """The same JSON with four digits after the point."""
+    if isinstance(value, dict):
+        return {name: _rounded(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_rounded(entry) for entry in value]
+    return round(value, 4) if isinstance(value, float) else value

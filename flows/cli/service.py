@@ -1,7 +1,6 @@
 """The service: `wbc serve`, `outbox`, `backup`, `restore`, its keys and its audit log; and `wbc demo`."""
 
 import enum
-import json
 import os
 import shlex
 from dataclasses import asdict
@@ -232,8 +231,8 @@ def demo_command(
     ] = None,
     json_: Json = False,
 ) -> None:
-    """All of it, small, on rendered cells: three cycles, then one HTTP request."""
-    from flows.cli.demo import demo
+    """All of it, small, on rendered cells: two trainings, then one HTTP request."""
+    from flows.cli.demo import demo, demo_text
 
     result = demo(directory)
-    emit(result, json_, json.dumps(result["answer"], indent=2))
+    emit(result, json_, demo_text(result))
