@@ -62,6 +62,7 @@ def ingest_command(
         f"{report.rows} rows{f' ({report.read_as})' if report.read_as else ''}: "
         + ", ".join(f"{count} new in {name}" for name, count in report.added.items()),
         f"{report.known} known already; pools now: " + ", ".join(f"{name} {count}" for name, count in report.pools.items()),
+        *_set_aside(workspace),
         *(f"  {entry.reason}: {entry.path}{f' ({entry.detail})' if entry.detail else ''}" for entry in report.rejections),
         *conflict_lines(report.conflicts),
         "not in use: " + (", ".join(f"{count} {reason}" for reason, count in report.reasons.items()) or "none"),
@@ -70,6 +71,17 @@ def ingest_command(
     emit({**report.to_dict(), "wrote": wrote}, json_, "\n".join(lines), workspace)
     if report.refused:
         raise typer.Exit(3)
+
+
+def _set_aside(workspace: Path) -> list[str]:
+    """Why a cell that came with a label is unlabelled."""
+    from wbc_model.cells.pools import Pools, read_table
+
+    oracle = workspace / "data/oracle.csv"
+    known = set(read_table(oracle, ["sha256", "label"])["sha256"]) if oracle.exists() else set()
+    count = len(known.intersection(Pools.read(workspace / "data/pools", check=False).frames["unlabelled"]["sha256"]))
+    asks = "`wbc retrain` takes those that the model asks for, `wbc retrain --until 1` takes all"
+    return [f"the labels of {count} unlabelled cells are set aside: {asks}"] if count else []
 
 
 def conflict_lines(conflicts: "list[Conflict]") -> list[str]:
