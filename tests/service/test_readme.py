@@ -86,7 +86,7 @@ def _own_cells(folder: Path, count: int) -> None:
     (folder / "clone").mkdir()
     (folder / "cells").mkdir()
     rows = []
-    for number, cell in enumerate(render_cells(count, seed=3, size=96)):
+    for number, cell in enumerate(render_cells(count, seed=3, size=64)):
         Image.fromarray(np.asarray(cell.pixels)).save(folder / f"cells/{number}.png")
         rows.append((f"cells/{number}.png", cell.label))
     pd.DataFrame(rows, columns=["path", "label"]).to_csv(folder / "cells.csv", index=False)
@@ -101,17 +101,17 @@ def _of_cells(folder: Path, training: str) -> dict[str, Any]:
     lines = []
     for command in (one for one in _commands() if RUN.get(one) in (CELLS, TRAINING)):
         if RUN[command] == TRAINING:
-            lines += training.format(command=command).splitlines()
+            lines += training.replace("COMMAND", command).splitlines()
         elif command == "wbc serve":
             lines += [f"{command} --port {port} > serve.log 2>&1 &", "trap 'kill $!; wait $! || true' EXIT"]
             ready = f"curl --silent --fail --output /dev/null http://127.0.0.1:{port}/readyz"
             lines.append(f"until {ready}; do kill -0 $!; sleep 0.2; done")
         elif command.startswith("wbc keys add"):
-            lines.append(f"KEY=$({command} | head -n 1)")
+            lines.append(f"KEY=$({command} | sed -n 1p)")
         elif command.startswith("curl "):
             lines += ["cp ../cell1.jpg ../cell2.png .", command.replace("3000", str(port)).replace("curl", "curl --silent")]
         else:
-            lines.append(f"{command} >&2")
+            lines.append(f"{{ {command}; }} >&2")
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     done = _bash("\n".join(lines), folder / "clone", PATH=path, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
@@ -120,7 +120,7 @@ def _of_cells(folder: Path, training: str) -> dict[str, Any]:
 
 
 def test_ones_own_cells_are_taken_in_and_the_service_answers_as_shown(tmp_path: Path) -> None:
-    _own_cells(tmp_path, 60)
+    _own_cells(tmp_path, 30)
     write_model(tmp_path / "model")
     answer = _of_cells(tmp_path, "mkdir -p models; cp -r ../model models/champion")
     (shown,) = map(json.loads, _blocks("json"))
@@ -133,7 +133,7 @@ def test_the_retraining_too(tmp_path: Path) -> None:
     _own_cells(tmp_path, 300)
     small = "; ".join(f"s/^    {name}: .*/    {name}: {value}/" for name, value in QUICK.items())
     floors = "s/: 0.8/: 0.0/g"
-    answer = _of_cells(tmp_path, f"sed -i '{small}; {floors}; s/  below: 500 /  below: 0 /' params.yaml\n{{command}} >&2")
+    answer = _of_cells(tmp_path, f"sed -i '{small}; {floors}; s/  below: 500 /  below: 0 /' params.yaml\n{{ COMMAND; }} >&2")
     assert answer["results"][0]["status"] == "ok"
     tags = subprocess.run(["git", "tag"], cwd=tmp_path / "site", capture_output=True, text=True, check=True).stdout.split()
     assert "pools-v1" in tags
