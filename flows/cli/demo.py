@@ -56,7 +56,7 @@ def demo(directory: Path | None) -> dict[str, Any]:
     progress.say(f"2 of {_STEPS}: drawn cells, checked, and two trainings; in between the model asks for labels (minutes)")
     outcome = retrain(workspace, {}, commit=False)
     if outcome.gate:
-        word = "promoted to champion" if outcome.gate["promoted"] else "not promoted"
+        word = "promoted" if outcome.gate["promoted"] else "not promoted"
         progress.say(f"3 of {_STEPS}: the gate: {word}: {outcome.gate['reason']}")
     progress.say(f"4 of {_STEPS}: the cells of the test pool as a specimen, in {SPECIMEN}/")
     cells = _write_specimen(workspace)
