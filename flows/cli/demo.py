@@ -24,6 +24,7 @@ from wbc_model.core.errors import WbcError
 
 SMALL: Final = {
     "data.rendered_cells": 600,
+    "data.validation_share": 0.22,  # enough for a differential
     "data.initial_share": 0.15,
     "presets.small.image_size": 32,
     "presets.small.batch_size": 32,
@@ -58,7 +59,7 @@ def demo(directory: Path | None) -> dict[str, Any]:
     if outcome.gate:
         word = "promoted" if outcome.gate["promoted"] else "not promoted"
         progress.say(f"3 of {_STEPS}: the gate: {word}: {outcome.gate['reason']}")
-    progress.say(f"4 of {_STEPS}: the cells of the test pool as a specimen, in {SPECIMEN}/")
+    progress.say(f"4 of {_STEPS}: cells to drop on the page, in {SPECIMEN}/")
     cells = _write_specimen(workspace)
     model = next(name for name in ("models/champion", "models/candidate") if (workspace / name).is_dir())
     progress.say(f"5 of {_STEPS}: {model} is served, and asked about {cells[0].name} over HTTP")
@@ -118,12 +119,13 @@ def ask(workspace: Path, model: Path, cell: Path) -> dict[str, Any]:
 
 
 def _write_specimen(workspace: Path) -> list[Path]:
-    """The test cells as files, for the page; the model has not learned from them."""
+    """The validation cells as files, for the page: the model has not learned from them, and knows their stains. Each drawn smear
+    has a stain of its own, and those of the test pool would be marked as a site that the model does not know."""
     folder = workspace / SPECIMEN
     folder.mkdir(exist_ok=True)
-    test = Pools.read(workspace / "data/pools").frames["test"]["sha256"].tolist()
+    cells = Pools.read(workspace / "data/pools").frames["validation"]["sha256"].tolist()
     written = []
-    for number, (_, image) in enumerate(ImageStore(workspace / "data/images").read(test), 1):
+    for number, (_, image) in enumerate(ImageStore(workspace / "data/images").read(cells), 1):
         written.append(folder / f"cell-{number:03d}.png")
         written[-1].write_bytes(image)
     return written
