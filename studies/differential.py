@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from flows.studies.results import publishing
 from serving.contract.differential import count_differential
 from serving.contract.schemas import Classified
 from serving.contract.site import read_site
 from serving.inference.classify import Classifier
 from wbc_model.cells.manifest import read_cell, read_manifest, root_of
 from wbc_model.core.classes import CLASS_INDEX, CLASSES
-from wbc_model.core.files import write_atomic
 from wbc_model.evaluation.metrics import confusion_matrix
 
 HEALTHY = np.array([0.005, 0.03, 0.30, 0.06, 0.605])
@@ -79,7 +79,8 @@ def main() -> None:
     text = "\n".join(lines) + "\n"
     print(text)
     if options.out:
-        write_atomic(options.out, text)
+        with publishing(options.out.parent) as folder:
+            (folder / options.out.name).write_text(text)
 
 
 if __name__ == "__main__":

@@ -16,14 +16,18 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from flows.studies.results import claim, publishing
+from flows.workspace import find_workspace
 from serving.inference.engine import OpenVinoEngine
 from serving.inference.heat_map import heat, heat_map
 from wbc_model.core.canonical import WHITE
+from wbc_model.core.errors import WbcError
 from wbc_model.core.images import preprocess
 from wbc_model.network.model_directory import load_model
 from wbc_model.network.resnet import AttentionResNet18
 
 STEPS = 20
+SHOWN = 3  # heat maps that are kept as pictures
 Map = NDArray[np.float64]
 
 
@@ -69,6 +73,42 @@ def deletion(network: AttentionResNet18, view: NDArray[np.uint8], label: int, ho
         return float(network(tensor(views)).logits.softmax(1)[:, label].mean())
 
 
+def maps_of(view: NDArray[np.uint8], network: AttentionResNet18, label: int, cbam: bool) -> dict[str, Map]:
+    """The maps (S, S) that the network itself gives for a class of a cell, by name."""
+    maps: dict[str, Map] = {}
+    for stage in ("layer2", "layer3", "layer4"):
+        maps[f"Grad-CAM, {stage}"] = grad_cam(network, view, label, stage)
+        if cbam:
+            maps[f"CBAM, {stage}"] = spatial_attention(network, view, stage)
+    return maps
+
+
+def run(model: Path, data: Path, cells: int, folder: Path) -> pd.DataFrame:
+    """Measure all maps and write the study's files into `folder`; returns the table."""
+    network, card = load_model(model)
+    engine, cbam = OpenVinoEngine(model, 1), card.architecture.attention == "cbam"
+    frame = pd.read_csv(data).query("split == 'test'").sample(frac=1, random_state=0)
+    chosen = frame.groupby("label").head(cells // frame["label"].nunique())
+    random, rows = np.random.default_rng(0), []
+    for number, path in enumerate(chosen["path"]):
+        view = preprocess((data.parent / path).read_bytes(), card.input_size, card.view)
+        with torch.no_grad():
+            label = int(network(tensor(view[None])).logits.argmax())
+        maps = {"occlusion": heat(view, engine, label), "chance": random.random(view.shape[:2])}
+        maps |= maps_of(view, network, label, cbam)
+        rows.append({name: deletion(network, view, label, hot) for name, hot in maps.items()})
+        if number < SHOWN:
+            (folder / f"heat-map-{number}.png").write_bytes(heat_map(view, maps["occlusion"]))
+    table = pd.DataFrame(rows)
+    summary = pd.DataFrame({"deletion": table.mean(), "standard_error": table.sem()}).sort_values("deletion")
+    summary.to_csv(folder / "deletion.csv", float_format="%.4f")
+    lines = [f"| {name} | {row.deletion:.3f} ± {row.standard_error:.3f} |" for name, row in summary.iterrows()]
+    command = f"`python studies/explain.py MODEL_DIR {data.name}`"
+    head = f"# Heat maps\n\n{command}, {len(table)} test cells, model {card.version}: lower is better.\n\n"
+    (folder / "README.md").write_text(head + "| map | area under the deletion curve |\n|---|---|\n" + "\n".join(lines) + "\n")
+    return summary
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
@@ -76,31 +116,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cells", type=int, default=100)
     given = parser.parse_args()
-    network, card = load_model(given.model)
-    engine = OpenVinoEngine(given.model, 1)
-    frame = pd.read_csv(given.data).query("split == 'test'").sample(frac=1, random_state=0)
-    cells = frame.groupby("label").head(given.cells // frame["label"].nunique())
-    random, rows = np.random.default_rng(0), []
-    for number, path in enumerate(cells["path"]):
-        view = preprocess((given.data.parent / path).read_bytes(), card.input_size, card.view)
-        with torch.no_grad():
-            label = int(network(tensor(view[None])).logits.argmax())
-        maps = {"occlusion": heat(view, engine, label), "chance": random.random(view.shape[:2])}
-        for stage in ("layer2", "layer3", "layer4"):
-            maps[f"Grad-CAM, {stage}"] = grad_cam(network, view, label, stage)
-            if card.architecture.attention == "cbam":
-                maps[f"CBAM, {stage}"] = spatial_attention(network, view, stage)
-        rows.append({name: deletion(network, view, label, hot) for name, hot in maps.items()})
-        if number < 3:
-            (given.out / f"heat-map-{number}.png").write_bytes(heat_map(view, maps["occlusion"]))
-    table = pd.DataFrame(rows)
-    given.out.mkdir(parents=True, exist_ok=True)
-    summary = pd.DataFrame({"deletion": table.mean(), "standard_error": table.sem()}).sort_values("deletion")
-    summary.to_csv(given.out / "deletion.csv", float_format="%.4f")
-    lines = [f"| {name} | {row.deletion:.3f} ± {row.standard_error:.3f} |" for name, row in summary.iterrows()]
-    command = f"`python studies/explain.py MODEL_DIR {given.data.name}`"
-    head = f"# Heat maps\n\n{command}, {len(table)} test cells, model {card.version}: lower is better.\n\n"
-    (given.out / "README.md").write_text(head + "| map | area under the deletion curve |\n|---|---|\n" + "\n".join(lines) + "\n")
+    names = ["deletion.csv", "README.md", *(f"heat-map-{number}.png" for number in range(SHOWN))]
+    try:
+        claim([given.out / name for name in names], find_workspace())
+        with publishing(given.out) as folder:
+            summary = run(given.model, given.data, given.cells, folder)
+    except WbcError as error:
+        raise SystemExit(str(error)) from None
     print(summary)
 
 

@@ -2,8 +2,9 @@
 
     python studies/home.py DATA.csv --out studies/home [--seeds 3] [--until 0.28] [--preset small]
 
-Each run is what a user does: `wbc init`, `wbc ingest DATA`, `wbc retrain`. A run that is in `runs.csv` already is not repeated.
-Writes `runs.csv` (one row a run), `cycles.csv` (one row a cycle), `README.md` and `learning-curves.png`.
+Each run is what a user does: `wbc init`, `wbc ingest DATA`, `wbc retrain`. A run that was made already is not made again.
+Writes `runs.csv` (a row per run), `cycles.csv` (a row per cycle), `README.md` and `learning-curves.png`. A grid of arms without
+the flow around it is faster: `wbc benchmark`.
 """
 
 import argparse
@@ -18,9 +19,14 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from flows.studies.data import listing
+from flows.studies.results import RUNS, Rows, publishing
 from flows.workspace import set_params
+from wbc_model.core.errors import WbcError
+from wbc_model.evaluation.plots import BLUE, CURVES, RED, head, in_percent, legend_below, plain, save_figure
 
 WBC = Path(sys.executable).parent / "wbc"
+CYCLES, CURVE = "cycles.csv", "learning-curves.png"
 ARMS: dict[str, dict[str, Any]] = {
     "full": {},
     "plain": {
@@ -39,12 +45,12 @@ def wbc(workspace: Path, *arguments: str, allowed: tuple[int, ...] = (0,)) -> An
     """Run a command of ours in the workspace and return what it prints with --json."""
     answer = subprocess.run([WBC, *arguments, "--json"], cwd=workspace, stdout=subprocess.PIPE, text=True, check=False)
     if answer.returncode not in allowed:
-        raise SystemExit(f"wbc {' '.join(arguments)} ended with {answer.returncode}")
+        raise WbcError(f"`wbc {' '.join(arguments)}` ended with {answer.returncode} (see above)")
     return json.loads(answer.stdout)
 
 
-def run(data: Path, arm: str, seed: int, preset: str, until: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """One workspace from nothing to its last model: a row for the run and a row a cycle."""
+def run(data: Path, arm: str, seed: int, preset: str, until: str) -> dict[str, Any]:
+    """One workspace from nothing to its last model: `run`, the numbers of its row, and `cycles`, those of each cycle."""
     with tempfile.TemporaryDirectory() as name:
         workspace = Path(name) / "workspace"
         workspace.mkdir()
@@ -55,12 +61,11 @@ def run(data: Path, arm: str, seed: int, preset: str, until: str) -> tuple[dict[
         outcome = wbc(workspace, "retrain", "--preset", preset, "--until", until)
         seconds = time.monotonic() - start
         metrics = json.loads((workspace / "metrics.json").read_text())
-    key = {"arm": arm, "seed": seed, "preset": preset}
-    cycles = [{**key, **flat(cycle)} for cycle in outcome["cycles"]]
+    cycles = [flat(cycle) for cycle in outcome["cycles"]]
     recalls = {f"recall_{name}": value["recall"] for name, value in metrics["per_class"].items()}
-    row = {**key, "labels": cycles[-1]["labels"], "minutes": round(seconds / 60, 2), "test_cells": metrics["n"]}
+    row = {"labels": cycles[-1]["labels"], "minutes": round(seconds / 60, 2), "test_cells": metrics["n"]}
     row |= {name: metrics[name] for name in ("accuracy", "macro_f1", "balanced_accuracy", "ece")}
-    return {**row, **recalls, "gate": outcome.get("gate", {}).get("promoted")}, cycles
+    return {"run": {**row, **recalls, "gate": outcome.get("gate", {}).get("promoted")}, "cycles": cycles}
 
 
 def flat(cycle: dict[str, Any]) -> dict[str, Any]:
@@ -71,34 +76,50 @@ def flat(cycle: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def report(out: Path, data: Path, until: str) -> None:
-    """README.md and learning-curves.png from the tables."""
-    runs, cycles = pd.read_csv(out / "runs.csv"), pd.read_csv(out / "cycles.csv")
+def readme(runs: pd.DataFrame, data: Path, until: str) -> str:
+    """README.md from the table of runs."""
     lines = ["| arm | seeds | labels | accuracy | macro-F1 | lowest class recall |", "|---|---|---|---|---|---|"]
     for arm, rows in runs.groupby("arm"):
         recalls = rows[[c for c in rows.columns if c.startswith("recall_")]]
         spread = [f"{100 * rows[m].mean():.2f} ± {100 * rows[m].std(ddof=1):.2f}" for m in ("accuracy", "macro_f1")]
         lowest = f"{100 * recalls.min(axis=1).mean():.1f} ({recalls.mean().idxmin().removeprefix('recall_')})"
-        lines.append("| " + " | ".join([arm, str(len(rows)), str(rows["labels"].iloc[0]), *spread, lowest]) + " |")
-    head = f"# `{data.name}` to {until} of the labels\n\n`python studies/home.py {data.name} --until {until}`; mean ± standard"
+        lines.append("| " + " | ".join([str(arm), str(len(rows)), str(rows["labels"].iloc[0]), *spread, lowest]) + " |")
     text = (
-        f"{head}\ndeviation over seeds, in per cent, on the test pool. Each run is in `runs.csv`, each cycle in `cycles.csv`.\n\n"
+        f"# `{data.name}` to {until} of the labels\n\n"
+        f"`python studies/home.py {data.name} --until {until}`: mean ± standard deviation over seeds, in per cent, on the test\n"
+        "pool. Each run is in `runs.csv`, each cycle in `cycles.csv`.\n\n"
     )
-    (out / "README.md").write_text(text + "\n".join(lines) + "\n\n![learning curves](learning-curves.png)\n")
-    figure = Figure(figsize=(8, 4))
-    for axes, metric, title in zip(figure.subplots(1, 2), ("accuracy", "macro_f1"), ("accuracy", "macro-F1"), strict=True):
-        for arm, colour in (("full", "#1f5fa8"), ("plain", "#c2571a")):
+    return text + "\n".join(lines) + f"\n\n![learning curves]({CURVE})\n"
+
+
+def plot(cycles: pd.DataFrame, data: Path, path: Path) -> None:
+    """Accuracy and macro-F1 against labels: mean over seeds, and from the lowest seed to the highest."""
+    figure = Figure(figsize=(10, 4.8), layout="constrained")
+    for axes, (metric, title) in zip(figure.subplots(1, 2, sharey=True), CURVES.items(), strict=True):
+        for arm, colour, marker in (("full", BLUE, "o"), ("plain", RED, "s")):
             curve = cycles[cycles["arm"] == arm].groupby("labels")[metric].agg(["mean", "min", "max"])
-            axes.fill_between(curve.index, curve["min"], curve["max"], color=colour, alpha=0.15, linewidth=0)
-            axes.plot(curve.index, curve["mean"], marker="o", color=colour, label=arm)
-        axes.set(xlabel="labels", title=title)
-        axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
-    figure.savefig(out / "learning-curves.png", dpi=120, bbox_inches="tight")
+            axes.plot(curve.index, curve["mean"], marker=marker, color=colour, label=f"{arm}, mean of seeds")
+            axes.vlines(curve.index, curve["min"], curve["max"], color=colour, linewidth=1.4, alpha=0.6)
+            name = f"{arm}, lowest to highest seed"
+            axes.fill_between(curve.index, curve["min"], curve["max"], color=colour, alpha=0.15, linewidth=0, label=name)
+        axes.set(xlabel="labels", ylabel=title)
+        axes.tick_params(labelleft=True)
+        plain(axes)
+        in_percent(axes)
+    legend_below(figure, columns=4)
+    preset, seeds = cycles["preset"].iloc[0], cycles["seed"].nunique()
+    head(figure, f"The whole loop on {data.name}, test pool, preset {preset}, {seeds} seeds")
+    save_figure(figure, path)
 
 
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    return pd.read_csv(path).to_dict("records") if path.exists() else []
+def publish(rows: Rows, runs: list[dict[str, Any]], cycles: list[dict[str, Any]], data: Path, until: str) -> None:
+    """Write the tables, the README and the picture."""
+    all_runs, all_cycles = rows.table(runs), rows.table(cycles, CYCLES)
+    with publishing(rows.out) as folder:
+        all_runs.to_csv(folder / RUNS, index=False)
+        all_cycles.to_csv(folder / CYCLES, index=False)
+        (folder / "README.md").write_text(readme(all_runs, data, until))
+        plot(all_cycles, data, folder / CURVE)
 
 
 def main() -> None:
@@ -109,18 +130,24 @@ def main() -> None:
     parser.add_argument("--until", default="0.28")
     parser.add_argument("--preset", default="small")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    paths = arguments.out / "runs.csv", arguments.out / "cycles.csv"
-    for seed in range(arguments.seeds):
-        for arm in arguments.arms:
-            if any(row["arm"] == arm and row["seed"] == seed for row in rows_of(paths[0])):
-                continue
-            row, rows = run(arguments.data.resolve(), arm, seed, arguments.preset, arguments.until)
-            print(json.dumps(row), flush=True)
-            for path, new in zip(paths, ([row], rows), strict=True):
-                pd.DataFrame(rows_of(path) + new).to_csv(path, index=False)
-            report(arguments.out, arguments.data, arguments.until)
+    given = parser.parse_args()
+    runs: list[dict[str, Any]] = []
+    cycles: list[dict[str, Any]] = []
+    try:
+        rows = Rows.open("home", given.out, ("arm", "seed", "preset"), [CYCLES, CURVE, "README.md"])
+        for seed in range(given.seeds):
+            for arm in given.arms:
+                named = {"arm": arm, "seed": seed, "preset": given.preset}
+                depends_on = [listing(given.data), given.until, ARMS[arm]]
+                made = rows.once(
+                    named, depends_on, lambda a=arm, s=seed: run(given.data.resolve(), a, s, given.preset, given.until)
+                )
+                runs.append({**named, **made["run"]})
+                cycles += [{**named, **cycle} for cycle in made["cycles"]]
+                print(json.dumps(runs[-1]), flush=True)
+                publish(rows, runs, cycles, given.data, given.until)
+    except WbcError as error:
+        raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":

@@ -3,10 +3,12 @@
     python studies/onboard.py WORKSPACE SITE.csv [SITE.csv ...] --out studies/onboard [--seeds 5] [--labels 25] [--arms asked]
 
 WORKSPACE holds the champion (or a candidate) and the pools that it learned from; it is not changed. Every label of a site is
-known to the oracle; those that were not asked for are the test. A run that is in `runs.csv` already is not repeated.
+known to the oracle. Those that were not asked for are the test. A run that was made already is not made again.
 """
 
 import argparse
+import functools
+import itertools
 import json
 import shutil
 import subprocess
@@ -18,12 +20,16 @@ from typing import Any
 import pandas as pd
 
 from flows.sites.onboard import champion_of
+from flows.studies.data import listing
+from flows.studies.results import RUNS, Rows, publishing
 from flows.workspace import set_params
+from wbc_model.core.errors import WbcError
+from wbc_model.core.files import file_sha256
 from wbc_model.core.model_card import read_card
 from wbc_model.params import read_params
 
 WBC = Path(sys.executable).parent / "wbc"
-KEY = ["champion", "site", "arm", "seed", "labels"]  # what names a run
+KEY = ("champion", "site", "arm", "seed", "labels")  # what names a run
 # Labels drawn at random need no model to be drawn, so that one round is enough.
 ARMS: dict[str, dict[str, str | int]] = {"asked": {}, "random": {"onboard.first_strategy": "random", "onboard.rounds": 1}}
 
@@ -59,13 +65,13 @@ def scores(metrics: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def run(workspace: Path, site: Path, arm: str, seed: int, labels: int) -> dict[str, Any]:
-    """One onboarding: a row of `runs.csv`."""
+    """One onboarding: the numbers of a row of `runs.csv`."""
     with tempfile.TemporaryDirectory() as folder:
         copy = scratch_copy(workspace, Path(folder), arm, seed)
         command = [WBC, "onboard", str(site.resolve()), "--labels", str(labels), "--json"]
         answer = subprocess.run(command, cwd=copy, stdout=subprocess.PIPE, text=True, check=True)
     result = json.loads(answer.stdout)
-    row: dict[str, Any] = dict(zip(KEY, (version_of(workspace), site.stem, arm, seed, result["labels"]), strict=True))
+    row: dict[str, Any] = {}
     row["max_home_loss"] = read_params(workspace / "params.yaml").onboard.max_home_loss
     row |= {f"recoloured_{whose}": share for whose, share in (result["shift"]["recoloured"] or {}).items()}
     for when in ("before", "statistics", "after"):
@@ -74,9 +80,8 @@ def run(workspace: Path, site: Path, arm: str, seed: int, labels: int) -> dict[s
     return row
 
 
-def report(out: Path) -> None:
+def readme(runs: pd.DataFrame, notes: str) -> str:
     """README.md from the table, and what people noted in NOTES.md."""
-    runs = pd.read_csv(out / "runs.csv")
 
     def cell(rows: pd.DataFrame, column: str) -> str:
         values = 100 * rows[column]
@@ -91,14 +96,18 @@ def report(out: Path) -> None:
         lines.append(f"| {champion} | {site} | {labels} | {arm} | {len(rows)} | {' | '.join(cell(rows, c) for c in columns)} |")
     text = (
         "# A new site with a few labels\n\n"
-        "`python studies/onboard.py WORKSPACE SITE.csv ...`: balanced accuracy in per cent on the cells that were not\n"
-        "asked for, mean ± standard deviation over seeds; home is accuracy on the test pool. `statistics` is the champion with\n"
-        "batch normalisation by the site's own statistics, without a label. Seeds change the cells that are asked for and the\n"
-        "adaptation, not the champion.\n\n"
+        "`python studies/onboard.py WORKSPACE SITE.csv ...`: balanced accuracy in per cent on the cells that were not asked\n"
+        "for, mean ± standard deviation over seeds. Home is accuracy on the test pool. `statistics` is the champion with the\n"
+        "site's own batch-norm statistics, without a label. Seeds change the cells that are asked for and the adaptation. They\n"
+        "do not change the champion.\n\n"
     )
-    notes = out / "NOTES.md"
-    lines += ["", notes.read_text().rstrip()] if notes.exists() else []
-    (out / "README.md").write_text(text + "\n".join(lines) + "\n")
+    return "\n".join([text + "\n".join(lines), *(["", notes.rstrip()] if notes else [])]) + "\n"
+
+
+def depends_on(workspace: Path, site: Path, arm: str) -> list[Any]:
+    """What the numbers of a row depend on beside the champion, the seed and the learner's code."""
+    pools = [file_sha256(path) for path in sorted((workspace / "data/pools").glob("*.csv"))]
+    return [ARMS[arm], listing(site), file_sha256(workspace / "params.yaml"), pools]
 
 
 def main() -> None:
@@ -110,20 +119,22 @@ def main() -> None:
     parser.add_argument("--labels", type=int, default=25)
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
-    table = given.out / "runs.csv"
-    for seed in range(given.seeds):
-        for arm in given.arms if given.labels else ["asked"]:  # without labels there is nothing to draw
-            for site in given.sites:
-                done = pd.read_csv(table) if table.exists() else pd.DataFrame(columns=KEY)
-                key = (done["site"] == site.stem) & (done["arm"] == arm) & (done["seed"] == seed)
-                key &= done["champion"] == version_of(given.workspace)
-                if (key & (done["labels"] == given.labels)).any():
-                    continue
-                row = run(given.workspace, site, arm, seed, given.labels)
-                print(json.dumps(row), flush=True)
-                pd.concat([done, pd.DataFrame([row])]).to_csv(table, index=False)
-    report(given.out)
+    arms = given.arms if given.labels else ["asked"]  # without labels there is nothing to draw
+    done: list[dict[str, Any]] = []
+    try:
+        rows, version = Rows.open("onboard", given.out, KEY, ["README.md"]), version_of(given.workspace)
+        notes = given.out / "NOTES.md"
+        for seed, arm, site in itertools.product(range(given.seeds), arms, given.sites):
+            named = dict(zip(KEY, (version, site.stem, arm, seed, given.labels), strict=True))
+            make = functools.partial(run, given.workspace, site, arm, seed, given.labels)
+            done.append({**named, **rows.once(named, depends_on(given.workspace, site, arm), make)})
+            print(json.dumps(done[-1]), flush=True)
+            table = rows.table(done)
+            with publishing(given.out) as folder:
+                table.to_csv(folder / RUNS, index=False)
+                (folder / "README.md").write_text(readme(table, notes.read_text() if notes.exists() else ""))
+    except WbcError as error:
+        raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":

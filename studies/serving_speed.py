@@ -35,6 +35,8 @@ import httpx
 import numpy as np
 from PIL import Image
 
+from flows.studies.results import claim, publishing
+from flows.workspace import find_workspace
 from serving.inference.classify import Classifier
 from serving.inference.engine import OpenVinoEngine, thread_count
 from wbc_model.core.images import look
@@ -377,8 +379,6 @@ def measure_model(bench: Bench, model: Path) -> None:
 
 def write_report(out: Path, bench: Bench, about: dict[str, Any]) -> None:
     """results.json with every repeat, and README.md with the table."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").write_text(json.dumps({"about": about, "rows": bench.rows}, indent=1) + "\n")
     said = {True: "met", False: "**missed**", None: ""}
     table = [f"| {row['what']} | {row['target']} | {row['found']} | {said[row['met']]} |" for row in bench.rows]
     lines = [
@@ -397,7 +397,9 @@ def write_report(out: Path, bench: Bench, about: dict[str, Any]) -> None:
         "between processes what they share; RSS counts it in each.",
         "",
     ]
-    (out / "README.md").write_text("\n".join(lines))
+    with publishing(out) as folder:
+        (folder / "results.json").write_text(json.dumps({"about": about, "rows": bench.rows}, indent=1) + "\n")
+        (folder / "README.md").write_text("\n".join(lines))
 
 
 def about_this_run(images: str) -> dict[str, Any]:
@@ -422,6 +424,7 @@ def main() -> None:
     parser.add_argument("--int8", action="store_true", help="measure int8 too")
     parser.add_argument("--out", type=Path, default=ROOT / "studies" / "serving_speed")
     arguments = parser.parse_args()
+    claim([arguments.out / name for name in ("results.json", "README.md")], find_workspace())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         about = about_this_run(write_images(folder / "images"))

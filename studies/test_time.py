@@ -15,21 +15,23 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from flows.studies.results import claim, publishing
+from flows.workspace import find_workspace
 from wbc_model.cells.manifest import read_cell, read_manifest, root_of
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import ImageRejected, WbcError
-from wbc_model.core.files import write_atomic
 from wbc_model.core.images import preprocess
 from wbc_model.core.model_card import ModelCard
 from wbc_model.core.probabilities import softmax
 from wbc_model.evaluation.evaluate import BATCH, label_indices
 from wbc_model.evaluation.metrics import classification_metrics
+from wbc_model.evaluation.plots import BLUE, GREEN, GREY, RED, head, in_percent, legend_below, plain, save_figure
 from wbc_model.network.batch_norm_statistics import MIN_CELLS, some_cells, takes_statistics, with_statistics_of
 from wbc_model.network.model_directory import load_model
 from wbc_model.network.predict import predict
@@ -37,7 +39,8 @@ from wbc_model.network.resnet import AttentionResNet18
 
 Pixels = NDArray[np.uint8]
 METRICS = {"accuracy": "accuracy", "macro_f1": "macro-F1", "balanced_accuracy": "balanced accuracy"}
-WAYS = ("as it is", "statistics", "eight views", "both")
+COLOURS = {"as it is": BLUE, "statistics": RED, "eight views": GREEN, "both": GREY}
+WAYS = tuple(COLOURS)
 
 
 def read_cells(data: Path, card: ModelCard) -> tuple[Pixels, NDArray[np.int64], int]:
@@ -123,29 +126,34 @@ def table(results: pd.DataFrame) -> str:
 
 
 def plot(results: pd.DataFrame, path: Path) -> None:
-    """Bars of balanced accuracy, a group for each data set: of one model with its intervals, of several with a dot for each."""
+    """Bars of balanced accuracy, a group per data set: of one model with its intervals, of several with a dot for each."""
     sets, ways = list(dict.fromkeys(results["data"])), [way for way in WAYS if way in set(results["way"])]
     models = list(dict.fromkeys(results["model"]))
-    figure, axes = plt.subplots(figsize=(2 + 1.8 * len(sets), 4), layout="constrained")
+    figure = Figure(figsize=(3 + 1.8 * len(sets), 4.8), layout="constrained")
+    axes = figure.subplots()
     width = 0.8 / len(ways)
     for place, way in enumerate(ways):
         at = np.arange(len(sets)) + (place - (len(ways) - 1) / 2) * width
-        here = 100 * results[results["way"] == way].pivot(index="data", columns="model").reindex(sets)
+        here = results[results["way"] == way].pivot(index="data", columns="model").reindex(sets)
         value = here["balanced_accuracy"].mean(axis=1)
-        bars = axes.bar(at, value, width, label=way)
+        bars = axes.bar(at, value, width, label=way, color=COLOURS[way], edgecolor="white")
+        axes.bar_label(bars, [f"{100 * one:.0f} %" for one in value], label_type="center", color="white", fontsize=9)
         if len(models) == 1:
             low, high = (here[f"balanced_accuracy_{end}"].iloc[:, 0] for end in ("low", "high"))
-            axes.errorbar(at, value, [value - low, high - value], fmt="none", ecolor="black", capsize=3)
+            axes.vlines(at, low, high, color="black", linewidth=1.4, label="95 % interval, bootstrap over cells")
         else:
-            axes.plot(at, here["balanced_accuracy"], "o", color="black", markersize=3)
-        axes.bar_label(bars, fmt="%.0f", label_type="center", color="white")
-    axes.set_xticks(range(len(sets)), sets)
-    of = f"model {models[0]}" if len(models) == 1 else f"{len(models)} models"
-    axes.set(ylabel="balanced accuracy, %", ylim=(0, 100), title=f"Without a label, {of}")
-    figure.legend(loc="outside lower center", ncols=len(ways), frameon=False)
-    axes.grid(axis="y", alpha=0.3)
-    figure.savefig(path, dpi=120, metadata={"Software": None})
-    plt.close(figure)
+            lines = axes.plot(at, here["balanced_accuracy"], "o", color="black", markersize=3.5)
+            lines[0].set_label("one model")
+    cells = results.groupby("data")["cells"].first()
+    axes.set_xticks(range(len(sets)), [f"{name}\n{cells[name]:,} cells" for name in sets])
+    axes.set(ylabel="balanced accuracy", ylim=(0, 1))
+    plain(axes)
+    axes.grid(visible=False, axis="x")
+    in_percent(axes)
+    legend_below(figure, columns=len(ways) + 1)
+    of = f"model {models[0]}" if len(models) == 1 else f"mean of the {len(models)} models {', '.join(models)}"
+    head(figure, f"What helps without a label: {of}")
+    save_figure(figure, path)
 
 
 def with_earlier(rows: list[dict[str, Any]], table: Path) -> pd.DataFrame:
@@ -157,26 +165,30 @@ def with_earlier(rows: list[dict[str, Any]], table: Path) -> pd.DataFrame:
     return pd.concat([old[~old["model"].isin(new["model"])], new], ignore_index=True)
 
 
-def report(results: pd.DataFrame, out: Path) -> None:
-    """`results.csv`, `bars.png`, and `README.md` with what people noted in NOTES.md."""
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / "results.csv", results.to_csv(index=False, float_format="%.6f"))
-    plot(results, out / "bars.png")
+def readme(results: pd.DataFrame, notes: str) -> str:
+    """README.md from the table, and what people noted in NOTES.md."""
     models = ", ".join(dict.fromkeys(results["model"]))
     brackets = (
-        "with 95 % bootstrap\nintervals over cells, which hold nothing of how much another training would differ."
+        "with 95 % bootstrap\nintervals over cells. They say nothing of how much another training would differ."
         if results["model"].nunique() == 1
-        else "the mean over\nmodels, of trainings of the same kind, and in brackets each of them."
+        else "the mean over\nmodels, which are trainings of the same kind, and each of them in brackets."
     )
     text = (
         "# At test time, without a label\n\n"
         f"`python studies/test_time.py MODEL_DIR DATA.csv ...`, {models}: per cent, {brackets}\n"
-        "`statistics`: batch normalisation by the statistics of these cells; `eight views`: probabilities\n"
-        "averaged over turns and flips; `both`: one on top of the other.\n\n"
+        "`statistics`: batch normalisation by the statistics of these cells. `eight views`: probabilities averaged over turns\n"
+        "and flips. `both`: one on top of the other.\n\n"
     )
+    return "\n\n".join([text + table(results), "![balanced accuracy](bars.png)", *([notes.strip()] if notes else [])]) + "\n"
+
+
+def report(results: pd.DataFrame, out: Path) -> None:
+    """`results.csv`, `bars.png` and `README.md`."""
     notes = (out / "NOTES.md").read_text() if (out / "NOTES.md").exists() else ""
-    parts = [text + table(results), "![balanced accuracy](bars.png)", *([notes.strip()] if notes else [])]
-    write_atomic(out / "README.md", "\n\n".join(parts) + "\n")
+    with publishing(out) as folder:
+        (folder / "results.csv").write_text(results.to_csv(index=False, float_format="%.6f"))
+        plot(results, folder / "bars.png")
+        (folder / "README.md").write_text(readme(results, notes))
 
 
 def main() -> None:
@@ -188,10 +200,11 @@ def main() -> None:
     if len({data.stem for data in given.data}) < len(given.data):
         parser.error("two of the manifests have the same name, by which the table tells them apart")
     try:
+        claim([given.out / name for name in ("results.csv", "bars.png", "README.md")], find_workspace())
         rows = [row for data in given.data for row in rows_of(given.model, data)]
+        report(with_earlier(rows, given.out / "results.csv"), given.out)
     except WbcError as error:
         raise SystemExit(str(error)) from None
-    report(with_earlier(rows, given.out / "results.csv"), given.out)
 
 
 if __name__ == "__main__":

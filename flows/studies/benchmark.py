@@ -10,20 +10,17 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import pandas as pd
 
 from flows.studies.data import Request, find_data, named_data, prepare
 from flows.studies.provenance import provenance
+from flows.studies.results import CACHE, claim
 from flows.studies.tracking import StudyTracking
-from flows.workspace import is_committed
-from wbc_model.cells.handed_out import adopt, hand_out, hand_out_folder, refuse_foreign
+from wbc_model.cells.handed_out import hand_out, hand_out_folder
 from wbc_model.core.errors import WbcError
 from wbc_model.studies.study import HOME, Study, read_study, seeds_of, shown
-
-CACHE: Final = Path(".wbc/studies")
-
 
 # --- what `wbc benchmark` does --------------------------------------------------------------------------------------------
 
@@ -69,7 +66,7 @@ def benchmark(workspace: Path, request: Request, say: Callable[[str], None]) -> 
     study = read_study(request.study, workspace / "params.yaml")
     out = _out(request, study, workspace)
     if not request.worker:
-        _refuse_foreign(study, out, workspace)
+        claim(_file_names(study, out), workspace)
     seeds = seeds_of(study, request.seeds)
     cache = (request.cache or workspace / CACHE).resolve()
     sources = {name: find_data(name, given, request) for name, given in named_data(study).items()}
@@ -109,7 +106,7 @@ def report(workspace: Path, request: Request) -> dict[str, Any]:
 
     study = read_study(request.study, workspace / "params.yaml")
     out = _out(request, study, workspace)
-    _refuse_foreign(study, out, workspace)
+    claim(_file_names(study, out), workspace)
     path = out / "results.parquet"
     if not path.exists():
         raise WbcError(f"{path} is missing: run `wbc benchmark {request.study}` first")
@@ -135,13 +132,6 @@ def result_text(result: dict[str, Any]) -> str:
     return "\n".join([*lines, *done, f"wrote {', '.join(result.get('wrote', result.get('report', [])))}"])
 
 
-def _refuse_foreign(study: Study, out: Path, workspace: Path) -> None:
-    """Raises WbcError where a file of the study is somebody's work: not written here, and not as git has it."""
-    files = [out / name for name in _file_names(study)]
-    adopt([path for path in files if path.is_file() and is_committed(path)], workspace)
-    refuse_foreign(files, workspace)
-
-
 def write_results(results: pd.DataFrame, out: Path, workspace: Path) -> None:
     """`results.csv` and `results.parquet`, replaced whole; raises WbcError where they are not what the workspace wrote there."""
     table: bytes | str = results.to_csv(index=False)
@@ -152,13 +142,13 @@ def _out(request: Request, study: Study, workspace: Path) -> Path:
     return (request.out or workspace / "studies" / study.file.name).resolve()
 
 
-def _file_names(study: Study) -> list[str]:
+def _file_names(study: Study, out: Path) -> list[Path]:
     """What a study writes."""
     from wbc_model.studies.report import RANKING
 
     history = ["history.csv", RANKING] if study.file.keep_history else []
     pictures = [f"{kind}-{test}.png" for test in (HOME, *study.file.also_test) for kind in ("curves", "recall")]
-    return ["results.csv", "results.parquet", "report.md", *history, *pictures]
+    return [out / name for name in ("results.csv", "results.parquet", "report.md", *history, *pictures)]
 
 
 def _share_out(request: Request, seeds: Sequence[int], workspace: Path) -> None:

@@ -103,7 +103,7 @@ def _prepared(source: Path | None, params: Params, seed: int, cache: Path, check
     from wbc_model.studies.learner import digest
 
     named = params.data.model_dump(include={"rendered_cells", "validation_share", "test_share"}) if check else {}
-    content = [named, params.checks.model_dump() if check else {}, seed, _listing(source)]
+    content = [named, params.checks.model_dump() if check else {}, seed, listing(source)]
     folder = cache / "data" / digest([*content, code_of("flows.studies.data:_fill")])
     done = folder / ".wbc/prepared.json"
     with locked(cache / "data.lock"):
@@ -136,7 +136,7 @@ def _fill(folder: Path, source: Path | None, params: Params, seed: int, check: b
     return {"source": source.name, "pools": outcome.pools, "notes": notes}
 
 
-def _listing(source: Path | None) -> list[Any]:
+def listing(source: Path | None) -> list[Any]:
     """What would change if the data did: each file's name, size and time."""
     if source is None:
         return [RENDERED]

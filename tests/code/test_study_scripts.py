@@ -1,0 +1,134 @@
+"""Studies that a grid cannot say: each row is made once, a kill loses nothing, and no file of somebody's is written over."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from flows.studies import benchmark
+from flows.studies.results import Rows, claim, publishing
+from tests.code.test_benchmark import TINY, records, workspace
+from wbc_model.core.errors import WbcError
+from wbc_model.studies.records import Provenance, Records
+
+ROOT = Path(__file__).parents[2]
+CODE = Provenance("train", "query", {"commit": "c"})
+
+
+def rows(folder: Path, code: Provenance = CODE) -> Rows:
+    return Rows("s", folder / "out", ("arm", "seed"), Records(folder / "records.jsonl"), code)
+
+
+def test_a_row_is_made_once_for_what_it_depends_on(tmp_path: Path) -> None:
+    made: list[str] = []
+
+    def make(name: str) -> dict[str, Any]:
+        made.append(name)
+        return {"accuracy": 0.5}
+
+    def once(which: Rows, seed: int, depends_on: Any) -> Any:
+        return which.once({"arm": "a", "seed": seed}, depends_on, lambda: make(f"{seed} {depends_on}"))
+
+    for _ in range(2):
+        assert once(rows(tmp_path), 0, ["data"]) == {"accuracy": 0.5}
+    once(rows(tmp_path), 1, ["data"])
+    once(rows(tmp_path), 0, ["other data"])
+    assert made == ["0 ['data']", "1 ['data']", "0 ['other data']"]
+    once(rows(tmp_path, Provenance("different", "query", {})), 0, ["data"])
+    assert len(made) == 4
+    assert [json.loads(line)["kind"] for line in (tmp_path / "records.jsonl").read_text().splitlines()] == ["row"] * 4
+
+
+def test_a_row_that_fails_is_not_recorded_and_those_before_are(tmp_path: Path) -> None:
+    def fail() -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    rows(tmp_path).once({"arm": "a", "seed": 0}, [], lambda: {"accuracy": 0.5})
+    with pytest.raises(KeyboardInterrupt):
+        rows(tmp_path).once({"arm": "a", "seed": 1}, [], fail)
+    assert rows(tmp_path).once({"arm": "a", "seed": 0}, [], fail) == {"accuracy": 0.5}
+    assert rows(tmp_path).once({"arm": "a", "seed": 1}, [], lambda: {"accuracy": 0.6}) == {"accuracy": 0.6}
+
+
+def test_new_rows_take_the_place_of_those_of_the_same_key(tmp_path: Path) -> None:
+    new = [{"arm": "none", "seed": 0, "accuracy": 0.7}]
+    assert rows(tmp_path).table(new)["accuracy"].tolist() == [0.7]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/runs.csv").write_text("arm,seed,accuracy\nnone,0,0.1\nnone,1,0.2\nfull,0,\n")
+    table = rows(tmp_path).table(new)
+    assert table[["arm", "seed"]].to_numpy().tolist() == [["none", 1], ["full", 0], ["none", 0]]
+    assert table["accuracy"].isna().tolist() == [False, True, False]
+
+
+def test_files_that_somebody_changed_are_left_and_none_is_written(tmp_path: Path) -> None:
+    folder = workspace(tmp_path / "site")
+    out = folder / "out"
+
+    def publish(text: str) -> None:
+        with publishing(out, folder) as built:
+            (built / "runs.csv").write_text(text)
+            (built / "README.md").write_text(text)
+
+    for text in ("one", "two"):  # its own files a study may write again
+        publish(text)
+    (out / "README.md").write_text("my own words")
+    with pytest.raises(WbcError, match=r"README\.md was not written here, or was changed since"):
+        claim([out / "README.md"], folder)
+    with pytest.raises(WbcError, match=r"README\.md"):
+        publish("three")
+    assert ((out / "README.md").read_text(), (out / "runs.csv").read_text()) == ("my own words", "two")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_study_of_ours_can_be_planned(path: Path) -> None:
+    planned = benchmark.plan(ROOT, path)
+    assert planned["study"] == path.stem
+    assert planned["trainings"] > 0
+    assert benchmark.plan_text(planned).startswith(f"{path.stem}: ")
+
+
+def script(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+    names = {name: value for name, value in os.environ.items() if not name.startswith(("WBC_", "MLFLOW_"))}
+    line = [sys.executable, str(ROOT / "studies/pretraining.py"), "--study", "tiny.yaml", "--out", "out", *arguments]
+    values = names | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(line, cwd=folder, env=values, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_a_script_that_was_killed_goes_on(tmp_path: Path) -> None:
+    folder = workspace(tmp_path / "site", also_test={}, budgets=[10, 20], arms={}, reference="vicreg")
+    changes = {"base": {**TINY["base"], "train.pretraining_updates": 4}, "keep_history": False}
+    arms = {name: {"train.pretraining": name} for name in ("none", "simsiam", "vicreg")}
+    study = yaml.safe_load((folder / "tiny.yaml").read_text())
+    (folder / "tiny.yaml").write_text(yaml.safe_dump({**study, **changes, "arms": arms}, sort_keys=False))
+    process, deadline = script(folder), time.monotonic() + 240
+    while not records(folder):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    before = records(folder)
+    assert 1 <= len(before) < 3
+    for _ in range(2):  # gone on with, and nothing left to do
+        again = script(folder)
+        _, said = again.communicate(timeout=240)
+        assert again.returncode == 0, said
+        assert records(folder)[: len(before)] == before
+        assert len(records(folder)) == 3
+    table = pd.read_csv(folder / "out/runs.csv", keep_default_na=False)
+    assert table["method"].tolist() == ["none", "simsiam", "vicreg"]
+    assert table["f1_10"].between(0, 1).all()
+    (folder / "out/README.md").write_text("my own words")
+    refused = script(folder)
+    _, said = refused.communicate(timeout=240)
+    assert refused.returncode == 1
+    assert said.splitlines()[-1].startswith(str(folder / "out/README.md") if said.startswith("/") else "out/README.md")
