@@ -26,7 +26,8 @@ from wbc_model.cells.pools import Pools, now, read_table, to_csv, transaction
 from wbc_model.cells.store import ImageStore
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
-from wbc_model.core.files import locked, write_atomic
+from wbc_model.core.files import write_atomic
+from wbc_model.core.lock import locked
 from wbc_model.core.written import read_sheet, read_written
 
 LOG: Final = "data/labels.csv"

@@ -6,7 +6,6 @@ DVC children are gone. Whoever holds it works on one version of the pools: what 
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import time
@@ -20,7 +19,8 @@ from flows.guard import alive, began
 from flows.site import site_of
 from wbc_model.cells.pools import POOLS, Pools, read_table, to_csv
 from wbc_model.core.errors import WbcError
-from wbc_model.core.files import file_sha256, locked, write_atomic
+from wbc_model.core.files import file_sha256, write_atomic
+from wbc_model.core.lock import locked, take
 
 _ORPHAN_SECONDS: Final = 60  # for the children of a killed flow to end by themselves
 TURNSTILE: Final = ".wbc/incoming.lock"  # between the look whether somebody works on the pools, and the change of them
@@ -242,10 +242,7 @@ def writing(workspace: Path, what: str, waiting: Callable[[str], None]) -> Itera
 
 def _take(descriptor: int, waiting: Callable[[str], None] | None = None) -> None:
     deadline = time.monotonic() + _ORPHAN_SECONDS
-    while True:
-        with contextlib.suppress(BlockingIOError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
+    while not take(descriptor, wait=False):
         holder = _holder(descriptor)
         if holder and alive(holder["pid"], holder["created"]):
             what = holder.get("what", RETRAINING)
@@ -274,11 +271,5 @@ def is_locked(workspace: Path) -> bool:
     path = workspace / ".wbc/retrain.lock"
     if not path.exists():
         return False
-    descriptor = os.open(path, os.O_RDWR)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+    with locked(path, wait=False) as free:
+        return not free

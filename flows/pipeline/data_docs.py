@@ -17,8 +17,8 @@ import pandas as pd
 from jinja2 import Environment
 from PIL import Image
 
-from wbc_model.cells.ingest import Rejection
 from wbc_model.cells.pools import POOLS
+from wbc_model.cells.rejections import Rejection
 from wbc_model.cells.store import ImageStore
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.files import write_atomic

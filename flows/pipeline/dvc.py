@@ -248,7 +248,7 @@ def commit_all(workspace: Path, message: str) -> None:
     _git(workspace, "add", "--", *files)
     if _asked_git(workspace, "diff", "--cached", "--quiet", "--", *files).returncode:
         tracked = _git(workspace, "ls-files", "--", *files).splitlines()
-        _git(workspace, "commit", "-q", "--no-gpg-sign", "-m", message, "--", *tracked)
+        _git(workspace, *["commit", "-q", "--no-gpg-sign", "-m", message, "--", *tracked])
 
 
 def tag(workspace: Path, version: PoolsVersion) -> None:

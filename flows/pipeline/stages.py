@@ -13,7 +13,8 @@ from flows.site import site_of
 from flows.workspace import workspace_or_none
 from wbc_model.cells.decoded import DecodedCells
 from wbc_model.cells.manifest import root_of
-from wbc_model.cells.pools import Pools, quarantined
+from wbc_model.cells.pools import Pools
+from wbc_model.cells.rejections import quarantined
 from wbc_model.cells.store import ImageStore
 from wbc_model.core.cell_filter import CellFilter
 from wbc_model.core.errors import WbcError
@@ -143,6 +144,7 @@ def evaluate(workspace: Path) -> dict[str, Any]:
 
 def query(workspace: Path, count: int | None = None) -> dict[str, Any]:
     """Queue the cells most worth a label: `data/queue.csv`. Before there is any model their colours decide."""
+    from wbc_model.acquisition.query import Question
     from wbc_model.acquisition.query import query as query_pool
     from wbc_model.acquisition.queue import first_query
 
@@ -155,11 +157,10 @@ def query(workspace: Path, count: int | None = None) -> dict[str, Any]:
         return _write_queue(workspace, queue, pools, "colour_cover")
     card = read_card(candidate)
     decoded = decoded_cells(workspace, card.input_size, card.view)
-    autocast = params.size.precision == "bf16-mixed"
-    unlabelled, labelled = pools.frames["unlabelled"], pools.frames["labelled"]
-    how = params.acquisition
-    queue = query_pool(candidate, decoded, unlabelled, how.strategy, count, params.seed, autocast, labelled, how.candidates)
-    return _write_queue(workspace, queue, pools, how.strategy)
+    autocast, asked = params.size.precision == "bf16-mixed", params.acquisition
+    how = Question(asked.strategy, count, params.seed, autocast, asked.candidates)
+    queue = query_pool(candidate, decoded, pools.frames["unlabelled"], how, pools.frames["labelled"])
+    return _write_queue(workspace, queue, pools, asked.strategy)
 
 
 def _write_queue(workspace: Path, queue: pd.DataFrame, pools: Pools, strategy: str) -> dict[str, Any]:

@@ -42,7 +42,8 @@ from flows.retraining.prefect_api import LEASE_SECONDS, end_dead_runs, gpu_limit
 from flows.state import State, hold_lock, last_cycle, note_learned, read_state
 from flows.tracking import BEFORE, packaged_digest
 from flows.workspace import set_params
-from wbc_model.cells.pools import Pools, check_present, quarantined
+from wbc_model.cells.pools import Pools, check_present
+from wbc_model.cells.rejections import quarantined
 from wbc_model.core.errors import WbcError
 from wbc_model.core.files import write_atomic
 from wbc_model.core.model_card import WEIGHTS, read_card

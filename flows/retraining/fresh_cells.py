@@ -16,7 +16,8 @@ import pandas as pd
 from flows.labels import QUEUE, awaited, export_cells, oracle_answers, record
 from flows.retraining.gate import read_log, test_pool_id
 from flows.state import label_cycle
-from wbc_model.cells.pools import Pools, quarantined, update
+from wbc_model.cells.pools import Pools, update
+from wbc_model.cells.rejections import quarantined
 from wbc_model.core.cell_filter import CellFilter
 from wbc_model.core.errors import WbcError
 from wbc_model.core.files import write_atomic

@@ -25,7 +25,7 @@ from flows.registry.champion import FOLDER, followed_for
 from flows.site import ADAPTED, REPORT, complete
 from flows.state import hold_lock, note_learned, onboarding_round
 from flows.workspace import SITES
-from wbc_model.acquisition.query import query, score_pool
+from wbc_model.acquisition.query import Question, query, score_pool
 from wbc_model.acquisition.queue import first_query
 from wbc_model.cells.conflicts import MACHINES
 from wbc_model.cells.decoded import DecodedCells
@@ -318,7 +318,7 @@ def _ask(ctx: Onboarding, missing: int, asked: int) -> bool:
         if free.empty:
             _passed_over(ctx).unlink()  # there are no others left: they are asked about once more
             free = frames["unlabelled"]
-        queue = query(model, decoded, free, strategy, count, ctx.params.seed, False, frames["labelled"])
+        queue = query(model, decoded, free, Question(strategy, count, ctx.params.seed), frames["labelled"])
         write_queue(ctx.site, queue)
         waiting = awaited(ctx.site)
         ctx.progress.say(f"round {done + 1}: {len(waiting)} cells asked for by {strategy}")

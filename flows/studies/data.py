@@ -13,9 +13,11 @@ from flows.studies.provenance import code_of
 from wbc_model.acquisition.queue import first_query
 from wbc_model.cells.ingest import ingest
 from wbc_model.cells.manifest import read_manifest
-from wbc_model.cells.pools import Pools, quarantined
+from wbc_model.cells.pools import Pools
+from wbc_model.cells.rejections import quarantined
 from wbc_model.core.errors import WbcError
-from wbc_model.core.files import locked, write_atomic
+from wbc_model.core.files import write_atomic
+from wbc_model.core.lock import locked
 from wbc_model.params import RENDERED, Params
 from wbc_model.studies.study import HOME, Study
 

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from wbc_model.studies.records import Provenance
 
 
-_NO_NUMBERS: Final = ("wbc_model.params", "wbc_model.core.errors", "wbc_model.core.files")  # code that no number comes from
+# code that no number comes from
+_NO_NUMBERS: Final = ("wbc_model.params", "wbc_model.core.errors", "wbc_model.core.files", "wbc_model.core.lock")
 
 
 def code_of(function: str) -> str:

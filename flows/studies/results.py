@@ -12,7 +12,7 @@ import pandas as pd
 from flows.studies.provenance import provenance
 from flows.workspace import find_workspace, is_committed
 from wbc_model.cells.handed_out import adopt, hand_out_folder, refuse_foreign
-from wbc_model.core.files import locked
+from wbc_model.core.lock import locked
 
 if TYPE_CHECKING:
     from wbc_model.studies.records import Provenance, Records

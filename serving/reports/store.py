@@ -4,13 +4,12 @@ SQLite in WAL mode by default, PostgreSQL by URL. `Store.open` brings the tables
 the models (serving/reports/tables.py) are always those of the database.
 """
 
-import fcntl
 import os
 import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +30,7 @@ from sqlalchemy.orm import Session
 from serving.reports.tables import Base
 from serving.security.image_key import NO_KEYS, ImageKeys
 from wbc_model.core.errors import WbcError
+from wbc_model.core.lock import locked
 
 STORE_URL: Final = "WBC_STORE_URL"
 IMAGE_KEYS: Final = "image_keys"  # where a session has the keys of the kept images
@@ -203,19 +203,12 @@ def sqlite_url(path: Path) -> str:
 def _file_lock(file: Path, alone: bool) -> Iterator[bool]:
     """Beside the file: whoever opens and closes that one again takes away SQLite's own locks, and a restore replaces it."""
     lock = file.with_name(f"{file.name}.lock")
-    try:
-        opened = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise WbcError(f"{lock} cannot be written: {error.strerror}") from None
-    try:
-        fcntl.flock(opened, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-        taken = True
-    except BlockingIOError:
-        taken = False
-    try:
+    with ExitStack() as stack:
+        try:
+            taken = stack.enter_context(locked(lock, shared=not alone, wait=False, mode=0o600))
+        except OSError as error:
+            raise WbcError(f"{lock} cannot be written: {error.strerror}") from None
         yield taken
-    finally:
-        os.close(opened)
 
 
 @contextmanager

@@ -6,7 +6,6 @@ holds no image, file name or specimen id. See docs/decisions/019 for what it can
 
 import asyncio
 import contextlib
-import fcntl
 import hashlib
 import logging
 import os
@@ -26,6 +25,7 @@ from serving.contract.schemas import ModelName
 from serving.security.chain import Intentions, Link, chained, head_path, last_link, read_head, rotated_files, tail
 from serving.security.refusals import Refusals
 from wbc_model.core.errors import WbcError
+from wbc_model.core.lock import take
 
 AUDIT_LOG: Final = "WBC_AUDIT_LOG"
 AUDIT_MIB: Final = "WBC_AUDIT_MIB"
@@ -243,8 +243,9 @@ class AuditLog:
         try:
             self._file = open(self.path, "ab+", buffering=0, opener=_private)  # noqa: SIM115 - closed by close()
             self._head = open(head_path(self.path), "r+b", buffering=0, opener=_private)  # noqa: SIM115 - closed by close()
-            for file in (self._file, self._head):  # the head too, since a rotation puts another file in the first one's place
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # the head too, since a rotation puts another file in the first one's place
+            if not all(take(file, wait=False) for file in (self._file, self._head)):
+                raise InUse(f"{self.path}: another service writes to this audit log; give each one of its own")
             earlier = rotated_files(self.path)
             begins = last_link(earlier[-1]) if earlier else Link()
             self._last, torn = tail(self._file.fileno(), begins)
@@ -258,8 +259,6 @@ class AuditLog:
                 fields |= {"rotated": earlier[-1].name, "open": self.intentions.listed()}
             if len(fields) > 1:
                 self._append([fields], "\n" if torn else "")
-        except BlockingIOError:
-            raise InUse(f"{self.path}: another service writes to this audit log; give each one of its own") from None
         except OSError as error:
             raise WbcError(f"{self.path}: the audit log cannot be written: {error.strerror}") from None
 

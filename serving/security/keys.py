@@ -4,7 +4,6 @@ A keyring is a text file that `wbc keys` writes. Its first line is KEYRING_HEADE
 SHA-256 of the key, when it was made. See docs/decisions/018 for why a fast hash is right here.
 """
 
-import fcntl
 import hashlib
 import hmac
 import logging
@@ -13,7 +12,7 @@ import re
 import secrets
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Final, Literal, get_args
 from serving.contract.problems import Problem
 from wbc_model.core.errors import WbcError
 from wbc_model.core.files import signature, write_atomic
+from wbc_model.core.lock import locked_folder
 from wbc_model.core.written import read_written
 
 KEYS, KEYS_FILE, HEADER = "WBC_API_KEYS", "WBC_API_KEYS_FILE", "X-API-Key"
@@ -101,15 +101,12 @@ def revoke_key(path: Path, name: str) -> None:
 def _alone(path: Path) -> Iterator[None]:
     """Change the keyring while no other process does: it could write back a key that this one revokes. The folder is locked, as
     the file itself is replaced."""
-    try:
-        folder = os.open(path.parent, os.O_RDONLY)
-    except OSError as error:
-        raise WbcError(f"{path}: its folder cannot be read: {error.strerror}") from None
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked_folder(path.parent))
+        except OSError as error:
+            raise WbcError(f"{path}: its folder cannot be read: {error.strerror}") from None
         yield
-    finally:
-        os.close(folder)
 
 
 def list_keys(path: Path) -> list[Key]:

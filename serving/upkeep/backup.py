@@ -6,7 +6,6 @@ audit log is copied after that, up to the first outcome of a call that this copy
 the store has its line, and no line speaks of a deed that is not there. See docs/decisions/031.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -28,6 +27,7 @@ from serving.security.chain import Link, head_path, lines, read_head, read_recor
 from wbc_model import __version__
 from wbc_model.core.errors import WbcError
 from wbc_model.core.files import building
+from wbc_model.core.lock import take
 
 STORE: Final = "service.db"
 AUDIT: Final = "audit.jsonl"
@@ -232,10 +232,8 @@ def _alone(log: Path | None) -> Iterator[None]:
         yield
         return
     with head_path(log).open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise WbcError(f"a service is running (it writes to {log}): stop it first") from None
+        if not take(file, wait=False):
+            raise WbcError(f"a service is running (it writes to {log}): stop it first")
         yield
 
 

@@ -209,7 +209,7 @@ def test_what_is_kept_depends_on_the_code_that_makes_it() -> None:
     behind = {function.__name__: set(modules_behind(function)) for function in (quality.measure, decoded.images.preprocess)}
     assert {"wbc_model.core.images", "wbc_model.core.twins", "wbc_model.core.structure"} <= behind["measure"]
     assert {"wbc_model.core.canonical", "wbc_model.core.structure"} <= behind["preprocess"]
-    pairs = set(modules_behind(findings.near_duplicates.near_duplicates))
+    pairs = set(modules_behind(findings.near_duplicates))
     assert "wbc_model.core.twins" in pairs
     assert not {"wbc_model.cells.store", "wbc_model.core.files", "wbc_model.params"} & (pairs | behind["measure"])
 

@@ -11,7 +11,8 @@ from playwright.sync_api import sync_playwright
 from flows.pipeline.checks import ValidationReport, validate
 from tests.data.conftest import encoded, write_manifest
 from tests.pools import ingest
-from wbc_model.cells.pools import POOLS, Pools, quarantined
+from wbc_model.cells.pools import POOLS, Pools
+from wbc_model.cells.rejections import quarantined
 from wbc_model.cells.store import ImageStore
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError

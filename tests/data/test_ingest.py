@@ -13,10 +13,11 @@ from PIL import Image
 from tests.data.conftest import blobs, encoded, write_manifest
 from tests.pictures import NOT_ONE_PICTURE
 from tests.pools import ingest
-from wbc_model.cells import ingest as ingest_module
+from wbc_model.cells import merge
 from wbc_model.cells.conflicts import open_conflicts
 from wbc_model.cells.ingest import IngestReport, read_manifest
-from wbc_model.cells.pools import Pools, quarantined, update
+from wbc_model.cells.pools import Pools, update
+from wbc_model.cells.rejections import quarantined
 from wbc_model.cells.split import choose_sides, reveal
 from wbc_model.cells.store import ImageStore
 from wbc_model.core.classes import CLASSES
@@ -117,7 +118,7 @@ def test_ingesting_again_changes_nothing(tmp_path: Path, cell: Cell, params: Par
     data = tmp_path / "w" / "data"
     first = ingest(manifest, data, params)
     before = content(data)
-    monkeypatch.setattr(ingest_module, "now", lambda: "2031-01-01T00:00:00Z")
+    monkeypatch.setattr(merge, "now", lambda: "2031-01-01T00:00:00Z")
     second = ingest(manifest, data, params)
     assert content(data) == before
     assert (second.reasons, second.refused, second.pools) == (first.reasons, True, first.pools)
@@ -437,7 +438,7 @@ def test_a_killed_ingest_ends_where_an_unbroken_one_does(
 ) -> None:
     rows = [(cell(f"{n}.png", n), CLASSES[n % 5]) for n in range(30)] + [(cell("conflict.png", 0), "Monocyte")]
     manifest = write_manifest(tmp_path / "source", rows)
-    monkeypatch.setattr(ingest_module, "now", lambda: "2026-11-22T00:00:00Z")
+    monkeypatch.setattr(merge, "now", lambda: "2026-11-22T00:00:00Z")
     ingest(manifest, tmp_path / "whole" / "data", params)
     expected = {path.name: path.read_bytes() for path in (tmp_path / "whole" / "data").rglob("*") if path.is_file()}
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
 from tests.data.conftest import encoded
-from wbc_model.cells.near_duplicates import near_duplicates
+from wbc_model.cells.findings import near_duplicates
 from wbc_model.cells.quality import measure, measure_store
 from wbc_model.cells.store import ImageStore, StoredImage
 from wbc_model.params import Params

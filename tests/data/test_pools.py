@@ -14,8 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from wbc_model.cells import journal
 from wbc_model.cells import pools as pools_module
-from wbc_model.cells.pools import COLUMNS, POOLS, Pools, quarantined, update
+from wbc_model.cells.pools import COLUMNS, POOLS, Pools, update
+from wbc_model.cells.rejections import quarantined
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
 
@@ -186,7 +188,7 @@ def test_an_unfinished_write_does_not_overwrite_another_checkout(tmp_path: Path,
     directory = tmp_path / "data" / "pools"
     before = some_pools()
     before.write(directory)
-    monkeypatch.setattr(pools_module, "_roll_forward", lambda directory: None)
+    monkeypatch.setattr(journal, "roll_forward", lambda directory: None)
     before.label(labels([10]), 1).write(directory)
     monkeypatch.undo()
     checked_out = before.label(labels([30, 31]), 1).frames["labelled"]

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from tests.model.conftest import rendered_set
+from wbc_model.acquisition.colours import WIDTH, colours, whitened
 from wbc_model.acquisition.strategies import Labelled, PoolScores, find_strategy, select
-from wbc_model.cells.colours import WIDTH, colours, whitened
 from wbc_model.core.classes import CLASS_INDEX
 
 

@@ -10,7 +10,7 @@ import torch
 
 from tests.model.conftest import ROOT, tiny_params
 from tests.pools import ingest
-from wbc_model.acquisition.query import QUEUE_COLUMNS, draw_candidates, query, score_pool
+from wbc_model.acquisition.query import QUEUE_COLUMNS, Question, draw_candidates, query, score_pool
 from wbc_model.acquisition.strategies import DIVERSE_FACTOR, STRATEGIES
 from wbc_model.cells.decoded import DecodedCells
 from wbc_model.cells.pools import Pools
@@ -81,15 +81,15 @@ def test_a_cut_cache_file_is_named(site: Site):
 
 def test_the_queue_holds_unlabelled_cells_best_first_and_repeats(site: Site):
     unlabelled = site.pools.frames["unlabelled"]
-    queue = query(site.model, site.decoded(), unlabelled, "entropy", 9, seed=0, autocast=False)
+    queue = query(site.model, site.decoded(), unlabelled, Question("entropy", 9, 0))
     assert tuple(queue.columns) == QUEUE_COLUMNS
     assert queue["rank"].tolist() == list(range(1, 10))
     assert queue["score"].is_monotonic_decreasing
     assert set(queue["sha256"]) <= set(unlabelled["sha256"])
     assert queue["sha256"].is_unique
-    pd.testing.assert_frame_equal(queue, query(site.model, site.decoded(), unlabelled, "entropy", 9, seed=0, autocast=False))
-    assert len(query(site.model, site.decoded(), unlabelled, "random", 10_000, seed=0, autocast=False)) == len(unlabelled)
-    assert query(site.model, site.decoded(), unlabelled.iloc[:0], "margin", 5, seed=0, autocast=False).empty
+    pd.testing.assert_frame_equal(queue, query(site.model, site.decoded(), unlabelled, Question("entropy", 9, 0)))
+    assert len(query(site.model, site.decoded(), unlabelled, Question("random", 10_000, 0))) == len(unlabelled)
+    assert query(site.model, site.decoded(), unlabelled.iloc[:0], Question("margin", 5, 0)).empty
 
 
 @pytest.mark.parametrize("name", sorted(set(STRATEGIES) - {"learning_loss", "diverse_loss"}))
@@ -103,7 +103,7 @@ def test_every_strategy_queues_with_reasons_and_nothing_else_is_computed(site: S
     monkeypatch.setattr("wbc_model.acquisition.query.score_pool", counted)
     labelled, unlabelled = site.pools.frames["labelled"], site.pools.frames["unlabelled"]
     assert 0 < len(labelled) != len(unlabelled)
-    queue = query(site.model, site.decoded(), unlabelled, name, 9, 0, False, labelled)
+    queue = query(site.model, site.decoded(), unlabelled, Question(name, 9, 0), labelled)
     assert tuple(queue.columns) == QUEUE_COLUMNS
     assert set(queue["sha256"]) <= set(unlabelled["sha256"])
     assert queue["sha256"].is_unique
@@ -113,8 +113,8 @@ def test_every_strategy_queues_with_reasons_and_nothing_else_is_computed(site: S
     needs = STRATEGIES[name].needs
     expected = [len(unlabelled)] + [len(labelled)] * ("labelled" in needs)
     assert scored == dict.fromkeys(expected, "embedding" in needs)
-    pd.testing.assert_frame_equal(queue, query(site.model, site.decoded(), unlabelled, name, 9, 0, False, labelled))
-    assert len(query(site.model, site.decoded(), unlabelled, name, 10_000, 0, False, labelled.iloc[:0])) == len(unlabelled)
+    pd.testing.assert_frame_equal(queue, query(site.model, site.decoded(), unlabelled, Question(name, 9, 0), labelled))
+    assert len(query(site.model, site.decoded(), unlabelled, Question(name, 10_000, 0), labelled.iloc[:0])) == len(unlabelled)
 
 
 @pytest.mark.parametrize("name", ["learning_loss", "diverse_loss"])
@@ -124,8 +124,8 @@ def test_strategies_on_predicted_loss_queue_cells_of_high_predicted_loss(site: S
     card = ModelCard(version="", input_size=32, normalisation=Normalisation(mean=MEAN, std=STD), architecture=architecture)
     save_model(tmp_path / "model", AttentionResNet18("none", lossnet=True), card)
     unlabelled = site.pools.frames["unlabelled"]
-    queue = query(tmp_path / "model", site.decoded(), unlabelled, name, 3, 0, False)
-    every = query(tmp_path / "model", site.decoded(), unlabelled, "learning_loss", len(unlabelled), 0, False)
+    queue = query(tmp_path / "model", site.decoded(), unlabelled, Question(name, 3, 0))
+    every = query(tmp_path / "model", site.decoded(), unlabelled, Question("learning_loss", len(unlabelled), 0))
     highest = every["sha256"].head(3 if name == "learning_loss" else 3 * DIVERSE_FACTOR).tolist()
     assert queue["sha256"].iloc[0] == highest[0]
     assert set(queue["sha256"]) <= set(highest)
@@ -136,11 +136,11 @@ def test_the_labelled_pool_is_where_k_center_starts(site: Site):
     frames = site.pools.frames
     labelled = frames["labelled"]
     pool = pd.concat([labelled.iloc[:1], frames["unlabelled"]])
-    queue = query(site.model, site.decoded(), pool, "k_center", len(pool), 0, False, labelled)
+    queue = query(site.model, site.decoded(), pool, Question("k_center", len(pool), 0), labelled)
     assert queue["sha256"].iloc[-1] == labelled["sha256"].iloc[0]
     assert queue["score"].iloc[-1] == 0
     with pytest.raises(ValueError, match="k_center needs the labelled pool"):
-        query(site.model, site.decoded(), pool, "k_center", 3, 0, False)
+        query(site.model, site.decoded(), pool, Question("k_center", 3, 0))
 
 
 def test_the_stage_hands_the_labelled_pool_over(site: Site):
@@ -154,7 +154,7 @@ def test_the_stage_hands_the_labelled_pool_over(site: Site):
     assert result["strategy"] == "rare_threshold"
     queue = pd.read_csv(site.folder / "data/queue.csv")
     unlabelled, labelled = (site.pools.frames[name] for name in ("unlabelled", "labelled"))
-    expected = query(site.model, site.decoded(), unlabelled, "rare_threshold", 6, 0, autocast=True, labelled=labelled)
+    expected = query(site.model, site.decoded(), unlabelled, Question("rare_threshold", 6, 0, autocast=True), labelled)
     assert queue["sha256"].tolist() == expected["sha256"].tolist()
     assert queue["reason"].str.contains("against the rest").all()
 
@@ -171,11 +171,11 @@ def test_candidates_are_a_random_part_of_the_pool_for_every_strategy(site: Site)
     assert draw_candidates(unlabelled, 9_999, 5, seed=3) is unlabelled
     assert len(draw_candidates(unlabelled, 4, 9, seed=3)) == 9
     for name in ("entropy", "k_center"):
-        queue = query(site.model, site.decoded(), unlabelled, name, 5, 3, False, site.pools.frames["labelled"], candidates=20)
+        queue = query(site.model, site.decoded(), unlabelled, Question(name, 5, 3, candidates=20), site.pools.frames["labelled"])
         assert set(queue["sha256"]) <= set(drawn["sha256"])
         assert len(queue) == 5
-    best = query(site.model, site.decoded(), drawn, "entropy", 5, seed=3, autocast=False)
-    few = query(site.model, site.decoded(), unlabelled, "entropy", 5, seed=3, autocast=False, candidates=20)
+    best = query(site.model, site.decoded(), drawn, Question("entropy", 5, 3))
+    few = query(site.model, site.decoded(), unlabelled, Question("entropy", 5, 3, candidates=20))
     assert sorted(few["sha256"]) == sorted(best["sha256"])
 
 
@@ -195,7 +195,7 @@ def test_scoring_slice_by_slice_is_scoring_at_once(site: Site, monkeypatch: pyte
 
 def test_learning_loss_needs_a_lossnet(site: Site):
     with pytest.raises(WbcError, match=r"set model\.lossnet to true"):
-        query(site.model, site.decoded(), site.pools.frames["unlabelled"], "learning_loss", 5, seed=0, autocast=False)
+        query(site.model, site.decoded(), site.pools.frames["unlabelled"], Question("learning_loss", 5, 0))
 
 
 def test_pools_and_files_give_the_same_predictions(site: Site):

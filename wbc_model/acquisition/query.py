@@ -1,5 +1,6 @@
 """Query: score the unlabelled pool and put the cells most worth a label into a queue, with the reason."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -49,33 +50,39 @@ def draw_candidates(unlabelled: pd.DataFrame, candidates: int, count: int, seed:
     return unlabelled.iloc[np.sort(rng.choice(len(unlabelled), size, replace=False))]
 
 
-def query(
-    model_directory: Path,
-    decoded: DecodedCells,
-    unlabelled: pd.DataFrame,
-    strategy: str,
-    count: int,
-    seed: int,
-    autocast: bool,
-    labelled: pd.DataFrame | None = None,
-    candidates: int = 0,
-) -> pd.DataFrame:
-    """The `count` cells of `unlabelled` (columns sha256, path) most worth a label: QUEUE_COLUMNS, best first.
+@dataclass(frozen=True)
+class Question:
+    """How a query asks: by which strategy, for how many cells, with which seed; `autocast`: in bfloat16. With `candidates` the
+    strategy sees, and the model scores, only so many cells drawn at random; 0: all."""
 
-    `labelled` (columns sha256, label) is the labelled pool, for strategies that look at it. With `candidates` the strategy sees,
-    and the model scores, only so many cells drawn at random. Raises WbcError for an unknown strategy, or one that needs a
-    LossNet which the model does not have; ValueError for one that needs the labelled pool when it is not given.
+    strategy: str
+    count: int
+    seed: int
+    autocast: bool = False
+    candidates: int = 0
+
+
+def query(
+    model_directory: Path, decoded: DecodedCells, unlabelled: pd.DataFrame, how: Question, labelled: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """The cells of `unlabelled` (columns sha256, path) most worth a label: QUEUE_COLUMNS, best first.
+
+    `labelled` (columns sha256, label) is the labelled pool, for strategies that look at it. Raises WbcError for an unknown
+    strategy, or one that needs a LossNet which the model does not have; ValueError for one that needs the labelled pool when it
+    is not given.
     """
-    chosen = find_strategy(strategy)
+    chosen = find_strategy(how.strategy)
     network, card = load_model(model_directory)
     if "predicted_loss" in chosen.needs and not card.architecture.lossnet:
-        raise WbcError(f"acquisition.strategy {strategy} needs a model with LossNet: set model.lossnet to true and train again")
-    if unlabelled.empty or count < 1:
+        raise WbcError(
+            f"acquisition.strategy {how.strategy} needs a model with LossNet: set model.lossnet to true and train again"
+        )
+    if unlabelled.empty or how.count < 1:
         return pd.DataFrame(columns=list(QUEUE_COLUMNS))
-    cells = draw_candidates(unlabelled, candidates, count, seed)
+    cells = draw_candidates(unlabelled, how.candidates, how.count, how.seed)
 
     def scored(sha256s: pd.Series) -> tuple[Predictions, Floats]:
-        seen = score_pool(network, decoded, sha256s.tolist(), autocast, "embedding" in chosen.needs)
+        seen = score_pool(network, decoded, sha256s.tolist(), how.autocast, "embedding" in chosen.needs)
         return seen, softmax(seen.logits, card.temperature)
 
     def described(sha256s: pd.Series) -> NDArray[np.float32]:
@@ -84,7 +91,7 @@ def query(
     known = Labelled()
     if chosen.needs & {"labels", "labelled"}:
         if labelled is None:
-            raise ValueError(f"acquisition.strategy {strategy} needs the labelled pool")
+            raise ValueError(f"acquisition.strategy {how.strategy} needs the labelled pool")
         known = Labelled(np.array([CLASS_INDEX[label] for label in labelled["label"]], np.int64))
     if "labelled" in chosen.needs and labelled is not None and not labelled.empty:
         seen, probabilities = scored(labelled["sha256"])
@@ -92,4 +99,4 @@ def query(
     seen, probabilities = scored(cells["sha256"])
     loss = seen.predicted_loss.astype(np.float64)
     pool = PoolScores(probabilities, loss, seen.embedding, known, described(cells["sha256"]))
-    return queue_frame(chosen, pool, cells, count, seed)
+    return queue_frame(chosen, pool, cells, how.count, how.seed)

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from wbc_model.acquisition.colours import colours
 from wbc_model.acquisition.strategies import PoolScores, Strategy, find_strategy, select
-from wbc_model.cells.colours import colours
 from wbc_model.cells.decoded import DecodedCells
 from wbc_model.core.classes import CLASSES
 

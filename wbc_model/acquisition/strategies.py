@@ -22,7 +22,7 @@ from typing import Final, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from wbc_model.cells.colours import whitened
+from wbc_model.acquisition.colours import whitened
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
 
@@ -61,7 +61,7 @@ class Labelled:
 class PoolScores:
     """What the model says of each of N cells, in the order of the pool: `probabilities` (N, C), calibrated, `predicted_loss`
     (N,) and, for who needs it, `embedding` (N, 512) float32; `colours` (N, 49) float32, which no model has a say in, for who
-    needs them (wbc_model/cells/colours.py); and what is labelled already."""
+    needs them (wbc_model/acquisition/colours.py); and what is labelled already."""
 
     probabilities: Floats
     predicted_loss: Floats

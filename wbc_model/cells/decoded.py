@@ -28,7 +28,7 @@ Pixels = NDArray[np.uint8]
 
 
 def _decoding_version() -> str:
-    return hashlib.sha256((code_version(images.preprocess) + PIL.__version__).encode()).hexdigest()[:8]
+    return hashlib.sha256((code_version("wbc_model.core.images:preprocess") + PIL.__version__).encode()).hexdigest()[:8]
 
 
 class DecodedCells:

@@ -10,15 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import pandas as pd
 
-from wbc_model.cells import near_duplicates, quality
-from wbc_model.cells.ingest import Rejection
+from wbc_model.cells import quality
 from wbc_model.cells.pools import Pools, sides
+from wbc_model.cells.rejections import Rejection
 from wbc_model.code_version import code_version
 from wbc_model.core.files import write_atomic
 from wbc_model.core.images import MIN_SIDE
-from wbc_model.core.twins import Pair
+from wbc_model.core.twins import Crops, Pair, alike
 from wbc_model.params import CheckParams
 
 REPEATS: Final = ("duplicate", "label_conflict", "split_leak", "near_duplicate")
@@ -116,17 +117,25 @@ def _meetings(cells: pd.DataFrame, pairs: list[Pair]) -> Iterator[_Meeting]:
             yield _Meeting(pair.first, pair.second, near=True, offset=pair.offset)
 
 
+def near_duplicates(measured: pd.DataFrame, max_bits: int, min_correlation: float) -> list[Pair]:
+    """All pairs among the rows of `measured` (columns view, landmarks, hashes, width, height of `quality.measure`), as
+    `twins.alike`."""
+    sizes = measured[["height", "width"]].to_numpy(np.float64)
+    crops = Crops(measured["view"].tolist(), measured["landmarks"].tolist(), measured["hashes"].tolist(), sizes)
+    return alike(crops, max_bits, min_correlation)
+
+
 def find_pairs(cells: pd.DataFrame, checks: CheckParams, cache: Path) -> list[Pair]:
     """Near-duplicates among the rows of `describe`, as positions in it; remembered in `cache` for this set of images."""
     sound = cells[cells["stored"] & (cells["damage"] == "")]
-    code = code_version(quality.measure) + code_version(near_duplicates.near_duplicates)
+    code = code_version(quality.measure) + code_version(near_duplicates)
     settings = f"{checks.near_duplicate_bits} {checks.near_duplicate_correlation} "
     key = hashlib.sha256((code + settings + "".join(sound["sha256"])).encode()).hexdigest()[:16]
     kept = cache / f"pairs-{key}.json"
     if kept.is_file():
         pairs = [Pair(*entry) for entry in json.loads(kept.read_text(encoding="utf-8"))]
     else:
-        pairs = near_duplicates.near_duplicates(sound, checks.near_duplicate_bits, checks.near_duplicate_correlation)
+        pairs = near_duplicates(sound, checks.near_duplicate_bits, checks.near_duplicate_correlation)
         for old in cache.glob("pairs-*.json"):
             old.unlink()
         write_atomic(kept, json.dumps([[pair.first, pair.second, pair.correlation, pair.offset] for pair in pairs]))

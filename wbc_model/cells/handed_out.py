@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from wbc_model.core.errors import WbcError
-from wbc_model.core.files import locked, write_atomic
+from wbc_model.core.files import write_atomic
+from wbc_model.core.lock import locked
 
 _RECORD: Final = ".wbc/handed_out.json"
 

@@ -1,18 +1,12 @@
 """The four pools: which cells are labelled, waiting for a label, kept for validation, kept for the test.
 
-`Pools` is a value; a move gives a new one. On disk it is four CSV files that change together: a write first puts the new
-content of all files into a journal, then renames file by file, then removes the journal. Whoever comes next finishes a
-write that was killed in between. Readers and writers exclude each other by an flock, so nobody sees half a move.
+`Pools` is a value; a move gives a new one. On disk it is four CSV files that change together (wbc_model/cells/journal.py).
 """
 
 import csv
-import fcntl
 import hashlib
 import io
-import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,19 +14,15 @@ from typing import Final, Self
 
 import pandas as pd
 
+from wbc_model.cells.journal import is_unfinished, pools_lock, roll_forward, write_together
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
-from wbc_model.core.files import write_atomic
 from wbc_model.core.written import read_written, read_yaml
 
 POOLS: Final = ("labelled", "unlabelled", "validation", "test")
 COLUMNS: Final = ["path", "label", "group", "sha256", "cycle", "labelled_by", "labelled_at", "source"]
 SIDES: Final = {"labelled": "train", "unlabelled": "train", "validation": "validation", "test": "test"}
 DRAWN: Final = "drawn for test"  # `labelled_by` of an unlabelled cell whose label will go to the test pool
-QUARANTINE_COLUMNS: Final = ["path", "sha256", "reason", "detail"]
-_STATE: Final = ".wbc"
-_JOURNAL: Final = "pools.journal"
-_LOCK: Final = "pools.lock"
 
 
 def now() -> str:
@@ -130,20 +120,20 @@ class Pools:
     @staticmethod
     def exist(directory: Path) -> bool:
         """Whether pools were ever written here."""
-        return any((directory / f"{name}.csv").exists() for name in POOLS) or _journal(directory).exists()
+        return any((directory / f"{name}.csv").exists() for name in POOLS) or is_unfinished(directory)
 
     @classmethod
     def read(cls, directory: Path, check: bool = True) -> Self:
         """Read `data/pools`; finishes a write that was interrupted. Raises WbcError when a file is missing or damaged, and
         (unless `check` is false) when a rule of `check()` is broken."""
         check_present(directory.parent)
-        with _lock(directory, fcntl.LOCK_SH):
-            interrupted = _journal(directory).exists()
+        with pools_lock(directory, shared=True):
+            interrupted = is_unfinished(directory)
             if not interrupted:
                 pools = cls._load(directory)
         if interrupted:
-            with _lock(directory, fcntl.LOCK_EX):
-                _roll_forward(directory)
+            with pools_lock(directory):
+                roll_forward(directory)
                 pools = cls._load(directory)
         if check:
             pools.check()
@@ -166,23 +156,14 @@ class Pools:
 
         Raises WbcError (and writes nothing) when a rule of `check()` is broken.
         """
-        with _lock(directory, fcntl.LOCK_EX):
-            _roll_forward(directory)
+        with pools_lock(directory):
+            roll_forward(directory)
             self._commit(directory, also or {})
 
     def _commit(self, directory: Path, also: Mapping[Path, str]) -> None:
         self.check()
-        texts = {directory / f"{name}.csv": to_csv(_sorted(self.frames[name])) for name in POOLS} | dict(also)
-        changed = {path: text for path, text in texts.items() if not path.is_file() or path.read_bytes() != text.encode()}
-        if not changed:
-            return
-        workspace = _workspace(directory)
-        entries = [
-            {"path": os.path.relpath(path.parent.resolve() / path.name, workspace), "before": _digest(path), "text": text}
-            for path, text in changed.items()
-        ]
-        write_atomic(_journal(directory), json.dumps(entries))
-        _roll_forward(directory)
+        pools = {directory / f"{name}.csv": to_csv(_sorted(self.frames[name])) for name in POOLS}
+        write_together(directory, pools | dict(also))
 
     def check(self) -> None:
         """Raises WbcError naming the row when a cell is in two places, a label is unknown, missing or given where none
@@ -333,78 +314,11 @@ def update(directory: Path, change: Callable[[Pools], Pools]) -> Pools:
 def transaction(directory: Path, change: Callable[[Pools], tuple[Pools, Mapping[Path, str]]]) -> Pools:
     """As `update`, for a change that also gives the new text of other files, written in the same step. `change` gets
     pools without cells where none were ever written."""
-    with _lock(directory, fcntl.LOCK_EX):
-        _roll_forward(directory)
+    with pools_lock(directory):
+        roll_forward(directory)
         check_present(directory.parent)
         pools = Pools._load(directory) if Pools.exist(directory) else Pools.empty()
         pools.check()
         changed, also = change(pools)
         changed._commit(directory, also)
         return changed
-
-
-def quarantined(workspace_data: Path) -> set[str]:
-    """The sha256 of the pool cells that `data/quarantine.csv` takes out of use.
-
-    A refused row never got into a pool, yet the cell that it repeats did and has the same sha256. So only what `validate`
-    found among the pools counts: the rows of quarantine.csv that are not in rejected.csv.
-    """
-    quarantine = _rows(workspace_data / "quarantine.csv")
-    rejected = set(map(tuple, _rows(workspace_data / "rejected.csv").to_numpy()))
-    return {row[1] for row in map(tuple, quarantine.to_numpy()) if row not in rejected and row[1]}
-
-
-def _rows(path: Path) -> pd.DataFrame:
-    return read_table(path, QUARANTINE_COLUMNS) if path.exists() else pd.DataFrame(columns=QUARANTINE_COLUMNS, dtype=str)
-
-
-# --- the journal ---------------------------------------------------------------------------------------------------
-
-
-def _workspace(directory: Path) -> Path:
-    """`data/pools` lies two levels under its workspace, whose `.wbc` holds what is not versioned."""
-    return directory.resolve().parent.parent
-
-
-def _journal(directory: Path) -> Path:
-    return _workspace(directory) / _STATE / _JOURNAL
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
-
-
-@contextmanager
-def _lock(directory: Path, kind: int) -> Iterator[None]:
-    path = _workspace(directory) / _STATE / _LOCK
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, kind)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _roll_forward(directory: Path) -> None:
-    """Bring the files to the state of the journal, then remove it. Safe to be killed in and to repeat."""
-    journal = _journal(directory)
-    if not journal.exists():
-        return
-    workspace = _workspace(directory)
-    entries = json.loads(journal.read_text(encoding="utf-8"))
-    for entry in entries:
-        path = workspace / entry["path"]
-        after = hashlib.sha256(entry["text"].encode()).hexdigest()
-        if _digest(path) not in (entry["before"], after):
-            raise WbcError(
-                f"{path} was changed by hand or by a checkout while a write of the pools was unfinished: "
-                f"remove {journal} to keep what is there now"
-            )
-    for leftover in directory.glob(".*.csv.*"):  # temporary files of the write that was killed
-        leftover.unlink()
-    for entry in entries:
-        path = workspace / entry["path"]
-        if _digest(path) != hashlib.sha256(entry["text"].encode()).hexdigest():
-            write_atomic(path, entry["text"])
-    journal.unlink()

@@ -5,12 +5,10 @@ copy it twice. Its columns are those that Hugging Face `datasets`, pandas and Du
 what is new goes into new shards, numbered in its metadata so that "added earlier" stays known.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +18,7 @@ import pyarrow.parquet as pq
 
 from wbc_model.core.errors import WbcError
 from wbc_model.core.files import file_sha256
+from wbc_model.core.lock import locked_folder
 
 SHARD_BYTES: Final = 256_000_000  # the most a shard may weigh
 GROUP_ROWS: Final = 256  # a random read costs one row group
@@ -181,7 +180,8 @@ class ImageStore:
         Raises WbcError when the bytes of an image are not those of its sha256.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
-        with self._alone():
+        with locked_folder(self.directory):  # the folder itself: no lock file among the shards
+            (self.directory / _TEMPORARY).unlink(missing_ok=True)  # of a writer that was killed
             present = set(self.index())
             sequence = max((self._facts(shard)[0] for shard in self.shards()), default=-1) + 1
             made: list[Path] = []
@@ -206,17 +206,6 @@ class ImageStore:
                     writer.abandon()
                 raise
             return made
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One writer at a time; a flock on the directory itself leaves no lock file among the shards."""
-        descriptor = os.open(self.directory, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            (self.directory / _TEMPORARY).unlink(missing_ok=True)  # of a writer that was killed
-            yield
-        finally:
-            os.close(descriptor)
 
     def read(self, sha256s: Sequence[str]) -> Iterator[tuple[str, bytes]]:
         """Stream (sha256, original bytes) in store order, one row group in memory at a time; each cell once.

@@ -1,6 +1,5 @@
 """Writing files so that a crash at any moment leaves either the old content or the new, never a half."""
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -86,15 +85,6 @@ def building(final: Path) -> Iterator[Path]:
         replace_directory(temporary, final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file; waits for whoever holds it. The kernel frees it when the holder dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 Signature = tuple[int, ...]

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from wbc_model.acquisition.query import query
+from wbc_model.acquisition.query import Question, query
 from wbc_model.cells.decoded import DecodedCells
 from wbc_model.cells.split import seeded_rank
 from wbc_model.cells.store import ImageStore
@@ -135,17 +135,8 @@ def ask(params: Params, data: StudyData, labelled: Sequence[str], model: Path, s
     known = data.pool.frame["sha256"].isin(set(labelled))
     have, unlabelled = (data.pool.frame[rows].reset_index(drop=True) for rows in (known, ~known))
     cells = unlabelled.assign(path=unlabelled["sha256"]).drop(columns="label")  # a strategy must not see the answers
-    queue = query(
-        model,
-        data.pool.decoded(params),
-        cells,
-        strategy,
-        count,
-        params.seed,
-        params.size.precision == "bf16-mixed",
-        labelled=have,
-        candidates=params.acquisition.candidates,
-    )
+    how = Question(strategy, count, params.seed, params.size.precision == "bf16-mixed", params.acquisition.candidates)
+    queue = query(model, data.pool.decoded(params), cells, how, have)
     return [str(sha256) for sha256 in queue["sha256"]]
 
 

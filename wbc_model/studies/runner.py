@@ -22,7 +22,8 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from wbc_model.core.files import file_sha256, locked
+from wbc_model.core.files import file_sha256
+from wbc_model.core.lock import locked
 from wbc_model.core.model_card import CARD, WEIGHTS
 from wbc_model.params import Params
 from wbc_model.studies.learner import StudyData, ask, digest, evaluate, fit, random_labels, untrained

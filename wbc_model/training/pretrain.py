@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from wbc_model.code_version import code_version
 from wbc_model.core.errors import WbcError
-from wbc_model.core.files import locked, write_atomic_by
+from wbc_model.core.files import write_atomic_by
+from wbc_model.core.lock import locked
 from wbc_model.network.resnet import AttentionResNet18, load_imagenet
 from wbc_model.params import Norm, Params
 from wbc_model.training.augment import augment

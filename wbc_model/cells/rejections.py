@@ -1,0 +1,48 @@
+"""Rows that are not in use, and why: `rejected.csv` has what an ingest refused, `quarantine.csv` that and what the data checks
+found among the pools."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pandas as pd
+
+from wbc_model.cells.pools import read_table, to_csv
+
+UNUSABLE: Final = ("missing", "outside_folder", "undecodable", "truncated", "too_large", "too_small", "unknown_label")
+CONFLICT: Final = "label_conflict"
+COLUMNS: Final = ["path", "sha256", "reason", "detail"]
+
+
+@dataclass(frozen=True, order=True)
+class Rejection:
+    """A row of rejected.csv. `sha256` is empty where the file could not be read; `detail` names the other row of a pair."""
+
+    path: str
+    sha256: str
+    reason: str
+    detail: str
+
+
+def read_rejections(path: Path) -> set[Rejection]:
+    """The rows of a rejected.csv or quarantine.csv; none where there is no such file."""
+    if not path.exists():
+        return set()
+    return {Rejection(*row) for row in read_table(path, COLUMNS).to_numpy()}
+
+
+def rejections_csv(rejections: Iterable[Rejection]) -> str:
+    """The text of a rejected.csv or quarantine.csv, sorted, each row once."""
+    rows = [(entry.path, entry.sha256, entry.reason, entry.detail) for entry in sorted(set(rejections))]
+    return to_csv(pd.DataFrame(rows, columns=COLUMNS, dtype=str))
+
+
+def quarantined(workspace_data: Path) -> set[str]:
+    """The sha256 of the pool cells that `data/quarantine.csv` takes out of use.
+
+    A refused row never got into a pool, but the cell that it repeats did, and has the same sha256. Only what `validate` found
+    among the pools counts: the rows of quarantine.csv that are not in rejected.csv.
+    """
+    found = read_rejections(workspace_data / "quarantine.csv") - read_rejections(workspace_data / "rejected.csv")
+    return {row.sha256 for row in found if row.sha256}
