@@ -1,16 +1,17 @@
 """`wbc benchmark`: a study's data prepared as a workspace's are, its grid run by `wbc_model.studies.runner`, its results written.
 
 Everything that may be used again lies under the cache, `.wbc/studies` of the workspace by default: `data/` (ingested and
-checked pools with their decoded images), `records.jsonl` (what was trained and asked, see `wbc_model.studies.runner`).
+checked pools with their decoded images), `records.jsonl` (what was trained and asked, see `wbc_model.studies.records`).
 """
 
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pandas as pd
 
@@ -22,6 +23,8 @@ from wbc_model.cells.handed_out import hand_out, hand_out_folder
 from wbc_model.core.errors import WbcError
 from wbc_model.studies.study import HOME, Study, read_study, seeds_of, shown
 
+WIDTH: Final = 100  # columns of a description in a terminal
+
 # --- what `wbc benchmark` does --------------------------------------------------------------------------------------------
 
 
@@ -31,8 +34,10 @@ def plan(workspace: Path, path: Path) -> dict[str, Any]:
     file = study.file
     return {
         "study": file.name,
+        "description": file.description.strip(),
         "data": file.data,
         "preset": file.preset,
+        "base": file.base,
         "arms": {arm.name: arm.overrides for arm in study.arms},
         "reference": file.reference,
         "seeds": file.seed_list,
@@ -46,23 +51,35 @@ def plan(workspace: Path, path: Path) -> dict[str, Any]:
 
 def plan_text(result: dict[str, Any]) -> str:
     """The plan for a terminal."""
+    arms, seeds, budgets, tests = (result[name] for name in ("arms", "seeds", "budgets", "evaluation_sets"))
+    labels = [f"{100 * budget:g} %" if budgets[-1] <= 1 else f"{budget:g}" for budget in budgets]
+    width = max(len(_arm_name(name, result)) for name in arms)
+    others = f", and at {', '.join(tests[1:])}" if tests[1:] else ""
     lines = [
-        f"{result['study']}: {len(result['arms'])} arms x {len(result['seeds'])} seeds x {len(result['budgets'])} budgets "
-        f"= {result['grid_cells']} cells of the grid, on {result['data']} (preset {result['preset']})",
-        f"seeds {', '.join(map(str, result['seeds']))}; budgets {', '.join(f'{budget:g}' for budget in result['budgets'])}; "
-        f"evaluated on {', '.join(result['evaluation_sets'])}",
-        *(
-            f"  {name}{' (reference)' if name == result['reference'] else ''}: {shown(overrides)}"
-            for name, overrides in result["arms"].items()
-        ),
-        f"at most {result['trainings']} trainings of up to {result['updates']} updates each",
+        f"{result['study']}: {_counted(arms, 'arm')} x {_counted(seeds, 'seed')} x {_counted(budgets, 'budget')} "
+        f"= {result['grid_cells']} cells of the grid",
+        *textwrap.wrap(result["description"], WIDTH, initial_indent="  ", subsequent_indent="  "),
+        f"data: {result['data']}, preset {result['preset']}; tested on its own test split{others}",
+        f"seeds: {', '.join(map(str, seeds))}",
+        f"labels: {', '.join(labels)}" + (" of the training cells" if budgets[-1] <= 1 else ""),
+        f"all arms: {shown(result['base'])}",
+        *(f"  {_arm_name(name, result):{width}}  {shown(overrides)}" for name, overrides in arms.items()),
+        f"at most {result['trainings']:,} trainings of up to {result['updates']:,} updates each",
     ]
     return "\n".join(lines)
 
 
+def _counted(things: Collection[Any], noun: str) -> str:
+    return f"{len(things)} {noun}{'s' * (len(things) != 1)}"
+
+
+def _arm_name(name: str, result: dict[str, Any]) -> str:
+    return f"{name} (reference):" if name == result["reference"] else f"{name}:"
+
+
 def benchmark(workspace: Path, request: Request, say: Callable[[str], None]) -> dict[str, Any]:
-    """Run a study, or go on with it; writes results, report and MLflow runs. Raises WbcError, before anything is trained where a
-    file that it would write is not its own."""
+    """Run a study, or go on with it; writes results, report and MLflow runs. Raises WbcError before anything is trained where
+    somebody changed a file that it would write."""
     study = read_study(request.study, workspace / "params.yaml")
     out = _out(request, study, workspace)
     if not request.worker:
@@ -133,7 +150,7 @@ def result_text(result: dict[str, Any]) -> str:
 
 
 def write_results(results: pd.DataFrame, out: Path, workspace: Path) -> None:
-    """`results.csv` and `results.parquet`, replaced whole; raises WbcError where they are not what the workspace wrote there."""
+    """Write `results.csv` and `results.parquet` whole; raises WbcError where they are not what the workspace wrote there."""
     table: bytes | str = results.to_csv(index=False)
     hand_out([(out / "results.csv", table), (out / "results.parquet", results.to_parquet(index=False))], workspace)
 

@@ -207,7 +207,9 @@ def test_the_plan_reads_no_data(tmp_path: Path) -> None:
     assert planned["grid_cells"] == 8
     text = benchmark.plan_text(planned)
     assert "2 arms x 2 seeds x 2 budgets" in text
-    assert "random (reference): acquisition.strategy=random" in text
+    assert "  random (reference):  acquisition.strategy=random" in text.splitlines()
+    assert "labels: 10 %, 30 % of the training cells" in text
+    assert "  Two arms on rendered cells." in text
 
 
 def test_where_data_are_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,3 +1,3 @@
-"""Trainings that are compared, the harness behind `wbc benchmark`: the study file, its runner, its report. It imports all of
-`wbc_model` but `rendering`.
+"""The harness behind `wbc benchmark`, which compares trainings: study file, runner, records, statistics, report and plots. It
+imports all of `wbc_model` but `rendering`.
 """

@@ -43,8 +43,8 @@ def digest(content: Any) -> str:
 
 @dataclass(frozen=True)
 class Cells:
-    """Labelled cells of an image store: `frame` has the text columns sha256 and label, sorted by sha256; `cache` is where
-    the store's decoded images are kept."""
+    """Labelled cells of an image store. `frame` has the text columns sha256 and label, sorted by sha256. `cache` is where the
+    store's decoded images are kept."""
 
     frame: pd.DataFrame
     images: Path
@@ -91,7 +91,7 @@ def fit(
     start: Mapping[str, Tensor] | None = None,
 ) -> tuple[AttentionResNet18, ModelCard, Any]:
     """Train on the labelled cells of the pool; returns the network, its card and the history's rows. The training begins with
-    the weights `start` where they are given; else `pretraining` is where pre-trained ones are kept."""
+    the weights `start` where they are given. Otherwise `pretraining` is where pre-trained weights are kept."""
     decoded = data.pool.decoded(params)
     cells = LabelledCells.load(decoded, labelled, data.labels(labelled))
     held_out = data.validation.frame

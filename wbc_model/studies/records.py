@@ -15,7 +15,7 @@ from wbc_model.network.resnet import AttentionResNet18
 
 @dataclass(frozen=True)
 class Provenance:
-    """What the code is: `train` and `query` name what a result depends on; `facts` are written beside every result."""
+    """What the code is. `train` and `query` name what a result depends on. `facts` are written beside each result."""
 
     train: str
     query: str
@@ -23,8 +23,8 @@ class Provenance:
 
 
 class Records:
-    """What was done already, by key: one JSON line each in a file that is only ever appended to, safe for several processes
-    and for a kill at any moment."""
+    """What was done already, by key: a JSON line each, in a file that is only ever appended to. It is safe for several
+    processes, and for a kill at any moment."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -59,7 +59,7 @@ class Records:
 
 
 def save_weights(directory: Path, network: AttentionResNet18, card: ModelCard) -> None:
-    """What a query needs of a model: weights and card, without the ONNX file that costs more than a small training."""
+    """Save what a query needs of a model: weights and card. The ONNX file would cost more than a small training."""
     from safetensors.torch import save_file
 
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}

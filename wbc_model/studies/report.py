@@ -30,8 +30,8 @@ RANKING: Final = "ranking.png"
 
 
 def write_report(study: Study, results: pd.DataFrame, out: Path, history: pd.DataFrame | None = None) -> list[str]:
-    """Write `report.md` and its pictures into `out`; returns the names of the files. `history` has a row for each look of each
-    training at the validation pool."""
+    """Write `report.md` and its pictures into `out`; returns the names of the files. `history` has a row per validation step of
+    each training."""
     tests = list(dict.fromkeys(results["test"]))
     parts = [_head(study, results)]
     names = ["report.md"]
@@ -44,8 +44,8 @@ def write_report(study: Study, results: pd.DataFrame, out: Path, history: pd.Dat
     if history is not None and not history.get("ranking_accuracy", pd.Series(dtype=float)).isna().all():
         plot_ranking(study, history, out / RANKING)
         parts.append(
-            "## LossNet while it trains\n\nRanking accuracy on the validation pool over the updates, mean over seeds; 0.5 is "
-            "chance.\n\n"
+            "## LossNet while it trains\n\nRanking accuracy on the validation pool over the updates, mean over seeds. Chance has "
+            "50 %.\n\n"
             f"![ranking accuracy]({RANKING})"
         )
         names.append(RANKING)
@@ -75,7 +75,8 @@ def _head(study: Study, results: pd.DataFrame) -> str:
         f"Trained on {_listed(results, 'device')}; torch {_listed(results, 'torch')}; commit {_listed(results, 'commit')}; "
         f"code {_listed(results, 'code')}. Every row is in `results.csv` and `results.parquet`.",
         "",
-        f"All arms of a seed have the same splits and, unless an arm says otherwise, the same first labels ({file.initial}). "
+        "All arms of a seed have the same splits. Unless an arm says otherwise, they have the same first labels too, chosen by "
+        f"`{file.initial}`. "
         f"Base parameters: `{shown(file.base)}`.",
         "",
         "| arm | parameters |",
@@ -92,13 +93,13 @@ def _seeds_text(seeds: int) -> str:
 
 def _tests_text(file: StudyFile, seeds: int) -> str:
     if seeds == 1:
-        return "One seed: differences have no spread, and nothing is tested."
+        return "There is one seed. So differences have no spread, and nothing is tested."
     asked = "differs from" if file.alternative == "two-sided" else "is better than"
     return (
-        f"Tests ask whether an arm {asked} `{file.reference}`: Wilcoxon's signed-rank test over the paired seeds "
-        f"({file.alternative}), p adjusted by Holm within a table. With {seeds} seeds its smallest possible p is "
-        f"{smallest_p(seeds, file.alternative):.3g}, before adjustment. d_z is the mean of the paired differences "
-        "over their standard deviation; intervals are 95 % percentile bootstrap over seeds, too narrow for fewer than about 10."
+        f"The tests ask whether an arm {asked} `{file.reference}`, by Wilcoxon's signed-rank test over the paired seeds "
+        f"({file.alternative}). p is adjusted by Holm within a table. With {seeds} seeds the smallest possible p is "
+        f"{smallest_p(seeds, file.alternative):.3g}, before adjustment. d_z is the mean of the paired differences over their "
+        "standard deviation. Intervals are 95 % percentile bootstrap over seeds, and too narrow for fewer than about 10 seeds."
     )
 
 
@@ -117,7 +118,7 @@ def _section(study: Study, results: pd.DataFrame, test: str, pictures: Sequence[
     parts = [
         f"## {'The test split' if test == HOME else f'Another site: {test}'} ({cells} cells)",
         f"![learning curves]({pictures[0]})",
-        f"{title} in per cent{spread}. Area: under the curve over {over}, divided by its range.",
+        f"{title} in per cent{spread}. The area is that under the curve over {over}, divided by the range.",
         _table(["arm", *(f"{name} labels" for name in columns), "area"], curve_rows),
         _needed_table(study, results, test, title),
         *_comparison_tables(study, results, test),
@@ -137,7 +138,10 @@ def _needed_table(study: Study, results: pd.DataFrame, test: str, title: str) ->
         mine = [row for row in rows if row["arm"] == arm]
         compared = reference if arm != study.file.reference else {}
         lines.append([arm, *(_needed_text(row, compared.get(row["target"])) for row in mine)])
-    head = f"Labels needed for a {title} (where the mean curve first gets there; share of the reference's; seeds that get there)."
+    head = (
+        f"Labels needed for a {title}: where the mean curve first gets there, and the share of the reference's labels. In "
+        "brackets are the seeds that get there."
+    )
     return head + "\n\n" + _table(["arm", *(f"{target:.0%}" for target in study.file.targets)], lines)
 
 
@@ -183,8 +187,8 @@ def _penalty_table(values: Mapping[str, Floats]) -> list[str]:
     rows = [[arm, *("–" if i == j else f"{matrix[i, j]:.2f}" for j in range(len(arms)))] for i, arm in enumerate(arms)]
     rows.append(["**mean of the column**", *(f"**{matrix[:, j].sum() / (len(arms) - 1):.2f}**" for j in range(len(arms)))])
     head = (
-        "Pairwise penalty matrix (Ash et al. 2020): at which share of the budgets the row's arm beats the column's, by a paired "
-        f"two-sided t-test at {ALPHA}. The lower a column's mean, the less often was its arm beaten."
+        "Pairwise penalty matrix (Ash et al. 2020). An entry is the share of the budgets at which the row's arm beats the "
+        f"column's, by a paired two-sided t-test at {ALPHA}. The lower a column's mean, the less often its arm was beaten."
     )
     return [head + "\n\n" + _table(["", *arms], rows)]
 
@@ -216,8 +220,8 @@ def _cost(results: pd.DataFrame) -> str:
             ]
         )
     head = (
-        "## Cost\n\nSeconds of a training and of a query, updates until training stopped, and LossNet's ranking accuracy on the "
-        "test split (0.5 is chance), means over seeds and budgets. Arms that share a training show the same one."
+        "## Cost\n\nSeconds per training and per query, updates until training stopped, and LossNet's ranking accuracy on the "
+        "test split (chance has 0.5). All are means over seeds and budgets. Arms that share a training show the same one."
     )
     return head + "\n\n" + _table(["arm", "training, s", "updates", "query, s", "ranking accuracy"], rows)
 

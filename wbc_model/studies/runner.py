@@ -1,9 +1,9 @@
 """The engine of a study: arms over paired seeds and growing budgets, each training done once and recorded durably.
 
 All arms of a seed have the same splits and the same first labels. They go up the budgets in step: train, evaluate, ask for
-the next labels. A training and a query are named by a hash of everything they depend on (parameters, code, cells, labels,
-seed), and what is recorded under its name is never done again: not after a kill, not for another arm that comes to the same
-labels with the same training, not in another study with the same cache.
+the next labels. A training and a query are named by a hash of all that they depend on: parameters, code, cells, labels, seed.
+What is recorded under its name is never done again. That holds after a kill, for a different arm that comes to the same labels
+with the same training, and for a different study with the same cache.
 """
 
 import json
@@ -49,7 +49,7 @@ class _Trained:
 
 @dataclass
 class _State:
-    """An arm on its way through one seed: `params` carry the seed; `before` is what its next training begins with, if warm."""
+    """An arm on its way through one seed. `params` carry the seed. `before` is what its next training begins with, if warm."""
 
     arm: Arm
     params: Params
@@ -59,8 +59,8 @@ class _State:
 
 @dataclass
 class Runner:
-    """Runs a study seed by seed. `cache` holds records, checkpoints and models that a query still waits for; `say` gets a
-    line for each cell of the grid, `on_rows` the rows so far after each."""
+    """Runs a study seed by seed. `cache` holds records, checkpoints and models that a query still waits for. After each cell of
+    the grid `say` gets a line and `on_rows` the rows so far."""
 
     study: Study
     provenance: Provenance
@@ -151,7 +151,7 @@ class Runner:
             state.before = trained if state.arm.start == WARM else None
 
     def _weights(self, trained: _Trained, params: Params, data: StudyData) -> dict[str, Tensor]:
-        """The weights of an earlier training; it is done once more where its model is no longer there."""
+        """The weights of an earlier training, which is done once more where its model is no longer there."""
         from safetensors.torch import load_file
 
         if not (self._model(trained.key) / CARD).exists():
@@ -193,7 +193,7 @@ class Runner:
         asked: Mapping[str, Any] | None,
         recorded: bool,
     ) -> None:
-        """Add the rows of one cell of the grid: one for each evaluation set."""
+        """Add the rows of one cell of the grid, one per evaluation set."""
         grid_cell = {
             "study": self.study.file.name,
             "arm": state.arm.name,
@@ -201,8 +201,8 @@ class Runner:
             "budget": self.study.file.budgets[step],
             "labels": len(state.labelled),
         }
-        looks = [row for row in record["history"] if row.get("validation_loss") is not None]
-        best: Record = min(looks, key=lambda row: row["validation_loss"], default={})
+        steps = [row for row in record["history"] if row.get("validation_loss") is not None]
+        best: Record = min(steps, key=lambda row: row["validation_loss"], default={})
         about = {
             **{f"validation_{name}": best.get(f"validation_{name}") for name in ("loss", "macro_f1")},
             **{key: _cell(value_of(state.params, key)) for key in self.study.varied},

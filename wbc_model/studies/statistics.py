@@ -26,8 +26,8 @@ EXACT_WITH_TIES: Final = 14  # pairs up to which every assignment of signs is tr
 
 
 def area(labels: Floats, values: Floats, log: bool) -> float:
-    """Area under a curve over its budgets by trapezoids, divided by their range, so that it is a mean value of the metric;
-    over log(labels) where `log`. One budget's area is its value."""
+    """Area under a curve over its budgets by trapezoids, over log(labels) where `log`. It is divided by their range, and so a
+    mean value of the metric. One budget's area is its value."""
     x = np.log(labels) if log else np.asarray(labels, dtype=np.float64)
     if len(x) == 1:
         return float(values[0])
@@ -35,8 +35,8 @@ def area(labels: Floats, values: Floats, log: bool) -> float:
 
 
 def labels_needed(labels: Floats, values: Floats, target: float, log: bool) -> float | None:
-    """Labels at which a curve first reaches `target`: linear between its budgets (over log(labels) where `log`), the first
-    budget where it begins above, None where it is not reached."""
+    """Labels at which a curve first reaches `target`, linear between its budgets (over log(labels) where `log`). A curve that
+    begins above it needs the first budget. None where it is not reached."""
     x = np.log(labels) if log else np.asarray(labels, dtype=np.float64)
     reached = np.flatnonzero(np.asarray(values) >= target)
     if not len(reached):
@@ -60,7 +60,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def wilcoxon_p(differences: Floats, alternative: str = "two-sided") -> float:
-    """p of Wilcoxon's signed-rank test, exact for few pairs; pairs without a difference are left out, 1 where none is left."""
+    """p of Wilcoxon's signed-rank test, exact for few pairs. Pairs without a difference are left out; 1 where none is left."""
     kept = np.round(differences[np.isfinite(differences)], 12)
     kept = kept[kept != 0]
     if not len(kept):
@@ -76,7 +76,7 @@ def smallest_p(pairs: int, alternative: str) -> float:
 
 
 def effect_size(differences: Floats) -> float:
-    """Cohen's d_z: mean over standard deviation of the paired differences; NaN for fewer than two, infinite without spread."""
+    """Cohen's d_z: mean over standard deviation of the paired differences. NaN for fewer than two, infinite without spread."""
     if len(differences) < 2:
         return float("nan")
     mean, spread = float(np.mean(differences)), float(np.std(differences, ddof=1))
@@ -86,8 +86,8 @@ def effect_size(differences: Floats) -> float:
 
 
 def bootstrap_interval(differences: Floats, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile interval of the mean difference under resampling of the pairs; NaN for one pair or pairs without spread, of
-    which resampling tells nothing."""
+    """95 % percentile interval of the mean difference under resampling of the pairs. NaN for one pair and for pairs without
+    spread, since resampling tells nothing of them."""
     if np.ptp(differences) < NO_SPREAD:
         return float("nan"), float("nan")
     draws = np.random.default_rng(seed).integers(0, len(differences), (RESAMPLES, len(differences)))
