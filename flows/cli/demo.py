@@ -68,7 +68,7 @@ def demo(directory: Path | None) -> dict[str, Any]:
     return {
         **outcome.to_dict(),
         "model": model,
-        "answer": _rounded(answer),
+        "answer": answer,
         "specimen": SPECIMEN,
         "pictures": pictures,
         "seconds": round(time.monotonic() - start, 1),
@@ -80,7 +80,7 @@ def demo_text(result: dict[str, Any]) -> str:
     serve = "wbc serve" if result["model"] == "models/champion" else f"wbc serve --model {result['model']}"
     return "\n".join(
         [
-            json.dumps(result["answer"], indent=2),
+            json.dumps(_rounded(result["answer"]), indent=2),
             f"done in {result['seconds']:.0f} s; the cells are drawn, and the figures say nothing about real blood",
             "next:",
             f"  cd {shlex.quote(result['workspace'])}",

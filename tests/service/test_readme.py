@@ -17,6 +17,7 @@ from live import free_port
 from PIL import Image
 from tiny_model import write_model
 
+from flows.cli.demo import demo_text
 from wbc_model.rendering.cells import render_cells
 
 ROOT = Path(__file__).parents[2]
@@ -137,6 +138,24 @@ def test_the_retraining_too(tmp_path: Path) -> None:
     assert answer["results"][0]["status"] == "ok"
     tags = subprocess.run(["git", "tag"], cwd=tmp_path / "site", capture_output=True, text=True, check=True).stdout.split()
     assert "pools-v1" in tags
+
+
+def test_the_demo_ends_with_what_to_do_next() -> None:
+    result = {
+        "workspace": "/srv/a demo",
+        "model": "models/candidate",
+        "answer": {"results": [{"probabilities": {"Basophil": 0.123456789}, "predicted_loss": -1}]},
+        "specimen": "specimen",
+        "pictures": ["plots/confusion.png"],
+        "seconds": 99.9,
+    }
+    answer, rest = demo_text(result).split("done in 100 s")
+    assert json.loads(answer) == {
+        "results": [{"probabilities": {"Basophil": 0.1235}, "predicted_loss": -1, "prediction_set": []}]
+    }
+    assert "cd '/srv/a demo'" in rest
+    assert "wbc serve --model models/candidate" in rest, "there is no champion"
+    assert [word in rest for word in ("http://127.0.0.1:3000/", "specimen/", "plots/confusion.png")] == [True] * 3
 
 
 @pytest.mark.slow
