@@ -150,9 +150,7 @@ def test_the_demo_ends_with_what_to_do_next() -> None:
         "seconds": 99.9,
     }
     answer, rest = demo_text(result).split("done in 100 s")
-    assert json.loads(answer) == {
-        "results": [{"probabilities": {"Basophil": 0.1235}, "predicted_loss": -1, "prediction_set": []}]
-    }
+    assert json.loads(answer) == {"results": [{"probabilities": {"Basophil": 0.1235}, "predicted_loss": -1}]}
     assert "cd '/srv/a demo'" in rest
     assert "wbc serve --model models/candidate" in rest, "there is no champion"
     assert [word in rest for word in ("http://127.0.0.1:3000/", "specimen/", "plots/confusion.png")] == [True] * 3
