@@ -1,8 +1,8 @@
-"""What a retraining remembers between its steps, so that one that was killed goes on where it was.
+"""What a retraining remembers between its steps: one that was killed goes on where it was.
 
-`.wbc/retrain.json` is replaced in one step after each step that counts; every step may be repeated. One retraining, or one
-stage that a person typed, at a time has a workspace to itself, by a lock that the kernel frees when its holder and the holder's
-DVC children are gone. Whoever holds it works on one version of the pools: what comes meanwhile waits (`at_work`).
+`.wbc/retrain.json` is replaced in one step after each step that counts; every step may be repeated. One retraining at a time, or
+one stage that a person typed, has a workspace to itself. The kernel frees that lock when its holder and the holder's DVC children
+are gone. Whoever holds it works on one version of the pools: what comes meanwhile waits (`at_work`).
 """
 
 import contextlib

@@ -55,8 +55,8 @@ def is_workspace(folder: Path) -> bool:
 
 
 def find_workspace(start: Path | None = None) -> Path:
-    """The nearest folder at or above `start` (the current one) that is a workspace; raises WbcError where there is none, and in
-    the folder of a site that is no workspace yet, so that nothing meant for the site befalls its parent."""
+    """The nearest folder at or above `start` (the current one) that is a workspace. Raises WbcError where there is none. So it
+    does in the folder of a site that is no workspace yet: nothing meant for the site befalls its parent."""
     here = (start or Path.cwd()).resolve()
     for folder in (here, *here.parents):
         if is_workspace(folder):

@@ -1,8 +1,8 @@
 """The version of the code that a result comes from: what is kept under it is of no use to different code.
 
 It covers a function, what that uses in its module by name, and all modules of ours that are imported from there, directly or
-not. It is taken from the syntax tree without doc strings. A comment, a doc string, a line break, the number of the release, or an
-import that only a type checker follows makes no new version. See docs/decisions/045.
+not. It is taken from the syntax tree without doc strings. A comment, a doc string or a line break makes no new version. Neither
+does the number of the release, nor an import that only a type checker follows. See docs/decisions/045.
 """
 
 import ast

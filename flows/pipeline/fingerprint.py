@@ -40,7 +40,7 @@ STAGES: Final = {
 
 # What the gate decides by (flows/retraining/gate.py remembers its answers): no stage of the pipeline.
 GATE: Final = (
-    Entry("flows.retraining.gate:decide", packages=("numpy", "pandas")),
+    Entry("flows.retraining.gate:decide", packages=("numpy", "pandas", "scipy")),
     Entry("wbc_model.evaluation.evaluate:predict_directory", packages=_NUMERIC),
 )
 

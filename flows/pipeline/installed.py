@@ -1,8 +1,8 @@
 """Links to the code that the workspace runs by. DVC looks through them, so that `dvc status` and `dvc repro` see a change.
 
-`models/installed` holds a link to each of our packages, and for each package of others that a number depends on a link to a file
-of it that another version has otherwise. The stage `code` has them as outputs: where what lies behind them has changed, it runs
-again, and only then. Without links it would have to run always, and `dvc status` would always say so. See docs/decisions/006.
+`models/installed` holds a link to each of our packages. For each package of others that a number depends on, it holds a link to a
+file that differs in each version. The stage `code` has them as outputs: where what lies behind them has changed, it runs again,
+and only then. Without links it would have to run always, and `dvc status` would always say so. See docs/decisions/006.
 """
 
 import contextlib

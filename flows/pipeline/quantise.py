@@ -4,10 +4,10 @@
 
     python -m flows.pipeline.quantise MODEL_DIR DATA.csv
 
-NNCF calibrates on validation cells. The int8 graph joins the model directory only where, on the test cells, its accuracy is
-within 0.2 points of the float32 graph's and every class's recall within 0.5; the command also asks that on this processor it
-is at least 1.3 times as fast as what would be served without it. The gate looks at what the service answers: what the int8
-graph is unsure of it computes again in float32 (serving/inference/classify.py), and that counts in the time too. See
+NNCF calibrates on validation cells. The int8 graph joins the model directory only where it is as good on the test cells. Its
+accuracy must be within 0.2 points of the float32 graph's, and every class's recall within 0.5. The command also asks that on this
+processor it is at least 1.3 times as fast as what would be served without it. The gate judges what the service answers: what the
+int8 graph is unsure of is computed again in float32 (serving/inference/classify.py), and that counts in the time too. See
 docs/decisions/024.
 """
 

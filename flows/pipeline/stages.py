@@ -226,8 +226,8 @@ def evaluate_model(model: Path, data: Path, plots: Path | None, own_statistics: 
 
 
 def seen_before(card: ModelCard, sha256s: list[str]) -> dict[str, Any]:
-    """Whether the model was made from some of these cells, by its card or, for a card that does not say, by the pools of the
-    workspace that we stand in; with the `warnings` in words."""
+    """Whether the model was made from some of these cells, with the `warnings` in words. Its card tells; for one that does not
+    say, the pools of the workspace that we stand in."""
     found = leakage(sha256s, card.cells, {} if card.cells else _pools_of(card))
     return {**found.to_dict(), "warnings": list(found.lines())}
 

@@ -8,7 +8,6 @@ import csv
 import hashlib
 import io
 import json
-import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -75,8 +74,9 @@ class Decision:
 def mcnemar_worse(lost: int, won: int) -> float:
     """One-sided exact McNemar test: P(at least `lost` of the `lost + won` cells that one model alone has right go to the
     champion) if neither were better. Small means that the challenger is worse. 1 where the models never differ."""
-    total = lost + won
-    return float(sum(math.comb(total, k) for k in range(lost, total + 1)) / 2**total)
+    from scipy.stats import binomtest  # slow to load, and most commands compare nothing
+
+    return float(binomtest(lost, lost + won, alternative="greater").pvalue) if lost + won else 1.0
 
 
 def compare(champion_right: NDArray[np.bool_], challenger_right: NDArray[np.bool_]) -> Comparison:

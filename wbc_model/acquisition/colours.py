@@ -1,7 +1,7 @@
 """A cell's colours as numbers: what can be known of it without any network and any label.
 
 The classes differ in the colours that Romanowsky stains give their nuclei and granules: eosin's red, the azure of basophils. That
-is too little to name a cell by, and enough to see to it that the first cells a person is asked about are of all kinds.
+is too little to name a cell by. It is enough to ask a person about cells of all kinds first.
 """
 
 import itertools

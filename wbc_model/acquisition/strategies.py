@@ -197,9 +197,9 @@ def learning_loss(pool: PoolScores, rng: np.random.Generator) -> Floats:
 def _balanced(values: Floats, reason: str, pool: PoolScores, count: int, rng: np.random.Generator) -> Picks:
     """Share `count` among the predicted classes in inverse proportion to how many labelled cells each has.
 
-    The weight of a class with n labelled cells is 1 / (n + 1). Cells are given out one at a time to the class with the highest
-    weight / (cells given so far + 1/2) (Sainte-Laguë's method), which takes its cell of highest value, until it has none left.
-    So the j-th best cell (from 0) of its class stands at (n + 1) (2 j + 1), and this number sorts the queue; of equals the
+    The weight of a class with n labelled cells is 1 / (n + 1). Each cell goes to the class with the highest
+    weight / (cells given so far + 1/2) (Sainte-Laguë's method). That class takes its cell of highest value, until it has none
+    left. So the j-th best cell (from 0) of its class stands at (n + 1) (2 j + 1), and this number sorts the queue; of equals the
     class with fewer labels comes first. A shorter queue is the beginning of a longer one.
     """
     predicted = pool.probabilities.argmax(axis=1)
@@ -249,9 +249,9 @@ def rare_threshold(pool: PoolScores, count: int, rng: np.random.Generator) -> Pi
     """Cells nearest to where each class is best separated from the rest (after DIRECT: Nuggehalli, Zhang, Jain & Nowak,
     arXiv:2312.09196, ICML 2025).
 
-    As there: for every class the cells in the order of a margin score, the cut with most labelled cells on the right side, and
-    the same budget for each class. Unlike there: the whole budget goes to the cells around the cut (half of theirs is spent
-    before on narrowing it down, with an annotator who answers at once), and the classes take turns, the one with the fewest
+    As there, every class has the cells in the order of a margin score, and the cut with most labelled cells on the right side.
+    The budget is the same for each class. Unlike there, the whole budget goes to the cells around the cut. DIRECT spends half of
+    it before, on narrowing the cut down with an annotator who answers at once. The classes take turns, the one with the fewest
     labels first. A class without labels has its cut above all labelled cells: its turn goes to the likeliest of it.
     """
     margins, known = rest_margins(pool.probabilities), pool.labelled
@@ -293,8 +293,8 @@ def embedding_distances(embedding: Rows) -> Distances:
 def gradient_distances(probabilities: Floats, embedding: Rows) -> tuple[Floats, Distances]:
     """Squared norms (N,) of the gradient embeddings of BADGE, and squared distances between them.
 
-    The gradient of the cross-entropy of the predicted class ŷ by the last layer's weights is the outer product of d = p - e_ŷ
-    (C,) and the embedding h (512,), Ash et al. 2020, equation 1. Since <d ⊗ h, d' ⊗ h'> = <d, d'> <h, h'>, the N x (512 C)
+    Take the gradient of the cross-entropy of the predicted class ŷ by the last layer's weights (Ash et al. 2020, equation 1). It
+    is the outer product of d = p - e_ŷ (C,) and the embedding h (512,). Since <d ⊗ h, d' ⊗ h'> = <d, d'> <h, h'>, the N x (512 C)
     matrix is never made.
     """
     d = probabilities - np.eye(probabilities.shape[1])[probabilities.argmax(axis=1)]
@@ -369,8 +369,8 @@ def k_center(pool: PoolScores, count: int, rng: np.random.Generator) -> Picks:
 
 @batch_acquisition("colour_cover", needs={"colours", "labelled"}, reason="coloured unlike all that is labelled or in this queue")
 def colour_cover(pool: PoolScores, count: int, rng: np.random.Generator) -> Picks:
-    """Greedy k-center on the cells' colours, for the first query: no network has learnt anything yet, and a class of 2 % of
-    the cells has little chance to be among 31 of them that are drawn at random."""
+    """Greedy k-center on the cells' colours, for the first query, when no network has learnt anything yet. A class of 2 % of the
+    cells has little chance to be among 31 that are drawn at random."""
     rows = whitened(np.concatenate([pool.colours, pool.labelled.colours]) if len(pool.labelled.labels) else pool.colours)
     return _farthest_first(rows[: len(pool)], rows[len(pool) :], count, rng)
 
@@ -379,9 +379,9 @@ def colour_cover(pool: PoolScores, count: int, rng: np.random.Generator) -> Pick
     "diverse_loss", needs={"predicted_loss", "embedding"}, reason="LossNet expects the model to be wrong, in different ways"
 )
 def diverse_loss(pool: PoolScores, count: int, rng: np.random.Generator) -> Picks:
-    """Of the DIVERSE_FACTOR x count cells of highest predicted loss (Yoo & Kweon, CVPR 2019), those that k-means++ picks in the
-    embedding, from the highest loss on. The filter before the spread is that of Zhdanov 2019 (arXiv:1901.05954),
-    with k-means++ in place of k-means. Score: the predicted loss."""
+    """Among the DIVERSE_FACTOR x count cells of highest predicted loss (Yoo & Kweon, CVPR 2019), what k-means++ picks in the
+    embedding. It begins with the highest loss. The filter before the spread is that of Zhdanov 2019 (arXiv:1901.05954), with
+    k-means++ in place of k-means. Score: the predicted loss."""
     top = ranked(pool.predicted_loss, rng)[: DIVERSE_FACTOR * count]
     picked, _ = kmeans_plus_plus(embedding_distances(pool.embedding[top]), 0, count, rng)
     return Picks(top[picked], pool.predicted_loss[top[picked]])

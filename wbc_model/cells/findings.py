@@ -31,8 +31,8 @@ _BYTES: Final = ("view", "landmarks", "hashes")
 def describe(pools: Pools, measured: pd.DataFrame) -> pd.DataFrame:
     """The rows of all pools, in the order in which their images came into the store, with what was measured.
 
-    Adds `stored` (is there an image), `places` (pool rows of this cell), `group_sides` (of training, validation and test,
-    how many the row's group is in) and `side`. Measurements are missing (NaN, None) where no image is stored.
+    Adds `stored` (is there an image), `places` (pool rows of this cell), `side`, and `group_sides`: in how many of training,
+    validation and test the row's group is. Measurements are missing (NaN, None) where no image is stored.
     """
     cells = pools.table()
     cells["side"] = sides(cells)
@@ -144,8 +144,8 @@ def find_pairs(cells: pd.DataFrame, checks: CheckParams, cache: Path) -> list[Pa
 
 
 def find(cells: pd.DataFrame, labels: pd.Series, checks: CheckParams, cache: Path) -> tuple[pd.DataFrame, list[Rejection]]:
-    """All row findings: the table with a column `poor` and a column per reason of REPEATS (the other row's path, or None),
-    and the findings as rows for quarantine.csv."""
+    """All row findings: the table with `poor` and a column per reason of REPEATS (the other row's path, or None), and the rows
+    for quarantine.csv."""
     reasons = poor(cells, checks)
     gone = repeats(cells, labels, find_pairs(cells, checks, cache), reasons == "")
     found = cells.drop(columns=list(_BYTES), errors="ignore").assign(poor=reasons)

@@ -1,7 +1,7 @@
 """Files that are written for people to fill in or change: what somebody has put in is never written over.
 
-The workspace remembers, in `.wbc/handed_out.json`, the SHA-256 of what it wrote where: of what is to be written, and before it of
-what it takes the place of, so that a kill in between makes neither a stranger. A file that is no longer that, byte for byte, is
+The workspace remembers, in `.wbc/handed_out.json`, the SHA-256 of what it wrote where. Before a write the file has both, that of
+the old content and that of the new: a kill in between makes neither a stranger. A file that is no longer that, byte for byte, is
 somebody's work.
 """
 

@@ -234,8 +234,8 @@ def printable(path: str) -> str:
 def read_cell(path: str, root: Path) -> bytes:
     """The bytes of a manifest's `path` under the manifest's folder `root`.
 
-    Raises ImageRejected: `outside_folder` when the path leaves the folder by `..` or a link (only a path that the manifest
-    itself gives as absolute may name a file elsewhere), `missing`, or `too_large`.
+    Raises ImageRejected: `missing`, `too_large`, or `outside_folder` when the path leaves the folder by `..` or a link. Only a
+    path that the manifest itself gives as absolute may name a file elsewhere.
     """
     file = _locate(path, root)
     try:
@@ -252,8 +252,8 @@ def read_cell(path: str, root: Path) -> bytes:
 
 
 def _locate(path: str, root: Path) -> Path:
-    """The file that a manifest's path means: as it is written, else without spaces around it, as a file URL, with the separators
-    of Windows, or in the other normal form of Unicode."""
+    """The file that a manifest's path means, as it is written. Else it is tried without spaces around it, as a file URL, with the
+    separators of Windows, and in the other normal form of Unicode."""
     if not path.strip():
         raise ImageRejected("missing", "the path is empty")
     if "\0" in path:

@@ -25,8 +25,8 @@ _RANK: Final = {"train": 0, "validation": 1, "test": 2}
 
 @dataclass(frozen=True)
 class Terms:
-    """How a manifest is taken in: the name that is written beside its cells, whether its labels are known to the learner at once,
-    and whether any number of conflicts is listed."""
+    """How a manifest is taken in. `source` is written beside its cells; `reveal_labels`: the learner knows its labels at once;
+    `list_conflicts`: they are listed, however many there are."""
 
     source: str
     reveal_labels: bool = True

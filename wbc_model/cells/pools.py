@@ -166,8 +166,8 @@ class Pools:
         write_together(directory, pools | dict(also))
 
     def check(self) -> None:
-        """Raises WbcError naming the row when a cell is in two places, a label is unknown, missing or given where none
-        belongs, or a group lies on both sides of the line between training, validation and test."""
+        """Raises WbcError naming the row where a cell is in two places, or a group on two sides (training, validation, test). So
+        where a label is unknown, missing, or given where none belongs."""
         problems = self.problems()
         if problems:
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""

@@ -1,7 +1,7 @@
 """Measuring the stored images: what the data checks judge a crop by, computed once per shard and kept.
 
-The sharpness and the small grey view are taken at 64 x 64 pixels whatever the crop's size, so that one threshold fits
-cameras of different resolution.
+The sharpness and the small grey view are taken at 64 x 64 pixels, whatever the crop's size. One threshold fits cameras of
+different resolution.
 """
 
 import hashlib
@@ -64,11 +64,11 @@ def _laplacian(view: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def measure_store(store: ImageStore, cache: Path) -> pd.DataFrame:
-    """A row per stored cell in store order: sha256, the columns of `measure`, and `damage` (empty, or why the image cannot
-    be used any more).
+    """A row per stored cell in store order: sha256, the columns of `measure`, and `damage`. That is empty, or says why the image
+    cannot be used any more.
 
-    Measurements are kept in `cache`, a Parquet file per shard. A shard whose bytes are not those it was named by is
-    measured anew each time, so that damage is seen and pinned to its cells.
+    Measurements are kept in `cache`, a Parquet file per shard. A shard whose bytes are not those it was named by is measured anew
+    each time: damage is seen and pinned to its cells.
     """
     version = code_version(_measure_stored)
     frames = []

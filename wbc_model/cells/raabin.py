@@ -1,7 +1,7 @@
 """Raabin-WBC (Kouzehkanan et al., Scientific Reports 2022) as its authors distribute it, turned into manifests.
 
-The double-labelled cells come as `Train.rar`, `TestA.rar` and `TestB.zip`, each a folder with a subfolder for each class
-(TestB, of another microscope and camera, has neutrophils and lymphocytes only). A file's name begins with its smear:
+The double-labelled cells come as `Train.rar`, `TestA.rar` and `TestB.zip`, each a folder with a subfolder per class. TestB is of
+another microscope and camera, and has neutrophils and lymphocytes only. A file's name begins with its smear:
 `95-8-27-1_218_5.jpg` is cell 5 of field 218 of smear 95-8-27-1. Where it begins with the day of a camera
 (`20190527_162951_0_0.jpg`), the smear is not in the name and the day stands for it: it may join smears and splits none.
 

@@ -1,7 +1,7 @@
 """The seeded choices of an ingest: which cells go to validation and test, and which labels are revealed first.
 
-Every choice sorts by a hash of the seed and the cell's sha256 (or its group's name), so neither the order of the manifest's
-rows nor a second ingest changes it.
+Every choice sorts by a hash of the seed and the cell's sha256 (or its group's name). Neither the order of the manifest's rows
+nor a second ingest changes it.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
 """The image store: original image bytes in immutable Parquet shards, where a cell is named by its sha256.
 
-A shard is named by the sha256 of its own bytes, so damage shows, and versioning tools that compare names and sizes never
-copy it twice. Its columns are those that Hugging Face `datasets`, pandas and DuckDB read images from. A shard never changes;
-what is new goes into new shards, numbered in its metadata so that "added earlier" stays known.
+A shard is named by the sha256 of its own bytes. Damage shows, and versioning tools that compare names and sizes never copy it
+twice. Its columns are those that Hugging Face `datasets`, pandas and DuckDB read images from. A shard never changes;
+what is new goes into new shards. Their metadata number them, in the order in which they came.
 """
 
 import hashlib

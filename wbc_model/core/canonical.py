@@ -1,9 +1,9 @@
 """The canonical view: one cell, seen as every site would show it.
 
-Sites differ in magnification, stain and lamp far more than their cells do. The view finds the nucleus by its stain, cuts a
-square whose side is a fixed multiple of the nucleus's radius, and undoes lamp and stain strength by Beer-Lambert's law:
-transmitted light is divided by the background's, and a power takes the nucleus half the way to a standard density. Pure NumPy and
-Pillow, so that the service has it too.
+Sites differ in magnification, stain and lamp far more than their cells do. The view finds the nucleus by its stain, and cuts a
+square whose side is a fixed multiple of the nucleus's radius. It undoes lamp and stain strength by Beer-Lambert's law:
+transmitted light is divided by the background's, and a power takes the nucleus half the way to a standard density. It is pure
+NumPy and Pillow: the service has it too.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Which cells a model has seen, small enough for its card: five bytes of each cell's sha256 and its class.
 
-Whoever has a model directory and some cells can tell which of them it learned from, and which labels are others by now. A cell
-that it never saw is taken for a known one once in 2 ** 40 / N, N being the cells of the filter. No image can be had from it.
+Whoever has a model directory and some cells can tell which of them it learned from, and which labels are different by now. Of
+2 ** 40 / N cells that it never saw, one is taken for a known one, where N cells are in the filter. No image can be had from it.
 """
 
 import base64

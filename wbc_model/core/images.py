@@ -70,8 +70,8 @@ def _open(data: bytes) -> Image.Image:
 def decode(data: bytes, at_least: int | None = None) -> tuple[Image.Image, ImageFacts]:
     """Decode untrusted bytes to an upright RGB image.
 
-    `at_least` lets a JPEG be decoded at a half, quarter or eighth of its size as long as no side falls under that many
-    pixels (DCT scaling), which is several times faster; the facts always give the stored size.
+    `at_least` lets a JPEG be decoded at a half, quarter or eighth of its size (DCT scaling), which is several times faster. No
+    side falls under that many pixels. The facts always give the stored size.
     Transparent pixels are laid on white, the background of a smear.
 
     Raises ImageRejected with reason `undecodable`, `truncated`, `too_large` or `too_small`.
@@ -120,8 +120,9 @@ def to_square(image: Image.Image, size: int) -> NDArray[np.uint8]:
 
 
 def appearance(nucleus: Nucleus | None, scale: float) -> NDArray[np.float64]:
-    """How the cell was shown, (7,): logarithms of the nucleus's radius in pixels of the image as stored (`scale` pixels of the
-    decoded image each), of its optical density and of the background's light, both RGB. NaN where no nucleus was found."""
+    """How the cell was shown, (7,): logarithms of the nucleus's radius, of its optical density and of the background's light,
+    both RGB. The radius is in pixels of the image as stored, `scale` pixels of the decoded image each. NaN where no nucleus was
+    found."""
     if nucleus is None:
         return np.full(len(APPEARANCE), np.nan)
     shown: NDArray[np.float64] = np.log(np.r_[nucleus.radius / scale, nucleus.density + FAINT, nucleus.background])

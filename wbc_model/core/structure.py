@@ -1,8 +1,8 @@
 """Whether a file holds one picture, told from its bytes before anything decodes it.
 
-A decoder's name for a file is no evidence: of a TIFF with a stack of channels, of an animation or of a JPEG with a second
-picture inside it shows the first, and that looks like an answer. One RGB or grey picture is taken, with or without alpha, and
-what has one RGB form (a palette, CMYK, YCbCr). Everything else is refused with the reason.
+A decoder's name for a file is no evidence. Of a TIFF with a stack of channels, of an animation, or of a JPEG with a second
+picture in it, it shows the first. That looks like an answer. One RGB or grey picture is taken, with or without alpha, and what
+has one RGB form (a palette, CMYK, YCbCr). Everything else is refused with the reason.
 """
 
 import re
@@ -72,8 +72,8 @@ _INTEGERS: Final = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 
 
 def one_picture(data: bytes) -> Kind:
-    """The kind of a file that holds one picture. Raises ImageRejected, `undecodable`, for a file of another kind, for one that
-    holds several pictures or a stack of channels, and for one whose structure is damaged or made to cost time."""
+    """The kind of a file that holds one picture. Raises ImageRejected, `undecodable`, for a file of another kind, and for
+    one with several pictures or a stack of channels. So for one whose structure is damaged, or made to cost time."""
     kind = next((kind for start, kind in _STARTS.items() if data.startswith(start)), None)
     if kind is None:
         raise _refused(f"not a readable {', '.join(dict.fromkeys(_STARTS.values()))} image")

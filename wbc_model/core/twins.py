@@ -1,10 +1,10 @@
 """Knowing a cell again when the pixels differ: saved again, resized, brightened, photographed again, cut elsewhere.
 
-White cells on one stain look so much alike that a hash of the whole crop either misses a crop that was cut a little to the
-side or takes different cells for one. So hashes only propose pairs, landmark by landmark, and pixels decide: the two grey
-views, laid over each other where their landmarks meet, must agree in their fine structure.
+White cells on one stain look much alike. A hash of the whole crop misses a crop that was cut a little to the side, or takes
+different cells for one. So hashes only propose pairs, landmark by landmark, and pixels decide: the two grey views are laid over
+each other where their landmarks meet, and must agree in their fine structure.
 
-In NumPy alone: the learner finds near-duplicates in its pools with it, and the service the twins in a report.
+It is NumPy alone: the learner finds near-duplicates in its pools with it, and the service the twins in a report.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -252,8 +252,8 @@ class Crops:
     def correlation(self, first: int, second: int, meetings: list[Meeting]) -> tuple[float, float]:
         """Best correlation of the fine structure where landmarks meet, and the offset of the centres there.
 
-        The second view is looked at as it is, at the crops' common scale where their sizes differ, and at the scale that
-        the distance of two landmarks tells.
+        The second view is taken as it is, and at the scale that the distance of two landmarks tells. Where the crops' sizes
+        differ it is taken at their common scale too.
         """
         a, b = self.detail(first), self.detail(second)
         size = self.sizes[second] / self.sizes[first]

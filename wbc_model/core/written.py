@@ -53,8 +53,8 @@ SEPARATORS: Final = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a 
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table as spreadsheets save it: the header in lower case, its separator, and the rows that are not empty, each with its
-    line and as many fields as it has, empty ones at its end left off."""
+    """A table as spreadsheets save it: the header in lower case, its separator, and the rows that are not empty. Each row has its
+    line and its fields; empty ones at its end are left off."""
 
     path: Path
     separator: str

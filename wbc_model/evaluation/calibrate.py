@@ -46,8 +46,8 @@ def calibrated_temperature(logits: NDArray[Any], labels: NDArray[np.int64]) -> t
 def conformal_threshold(probabilities: NDArray[Any], labels: NDArray[np.int64], coverage: float) -> float:
     """Split conformal prediction with the score 1 - p(label) (Sadinle et al., JASA 2019).
 
-    Returns the probability at or above which a class joins the prediction set, so that on exchangeable cells the set holds
-    the label with at least the given coverage; 0 (every class joins) when the pool is too small to promise that.
+    Returns the probability at or above which a class joins the prediction set. On exchangeable cells the set then holds the label
+    with at least the given coverage. Returns 0 (every class joins) when the pool is too small to promise that.
     """
     count = len(labels)
     rank = math.floor((count + 1) * (1 - coverage))
@@ -60,7 +60,7 @@ def fit_out_of_distribution(seen: Predictions, labels: NDArray[np.int64], appear
     """Densities and thresholds from cells of one site: their predictions, labels (N,) and appearances (N, 7).
 
     Covariances are shrunk (Ledoit & Wolf 2004). The thresholds are quantiles of what each fifth of the cells gets from densities
-    of the other four fifths, so that they hold for cells that no density was fitted to. None for fewer than MIN_CELLS cells
+    of the other four fifths: they hold for cells that no density was fitted to. None for fewer than MIN_CELLS cells
     with a nucleus.
     """
     good = ~np.isnan(appearance).any(axis=1)

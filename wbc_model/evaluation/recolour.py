@@ -1,7 +1,7 @@
 """Home's cells in the colours of another site: a map of colour that needs no label.
 
-A site's stain and camera change all of its cells alike. Labelled cells of home, mapped to the colours that the site's cells have,
-say what that change alone costs a model, before anybody has labelled a cell there.
+A site's stain and camera change all of its cells alike. Labelled cells of home are mapped to the colours that the site's cells
+have. They say what that change alone costs a model, before anybody has labelled a cell there.
 """
 
 from typing import Final
@@ -22,8 +22,8 @@ def _root(matrix: Matrix) -> Matrix:
 
 
 def colour_map(home: Pixels, site: Pixels) -> tuple[Matrix, Matrix]:
-    """`matrix` (3, 3) and `offset` (3,) that give RGB of the views of `home` (N, S, S, 3) the mean and the covariance of those of
-    `site` (M, S, S, 3), and of all that do change colours the least: the linear Monge-Kantorovich map of Pitié & Kokaram 2007.
+    """`matrix` (3, 3) and `offset` (3,) that give RGB of the views of `home` the mean and the covariance of those of `site`, both
+    (N, S, S, 3). Of all that do, they change colours the least: the linear Monge-Kantorovich map of Pitié & Kokaram 2007.
 
     T = A^-1/2 (A^1/2 B A^1/2)^1/2 A^-1/2 with the covariances A of home and B of the site. A colour that home's cells do not vary
     in (all grey, say) is varied a little, so that A can be inverted. CELLS of each site at most are looked at.
