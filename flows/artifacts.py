@@ -1,4 +1,4 @@
-"""Where MLflow's files lie: relative to the workspace, so that it can be moved, and a copy never writes into the original.
+"""Where MLflow's files lie: relative to the workspace. It can be moved, and a copy never writes into the original.
 
 MLflow itself makes every local path absolute when an experiment is created. A database in the workspace is put right after that;
 so is one that an earlier version made, wherever its workspace lay then.

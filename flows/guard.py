@@ -1,8 +1,8 @@
 """No process outlives the flow that started it.
 
-A SIGKILL cannot be caught, and DVC starts the stages through a shell, so a flow cannot take its children with it. The
-children watch instead: a flow names itself in the environment, and who finds its flow, or anyone between the flow and
-itself, gone ends at once. DVC itself is left alone, so that it can finish the file it is writing; it ends with its stage.
+A SIGKILL cannot be caught, and DVC starts the stages through a shell. So a flow cannot take its children with it. The children
+watch instead: a flow names itself in the environment. A child ends at once when its flow is gone, or anyone between the two. DVC
+itself is left alone and finishes the file that it is writing; it ends with its stage.
 
 `python -m flows.guard MODULE ARGUMENTS` runs another module so guarded (the Prefect server).
 """

@@ -34,7 +34,8 @@ class Identity:
 
 
 def identify(workspace: Path) -> tuple[Identity, str]:
-    """The identity of a workspace, made where there is none, and a line where it was moved or is a copy (said once)."""
+    """The identity of a workspace, made where there is none. The line says, once, that it was moved or is a copy; else it is
+    empty."""
     workspace = workspace.resolve()
     known, status = _read(workspace), workspace.stat()
     here = {"path": str(workspace), "device": status.st_dev, "inode": status.st_ino}

@@ -12,7 +12,7 @@ TRAINING_LINE: Final = re.compile(r"update +\d+ of \d+:")
 
 
 def training_line(updates: int) -> Callable[[dict[str, float]], None]:
-    """What `Training.fit` reports to: a line on stderr at each look at the validation pool, where no terminal shows its bar."""
+    """What `Training.fit` reports to: a line on stderr at each validation step, where no terminal shows its bar."""
 
     def say(row: dict[str, float]) -> None:
         loss, score = row["validation_loss"], row["validation_macro_f1"]

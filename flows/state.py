@@ -23,7 +23,7 @@ from wbc_model.core.files import file_sha256, write_atomic
 from wbc_model.core.lock import locked, take
 
 _ORPHAN_SECONDS: Final = 60  # for the children of a killed flow to end by themselves
-TURNSTILE: Final = ".wbc/incoming.lock"  # between the look whether somebody works on the pools, and the change of them
+TURNSTILE: Final = ".wbc/incoming.lock"  # between asking whether somebody works on the pools, and changing them
 RETRAINING: Final = "a retraining"
 _LEARNED: Final = ".wbc/learned.csv"
 _held: dict[Path, int] = {}
@@ -171,8 +171,8 @@ def _of_an_ancestor(workspace: Path) -> bool:
 
 
 def at_work(workspace: Path) -> str | None:
-    """Who works on the pools as they are now, so that they must stay so: a retraining, a stage, or DVC, which notes after a
-    stage what the stage's inputs are, and whose next stage must have the same. None where nobody does, or this process."""
+    """Who works on the pools as they are now; they must stay so. It is a retraining, a stage, or DVC. DVC notes after a stage
+    what the stage's inputs are, and its next stage must have the same. None where nobody works on them, or this process does."""
     path = (workspace / ".wbc/retrain.lock").resolve()
     if path in _held:
         return None
@@ -184,8 +184,8 @@ def at_work(workspace: Path) -> str | None:
 
 
 def _dvc_works(workspace: Path) -> str | None:
-    """The `dvc` command that makes something of this workspace's pools: by DVC's own files one that runs a stage which reads
-    them, or a `dvc repro` between two stages."""
+    """The `dvc` command that makes something of this workspace's pools, by DVC's own files. It runs a stage that reads them, or
+    it is a `dvc repro` between two stages."""
     for folder in (parent / ".dvc" for parent in (workspace.resolve(), *workspace.resolve().parents)):
         if folder.is_dir():
             return _reader(folder / "tmp/rwlock", workspace.resolve() / "data/pools") or _reproducing(folder / "tmp/lock")
@@ -215,7 +215,7 @@ def _reproducing(lock: Path) -> str | None:
 
 @contextlib.contextmanager
 def one_version(workspace: Path) -> Iterator[None]:
-    """The block works on the pools as they are at its start; raises WbcError at its end where they are others by then."""
+    """The block works on the pools as they are at its start; raises WbcError at its end where they have changed."""
     before = _pool_digests(workspace)
     yield
     if _pool_digests(workspace) != before:

@@ -102,7 +102,7 @@ def environment() -> dict[str, str]:
 
 
 def bypass_proxies() -> None:
-    """Loopback is never reached through a proxy, whatever the environment says of others; for this process and its children."""
+    """See to it that this process and its children never reach loopback through a proxy, whatever the environment says."""
     for name in ("NO_PROXY", "no_proxy"):
         given = [part.strip() for part in os.environ.get(name, "").split(",") if part.strip()]
         os.environ[name] = ",".join(dict.fromkeys([*given, "127.0.0.1", "localhost", "::1"]))

@@ -55,7 +55,7 @@ def run_dvc(
     """Run `dvc`, waiting for its lock; returns its output, of which each line goes to `log` and to `heard` as it is said.
 
     Raises WbcError with the one line that a stage of ours left for the user, StageFailed for anything else. The child
-    inherits the descriptors `locks`, so that a lock of the caller is held until the child is gone too.
+    inherits the descriptors `locks`: a lock of the caller is held until the child is gone too.
     """
     complaint = workspace / ".wbc" / f"error-{os.getpid()}.txt"
     complaint.parent.mkdir(exist_ok=True)
@@ -167,7 +167,7 @@ def _site_name(workspace: Path) -> str:
 def version_pools(workspace: Path, locks: Sequence[int] = ()) -> PoolsVersion:
     """Put the data under DVC and note the version of the pools in data/versions.csv.
 
-    The same pools keep their number, so that this may be repeated; a number whose tag names other pools (of another branch, or
+    The same pools keep their number: this may be repeated. A number whose tag names other pools (of another branch, or
     of another workspace in the same repository) is passed over. Raises WbcError.
     """
     ensure_dvc(workspace)
@@ -285,7 +285,7 @@ def _git(workspace: Path, *arguments: str) -> str:
 
 
 def heal(workspace: Path) -> list[str]:
-    """Put right what a kill may have left half written by DVC or a stage; returns what was done. Nobody else may be at work.
+    """Put right what DVC or a stage left half written when it was killed; returns what was done. Nobody else may be at work.
 
     DVC writes dvc.lock and *.dvc files in place. What cannot be read is removed: a stage without a record runs again, with
     the same result, and `dvc add` notes the data anew.

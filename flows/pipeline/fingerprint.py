@@ -60,8 +60,8 @@ def _installed(package: str) -> str:
 
 
 def write_fingerprints(workspace: Path) -> dict[str, str]:
-    """Write `models/code.json`, the fingerprint of each stage, and the links by which DVC sees when these are others. That of
-    `train` has the weights in it that a training begins with: params.yaml names their file only."""
+    """Write `models/code.json`, the fingerprint of each stage, and the links by which DVC sees when these have changed. That of
+    `train` covers the weights too that a training begins with: params.yaml names their file only."""
     from flows.pipeline.installed import link_code
 
     values = {stage: fingerprint(entry) for stage, entry in STAGES.items()}

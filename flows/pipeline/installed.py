@@ -35,7 +35,7 @@ def link_code(workspace: Path, weights: Path | None) -> None:
 
 def relink(workspace: Path) -> None:
     """Put right the links of ours that lead nowhere or elsewhere, as in a copy of the workspace or after a move of the
-    installation: DVC fails on them. Does nothing where there are none; what a stage must look for is left to it."""
+    installation: DVC fails on them. Does nothing where there are no links: the stage `code` makes them."""
     folder = workspace / FOLDER
     if not folder.is_dir():
         return

@@ -159,7 +159,7 @@ def quantise(
 
 
 def spread(count: int, most: int) -> slice:
-    """At most `most` of `count`, evenly spread, so that of sorted cells every class is there."""
+    """At most `most` of `count`, evenly spread: of sorted cells every class is there."""
     step = max(1, count // most)
     return slice(0, most * step, step)
 

@@ -38,8 +38,8 @@ def colours(images: NDArray[np.uint8]) -> Rows:
 
 
 def whitened(described: Rows) -> Rows:
-    """The same rows (N, 49) as (N, 12 at most): principal components of equal spread, so that distances count each kind of
-    difference alike however large its numbers are."""
+    """The same rows (N, 49) as (N, 12 at most): principal components of equal spread. Distances count each kind of
+    difference alike, however large its numbers are."""
     centred = described.astype(np.float64) - described.mean(axis=0)
     centred /= np.maximum(centred.std(axis=0), 1e-6)
     values, vectors = np.linalg.eigh(np.atleast_2d(np.cov(centred, rowvar=False, bias=True)))

@@ -26,13 +26,13 @@ SLICE: Final = 16 * BATCH
 def score_pool(
     network: AttentionResNet18, decoded: DecodedCells, sha256s: list[str], autocast: bool, embeddings: bool = False
 ) -> Predictions:
-    """Predictions for the cells in order, in a stream: memory grows with the pool only by the returned rows, of 24 bytes a cell
-    and, with `embeddings`, 512 float32 (2 KiB) more."""
+    """Predictions for the cells in order, in a stream. Memory grows with the pool only by the returned rows: 24 bytes per cell,
+    and with `embeddings` 512 float32 (2 KiB) more."""
     n, width = len(sha256s), network.fc.in_features if embeddings else 0
     sizes = (n, network.fc.out_features), (n,), (n, width)
     seen = Predictions(*(np.empty(size, np.float32) for size in sizes))
     with tqdm(total=n, desc="score the pool", unit="cell", disable=None, leave=False) as bar:
-        for start in range(0, n, SLICE):  # rows go to their place slice by slice, so that they are never there twice
+        for start in range(0, n, SLICE):  # rows go to their place slice by slice: they are never there twice
             part = slice(start, start + SLICE)
             batches = decoded.batches(sha256s[part], BATCH)
             for rows, new in zip(seen, predict(network, batches, embeddings=embeddings, autocast=autocast), strict=True):

@@ -2,7 +2,7 @@
 
 A strategy is a function from the pool's scores, a count and a random generator to `Picks`: so many distinct cells, best first.
 Most give every cell a value and take the highest (`@acquisition`); some choose a set, in which a cell's worth depends on the
-others (`@batch_acquisition`). `needs` names what a strategy looks at, so that nothing else is computed. Registering is all it
+others (`@batch_acquisition`). `needs` names what a strategy looks at; nothing else is computed. Registering is all it
 takes:
 
     @acquisition("entropy", needs={"probabilities"}, reason="the model is torn between classes")

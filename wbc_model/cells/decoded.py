@@ -1,7 +1,7 @@
-"""Cells decoded once to the network's uint8 view and kept on disk, so that no epoch and no query waits for JPEGs.
+"""Cells decoded once to the network's uint8 view and kept on disk: no epoch and no query waits for JPEGs.
 
 One file per shard, size and version of the decoding code, beside the workspace's other caches: shards never change, so
-neither do these. Rows are read with `pread`, not mapped, so that memory stays flat however large the pool is.
+neither do these. Rows are read with `pread`, not mapped: memory stays flat, however large the pool is.
 """
 
 import hashlib

@@ -77,8 +77,8 @@ class _Meeting:
 def repeats(cells: pd.DataFrame, labels: pd.Series, pairs: list[Pair], usable: pd.Series) -> dict[int, tuple[str, int]]:
     """Which rows of `describe` must go because another shows the same cell: row to (reason, the other row).
 
-    `labels`: what is known of each row, be it hidden from the learner; `usable`: rows that are good otherwise. Two labels for
-    one cell take both rows out. Across pools the row in the training pool goes (of validation and test that in validation);
+    `labels`: what is known of each row, even if it is hidden from the learner; `usable`: rows that are good otherwise. Two labels
+    for one cell take both rows out. Across pools the row in the training pool goes (of validation and test that in validation);
     in one pool the one that was ingested later. Crops of one field that are centred on two cells of different classes
     stay, unless they are in different pools.
     """

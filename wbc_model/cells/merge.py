@@ -60,7 +60,7 @@ class Examined:
 
 @dataclass
 class Present(Row):
-    """A cell of the pools: `label` is what is known of it, be it hidden in the oracle."""
+    """A cell of the pools: `label` is what is known of it, even if it is hidden in the oracle."""
 
     pool: str = ""
     labelled_by: str = ""
@@ -284,7 +284,7 @@ def _oracle(path: Path) -> dict[str, str]:
 
 
 def _existing(table: pd.DataFrame, oracle: dict[str, str]) -> dict[str, Present]:
-    """The cells of the pools by sha256, with the label that is known of them, be it hidden."""
+    """The cells of the pools by sha256, with the label that is known of them, even if it is hidden."""
     fields = table.assign(side=sides(table), labelled_by=table["labelled_by"].replace(["", DRAWN], "oracle"))
     return {
         sha256: Present(path, sha256, label or oracle.get(sha256, ""), group, side, existing=True, pool=pool, labelled_by=by)

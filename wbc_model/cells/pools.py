@@ -45,7 +45,7 @@ def _typed(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _sorted(frame: pd.DataFrame) -> pd.DataFrame:
-    """The one order of a pool file, so that the same cells give the same bytes whichever way they came."""
+    """The one order of a pool file: the same cells give the same bytes, whichever way they came."""
     return frame.sort_values(["cycle", "path", "sha256"], na_position="last", kind="stable").reset_index(drop=True)
 
 

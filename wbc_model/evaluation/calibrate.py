@@ -102,7 +102,7 @@ def _class_densities(rows: Floats, labels: NDArray[np.int64]) -> list[Normal]:
 def _density(rows: Floats) -> Normal:
     from sklearn.covariance import LedoitWolf
 
-    # In units of each number's own spread, so that shrinking does not favour the numbers that happen to be large.
+    # In units of each number's own spread: shrinking does not favour the numbers that happen to be large.
     spread = rows.std(axis=0) + 1e-6
     precision = LedoitWolf().fit(rows / spread).precision_ / np.outer(spread, spread)
     return Normal(mean=rows.mean(axis=0).tolist(), precision=precision.tolist())

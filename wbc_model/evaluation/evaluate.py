@@ -38,7 +38,7 @@ def predict_directory(model_directory: Path, decoded: DecodedCells, cells: pd.Da
 
 
 def prediction_frame(sha256s: Sequence[str], labels: Sequence[str], seen: Predictions, temperature: float) -> pd.DataFrame:
-    """One row a cell: sha256, label, predicted, predicted_loss, p_<class> for each class."""
+    """One row per cell: sha256, label, predicted, predicted_loss, p_<class> for each class."""
     probabilities = softmax(seen.logits, temperature)
     frame = pd.DataFrame({"sha256": sha256s, "label": labels})
     frame["predicted"] = [CLASSES[i] for i in probabilities.argmax(axis=1)]
@@ -101,8 +101,8 @@ def evaluate_data(
 ) -> tuple[dict[str, Any], pd.DataFrame]:
     """Evaluate a model directory on a manifest or a folder per class; `names` are the site's own for the classes.
 
-    Where the manifest has test rows, these are used, else all rows. With `own_statistics` batch normalisation takes its
-    statistics from these images, without their labels, instead of from the model. Returns the metrics, with `split` and the
+    Where the manifest has test rows, these are used, else all rows. With `own_statistics` the batch-norm statistics are
+    those of these images, taken without their labels, instead of the model's. Returns the metrics, with `split` and the
     `rejected` rows [{path, reason}], and the prediction frame. Raises WbcError when no labelled image is usable.
     """
     network, card = load_model(model_directory)

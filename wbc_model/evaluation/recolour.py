@@ -22,11 +22,12 @@ def _root(matrix: Matrix) -> Matrix:
 
 
 def colour_map(home: Pixels, site: Pixels) -> tuple[Matrix, Matrix]:
-    """`matrix` (3, 3) and `offset` (3,) that give RGB of the views of `home` the mean and the covariance of those of `site`, both
-    (N, S, S, 3). Of all that do, they change colours the least: the linear Monge-Kantorovich map of Pitié & Kokaram 2007.
+    """`matrix` (3, 3) and `offset` (3,) that give the RGB of `home` the mean and the covariance of `site`; views (N, S, S, 3).
+
+    Of all that do, they change colours the least. It is the linear Monge-Kantorovich map of Pitié & Kokaram 2007.
 
     T = A^-1/2 (A^1/2 B A^1/2)^1/2 A^-1/2 with the covariances A of home and B of the site. A colour that home's cells do not vary
-    in (all grey, say) is varied a little, so that A can be inverted. CELLS of each site at most are looked at.
+    in (all grey, say) is varied a little: A can be inverted then. CELLS of each site at most are looked at.
     """
     seen_at_home, seen_at_site = (views[:: -(-len(views) // CELLS)].reshape(-1, 3) for views in (home, site))
     root = _root(np.cov(seen_at_home.T) + 0.05 * np.eye(3))
