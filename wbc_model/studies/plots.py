@@ -51,7 +51,7 @@ def plot_curves(study: Study, results: pd.DataFrame, test: str, path: Path) -> N
     for axes, metric in zip(panels, metrics, strict=True):
         values, labels, seeds, _ = curves(results, test, metric)
         _draw(axes, values, labels, file.reference, file.log_budget)
-        axes.set(xlabel="labels", ylabel=TITLES[metric])
+        axes.set(ylabel=TITLES[metric])
         axes.tick_params(labelleft=True)
         plain(axes)
         in_percent(axes)
@@ -79,7 +79,7 @@ def plot_recalls(study: Study, results: pd.DataFrame, test: str, path: Path) -> 
         values, labels, seeds, _ = curves(results, test, f"recall_{name}")
         _draw(axes, values, labels, study.file.reference, study.file.log_budget, spread=False)
         axes.set_title(name, fontsize=10.5)
-        axes.set(xlabel="labels", ylim=(-0.02, 1.02))
+        axes.set(ylim=(-0.02, 1.02))
         plain(axes)
         in_percent(axes)
     figure.axes[0].set_ylabel("recall")
@@ -155,7 +155,9 @@ def _draw(axes: Axes, values: Mapping[str, Floats], labels: Floats, reference: s
             axes.vlines(x, low, high, color=style["color"], linewidth=1.3, alpha=0.7)
             if len(values) <= MOST_BANDS:
                 axes.fill_between(x, low, high, color=style["color"], alpha=0.12, linewidth=0)
-    if log and len(ticks) > 1:
+    logarithmic = log and len(ticks) > 1
+    axes.set_xlabel("labels (log scale)" if logarithmic else "labels")
+    if logarithmic:
         axes.set_xscale("log")
     axes.set_xticks(ticks, [f"{x:,.0f}" for x in ticks], rotation=45 if len(ticks) > 5 else 0)  # 863 lies close to 1140
     axes.minorticks_off()
