@@ -2,10 +2,11 @@
 
     OMP_NUM_THREADS=1 python studies/differential.py MODEL DATA.csv [--other OTHER.csv ...] [--specimens 500] [--out FILE.md]
 
-The validation cells of DATA give the confusion matrix, as they do in training. Specimens of 100, 200 and 400 cells have a healthy
-adult's shares (binomially varying, as a drop of blood does) and their cells are drawn, with replacement, from DATA's test cells;
-then from those of the other sets, which the correction was not made for. Printed is how often the exact and the corrected 95 %
-limits hold the specimen's true share, over the five classes and for the worst of them, with how wide they are.
+The validation cells of DATA give the confusion matrix, as they do in training. Specimens of 100, 200 and 400 cells have a
+healthy adult's shares, which vary binomially as a drop of blood does. Their cells are drawn, with replacement, from DATA's test
+cells. Then they are drawn from those of the other sets, which the correction was not made for. The study prints how often the
+exact and the corrected 95 % limits hold the specimen's true share: over the five classes, for the worst of them, and how wide
+they are.
 """
 
 import argparse

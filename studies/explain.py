@@ -2,8 +2,8 @@
 
     python studies/explain.py MODEL_DIR DATA.csv --out studies/explain [--cells 100]
 
-The pixels of each cell are covered by empty smear, the hottest first, in twenty steps; the sooner the probability of the class
-falls, the better the map (RISE, Petsiuk et al. 2018). Reported is the area under that curve: mean over the cells, and its
+The pixels of each cell are covered by empty smear, the hottest first, in twenty steps. The sooner the probability of the class
+falls, the better the map (RISE, Petsiuk et al. 2018). The report has the area under that curve: its mean over the cells, and its
 standard error. Cells are drawn evenly over the classes from the test split.
 """
 

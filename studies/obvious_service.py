@@ -2,8 +2,8 @@
 
     WBC_MODEL_DIR=DIR uvicorn obvious_service:app --app-dir studies
 
-It has the weights of the model directory and resizes each image whole; finding the nucleus, digests, limits and scores, which
-our service pays for, it has not.
+It has the weights of the model directory and resizes each image whole. Our service also pays for finding the nucleus, digests,
+limits and scores. This one has none of them.
 """
 
 import os

@@ -2,8 +2,8 @@
 
     python studies/onboard.py WORKSPACE SITE.csv [SITE.csv ...] --out studies/onboard [--seeds 5] [--labels 25] [--arms asked]
 
-WORKSPACE holds the champion (or a candidate) and the pools that it learned from; it is not changed. Every label of a site is
-known to the oracle. Those that were not asked for are the test. A run that was made already is not made again.
+WORKSPACE holds the champion (or a candidate) and the pools that it learned from. It is not changed. The oracle knows all labels
+of a site. The cells that were not asked for are the test. A run that was made already is not made again.
 """
 
 import argparse

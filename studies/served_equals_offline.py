@@ -2,9 +2,10 @@
 
     python studies/served_equals_offline.py MODEL_DIR DATA.csv [--images 200] [--port 3900]
 
-Starts `wbc serve` on the model directory, posts test images in requests of 64, and compares labels and probabilities with
-those of `wbc evaluate` (torch, float32). Exit code 1 when a label differs or a probability is off by more than 0.02. A directory
-with an int8 graph promises less (docs/decisions/024): there it is 1 when accuracy falls by more than 0.2 points.
+The study starts `wbc serve` on the model directory and posts test images in requests of 64. It compares labels and
+probabilities with those of `wbc evaluate` (torch, float32). The exit code is 1 when a label differs or a probability is off by
+more than 0.02. A directory with an int8 graph promises less (docs/decisions/024): there it is 1 when accuracy falls by more
+than 0.2 points.
 """
 
 import argparse

@@ -1,14 +1,14 @@
-"""How fast the service is, beside a bare loop and beside the obvious service: every timing row of the table of issue 4.
+"""How fast the service is, beside a bare loop and beside the obvious service.
 
     python studies/serving_speed.py [--seconds 10] [--repeats 5] [--model DIR ...] [--out studies/serving_speed] [--int8]
 
 Load comes from a process of its own (studies/http_load.py) on the same cores. What is compared is measured in alternating
-blocks of --seconds, so that the machine's drift falls on both sides; a ratio is the median over the repeats, with its range.
+blocks of --seconds. So the machine's drift falls on both sides. A ratio is the median over the repeats, with its range.
 
-Without --model two networks with random weights are made, at 224 and 64 px: speed does not depend on what a network has
-learnt, except that the service computes the cells it is unsure of again in float32, and so the random networks get a
-temperature at which they are unsure of as many cells (UNSURE) as a trained one is. Images are 320x320 JPEG: real ones where
-$WBC_REAL_DATA has the data set pbc, rendered ones elsewhere.
+Without --model two networks with random weights are made, at 224 and 64 px. Speed does not depend on what a network has learnt,
+with one exception: the service computes the cells it is unsure of again in float32. So the random networks get a temperature at
+which they are unsure of as many cells as a trained one is (UNSURE). Images are 320x320 JPEG, real ones where $WBC_REAL_DATA has
+the data set pbc, and rendered ones elsewhere.
 """
 
 import argparse
@@ -233,7 +233,7 @@ def over(rows: dict[str, list[Side]], above: str, below: str, what: str) -> Side
 
 
 class Bench:
-    """Images, options and results of one run; a method for each row of the table."""
+    """Images, options and results of one run, with a method per row of the table."""
 
     def __init__(self, folder: Path, images: Path, seconds: float, repeats: int) -> None:
         self.folder, self.images, self.seconds, self.repeats = folder, images, seconds, repeats

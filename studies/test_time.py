@@ -2,10 +2,10 @@
 
     python studies/test_time.py MODEL_DIR DATA.csv [DATA.csv ...] --out studies/test_time
 
-Of each manifest the labelled test cells are used, all labelled cells where it names no test split. `statistics` gives batch
-normalisation the statistics of these cells, without their labels (wbc_model/network/batch_norm_statistics.py); `eight views`
-averages the probabilities over the eight turns and flips of the square. Nothing is drawn at random but the cells that statistics
-are measured on where there are very many, so there is no seed. A second MODEL_DIR with the same `--out` is put beside the first:
+The labelled test cells of each manifest are used, or all labelled cells where it names no test split. `statistics` gives batch
+normalisation the statistics of these cells, without their labels (wbc_model/network/batch_norm_statistics.py). `eight views`
+averages the probabilities over the eight turns and flips of the square. There is no seed: only where there are very many cells,
+those that statistics are measured on are drawn at random. A second MODEL_DIR with the same `--out` is put beside the first, since
 trainings of one kind differ more away from home than at home.
 """
 
@@ -67,7 +67,7 @@ def read_cells(data: Path, card: ModelCard) -> tuple[Pixels, NDArray[np.int64], 
 
 
 def eight_views(images: Pixels) -> Iterator[Pixels]:
-    """The symmetries of the square, of images (N, S, S, 3): four turns, each as it is and mirrored; the first changes nothing."""
+    """The symmetries of the square, of images (N, S, S, 3): four turns, each as it is and mirrored. The first changes nothing."""
     for turns in range(4):
         turned = np.rot90(images, turns, axes=(1, 2))
         yield np.ascontiguousarray(turned)

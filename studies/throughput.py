@@ -2,9 +2,10 @@
 
     python studies/throughput.py [--preset small] [--rounds 12]
 
-Everything is measured side by side in one run, in alternating blocks, so that the machine's drift falls on both: a training
-update (batch, augmentation, LossNet, hard samples) against the same network, loss and optimizer on one random tensor; scoring
-stored cells in a stream against the bare forward pass. Rendered cells: speed does not depend on what is in the picture.
+All is measured side by side in one run, in alternating blocks. So the machine's drift falls on both sides. A training update
+(batch, augmentation, LossNet, hard samples) stands against the same network, loss and optimizer on one random tensor. Scoring
+stored cells in a stream stands against the bare forward pass. The cells are rendered, since speed does not depend on the
+picture.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """`wbc benchmark`: a study's data prepared as a workspace's are, its grid run by `wbc_model.studies.runner`, its results written.
 
-Everything that may be used again lies under the cache, `.wbc/studies` of the workspace by default: `data/` (ingested and
-checked pools with their decoded images), `records.jsonl` (what was trained and asked, see `wbc_model.studies.records`).
+What may be used again lies under the cache, `.wbc/studies` of the workspace by default. `data/` has ingested and checked pools
+with their decoded images. `records.jsonl` has what was trained and asked (see `wbc_model.studies.records`).
 """
 
 import os

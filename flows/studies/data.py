@@ -31,8 +31,8 @@ _SPLIT_SEED: Final = 0  # where the manifest names the splits, the seed of a stu
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line asks for. `data`: a folder that the study's paths are relative to, or the data themselves;
-    `worker`: fill the cache and write nothing else."""
+    """What the command line asks for. `data` is a folder that the study's paths are relative to, or the data themselves. A
+    `worker` fills the cache and writes nothing else."""
 
     study: Path
     out: Path | None = None
@@ -51,8 +51,8 @@ def named_data(study: Study) -> dict[str, str]:
 def find_data(name: str, given: str, request: Request) -> Path | None:
     """Where a study's data lie; None for rendered cells.
 
-    A path is looked for under --data, else under $WBC_REAL_DATA, else beside the study file; where --data is a file, it takes
-    the place of the data that the study names. Raises WbcError where there is nothing.
+    A path is looked for under --data, else under $WBC_REAL_DATA, else beside the study file. A file given by --data takes the
+    place of the data that the study names. Raises WbcError where there is nothing.
     """
     folder = Path(os.environ.get(REAL_DATA, request.study.parent)) if request.data is None else request.data
     if name == HOME and folder.is_file():
@@ -92,7 +92,7 @@ def _cells(frame: pd.DataFrame, folder: Path) -> "Cells":
 
 
 def _all_or_test(pools: Pools, training: set[str]) -> pd.DataFrame:
-    """The test cells of another site: its test split, all labelled cells where it has none; never a cell trained on."""
+    """The test cells of another site: its test split, or all labelled cells where it has none. Never a cell trained on."""
     table = pools.table()
     table = table[table["label"] != ""]
     test = table[table["pool"] == "test"]
@@ -119,7 +119,7 @@ def _prepared(source: Path | None, params: Params, seed: int, cache: Path, check
 
 
 def _fill(folder: Path, source: Path | None, params: Params, seed: int, check: bool) -> dict[str, Any]:
-    """Ingest with every label revealed, then run the data checks; what they take out of use stays out."""
+    """Ingest with every label revealed, then run the data checks. What they take out of use stays out."""
     from wbc_model.rendering.cells import write_cells
 
     if source is None:

@@ -16,8 +16,8 @@ _NO_NUMBERS: Final = ("wbc_model.params", "wbc_model.core.errors", "wbc_model.co
 
 def code_of(function: str) -> str:
     """The version of a function's code, without the modules that no number comes from: a new parameter or file helper is no
-    reason to train again. Versions of packages are written beside a result and make no different one of it; so records can go
-    from one machine to another."""
+    reason to train again. Versions of packages are written beside a result, and are not part of its name. So records can go from
+    one machine to another."""
     return code_version(function, apart_from=_NO_NUMBERS)
 
 

@@ -137,7 +137,7 @@ def _style(place: int) -> dict[str, Any]:
 
 
 def _draw(axes: Axes, values: Mapping[str, Floats], labels: Floats, reference: str, log: bool, spread: bool = True) -> None:
-    """The arms' mean curves, a little apart; with `spread` their standard deviations as bars and, of few arms, as bands."""
+    """The arms' mean curves, a little apart. With `spread` their standard deviations are bars and, of few arms, bands."""
     ticks = labels.mean(axis=0)
     place_of = np.log(ticks) if log else ticks
     width = max(float(np.ptp(place_of)), 0.5 if log else float(ticks[0]) / 2)

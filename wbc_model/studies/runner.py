@@ -2,8 +2,8 @@
 
 All arms of a seed have the same splits and the same first labels. They go up the budgets in step: train, evaluate, ask for
 the next labels. A training and a query are named by a hash of all that they depend on: parameters, code, cells, labels, seed.
-What is recorded under its name is never done again. That holds after a kill, for a different arm that comes to the same labels
-with the same training, and for a different study with the same cache.
+What is recorded under its name is never done again, not even after a kill. It serves a different arm that comes to the same
+labels with the same training, and a different study with the same cache.
 """
 
 import json

@@ -109,7 +109,7 @@ def penalty_matrix(errors: Sequence[Floats]) -> Floats:
     """The pairwise penalty matrix of Ash et al. (BADGE, ICLR 2020), for one data set.
 
     `errors` has an array (seeds, budgets) per arm. Entry (i, j) grows by 1 / budgets for each budget at which i beats j, so
-    it lies in 0..1; the mean of column j says how often j was beaten: lower is better.
+    it lies in 0..1. The mean of column j says how often j was beaten: lower is better.
     """
     budgets = errors[0].shape[1]
     matrix = np.zeros((len(errors), len(errors)))

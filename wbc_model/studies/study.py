@@ -44,7 +44,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 
 class StudyFile(BaseModel):
-    """The whole of a study file; `metric` is what curves, areas and tests are about, `alternative` what the tests ask."""
+    """The whole of a study file. Curves, areas and tests are about `metric`, and the tests ask the `alternative`."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -140,8 +140,8 @@ class Study:
 
 
 def trained_on(params: Params) -> str:
-    """The parameters that a training depends on, as text: all but those that say what to ask, where data come from, and what
-    happens to a finished model. The seed is not among them."""
+    """The parameters that a training depends on, as text. Those that say what to ask, where data come from and what happens to a
+    finished model are not among them. The seed is not either."""
     dump = params.model_dump(exclude={"preset", "presets", "acquisition", *_NO_EFFECT})
     for name in _NO_EFFECT_DATA:
         dump["data"].pop(name, None)
