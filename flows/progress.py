@@ -1,14 +1,17 @@
 """What a retraining says while it runs: a line per cycle on stderr, and on a terminal what it is doing now."""
 
 import contextlib
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
 
 TRAINING_LINE: Final = re.compile(r"update +\d+ of \d+:")
+_ROWS: Final = ".wbc/training.jsonl"
 
 
 def training_line(updates: int) -> Callable[[dict[str, float]], None]:
@@ -20,6 +23,38 @@ def training_line(updates: int) -> Callable[[dict[str, float]], None]:
         print(line, file=sys.stderr, flush=True)
 
     return (lambda row: None) if sys.stderr.isatty() else say
+
+
+def noted(workspace: Path, say: Callable[[dict[str, float]], None]) -> Callable[[dict[str, float]], None]:
+    """`say`, which also appends each row of the training's history to a file, for whoever follows the training from outside."""
+    path = workspace / _ROWS
+
+    def note(row: dict[str, float]) -> None:
+        path.parent.mkdir(exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        say(row)
+
+    return note
+
+
+class TrainingRows:
+    """The rows that a training in this workspace notes while it runs."""
+
+    def __init__(self, workspace: Path) -> None:
+        """Forget the rows of trainings before."""
+        self.path, self.place = workspace / _ROWS, 0
+        self.path.unlink(missing_ok=True)
+
+    def new(self) -> list[dict[str, float]]:
+        """The rows that came since the last call; a row that is half written comes with the next."""
+        if not self.path.exists():
+            return []
+        with self.path.open("rb") as file:
+            file.seek(self.place)
+            whole, end, _ = file.read().rpartition(b"\n")
+        self.place += len(whole + end)
+        return [json.loads(line) for line in whole.splitlines()]
 
 
 class Progress:

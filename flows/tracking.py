@@ -8,9 +8,10 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -18,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Final
 import pandas as pd
 
 from flows.artifacts import FOLDER, database_of, located, make_relative
-from flows.identity import check_own_names
+from flows.descriptions import NOTE, REGISTERED_MODEL, mlmodel, model_note, source_tags
+from flows.identity import check_own_names, workspace_name
 from wbc_model.core.errors import WbcError
 from wbc_model.core.files import replace_directory
 from wbc_model.core.model_card import CARD, WEIGHTS, ModelCard, read_card
@@ -26,17 +28,25 @@ from wbc_model.params import Params
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
 RUN, CYCLE, COMPLETE, WEIGHTS_TAG = "wbc.retraining", "wbc.cycle", "wbc.complete", "wbc.weights_sha256"
 PACKAGED: Final = "wbc.packaged"
 BEFORE: Final = "wbc.gate.before"
+WORKSPACE: Final = "wbc.workspace"
+MLMODEL: Final = "MLmodel"
+POOLS_NAME: Final = "wbc.pools_name"
+_OF_THE_RUN: Final = (RUN, CYCLE, POOLS_NAME, "wbc.preset", "wbc.strategy", "wbc.seed")  # what a version takes over from its run
+_OPEN: Final = ("RUNNING", "SCHEDULED")  # MLflow's states of a run that has not ended
+_FIRST_DESCRIPTION: Final = "Leukocyte classification"  # of registered models that earlier versions made
 CHAMPION, CHALLENGER = "champion", "challenger"
 # What a registered model is: two versions that agree in this are one.
 _IDENTITY: Final = {
     *("version", "classes", "input_size", "view", "normalisation", "architecture", "out_of_distribution", "sha256"),
     *("temperature", "conformal_coverage", "conformal_threshold", "calibrated_on"),
 }
+_LONGEST: Final = 5000  # characters of a description
 _BATCH: Final = 1000  # metrics that MLflow takes in one call
 _SYSTEM_SECONDS: Final = 2
 
@@ -81,9 +91,52 @@ class Tracker:
         found = self._find({RUN: key, CYCLE: "none"})
         if found:
             return found
-        run = self._create({RUN: key, CYCLE: "none", "mlflow.runName": f"retraining {key}"})
+        run = self._create({RUN: key, CYCLE: "none", "mlflow.runName": f"retraining {key}", **_searched(params)})
         self._log_params(run, params)
         return run
+
+    @contextmanager
+    def running(self, run: str) -> Iterator[None]:
+        """Have a run count as running while the block runs, and as failed or killed where the block ends by an exception."""
+        from mlflow.exceptions import MlflowException
+
+        self.client.update_run(run, status="RUNNING")
+        try:
+            yield
+        except BaseException as error:
+            status = "FAILED" if isinstance(error, Exception) else "KILLED"
+            with suppress(MlflowException):  # it is what went wrong, perhaps: the next start closes the runs
+                key = self.client.get_run(run).data.tags[RUN]
+                for one in self._unended():
+                    if one.data.tags.get(RUN) == key:
+                        self.client.set_terminated(one.info.run_id, status)
+            raise
+
+    def wait(self, run: str, note: str) -> None:
+        """Let a run count as scheduled: it goes on when people have answered."""
+        self.describe(run, note)
+        self.client.update_run(run, status="SCHEDULED")
+
+    def close_abandoned(self, key: str) -> int:
+        """End the runs of other retrainings than `key` that never ended, as their process was killed; returns how many.
+
+        Only whoever has the workspace's lock may call this. Of a store that several workspaces share, another workspace's runs
+        stay as they are.
+        """
+        shared, mine = database_of(self.uri, self.workspace) is None, workspace_name(self.workspace)
+        others = [run for run in self._unended() if run.data.tags.get(RUN, key) != key]
+        dead = [run for run in others if run.data.tags.get(WORKSPACE, "" if shared else mine) == mine]
+        for run in dead:
+            self.client.set_terminated(run.info.run_id, "KILLED")
+        return len(dead)
+
+    def _unended(self) -> "list[Run]":
+        where = [f"attributes.status = '{status}'" for status in _OPEN]
+        return [run for one in where for run in self.client.search_runs([self.experiment], one, max_results=1000)]
+
+    def describe(self, run: str, note: str) -> None:
+        """Give a run its description, in Markdown."""
+        self.client.set_tag(run, NOTE, note)
 
     def cycle(self, parent: str, key: str, cycle: int) -> str:
         """The run of one cycle below its retraining; returns its id."""
@@ -98,7 +151,8 @@ class Tracker:
         return str(runs[0].info.run_id) if runs else None
 
     def _create(self, tags: Mapping[str, str]) -> str:
-        return str(self.client.create_run(self.experiment, tags=dict(tags)).info.run_id)
+        tags = {**source_tags(self.workspace), WORKSPACE: workspace_name(self.workspace), **tags}
+        return str(self.client.create_run(self.experiment, tags=tags).info.run_id)
 
     def _log_params(self, run: str, params: Params) -> None:
         from mlflow.entities import Param
@@ -127,27 +181,48 @@ class Tracker:
             return
         workspace = self.workspace
         self._log_params(run, params)
-        scores = {f"test_{name}": record.metrics[name] for name in ("accuracy", "macro_f1", "balanced_accuracy", "ece")}
-        for name, values in record.metrics["per_class"].items():
-            scores |= {f"test_recall_{name}": values["recall"], f"test_precision_{name}": values["precision"]}
-        metrics = [Metric(name, value, record.at, 0) for name, value in scores.items() if value is not None]
-        metrics.append(Metric("labels", record.labels, record.at, 0))
-        for row in pd.read_csv(workspace / "models/history.csv").to_dict("records"):
-            step = int(row["update"])
-            values = {str(name): value for name, value in row.items() if name != "update" and not pd.isna(value)}
-            metrics += [Metric(name, float(value), record.at, step) for name, value in values.items()]
-        for start in range(0, len(metrics), _BATCH):
-            self.client.log_batch(run, metrics=metrics[start : start + _BATCH])
+        scores = _scores(record.metrics)
+        metrics = [Metric(name, value, record.at, 0) for name, value in [*scores.items(), ("labels", record.labels)]]
+        self.client.log_batch(run, metrics=metrics)
+        self.log_history(run, pd.read_csv(workspace / "models/history.csv").to_dict("records"), record.at)
         # The retraining's own run shows the learning curve: its steps are labels.
-        curve = [Metric(name, value, record.at, record.labels) for name, value in scores.items() if value is not None]
-        self.client.log_batch(parent, metrics=curve)
+        self.client.log_batch(parent, metrics=[Metric(name, value, record.at, record.labels) for name, value in scores.items()])
         self._log_pools(run, record)
-        self.put(run, workspace / "models/candidate", "model")
+        self._tell_cycle(run, record, params)
+        self._put_model(run, workspace / "models/candidate")
         self.put(run, workspace / "plots", "plots")
         for name in ("models/predictions.csv", "models/history.csv", "metrics.json"):
             self.put(run, workspace / name)
         self.client.set_tag(run, COMPLETE, "yes")
         self.client.set_terminated(run)
+
+    def log_history(self, run: str, rows: Iterable[Mapping[Any, Any]], at: int | None = None) -> None:
+        """Log rows of a training's history, step by step, that the run does not have yet: while it trains, and once more at its
+        end. A step is an update; `at` is in milliseconds, now by default."""
+        from mlflow.entities import Metric
+
+        known = {metric.step for metric in self.client.get_metric_history(run, "validation_loss")}
+        moment = int(time.time() * 1000) if at is None else at
+        metrics = [
+            Metric(str(name), float(value), moment, int(row["update"]))
+            for row in rows
+            if int(row["update"]) not in known
+            for name, value in row.items()
+            if name != "update" and not pd.isna(value)
+        ]
+        for start in range(0, len(metrics), _BATCH):
+            self.client.log_batch(run, metrics=metrics[start : start + _BATCH])
+
+    def _tell_cycle(self, run: str, record: CycleRecord, params: Params) -> None:
+        """The description of a cycle's run, and its tags to search by."""
+        card = read_card(self.workspace / "models/candidate", verify=False)
+        tags = {"wbc.labels": str(record.labels), **_made_of(card), POOLS_NAME: record.pools_name, **_searched(params)}
+        self.tag_run(run, tags | {NOTE: model_note(card, record.metrics, record.pools_name)})
+
+    def tag_run(self, run: str, tags: Mapping[str, str]) -> None:
+        """Set tags of a run."""
+        for name, value in tags.items():
+            self.client.set_tag(run, name, value)
 
     def _place(self, run: str) -> str:
         return located(str(self.client.get_run(run).info.artifact_uri), self.workspace)
@@ -221,8 +296,16 @@ class Tracker:
         digest = packaged_digest(read_card(model))
         if self.client.get_run(run).data.tags.get(PACKAGED) == digest:
             return
-        self.put(run, model, "model")
+        self._put_model(run, model)
         self.client.set_tag(run, PACKAGED, digest)
+
+    def _put_model(self, run: str, model: Path) -> None:
+        """Copy a model directory to the files of a run, with the MLmodel file by which MLflow loads it."""
+        self.put(run, model, "model")
+        with tempfile.TemporaryDirectory(prefix="wbc-mlmodel-") as folder:
+            path = Path(folder) / MLMODEL
+            path.write_text(mlmodel(run, read_card(model, verify=False)), encoding="utf-8")
+            self._repository(run).log_artifact(str(path), "model")
 
     def _log_pools(self, run: str, record: CycleRecord) -> None:
         import mlflow.data
@@ -249,24 +332,32 @@ class Tracker:
     def register(self, run: str, model: Path) -> str:
         """The registered version of a packaged model, made where there is none from the files that `run` logs; returns its
         number. The same packaged model is one version, however often it was trained."""
-        from mlflow.exceptions import MlflowException
-
-        try:
-            self.client.get_registered_model(self.model_name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            self.client.create_registered_model(self.model_name, description="Leukocyte classification")
+        self._registered_model()
         card = read_card(model)
         known = self.same_model(card)
         if known is not None:
             return known
         self.log_packaged(run, model)
         source = f"{self.client.get_run(run).info.artifact_uri}/model"
-        tags = {WEIGHTS_TAG: card.sha256[WEIGHTS], "wbc.model": card.version, "wbc.pools": card.pool_version}
-        tags[PACKAGED] = packaged_digest(card)
-        made = self.client.create_model_version(self.model_name, source, run_id=run, tags=tags)
+        learned = {"wbc.labels": str(card.cells["labelled"].count)} if "labelled" in card.cells else {}
+        from_run = {name: value for name, value in self.client.get_run(run).data.tags.items() if name in _OF_THE_RUN}
+        tags = {WEIGHTS_TAG: card.sha256[WEIGHTS], PACKAGED: packaged_digest(card), **learned, **from_run, **_made_of(card)}
+        made = self.client.create_model_version(self.model_name, source, run_id=run, tags=tags, description=model_note(card))
         return str(made.version)
+
+    def _registered_model(self) -> None:
+        """Have the registered model, with its description."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            found = self.client.get_registered_model(self.model_name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            self.client.create_registered_model(self.model_name, description=REGISTERED_MODEL)
+            return
+        if found.description == _FIRST_DESCRIPTION:
+            self.client.update_registered_model(self.model_name, REGISTERED_MODEL)
 
     def same_model(self, card: ModelCard) -> str | None:
         """The newest registered version that is this very packaged model, or None."""
@@ -344,6 +435,16 @@ class Tracker:
         for name, value in tags.items():
             self.client.set_model_version_tag(self.model_name, version, name, value)
 
+    def describe_version(self, version: str, note: str) -> None:
+        """Give a registered version its description, in Markdown."""
+        self.client.update_model_version(self.model_name, version, note[:_LONGEST])
+
+    def add_to_description(self, version: str, paragraph: str) -> None:
+        """Add a paragraph to the description of a registered version, unless it is there."""
+        said = str(self.client.get_model_version(self.model_name, version).description or "")
+        if paragraph not in said:
+            self.describe_version(version, f"{said[: _LONGEST - len(paragraph) - 2]}\n\n{paragraph}".strip())
+
     def fetch(self, version: str, directory: Path) -> ModelCard:
         """Put the files of a registered version in the place of `directory`; returns the card. Raises WbcError."""
         directory.parent.mkdir(parents=True, exist_ok=True)
@@ -351,11 +452,30 @@ class Tracker:
         try:
             files = self._download(version, temporary)
             card = read_card(files)
+            (files / MLMODEL).unlink(missing_ok=True)  # it is the registry's, not the model's
             files.chmod(0o755)
             replace_directory(files, directory)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         return card
+
+
+def _scores(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The scores of metrics.json as MLflow's metrics, those that there are."""
+    scores = {f"test_{name}": metrics[name] for name in ("accuracy", "macro_f1", "balanced_accuracy", "ece")}
+    for name, values in metrics["per_class"].items():
+        scores |= {f"test_recall_{name}": values["recall"], f"test_precision_{name}": values["precision"]}
+    return {name: float(value) for name, value in scores.items() if value is not None}
+
+
+def _searched(params: Params) -> dict[str, str]:
+    """Tags of a run that say how it was made."""
+    return {"wbc.preset": params.preset, "wbc.strategy": params.acquisition.strategy, "wbc.seed": str(params.seed)}
+
+
+def _made_of(card: ModelCard) -> dict[str, str]:
+    """Tags of a run or version that say what its model is and was made of."""
+    return {"wbc.model": card.version, "wbc.pools": card.pool_version, "wbc.rendered": "yes" if card.rendered else "no"}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

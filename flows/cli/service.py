@@ -19,6 +19,8 @@ from flows.cli.command import Json, app, audit_app, emit, here, keys_app
 
 
 class ScopeChoice(enum.StrEnum):
+    """Typer takes no list of Literals."""
+
     classify = "classify"
     review = "review"
     admin = "admin"

@@ -1,17 +1,13 @@
 """The stages of the pipeline, as dvc.yaml calls them: `wbc validate`, `train`, `evaluate`, `query`, `package`."""
 
-import enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from flows.cli.command import Json, app, emit, follow, rows_used, run_stage, scores_text
 
-
-class StatisticsChoice(enum.StrEnum):
-    model = "model"
-    data = "data"
+Statistics = Literal["model", "data"]
 
 
 @app.command("fingerprint", hidden=True)
@@ -77,22 +73,22 @@ def evaluate_command(
         Path | None, typer.Option(metavar="DATA", help="Labelled data: a manifest CSV or a folder per class.")
     ] = None,
     statistics: Annotated[
-        StatisticsChoice,
+        Statistics,
         typer.Option(help="Batch normalisation by the model's statistics, or by those of --data: for a site it has never seen."),
-    ] = StatisticsChoice.model,
+    ] = "model",
     plots: Annotated[Path | None, typer.Option(metavar="DIR", help="Where to put the plots of --model on --data.")] = None,
     json_: Json = False,
 ) -> None:
     """Evaluate the candidate on the test pool, or with --model and --data any model on any labelled data."""
     if (model is None) != (data is None):
         raise typer.BadParameter("--model and --data belong together")
-    if model is None and statistics == StatisticsChoice.data:
+    if model is None and statistics == "data":
         raise typer.BadParameter("--statistics data needs --model and --data")
     if model is not None and data is not None:
         from flows.pipeline.stages import evaluate_model
 
         follow(model)
-        result = evaluate_model(model, data, plots, statistics == StatisticsChoice.data)
+        result = evaluate_model(model, data, plots, statistics == "data")
         lines = [rows_used(result["split"], result["n"]), scores_text(result), *result["seen_before"]["warnings"]]
         lines += [f"{len(result['rejected'])} rows could not be used"] if result["rejected"] else []
         emit(result, json_, "\n".join([*lines, *([f"wrote {plots}"] if plots else [])]))

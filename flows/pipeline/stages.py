@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from flows.progress import training_line
+from flows.progress import noted, training_line
 from flows.site import site_of
 from flows.workspace import workspace_or_none
 from wbc_model.cells.decoded import DecodedCells
@@ -70,7 +70,8 @@ def train(workspace: Path) -> dict[str, Any]:
     pool = UnlabelledCells(labelled.sha256s + unlabelled.sha256s, decoded.read)
     start = pretrained(params, pool, workspace / ".wbc/pretrained")
     training = Training(params, labelled, validation, checkpoint, unlabelled, start=start)
-    network = training.fit(training_line(params.size.updates) if training.fabric.is_global_zero else lambda row: None)
+    say = noted(workspace, training_line(params.size.updates))
+    network = training.fit(say if training.fabric.is_global_zero else lambda row: None)
     if not training.fabric.is_global_zero:
         return {}
     card = calibrated_card(network, validation, params, decoded.appearance(validation.sha256s))

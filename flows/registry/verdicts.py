@@ -102,6 +102,9 @@ def say(tracker: "Tracker", word: Word, version: str, reason: str, by: str = "")
     at = datetime.now(UTC).isoformat(timespec="seconds")
     said = Verdict(word, version, number, **_facts(tracker, version), reason=reason, by=by, at=at)
     tracker.tag_model(f"{TAGS[word == 'asked']}{version}", json.dumps(asdict(said)))
+    who = f" by {by}" if by else ""
+    head = "A person is asked to decide." if word == "asked" else f"{word.capitalize()}{who} on {at[:10]}."
+    tracker.add_to_description(version, f"**{head}** {reason}")
     return said
 
 

@@ -15,28 +15,29 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
-from uuid import UUID
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, cast
 
 import pandas as pd
-from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
+from prefect import flow, get_run_logger, tags, task
 from prefect.cache_policies import NO_CACHE
 from prefect.concurrency.sync import concurrency
 from prefect.context import FlowRunContext
+from prefect.runtime import task_run
 
 from flows import labels
+from flows.descriptions import curve_table, gate_note, model_note
 from flows.identity import workspace_name
 from flows.pipeline import dvc as versioning
 from flows.pipeline.dvc import PoolsVersion, StageFailed
 from flows.pipeline.installed import relink
 from flows.pipeline.package import PACKAGED_MODEL
-from flows.progress import TRAINING_LINE, Progress
+from flows.progress import TRAINING_LINE, Progress, TrainingRows
 from flows.registry import scores
 from flows.registry.champion import follow
-from flows.registry.curve import CURVE_CSV, CURVE_PNG, SCORED, scored_cells, write_curve
+from flows.registry.curve import CURVE_CSV, CURVE_PNG, CYCLES, SCORED, note_cycle, scored_cells, write_curve
 from flows.registry.verdicts import objection
 from flows.retraining import gate
+from flows.retraining.artifacts import ProgressBar, show_cycle, show_gate
 from flows.retraining.fresh_cells import note_cells, wear
 from flows.retraining.prefect_api import LEASE_SECONDS, end_dead_runs, gpu_limit, open_limit, retraining_flow, run_name
 from flows.state import State, hold_lock, last_cycle, note_learned, read_state
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 GATE_NOTE = "models/gate.json"
+_SCHEME: Final = "2-"  # of the name of a retraining's parameters
 
 
 @dataclass
@@ -88,6 +90,11 @@ class Context:
         self.progress, self.tracker = progress, tracker
         self.parent_run = tracker.retraining(state.key, params)
 
+    @property
+    def number(self) -> int:
+        """The number of the present cycle, counted over all retrainings."""
+        return self.state.after_cycle + self.state.cycle
+
     def log(self, name: str) -> Path:
         return self.workspace / f".wbc/logs/{self.state.key}/{self.state.cycle:02d}-{name}.log"
 
@@ -103,14 +110,25 @@ def _transient(task: "Task[..., Any]", run: "TaskRun", state: "RunState[Any]") -
     return False
 
 
+def _task_name() -> str:
+    """The stage, and the cycle that it is of."""
+    ctx = (task_run.parameters or {}).get("ctx")
+    return f"{task_run.task_name}, cycle {ctx.number}" if isinstance(ctx, Context) else str(task_run.task_name)
+
+
 def _step(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """A Prefect task that is repeated after transient failures only."""
 
     def decorate(body: Callable[P, R]) -> Callable[P, R]:
-        made = task(name=name, retries=2, retry_delay_seconds=[2.0, 10.0], retry_condition_fn=_transient, cache_policy=NO_CACHE)(
-            body
+        made = task(
+            name=name,
+            task_run_name=_task_name,
+            retries=2,
+            retry_delay_seconds=[2.0, 10.0],
+            retry_condition_fn=_transient,
+            cache_policy=NO_CACHE,
         )
-        return cast(Callable[P, R], made)
+        return cast(Callable[P, R], made(body))
 
     return decorate
 
@@ -170,15 +188,20 @@ def validate(ctx: Context) -> bool:
 
 @_step("train")
 def train(ctx: Context, run: str, version: PoolsVersion, doing: Callable[[str], None]) -> bool:
-    """The stage `train`, with this machine's metrics logged to the cycle's MLflow run meanwhile; `doing` shows how far it is.
+    """The stage `train`; `doing` shows how far it is. The cycle's MLflow run shows the training's curve and this machine's load
+    meanwhile.
 
     DVC notes a stage's inputs when the stage has ended. Where they had become others by then, it takes the candidate for made of
     what it was not made of; the candidate's own card knows, and it is trained again.
     """
 
+    rows = TrainingRows(ctx.workspace)
+
     def heard(line: str) -> None:
         if TRAINING_LINE.match(line):
             doing(f"training, {line}")
+        if found := rows.new():
+            ctx.tracker.log_history(run, found)
 
     with _gpu(ctx), ctx.tracker.system_metrics(run):
         ran = versioning.repro(ctx.workspace, "train", ctx.log("train"), (ctx.lock,), heard).ran
@@ -241,7 +264,7 @@ def log_cycle(ctx: Context, run: str, version: PoolsVersion, metrics: dict[str, 
     pools = Pools.read(workspace / "data/pools")
     count = len(pools.without(quarantined(workspace / "data")).frames["labelled"])
     row = {
-        "cycle": state.after_cycle + state.cycle,
+        "cycle": ctx.number,
         "labels": count,
         "accuracy": metrics["accuracy"],
         "macro_f1": metrics["macro_f1"],
@@ -258,22 +281,26 @@ def log_cycle(ctx: Context, run: str, version: PoolsVersion, metrics: dict[str, 
         row |= {"seconds": known[0]["seconds"], "at": known[0]["at"]}
     state.rows = [old for old in state.rows if old["cycle"] != row["cycle"]] + [row]
     state.write(workspace)
-    if write_curve(workspace, state.rows):
+    if write_curve(workspace, note_cycle(workspace, state.key, row)):
         scores.mark_runs(workspace, ctx.tracker)
     record = CycleRecord(row["cycle"], count, metrics, version.name, version.version, row["at"])
     ctx.tracker.log_cycle(run, ctx.parent_run, record, ctx.params.for_labels(count))
-    table = [{name: row[name] for name in ("cycle", "labels", "accuracy", "macro_f1", "seconds", "pools")}]
-    create_table_artifact(
-        table=table,
-        key=f"retrain-cycle-{workspace_name(workspace)}",
-        description=f"Cycle {row['cycle']} of retraining {state.key}",
-    )
+    ctx.tracker.describe(ctx.parent_run, _note(ctx))
+    show_cycle(workspace, state.key, row)
     note_learned(workspace, pools)
     if state.commit:
         sizes = f"{row['labelled']} labelled, {len(pools.frames['unlabelled'])} waiting"
         said = f"accuracy {metrics['accuracy']:.4f}, macro-F1 {metrics['macro_f1']:.4f}"
         versioning.commit_all(workspace, f"{version.name}: {sizes}; {said}")
         versioning.tag(workspace, version)  # the pools and the model made of them
+        ctx.tracker.tag_run(run, {"mlflow.source.git.commit": versioning.commit_of(workspace, version.name)})
+
+
+def _note(ctx: Context, *more: str) -> str:
+    """What MLflow says of the retraining: where it is, its cycles so far, and `more`."""
+    state = ctx.state
+    head = f"Retraining of the workspace {workspace_name(ctx.workspace)}, begun {state.started}."
+    return "\n\n".join([head, curve_table(state.rows), *more] if state.rows else [head, *more])
 
 
 @_step("gate")
@@ -349,16 +376,18 @@ def _carry_out(ctx: Context, run: str, version: str, decision: gate.Decision) ->
     said = {"wbc.gate": "promoted" if decision.promoted else "refused", "wbc.gate.reason": decision.reason[:5000]}
     said |= {"wbc.gate.test_pool": decision.test_pool, "wbc.gate.asked_before": str(decision.asked_before)}
     said |= {"wbc.gate.fresh": decision.fresh} if decision.fresh else {}
+    word, row = gate_note(decision.promoted, decision.reason), ctx.state.rows[-1]
     tracker.set_alias("challenger", version)
     if decision.asked or "wbc.gate" not in tracker.version_tags(version):  # else the tags are those of the comparison
         tracker.tag_version(version, said)
-    for target in (run, ctx.parent_run):
-        for name, value in said.items():
-            tracker.client.set_tag(target, name, value)
+        card = read_card(workspace / PACKAGED_MODEL, verify=False)
+        tracker.describe_version(version, "\n\n".join([model_note(card, row["metrics"], row["pools"]), word]))
+    tracker.tag_run(run, said)
+    tracker.tag_run(ctx.parent_run, said)
+    tracker.describe(ctx.parent_run, _note(ctx, word))
     if decision.promoted and (not decision.in_place or tracker.alias("champion") is None):
-        metrics, scored = ctx.state.rows[-1]["metrics"], scored_cells(workspace)
-        commit = versioning.commit_of(workspace, ctx.state.rows[-1]["pools"]) if ctx.state.commit else ""
-        gate.promote(workspace / PACKAGED_MODEL, workspace / "models/champion", metrics, scored, commit)
+        scored, commit = scored_cells(workspace), versioning.commit_of(workspace, row["pools"]) if ctx.state.commit else ""
+        gate.promote(workspace / PACKAGED_MODEL, workspace / "models/champion", row["metrics"], scored, commit)
         if decision.champion and decision.champion != version:
             tracker.tag_version(version, {BEFORE: decision.champion})
         tracker.set_alias("champion", version)
@@ -378,7 +407,8 @@ def retrain_flow(root: Path, changes: Mapping[str, Any] | None = None, commit: b
         kept.append(retraining(root, changes, commit, own_server))
         return run_state(kept[0])
 
-    state: RunState[Any] = run(return_state=True)  # type: ignore[assignment]
+    with tags("wbc", workspace_name(root)):
+        state: RunState[Any] = run(return_state=True)  # type: ignore[assignment]
     if not kept:
         state.result()  # raises what went wrong
     return kept[0]
@@ -408,9 +438,12 @@ def retraining(root: Path, changes: Mapping[str, Any] | None = None, commit: boo
         from flows.tracking import open_tracker
 
         ctx = Context(root, state, params, lock, progress, open_tracker(root, params))
-        fingerprint_code(ctx)
-        labels.take_waiting(root)
-        outcome = _finish(ctx) if _go_on(ctx) and _cycles(ctx) else _waiting(ctx)
+        if closed := ctx.tracker.close_abandoned(state.key):
+            progress.say(f"{closed} MLflow runs of retrainings that were killed are closed")
+        with ctx.tracker.running(ctx.parent_run):
+            fingerprint_code(ctx)
+            labels.take_waiting(root)
+            outcome = _finish(ctx) if _go_on(ctx) and _cycles(ctx) else _waiting(ctx)
         outcome.came = labels.take_waiting(root)
         return outcome
 
@@ -435,7 +468,7 @@ def _begin(workspace: Path, commit: bool, progress: Progress) -> State:
         old.answers, old.cycle = None, old.cycle + 1
         old.write(workspace)
     labels.check_replayed(workspace)
-    if old is not None and old.status != "done" and old.params == _digest(params):
+    if old is not None and old.status != "done" and _goes_on(old, params):
         progress.say(f"going on with retraining {old.key}, cycle {old.after_cycle + old.cycle}")
         old.commit = old.commit or commit
         return old
@@ -451,7 +484,14 @@ def _begin(workspace: Path, commit: bool, progress: Progress) -> State:
 
 
 def _digest(params: Params) -> str:
-    return hashlib.sha256(params.model_dump_json().encode()).hexdigest()[:16]
+    """A name of the parameters that make a retraining what it is; when one is started is not among them."""
+    return _SCHEME + hashlib.sha256(params.model_dump_json(exclude={"schedule"}).encode()).hexdigest()[:16]
+
+
+def _goes_on(old: State, params: Params) -> bool:
+    """Whether an unfinished retraining has these parameters. Those that an earlier version began are named in its way, by all of
+    params.yaml as that version knew it: they go on."""
+    return not old.params.startswith(_SCHEME) or old.params == _digest(params)
 
 
 def _go_on(ctx: Context) -> bool:
@@ -470,13 +510,10 @@ def _go_on(ctx: Context) -> bool:
 
 def _cycles(ctx: Context) -> bool:
     """Run the cycles that are left; returns false when labels of people are awaited."""
-    rounds, key = ctx.params.retrain.cycles, f"retrain-progress-{workspace_name(ctx.workspace)}"
-    words = f"Retraining {ctx.state.key} of {ctx.workspace}"
-    artifact = cast(UUID, create_progress_artifact(progress=0.0, key=key, description=words))
+    bar = ProgressBar(ctx.workspace, ctx.state.key)
     while True:
         last = _one_cycle(ctx)
-        done = 100.0 if last else 100.0 * (ctx.state.cycle + 1) / (rounds + 1)
-        update_progress_artifact(artifact_id=artifact, progress=done)
+        bar.show(1.0 if last else (ctx.state.cycle + 1) / (ctx.params.retrain.cycles + 1))
         if last:
             return True
         if ctx.params.retrain.annotator == "people" or not label(ctx):
@@ -488,7 +525,7 @@ def _cycles(ctx: Context) -> bool:
 def _one_cycle(ctx: Context) -> bool:
     """Version, validate, train, evaluate, query, note; returns whether it was the last cycle."""
     state, progress, start = ctx.state, ctx.progress, time.monotonic()
-    number = state.after_cycle + state.cycle
+    number = ctx.number
     with progress.cycle(number, state.cycle, ctx.params.retrain.cycles) as doing:
         doing("versioning the pools")
         version = version_pools(ctx)
@@ -517,6 +554,7 @@ def _one_cycle(ctx: Context) -> bool:
 
 def _waiting(ctx: Context) -> Outcome:
     waiting = len(labels.awaited(ctx.workspace))
+    ctx.tracker.wait(ctx.parent_run, _note(ctx, f"It waits for {waiting} labels of people."))
     return Outcome(
         workspace=str(ctx.workspace),
         key=ctx.state.key,
@@ -535,9 +573,11 @@ def _finish(ctx: Context) -> Outcome:
         if why := read_card(workspace / "models/candidate", verify=False).uncalibrated:
             ctx.progress.say(f"the model's probabilities are not calibrated: {why}")
         doing("asking the gate")
-        run = ctx.tracker.cycle(ctx.parent_run, state.key, state.after_cycle + state.cycle)
+        run = ctx.tracker.cycle(ctx.parent_run, state.key, ctx.number)
         decision = ask_gate(ctx, run)
-    ctx.tracker.end_retraining(ctx.parent_run, [workspace / name for name in (CURVE_CSV, CURVE_PNG, GATE_NOTE)])
+    write_curve(workspace, note_cycle(workspace, state.key, state.rows[-1], champion=decision.promoted))
+    show_gate(workspace, state.key, decision, state.rows)
+    ctx.tracker.end_retraining(ctx.parent_run, [workspace / name for name in (CURVE_CSV, CURVE_PNG, CYCLES, GATE_NOTE)])
     if state.commit:
         word = "promoted" if decision.promoted else "not promoted"
         versioning.commit_all(workspace, f"Retraining {state.key}: {word}")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.guard import FLOW, flow_token
+from flows.identity import workspace_name
 from flows.retraining.prefect_api import (
     BY_SCHEDULE,
     drop_missed_runs,
@@ -105,7 +106,11 @@ def _deployment(flow: Any, name: str, deployment: str, timing: "Schedule", **par
 
     named = flow.with_options(name=name)
     return named.to_deployment(
-        name=deployment, parameters=parameters, entrypoint_type=EntrypointType.MODULE_PATH, schedule=timing
+        name=deployment,
+        parameters=parameters,
+        entrypoint_type=EntrypointType.MODULE_PATH,
+        schedule=timing,
+        tags=["wbc", workspace_name(Path(parameters["workspace"]))],
     )
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -139,8 +140,21 @@ class Store:
         self.killer.tick()
         self.tags[int(version) - 1] |= tags
 
-    def set_tag(self, run: str, name: str, value: str) -> None:
-        self.runs[run][name] = value
+    def tag_run(self, run: str, tags: dict[str, str]) -> None:
+        self.runs[run] |= tags
+
+    def describe(self, run: str, note: str) -> None:
+        self.runs[run]["note"] = note
+
+    def describe_version(self, version: str, note: str) -> None:
+        self.killer.tick()
+
+    def close_abandoned(self, key: str) -> int:
+        return 0
+
+    @contextlib.contextmanager
+    def running(self, run: str) -> Iterator[None]:
+        yield
 
     def end_retraining(self, parent: str, artifacts: list[Path]) -> None:
         self.killer.tick()
@@ -227,8 +241,8 @@ def killer(monkeypatch: pytest.MonkeyPatch) -> Killer:
     monkeypatch.setattr(Task, "__call__", lambda self, *arguments, **named: self.fn(*arguments, **named))
     monkeypatch.setattr(versioning, "run_dvc", run_dvc)
     monkeypatch.setattr(versioning, "ensure_dvc", lambda workspace: None)
-    for name in ("open_limit", "end_dead_runs", "create_table_artifact", "update_progress_artifact", "create_progress_artifact"):
-        monkeypatch.setattr(retrain, name, lambda *arguments, **named: None)
+    for name in ("open_limit", "end_dead_runs", "ProgressBar", "show_cycle", "show_gate"):
+        monkeypatch.setattr(retrain, name, Mock())
     monkeypatch.setattr(retrain, "concurrency", lambda *arguments, **named: contextlib.nullcontext())
     monkeypatch.setattr("wbc_model.evaluation.plots.plot_learning_curve", lambda *arguments: None)
     monkeypatch.setattr("flows.pipeline.stages.decoded_cells", lambda workspace, size, view: None)
@@ -265,7 +279,7 @@ def result(workspace: Path, store: Store) -> dict[str, Any]:
         "rows": [(row["cycle"], row["labels"], row["accuracy"], row["pools"]) for row in state.rows],
         "versions": (workspace / "data/versions.csv").read_text(),
         "gate": [(row["asked_before"], row["promoted"]) for row in gate.read_log(workspace)],
-        "curve": (workspace / "reports/learning_curve.csv").read_text(),
+        "curve": pd.read_csv(workspace / "reports/learning_curve.csv").drop(columns="retraining").to_csv(),
         "aliases": store.aliases,
         "logged": [name.partition("/")[2] for name in store.logged],
         "models": len(store.models),

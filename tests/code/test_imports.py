@@ -39,7 +39,7 @@ PACKAGES = {
     "flows": "wbc_model wbc_model.core wbc_model.cells",
     "flows.pipeline": ". serving.inference "
     "wbc_model wbc_model.core wbc_model.network wbc_model.cells wbc_model.evaluation wbc_model.acquisition wbc_model.training",
-    "flows.registry": ". .pipeline "
+    "flows.registry": ". .pipeline serving.contract serving.inference "
     "wbc_model wbc_model.core wbc_model.network wbc_model.cells wbc_model.evaluation wbc_model.training",
     "flows.retraining": ". .pipeline .registry wbc_model wbc_model.core wbc_model.rendering wbc_model.network wbc_model.cells "
     "wbc_model.evaluation wbc_model.acquisition",
