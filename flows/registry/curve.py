@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import pandas as pd
 
+from flows.site import site_of
 from flows.state import read_state
 from flows.workspace import is_git_repository
 from wbc_model.cells.pools import Pools
@@ -97,16 +98,23 @@ def _cycles_before(workspace: Path) -> list[dict[str, Any]]:
     """The cycles of before the record: from the tagged commits, the last retraining's from its state."""
     state = read_state(workspace)
     last = [{**row, "retraining": _moment(state.key)} for row in state.rows] if state else []
+    if last and state and state.gate and state.gate["promoted"]:
+        last[-1]["champion"] = True
     known = {row["pools"] for row in last}
     cycles = [row for row in _tagged(workspace) if row["pools"] not in known] + last
-    return [{"champion": False, **row, "metrics": _scores(row["metrics"])} for row in cycles]
+    return [
+        {**{name: row.get(name, False) for name in _KEPT}, "metrics": _scores(row["metrics"]), SCORED: row.get(SCORED)}
+        for row in cycles
+    ]
 
 
 def _tagged(workspace: Path) -> Iterator[dict[str, Any]]:
     """The cycle of each commit that is tagged `pools-vN`: the last row of its curve, with its metrics."""
     if not is_git_repository(workspace):
         return
-    for tag in _git(workspace, "tag", "--list", "pools-v*", "--sort=version:refname").split():
+    site = site_of(workspace)
+    mine = f"{site.name}-pools-v*" if site else "pools-v*"
+    for tag in _git(workspace, "tag", "--list", mine, "--merged", "HEAD", "--sort=version:refname").split():
         rows = list(csv.DictReader(io.StringIO(_git(workspace, "show", f"{tag}:./{CURVE_CSV}"))))
         metrics = _git(workspace, "show", f"{tag}:./metrics.json")
         if not rows or not metrics:
