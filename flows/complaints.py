@@ -1,7 +1,8 @@
 """The one place where an error becomes the line that a person reads.
 
-A WbcError is that line already. What the operating system says is said with its file and what to do. What a library says is its
-first line, with the library's part in plain words; what nobody has thought of says so. Of both the whole is in a log file.
+A WbcError is that line already. An error of the operating system names its file and what to do. An error of a library is its
+first line, and the library's part in plain words. An error that nobody has thought of says so. A log file
+has all of the last two.
 """
 
 import errno
@@ -47,7 +48,7 @@ LIBRARIES: Final = {
 
 
 def line_of(error: BaseException, workspace: Path | None) -> str:
-    """The line for an error; where it is none of ours and no word of the system's, a log file with the whole is written first."""
+    """The line for an error. One that is neither ours nor the system's goes to a log file first, as a whole."""
     if isinstance(error, WbcError):
         return str(error)
     if isinstance(error, MemoryError):
@@ -58,8 +59,8 @@ def line_of(error: BaseException, workspace: Path | None) -> str:
     said = next((line.strip() for line in str(error).splitlines() if line.strip()), "") or type(error).__name__
     where = _log(error, workspace)
     if library:
-        return f"{library} failed: {said[:500]} (the whole: {where})"
-    return f"a fault of wbc's own, {type(error).__name__}: {said[:500]} (report it with {where})"
+        return f"{library} failed: {said[:500]} (all of it: {where})"
+    return f"wbc itself failed, {type(error).__name__}: {said[:500]} (report it with {where})"
 
 
 def _modules(error: BaseException) -> list[str]:
@@ -78,12 +79,12 @@ def _of_the_system(error: OSError) -> str | None:
     if error.errno in (errno.EACCES, errno.EPERM):
         return f"{path} cannot be used: {why}; give this user the right to it"
     if error.errno == errno.ENOENT:
-        return f"{path} is not there: `dvc checkout` brings back what is versioned, the stage before makes the rest"
+        return f"{path} is not there: `dvc checkout` brings back what is versioned, and the stage before this one makes the rest"
     return f"{path}: {why}"
 
 
 def _log(error: BaseException, workspace: Path | None) -> Path:
-    """Write the traceback with what one needs to make sense of it; into the temporary folder where the workspace takes none."""
+    """Write the traceback, the command and the versions to a file; to the temporary folder where the workspace takes none."""
     moment = datetime.now(UTC)
     name = f"error-{moment:%Y%m%d-%H%M%S}-{os.getpid()}.log"
     text = "".join(traceback.format_exception(error))

@@ -1,8 +1,8 @@
-"""What nobody waits for at a terminal is said where somebody will see it: in a log, on stderr, and by a notification.
+"""News of a scheduled run, which nobody watches at a terminal: a line in a log, on stderr, and to whoever wants to be notified.
 
-`schedule.notify` in params.yaml, or WBC_NOTIFY, which goes before it and need not be committed, is the address of a webhook (it
-is sent `{"text": LINE, "workspace": NAME}`, which Slack, Mattermost and Teams take), or a notification block of Prefect's as
-TYPE/NAME.
+`schedule.notify` in params.yaml says who that is; WBC_NOTIFY takes precedence and need not be committed. It is the address of a
+webhook, which is sent `{"text": LINE, "workspace": NAME}`, as Slack, Mattermost and Teams take it. Or it is a notification block
+of Prefect's, as TYPE/NAME.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ _SECONDS: Final = 15
 
 
 def tell(workspace: Path, line: str) -> None:
-    """Say one line of a workspace in its log, on stderr and by notification. What hinders one hinders no other."""
+    """Say one line in the workspace's log, on stderr and by notification. If one of these fails, the others are still said."""
     line = " ".join(line.split())
     _write(workspace, line)
     try:
@@ -87,6 +87,6 @@ def _block(name: str, workspace: Path, line: str) -> None:
 
 
 def tell_failure(workspace: Path, message: str) -> None:
-    """Say that a scheduled run failed, in one line, wherever somebody may look."""
+    """Say in one line that a scheduled run failed, and why."""
     why = re.sub(r"^Flow run encountered an exception: (?:WbcError: )?", "", message)
     tell(workspace, f"{workspace}: the scheduled retraining failed: {why}")

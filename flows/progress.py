@@ -1,4 +1,4 @@
-"""What a retraining says while it runs: a line per cycle on stderr, and on a terminal what it is doing now."""
+"""What a retraining says while it runs: a line per cycle on stderr, and on a terminal also what it is doing now."""
 
 import contextlib
 import json
@@ -12,6 +12,11 @@ from rich.console import Console
 
 TRAINING_LINE: Final = re.compile(r"update +\d+ of \d+:")
 _ROWS: Final = ".wbc/training.jsonl"
+
+
+def counted(count: int, noun: str) -> str:
+    """A number with its noun: 1 label, 2 labels."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def training_line(updates: int) -> Callable[[dict[str, float]], None]:

@@ -53,9 +53,11 @@ def site_of(workspace: Path) -> Site | None:
         return None
     said = read_yaml(path)
     if not isinstance(said, dict) or set(said) != {"name", "parent"} or not all(isinstance(one, str) for one in said.values()):
-        raise WbcError(f"{path}: it names the site and the folder of its parent: name: NAME, parent: ../..")
+        raise WbcError(
+            f"{path}: it must have two lines, `name: NAME` of the site and `parent: FOLDER` of its parent, for example ../.."
+        )
     if said["name"] != _plain(said["name"]):
-        raise WbcError(f"{path}: the name {said['name']!r} must be of letters, digits, _ and - alone")
+        raise WbcError(f"{path}: the name {said['name']!r} may have letters, digits, _ and - only")
     return Site(said["name"], Path(os.path.normpath(workspace / said["parent"])))
 
 
@@ -67,7 +69,9 @@ def parent_workspace(start: Path | None = None) -> Path:
     if workspace is None or site is None:
         return workspace or find_workspace(here)
     if not is_workspace(site.parent):
-        raise WbcError(f"{workspace / PARENT} names {site.parent}, which is no workspace: put right where the parent lies")
+        raise WbcError(
+            f"{workspace / PARENT} names {site.parent}, which is no workspace: write there where the parent workspace lies"
+        )
     return site.parent
 
 
@@ -98,7 +102,7 @@ def _plain(name: str) -> str:
 
 
 def _changes(parent: Path, site: Path, name: str) -> dict[str, Any]:
-    """What is otherwise in a site's params.yaml than in its parent's: names that are its own, paths as seen from there."""
+    """What differs in a site's params.yaml from its parent's: names of its own, and paths as seen from the site."""
     params = read_params(parent / "params.yaml")
 
     def seen_from_here(path: str) -> str:
@@ -119,7 +123,7 @@ def _changes(parent: Path, site: Path, name: str) -> dict[str, Any]:
 
 
 def _show_to_git(parent: Path, site: Path, made: Created) -> None:
-    """Take the lines out of the parent's .gitignore by which earlier versions hid sites; raises WbcError where another does."""
+    """Take out of the parent's .gitignore how earlier versions hid sites; raises WbcError where another line hides them."""
     if not is_git_repository(parent):
         return
     path = parent / ".gitignore"
@@ -130,4 +134,4 @@ def _show_to_git(parent: Path, site: Path, made: Created) -> None:
     asked = ["git", "-C", str(parent), "check-ignore", "--verbose", "--no-index", str(site / ".dvc")]
     rule = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.partition("\t")[0]
     if rule and not rule.split(":", 2)[2].startswith("!"):
-        raise WbcError(f"git ignores {site}, by {rule}: the site's history lives there; take that line out")
+        raise WbcError(f"git ignores {site}, by {rule}: the site's history would not be kept; take that line out")

@@ -31,7 +31,7 @@ _HELD_OUT: Final[tuple[PoolName, ...]] = ("validation", "test")
 
 
 def corrected(workspace: Path, card: ModelCard) -> dict[PoolName, int]:
-    """How many labels of each held-out pool are others now than those that a card's numbers rest on; no pool without any."""
+    """How many labels of each held-out pool differ by now from those that a card's numbers rest on; no pool without any."""
     frames = Pools.read(workspace / "data/pools").frames
     counts: dict[PoolName, int] = {}
     for name in _HELD_OUT:
@@ -90,7 +90,7 @@ def mark_history(workspace: Path) -> list[str]:
     if registry_exists(workspace, params):
         count = mark_runs(workspace, open_tracker(workspace, params))
         lines += (
-            [f"{count} runs in MLflow rest on labels that were corrected since: their tag {RUN_MARK} counts them"]
+            [f"{count} runs in MLflow have scores on labels that were corrected since: their tag {RUN_MARK} counts these labels"]
             if count
             else []
         )

@@ -31,7 +31,7 @@ from flows.pipeline import dvc as versioning
 from flows.pipeline.dvc import PoolsVersion, StageFailed
 from flows.pipeline.installed import relink
 from flows.pipeline.package import PACKAGED_MODEL
-from flows.progress import TRAINING_LINE, Progress, TrainingRows
+from flows.progress import TRAINING_LINE, Progress, TrainingRows, counted
 from flows.registry import scores
 from flows.registry.champion import follow
 from flows.registry.curve import CURVE_CSV, CURVE_PNG, CYCLES, SCORED, note_cycle, scored_cells, write_curve
@@ -161,7 +161,7 @@ def fill_pools(workspace: Path, progress: Progress) -> None:
         progress.say(f"the pools are empty: ingesting {workspace / source}")
         report = ingest(workspace / source, workspace / "data", params, first_query=first_query)
     if report.rejections:
-        progress.say(f"{len(report.rejections)} rows are not in use: see data/rejected.csv")
+        progress.say(f"not in use: {counted(len(report.rejections), 'row')}, see data/rejected.csv")
 
 
 @_step("version_pools")
@@ -169,7 +169,7 @@ def version_pools(ctx: Context) -> PoolsVersion:
     """Version the pools with DVC: the version that every stage of the cycle works on and is recorded under."""
     came = labels.take_waiting(ctx.workspace)
     if came:
-        ctx.progress.say(f"{came} labels came meanwhile")
+        ctx.progress.say(f"{counted(came, 'label')} came in the meantime: this cycle begins with them")
     return versioning.version_pools(ctx.workspace, (ctx.lock,))
 
 
@@ -419,7 +419,7 @@ def run_state(outcome: Outcome) -> "RunState[Any]":
     from prefect.states import Cancelled, Completed
 
     if outcome.status == "waiting":
-        return Cancelled(name="Waiting", message=f"{outcome.awaited} labels of people are awaited")
+        return Cancelled(name="Waiting", message=f"{counted(outcome.awaited, 'label')} of people are awaited")
     return Completed(message=f"gate: {(outcome.gate or {}).get('reason', '')}")
 
 
@@ -439,7 +439,7 @@ def retraining(root: Path, changes: Mapping[str, Any] | None = None, commit: boo
 
         ctx = Context(root, state, params, lock, progress, open_tracker(root, params))
         if closed := ctx.tracker.close_abandoned(state.key):
-            progress.say(f"{closed} MLflow runs of retrainings that were killed are closed")
+            progress.say(f"closed in MLflow: {counted(closed, 'run')} of retrainings that were killed")
         with ctx.tracker.running(ctx.parent_run):
             fingerprint_code(ctx)
             labels.take_waiting(root)
@@ -502,7 +502,7 @@ def _go_on(ctx: Context) -> bool:
     asked, missing = len(labels.read_queue(ctx.workspace)), len(labels.awaited(ctx.workspace))
     if asked == missing:
         return False
-    ctx.progress.say(f"{asked - missing} of {asked} labels were given")
+    ctx.progress.say(f"people have labelled {asked - missing} of {asked} cells")
     state.status, state.cycle = "running", state.cycle + 1
     state.write(ctx.workspace)
     return True
@@ -554,7 +554,7 @@ def _one_cycle(ctx: Context) -> bool:
 
 def _waiting(ctx: Context) -> Outcome:
     waiting = len(labels.awaited(ctx.workspace))
-    ctx.tracker.wait(ctx.parent_run, _note(ctx, f"It waits for {waiting} labels of people."))
+    ctx.tracker.wait(ctx.parent_run, _note(ctx, f"It waits for {counted(waiting, 'label')} of people."))
     return Outcome(
         workspace=str(ctx.workspace),
         key=ctx.state.key,

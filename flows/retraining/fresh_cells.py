@@ -43,8 +43,8 @@ def draw(workspace: Path, count: int) -> dict[str, Any]:
             drawn.extend(units[place])
         if len(drawn) < count:
             raise WbcError(
-                f"only {len(drawn)} unlabelled cells can go to the test pool, {count} were asked for: the others are in the "
-                "queue, in quarantine, or of a group that training has labels of; ingest cells of other patients"
+                f"only {len(drawn)} of the {count} cells that you ask for can go to the test pool: the others are in the queue, "
+                "in quarantine, or of a group that training has labels of; ingest cells of other patients"
             )
         return pools.draw(set(drawn))
 

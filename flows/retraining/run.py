@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.pipeline.dvc import check_git
-from flows.progress import Progress
+from flows.progress import Progress, counted
 from flows.retraining.prefect_api import prefect_api
 from flows.state import hold_lock
 from flows.workspace import params_with
@@ -64,20 +64,19 @@ def outcome_text(outcome: "Outcome") -> str:
     lines = [buffer.getvalue().rstrip()]
     if outcome.status == "waiting":
         lines.append(
-            f"{outcome.awaited} labels are awaited. `wbc labels export FILE.csv` (or .json for Label Studio) writes the cells, "
-            "`wbc labels import FILE` takes the labels in, then `wbc retrain` goes on."
+            f"people must label {counted(outcome.awaited, 'cell')}: `wbc labels export FILE.csv` (or .json for Label Studio) "
+            "writes the cells, `wbc labels import FILE` takes the labels in, then `wbc retrain` goes on"
         )
     if outcome.came:
-        lines.append(f"{outcome.came} labels came while the model was trained: they are in the pools, for the next round")
-    if outcome.gate:
-        promoted = "the champion stays" if outcome.gate["in_place"] else "promoted to champion"
-        word = promoted if outcome.gate["promoted"] else "not promoted"
-        lines.append(f"gate: {word}: {outcome.gate['reason']}")
-        if outcome.gate["question"]:
-            lines.append(f"      {outcome.gate['question']}")
-        if outcome.gate["fresh"]:
-            lines.append(f"      {outcome.gate['fresh']}")
-        before = outcome.gate["asked_before"]
-        often = {0: "never asked before", 1: "asked once before"}.get(before, f"asked {before} times before")
-        lines.append(f"      test pool {outcome.gate['test_pool']} was {often}")
-    return "\n".join([*lines, f"learning curve {outcome.learning_curve}", f"wrote {', '.join(outcome.wrote)}"])
+        lines.append(f"{counted(outcome.came, 'label')} came while the model was trained: the next round begins with them")
+    lines += _gate_lines(outcome.gate) if outcome.gate else []
+    return "\n".join([*lines, f"learning curve: {outcome.learning_curve}", f"wrote {', '.join(outcome.wrote)}"])
+
+
+def _gate_lines(said: dict[str, Any]) -> list[str]:
+    """The gate's word, and below it each reason, what a person is asked, and how often the test pool was asked before."""
+    promoted = "the champion stays" if said["in_place"] else "promoted to champion"
+    often = {0: "never", 1: "once"}.get(said["asked_before"], f"{said['asked_before']} times")
+    more = [*said["reasons"], *filter(None, [said["question"], said["fresh"]])]
+    more.append(f"test pool {said['test_pool']} was compared on {often} before")
+    return [f"gate: {promoted if said['promoted'] else 'not promoted'}", *(f"      {line}" for line in more)]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.guard import FLOW, flow_token
 from flows.identity import workspace_name
+from flows.progress import counted
 from flows.retraining.prefect_api import (
     BY_SCHEDULE,
     drop_missed_runs,
@@ -74,8 +75,9 @@ def schedule(workspace: Path, every: float | None, watch: float, commit: bool = 
         names = retraining_flow(workspace), watch_flow_name(workspace)
         _clear(workspace, names, own_server)
         timing, words = when(params, every)
-        _say(f"Prefect API at {url}; retraining {words}, and")
-        _say(f"after {params.min_new_labels} new labels (looked for every {watch:g} s). Stop with Ctrl-C.")
+        _say(f"retraining {words}")
+        _say(f"and after {counted(params.min_new_labels, 'new label')}, looked for every {watch:g} s")
+        _say(f"Prefect API at {url}; stop with Ctrl-C")
         looking = Interval(timedelta(seconds=watch))
         serve(
             _deployment(scheduled_flow, names[0], BY_SCHEDULE, timing, workspace=str(workspace), commit=commit),
@@ -95,10 +97,10 @@ def _clear(workspace: Path, names: tuple[str, str], own_server: bool) -> None:
             open_limit(own_server)
             dead = end_dead_runs(names)
             if dead:
-                _say(f"{dead} runs that were killed no longer count as running")
+                _say(f"{counted(dead, 'run')} of a process that was killed: no longer counted as running")
     missed = drop_missed_runs(names)
     if missed:
-        _say(f"{missed} runs were missed while nobody served them: the last of them is run, once")
+        _say(f"missed while nobody served them: {counted(missed, 'run')}; the last one is made up for")
 
 
 def _deployment(flow: Any, name: str, deployment: str, timing: "Schedule", **parameters: Any) -> Any:

@@ -555,7 +555,7 @@ def test_earlier_points_of_the_curve_and_runs_are_marked_where_their_test_labels
         decide(site.workspace, cell, next(name for name in CLASSES if name != labels[cell]), "ada", "a slip", 1)
     lines = scores.mark_history(site.workspace)
     assert lines[0].startswith("2 of 3 points of the learning curve rest on labels that were corrected since")
-    assert lines[1].startswith("3 runs in MLflow rest on")
+    assert lines[1].startswith("3 runs in MLflow have scores on")
     table = pd.read_csv(site.workspace / "reports/learning_curve.csv")
     assert table["out_of_date"].tolist() == [2, 1, 0]
     assert table["accuracy"].tolist() == [0.5, 0.6, 0.7]

@@ -305,7 +305,7 @@ def test_a_fault_of_ours_is_a_line_and_whole_in_a_log(
     complaint = workspace / ".wbc/complaint"
     monkeypatch.setenv("WBC_ERROR_FILE", str(complaint))
     line = failing(ZeroDivisionError("by zero\nand more"), monkeypatch, capsys)
-    assert line.startswith("wbc: error: a fault of wbc's own, ZeroDivisionError: by zero (report it with ")
+    assert line.startswith("wbc: error: wbc itself failed, ZeroDivisionError: by zero (report it with ")
     log = Path(line.split("report it with ")[1].rstrip(")\n"))
     assert log.parent == workspace / ".wbc/logs"
     assert "Traceback" in log.read_text()
@@ -321,8 +321,8 @@ def test_a_fault_of_ours_is_a_line_and_whole_in_a_log(
         (OSError(errno.EROFS, "Read-only file system", "data/pools/test.csv"), "data/pools/test.csv cannot be written: its file"),
         (PermissionError(errno.EACCES, "Permission denied", "x"), "x cannot be used: Permission denied"),
         (FileNotFoundError(errno.ENOENT, "No such file", "models/candidate"), "models/candidate is not there"),
-        (sqlite3.DatabaseError("file is not a database"), "a database failed: file is not a database (the whole: "),
-        (pyarrow.ArrowInvalid("not a parquet file\nat all"), "an image shard failed: not a parquet file (the whole: "),
+        (sqlite3.DatabaseError("file is not a database"), "a database failed: file is not a database (all of it: "),
+        (pyarrow.ArrowInvalid("not a parquet file\nat all"), "an image shard failed: not a parquet file (all of it: "),
         (MemoryError(), "there is not enough memory"),
     ],
 )

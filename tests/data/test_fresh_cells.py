@@ -88,7 +88,7 @@ def test_cells_of_the_queue_are_not_drawn(site: Path) -> None:
     fresh_cells.draw(site, 5)
     assert set(fresh_cells.waiting(site)["sha256"]) == set(waiting["sha256"].tail(5))
     assert len(awaited(site)) == len(waiting) - 5
-    with pytest.raises(WbcError, match="only 0 unlabelled cells can go to the test pool, 1 were asked for"):
+    with pytest.raises(WbcError, match="only 0 of the 1 cells that you ask for can go to the test pool"):
         fresh_cells.draw(site, 1)
 
 
@@ -103,7 +103,7 @@ def test_a_group_is_drawn_whole_and_not_where_training_has_a_part_of_it(site: Pa
     drawn = pools(site).drawn()
     assert drawn["group"].nunique() == 2
     assert "large" not in set(drawn["group"])
-    with pytest.raises(WbcError, match="only 20 unlabelled cells"):
+    with pytest.raises(WbcError, match="only 20 of the"):
         fresh_cells.draw(site, 30)
     first = drawn["sha256"].iloc[0]
     decide(site, first, "Basophil", "Ada", "seen", 1)  # its group is on the test's side already
