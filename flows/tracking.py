@@ -36,6 +36,7 @@ PACKAGED: Final = "wbc.packaged"
 BEFORE: Final = "wbc.gate.before"
 WORKSPACE: Final = "wbc.workspace"
 MLMODEL: Final = "MLmodel"
+_OF_THE_REGISTRY: Final = (MLMODEL, "registered_model_meta")  # files that MLflow has beside those of the model
 POOLS_NAME: Final = "wbc.pools_name"
 _OF_THE_RUN: Final = (RUN, CYCLE, POOLS_NAME, "wbc.preset", "wbc.strategy", "wbc.seed")  # what a version takes over from its run
 _OPEN: Final = ("RUNNING", "SCHEDULED")  # MLflow's states of a run that has not ended
@@ -340,7 +341,8 @@ class Tracker:
         self.log_packaged(run, model)
         source = f"{self.client.get_run(run).info.artifact_uri}/model"
         learned = {"wbc.labels": str(card.cells["labelled"].count)} if "labelled" in card.cells else {}
-        from_run = {name: value for name, value in self.client.get_run(run).data.tags.items() if name in _OF_THE_RUN}
+        found = self.client.get_run(run).data.tags.items()
+        from_run = {name: value for name, value in found if name in _OF_THE_RUN and value != "none"}
         tags = {WEIGHTS_TAG: card.sha256[WEIGHTS], PACKAGED: packaged_digest(card), **learned, **from_run, **_made_of(card)}
         made = self.client.create_model_version(self.model_name, source, run_id=run, tags=tags, description=model_note(card))
         return str(made.version)
@@ -452,7 +454,8 @@ class Tracker:
         try:
             files = self._download(version, temporary)
             card = read_card(files)
-            (files / MLMODEL).unlink(missing_ok=True)  # it is the registry's, not the model's
+            for name in _OF_THE_REGISTRY:
+                (files / name).unlink(missing_ok=True)
             files.chmod(0o755)
             replace_directory(files, directory)
         finally:

@@ -114,7 +114,8 @@ def test_the_registry_keeps_the_model_once(champion: Any, registry: tuple[Tracke
     assert tracker.register(tracker.retraining("two", params), tmp_path / "again") == "1"
     assert len(list((tracker.workspace / "mlartifacts").rglob("model.onnx"))) == 1
     tracker.fetch("1", tmp_path / "fetched")
-    assert not (tmp_path / "fetched/MLmodel").exists(), "what is served has the model's files alone"
+    files = {path.name for path in (tmp_path / "fetched").iterdir()}
+    assert files == {"model.json", "model.onnx", "weights.safetensors", "README.md"}, "what is served has the model's files alone"
 
 
 def test_runs_models_and_versions_say_what_they_are(champion: Any, registry: tuple[Tracker, Params]) -> None:
