@@ -12,6 +12,8 @@ from wbc_model.core.model_card import ModelCard
 LOADER: Final = "flows.registry.pyfunc"  # every MLmodel file names it: it must stay
 NOTE: Final = "mlflow.note.content"  # MLflow's description of a run, in Markdown
 RENDERED: Final = "rendered cells, not real"
+# A tag of an experiment: MLflow's interface opens at its pages for trained models, not at those for chat.
+EXPERIMENT_KIND: Final = ("mlflow.experimentKind", "custom_model_development")
 REGISTERED_MODEL: Final = f"""\
 Leukocyte classification: {", ".join(CLASSES)}.
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pandas as pd
 
 from flows.artifacts import FOLDER, database_of, located, make_relative
-from flows.descriptions import NOTE, REGISTERED_MODEL, mlmodel, model_note, source_tags
+from flows.descriptions import EXPERIMENT_KIND, NOTE, REGISTERED_MODEL, mlmodel, model_note, source_tags
 from flows.identity import check_own_names, workspace_name
 from wbc_model.core.errors import WbcError
 from wbc_model.core.files import replace_directory
@@ -516,6 +516,8 @@ def open_tracker(workspace: Path, params: Params) -> Tracker:
         local = not uri.startswith(("http://", "https://", "databricks"))
         place = (workspace / FOLDER).as_uri() if local else None
         number = experiment.experiment_id if experiment else client.create_experiment(params.tracking.experiment, place)
+        if experiment is None or EXPERIMENT_KIND[0] not in experiment.tags:
+            client.set_experiment_tag(number, *EXPERIMENT_KIND)
         if database := database_of(uri, workspace):
             make_relative(database)
     except MlflowException as error:
