@@ -79,7 +79,7 @@ def mlmodel(run: str, card: ModelCard) -> str:
 
 def percent(value: float | None) -> str:
     """A share in per cent, with one decimal."""
-    return "-" if value is None else f"{value:.1%}"
+    return "-" if value is None else f"{100 * value:.1f} %"
 
 
 def _score(metrics: Mapping[str, Any], name: str) -> str:

@@ -185,8 +185,8 @@ def test_the_page_of_the_gate_has_reasons_recalls_confusion_and_the_curve(tmp_pa
     (tmp_path / "curve.png").write_bytes(b"png")
     page = gate_page(decision, rows, tmp_path / "curve.png")
     assert page.startswith("# Gate: not promoted\n\n- recall of Basophil fell\n- accuracy is lower\n")
-    assert "| Basophil | 90.0% | - |" in page
+    assert "| Basophil | 90.0 % | - |" in page
     assert "| Basophil | 5 | 0 | 0 | 0 | 0 |" in page
-    assert "| 1 | 20 | 90.0% | 80.0% | pools-v2 |" in page
+    assert "| 1 | 20 | 90.0 % | 80.0 % | pools-v2 |" in page
     assert "data:image/png;base64,cG5n" in page
     assert "data:image" not in gate_page(decision, rows, tmp_path / "none.png")
