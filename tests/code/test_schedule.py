@@ -215,6 +215,7 @@ def test_a_run_that_waits_is_no_completed_one(server: str, marked: Path, monkeyp
     assert [(run["state_type"], run["state_name"]) for run in mine] == [("CANCELLED", "Waiting"), ("COMPLETED", "Completed")]
     assert mine[0]["state"]["message"] == "3 labels of people are awaited"
     assert all(run["name"].startswith(f"{marked.name} {datetime.now(UTC):%Y-}") for run in mine)
+    assert all(set(run["tags"]) == {"wbc", workspace_name(marked)} for run in mine)
 
     def fails(root: Path, *more: object) -> retrain.Outcome:
         raise ValueError("out of luck")
@@ -242,7 +243,7 @@ def scheduled(workspace: Path, url: str) -> Iterator["subprocess.Popen[str]"]:
             command, cwd=workspace, env={**os.environ, "PREFECT_API_URL": url}, stdout=output, stderr=output, text=True
         )
     try:
-        until(lambda: "Stop with Ctrl-C" in log.read_text()[before:] or process.poll() is not None)
+        until(lambda: "stop with Ctrl-C" in log.read_text()[before:] or process.poll() is not None)
         yield process
     finally:
         process.terminate()
