@@ -104,9 +104,10 @@ def model_note(card: ModelCard, metrics: Mapping[str, Any] | None = None, pools:
     return "\n\n".join(lines)
 
 
-def gate_note(promoted: bool, reason: str) -> str:
-    """The gate's decision and its reason, in Markdown."""
-    return f"**Gate: {'promoted to champion' if promoted else 'not promoted'}.** {reason[:1].upper()}{reason[1:]}."
+def gate_note(promoted: bool, reasons: Sequence[str]) -> str:
+    """The gate's decision and its reasons, in Markdown."""
+    head = f"**Gate: {'promoted to champion' if promoted else 'not promoted'}**"
+    return f"{head}\n\n" + "\n".join(f"- {reason}" for reason in reasons)
 
 
 def curve_table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -61,6 +61,12 @@ def read_cycles(workspace: Path) -> list[dict[str, Any]]:
         raise WbcError(f"{path} is damaged: bring it back with git, or remove it, and it is made again") from None
 
 
+def begin_record(workspace: Path) -> None:
+    """Keep the cycles of an earlier version where no record is; the next retraining forgets the state of the last."""
+    if not (workspace / CYCLES).exists() and (cycles := read_cycles(workspace)):
+        _write(workspace, cycles)
+
+
 def note_cycle(workspace: Path, retraining: str, row: dict[str, Any], champion: bool = False) -> list[dict[str, Any]]:
     """Keep a finished cycle of a retraining, in the place of an earlier word about it; returns all cycles. `row` has the fields
     of the state's rows, `champion` says whether its model became the champion."""
@@ -100,8 +106,8 @@ def _cycles_before(workspace: Path) -> list[dict[str, Any]]:
     last = [{**row, "retraining": _moment(state.key)} for row in state.rows] if state else []
     if last and state and state.gate and state.gate["promoted"]:
         last[-1]["champion"] = True
-    known = {row["pools"] for row in last}
-    cycles = [row for row in _tagged(workspace) if row["pools"] not in known] + last
+    known = {(row["pools"], row["accuracy"]) for row in last}
+    cycles = [row for row in _tagged(workspace) if (row["pools"], row["accuracy"]) not in known] + last
     return [
         {**{name: row.get(name, False) for name in _KEPT}, "metrics": _scores(row["metrics"]), SCORED: row.get(SCORED)}
         for row in cycles

@@ -61,7 +61,7 @@ def gate_page(decision: Decision, rows: Sequence[Mapping[str, Any]], picture: Pa
     parts = [f"# Gate: {word}", "\n".join(f"- {reason}" for reason in decision.reasons)]
     parts += [f"**{decision.question}**"] if decision.question else []
     parts += [decision.fresh] if decision.fresh else []
-    parts.append(f"Test pool {decision.test_pool}, compared on {decision.asked_before} times before.")
+    parts.append(f"Earlier comparisons of models on test pool {decision.test_pool}: {decision.asked_before}.")
     if decision.recalls:
         lines = [f"| {name} | {percent(mine)} | {percent(theirs)} |" for name, (mine, theirs) in decision.recalls.items()]
         parts += ["## Recall per class", "\n".join(["| class | challenger | champion |", "|---|---:|---:|", *lines])]

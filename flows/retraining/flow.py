@@ -34,7 +34,7 @@ from flows.pipeline.package import PACKAGED_MODEL
 from flows.progress import TRAINING_LINE, Progress, TrainingRows, counted
 from flows.registry import scores
 from flows.registry.champion import follow
-from flows.registry.curve import CURVE_CSV, CURVE_PNG, CYCLES, SCORED, note_cycle, scored_cells, write_curve
+from flows.registry.curve import CURVE_CSV, CURVE_PNG, CYCLES, SCORED, begin_record, note_cycle, scored_cells, write_curve
 from flows.registry.verdicts import objection
 from flows.retraining import gate
 from flows.retraining.artifacts import ProgressBar, show_cycle, show_gate
@@ -376,7 +376,7 @@ def _carry_out(ctx: Context, run: str, version: str, decision: gate.Decision) ->
     said = {"wbc.gate": "promoted" if decision.promoted else "refused", "wbc.gate.reason": decision.reason[:5000]}
     said |= {"wbc.gate.test_pool": decision.test_pool, "wbc.gate.asked_before": str(decision.asked_before)}
     said |= {"wbc.gate.fresh": decision.fresh} if decision.fresh else {}
-    word, row = gate_note(decision.promoted, decision.reason), ctx.state.rows[-1]
+    word, row = gate_note(decision.promoted, decision.reasons), ctx.state.rows[-1]
     tracker.set_alias("challenger", version)
     if decision.asked or "wbc.gate" not in tracker.version_tags(version):  # else the tags are those of the comparison
         tracker.tag_version(version, said)
@@ -473,6 +473,7 @@ def _begin(workspace: Path, commit: bool, progress: Progress) -> State:
         old.commit = old.commit or commit
         return old
     versioning.check_git(workspace, commit)
+    begin_record(workspace)
     after = last_cycle(workspace)
     set_params(workspace, {"retrain.after_cycle": after})
     moment = datetime.now(UTC)
@@ -562,7 +563,7 @@ def _waiting(ctx: Context) -> Outcome:
         cycles=_table(ctx.state),
         awaited=waiting,
         learning_curve=str(ctx.workspace / CURVE_PNG),
-        wrote=["data/queue.csv", CURVE_CSV, CURVE_PNG],
+        wrote=["data/queue.csv", CURVE_CSV, CURVE_PNG, CYCLES],
     )
 
 
@@ -583,7 +584,7 @@ def _finish(ctx: Context) -> Outcome:
         versioning.commit_all(workspace, f"Retraining {state.key}: {word}")
     state.status, state.gate = "done", decision.to_dict()
     state.write(workspace)
-    wrote = ["models/candidate", *(["models/champion"] if decision.promoted else []), GATE_NOTE, CURVE_CSV, CURVE_PNG]
+    wrote = ["models/candidate", *(["models/champion"] if decision.promoted else []), GATE_NOTE, CURVE_CSV, CURVE_PNG, CYCLES]
     return Outcome(
         workspace=str(workspace),
         key=state.key,

@@ -76,7 +76,6 @@ def outcome_text(outcome: "Outcome") -> str:
 def _gate_lines(said: dict[str, Any]) -> list[str]:
     """The gate's word, and below it each reason, what a person is asked, and how often the test pool was asked before."""
     promoted = "the champion stays" if said["in_place"] else "promoted to champion"
-    often = {0: "never", 1: "once"}.get(said["asked_before"], f"{said['asked_before']} times")
     more = [*said["reasons"], *filter(None, [said["question"], said["fresh"]])]
-    more.append(f"test pool {said['test_pool']} was compared on {often} before")
+    more.append(f"earlier comparisons of models on test pool {said['test_pool']}: {said['asked_before']}")
     return [f"gate: {promoted if said['promoted'] else 'not promoted'}", *(f"      {line}" for line in more)]

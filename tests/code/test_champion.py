@@ -114,7 +114,8 @@ class Site:
     def ask(self) -> gate.Decision:
         """A retraining has come to its end: register the candidate, ask the gate, carry its answer out."""
         self.rounds += 1
-        state = State(f"round-{self.rounds}", "", "", 0, False, rows=[{"metrics": {"accuracy": 0.5}}])
+        row = {"cycle": 0, "labels": 10, "accuracy": 0.5, "macro_f1": 0.5, "pools": "pools-v1", "metrics": {"accuracy": 0.5}}
+        state = State(f"round-{self.rounds}", "", "", 0, False, rows=[row])
         params = read_params(self.workspace / "params.yaml")
         ctx = retrain.Context(self.workspace, state, params, 0, Progress(), self.tracker)
         return retrain.ask_gate.fn(ctx, self.tracker.cycle(ctx.parent_run, state.key, 0))  # type: ignore[attr-defined,no-any-return]

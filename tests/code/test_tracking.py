@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from flows.progress import TrainingRows, noted
-from flows.registry.curve import CURVE_CSV, CYCLES, note_cycle, read_cycles
+from flows.registry.curve import CURVE_CSV, CYCLES, begin_record, note_cycle, read_cycles
 from flows.retraining import flow as retrain
 from flows.retraining.artifacts import gate_page
 from flows.retraining.gate import Decision
@@ -165,6 +165,9 @@ def test_the_curve_of_an_earlier_version_is_read_from_its_tags_and_its_state(tmp
     rows_now = [cycle(2, "pools-v3", accuracy=0.3)]
     State("20261129-131744-040", "", "2026-11-29T13:17:44+00:00", 2, True, rows=rows_now, gate=gate).write(tmp_path)
     found = read_cycles(tmp_path)
+    begin_record(tmp_path)  # the next retraining begins
+    (tmp_path / ".wbc/retrain.json").unlink()
+    assert read_cycles(tmp_path) == found
     assert [(row["retraining"], row["labels"], row["accuracy"], row["champion"]) for row in found] == [
         ("with pools-v1", 10, 0.1, False),
         ("with pools-v1", 20, 0.2, False),
