@@ -200,6 +200,7 @@ def train(ctx: Context, run: str, version: PoolsVersion, doing: Callable[[str], 
     def heard(line: str) -> None:
         if TRAINING_LINE.match(line):
             doing(f"training, {line}")
+            ctx.progress.log(f"training, {line}")
         if found := rows.new():
             ctx.tracker.log_history(run, found)
 
