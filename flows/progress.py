@@ -4,6 +4,7 @@ import contextlib
 import json
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -11,6 +12,7 @@ from typing import Any, Final
 from rich.console import Console
 
 TRAINING_LINE: Final = re.compile(r"update +\d+ of \d+:")
+SAY_SECONDS: Final = 15.0
 _ROWS: Final = ".wbc/training.jsonl"
 
 
@@ -19,15 +21,43 @@ def counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def training_line(updates: int) -> Callable[[dict[str, float]], None]:
-    """What `Training.fit` reports to: a line on stderr at each validation step, where no terminal shows its bar."""
+class TrainingLines:
+    """What `Training.fit` reports to: lines on stderr, where no terminal shows its bar.
 
-    def say(row: dict[str, float]) -> None:
+    The first update has a line, then an update every SAY_SECONDS, with the time that is left; and so has each validation step.
+    """
+
+    def __init__(self, updates: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.updates, self.clock, self.quiet = updates, clock, sys.stderr.isatty()
+        self.began = self.said_at = clock()
+        self.first = 0  # the update that this process began with: a training may go on from a checkpoint
+
+    def updated(self, update: int) -> None:
+        """Called after each update, with how many there were."""
+        now = self.clock()
+        self.first = self.first or update
+        if update > self.first and now - self.said_at < SAY_SECONDS:
+            return
+        left = (now - self.began) / (update - self.first + 1) * (self.updates - update)
+        self._say(update, f"about {duration(left)} left", now)
+
+    def validated(self, row: dict[str, float]) -> None:
+        """Called at each validation step, with its row of the history."""
         loss, score = row["validation_loss"], row["validation_macro_f1"]
-        line = f"update {row['update']:>5.0f} of {updates}: macro-F1 {score:.1%}, validation loss {loss:.3f}"
-        print(line, file=sys.stderr, flush=True)
+        self._say(row["update"], f"macro-F1 {score:.1%}, validation loss {loss:.3f}", self.clock())
 
-    return (lambda row: None) if sys.stderr.isatty() else say
+    def _say(self, update: float, what: str, now: float) -> None:
+        if not self.quiet:
+            print(f"update {update:>5.0f} of {self.updates}: {what}", file=sys.stderr, flush=True)
+        self.said_at = now
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: `40 s`, `3 min`, `1 h 20 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def noted(workspace: Path, say: Callable[[dict[str, float]], None]) -> Callable[[dict[str, float]], None]:

@@ -13,7 +13,16 @@ from typing import Any, Final
 
 import yaml
 
-from flows.workspace import Created, changed_params, find_workspace, init_workspace, is_git_repository, is_workspace
+from flows.workspace import (
+    RETRAINING_FILE,
+    Created,
+    changed_params,
+    find_workspace,
+    init_workspace,
+    is_git_repository,
+    is_workspace,
+    note_after_cycle,
+)
 from wbc_model.core.errors import WbcError
 from wbc_model.core.files import write_atomic
 from wbc_model.core.written import read_written, read_yaml
@@ -91,7 +100,8 @@ def complete(parent: Path, site: Path) -> Created:
         made.wrote.append(PARENT)
     if not (site / "params.yaml").exists():
         write_atomic(site / "params.yaml", changed_params(parent, _changes(parent, site, name))[0])
-        made.wrote.append("params.yaml")
+        note_after_cycle(site, 0)
+        made.wrote += ["params.yaml", RETRAINING_FILE]
     more = init_workspace(site, _IGNORED, within=parent)
     return Created(site, [*made.wrote, *more.wrote], more.notes)
 
@@ -111,7 +121,6 @@ def _changes(parent: Path, site: Path, name: str) -> dict[str, Any]:
     changes: dict[str, Any] = {
         "tracking.experiment": f"{params.tracking.experiment}-{name}",
         "tracking.model_name": f"{params.tracking.model_name}-{name}",
-        "retrain.after_cycle": 0,
     }
     if params.retrain.ask is not None:
         changes["retrain.ask"] = None

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from wbc_model.core.errors import WbcError
 from wbc_model.core.files import write_atomic
+from wbc_model.core.written import read_yaml
 
 if TYPE_CHECKING:
     from wbc_model.params import Params
 
 MARKS: Final = ("params.yaml", "dvc.yaml")
+RETRAINING_FILE: Final = "data/retraining.yaml"
 SITES: Final = "sites"  # the folder in which onboarded sites lie, each a workspace
 STORE: Final = "data/service.db"  # what `wbc serve` keeps
 KEYRING: Final = "data/service.keys"
@@ -174,6 +176,9 @@ def init_workspace(directory: Path, ignored: str = "", within: Path | None = Non
         if not (directory / name).exists():
             write_atomic(directory / name, template(name).read_bytes())
             created.wrote.append(name)
+    if not (directory / RETRAINING_FILE).exists():
+        note_after_cycle(directory, after_cycle(directory))
+        created.wrote.append(RETRAINING_FILE)
     _add_lines(directory / ".gitignore", GITIGNORE + ignored, created)
     _add_lines(directory / ".dvcignore", DVCIGNORE, created)
     ensure_dvc(created.workspace, created)
@@ -255,6 +260,34 @@ def set_params(workspace: Path, changes: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def after_cycle(workspace: Path) -> int:
+    """The last cycle before this retraining; workspaces made before have it in params.yaml. Raises WbcError."""
+    path = workspace / RETRAINING_FILE
+    if path.exists():
+        document = read_yaml(path)
+        number = document.get("after_cycle") if isinstance(document, dict) else None
+        if not isinstance(number, int) or number < 0:
+            raise WbcError(f"{path}: after_cycle is no number: `git checkout {RETRAINING_FILE}` brings it back")
+        return number
+    return int(read_yaml(workspace / "params.yaml").get("retrain", {}).get("after_cycle", 0))
+
+
+def note_after_cycle(workspace: Path, cycle: int) -> None:
+    """Begin a retraining after this cycle: what the stage `query` asks for depends on it."""
+    write_atomic(workspace / RETRAINING_FILE, f"after_cycle: {cycle}\n")
+    # A dvc.yaml made before has the stage depend on the key in params.yaml.
+    if "after_cycle" in read_yaml(workspace / "params.yaml").get("retrain", {}):
+        set_params(workspace, {"retrain.after_cycle": cycle})
+
+
+def gone_line(workspace: Path) -> str:
+    """The line that names the keys of params.yaml which have no effect any more; empty where there is none."""
+    from wbc_model.params import gone_keys
+
+    gone = gone_keys(read_yaml(workspace / "params.yaml"))
+    return f"params.yaml: without effect since they are constants now, and may be deleted: {', '.join(gone)}" if gone else ""
+
+
 def params_with(workspace: Path, changes: Mapping[str, Any]) -> "Params":
     """The workspace's parameters as `set_params` would make them; nothing is written. Raises WbcError."""
     from wbc_model.params import parse_params
@@ -266,7 +299,7 @@ def changed_params(workspace: Path, changes: Mapping[str, Any]) -> tuple[str, li
     """The text of the workspace's params.yaml with these values, and the lines of `set_params`; nothing is written."""
     from ruamel.yaml import YAML
 
-    from wbc_model.params import params_text, parse_params
+    from wbc_model.params import GONE, params_text, parse_params
 
     path = workspace / "params.yaml"
     yaml = YAML()
@@ -277,6 +310,8 @@ def changed_params(workspace: Path, changes: Mapping[str, Any]) -> tuple[str, li
     document = yaml.load(text)
     lines = []
     for key, value in changes.items():
+        if key in GONE and key != "retrain.after_cycle":
+            raise WbcError(f"{path}: {key} went: it is a constant now, and no longer a parameter")
         *sections, name = key.split(".")
         place = document
         for section in sections:  # one that is missing is judged with the rest

@@ -36,7 +36,7 @@ from wbc_model.network.resnet import AttentionResNet18, begin_with
 from wbc_model.params import Params
 from wbc_model.studies.learner import Cells, StudyData, pretrained_on
 from wbc_model.studies.study import HOME, Study, read_study, trained_on
-from wbc_model.training.train import LabelledCells
+from wbc_model.training.labelled import LabelledCells
 
 DRAWS, NEIGHBOURS = 5, 20
 KEY = ("method", "updates", "seed")

@@ -32,7 +32,8 @@ from wbc_model.network.lossnet import ranking_loss
 from wbc_model.network.resnet import AttentionResNet18
 from wbc_model.params import Params, read_params
 from wbc_model.rendering.cells import write_cells
-from wbc_model.training.train import LabelledCells, Training
+from wbc_model.training.labelled import LabelledCells
+from wbc_model.training.train import Training
 
 ROOT = Path(__file__).parents[1]
 
@@ -96,7 +97,7 @@ def training_speed(params: Params, decoded: DecodedCells, pools: Pools, folder: 
     """Images per second of a training update, as a share of the bare update's."""
     labelled = pools.frames["labelled"]
     cells = LabelledCells.load(decoded, labelled["sha256"].tolist(), labelled["label"].tolist())
-    training = Training(params, cells, cells, folder / "checkpoint")
+    training = Training.of_pools(params, cells, cells, folder / "checkpoint")
     training.network.train()
     training.weights = torch.ones(len(cells.labels))
     bare, updates = bare_update(training), 5

@@ -20,8 +20,31 @@ Share = Annotated[float, Field(ge=0, le=1)]
 NEEDS_LOSSNET: Final = ("learning_loss", "diverse_loss")  # strategies that look at the loss which LossNet predicts
 RENDERED: Final = "rendered"
 Attention = Literal["none", "eca", "srm", "cbam"]
-Norm = Literal["batch", "group", "frozen"]
+Norm = Literal["batch", "group"]
 Pretraining = Literal["none", "simsiam", "vicreg", "dino"]
+
+
+# What differs from the section `train` while few cells are labelled, and the share of the preset's updates (decisions 026, 027).
+FEW_LABELS: Final = {"strong_share": 0.5, "logit_adjustment": 1.0, "ema": 0.99, "unlabelled_ratio": 1.0}
+FEW_LABELS_UPDATES: Final = 0.3333
+
+# Keys that a params.yaml made before may have. They became constants (decision 048), or a file of the workspace (`after_cycle`).
+GONE: Final = frozenset(
+    {
+        "data.max_conflict_share",
+        "checks.near_duplicate_bits",
+        "checks.near_duplicate_correlation",
+        *(f"train.{name}" for name in ("weight_decay", "label_smoothing", "warmup_share", "patience", "rarity")),
+        *(f"train.{name}" for name in ("lossnet_weight", "lossnet_margin", "hard_fraction", "hard_start_share")),
+        *(f"train.{name}" for name in ("unlabelled_start_share", "pseudo_label_threshold")),
+        *(f"few_labels.{name}" for name in ("updates_share", *FEW_LABELS, "unlabelled_start_share")),
+        *(f"onboard.train.{name}" for name in ("learning_rate", "site_share", "rarity", "ema", "unlabelled_ratio")),
+        *(f"onboard.train.{name}" for name in ("unlabelled_start_share", "pseudo_label_threshold")),
+        "onboard.strategy",
+        "retrain.after_cycle",
+        "gate.max_comparisons",
+    }
+)
 
 
 class Section(BaseModel):
@@ -76,7 +99,6 @@ class DataParams(Section):
     test_share: Share
     initial_share: Share
     initial: Literal["colours", "random"]
-    max_conflict_share: Share = 0.05
     label_names: dict[str, str] = {}
 
     @field_validator("label_names")
@@ -104,8 +126,6 @@ class CheckParams(Section):
     brightness: Annotated[list[float], Field(min_length=2, max_length=2), AfterValidator(_rising)]
     min_contrast: Annotated[float, Field(ge=0)]
     min_sharpness: Annotated[float, Field(ge=0)]
-    near_duplicate_bits: Annotated[int, Field(ge=0, le=16)]
-    near_duplicate_correlation: Annotated[float, Field(gt=0, le=1)]
     max_quarantined_share: Share
     min_test_cells_per_class: Annotated[int, Field(ge=0)]
 
@@ -130,36 +150,19 @@ class TrainParams(Section):
     pretraining_updates: Annotated[int, Field(ge=1)]
     augmentation: Literal["mild", "sites"]
     learning_rate: Annotated[float, Field(gt=0)]
-    weight_decay: Annotated[float, Field(ge=0)]
-    label_smoothing: Share
-    warmup_share: Share
     eval_every: Annotated[int, Field(ge=1)]
-    patience: Annotated[float, Field(gt=0, le=1)]
-    lossnet_weight: Annotated[float, Field(ge=0)]
-    lossnet_margin: Annotated[float, Field(ge=0)]
     lossnet_gradient_share: Share
     hard_share: Annotated[float, Field(ge=0, lt=1)]
-    hard_fraction: Annotated[float, Field(gt=0, le=1)]
-    hard_start_share: Share
-    rarity: Annotated[float, Field(ge=0)]
     strong_share: Share
     logit_adjustment: Annotated[float, Field(ge=0)]
     ema: Annotated[float, Field(ge=0, lt=1)]
     unlabelled_ratio: Annotated[float, Field(ge=0)]
-    unlabelled_start_share: Share
-    pseudo_label_threshold: Share
     devices: Annotated[int, Field(ge=1)]
     accelerator: Literal["auto", "cpu", "cuda"]
 
 
 class FewLabelsParams(Section):
     below: Annotated[int, Field(ge=0)]
-    updates_share: Annotated[float, Field(gt=0, le=1)]
-    strong_share: Share
-    logit_adjustment: Annotated[float, Field(ge=0)]
-    ema: Annotated[float, Field(ge=0, lt=1)]
-    unlabelled_ratio: Annotated[float, Field(ge=0)]
-    unlabelled_start_share: Share
 
 
 class AcquisitionParams(Section):
@@ -169,20 +172,12 @@ class AcquisitionParams(Section):
 
 class AdaptationParams(Section):
     updates: Annotated[int, Field(ge=1)]
-    learning_rate: Annotated[float, Field(gt=0)]
-    site_share: Annotated[float, Field(gt=0, lt=1)]
-    rarity: Annotated[float, Field(ge=0)]
-    ema: Annotated[float, Field(ge=0, lt=1)]
-    unlabelled_ratio: Annotated[float, Field(ge=0)]
-    unlabelled_start_share: Share
-    pseudo_label_threshold: Share
 
 
 class OnboardParams(Section):
     labels: Annotated[int, Field(ge=1)]
     rounds: Annotated[int, Field(ge=1)]
     first_strategy: Acquisition
-    strategy: Acquisition
     max_home_loss: Share
     train: AdaptationParams
 
@@ -191,7 +186,6 @@ class RetrainParams(Section):
     until: Annotated[float, Field(gt=0)]
     ask: Annotated[int, Field(ge=1)] | None = None
     cycles: Annotated[int, Field(ge=1)]
-    after_cycle: Annotated[int, Field(ge=0)]
     annotator: Annotator
 
 
@@ -199,8 +193,12 @@ class GateParams(Section):
     recall_floor: dict[str, Share]
     max_recall_drop: Share
     max_accuracy_drop: Share
-    alpha: Share
-    max_comparisons: Annotated[int, Field(ge=1)] = 20
+    alpha: Annotated[float, Field(gt=0, le=1)]
+
+    @property
+    def max_comparisons(self) -> int:
+        """Comparisons on the same test cells, after which one of them is expected to be wrong by chance: 1 / alpha."""
+        return round(1 / self.alpha)
 
     @model_validator(mode="after")
     def _every_class_has_a_floor(self) -> Self:
@@ -262,12 +260,12 @@ class Params(Section):
         return self.presets[self.preset]
 
     def for_labels(self, labels: int) -> Self:
-        """The parameters of a training with so many labelled cells: `train` and the preset with what `few_labels` says of few."""
-        few = self.few_labels
-        if labels >= few.below:
+        """The parameters of a training with so many labelled cells: fewer than `few_labels.below` are trained as FEW_LABELS says,
+        with a third of the updates."""
+        if labels >= self.few_labels.below:
             return self
-        train = self.train.model_copy(update=few.model_dump(exclude={"below", "updates_share"}))
-        size = self.size.model_copy(update={"updates": max(1, round(few.updates_share * self.size.updates))})
+        train = self.train.model_copy(update=FEW_LABELS)
+        size = self.size.model_copy(update={"updates": max(1, round(FEW_LABELS_UPDATES * self.size.updates))})
         return self.model_copy(update={"train": train, "presets": {**self.presets, self.preset: size}})
 
 
@@ -308,11 +306,33 @@ def parse_params(text: str, path: Path = Path("params.yaml")) -> Params:
 
 
 def checked_params(document: Mapping[str, Any], path: Path = Path("params.yaml")) -> Params:
-    """The same of what the YAML says, which came from `path`."""
+    """The same of what the YAML says, which came from `path`. Keys that went are left out."""
     try:
-        return Params.model_validate(document)
+        return Params.model_validate(_without_gone(document))
     except ValidationError as error:
         raise WbcError(_explain(path, error)) from None
+
+
+def _without_gone(section: Any, place: str = "") -> Any:
+    """The document without the keys of GONE."""
+    if not isinstance(section, Mapping):
+        return section
+    return {key: _without_gone(value, f"{place}{key}.") for key, value in section.items() if f"{place}{key}" not in GONE}
+
+
+def gone_keys(document: Mapping[str, Any]) -> list[str]:
+    """The keys of a params.yaml made before that have no effect any more, dotted, in its order; the program's own state apart."""
+    found: list[str] = []
+
+    def look_into(section: Mapping[str, Any], place: str) -> None:
+        for key, value in section.items():
+            if f"{place}{key}" in GONE - {"retrain.after_cycle"}:
+                found.append(f"{place}{key}")
+            elif isinstance(value, Mapping):
+                look_into(value, f"{place}{key}.")
+
+    look_into(document, "")
+    return found
 
 
 def params_text(path: Path) -> str:

@@ -11,6 +11,7 @@ from flows.registry.champion import follow_notes
 from flows.retraining import fresh_cells
 from flows.site import site_of
 from flows.state import State, at_work, new_labels, read_state
+from flows.workspace import gone_line
 from wbc_model.cells.pools import Pools
 from wbc_model.core.model_card import CARD, read_card
 
@@ -40,6 +41,7 @@ def status(workspace: Path) -> dict[str, Any]:
         "champion": _champion(workspace),
         "notes": notes,
         "disk": {name: sum(_size(workspace / path) for path in paths) for name, paths in PARTS.items()},
+        "parameters": gone_line(workspace),
         "next": next_command(workspace),
     }
 
@@ -152,6 +154,7 @@ def status_text(result: dict[str, Any]) -> str:
     lines += [f"failed: {line}" for line in result["failures"]]
     lines += [f"champion: {line}" for line in result["notes"]]
     lines.append(f"champion: {_champion_words(result['champion'])}")
+    lines += [f"parameters: {result['parameters']}"] if result["parameters"] else []
     sizes = {name: size for name, size in result["disk"].items() if size}
     lines.append("disk: " + (", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in sizes.items()) or "nothing"))
     return "\n".join([*lines, *([f"next: {result['next']}"] if result["next"] else [])])

@@ -19,7 +19,7 @@ import yaml
 
 from flows.guard import FLOW, flow_token
 from flows.site import OF_A_SITE, site_of
-from flows.workspace import ensure_dvc, environment, has_identity, is_git_repository
+from flows.workspace import RETRAINING_FILE, ensure_dvc, environment, has_identity, is_git_repository
 from wbc_model.cells.pools import Pools
 from wbc_model.core.errors import WbcError
 from wbc_model.core.files import write_atomic
@@ -36,6 +36,7 @@ COMMITTED: Final = (
     "models/gate.json",
     "reports",
     VERSIONS,
+    RETRAINING_FILE,
     *(f"{path}.dvc" for path in TRACKED),
 )
 ERROR_FILE: Final = "WBC_ERROR_FILE"  # where a stage leaves the line that its user must read

@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from flows.progress import noted, training_line
+from flows.progress import TrainingLines, noted
 from flows.site import site_of
-from flows.workspace import workspace_or_none
+from flows.workspace import after_cycle, workspace_or_none
 from wbc_model.cells.decoded import DecodedCells
 from wbc_model.cells.manifest import root_of
 from wbc_model.cells.pools import Pools
@@ -51,9 +51,11 @@ def _newest_label(pools: Pools) -> str:
 
 def train(workspace: Path) -> dict[str, Any]:
     """Train on the labelled pool, calibrate on the validation pool: `models/candidate`, `models/history.csv`."""
+    from wbc_model.training.labelled import LabelledCells, check_trainable
     from wbc_model.training.pretrain import pretrained
     from wbc_model.training.pseudo_labels import UnlabelledCells
-    from wbc_model.training.train import LabelledCells, Training, calibrated_card, check_trainable
+    from wbc_model.training.train import Training
+    from wbc_model.training.validation import calibrated_card
 
     params, whole = read_params(workspace / "params.yaml"), Pools.read(workspace / "data/pools")
     check_paths(params, workspace, fills_pools=False)
@@ -69,11 +71,12 @@ def train(workspace: Path) -> dict[str, Any]:
         decoded.prepare(unlabelled.sha256s)
     pool = UnlabelledCells(labelled.sha256s + unlabelled.sha256s, decoded.read)
     start = pretrained(params, pool, workspace / ".wbc/pretrained")
-    training = Training(params, labelled, validation, checkpoint, unlabelled, start=start)
-    say = noted(workspace, training_line(params.size.updates))
-    network = training.fit(say if training.fabric.is_global_zero else lambda row: None)
+    training = Training.of_pools(params, labelled, validation, checkpoint, unlabelled, start)
+    said = TrainingLines(params.size.updates)
     if not training.fabric.is_global_zero:
+        training.fit()
         return {}
+    network = training.fit(noted(workspace, said.validated), said.updated)
     card = calibrated_card(network, validation, params, decoded.appearance(validation.sha256s))
     card = _provenance(card, pools, whole.version())
     card = save_model(workspace / "models/candidate", network, card)
@@ -150,7 +153,7 @@ def query(workspace: Path, count: int | None = None) -> dict[str, Any]:
     from wbc_model.acquisition.queue import first_query
 
     params, pools = read_params(workspace / "params.yaml"), usable_pools(workspace)
-    count = query_size(params, pools) if count is None else count
+    count = query_size(params, pools, after_cycle(workspace)) if count is None else count
     candidate = _model(workspace)
     if not candidate.exists():
         decoded = decoded_cells(workspace, params.size.image_size, params.model.view)
@@ -171,26 +174,26 @@ def _write_queue(workspace: Path, queue: pd.DataFrame, pools: Pools, strategy: s
     return {"wrote": "data/queue.csv", "cells": len(queue), "pool": len(pools.frames["unlabelled"]), "strategy": strategy}
 
 
-def label_target(params: Params, pools: Pools) -> int:
+def label_target(params: Params, pools: Pools, after_cycle: int) -> int:
     """How many labelled cells are wanted: by `retrain.ask` so many more than there were before this retraining; else what
     `retrain.until` says, a share of the training cells up to 1, a count above."""
     labelled, until = pools.frames["labelled"], params.retrain.until
     total = len(labelled) + len(pools.frames["unlabelled"])
     if params.retrain.ask is not None:
-        return min(total, int((labelled["cycle"] <= params.retrain.after_cycle).sum()) + params.retrain.ask)
+        return min(total, int((labelled["cycle"] <= after_cycle).sum()) + params.retrain.ask)
     return min(total, round(until * total) if until <= 1 else round(until))
 
 
-def query_size(params: Params, pools: Pools) -> int:
+def query_size(params: Params, pools: Pools, after_cycle: int) -> int:
     """Cells a query asks for: what is missing to the target, spread evenly over the rounds that are left (`retrain.ask` is asked
     at once).
 
-    The round is read off the pool: labels of cycle k were given in the k-th round after `retrain.after_cycle`.
+    The round is read off the pool: labels of cycle k were given in the k-th round after `after_cycle`.
     """
     labelled = pools.frames["labelled"]
-    missing = label_target(params, pools) - len(labelled)
+    missing = label_target(params, pools, after_cycle) - len(labelled)
     done = int(labelled["cycle"].max()) if len(labelled) else 0
-    rounds_left = max(1, params.retrain.cycles - (done - params.retrain.after_cycle)) if params.retrain.ask is None else 1
+    rounds_left = max(1, params.retrain.cycles - (done - after_cycle)) if params.retrain.ask is None else 1
     return max(0, -(-missing // rounds_left))
 
 

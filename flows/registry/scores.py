@@ -151,7 +151,7 @@ def _recalibrated(workspace: Path, directory: Path, card: ModelCard) -> ModelCar
     from wbc_model.evaluation.calibrate import calibrated_temperature, conformal_threshold, fit_out_of_distribution
     from wbc_model.evaluation.metrics import classification_metrics
     from wbc_model.network.predict import predict
-    from wbc_model.training.train import LabelledCells
+    from wbc_model.training.labelled import LabelledCells
 
     pools = usable_pools(workspace)
     decoded = decoded_cells(workspace, card.input_size, card.view)

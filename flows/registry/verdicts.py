@@ -23,6 +23,19 @@ TAGS: Final = ("wbc.word.", "wbc.question.")  # each with the version's number
 ROLLED_BACK: Final = "wbc.gate.rolled_back"  # how versions before decision 039 said `withdrawn`
 ROUNDING: Final = {"train": ("devices", "accelerator"), "size": ("precision",)}  # of a card's parameters
 MAX_REASON: Final = 2000
+# Parameters that became constants, with the values that they had (decision 048): words of before know a model by all of them.
+FORMER: Final = {
+    "weight_decay": 0.05,
+    "label_smoothing": 0.0,
+    "warmup_share": 0.1,
+    "patience": 0.8,
+    "lossnet_weight": 1.0,
+    "lossnet_margin": 1.0,
+    "hard_fraction": 0.3,
+    "hard_start_share": 0.2,
+    "rarity": 0.5,
+    "pseudo_label_threshold": 0.9,
+}
 
 
 @dataclass(frozen=True)
@@ -53,11 +66,21 @@ def recipes(card: ModelCard) -> dict[str, str]:
     by which words of before are known. No code and no package: another torch rounds otherwise."""
     labelled = card.cells.get("labelled")
     cells = [labelled.prefixes, labelled.labels] if labelled else None
+    parameters = _with_former(card.parameters)
     return {
-        "lesson": _name(cells or card.pool_version, _taught_by(card.parameters)),
-        "recipe": _name(cells, card.parameters) if cells else "",
-        "pools": _name(card.pool_version, card.parameters),
+        "lesson": _name(cells or card.pool_version, _taught_by(parameters)),
+        "recipe": _name(cells, parameters) if cells else "",
+        "pools": _name(card.pool_version, parameters),
     }
+
+
+def _with_former(parameters: dict[str, Any]) -> dict[str, Any]:
+    """The parameters with those that a card does not list any more, as it would have listed them."""
+    train = parameters.get("train")
+    if not isinstance(train, dict):
+        return parameters
+    start_share = 0.4 if train.get("unlabelled_ratio") else 0.2
+    return {**parameters, "train": {**FORMER, "unlabelled_start_share": start_share, **train}}
 
 
 def _taught_by(parameters: dict[str, Any]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ from flows.retraining.fresh_cells import note_cells, wear
 from flows.retraining.prefect_api import LEASE_SECONDS, end_dead_runs, gpu_limit, open_limit, retraining_flow, run_name
 from flows.state import State, hold_lock, last_cycle, note_learned, read_state
 from flows.tracking import BEFORE, packaged_digest
-from flows.workspace import set_params
+from flows.workspace import gone_line, note_after_cycle, set_params
 from wbc_model.cells.pools import Pools, check_present
 from wbc_model.cells.rejections import quarantined
 from wbc_model.core.errors import WbcError
@@ -432,7 +432,7 @@ def retraining(root: Path, changes: Mapping[str, Any] | None = None, commit: boo
         open_limit(own_server)
         end_dead_runs([retraining_flow(root)], but=str(context.flow_run.id) if context and context.flow_run else "")
         gate.mend(root / "models/champion")
-        for line in [*versioning.heal(root), *set_params(root, changes or {})]:
+        for line in filter(None, [*versioning.heal(root), *set_params(root, changes or {}), gone_line(root)]):
             progress.say(line)
         state = _begin(root, commit, progress)
         params = read_params(root / "params.yaml")
@@ -476,7 +476,7 @@ def _begin(workspace: Path, commit: bool, progress: Progress) -> State:
     versioning.check_git(workspace, commit)
     begin_record(workspace)
     after = last_cycle(workspace)
-    set_params(workspace, {"retrain.after_cycle": after})
+    note_after_cycle(workspace, after)
     moment = datetime.now(UTC)
     params = read_params(workspace / "params.yaml")
     key = f"{moment:%Y%m%d-%H%M%S}-{moment.microsecond // 1000:03}"  # what is decided is kept by it: no two may be the same

@@ -1,6 +1,6 @@
 """Fresh cells for the test pool: drawn blind, labelled by people, never learned from; and how worn the test pool is.
 
-Every comparison of the gate chooses a little by what the test cells happen to be. `gate.max_comparisons` says after how many the
+Every comparison of the gate chooses a little by what the test cells happen to be. 1 / `gate.alpha` says after how many the
 gate asks for fresh ones. Blind: by chance alone, whatever any model thinks of the cells, and shown without a prediction.
 """
 
@@ -83,7 +83,7 @@ def export(workspace: Path, out: Path, images: Path | None = None) -> int:
 @dataclass(frozen=True)
 class Wear:
     """A test pool of `cells` cells was compared on `comparisons` times, on average over its cells; `limit` is
-    gate.max_comparisons."""
+    1 / gate.alpha."""
 
     cells: int
     comparisons: int
@@ -100,8 +100,9 @@ class Wear:
     def asks(self) -> str:
         """What the gate asks for; empty below the limit."""
         return (
-            f"the test pool's {self.cells} cells were compared on {self.comparisons} times, gate.max_comparisons is "
-            f"{self.limit}: scores on them flatter by now; `wbc labels test --draw {self.fresh}` draws fresh ones"
+            f"the test pool's {self.cells} cells were compared on {self.comparisons} times, and {self.limit} "
+            "is the limit (1 / gate.alpha): scores on them flatter by now; "
+            f"`wbc labels test --draw {self.fresh}` draws fresh ones"
             if self.fresh
             else ""
         )

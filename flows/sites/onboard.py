@@ -10,7 +10,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
@@ -20,11 +20,11 @@ from torch import Tensor
 from flows.labels import QUEUE, awaited, import_labels, oracle_answers, read_queue, record, write_queue
 from flows.pipeline.dvc import PoolsVersion, check_git, commit_all, tag, version_pools
 from flows.pipeline.stages import decoded_cells, usable_pools
-from flows.progress import Progress, training_line
+from flows.progress import Progress, TrainingLines
 from flows.registry.champion import FOLDER, followed_for
 from flows.site import ADAPTED, REPORT, complete
 from flows.state import hold_lock, note_learned, onboarding_round
-from flows.workspace import SITES
+from flows.workspace import SITES, gone_line
 from wbc_model.acquisition.query import Question, query, score_pool
 from wbc_model.acquisition.queue import first_query
 from wbc_model.cells.conflicts import MACHINES
@@ -33,6 +33,7 @@ from wbc_model.cells.handed_out import hand_out, is_ours
 from wbc_model.cells.ingest import ingest
 from wbc_model.cells.manifest import printable, read_cell, read_manifest, root_of
 from wbc_model.cells.pools import Pools, read_table
+from wbc_model.choices import Acquisition
 from wbc_model.core.cell_filter import CellFilter
 from wbc_model.core.classes import CLASS_INDEX, CLASSES
 from wbc_model.core.errors import ImageRejected, WbcError
@@ -42,17 +43,32 @@ from wbc_model.core.out_of_distribution import OutOfDistribution
 from wbc_model.core.probabilities import softmax
 from wbc_model.evaluation.calibrate import fit_out_of_distribution
 from wbc_model.evaluation.metrics import classification_metrics
-from wbc_model.network.batch_norm_statistics import MIN_CELLS, some_cells, takes_statistics, with_statistics_of
+from wbc_model.network.batch_norm_statistics import MIN_CELLS, some_cells
 from wbc_model.network.model_directory import load_model, save_model
 from wbc_model.network.predict import Predictions, predict
 from wbc_model.network.resnet import AttentionResNet18
 from wbc_model.params import Params, read_params
-from wbc_model.training.interpolate import between, largest_step
-from wbc_model.training.pseudo_labels import UnlabelledCells
-from wbc_model.training.train import VALIDATION_BATCH, Adaptation, LabelledCells, Training, calibrated_card
+from wbc_model.training.adaptation import SiteBatches, at_site, at_site_of, between, largest_step, the_last
+from wbc_model.training.labelled import VALIDATION_BATCH, LabelledCells
+from wbc_model.training.pseudo_labels import PseudoLabelling, UnlabelledCells
+from wbc_model.training.train import Training
+from wbc_model.training.validation import calibrated_card
 
 RECOGNISED_BY = 50  # cells of a site's data, of which one is known when it is given again
 SHIFT_CELLS = 1000  # of home that the shift is measured against
+LATER_STRATEGY: Final[Acquisition] = "badge"  # of the rounds after the first, by the adapted model
+SITE_SHARE: Final = 0.3  # of each batch drawn again from the site's labelled cells
+PSEUDO_START_SHARE: Final = 0.25  # of the updates before the first pseudo-label
+# What differs from the section `train` (decision 019).
+ADAPTATION: Final = {
+    "augmentation": "mild",  # of home's cells, which are there to be remembered; the site's are strongly augmented
+    "learning_rate": 0.0003,
+    "hard_share": 0.0,  # what is drawn again are the site's cells
+    "ema": 0.98,
+    "unlabelled_ratio": 0.5,  # of the site's unlabelled cells, by pseudo-labels
+    "logit_adjustment": 0.0,
+    "devices": 1,  # several adaptations follow each other in one process
+}
 
 
 @dataclass(frozen=True)
@@ -92,33 +108,18 @@ def champion_of(workspace: Path) -> Path:
     raise WbcError("there is no model to adapt: `wbc retrain` makes one")
 
 
-def adaptation_params(params: Params, card: ModelCard, labels: int) -> Params:
-    """The parameters of the adaptation: those of training with what the section `onboard` says, and the champion's network.
-
-    Without a label of the site pseudo-labels are all there is of it, and are used from the start.
-    """
-    how = params.onboard.train
-    size = params.size.model_copy(update={"updates": how.updates, "image_size": card.input_size})
+def adaptation_params(params: Params, card: ModelCard) -> Params:
+    """The parameters of the adaptation: those of training with ADAPTATION, and the champion's network. Raises WbcError for a
+    champion of a kind that is not trained any more."""
+    if card.architecture.norm == "frozen":
+        raise WbcError("the champion has model.norm: frozen, which went: `wbc retrain` makes one that can be taken to a site")
+    size = params.size.model_copy(update={"updates": params.onboard.train.updates, "image_size": card.input_size})
     architecture = {**card.architecture.model_dump(include={"attention", "lossnet", "norm"}), "view": card.view}
-    train = {
-        "augmentation": "mild",  # of home's cells, which are there to be remembered; the site's are strongly augmented
-        "learning_rate": how.learning_rate,
-        "hard_share": how.site_share if labels else 0.0,
-        "hard_start_share": 0.0,
-        "rarity": how.rarity,
-        "ema": how.ema,
-        "unlabelled_ratio": how.unlabelled_ratio,
-        "unlabelled_start_share": how.unlabelled_start_share if labels else 0.0,
-        "pseudo_label_threshold": how.pseudo_label_threshold,
-        "logit_adjustment": 0.0,
-        "devices": 1,  # several adaptations follow each other in one process
-        "patience": 1.0,  # never early: the validation pool is not the new site's
-    }
     return params.model_copy(
         update={
             "presets": {**params.presets, params.preset: size},
             "model": params.model.model_copy(update=architecture),
-            "train": params.train.model_copy(update=train),
+            "train": params.train.model_copy(update=ADAPTATION),
         }
     )
 
@@ -141,7 +142,7 @@ def onboard(
     asked = params.onboard.labels if labels is None else labels
     site = workspace / SITES / printable(data.resolve().name if data.is_dir() else data.stem)
     refuse_another_site(site, data)
-    for line in filter(None, [followed_for(model or workspace / FOLDER)]):
+    for line in filter(None, [followed_for(model or workspace / FOLDER), gone_line(workspace)]):
         progress.say(line)
     ctx = Onboarding(workspace, site, model or champion_of(workspace), params, progress)
     complete(workspace, site)
@@ -233,7 +234,7 @@ def _start(ctx: Onboarding) -> None:
         return
     network, card = load_model(ctx.champion)
     facts = {"pool_version": made_from, "version": "", "data_source": f"{card.data_source}, statistics of {ctx.site.name}"}
-    save_model(ctx.start, _at(network, _views_of_site(ctx, card)), card.model_copy(update=facts))
+    save_model(ctx.start, at_site(network, _views_of_site(ctx, card)), card.model_copy(update=facts))
 
 
 def start_key(champion: str, pools: Pools, seed: int) -> str:
@@ -246,11 +247,6 @@ def _views_of_site(ctx: Onboarding, card: ModelCard) -> NDArray[np.uint8]:
     """Some of the site's cells, labelled or not, in mixed order."""
     sha256s = ctx.pools().table()["sha256"].sort_values().to_numpy()
     return decoded_cells(ctx.site, card.input_size, card.view).read(list(sha256s[some_cells(len(sha256s), ctx.params.seed)]))
-
-
-def _at(network: AttentionResNet18, views: NDArray[np.uint8]) -> AttentionResNet18:
-    """The network with the statistics of a site; as it is where it cannot have them, or the site has too few cells."""
-    return with_statistics_of(network, views) if takes_statistics(network) and len(views) >= MIN_CELLS else network
 
 
 def _made_from(ctx: Onboarding) -> str:
@@ -309,7 +305,7 @@ def _ask(ctx: Onboarding, missing: int, asked: int) -> bool:
     if waiting.empty:
         count = min(missing, -(-asked // how.rounds))
         first = done == 0 or not ctx.adapted.is_dir()
-        model, strategy = (ctx.start, how.first_strategy) if first else (ctx.adapted, how.strategy)
+        model, strategy = (ctx.start, how.first_strategy) if first else (ctx.adapted, LATER_STRATEGY)
         card = read_card(model)
         decoded = decoded_cells(ctx.site, card.input_size, card.view)
         if frames["unlabelled"].empty:
@@ -356,24 +352,23 @@ def _adapt(ctx: Onboarding) -> None:
     decoded = decoded_cells(ctx.site, card.input_size, card.view)
     home, validation = _home(ctx, "labelled", card), _home(ctx, "validation", card)
     site = LabelledCells.load(decoded, frames["labelled"]["sha256"].tolist(), frames["labelled"]["label"].tolist())
-    both = LabelledCells(
-        np.concatenate([home.images, site.images]),
-        np.concatenate([home.labels, site.labels]),
-        home.sha256s + site.sha256s,
-    )
-    focus = np.arange(len(both.labels)) >= len(home.labels)
     weights = {key: value.clone() for key, value in network.state_dict().items()}
     unlabelled = UnlabelledCells(tuple(frames["unlabelled"]["sha256"]), decoded.read)
     checkpoint = ctx.site / ".wbc/checkpoint.safetensors"
-    params = adaptation_params(ctx.params, card, len(site.labels))
-    training = Training(params, both, validation, checkpoint, unlabelled, Adaptation(weights, focus))
+    params = adaptation_params(ctx.params, card)
+    batches = SiteBatches(home, site, params, SITE_SHARE)
+    start_share = PSEUDO_START_SHARE if len(site.labels) else 0.0  # without a label they are all there is of the site
+    pseudo = PseudoLabelling(unlabelled, params, start_share, at_site_of(unlabelled, params.seed)) if unlabelled.sha256s else None
+    training = Training(params, batches, validation, checkpoint, pseudo, start=weights, keep=the_last)
     views = home.images[some_cells(len(home.labels), ctx.params.seed)]
-    said = training_line(params.size.updates)
-    adapted, step = _held_back(weights, training.fit(said), views, validation, params.onboard.max_home_loss)
+    said = TrainingLines(params.size.updates)
+    network = training.fit(said.validated, said.updated)
+    adapted, step = _held_back(weights, network, views, validation, params.onboard.max_home_loss)
     ctx.progress.say(f"{step:.0%} of the way from the champion to the adapted weights, so that home is not forgotten")
-    at_home, at_site = _at(adapted, views), _at(adapted, _views_of_site(ctx, card))
+    home_model, site_model = at_site(adapted, views), at_site(adapted, _views_of_site(ctx, card))
     shown = decoded_cells(ctx.workspace, card.input_size, card.view).appearance(validation.sha256s)
-    new = calibrated_card(at_home, validation, params, shown)
+    new = calibrated_card(home_model, validation, params, shown)
+    new.parameters["adaptation"] = {"site_share": SITE_SHARE, "pseudo_start_share": start_share}
     source = f"{card.data_source}, {len(site.labels)} labelled cells of {ctx.site.name}"
     facts: dict[str, Any] = {
         "pool_version": _made_from(ctx),
@@ -381,13 +376,13 @@ def _adapt(ctx: Onboarding) -> None:
         "rendered": card.rendered,
         "data_source": source,
     }
-    facts |= {"cells": {"labelled": _filter(both), "validation": _filter(validation)}}
-    save_model(ctx.home, at_home, new.model_copy(update=facts))
+    facts |= {"cells": {"labelled": _filter(batches.cells), "validation": _filter(validation)}}
+    save_model(ctx.home, home_model, new.model_copy(update=facts))
     # The site has no labelled cells but those it was trained on: temperature and prediction sets stay those of home until
     # somebody has others (flows/sites/calibration.py).
-    scores = _site_scores(ctx, at_site, decoded)
+    scores = _site_scores(ctx, site_model, decoded)
     whose = f"home's validation pool; out-of-distribution scores by the cells of {ctx.site.name}"
-    save_model(ctx.adapted, at_site, new.model_copy(update={**facts, "out_of_distribution": scores, "calibrated_on": whose}))
+    save_model(ctx.adapted, site_model, new.model_copy(update={**facts, "out_of_distribution": scores, "calibrated_on": whose}))
     checkpoint.unlink(missing_ok=True)
 
 
@@ -411,7 +406,7 @@ def _held_back(
 
     def accuracy(step: float) -> float:
         network.load_state_dict(between(start, end, step))
-        seen = predict(_at(network, home), validation.batches())
+        seen = predict(at_site(network, home), validation.batches())
         return float((seen.logits.argmax(axis=1) == validation.labels).mean())
 
     step = largest_step(accuracy, accuracy(0.0), max_loss)

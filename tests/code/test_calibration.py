@@ -23,7 +23,8 @@ from wbc_model.network.predict import Predictions, predict
 from wbc_model.network.resnet import MEAN, STD, AttentionResNet18
 from wbc_model.params import read_params
 from wbc_model.rendering.cells import render_cells, write_cells
-from wbc_model.training.train import LabelledCells, calibrated_card
+from wbc_model.training.labelled import LabelledCells
+from wbc_model.training.validation import calibrated_card
 
 ROOT = Path(__file__).parents[2]
 
@@ -154,7 +155,7 @@ def test_a_training_at_a_bound_keeps_its_model_and_says_that_it_is_not_calibrate
     """A tiny validation pool on which the model is never wrong, or always: no temperature is fitted, and none is presented."""
     labels = np.arange(12) % 5
     seen = Predictions(sharpness * np.eye(5)[labels], np.zeros(12), np.zeros((12, 1)))
-    monkeypatch.setattr("wbc_model.training.train.predict", lambda network, batches: seen)
+    monkeypatch.setattr("wbc_model.training.validation.predict", lambda network, batches: seen)
     cells = LabelledCells(np.zeros((12, 32, 32, 3), np.uint8), labels, tuple(map(str, range(12))))
     card = calibrated_card(AttentionResNet18("none", lossnet=False), cells, read_params(ROOT / "params.yaml"))
     right = "100%" if sharpness > 0 else "0%"

@@ -23,12 +23,12 @@ from flows.pipeline.stages import seen_cells, usable_pools
 from flows.progress import Progress
 from flows.registry import champion, curve, scores
 from flows.registry.disk import collect
-from flows.registry.verdicts import ROLLED_BACK, objection, verdicts
+from flows.registry.verdicts import FORMER, ROLLED_BACK, objection, recipes, verdicts
 from flows.retraining import flow as retrain
 from flows.retraining import gate
 from flows.state import State
 from flows.tracking import COMPLETE, Tracker, open_tracker, packaged_digest
-from flows.workspace import set_params, template
+from flows.workspace import note_after_cycle, set_params, template
 from tests.pools import ingest
 from wbc_model.cells.pools import Pools
 from wbc_model.core.cell_filter import CellFilter
@@ -238,6 +238,23 @@ PARAMETERS: dict[str, Any] = {
 }
 
 
+def test_parameters_that_became_constants_still_name_the_model() -> None:
+    """Cards of before listed them, words of before know a model by them."""
+    train = {"ema": 0.9, "unlabelled_ratio": 0.0}
+    before = {**train, **FORMER, "unlabelled_start_share": 0.2}
+    card = ModelCard(
+        version="v",
+        input_size=64,
+        pool_version="p",
+        normalisation=Normalisation(mean=(0, 0, 0), std=(1, 1, 1)),
+        architecture=Architecture(attention="none", lossnet=False),
+    )
+    today, older = (recipes(card.model_copy(update={"parameters": {"train": one}})) for one in (train, before))
+    assert today == older
+    changed = recipes(card.model_copy(update={"parameters": {"train": {**before, "rarity": 1.0}}}))
+    assert changed["lesson"] != today["lesson"]
+
+
 @pytest.mark.parametrize("words", ["today's", pytest.param("before", marks=pytest.mark.slow)])
 def test_another_device_or_precision_makes_no_other_model_of_what_was_withdrawn(site: Site, words: str) -> None:
     site.candidate(0)
@@ -270,7 +287,7 @@ def test_a_retraining_changes_no_parameter_that_names_the_model(site: Site, monk
     monkeypatch.setattr(retrain.labels, "check_replayed", lambda workspace: None)
     before = site.params
     retrain._begin(site.workspace, False, Progress())
-    set_params(site.workspace, {"retrain.after_cycle": 7})
+    note_after_cycle(site.workspace, 7)
     named = {"preset", "seed", "model", "train", "presets", "few_labels"}
     assert site.params.model_dump(include=named) == before.model_dump(include=named)
 

@@ -40,7 +40,6 @@ TINY = {
     "presets.small.image_size": 32,
     "presets.small.batch_size": 8,
     "presets.small.updates": 8,
-    "few_labels.updates_share": 0.5,  # 4 updates a training
     "presets.small.precision": "32-true",
     "train.eval_every": 2,
     "data.initial_share": 0.3,

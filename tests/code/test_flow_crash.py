@@ -189,12 +189,16 @@ def stage(workspace: Path, name: str) -> None:
         write_atomic(workspace / "metrics.json", json.dumps(metrics))
     elif name == "query":
         from flows.pipeline.stages import query_size
+        from flows.workspace import after_cycle
 
         params = read_params(workspace / "params.yaml")
         order = sorted(
             pools.frames["unlabelled"]["sha256"], key=lambda cell: hashlib.sha256(weights(pools) + cell.encode()).digest()
         )
-        rows = [[cell, "", rank, 1.0, "", CLASSES[0], 0.5] for rank, cell in enumerate(order[: query_size(params, pools)], 1)]
+        rows = [
+            [cell, "", rank, 1.0, "", CLASSES[0], 0.5]
+            for rank, cell in enumerate(order[: query_size(params, pools, after_cycle(workspace))], 1)
+        ]
         names = ["sha256", "path", "rank", "score", "reason", "predicted", "probability"]
         write_atomic(workspace / "data/queue.csv", pd.DataFrame(rows, columns=names).to_csv(index=False))
     elif name == "package":

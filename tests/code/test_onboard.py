@@ -34,7 +34,6 @@ from wbc_model.rendering.cells import write_cells
 
 SMALL = TINY | {
     "presets.small.updates": 30,
-    "few_labels.updates_share": 1.0,
     "presets.small.batch_size": 16,
     "data.initial_share": 1.0,
     "onboard.labels": 8,
@@ -209,10 +208,12 @@ def test_the_adapted_network_is_the_champions_whatever_params_say_now(home: Path
     card = read_card(home / "models/candidate")
     by_groups = card.architecture.model_copy(update={"norm": "group"})
     card = card.model_copy(update={"view": "whole", "input_size": 96, "architecture": by_groups})
-    how = adaptation_params(params, card, 8)
+    how = adaptation_params(params, card)
     assert (how.model.view, how.model.norm, how.size.image_size, how.size.updates) == ("whole", "group", 96, 4)
-    assert how.train.hard_share == params.onboard.train.site_share
-    assert adaptation_params(params, card, 0).train.hard_share == 0.0
+    assert how.train.hard_share == 0.0, "what is drawn again are the site's cells"
+    frozen = card.model_copy(update={"architecture": card.architecture.model_copy(update={"norm": "frozen"})})
+    with pytest.raises(WbcError, match=r"model\.norm: frozen, which went"):
+        adaptation_params(params, frozen)
 
 
 @pytest.mark.slow

@@ -1,14 +1,27 @@
 """params.yaml: typed, and a mistake is named with the nearest right key."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
 import pytest
+from dvc.utils.serialize import load_yaml
+from pydantic import BaseModel
 
 from wbc_model.acquisition.strategies import STRATEGIES
 from wbc_model.choices import Acquisition
 from wbc_model.core.errors import WbcError
-from wbc_model.params import NEEDS_LOSSNET, check_paths, parse_params, read_params
+from wbc_model.params import (
+    GONE,
+    NEEDS_LOSSNET,
+    Params,
+    Preset,
+    check_paths,
+    checked_params,
+    gone_keys,
+    parse_params,
+    read_params,
+)
 
 TEXT = (Path(__file__).parents[2] / "params.yaml").read_text()
 
@@ -46,7 +59,7 @@ def test_few_labels_change_the_training_and_nothing_else():
         ("  norm: batch", "  momentum: 0.9", "unknown key model.momentum$"),
         ("strategy: badge           # random", "strategy: magic # random", r"acquisition.strategy: .*\(got 'magic'\)$"),
         ("timezone: null", "timezone: Atlantis", "is no time zone that is known here; such as America/Los_Angeles"),
-        ("patience: 0.8", "patience: 8", "train.patience: .*less than or equal to 1.*8"),
+        ("strong_share: 0.0", "strong_share: 8", "train.strong_share: .*less than or equal to 1.*8"),
         ("eval_every: 50", "eval_every: fifty", "train.eval_every: .*integer.*'fifty'"),
         ("lossnet: true", "lossnet: 'yes'", "model.lossnet: .*boolean"),
         ("    image_size: 64", "    image_sise: 64", "presets.small.image_sise; did you mean presets.small.image_size"),
@@ -88,8 +101,6 @@ def test_the_choices_are_the_strategies_that_there_are():
 
 
 def test_a_power_of_ten_is_a_number_for_us_and_for_dvc(tmp_path: Path):
-    from dvc.utils.serialize import load_yaml
-
     path = tmp_path / "params.yaml"
     path.write_text(TEXT.replace("learning_rate: 0.001", "learning_rate: 1e-3", 1), encoding="utf-8-sig")
     assert read_params(path).train.learning_rate == load_yaml(path)["train"]["learning_rate"] == 0.001
@@ -135,3 +146,28 @@ def test_a_processor_without_bf16_is_told_of_before_it_trains(tmp_path: Path) ->
     assert slow_precision(params, old, tmp_path) == "", "a GPU trains in bf16"
     exact = params.size.model_copy(update={"precision": "32-true"})
     assert slow_precision(params.model_copy(update={"presets": params.presets | {"small": exact}}), old, nowhere) == ""
+
+
+def keys_of(section: type[BaseModel], place: str = "") -> Iterator[str]:
+    """Every parameter, dotted; those of the presets once."""
+    for name, field in section.model_fields.items():
+        kind = Preset if name == "presets" else field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from keys_of(kind, f"{place}{name}.")
+        else:
+            yield f"{place}{name}"
+
+
+def test_there_are_no_more_parameters_than_a_user_turns() -> None:
+    keys = list(keys_of(Params))
+    assert len(keys) <= 60
+    assert not GONE & set(keys)
+
+
+def test_a_file_of_before_still_works_and_the_keys_that_went_are_named() -> None:
+    before = load_yaml(Path(__file__).parent / "before/params.yaml")
+    assert checked_params(before) == parse_params(TEXT)
+    gone = gone_keys(before)
+    assert len(gone) == len(GONE) - 1, "after_cycle is the program's own"
+    assert gone[:3] == ["data.max_conflict_share", "checks.near_duplicate_bits", "checks.near_duplicate_correlation"]
+    assert gone_keys(load_yaml(Path(__file__).parents[2] / "params.yaml")) == []

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -15,7 +16,18 @@ from typer.testing import CliRunner
 
 from flows.cli import command as cli
 from flows.retraining.methods import as_typed, of_method
-from flows.workspace import Created, ensure_dvc, find_workspace, init_workspace, is_git_repository, set_params, template
+from flows.workspace import (
+    Created,
+    after_cycle,
+    ensure_dvc,
+    find_workspace,
+    gone_line,
+    init_workspace,
+    is_git_repository,
+    note_after_cycle,
+    set_params,
+    template,
+)
 from wbc_model.core.errors import WbcError
 from wbc_model.params import read_params
 
@@ -379,3 +391,29 @@ def test_a_damaged_registry_is_a_line(workspace: Path, monkeypatch: pytest.Monke
     assert answer.returncode == 1
     assert answer.stderr.startswith("wbc: error: MLflow")
     assert answer.stderr.count("\n") == 1
+
+
+def test_a_parameter_that_went_is_refused_and_one_line_names_those_of_before(workspace: Path, tmp_path: Path) -> None:
+    with pytest.raises(WbcError, match=r"train\.patience went: it is a constant now"):
+        set_params(workspace, {"train.patience": 0.5})
+    assert gone_line(workspace) == ""
+    older = tmp_path / "older"
+    older.mkdir()
+    shutil.copy(Path(__file__).parent / "before/params.yaml", older / "params.yaml")
+    assert gone_line(older).startswith("params.yaml: without effect since they are constants now")
+    assert "train.patience" in gone_line(older)
+    assert "after_cycle" not in gone_line(older)
+
+
+def test_where_a_retraining_begins_is_a_file_and_in_workspaces_of_before_the_key_too(tmp_path: Path) -> None:
+    shutil.copy(Path(__file__).parent / "before/params.yaml", tmp_path / "params.yaml")
+    key = tmp_path / "params.yaml"
+    key.write_text(key.read_text().replace("after_cycle: 0", "after_cycle: 4"))
+    (tmp_path / "data").mkdir()
+    assert after_cycle(tmp_path) == 4
+    note_after_cycle(tmp_path, 7)
+    assert after_cycle(tmp_path) == 7
+    assert "after_cycle: 7" in key.read_text(), "a dvc.yaml of before has `query` depend on it"
+    (tmp_path / "data/retraining.yaml").write_text("after_cycle: soon\n")
+    with pytest.raises(WbcError, match=r"after_cycle is no number: `git checkout data/retraining.yaml` brings it back"):
+        after_cycle(tmp_path)

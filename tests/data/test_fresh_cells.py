@@ -78,7 +78,7 @@ def test_nothing_is_learned_from_a_drawn_cell_and_no_question_asked(site: Path) 
     assert usable.counts()["unlabelled"] == before["unlabelled"] - 12
     assert not drawn & set(usable.frames["unlabelled"]["sha256"])
     assert pools(site).version() != version, "a training must not take the pools for those of before"
-    assert query_size(read_params(site / "params.yaml"), usable) >= 0
+    assert query_size(read_params(site / "params.yaml"), usable, 0) >= 0
 
 
 def test_cells_of_the_queue_are_not_drawn(site: Path) -> None:
@@ -139,7 +139,7 @@ def test_the_gate_asks_for_fresh_cells_after_the_stated_number_and_not_before(si
 
 
 def test_one_new_cell_does_not_make_a_worn_pool_new_and_as_many_fresh_ones_halve_it(site: Path, tmp_path: Path) -> None:
-    set_params(site, {"retrain.annotator": "oracle", "gate.max_comparisons": 4})
+    set_params(site, {"retrain.annotator": "oracle", "gate.alpha": 0.25})
     compare(site, 4)
     fresh_cells.draw(site, 1)
     test = usable_pools(site).frames["test"]

@@ -11,7 +11,7 @@ from tests.data.conftest import encoded
 from wbc_model.cells.findings import near_duplicates
 from wbc_model.cells.quality import measure, measure_store
 from wbc_model.cells.store import ImageStore, StoredImage
-from wbc_model.params import Params
+from wbc_model.core import twins
 from wbc_model.rendering.cells import render_cells
 
 
@@ -19,9 +19,8 @@ def measured(images: list[bytes]) -> pd.DataFrame:
     return pd.DataFrame([measure(data) for data in images])
 
 
-def found(images: list[bytes], params: Params) -> set[tuple[int, int]]:
-    checks = params.checks
-    pairs = near_duplicates(measured(images), checks.near_duplicate_bits, checks.near_duplicate_correlation)
+def found(images: list[bytes]) -> set[tuple[int, int]]:
+    pairs = near_duplicates(measured(images), twins.BITS, twins.CORRELATION)
     return {(pair.first, pair.second) for pair in pairs}
 
 
@@ -51,22 +50,22 @@ CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_drawn_cell_is_known_again(change: str, params: Params) -> None:
+def test_a_drawn_cell_is_known_again(change: str) -> None:
     crops = [Image.fromarray(cell.pixels) for cell in render_cells(12, seed=3, size=160)]
     images = [encoded(crop) for crop in [*crops, *(CHANGES[change](crop) for crop in crops)]]
-    assert found(images, params) == {(number, number + 12) for number in range(12)}
+    assert found(images) == {(number, number + 12) for number in range(12)}
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_real_cell_is_known_again(change: str, params: Params, real_data: Path) -> None:
+def test_a_real_cell_is_known_again(change: str, real_data: Path) -> None:
     manifest = pd.read_csv(real_data / "pbc.csv").groupby("label").head(4)
     crops = [Image.open(real_data / path).convert("RGB") for path in manifest["path"]]
     images = [encoded(crop) for crop in [*crops, *(CHANGES[change](crop) for crop in crops)]]
-    assert found(images, params) == {(number, number + len(crops)) for number in range(len(crops))}
+    assert found(images) == {(number, number + len(crops)) for number in range(len(crops))}
 
 
-def test_different_drawn_cells_are_different(params: Params) -> None:
-    assert found([encoded(Image.fromarray(cell.pixels)) for cell in render_cells(250, seed=1, size=96)], params) == set()
+def test_different_drawn_cells_are_different() -> None:
+    assert found([encoded(Image.fromarray(cell.pixels)) for cell in render_cells(250, seed=1, size=96)]) == set()
 
 
 REAL_PAIRS = [  # seen to be one cell, photographed or cut twice
@@ -86,18 +85,18 @@ REAL_PAIRS = [  # seen to be one cell, photographed or cut twice
 ]
 
 
-def test_real_repeats_are_found_and_look_alikes_are_not(real_data: Path, params: Params) -> None:
+def test_real_repeats_are_found_and_look_alikes_are_not(real_data: Path) -> None:
     for name, count in (("bccd", 26), ("lisc", 25)):
         paths = pd.read_csv(real_data / f"{name}.csv")["path"].tolist()
         stems = [Path(path).stem for path in paths]
-        pairs = {frozenset((stems[a], stems[b])) for a, b in found([(real_data / path).read_bytes() for path in paths], params)}
+        pairs = {frozenset((stems[a], stems[b])) for a, b in found([(real_data / path).read_bytes() for path in paths])}
         for _, first, second in (pair for pair in REAL_PAIRS if pair[0] == name):
             assert any({first, second} == {stem.removeprefix("mon_") for stem in pair} for pair in pairs), (first, second)
         assert frozenset(("BloodImage_00054_1", "BloodImage_00055_1")) not in pairs
         assert len(pairs) == count
 
 
-def test_measurements(params: Params) -> None:
+def test_measurements() -> None:
     flat = measure(encoded(Image.new("RGB", (64, 48), (200, 200, 200))))
     assert (flat["width"], flat["height"], flat["mode"], flat["format"]) == (64, 48, "RGB", "PNG")
     assert (flat["brightness"], flat["contrast"], flat["sharpness"]) == (200.0, 0.0, 0.0)
@@ -110,7 +109,7 @@ def test_measurements(params: Params) -> None:
     assert measure(encoded(Image.fromarray(halves), "BMP"))["pixels"] == split["pixels"]
     turned = np.ascontiguousarray(halves.transpose(1, 0, 2))
     assert measure(encoded(Image.fromarray(turned)))["pixels"] != split["pixels"]
-    assert found([encoded(Image.new("RGB", (64, 64), "white")), encoded(Image.new("RGB", (64, 64), "grey"))], params) == set()
+    assert found([encoded(Image.new("RGB", (64, 64), "white")), encoded(Image.new("RGB", (64, 64), "grey"))]) == set()
 
 
 def test_a_shard_is_measured_once_and_damage_is_never_hidden_by_the_cache(

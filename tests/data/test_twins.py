@@ -16,7 +16,6 @@ from tests.data.test_near_duplicates import CHANGES, found
 from wbc_model.core import twins
 from wbc_model.core.images import decode
 from wbc_model.core.twins import fingerprint, twin_of, twins_of
-from wbc_model.params import Params
 from wbc_model.rendering.cells import render_cells
 
 RANDOM = np.random.default_rng(0).uniform(0, 255, (twins.VIEW, twins.VIEW)).astype(np.float32)
@@ -41,9 +40,9 @@ def test_the_filters_are_those_of_scipy() -> None:
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_the_service_knows_every_cell_again_that_the_learner_does(change: str, crops: list[Image.Image], params: Params) -> None:
+def test_the_service_knows_every_cell_again_that_the_learner_does(change: str, crops: list[Image.Image]) -> None:
     changed = [CHANGES[change](crop) for crop in crops]
-    assert found([encoded(crop) for crop in [*crops, *changed]], params) == {(number, number + 12) for number in range(12)}
+    assert found([encoded(crop) for crop in [*crops, *changed]]) == {(number, number + 12) for number in range(12)}
     earlier, later = [fingerprint(crop) for crop in crops], [fingerprint(crop) for crop in changed]
     assert twins_of(later, earlier) == twins_of([*earlier, *later])[12:] == list(range(12))
     assert [twin_of(cell, earlier) for cell in later] == list(range(12))
@@ -63,10 +62,6 @@ def test_other_cells_have_no_twin() -> None:
     blank = fingerprint(Image.new("RGB", (64, 64), "white"))
     assert twins_of([blank, blank, blank], [blank]) == [None] * 3  # nothing to know them by
     assert twins_of([], []) == []
-
-
-def test_the_constants_are_those_of_the_pools_checks(params: Params) -> None:
-    assert (params.checks.near_duplicate_bits, params.checks.near_duplicate_correlation) == (twins.BITS, twins.CORRELATION)
 
 
 def test_images_made_to_look_alike_cost_no_more_than_seconds(crops: list[Image.Image]) -> None:

@@ -10,7 +10,7 @@ from wbc_model.core.classes import CLASS_INDEX
 from wbc_model.core.images import to_square
 from wbc_model.params import Params, parse_params
 from wbc_model.rendering.cells import render_cells
-from wbc_model.training.train import LabelledCells
+from wbc_model.training.labelled import LabelledCells
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,6 +20,11 @@ def rendered_set(count: int, seed: int, size: int = 32) -> LabelledCells:
     images = np.stack([to_square(Image.fromarray(cell.pixels), size) for cell in cells])
     labels = np.array([CLASS_INDEX[cell.label] for cell in cells])
     return LabelledCells(images, labels, tuple(f"{seed}-{i}" for i in range(count)))
+
+
+def part(cells: LabelledCells, some: slice) -> LabelledCells:
+    """Some of these cells."""
+    return LabelledCells(cells.images[some], cells.labels[some], cells.sha256s[some])
 
 
 @pytest.fixture(scope="session")

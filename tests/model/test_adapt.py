@@ -6,82 +6,94 @@ import numpy as np
 import pytest
 import torch
 
-from tests.model.conftest import tiny_params
+from tests.model.training_runs import adapting, champion
 from wbc_model.evaluation.shift import distances_to, separability
-from wbc_model.network.resnet import AttentionResNet18
 from wbc_model.params import Params
-from wbc_model.training.interpolate import between, largest_step
-from wbc_model.training.train import Adaptation, LabelledCells, Training
-
-
-def adaptation(params: Params, cells: LabelledCells, site: int) -> Adaptation:
-    """The last `site` cells are the new site's; the network is one with random weights of its own."""
-    torch.manual_seed(99)
-    network = AttentionResNet18(params.model.attention, params.model.lossnet)
-    return Adaptation(network.state_dict(), np.arange(len(cells.labels)) >= len(cells.labels) - site)
+from wbc_model.training.adaptation import between, largest_step
+from wbc_model.training.labelled import LabelledCells
+from wbc_model.training.train import Training, training_key
 
 
 def test_it_starts_from_the_given_weights(params: Params, labelled: LabelledCells, validation: LabelledCells, tmp_path: Path):
-    adapt = adaptation(params, labelled, 5)
-    training = Training(params, labelled, validation, tmp_path / "c", adapt=adapt)
-    assert all(torch.equal(value, adapt.weights[name]) for name, value in training.network.state_dict().items())
+    training = adapting(params, labelled, validation, tmp_path / "c", site=5)
+    assert all(torch.equal(value, champion(params)[name]) for name, value in training.network.state_dict().items())
 
 
-def test_the_hard_part_of_a_batch_is_the_sites_and_its_rare_classes_weigh_more(
-    labelled: LabelledCells, validation: LabelledCells, tmp_path: Path
+def test_what_is_drawn_again_is_the_sites_and_its_rare_classes_weigh_more(
+    params: Params, labelled: LabelledCells, validation: LabelledCells, tmp_path: Path
 ):
-    params = tiny_params(hard_share=0.5, hard_start_share=0.0, rarity=0.5)
     labels = labelled.labels.copy()
     labels[-4:] = [0, 0, 0, 1]
     cells = LabelledCells(labelled.images, labels, labelled.sha256s)
-    training = Training(params, cells, validation, tmp_path / "c", adapt=adaptation(params, cells, 4))
-    np.testing.assert_allclose(training.weights[-4:], [3**-0.5] * 3 + [1.0])
-    assert not training.weights[:-4].any()
-    regular, hard = training.plan.regular(1), training.plan.hard(1, training.weights)
-    assert len(hard) == len(regular) == params.size.batch_size // 2
-    assert set(hard.tolist()) <= set(range(len(labels) - 4, len(labels)))
+    batches = adapting(params, cells, validation, tmp_path / "c", site=4).batches
+    np.testing.assert_allclose(batches.weights[-4:], [3**-0.5] * 3 + [1.0])
+    assert not batches.weights[:-4].any()
+    drawn = batches.draw(1)
+    again = drawn.cells[params.size.batch_size // 2 :]
+    assert len(drawn.cells) == params.size.batch_size
+    assert set(again.tolist()) <= set(range(len(labels) - 4, len(labels)))
+    assert drawn.strong.tolist() == [False] * 8 + [True] * 8
+    batches.note(drawn.cells, torch.ones(16))
+    batches.choose_again()
+    assert not batches.weights[:-4].any(), "losses do not decide"
+
+
+def test_without_a_cell_of_the_site_nothing_is_drawn_again(
+    params: Params, labelled: LabelledCells, validation: LabelledCells, tmp_path: Path
+):
+    batches = adapting(params, labelled, validation, tmp_path / "c", site=0).batches
+    assert [batches.plan.again, len(batches.draw(3).cells)] == [0, 16]
 
 
 def test_the_last_weights_are_kept_though_home_validation_was_better_before(
     params: Params, labelled: LabelledCells, validation: LabelledCells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    training = Training(params, labelled, validation, tmp_path / "c", adapt=adaptation(params, labelled, 5))
+    training = adapting(params, labelled, validation, tmp_path / "c", site=5)
     losses = iter([0.1, 5.0, 9.0, 9.0, 9.0, 9.0])
     row = {"validation_loss": 0.0, "validation_macro_f1": 0.5, "ranking_accuracy": 0.5, "predicted_loss_spread": 0.1}
-    monkeypatch.setattr(training, "_validate", lambda: {**row, "validation_loss": next(losses)})
+    monkeypatch.setattr(training, "validate", lambda: {**row, "validation_loss": next(losses)})
     training.fit()
     assert training.progress.best_update == training.progress.update == params.size.updates
 
 
-def test_each_site_is_normalised_by_itself(labelled: LabelledCells, validation: LabelledCells, tmp_path: Path):
+def test_each_site_is_normalised_by_itself(params: Params, labelled: LabelledCells, validation: LabelledCells, tmp_path: Path):
     """What the other site's images look like does not change a site's output, in training mode; the order of the batch stays."""
-    params = tiny_params(hard_share=0.5, hard_start_share=0.0)
-    training = Training(params, labelled, validation, tmp_path / "c", adapt=adaptation(params, labelled, 8))
-    assert training.adapt is not None
+    training = adapting(params, labelled, validation, tmp_path / "c", site=8)
     training.network.train()
     index = torch.tensor([0, len(labelled.labels) - 1, 1, len(labelled.labels) - 2, 2])
     new = torch.tensor([False, True, False, True, False, True, True])  # two pseudo-labelled images come last
+    parts = training.batches.normalised_apart(index, 2)
     images = torch.rand(7, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     other = images.clone()
     other[new] = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        both = training._forward(images, index, gradient=False).logits
-        changed = training._forward(other, index, gradient=False).logits
+        both = training.forward(images, parts, 9).logits
+        changed = training.forward(other, parts, 9).logits
         alone = training.network(images[~new]).logits
     torch.testing.assert_close(both[~new], changed[~new])
     torch.testing.assert_close(both[~new].float(), alone.float(), rtol=0.1, atol=0.1)  # the one in bf16
     assert not torch.allclose(both[new], changed[new])
 
 
+def test_a_site_with_too_few_cells_for_a_variance_is_normalised_with_the_rest(
+    params: Params, labelled: LabelledCells, validation: LabelledCells, tmp_path: Path
+):
+    batches = adapting(params, labelled, validation, tmp_path / "c", site=8).batches
+    last = len(labelled.labels) - 1
+    assert [part.tolist() for part in batches.normalised_apart(torch.tensor([0, last, 1]), 0)] == [[0, 1, 2]]
+    assert [part.tolist() for part in batches.normalised_apart(torch.tensor([0, last, 1]), 1)] == [[0, 2], [1, 3]]
+
+
 def test_another_champion_is_another_training(params: Params, labelled: LabelledCells, validation: LabelledCells, tmp_path: Path):
-    """A checkpoint made from other weights is not gone on with."""
-    adapt = adaptation(params, labelled, 5)
-    other = {name: value + 1 if value.is_floating_point() else value for name, value in adapt.weights.items()}
-    keys = {
-        Training(params, labelled, validation, tmp_path / "c", adapt=one).key
-        for one in (None, adapt, Adaptation(other, adapt.focus), Adaptation(adapt.weights, ~adapt.focus))
-    }
-    assert len(keys) == 4
+    """A checkpoint made from other weights, or with other cells of the site, is not gone on with."""
+    weights = champion(params)
+    other = {name: value + 1 if value.is_floating_point() else value for name, value in weights.items()}
+    training = adapting(params, labelled, validation, tmp_path / "c", site=5)
+    plain = Training.of_pools(params, labelled, validation, tmp_path / "c", start=weights)
+    keys = [training.key, plain.key, adapting(params, labelled, validation, tmp_path / "c", site=6).key]
+    keys.append(training_key(params, training.batches, validation, None, other))
+    assert len(set(keys)) == 4
+    assert training_key(params, training.batches, validation, None, weights) == training.key
 
 
 def test_distance_to_the_nearest_by_hand():

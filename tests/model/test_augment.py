@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from wbc_model.training import augment as augmentation
 from wbc_model.training.augment import augment
-from wbc_model.training.hard_samples import seeded
+from wbc_model.training.batches import seeded
 
 
 def cell(size: int = 32, count: int = 8) -> torch.Tensor:

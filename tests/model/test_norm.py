@@ -1,16 +1,14 @@
-"""Normalisation layers: what each of the three does to a batch, to its statistics, and to what is built on them."""
+"""Normalisation layers: what each of the two does to a batch, to its statistics, and to what is built on them."""
 
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torchvision
 from safetensors.torch import save_file
 from torch import nn
 
-from flows.sites.onboard import _at
 from tests.model.conftest import rendered_set, tiny_params
 from tests.model.test_export import card
 from tests.model.test_pretrain import pool_of
@@ -20,8 +18,11 @@ from wbc_model.network.batch_norm_statistics import with_statistics_of
 from wbc_model.network.model_directory import load_model, save_model
 from wbc_model.network.resnet import STATISTICS, AttentionResNet18, load_imagenet
 from wbc_model.params import Params
+from wbc_model.training.adaptation import at_site
+from wbc_model.training.labelled import LabelledCells
 from wbc_model.training.pretrain import pretrained
-from wbc_model.training.train import Adaptation, LabelledCells, Training, calibrated_card
+from wbc_model.training.train import Training
+from wbc_model.training.validation import calibrated_card
 
 
 def with_norm(norm: str, **train: object) -> Params:
@@ -29,25 +30,13 @@ def with_norm(norm: str, **train: object) -> Params:
     return params.model_copy(update={"model": params.model.model_copy(update={"norm": norm})})
 
 
-def statistics(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in state.items() if name.endswith(STATISTICS)}
-
-
-def measured(lossnet: bool = True) -> dict[str, torch.Tensor]:
-    """The weights of a network whose statistics are those of cells, not the zeros and ones that it is made with."""
-    torch.manual_seed(5)
-    network = with_statistics_of(AttentionResNet18("cbam", lossnet), rendered_set(40, seed=9).images)
-    return {name: value.clone() for name, value in network.state_dict().items()}
-
-
 def test_the_default_is_plain_batch_norm_with_the_same_random_weights():
     torch.manual_seed(0)
     default = AttentionResNet18()
-    for norm in ("batch", "frozen"):
-        torch.manual_seed(0)
-        named = AttentionResNet18(norm=norm).state_dict()
-        assert default.state_dict().keys() == named.keys()
-        assert all(torch.equal(value, named[name]) for name, value in default.state_dict().items())
+    torch.manual_seed(0)
+    named = AttentionResNet18(norm="batch").state_dict()
+    assert default.state_dict().keys() == named.keys()
+    assert all(torch.equal(value, named[name]) for name, value in default.state_dict().items())
     assert len([module for module in default.modules() if type(module) is nn.BatchNorm2d]) == 20  # torchvision's number
 
 
@@ -71,32 +60,11 @@ def test_group_norm_by_hand():
     torch.testing.assert_close(alone, together[:1], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("how", ["start", "adaptation"])
-def test_frozen_statistics_stay_and_the_weights_do_not(
-    how: str, labelled: LabelledCells, validation: LabelledCells, tmp_path: Path
-):
-    begin, params = measured(), with_norm("frozen", ema=0.5)
-    given = {"start": begin} if how == "start" else {"adapt": Adaptation(begin, np.arange(len(labelled.labels)) > 150)}
-    training = Training(params, labelled, validation, tmp_path / "c", **given)
-    network = training.fit()
-    assert training.progress.update == params.size.updates
-    for state in (network.state_dict(), training.evaluated.state_dict(), training.best):
-        assert all(torch.equal(value, begin[name]) for name, value in statistics(state).items())
-    moved = [name for name, value in network.named_parameters() if not torch.equal(value, begin[name])]
-    assert {"conv1.weight", "bn1.weight", "layer4.1.bn2.bias", "fc.weight"} <= set(moved)
-
-
-def test_frozen_needs_weights(labelled: LabelledCells, validation: LabelledCells, tmp_path: Path):
-    with pytest.raises(WbcError, match=r"model\.norm is frozen, but .* model\.init_weights") as caught:
-        Training(with_norm("frozen"), labelled, validation, tmp_path / "c")
-    assert "\n" not in str(caught.value)
-
-
 def test_a_network_with_groups_is_trained_and_read_back_by_its_card(
     labelled: LabelledCells, validation: LabelledCells, tmp_path: Path
 ):
     params = with_norm("group", ema=0.5)
-    training = Training(params, labelled, validation, tmp_path / "c")
+    training = Training.of_pools(params, labelled, validation, tmp_path / "c")
     before = training.network.bn1.weight.detach().clone()
     network = training.fit()
     assert not torch.equal(network.bn1.weight, before)
@@ -106,17 +74,12 @@ def test_a_network_with_groups_is_trained_and_read_back_by_its_card(
     assert all(torch.equal(value, read.state_dict()[name]) for name, value in network.state_dict().items())
 
 
-@pytest.mark.parametrize("norm", ["group", "frozen"])
-def test_pre_trained_weights_begin_a_training_with_either(
-    norm: str, labelled: LabelledCells, validation: LabelledCells, tmp_path: Path
-):
-    params = with_norm(norm, pretraining="simsiam", pretraining_updates=2)
+def test_pre_trained_weights_begin_a_training_with_groups_too(labelled: LabelledCells, validation: LabelledCells, tmp_path: Path):
+    params = with_norm("group", pretraining="simsiam", pretraining_updates=2)
     start = pretrained(params, pool_of(labelled), tmp_path)
     assert start is not None
-    training = Training(params, labelled, validation, tmp_path / "c", start=start)
+    training = Training.of_pools(params, labelled, validation, tmp_path / "c", start=start)
     assert all(torch.equal(value, training.network.state_dict()[name]) for name, value in start.items())
-    counts = {int(value) for name, value in start.items() if name.endswith("num_batches_tracked")}
-    assert counts == ({2} if norm == "frozen" else set())  # the statistics of two updates, to be frozen
 
 
 def test_an_older_card_is_of_batch_norm(tmp_path: Path):
@@ -134,14 +97,14 @@ def test_what_has_no_statistics_of_a_site_is_refused_them_and_onboarding_leaves_
     with pytest.raises(WbcError, match=f"model.norm: {norm} and cannot be given") as caught:
         with_statistics_of(network, cells)
     assert "\n" not in str(caught.value)
-    assert _at(network, cells) is network
+    assert at_site(network, cells) is network
 
 
-def test_imagenet_weights_begin_all_three(tmp_path: Path):
+def test_imagenet_weights_begin_both(tmp_path: Path):
     state = torchvision.models.resnet18().state_dict()
     state["bn1.running_mean"] += 3
     save_file(state, tmp_path / "w.safetensors")
-    for norm in ("batch", "group", "frozen"):
+    for norm in ("batch", "group"):
         network = AttentionResNet18("eca", norm=norm)
         load_imagenet(network, tmp_path / "w.safetensors")
         own = network.state_dict()

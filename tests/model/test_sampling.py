@@ -4,7 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wbc_model.training.hard_samples import BatchPlan, hard_sample_weights
+from wbc_model.training.batches import BatchPlan
+from wbc_model.training.hard_samples import hard_sample_weights
 
 
 @settings(max_examples=60, deadline=None)
@@ -22,16 +23,16 @@ def test_regular_samples_are_whole_shuffled_epochs(samples: int, batch: int, har
         assert sorted(drawn[epoch * samples : (epoch + 1) * samples].tolist()) == list(range(samples))
     weights = torch.ones(samples)
     for update in range(20):
-        total = len(plan.regular(update)) + len(plan.hard(update, weights))
+        total = len(plan.regular(update)) + len(plan.drawn_again(update, weights))
         assert total == batch
-        assert len(plan.hard(update, weights)) == (plan.hard_count if update >= start else 0)
+        assert len(plan.drawn_again(update, weights)) == (plan.again if update >= start else 0)
 
 
 def test_a_batch_belongs_to_seed_and_update():
     plan, other = BatchPlan(100, 16, 4, 2, seed=1), BatchPlan(100, 16, 4, 2, seed=2)
     weights = torch.rand(100)
     assert torch.equal(plan.regular(7), plan.regular(7))
-    assert torch.equal(plan.hard(7, weights), plan.hard(7, weights))
+    assert torch.equal(plan.drawn_again(7, weights), plan.drawn_again(7, weights))
     assert not torch.equal(plan.regular(7), other.regular(7))
     assert not torch.equal(plan.regular(7), plan.regular(8))
 
@@ -48,5 +49,5 @@ def test_rare_classes_are_drawn_more_often():
     labels = torch.tensor([0] * 100 + [1] * 4)
     weights = hard_sample_weights(torch.rand(104), labels, fraction=1.0, rarity=1.0)
     plan = BatchPlan(104, 1000, 900, 1, seed=0)
-    drawn = labels[plan.hard(5, weights)]
+    drawn = labels[plan.drawn_again(5, weights)]
     assert 0.45 < (drawn == 1).float().mean() < 0.55  # 4 cells weigh as much as 100

@@ -180,7 +180,7 @@ def test_what_has_changed_is_done_again(learner: StandIn, tmp_path: Path, what: 
     elif what == "test":
         data = dataclasses.replace(data, tests={**data.tests, "away": cells("away", 5, tmp_path)})
     else:
-        read = three_arms(tmp_path, seeds=1, base={"train.patience": 0.1})
+        read = three_arms(tmp_path, seeds=1, base={"train.strong_share": 0.1})
     runner, table = run(read, cache, data, code)
     assert len(learner.fits) == 2 * before
     assert runner.reused == 0

@@ -31,12 +31,12 @@ def study(folder: Path, **changes: Any) -> Study:
 def test_arms_are_the_base_with_their_overrides(tmp_path: Path) -> None:
     read = study(
         tmp_path,
-        base={"train.patience": 0.3},
+        base={"train.strong_share": 0.3},
         arms={"a": {"model.lossnet": False, "acquisition.strategy": "margin"}, "plain": None},
     )
     a, plain = read.arms
     assert (a.name, a.params.model.lossnet, a.params.acquisition.strategy) == ("a", False, "margin")
-    assert a.params.train.patience == plain.params.train.patience == 0.3
+    assert a.params.train.strong_share == plain.params.train.strong_share == 0.3
     assert plain.params.model.lossnet is True
     assert read.varied == ["model.lossnet", "acquisition.strategy"]
     assert value_of(a.params, "presets.small.batch_size") == 64
@@ -60,8 +60,10 @@ def test_a_grid_is_every_combination_by_a_readable_name(tmp_path: Path) -> None:
         "attention=eca, hard_share=0.25",
     ]
     assert [(arm.params.model.attention, arm.params.train.hard_share) for arm in read.arms][2] == ("eca", 0.0)
-    both = study(tmp_path, grid={"train.patience": [0.1, 0.2]}, reference="plain, patience=0.1")
-    assert [arm.name for arm in both.arms] == [f"{arm}, patience={share}" for arm in ("plain", "full") for share in (0.1, 0.2)]
+    both = study(tmp_path, grid={"train.strong_share": [0.1, 0.2]}, reference="plain, strong_share=0.1")
+    assert [arm.name for arm in both.arms] == [
+        f"{arm}, strong_share={share}" for arm in ("plain", "full") for share in (0.1, 0.2)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -96,7 +98,9 @@ def test_a_grid_is_every_combination_by_a_readable_name(tmp_path: Path) -> None:
         ({"base": {"start": "warm"}}, "base: unknown key start"),
         ({"arms": {"plain": {"model.lossnet": False, "acquisition.strategy": "learning_loss"}}}, "needs LossNet"),
         ({"base": {"train.devices": 2}}, "one device at a time"),
-        ({"base": {"train.patience": "many"}}, "base: train.patience"),
+        ({"base": {"train.patience": 0.3}}, "base: train.patience went"),
+        ({"arms": {"plain": {"train.rarity": 1.0}}}, "arm plain: train.rarity went"),
+        ({"base": {"train.strong_share": "many"}}, "base: train.strong_share"),
         ({"grid": {"acquisition.strategy": ["random", "margin"]}}, "set by the arm plain and by the grid"),
         ({"also_test": {"home": "x.csv"}}, "home is the name"),
     ],

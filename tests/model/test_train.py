@@ -15,7 +15,10 @@ from wbc_model.core.model_card import ModelCard
 from wbc_model.network.resnet import AttentionResNet18
 from wbc_model.params import Params
 from wbc_model.training import train as training_module
-from wbc_model.training.train import LabelledCells, Training, calibrated_card, check_trainable, learning_rate
+from wbc_model.training.labelled import LabelledCells, check_trainable
+from wbc_model.training.schedule import learning_rate
+from wbc_model.training.train import Training
+from wbc_model.training.validation import calibrated_card
 
 
 def weights(training: Training) -> dict[str, torch.Tensor]:
@@ -35,9 +38,9 @@ def test_a_seed_gives_the_same_bits_and_an_interrupted_training_too(
     params: Params, labelled: LabelledCells, validation: LabelledCells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(training_module, "CHECKPOINT_SECONDS", 0.0)
-    whole = Training(params, labelled, validation, tmp_path / "whole")
+    whole = Training.of_pools(params, labelled, validation, tmp_path / "whole")
     whole.fit()
-    again = Training(params, labelled, validation, tmp_path / "again")
+    again = Training.of_pools(params, labelled, validation, tmp_path / "again")
     again.fit()
     assert same(weights(whole), weights(again))
 
@@ -49,8 +52,8 @@ def test_a_seed_gives_the_same_bits_and_an_interrupted_training_too(
             raise Killed
 
     with pytest.raises(Killed):
-        Training(params, labelled, validation, tmp_path / "killed").fit(kill)
-    resumed = Training(params, labelled, validation, tmp_path / "killed")
+        Training.of_pools(params, labelled, validation, tmp_path / "killed").fit(kill)
+    resumed = Training.of_pools(params, labelled, validation, tmp_path / "killed")
     seen: list[float] = []
     resumed.fit(lambda row: seen.append(row["update"]))
     assert seen == [6, 9]  # the first third was not trained again
@@ -62,8 +65,8 @@ def test_a_checkpoint_of_other_inputs_is_not_used(
     params: Params, labelled: LabelledCells, validation: LabelledCells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(training_module, "CHECKPOINT_SECONDS", 0.0)
-    Training(params, labelled, validation, tmp_path / "checkpoint").fit()
-    other = Training(tiny_params(learning_rate=0.0001), labelled, validation, tmp_path / "checkpoint")
+    Training.of_pools(params, labelled, validation, tmp_path / "checkpoint").fit()
+    other = Training.of_pools(tiny_params(learning_rate=0.0001), labelled, validation, tmp_path / "checkpoint")
     other.resume()
     assert other.progress.update == 0
 
@@ -73,15 +76,20 @@ def test_it_begins_with_given_weights_and_heads_that_they_lack_are_as_without_th
 ):
     torch.manual_seed(99)
     other = AttentionResNet18(params.model.attention, params.model.lossnet).state_dict()
-    fresh = Training(params, labelled, validation, tmp_path / "c")
-    whole = Training(params, labelled, validation, tmp_path / "c", start=other)
+    fresh = Training.of_pools(params, labelled, validation, tmp_path / "c")
+    whole = Training.of_pools(params, labelled, validation, tmp_path / "c", start=other)
     assert same(weights(whole), other)
     backbone = {name: value for name, value in other.items() if not name.startswith(("fc.", "lossnet."))}
-    headless = Training(params, labelled, validation, tmp_path / "c", start=backbone)
+    headless = Training.of_pools(params, labelled, validation, tmp_path / "c", start=backbone)
     for name, value in weights(headless).items():
         assert torch.equal(value, backbone.get(name, weights(fresh)[name])), name
     changed = {**other, "fc.bias": other["fc.bias"] + 1}
-    keys = {fresh.key, whole.key, headless.key, Training(params, labelled, validation, tmp_path / "c", start=changed).key}
+    keys = {
+        fresh.key,
+        whole.key,
+        headless.key,
+        Training.of_pools(params, labelled, validation, tmp_path / "c", start=changed).key,
+    }
     assert len(keys) == 4  # a checkpoint made from other weights is not gone on with
 
 
@@ -93,20 +101,20 @@ def test_weights_of_another_network_are_no_start(
     lacking = {key: value for key, value in state.items() if key != name}
     for start in (lacking, {**state, name: state[name][..., :1]}, {**state, f"{name}.more": state[name]}):
         with pytest.raises(WbcError, match=f"of another network: {name}"):
-            Training(params, labelled, validation, tmp_path / "c", start=start)
+            Training.of_pools(params, labelled, validation, tmp_path / "c", start=start)
 
 
 def test_it_learns(labelled: LabelledCells, validation: LabelledCells, tmp_path: Path):
     params = tiny_params(hard_share=0.25, eval_every=12)
     size = params.size.model_copy(update={"updates": 60})
     params = params.model_copy(update={"presets": {"small": size}})
-    training = Training(params, labelled, validation, tmp_path / "checkpoint")
+    training = Training.of_pools(params, labelled, validation, tmp_path / "checkpoint")
     training.fit()
     rows = training.progress.history
     assert max(row["validation_accuracy"] for row in rows) > 0.7  # chance is 0.45, the share of neutrophils
     assert rows[-1]["ranking_accuracy"] > 0.55  # LossNet ranks better than chance
     assert rows[-1]["predicted_loss_spread"] > 0  # and has not collapsed
-    assert training.weights.any()
+    assert training.batches.weights.any()
     card = calibrated_card(training.network, validation, params)
     assert card.metrics["validation"]["n"] == 80
     confusion = card_confusion(card)
@@ -121,30 +129,35 @@ def test_it_learns(labelled: LabelledCells, validation: LabelledCells, tmp_path:
 
 
 def test_hard_samples_are_the_high_losses(params: Params, labelled: LabelledCells, validation: LabelledCells, tmp_path: Path):
-    training = Training(params, labelled, validation, tmp_path / "checkpoint")
+    training = Training.of_pools(params, labelled, validation, tmp_path / "checkpoint")
     training.fit()
-    hard = training.weights > 0
+    hard = training.batches.weights > 0
     for label in np.unique(labelled.labels):
-        members = torch.from_numpy(labelled.labels == label) & ~training.losses.isnan()
+        members = torch.from_numpy(labelled.labels == label) & ~training.batches.losses.isnan()
         if (members & hard).any() and (members & ~hard).any():
-            assert training.losses[members & hard].min() >= training.losses[members & ~hard].max()
+            assert training.batches.losses[members & hard].min() >= training.batches.losses[members & ~hard].max()
 
 
-def test_stops_early_and_keeps_the_best(labelled: LabelledCells, validation: LabelledCells, tmp_path: Path):
-    """With labels drawn at random nothing is learned, and the best look is not the last."""
+def test_stops_early_and_keeps_the_best(
+    labelled: LabelledCells, validation: LabelledCells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """With labels drawn at random nothing is learned, and the best validation step is not the last."""
+    monkeypatch.setattr(training_module, "PATIENCE", 0.02)
     rng = np.random.default_rng(0)
     noise = LabelledCells(labelled.images, rng.permutation(labelled.labels), labelled.sha256s)
-    params = tiny_params(patience=0.02, learning_rate=0.05)
+    params = tiny_params(learning_rate=0.05)
     params = params.model_copy(update={"presets": {"small": params.size.model_copy(update={"updates": 600})}})
-    training = Training(params, noise, validation, tmp_path / "checkpoint")
+    training = Training.of_pools(params, noise, validation, tmp_path / "checkpoint")
     training.fit()
     assert training.progress.update < 600
-    assert training.progress.update - training.progress.best_update == 12  # 2 % of 600, a multiple of the 3 between two looks
+    assert (
+        training.progress.update - training.progress.best_update == 12
+    )  # 2 % of 600, a multiple of the 3 between two validation steps
     assert training.progress.best_loss == min(row["validation_loss"] for row in training.progress.history)
 
 
 def test_learning_rate_rises_and_falls():
-    rates = [learning_rate(u, 100, 1.0, 0.1) for u in range(100)]
+    rates = [learning_rate(u, 100, 1.0) for u in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == pytest.approx(1.0)
     assert rates[9] == pytest.approx(1.0)

@@ -22,14 +22,14 @@ from tests.pools import ingest
 from wbc_model.network.model_directory import load_model
 from wbc_model.params import read_params
 from wbc_model.rendering.cells import write_cells
-from wbc_model.training.train import LabelledCells, Training
+from wbc_model.training.labelled import LabelledCells
+from wbc_model.training.train import Training
 
 Rows = list[dict[str, Any]]
 
 
 def set_devices(workspace: Path, devices: int) -> None:
-    semi = {"ema": 0.5, "unlabelled_ratio": 1.0, "unlabelled_start_share": 0.0, "pseudo_label_threshold": 0.2}
-    document = tiny_params(devices=devices, eval_every=4, patience=0.4, learning_rate=0.001, **semi).model_dump()
+    document = tiny_params(devices=devices, eval_every=4, learning_rate=0.001, ema=0.5, unlabelled_ratio=1.0).model_dump()
     document["presets"]["small"]["updates"] = 20
     document["data"]["initial_share"] = 0.6
     document["few_labels"]["below"] = 0
@@ -102,14 +102,14 @@ def test_two_processes_agree_repeat_and_go_on_after_a_kill(workspace: Path):
 
 def test_the_ranks_share_a_batch(labelled: LabelledCells, validation: LabelledCells, tmp_path: Path):
     """Together the ranks have the batch of one device, each sample once, and losses come back in its order."""
-    training = Training(tiny_params(), labelled, validation, tmp_path / "checkpoint")
-    training.weights = torch.ones(160)
-    whole = training.batch(5)[2]
+    training = Training.of_pools(tiny_params(), labelled, validation, tmp_path / "checkpoint")
+    training.batches.weights = torch.ones(160)
+    whole = training.labelled_batch(5)[2]
     parts = []
     for rank in (0, 1):
         training.fabric = SimpleNamespace(global_rank=rank, world_size=2, device=torch.device("cpu"))  # type: ignore[assignment]
-        images, labels, index = training.batch(5)
+        images, labels, index = training.labelled_batch(5)
         assert len(images) == len(labels) == 8
-        assert torch.equal(labels, training.labels[index])
+        assert torch.equal(labels, training.batches.labels[index])
         parts.append(index)
     assert torch.equal(torch.stack(parts, dim=1).flatten(), whole)

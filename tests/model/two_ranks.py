@@ -1,6 +1,6 @@
 """`wbc train` as a script, as Fabric starts it once for each rank: `python -m tests.model.two_ranks WORKSPACE [UPDATE]`.
 
-Writes a checkpoint at every look and each rank's history to `history-<rank>.json`, and to `began-<rank>` the update
+Writes a checkpoint at every validation step and each rank's history to `history-<rank>.json`, and to `began-<rank>` the update
 that it went on from. Given UPDATE, the first rank kills itself
 after the checkpoint of that update.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from flows.guard import watch_flow
 from flows.pipeline import stages
-from wbc_model.training import train
+from wbc_model.training import pseudo_labels, train
 
 
 class Watched(train.Training):
@@ -27,7 +27,8 @@ class Watched(train.Training):
 
     def save(self) -> None:
         super().save()
-        assert self.pseudo.weights.any()
+        assert self.pseudo is not None
+        assert self.pseudo.chosen.weights.any()
         rows = [{k: v for k, v in row.items() if k != "images_per_second"} for row in self.progress.history]
         Path(f"history-{self.fabric.global_rank}.json").write_text(json.dumps(rows))
         if self.fabric.is_global_zero and self.progress.update == self.die_at:
@@ -39,6 +40,8 @@ def main() -> None:
     os.chdir(sys.argv[1])
     Watched.die_at = int(sys.argv[2]) if len(sys.argv) > 2 else 0
     train.CHECKPOINT_SECONDS = 0.0
+    train.PATIENCE = 0.4
+    pseudo_labels.THRESHOLD, pseudo_labels.START_SHARE = 0.2, 0.0
     train.Training = Watched
     stages.train(Path.cwd())
 

@@ -14,6 +14,7 @@ from wbc_model.cells.pools import read_table, to_csv
 
 CONFLICTS: Final = "conflicts.csv"
 MACHINES: Final = frozenset({"", "manifest", "oracle"})  # who gives labels and is no person
+MANY_SHARE: Final = 0.05  # of the rows that were compared; more conflicts stop an ingest
 FEW: Final = 10  # conflicts that never stop an ingest, whatever share of a small manifest they are
 
 
@@ -69,6 +70,6 @@ def settled(conflicts: Iterable[Conflict], sha256s: set[str], moment: str) -> li
     return [replace(one, settled_at=moment) if one.sha256 in sha256s and not one.settled_at else one for one in conflicts]
 
 
-def too_many(conflicts: int, compared: int, share: float) -> bool:
+def too_many(conflicts: int, compared: int) -> bool:
     """Whether so many of the rows that could be compared with the pools disagree that the manifest as a whole is in doubt."""
-    return conflicts > FEW and conflicts > share * compared
+    return conflicts > FEW and conflicts > MANY_SHARE * compared

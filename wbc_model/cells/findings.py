@@ -19,7 +19,7 @@ from wbc_model.cells.rejections import Rejection
 from wbc_model.code_version import code_version
 from wbc_model.core.files import write_atomic
 from wbc_model.core.images import MIN_SIDE
-from wbc_model.core.twins import Crops, Pair, alike
+from wbc_model.core.twins import BITS, CORRELATION, Crops, Pair, alike
 from wbc_model.params import CheckParams
 
 REPEATS: Final = ("duplicate", "label_conflict", "split_leak", "near_duplicate")
@@ -125,17 +125,17 @@ def near_duplicates(measured: pd.DataFrame, max_bits: int, min_correlation: floa
     return alike(crops, max_bits, min_correlation)
 
 
-def find_pairs(cells: pd.DataFrame, checks: CheckParams, cache: Path) -> list[Pair]:
+def find_pairs(cells: pd.DataFrame, cache: Path) -> list[Pair]:
     """Near-duplicates among the rows of `describe`, as positions in it; remembered in `cache` for this set of images."""
     sound = cells[cells["stored"] & (cells["damage"] == "")]
     code = code_version(quality.measure) + code_version(near_duplicates)
-    settings = f"{checks.near_duplicate_bits} {checks.near_duplicate_correlation} "
+    settings = f"{BITS} {CORRELATION} "
     key = hashlib.sha256((code + settings + "".join(sound["sha256"])).encode()).hexdigest()[:16]
     kept = cache / f"pairs-{key}.json"
     if kept.is_file():
         pairs = [Pair(*entry) for entry in json.loads(kept.read_text(encoding="utf-8"))]
     else:
-        pairs = near_duplicates(sound, checks.near_duplicate_bits, checks.near_duplicate_correlation)
+        pairs = near_duplicates(sound, BITS, CORRELATION)
         for old in cache.glob("pairs-*.json"):
             old.unlink()
         write_atomic(kept, json.dumps([[pair.first, pair.second, pair.correlation, pair.offset] for pair in pairs]))
@@ -147,7 +147,7 @@ def find(cells: pd.DataFrame, labels: pd.Series, checks: CheckParams, cache: Pat
     """All row findings: the table with `poor` and a column per reason of REPEATS (the other row's path, or None), and the rows
     for quarantine.csv."""
     reasons = poor(cells, checks)
-    gone = repeats(cells, labels, find_pairs(cells, checks, cache), reasons == "")
+    gone = repeats(cells, labels, find_pairs(cells, cache), reasons == "")
     found = cells.drop(columns=list(_BYTES), errors="ignore").assign(poor=reasons)
     rejections = []
     for row in reasons[reasons != ""].index:

@@ -296,7 +296,7 @@ def _existing(table: pd.DataFrame, oracle: dict[str, str]) -> dict[str, Present]
 
 def _refuse_many(conflicts: list[Conflict], compared: int, params: Params) -> None:
     """Raises WbcError where so many rows disagree with the pools that the manifest itself is in doubt."""
-    if not too_many(len(conflicts), compared, params.data.max_conflict_share):
+    if not too_many(len(conflicts), compared):
         return
     some = "; ".join(f"{one.row}: {one.other}, there {one.label} by {one.labelled_by}" for one in conflicts[:3])
     raise WbcError(

@@ -3,8 +3,8 @@
     images (N, 3, S, S) in 0..1 ── normalise ── stem ── layer1 ── layer2 ── layer3 ── layer4 ── mean ── fc ── logits
                                                           └────────┴────────┴────────┴── LossNet ── predicted loss
 
-Parameter names are torchvision's, so that its ImageNet weights load as they are. Normalisation in the backbone is by batch, by
-group, or by the statistics that the weights came with.
+Parameter names are torchvision's, so that its ImageNet weights load as they are. Normalisation in the backbone is by batch or by
+group.
 """
 
 from collections.abc import Callable, Mapping
@@ -33,18 +33,10 @@ class Output(NamedTuple):
     embedding: Tensor
 
 
-class FrozenBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation that uses the statistics it was given, in training too; scale and shift are learned as ever."""
-
-    def train(self, mode: bool = True) -> "FrozenBatchNorm2d":
-        super().train(False)
-        return self
-
-
 NORM: Final[dict[str, Callable[[int], nn.Module]]] = {
     "batch": nn.BatchNorm2d,
     "group": lambda channels: nn.GroupNorm(GROUPS, channels),
-    "frozen": FrozenBatchNorm2d,
+    "frozen": nn.BatchNorm2d,  # of models made before: they learned by statistics that must not be measured anew
 }
 STATISTICS: Final = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -72,7 +64,7 @@ class BasicBlock(nn.Module):
 
 class AttentionResNet18(nn.Module):
     """The classifier. `attention` is `none`, `eca`, `srm` or `cbam`; `lossnet` adds the loss prediction head; `norm`, of the
-    backbone without its attention, is `batch`, `group` or `frozen`."""
+    backbone without its attention, is `batch` or `group`; a model made before may have `frozen`."""
 
     mean: Tensor
     std: Tensor

@@ -25,9 +25,11 @@ from wbc_model.network.lossnet import ranking_accuracy
 from wbc_model.network.predict import predict
 from wbc_model.network.resnet import MEAN, STD, AttentionResNet18, begin_with, load_imagenet
 from wbc_model.params import Params
+from wbc_model.training.labelled import LabelledCells, check_trainable
 from wbc_model.training.pretrain import pretrained
 from wbc_model.training.pseudo_labels import UnlabelledCells
-from wbc_model.training.train import LabelledCells, Training, calibrated_card, check_trainable
+from wbc_model.training.train import Training
+from wbc_model.training.validation import calibrated_card
 
 BATCH: Final = 128
 SCORES: Final = ("accuracy", "macro_f1", "balanced_accuracy", "ece")
@@ -100,7 +102,7 @@ def fit(
     known = set(labelled)
     rest = tuple(sha256 for sha256 in data.pool.frame["sha256"] if sha256 not in known)
     start = pretrained_on(params, data, pretraining) if start is None else start
-    training = Training(params, cells, validation, checkpoint, UnlabelledCells(rest, decoded.read), start=start)
+    training = Training.of_pools(params, cells, validation, checkpoint, UnlabelledCells(rest, decoded.read), start)
     network = training.fit()
     return network, calibrated_card(network, validation, params), training.progress.history
 

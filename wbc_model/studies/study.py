@@ -6,7 +6,7 @@ preset: small
 seeds: 5                        # 0 to 4, or a list of seeds
 budgets: [0.01, 0.02, 0.05]     # shares of the training cells (all up to 1), or counts (all above 1); increasing
 initial: random                 # how the labels of the first budget are chosen
-base: {train.patience: 0.5}     # parameters that hold for all arms
+base: {train.strong_share: 0.5} # parameters that hold for all arms
 arms:                           # name: the parameters that make the arm, and how it begins: `initial`, `start`
   plain: {model.lossnet: false, acquisition.strategy: random}
   full: {}
@@ -29,7 +29,7 @@ from wbc_model.acquisition.strategies import STRATEGIES
 from wbc_model.choices import PresetName
 from wbc_model.core.errors import WbcError, nearest
 from wbc_model.core.written import read_yaml
-from wbc_model.params import NEEDS_LOSSNET, Params, Share, checked_params
+from wbc_model.params import GONE, NEEDS_LOSSNET, Params, Share, checked_params
 
 INITIAL: Final = "initial"  # this and START are the keys of an arm that are no keys of params.yaml
 START: Final = "start"
@@ -222,6 +222,8 @@ def _overridden(document: Mapping[str, Any], overrides: Mapping[str, Any], where
     """A copy of a params document with dotted keys set; a key that does not exist is left for the parser to name."""
     result = {key: _copied(value) for key, value in document.items()}
     for key, value in overrides.items():
+        if key in GONE:
+            raise WbcError(f"{where}: {key} went: it is a constant now, and no longer a parameter")
         *sections, last = str(key).split(".")
         place = result
         for section in sections:

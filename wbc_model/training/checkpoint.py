@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -11,6 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from wbc_model.core.files import write_atomic_by
+
+CHECKPOINT_SECONDS: Final = 60.0  # a checkpoint is four times the weights: not after every validation step
 
 
 @dataclass

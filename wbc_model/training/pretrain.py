@@ -24,13 +24,19 @@ from wbc_model.core.errors import WbcError
 from wbc_model.core.files import write_atomic_by
 from wbc_model.core.lock import locked
 from wbc_model.network.resnet import AttentionResNet18, load_imagenet
-from wbc_model.params import Norm, Params
+from wbc_model.params import Params
 from wbc_model.training.augment import augment
-from wbc_model.training.checkpoint import Checkpoint, load_optimizer, optimizer_tensors, read_checkpoint
+from wbc_model.training.batches import BatchPlan, seeded
+from wbc_model.training.checkpoint import (
+    CHECKPOINT_SECONDS,
+    Checkpoint,
+    load_optimizer,
+    optimizer_tensors,
+    read_checkpoint,
+)
 from wbc_model.training.fabric import Fabric
-from wbc_model.training.hard_samples import BatchPlan, seeded
 from wbc_model.training.pseudo_labels import UnlabelledCells
-from wbc_model.training.train import CHECKPOINT_SECONDS, learning_rate
+from wbc_model.training.schedule import WEIGHT_DECAY, learning_rate
 
 WIDTH: Final = 512  # of the embedding
 STRONG_SHARE: Final = 0.5  # of the views; the others are augmented mildly
@@ -129,13 +135,13 @@ class Pretraining:
         torch.use_deterministic_algorithms(True)
         self.device = Fabric(accelerator=train.accelerator, devices=1).device
         torch.manual_seed(params.seed)
-        network = AttentionResNet18(params.model.attention, lossnet=False, norm=_norm(params))
+        network = AttentionResNet18(params.model.attention, lossnet=False, norm=params.model.norm)
         if params.model.init_weights:
             load_imagenet(network, Path(params.model.init_weights))
         self.network = network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.method = METHODS[train.pretraining](self.network).to(self.device)
         learnt = [p for part in (self.network, self.method) for p in part.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(learnt, lr=train.learning_rate, weight_decay=train.weight_decay, fused=True)
+        self.optimizer = torch.optim.AdamW(learnt, lr=train.learning_rate, weight_decay=WEIGHT_DECAY, fused=True)
         self.plan = BatchPlan(len(cells.sha256s), size.batch_size, 0, 1, params.seed)
         self.key = pretraining_key(params, cells)
         self.update = 0
@@ -151,7 +157,7 @@ class Pretraining:
         """One update; returns the loss."""
         train, seed = self.params.train, self.params.seed
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(update, train.pretraining_updates, train.learning_rate, train.warmup_share)
+            group["lr"] = learning_rate(update, train.pretraining_updates, train.learning_rate)
         images = torch.from_numpy(self.cells.images(self.plan.regular(update))).to(self.device)
         generator = seeded(seed, 9, update)
         strong = torch.rand(2 * len(images), generator=generator) < STRONG_SHARE
@@ -212,17 +218,11 @@ class Pretraining:
         self.update = checkpoint.facts["update"]
 
 
-def _norm(params: Params) -> Norm:
-    """The normalisation of pre-training, before which there are no statistics that could be frozen."""
-    return "batch" if params.model.norm == "frozen" else params.model.norm
-
-
 def pretraining_key(params: Params, cells: UnlabelledCells) -> str:
     """A hash of all that the weights of a pre-training depend on."""
     train = params.train
-    model = params.model.model_dump() | {"norm": _norm(params)}
-    parts: list[Any] = [params.seed, params.size.model_dump(), model, list(cells.sha256s)]
-    parts += [train.pretraining, train.pretraining_updates, train.learning_rate, train.weight_decay, train.warmup_share]
+    parts: list[Any] = [params.seed, params.size.model_dump(), params.model.model_dump(), list(cells.sha256s)]
+    parts += [train.pretraining, train.pretraining_updates, train.learning_rate]
     digest = hashlib.sha256(json.dumps([torch.__version__, *parts]).encode())
     digest.update(code_version(Pretraining).encode())
     weights = params.model.init_weights

@@ -1,29 +1,35 @@
-"""Semi-supervised training: what the network is sure of in the unlabelled pool is training data too.
+"""Pseudo-labels: what the network is sure of in the unlabelled pool is training data too.
 
 FixMatch (Sohn et al. 2020): the network's sure answer for an image is its pseudo-label. The network learns to give the same
 answer for the image strongly augmented. This module differs in two points, for pools in which one class has 2 % of the cells:
 
-- Pseudo-labels are chosen at each look at the validation pool, by the averaged weights and for the whole pool at once, not
-  from 64 cells at a time: class shares are then known, and an update is spared the forward pass of the weak view.
-- Each class has its own threshold, lower where the network is still unsure (FreeMatch, Wang et al. 2023), and of the cells
-  over it the rarer classes are drawn more often, as hard samples are.
+- Pseudo-labels are chosen at each validation step, by the averaged weights and for the whole pool at once, not from 64 cells at a
+  time. Class shares are then known, and an update is spared the forward pass of the weak view.
+- Each class has its own threshold, lower where the network is still unsure (FreeMatch, Wang et al. 2023). Of the cells over it
+  the rarer classes are drawn more often, as hard samples are.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Generic, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from wbc_model.training.hard_samples import seeded
+from wbc_model.core.classes import CLASSES
+from wbc_model.core.probabilities import softmax
+from wbc_model.network.predict import predict
+from wbc_model.network.resnet import AttentionResNet18
+from wbc_model.params import Params
+from wbc_model.training.batches import log_prior, seeded
+from wbc_model.training.hard_samples import RARITY
 
 BATCH: Final = 128
+THRESHOLD: Final = 0.9  # of the probability, for the class that the network is surest of; less for the others
+START_SHARE: Final = 0.4  # of the updates before the first pseudo-label: the first guesses decide (decision 013)
 PRIOR_SHARE: Final = 0.5  # of the class shares' logarithm when pseudo-labels are chosen: with all of it rare classes are missed
-Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -57,14 +63,14 @@ class PseudoLabels(NamedTuple):
 
 
 def class_thresholds(confidence: Tensor, guess: Tensor, classes: int, threshold: float) -> Tensor:
-    """A threshold a class, (classes,): `threshold` for the class that the network is surest of on the average, and for the
+    """A threshold per class, (classes,): `threshold` for the class that the network is surest of on the average, and for the
     others as much lower as their mean confidence is (FreeMatch's local threshold). `confidence`, `guess` (N,)."""
     count = torch.bincount(guess, minlength=classes)
     mean = torch.bincount(guess, weights=confidence.double(), minlength=classes) / count.clamp_min(1)
     return (threshold * mean / mean.max()).to(confidence.dtype)
 
 
-def choose(probabilities: Tensor, threshold: float, rarity: float) -> PseudoLabels:
+def choose(probabilities: Tensor, threshold: float = THRESHOLD, rarity: float = RARITY) -> PseudoLabels:
     """Pseudo-labels from the network's probabilities (N, classes).
 
     A cell is taken where its highest probability reaches its class's threshold. A cell of a class of which n are taken has
@@ -77,30 +83,57 @@ def choose(probabilities: Tensor, threshold: float, rarity: float) -> PseudoLabe
     return PseudoLabels(guess, torch.where(taken, count[guess].float() ** -rarity, torch.zeros(())))
 
 
-def candidates(cells: int, most: int, seed: int, look: int) -> Tensor:
-    """Indices of the cells that are valued at this look: all, or of a large pool `most` at random."""
+def candidates(cells: int, most: int, seed: int, update: int) -> Tensor:
+    """Indices of the cells that are valued at the validation step after `update`: all, or of a large pool `most` at random."""
     if cells <= most:
         return torch.arange(cells)
-    return torch.randperm(cells, generator=seeded(seed, 5, look))[:most].sort().values
+    return torch.randperm(cells, generator=seeded(seed, 5, update))[:most].sort().values
 
 
-class Averaged(Generic[Network]):
-    """Exponential moving average of a network's weights and batch norm statistics.
+class PseudoLabelling:
+    """Draws cells of the unlabelled pool by their pseudo-labels, and chooses these anew at each validation step."""
 
-    The decay grows to its value over the first updates, min(decay, (1 + t) / (10 + t)), so that the random weights of the
-    beginning are soon forgotten.
-    """
+    def __init__(
+        self,
+        cells: UnlabelledCells,
+        params: Params,
+        start_share: float | None = None,
+        prepared: Callable[[AttentionResNet18], AttentionResNet18] = lambda network: network,
+    ) -> None:
+        """`start_share` of the updates come before the first pseudo-label, usually START_SHARE. The network that chooses is
+        `prepared` for the pool first: at a new site it is given that site's batch-norm statistics."""
+        self.cells, self.params, self.prepared = cells, params, prepared
+        self.first = (START_SHARE if start_share is None else start_share) * params.size.updates
+        share, devices = params.train.unlabelled_ratio * params.size.batch_size, params.train.devices
+        self.count = devices * round(share / devices)  # images of a batch, of all devices
+        self.use(PseudoLabels.none(len(cells.sha256s)))
 
-    def __init__(self, network: Network, decay: float) -> None:
-        self.network, self.decay = copy.deepcopy(network), decay
-        self.network.requires_grad_(False).eval()
+    def use(self, chosen: PseudoLabels) -> None:
+        """Draw from these pseudo-labels from now on."""
+        self.chosen = chosen
+        drawn = torch.bincount(chosen.labels, weights=chosen.weights.double(), minlength=len(CLASSES))
+        self.prior = self.params.train.logit_adjustment * log_prior(drawn)
 
-    @torch.no_grad()
-    def follow(self, network: Network, update: int) -> None:
-        """Take in the weights after `update` (counted from 0)."""
-        decay = min(self.decay, (1 + update) / (10 + update))
-        for mine, new in zip(self.network.state_dict().values(), network.state_dict().values(), strict=True):
-            if mine.is_floating_point():
-                mine.lerp_(new, 1 - decay)
-            else:
-                mine.copy_(new)
+    def draw(self, update: int) -> Tensor:
+        """Indices (B,) of the cells of an update, of all devices; none while the network is sure of none."""
+        if not self.chosen.weights.any():
+            return torch.empty(0, dtype=torch.int64)
+        generator = seeded(self.params.seed, 6, update)
+        return torch.multinomial(self.chosen.weights, self.count, replacement=True, generator=generator)
+
+    def due(self, update: int) -> bool:
+        """Whether it is late enough to choose at the validation step after `update`."""
+        return update >= self.first
+
+    def choose(self, network: AttentionResNet18, labelled_prior: Tensor, update: int) -> PseudoLabels:
+        """The choice of `network`. Of a large pool no more cells are valued than can be drawn twice over before the next
+        validation step. The pool has its classes in about the labelled pool's shares, which a logit-adjusted network leaves out:
+        half of `labelled_prior` (classes,) is added."""
+        train, cells = self.params.train, len(self.cells.sha256s)
+        chosen = PseudoLabels.none(cells)
+        index = candidates(cells, 2 * train.eval_every * self.count, self.params.seed, update)
+        autocast = self.params.size.precision == "bf16-mixed"
+        seen = predict(self.prepared(network), self.cells.batches(index), autocast=autocast)
+        probabilities = softmax(seen.logits + PRIOR_SHARE * labelled_prior.cpu().numpy())
+        chosen.labels[index], chosen.weights[index] = choose(torch.from_numpy(probabilities), THRESHOLD, RARITY)
+        return chosen

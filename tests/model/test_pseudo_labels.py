@@ -1,4 +1,4 @@
-"""Semi-supervised training: pseudo-labels and averaged weights by hand, and the training that uses them."""
+"""Learning from the unlabelled pool: pseudo-labels and averaged weights by hand, and the training that uses them."""
 
 import math
 from pathlib import Path
@@ -10,11 +10,22 @@ import torch
 from tests.model.conftest import rendered_set, tiny_params
 from tests.model.test_train import history, same, weights
 from wbc_model.core.errors import WbcError
+from wbc_model.training import pseudo_labels
 from wbc_model.training import train as training_module
-from wbc_model.training.pseudo_labels import Averaged, PseudoLabels, UnlabelledCells, candidates, choose, class_thresholds
-from wbc_model.training.train import LabelledCells, Training, log_prior
+from wbc_model.training.batches import log_prior
+from wbc_model.training.labelled import LabelledCells
+from wbc_model.training.pseudo_labels import PseudoLabels, UnlabelledCells, candidates, choose, class_thresholds
+from wbc_model.training.schedule import averaged
+from wbc_model.training.train import Training
 
-SEMI = {"unlabelled_ratio": 1.0, "ema": 0.9, "pseudo_label_threshold": 0.2, "unlabelled_start_share": 0.0}
+POOL = {"unlabelled_ratio": 1.0, "ema": 0.9}
+
+
+@pytest.fixture
+def early(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network that knows little yet has pseudo-labels too, from the first validation step on."""
+    monkeypatch.setattr(pseudo_labels, "THRESHOLD", 0.2)
+    monkeypatch.setattr(pseudo_labels, "START_SHARE", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +54,7 @@ def test_pseudo_labels_by_hand():
     assert not choose(probabilities * 0.5, 1.0, 0.5).weights.isnan().any()
 
 
-def test_of_a_large_pool_other_cells_are_valued_at_each_look():
+def test_of_a_large_pool_other_cells_are_valued_at_each_validation_step():
     assert candidates(5, 5, 0, 50).tolist() == [0, 1, 2, 3, 4]
     first, second = candidates(1000, 100, 0, 50), candidates(1000, 100, 0, 100)
     assert len(first.unique()) == len(second.unique()) == 100
@@ -59,35 +70,37 @@ def test_class_shares_by_hand():
 def test_averaged_weights_by_hand():
     network = torch.nn.Sequential(torch.nn.Linear(1, 1, bias=False), torch.nn.BatchNorm1d(1))
     network[0].weight.data.fill_(2.0)
-    averaged = Averaged(network, 0.5)
+    average = averaged(network, 0.5)
     network[0].weight.data.fill_(12.0)
     network[1].running_mean.fill_(1.0)
     network[1].num_batches_tracked.fill_(7)
-    averaged.follow(network, 0)  # decay (1 + 0) / (10 + 0): 0.1 · 2 + 0.9 · 12
-    assert averaged.network[0].weight.item() == pytest.approx(11.0)
-    assert averaged.network[1].running_mean.item() == pytest.approx(0.9)
-    assert averaged.network[1].num_batches_tracked.item() == 7
+    average.update_parameters(network)  # decay 1 / 10: 0.1 · 2 + 0.9 · 12
+    assert average.module[0].weight.item() == pytest.approx(11.0)
+    assert average.module[1].running_mean.item() == pytest.approx(0.9)
+    assert average.module[1].num_batches_tracked.item() == 7
     network[0].weight.data.fill_(1.0)
-    averaged.follow(network, 1000)  # the decay has grown to 0.5
-    assert averaged.network[0].weight.item() == pytest.approx(6.0)
-    assert not averaged.network[0].weight.requires_grad
-    assert not averaged.network.training
+    average.n_averaged.fill_(1000)
+    average.update_parameters(network)  # the decay has grown to 0.5
+    assert average.module[0].weight.item() == pytest.approx(6.0)
+    assert not average.module[0].weight.requires_grad
+    assert not average.module.training
 
 
 def test_the_loss_by_hand(labelled: LabelledCells, validation: LabelledCells, pool: UnlabelledCells, tmp_path: Path):
     """Cross-entropy of the labelled part plus cross-entropy of the pseudo-labelled part, each with the logarithm of its class
     shares on the logits; LossNet's from the labelled alone."""
-    training = Training(tiny_params(**SEMI, logit_adjustment=1.0), labelled, validation, tmp_path / "checkpoint", pool)
+    training = Training.of_pools(tiny_params(**POOL, logit_adjustment=1.0), labelled, validation, tmp_path / "checkpoint", pool)
     pseudo = PseudoLabels.none(60)
     pseudo.labels[7], pseudo.weights[7] = 3, 1.0
-    training._use(pseudo)
+    assert training.pseudo is not None
+    training.pseudo.use(pseudo)
     asked = {}
     training.module = lambda images, lossnet_gradient: asked.setdefault("output", training.network(images, lossnet_gradient))  # type: ignore[assignment]
     training.fabric.backward = lambda loss: asked.setdefault("loss", loss)  # type: ignore[method-assign]
     training.step(0)
     logits, predicted = asked["output"].logits, asked["output"].predicted_loss
     assert len(logits) == 16 + 16
-    _, labels, _ = training.batch(0)
+    _, labels, _ = training.labelled_batch(0)
     shares = torch.bincount(torch.from_numpy(labelled.labels), minlength=5) / 160
     each = -(logits + shares.log()).log_softmax(1)[range(16), labels]
     drawn = torch.tensor([0.001, 0.001, 0.001, 1.0, 0.001])
@@ -97,14 +110,16 @@ def test_the_loss_by_hand(labelled: LabelledCells, validation: LabelledCells, po
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("early")
 def test_goes_on_after_a_kill_to_the_same_bits(
     labelled: LabelledCells, validation: LabelledCells, pool: UnlabelledCells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(training_module, "CHECKPOINT_SECONDS", 0.0)
-    params = tiny_params(**SEMI)
-    whole = Training(params, labelled, validation, tmp_path / "whole", pool)
+    params = tiny_params(**POOL)
+    whole = Training.of_pools(params, labelled, validation, tmp_path / "whole", pool)
     whole.fit()
-    assert whole.pseudo.weights.any()
+    assert whole.pseudo is not None
+    assert whole.pseudo.chosen.weights.any()
 
     class Killed(Exception):
         pass
@@ -114,15 +129,16 @@ def test_goes_on_after_a_kill_to_the_same_bits(
             raise Killed
 
     with pytest.raises(Killed):
-        Training(params, labelled, validation, tmp_path / "killed", pool).fit(kill)
-    resumed = Training(params, labelled, validation, tmp_path / "killed", pool)
+        Training.of_pools(params, labelled, validation, tmp_path / "killed", pool).fit(kill)
+    resumed = Training.of_pools(params, labelled, validation, tmp_path / "killed", pool)
     seen: list[float] = []
     resumed.fit(lambda row: seen.append(row["update"]))
     assert seen == [9]
     assert same(weights(whole), weights(resumed))
     assert history(whole) == history(resumed)
-    assert torch.equal(whole.pseudo.weights, resumed.pseudo.weights)
-    other = Training(params, labelled, validation, tmp_path / "killed", as_pool(rendered_set(20, seed=5)))
+    assert resumed.pseudo is not None
+    assert torch.equal(whole.pseudo.chosen.weights, resumed.pseudo.chosen.weights)
+    other = Training.of_pools(params, labelled, validation, tmp_path / "killed", as_pool(rendered_set(20, seed=5)))
     other.resume()
     assert other.progress.update == 0  # a checkpoint of another pool
 
@@ -130,19 +146,19 @@ def test_goes_on_after_a_kill_to_the_same_bits(
 def test_a_share_of_the_labelled_samples_is_augmented_strongly(
     labelled: LabelledCells, validation: LabelledCells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    training = Training(tiny_params(strong_share=0.5, hard_share=0.0), labelled, validation, tmp_path / "checkpoint")
+    training = Training.of_pools(tiny_params(strong_share=0.5, hard_share=0.0), labelled, validation, tmp_path / "checkpoint")
     marked = []
     monkeypatch.setattr(training_module, "augment", lambda images, strong, *rest: marked.append(strong))
     for update in range(40):
-        training.batch(update)
+        training.labelled_batch(update)
     assert torch.cat(marked).float().mean().item() == pytest.approx(0.5, abs=0.1)  # of 640, five standard deviations
 
 
 def test_off_the_pool_changes_nothing(labelled: LabelledCells, validation: LabelledCells, pool: UnlabelledCells, tmp_path: Path):
     off = tiny_params(unlabelled_ratio=0.0)
-    runs = [Training(off, labelled, validation, tmp_path / f"{i}", given) for i, given in enumerate((None, pool))]
+    runs = [Training.of_pools(off, labelled, validation, tmp_path / f"{i}", given) for i, given in enumerate((None, pool))]
     empty = UnlabelledCells((), lambda wanted: np.empty((0, 32, 32, 3), np.uint8))
-    runs.append(Training(tiny_params(unlabelled_ratio=1.0), labelled, validation, tmp_path / "empty", empty))
+    runs.append(Training.of_pools(tiny_params(unlabelled_ratio=1.0), labelled, validation, tmp_path / "empty", empty))
     for run in runs:
         run.fit()
     assert same(weights(runs[0]), weights(runs[1]))
@@ -151,15 +167,15 @@ def test_off_the_pool_changes_nothing(labelled: LabelledCells, validation: Label
 
 def test_the_pool_is_needed_where_it_is_used(labelled: LabelledCells, validation: LabelledCells, tmp_path: Path):
     with pytest.raises(WbcError, match=r"train\.unlabelled_ratio is above 0, but"):
-        Training(tiny_params(unlabelled_ratio=1.0), labelled, validation, tmp_path / "checkpoint")
+        Training.of_pools(tiny_params(unlabelled_ratio=1.0), labelled, validation, tmp_path / "checkpoint")
 
 
-def test_the_averaged_network_is_the_one_that_is_looked_at_and_kept(
+def test_the_averaged_network_is_the_one_that_is_validated_and_kept(
     labelled: LabelledCells, validation: LabelledCells, tmp_path: Path
 ):
-    training = Training(tiny_params(ema=0.9), labelled, validation, tmp_path / "checkpoint")
+    training = Training.of_pools(tiny_params(ema=0.9), labelled, validation, tmp_path / "checkpoint")
     training.fit()
     assert training.averaged is not None
     if training.progress.best_update == 9:
-        assert same(training.network.state_dict(), training.averaged.network.state_dict())
-    assert training.averaged.network.state_dict().keys() == training.best.keys()
+        assert same(training.network.state_dict(), training.averaged.module.state_dict())
+    assert training.averaged.module.state_dict().keys() == training.best.keys()
