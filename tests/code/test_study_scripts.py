@@ -1,5 +1,6 @@
 """Studies that a grid cannot say: each row is made once, a kill loses nothing, and no file of somebody's is written over."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pandas as pd
@@ -16,6 +18,7 @@ import yaml
 from flows.studies import benchmark
 from flows.studies.results import Rows, claim, publishing
 from tests.code.test_benchmark import TINY, records, workspace
+from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
 from wbc_model.studies.records import Provenance, Records
 
@@ -93,6 +96,39 @@ def test_every_study_of_ours_can_be_planned(path: Path) -> None:
     assert planned["study"] == path.stem
     assert planned["trainings"] > 0
     assert benchmark.plan_text(planned).startswith(f"{path.stem}: ")
+
+
+def loaded(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"{name}_study", ROOT / f"studies/{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_whole_loop_is_run_once_per_arm_and_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, folder, runs = loaded("home"), workspace(tmp_path / "site"), []
+
+    def run(data: Path, arm: str, seed: int, preset: str, until: str) -> dict[str, Any]:
+        runs.append((arm, seed))
+        scores = {"accuracy": 0.9, "macro_f1": 0.8}
+        recalls = {f"recall_{name}": 0.7 for name in CLASSES}
+        cycles = [{"cycle": at, "labels": 10 * (at + 1), "seconds": 1.0, **scores} for at in range(2)]
+        return {"run": {"labels": 20, "minutes": 1.0, **scores, **recalls}, "cycles": cycles}
+
+    monkeypatch.setattr(study, "run", run)
+    monkeypatch.chdir(folder)
+    for seeds in ("1", "2"):
+        monkeypatch.setattr(sys, "argv", ["home.py", "cells/manifest.csv", "--out", "out", "--seeds", seeds])
+        study.main()
+    assert runs == [("full", 0), ("plain", 0), ("full", 1), ("plain", 1)]
+    assert len(pd.read_csv(folder / "out/runs.csv")) == 4
+    assert len(pd.read_csv(folder / "out/cycles.csv")) == 8
+    assert (folder / "out/learning-curves.png").stat().st_size > 1000
+    (folder / "out/cycles.csv").write_text("mine")
+    with pytest.raises(SystemExit, match=r"cycles\.csv was not written here, or was changed since"):
+        study.main()
 
 
 def script(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
