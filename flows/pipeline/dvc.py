@@ -216,7 +216,7 @@ def check_git(workspace: Path, commit: bool) -> None:
     """Raises WbcError where git is in a state in which a retraining cannot note its data or, with `commit`, not commit: nothing
     has been done by then."""
     if commit and not is_git_repository(workspace):
-        raise WbcError(f"{workspace} is not in a git repository, so that --commit has nowhere to commit to: run `git init`")
+        raise WbcError(f"{workspace} is not in a git repository: run `git init`, or leave out --commit")
     if not is_git_repository(workspace):
         return
     if commit and not has_identity(workspace):

@@ -69,7 +69,7 @@ def raabin_manifests(folder: Path, out: Path | None = None, validation_share: fl
         if name not in frames or frames[name].empty:
             raise WbcError(
                 f"{folder}: there is no image in a folder {'Train' if name == 'train' else 'TestA'}: unpack Train.rar and "
-                f"TestA.rar there, so that it holds Train/{CLASSES[0]}/..., TestA/{CLASSES[0]}/..."
+                f"TestA.rar there; it then holds Train/{CLASSES[0]}/... and TestA/{CLASSES[0]}/..."
             )
     out = out or folder
     manifests = {

@@ -33,7 +33,7 @@ class Leakage:
     def lines(self) -> Iterator[str]:
         """What a person must know of it before reading the figures."""
         if self.trained_on is None:
-            yield "note: the model's card does not say which cells it was made from, so that these may be among them"
+            yield "note: the model's card does not say which cells it was made from; these may be among them"
         pools = ", by this workspace's pools" if self.said_by == "workspace" else ""
         if self.trained_on:
             share = f"{self.trained_on} of these {self.cells} cells"
