@@ -248,12 +248,25 @@ def test_the_registry_holds_runs_metrics_pools_and_the_champion(whole: Whole, mo
         assert pools.name == f"pools-v{int(number) + 1}"
         assert pools.digest == versions["version"].iloc[int(number)]
     files = {file.path for file in client.list_artifacts(cycles["1"].info.run_id, "model")}
-    assert files == {"model/model.json", "model/model.onnx", "model/weights.safetensors", "model/README.md"}
+    model = {"model/model.json", "model/model.onnx", "model/weights.safetensors", "model/README.md"}
+    assert files == model | {"model/MLmodel"}
     version = client.get_model_version_by_alias("wbc", "champion")
     assert version.version == client.get_model_version_by_alias("wbc", "challenger").version
     assert version.tags["wbc.weights_sha256"] == file_sha256(workspace / "models/champion/weights.safetensors")
     assert version.tags["wbc.gate"] == "promoted"
     assert "first champion" in parents[0].data.tags["wbc.gate.reason"]
+    assert "**Gate: promoted to champion**" in version.description
+    assert "| 1 |" in parents[0].data.tags["mlflow.note.content"]
+    assert {name: cycles["1"].data.tags[f"wbc.{name}"] for name in ("pools_name", "strategy", "rendered")} == {
+        "pools_name": "pools-v2",
+        "strategy": "badge",
+        "rendered": "yes",
+    }
+    assert cycles["1"].data.tags["mlflow.source.name"] == "wbc retrain"
+    assert cycles["1"].data.tags["mlflow.source.git.commit"] == git(workspace, "rev-parse", "pools-v2").strip()
+    curve = client.get_metric_history(parents[0].info.run_id, "test_accuracy")
+    assert [point.step for point in curve] == [row["labels"] for row in whole.outcome["cycles"]]
+    assert {parents[0].info.status, *(run.info.status for run in cycles.values())} == {"FINISHED"}
     card = json.loads((workspace / "models/champion/model.json").read_text())
     assert card["metrics"]["test"]["accuracy"] == pytest.approx(metrics["accuracy"])
     assert card["parameters"]["train"]["ema"] == 0.99
