@@ -55,10 +55,9 @@ def gc_command(
     from flows.registry.disk import collect
 
     result = collect(here(), keep, champions, yes)
-    what = [f"  {line}" for line in result["lines"]] or ["  nothing"]
-    text = ["no longer kept:", *what, f"{result['frees'] / 1e6:.1f} MB"]
+    text = ["no longer kept:", *(f"  {line}" for line in result["lines"]), f"{result['frees'] / 1e6:.1f} MB"]
     if not result["lines"]:
-        text += ["all is kept"]
+        text = ["all is kept"]
     elif yes:
         back = "`git checkout pools-vN`, `dvc checkout data/pools.dvc data/images.dvc`, `dvc repro`"
         text += ["deleted; images, pools and labels stay", f"a model comes back from its pools: {back}"]

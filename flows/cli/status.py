@@ -149,8 +149,9 @@ def status_text(result: dict[str, Any]) -> str:
     lines += [f"at work: {result['at_work']}"] if result["at_work"] else []
     if run:
         scores = f", {run['labels']} labels, accuracy {run['accuracy']:.2%}, {run['pools']}" if run["labels"] is not None else ""
-        word = {True: ", promoted", False: f", not promoted: {run['reason']}"}.get(run["promoted"], "")
+        word = {True: ", promoted", False: ", not promoted:"}.get(run["promoted"], "")
         lines.append(f"last run: {run['retraining']}, {run['status']}{scores}{word}")
+        lines += [f"  {reason}" for reason in run["reason"].split("; ") if run["promoted"] is False]
     lines += [f"failed: {line}" for line in result["failures"]]
     lines += [f"champion: {line}" for line in result["notes"]]
     lines.append(f"champion: {_champion_words(result['champion'])}")

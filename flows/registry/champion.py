@@ -59,12 +59,13 @@ def champions_text(result: dict[str, Any]) -> str:
     """What `champions` returns, for a terminal."""
     lines = list(result["notes"])
     for one in result["versions"]:
-        lines.append(f"version {one['version']} ({one['model']}) {' '.join(one['aliases'])}: {one['reason'] or 'no decision'}")
-        if one["word"]:
-            word = one["word"]
-            lines.append(
-                f"  {word['word']} by {word['by'] or 'a person'} {word['at'][:10]}: {word['reason']}".replace("  :", ":")
-            )
+        aliases = f" {' '.join(one['aliases'])}" if one["aliases"] else ""
+        decision = {"promoted": "promoted", "refused": "not promoted"}.get(one["decision"], "no decision")
+        lines.append(f"version {one['version']} ({one['model']}){aliases}: {decision}")
+        lines += [f"  {reason}" for reason in one["reason"].split("; ") if reason]
+        if word := one["word"]:
+            when = f" on {word['at'][:10]}" if word["at"] else ""
+            lines.append(f"  {word['word']} by {word['by'] or 'a person'}{when}: {word['reason']}")
     return "\n".join(lines) or "no model is registered yet"
 
 

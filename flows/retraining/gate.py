@@ -133,7 +133,7 @@ def _worse(comparison: Comparison, gate: GateParams) -> list[str]:
     if drop > gate.max_accuracy_drop + 1e-12:
         reasons.append(
             f"accuracy {comparison.challenger_accuracy:.2%} is {drop:.2%} under the champion's "
-            f"{comparison.champion_accuracy:.2%}; at most {gate.max_accuracy_drop:.2%} is allowed"
+            f"{comparison.champion_accuracy:.2%}, and at most {gate.max_accuracy_drop:.2%} is allowed"
         )
     return reasons
 
