@@ -53,9 +53,11 @@ audit: $(STAMP)
 serve: $(STAMP)
 	$(BIN)/wbc serve --port $(PORT)
 
-# uv resolves; everybody installs the result with plain pip.
+# uv resolves; everybody installs the result with plain pip. The packaged service has a part of it, in the same versions.
 lock: $(STAMP)
 	$(BIN)/uv pip compile pyproject.toml --extra dev --python-version 3.11 --no-header --quiet --output-file requirements.lock
+	$(BIN)/uv pip compile --group serving --constraint requirements.lock --python-version 3.11 --no-header --no-annotate --quiet \
+	  --output-file serving/requirements.lock
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,4 +1,7 @@
-"""Building the Bento: a folder with the model, the service's code and the exact versions of what it needs, and nothing else."""
+"""Building the Bento: a folder with the model, the service's code and the exact versions of what it needs, and nothing else.
+
+Nothing is resolved here and no network is needed: the versions are those of serving/requirements.lock.
+"""
 
 import hashlib
 import json
@@ -8,14 +11,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
 import serving
 import wbc_model
@@ -25,27 +24,7 @@ from wbc_model.core.model_card import CARD, INT8, ONNX, README, WEIGHTS, ModelCa
 from wbc_model.params import read_params
 
 MODEL_FILES: Final = (WEIGHTS, ONNX, CARD, README)
-# What serving/ imports; their own requirements are added with the versions installed here, which are those of the lock.
-DIRECT: Final = (
-    "alembic",
-    "bentoml",
-    "cryptography",
-    "fastapi",
-    "fpdf2",
-    "hl7apy",
-    "numpy",
-    "openvino",
-    "pillow",
-    "prometheus-client",
-    "psycopg",
-    "psycopg-binary",
-    "pydantic",
-    "python-multipart",
-    "pyyaml",
-    "sqlalchemy",
-    "starlette",
-    "uharfbuzz",
-)
+REQUIREMENTS: Final = Path(str(serving.__file__)).parent / "requirements.lock"  # made by `make lock`
 UNKNOWN_TIME: Final = "1970-01-01T00:00:00+00:00"
 BENTO: Final = "build/bento"
 PACKAGED_MODEL: Final = f"{BENTO}/src/model"  # the candidate as it is served
@@ -54,8 +33,7 @@ PACKAGED_MODEL: Final = f"{BENTO}/src/model"  # the candidate as it is served
 def package(workspace: Path) -> dict[str, Any]:
     """The stage `package`: the Bento of the candidate, in int8 where the service then answers as well: `build/bento`.
 
-    What was found of int8 is in the Bento's `src/metrics.json`. It does not depend on any timing, so that the same workspace
-    gives the same Bento.
+    What was found of int8 is in the Bento's `src/metrics.json`. It depends on no timing: the same workspace gives the same Bento.
     """
     if not (workspace / "models/candidate").is_dir():
         raise WbcError("there is no model in models/candidate to package: `wbc train` makes one, `dvc pull` brings one back")
@@ -93,34 +71,17 @@ def bento_version(model_dir: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def pinned_requirements(direct: Iterable[str] = DIRECT) -> list[str]:
-    """`name==version` of the packages named and of all they require, as installed here; WbcError names one that is missing."""
-    versions: dict[str, str] = {}
-    waiting: list[tuple[str, frozenset[str]]] = [(canonicalize_name(name), frozenset()) for name in direct]
-    seen: set[tuple[str, frozenset[str]]] = set()
-    while waiting:
-        name, extras = waiting.pop()
-        if (name, extras) in seen:
-            continue
-        seen.add((name, extras))
-        try:
-            found = distribution(name)
-        except PackageNotFoundError:
-            raise WbcError(f"the package {name} is not installed here; the Bento needs its version (make install)") from None
-        versions[name] = found.version
-        for line in found.requires or ():
-            requirement = Requirement(line)
-            marker = requirement.marker
-            if marker is None or any(marker.evaluate({"extra": extra}) for extra in extras or {""}):
-                waiting.append((canonicalize_name(requirement.name), frozenset(requirement.extras)))
-    return sorted(f"{name}=={version}" for name, version in versions.items())
+def pinned_requirements() -> list[str]:
+    """`name==version` of each package that the service needs, as serving/requirements.lock has them."""
+    lines = [line.partition("#")[0].strip() for line in REQUIREMENTS.read_text(encoding="utf-8").splitlines()]
+    return sorted(line for line in lines if line)
 
 
 def build_bento(model_dir: Path, out: Path, metrics: dict[str, Any] | None = None) -> Path:
     """Build the Bento of a model directory and put it in the place of `out`; returns `out`.
 
     `metrics` (those of `wbc evaluate`) go into the Bento as `src/metrics.json`, the headline figures also as labels. The same
-    model, code and packages give the same bytes. BentoML works in a process and a home of its own: nothing stays in the user's
+    model, code and lock give the same bytes. BentoML works in a process and a home of its own. So nothing stays in the user's
     Bento store, and what is imported while building is the copy in the Bento. Raises WbcError for a damaged model directory
     and when BentoML fails, with its last line.
     """
@@ -128,7 +89,7 @@ def build_bento(model_dir: Path, out: Path, metrics: dict[str, Any] | None = Non
     missing = [name for name in MODEL_FILES if not (model_dir / name).is_file()]
     if missing:
         raise WbcError(f"{model_dir}: {', '.join(missing)} is missing; train the model again")
-    # BentoML refuses to build below a hidden folder, so that it works in the system's temporary folder, not beside `out`.
+    # Not beside `out`: BentoML refuses to build below a hidden folder.
     with tempfile.TemporaryDirectory(prefix="wbc-bento-") as name:
         source, home = Path(name) / "source", Path(name) / "home"
         _stage(source, model_dir, card, metrics)

@@ -10,6 +10,7 @@ Two kinds of 95 % limits stand beside each percentage:
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, Literal, Self
 
@@ -268,28 +269,37 @@ def how_reviewed(differential: Differential) -> str:
     return f"{did}, {left} still to be reviewed" if left else did
 
 
-def count_differential(
-    labels: Sequence[str],
-    confusion: NDArray[np.int64] | None,
-    site: Site,
-    wbc_count: float | None = None,
-    to_review: int = 0,
-    by_person: Sequence[bool] | None = None,
-    site_unknown: bool = False,
-    rendered: bool = False,
-) -> Differential:
-    """The differential of the labels of one specimen's cells.
+@dataclass(frozen=True, kw_only=True)
+class Circumstances:
+    """What is known of a specimen's N cells beside the labels.
 
-    `confusion` (5, 5) is true x predicted of the validation pool, None where it is not known; `wbc_count` is in 10*3/uL;
-    `to_review` is how many of the cells a person must still look at; `by_person` (N,) says which labels a person gave, by
-    default none; `site_unknown` marks a differential of images that look like no site the model was calibrated for, which
-    are not corrected; `rendered` one by a model of drawn cells. Where there is no cell every share is 0, from 0 to 100 %.
+    `wbc_count` is in 10*3/uL. A person must still look at `to_review` of the cells. `by_person` (N,) says which labels a person
+    gave, by default none. `site_unknown`: the images look like no site that the model was calibrated for, so they are not
+    corrected. `rendered`: the model learned from drawn cells.
+    """
+
+    wbc_count: float | None = None
+    to_review: int = 0
+    by_person: Sequence[bool] | None = None
+    site_unknown: bool = False
+    rendered: bool = False
+
+
+NOTHING_ELSE: Final = Circumstances()
+
+
+def count_differential(
+    labels: Sequence[str], confusion: NDArray[np.int64] | None, site: Site, of: Circumstances = NOTHING_ELSE
+) -> Differential:
+    """The differential of the labels (N,) of one specimen's cells. Without a cell every share is 0, from 0 to 100 %.
+
+    `confusion` (5, 5) is true x predicted of the validation pool, None where it is not known.
     """
     indices = np.array([CLASS_INDEX[label] for label in labels], np.int64)
-    seen = np.zeros(len(labels), bool) if by_person is None else np.asarray(by_person, bool)
+    seen = np.zeros(len(labels), bool) if of.by_person is None else np.asarray(of.by_person, bool)
     person = np.bincount(indices[seen], minlength=len(CLASSES))
     counts = np.bincount(indices, minlength=len(CLASSES))
-    correction = _correction(confusion, seen, site_unknown)
+    correction = _correction(confusion, seen, of.site_unknown)
     corrected: Sequence[Corrected | None] = [None] * len(CLASSES)
     if correction.applied and confusion is not None:
         corrected = _corrected(counts, true_shares(counts - person, person, confusion))
@@ -297,15 +307,15 @@ def count_differential(
     shares = zip(CLASSES, counts.tolist(), corrected, strict=True)
     return Differential(
         kind="differential" if enough else "too_few_cells",
-        note=_note(len(labels), to_review, site.minimum_cells),
+        note=_note(len(labels), of.to_review, site.minimum_cells),
         cells=len(labels),
         minimum_cells=site.minimum_cells,
-        to_review=to_review,
+        to_review=of.to_review,
         by_person=int(seen.sum()),
-        site_unknown=site_unknown,
-        rendered=rendered,
-        wbc_count=wbc_count,
-        classes={name: _share(name, count, len(labels), limits, site, wbc_count) for name, count, limits in shares},
+        site_unknown=of.site_unknown,
+        rendered=of.rendered,
+        wbc_count=of.wbc_count,
+        classes={name: _share(name, count, len(labels), limits, site, of.wbc_count) for name, count, limits in shares},
         correction=correction,
         site=site.name,
         reference_source=site.reference.source,

@@ -20,7 +20,7 @@ async def authorise(
     scopes: SecurityScopes,
     key: Annotated[str | None, Security(APIKeyHeader(name=HEADER, auto_error=False))] = None,
 ) -> None:
-    """Put the caller's name into `request.state.caller`; raises Problem 401, 403 or 429 before the body is read."""
+    """Put the caller's name into `state.caller`; raises UnknownKey, LacksScope or Problem 429 before the body is read."""
     running: Running = request.app.state.running
     caller = running.keys.check(key, scopes.scopes)
     wait = running.rate.take(caller) if caller != LOCAL else 0

@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
 
+from serving.contract.errors import Refused
 from serving.contract.problems import MEDIA_TYPE, Problem, of_status
 from serving.contract.schemas import (
     FhirBundle,
@@ -24,6 +25,7 @@ from serving.contract.schemas import (
 )
 from serving.http.access import ADMIN
 from serving.http.metrics import exposition
+from serving.http.refused import problem_of
 from serving.http.routes import router
 from serving.http.running import running_of
 from serving.page.static import add_page
@@ -65,6 +67,7 @@ def create_app() -> FastAPI:
     app.add_api_route("/metrics", metrics, include_in_schema=False, dependencies=ADMIN)
     add_page(app)
     app.add_exception_handler(Problem, answer_problem)
+    app.add_exception_handler(Refused, answer_refused)
     app.add_exception_handler(HTTPException, answer_http)
     app.add_exception_handler(RequestValidationError, answer_parameter)
     app.add_exception_handler(OperationalError, answer_store)
@@ -76,6 +79,11 @@ def create_app() -> FastAPI:
 async def answer_problem(request: Request, problem: Exception) -> Response:
     """Exception handler for Problem."""
     return cast(Problem, problem).response()
+
+
+async def answer_refused(request: Request, error: Exception) -> Response:
+    """Exception handler for what the domain refuses."""
+    return problem_of(cast(Refused, error)).response()
 
 
 async def answer_http(request: Request, error: Exception) -> Response:

@@ -27,6 +27,7 @@ from serving.reports.store import Store
 from serving.reports.tables import Deed
 from serving.security.audit import outcome
 from serving.upkeep.deeds import _LOG, forget_old, settle
+from serving.upkeep.removal import GONE
 
 HEADER: Final = "Idempotency-Key"
 REPLAYED: Final = "Idempotency-Replayed"
@@ -137,8 +138,8 @@ class Begun:
     async def carry_out(self, work: Work) -> Response:
         """Do it. Where no reports are kept `work` writes nothing, and has no row.
 
-        Raises Problem 503 where the intention cannot be written down and where the store refuses: then nothing was done. 500
-        `outcome-unknown` where the store was lost while it was asked to commit.
+        Raises LogNotWritable where the intention cannot be written down, and SQLAlchemyError where the store refuses: then
+        nothing was done. Raises OutcomeUnknown where the store was lost while it was asked to commit.
         """
         if self._kept is None:
             done = await run_in_threadpool(work)
@@ -209,6 +210,9 @@ class Begun:
         self._request.state.replay_of = deed.intention
         self._request.state.images = deed.record["images"]
         self._request.state.model = deed.record["model"] and ModelName.model_validate(deed.record["model"])
+        if deed.status == GONE:
+            detail = "The report that this call made or changed was removed since."
+            return Problem(GONE, "removed", "Removed", detail, {REPLAYED: "true"}).response()
         return Response(zlib.decompress(deed.body), deed.status, {**deed.headers, REPLAYED: "true"})
 
 

@@ -10,9 +10,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.contract.problems import Problem, too_slow
 from serving.http.metrics import METHODS, call_of, endpoint
+from serving.http.refused import problem_of
 from serving.http.running import Running
 from serving.page.static import CONTENT_SECURITY_POLICY
 from serving.security.audit import outcome
+from serving.security.errors import LogNotWritable
 from serving.security.refusals import REFUSED
 
 _LOG = logging.getLogger("bentoml.wbc")  # BentoML sets up the log of what is called `bentoml`
@@ -52,8 +54,8 @@ class Around:
         running: Running = self.state.running
         exchange = _Exchange(scope, receive, send, running)
         try:
-            refusal = _AMBIGUOUS if _ambiguous(scope) else running.hosts.refusal(scope, keyless=not running.keys)
-            await exchange.within(running.limits.answer_seconds, self.app if refusal is None else refusal.response(), scope)
+            app = self.app if (refusal := _refusal(scope, running)) is None else refusal.response()
+            await exchange.within(running.limits.answer_seconds, app, scope)
         finally:
             seconds = time.perf_counter() - exchange.started
             running.metrics.request(scope["path"], exchange.status, seconds, running.version)
@@ -78,8 +80,12 @@ _AMBIGUOUS = Problem(
 )
 
 
-def _ambiguous(scope: Scope) -> bool:
-    return {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}
+def _refusal(scope: Scope, running: Running) -> Problem | None:
+    """Why a request is not even looked at; None where it is."""
+    if {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
+        return _AMBIGUOUS
+    refused = running.hosts.refusal(scope, keyless=not running.keys)
+    return None if refused is None else problem_of(refused)
 
 
 class _Exchange:
@@ -129,14 +135,14 @@ class _Exchange:
             self._deadline.reschedule(None)  # what leaves is the answer, however long it takes to reach the caller
         try:
             await self._record()
-        except Problem as problem:
-            withheld = problem.response()
-            self.status, self._body = problem.status, bytes(withheld.body)
-            self._start = {**self._start, "status": problem.status, "headers": withheld.raw_headers}
+        except LogNotWritable as error:
+            withheld = problem_of(error).response()
+            self.status, self._body = withheld.status_code, bytes(withheld.body)
+            self._start = {**self._start, "status": self.status, "headers": withheld.raw_headers}
         await self._answer()
 
     async def _record(self) -> None:
-        """The line of an answer to a caller with a name; of others the refused ones are counted. Raises Problem 503."""
+        """The line of an answer to a caller with a name; of others the refused ones are counted. Raises LogNotWritable."""
         state, audit, body = self._state, self._running.audit, self._body
         caller = state.get("caller")
         if caller is None:

@@ -1,19 +1,28 @@
-"""What one request may cost, and reading these numbers from the environment."""
+"""What one request may cost, these numbers from the environment, and the few threads that make answers which take long."""
 
+import asyncio
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial, wraps
 from math import ceil
-from typing import Final
+from typing import Any, Final, TypeVar
+
+from starlette.responses import Response
 
 from wbc_model.core.errors import WbcError
 from wbc_model.core.images import MAX_BYTES
 
+T = TypeVar("T")
 MIB: Final = 2**20
 MAX_IMAGES: Final = 256
 BUCKETS: Final = 1024  # callers remembered before those are forgotten who have their whole allowance again
+# More would not be faster, as most of the work holds the interpreter's lock: they would only take it from the event loop.
+HEAVY_THREADS: Final = 2
+_HEAVY: Final = ThreadPoolExecutor(HEAVY_THREADS, "heavy")
 
 
 @dataclass(frozen=True)
@@ -122,3 +131,21 @@ class RateLimit:
     def _tokens(self, bucket: tuple[float, float], now: float) -> float:
         tokens, since = bucket
         return min(self.per_minute, tokens + (now - since) * self.per_minute / 60)
+
+
+def heavy(answer: Callable[..., Response]) -> Callable[..., Awaitable[Response]]:
+    """A route whose answer takes long to make, such as a PDF: it is made in a thread of its own kind, and waits for one in order.
+
+    So many of them do not hold up the rest.
+    """
+
+    @wraps(answer)
+    async def in_thread(*arguments: Any, **named: Any) -> Response:
+        return await made(partial(answer, *arguments, **named))
+
+    return in_thread
+
+
+async def made(make: Callable[[], T]) -> T:
+    """What is made in one of these threads."""
+    return await asyncio.get_running_loop().run_in_executor(_HEAVY, make)

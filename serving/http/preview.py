@@ -14,7 +14,7 @@ from starlette.responses import Response
 from serving.contract.problems import described, too_large
 from serving.contract.schemas import images_body
 from serving.http.access import CLASSIFY
-from serving.http.heavy import made
+from serving.http.limits import made
 from serving.http.upload import read_form
 from serving.inference.classify import Budget
 from wbc_model.core.errors import ImageRejected

@@ -39,14 +39,15 @@ from serving.contract.specimen import MOST_IMAGES, SPECIMEN_PATTERN
 from serving.formats import fhir
 from serving.http.access import ADMIN, REVIEW
 from serving.http.deeds import PARAMETER, Done, carry_out
-from serving.http.heavy import heavy
+from serving.http.limits import heavy
 from serving.http.preview import png
 from serving.http.running import Kept
 from serving.reports.answers import delta, summary, whole
-from serving.reports.changes import Why, put_right, reinstate, withdraw
+from serving.reports.changes import put_right, reinstate, withdraw
+from serving.reports.errors import NoSuchReport
 from serving.reports.kept_images import images_of
 from serving.reports.listing import Filter, Wanted, listed
-from serving.reports.review import Person, correct, find, no_report, sign, undo
+from serving.reports.review import Action, Person, correct, find, sign, undo
 from serving.reports.tables import Report
 from serving.upkeep.removal import remove
 from wbc_model.core.errors import ImageRejected
@@ -99,14 +100,16 @@ def _site(request: Request) -> Site:
     return site
 
 
-def _person(request: Request, by: str) -> Person:
-    return Person(by, request.state.caller)
+def _action(request: Request, report_id: str, if_match: str | None, *, by: str, amend: bool = False, reason: str = "") -> Action:
+    """What a person asks of a report; raises Problem for a bad If-Match, NoSuchReport for what is no id."""
+    expected = _expected(if_match)
+    return Action(checked(report_id), Person(by, request.state.caller), expected, amend, reason)
 
 
 def checked(report_id: str) -> str:
     """The id, where it can be one: PostgreSQL does not take every text."""
     if not _ID.fullmatch(report_id):
-        raise no_report()
+        raise NoSuchReport
     return report_id
 
 
@@ -236,8 +239,8 @@ async def correct_cell(request: Request, report_id: ReportId, index: Index, if_m
     """A person's class for a cell: corrects or confirms it. The differential is counted again."""
     kept, site = _kept(request), _site(request)
     asked = await _body(request, CorrectionRequest)
-    person, expected = _person(request, asked.by), _expected(if_match)
-    change = partial(correct, kept.store, checked(report_id), index, asked.label, person, expected, asked.amend, site)
+    action = _action(request, report_id, if_match, by=asked.by, amend=asked.amend)
+    change = partial(correct, kept.store, action, index, asked.label, site)
     return await _changed(request, asked, change, lambda _: [index])
 
 
@@ -251,8 +254,8 @@ async def undo_correction(request: Request, report_id: ReportId, index: Index, i
     """Take back the last correction of a cell that stands. The cell is as it was before, and both stay in the record."""
     kept, site = _kept(request), _site(request)
     asked = await _body(request, UndoRequest)
-    person, expected = _person(request, asked.by), _expected(if_match)
-    change = partial(undo, kept.store, checked(report_id), index, person, expected, asked.amend, site)
+    action = _action(request, report_id, if_match, by=asked.by, amend=asked.amend)
+    change = partial(undo, kept.store, action, index, site)
     return await _changed(request, asked, change, lambda _: [index])
 
 
@@ -266,9 +269,8 @@ async def put_report_right(request: Request, report_id: ReportId, if_match: IfMa
     """Put right what was said of the specimen, with a reason; on a signed report this is an amendment."""
     kept, site = _kept(request), _site(request)
     asked = await _body(request, PatchRequest)
-    why, expected = Why(_person(request, asked.by), asked.reason), _expected(if_match)
-    change = partial(put_right, kept.store, checked(report_id), asked.given(), why, expected, asked.amend, site)
-    return await _changed(request, asked, change)
+    action = _action(request, report_id, if_match, by=asked.by, amend=asked.amend, reason=asked.reason)
+    return await _changed(request, asked, partial(put_right, kept.store, action, asked.given(), site))
 
 
 @router.post(
@@ -281,9 +283,8 @@ async def withdraw_report(request: Request, report_id: ReportId, if_match: IfMat
     """Withdraw the report, with a reason: it stays in the record, and nothing in it can be changed unless this is taken back."""
     kept = _kept(request)
     asked = await _body(request, WithdrawalRequest)
-    why, expected = Why(_person(request, asked.by), asked.reason), _expected(if_match)
-    done = partial(withdraw, kept.store, checked(report_id), why, expected, asked.amend, _site(request))
-    answer = await _changed(request, asked, done)
+    action = _action(request, report_id, if_match, by=asked.by, amend=asked.amend, reason=asked.reason)
+    answer = await _changed(request, asked, partial(withdraw, kept.store, action, _site(request)))
     if kept.sender is not None:
         kept.sender.wake()
     return answer
@@ -300,8 +301,8 @@ async def reinstate_report(request: Request, report_id: ReportId, if_match: IfMa
     stay in the record."""
     kept = _kept(request)
     asked = await _body(request, ReinstatementRequest)
-    why, expected = Why(_person(request, asked.by), asked.reason), _expected(if_match)
-    return await _changed(request, asked, partial(reinstate, kept.store, checked(report_id), why, expected))
+    action = _action(request, report_id, if_match, by=asked.by, reason=asked.reason)
+    return await _changed(request, asked, partial(reinstate, kept.store, action))
 
 
 @router.post(
@@ -314,8 +315,8 @@ async def sign_report(request: Request, report_id: ReportId, if_match: IfMatch =
     """Sign the report as it is: final, or amended where it was signed before. Its HL7 message is on its way from then on."""
     kept, site = _kept(request), _site(request)
     asked = await _body(request, SignatureRequest)
-    person, expected = _person(request, asked.by), _expected(if_match)
-    change = partial(sign, kept.store, checked(report_id), person, expected, site)
+    action = _action(request, report_id, if_match, by=asked.by)
+    change = partial(sign, kept.store, action, site)
     answer = await _changed(request, asked, change, lambda signed: range(len(signed.cells)))
     if kept.sender is not None:
         kept.sender.wake()
@@ -349,7 +350,7 @@ def cell_image(request: Request, report_id: ReportId, index: Index) -> Response:
     with _kept(request).store.reading() as session:
         files = images_of(session, checked(report_id), [index] if 0 <= index < MOST_IMAGES else [])
         if not files and session.get(Report, report_id) is None:
-            raise no_report()
+            raise NoSuchReport
     if not files:
         raise Problem(404, "no-such-image", "No such image", "There is no such cell, or its image is not kept.")
     try:

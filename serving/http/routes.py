@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from serving.contract.differential import Differential, count_differential
+from serving.contract.differential import Circumstances, Differential, count_differential
 from serving.contract.problems import Problem, described, too_large
 from serving.contract.schemas import (
     CLASSIFY_BODY,
@@ -38,8 +38,9 @@ from serving.http.upload import asked, busy, read_form
 from serving.inference.classify import Classifier, Seen
 from serving.inference.reading import Reading
 from serving.reports.answers import state
+from serving.reports.errors import AnotherModel
 from serving.reports.intake import Call, Taken, add_cells, refuse_too_many, same_specimen, take_in
-from serving.reports.recount import AT_A_TIME, another_model, begun, model_of, read_again
+from serving.reports.recount import AT_A_TIME, begun, model_of, read_again
 from serving.reports.repeats import place, site_unknown
 
 JSON = "application/json"
@@ -166,11 +167,10 @@ async def differential(request: Request) -> Response:
 
 
 async def _model_for(running: Running, report_id: str) -> tuple[Classifier, Mapping[int, Seen] | None]:
-    """The model for images that are added to a report, and what it says again of those that the report has, where it was begun
-    by another one.
+    """The model for images that are added to a report, and what it says again of the report's images where another began it.
 
-    The report's own model answers where it serves still, or is held for want of kept images; else the one that serves, if it
-    can count the whole report again. Raises Problem: 404 for a report that is not there, 409 where neither can be.
+    The report's own model answers where it serves still, or is held for want of kept images. Else the one that serves answers,
+    if it can count the whole report again. Raises Problem 404 where no reports are kept, NoSuchReport, and AnotherModel.
     """
     kept, classifier = running.kept, running.classifier
     if kept is None:
@@ -181,7 +181,7 @@ async def _model_for(running: Running, report_id: str) -> tuple[Classifier, Mapp
     if not before.all_kept:
         held = running.earlier(before.model)
         if held is None:
-            raise another_model(before.model, classifier.model, report_id)
+            raise AnotherModel(before.model, classifier.model, report_id)
         return held, None
     with running.in_flight.also(min(len(before.places), AT_A_TIME)) as room:
         if not room:
@@ -203,10 +203,12 @@ def _count(running: Running, reading: Reading, specimen: Specimen) -> Differenti
         [cell.label for cell in cells],
         reading.confusion,
         running.site,
-        specimen.wbc_count,
-        sum(cell.review.required or running.site.review_before_signature == "all" for cell in cells),
-        site_unknown=site_unknown([result.model_dump() for result in placed.results], reading.false_alarms),
-        rendered=reading.rendered,
+        Circumstances(
+            wbc_count=specimen.wbc_count,
+            to_review=sum(cell.review.required or running.site.review_before_signature == "all" for cell in cells),
+            site_unknown=site_unknown([result.model_dump() for result in placed.results], reading.false_alarms),
+            rendered=reading.rendered,
+        ),
     )
     return DifferentialAnswer(model=reading.model, specimen_id=specimen.specimen_id, differential=counted, results=placed.results)
 

@@ -8,14 +8,21 @@ from typing import Final, NamedTuple
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from serving.contract.problems import Problem, bad_field, too_large
 from serving.contract.schemas import Classified, Recounted, Result
 from serving.contract.site import Site
-from serving.contract.specimen import EXPECTED_IMAGES, MOST_IMAGES, Specimen
+from serving.contract.specimen import MOST_IMAGES, Specimen
 from serving.inference.classify import Seen
 from serving.inference.reading import Reading
+from serving.reports.errors import (
+    AnotherExpectation,
+    AnotherModel,
+    AnotherSpecimen,
+    MoreThanAnnounced,
+    MoreThanExpected,
+    ReportFull,
+)
 from serving.reports.kept_images import fingerprints_of, keep, know_again
-from serving.reports.recount import another_model, model_of, recount
+from serving.reports.recount import model_of, recount
 from serving.reports.repeats import Placed, held, place
 from serving.reports.review import count_again, locked, look_for_images
 from serving.reports.signing import refuse_added_to
@@ -48,7 +55,7 @@ REPEATED: Final = Call()
 def take_in(store: Store, reading: Reading, specimen: Specimen, site: Site) -> Taken:
     """Keep what a model said as a preliminary report. The files are kept only where the site says so.
 
-    Raises Problem 422 where there are more images than `specimen.expected_images`.
+    Raises MoreThanAnnounced where there are more images than `specimen.expected_images`.
     """
     placed, now = place(reading.seen), datetime.now(UTC)
     refuse_too_many(len(placed.new), specimen)
@@ -81,18 +88,17 @@ def take_in(store: Store, reading: Reading, specimen: Specimen, site: Site) -> T
 
 
 def refuse_too_many(images: int, specimen: Specimen) -> None:
-    """Raises Problem 422 for a first request of more images than it says that there are."""
+    """Raises MoreThanAnnounced for a first request of more images than it says that there are."""
     expected = specimen.expected_images
     if expected is not None and images > expected:
-        raise bad_field(EXPECTED_IMAGES, f"{EXPECTED_IMAGES!r} is {expected}, and the request has {images} images.")
+        raise MoreThanAnnounced(images, expected)
 
 
 def add_cells(store: Store, report_id: str, reading: Reading, specimen: Specimen, site: Site, call: Call = REPEATED) -> Taken:
     """Add more cells of the same specimen to a report that nobody has signed; the differential is counted again.
 
-    Raises Problem: 404 for a report that is not there, 409 for one that was signed or withdrawn, was counted by another model
-    that has not seen its images again, is of another specimen where `specimen` names one, or expects fewer images, 413 for one
-    that would hold more than MOST_IMAGES.
+    Raises NoSuchReport, AlreadySigned, AlreadyWithdrawn, AnotherModel where the model has not seen the report's images again,
+    AnotherSpecimen and AnotherExpectation where `specimen` says so, MoreThanExpected, and ReportFull beyond MOST_IMAGES.
     """
     with store.writing() as session:
         report = locked(session, report_id, None)
@@ -103,7 +109,7 @@ def add_cells(store: Store, report_id: str, reading: Reading, specimen: Specimen
         recounted = None
         if (report.model_name, report.model_version) != (reading.model.name, reading.model.version):
             if call.again is None:
-                raise another_model(model_of(report), reading.model, report.id)
+                raise AnotherModel(model_of(report), reading.model, report.id)
             recounted = recount(report, call.again, reading, call.caller)
             know_again(session, report, {at: seen.fingerprint for at, seen in call.again.items()})
             session.flush()
@@ -119,36 +125,24 @@ def add_cells(store: Store, report_id: str, reading: Reading, specimen: Specimen
 
 
 def _same_specimen(report: Report, specimen: Specimen) -> None:
-    """Take on what the report does not know of the specimen yet: how many images it expects; Problem 409 where they differ."""
+    """Take on how many images the report expects, where it does not know; raises AnotherSpecimen and AnotherExpectation."""
     for name in ("wbc_count", "specimen_id"):
         given = getattr(specimen, name)
         if given is not None and given != getattr(report, name):
-            detail = f"The report has another {name} than the request; leave the field out or make a new report."
-            raise Problem(409, "another-specimen", "Another specimen", detail, field=name)
+            raise AnotherSpecimen(name)
     if specimen.expected_images is None:
         return
     if report.expected_images not in (None, specimen.expected_images):
-        detail = f"The report expects {report.expected_images} images and the request says {specimen.expected_images}."
-        raise Problem(
-            409, "expected-images", "Another number of images", f"{detail} Put it right with PATCH.", field=EXPECTED_IMAGES
-        )
+        raise AnotherExpectation(report.expected_images, specimen.expected_images)
     report.expected_images = specimen.expected_images
 
 
 def _enough_room(report: Report, more: int) -> None:
     images, expected = len(report.cells) + more, report.expected_images
     if images > MOST_IMAGES:
-        raise too_large(f"A report holds at most {MOST_IMAGES} images.", MOST_IMAGES)
+        raise ReportFull(MOST_IMAGES)
     if expected is not None and images > expected:
-        detail = (
-            f"The report expects {expected} images and has {len(report.cells)}; {more} more are too many. Send only those that "
-            f"it does not hold, or put {EXPECTED_IMAGES} right with PATCH."
-        )
-        raise _other_number(detail)
-
-
-def _other_number(detail: str) -> Problem:
-    return Problem(409, "expected-images", "Another number of images", detail, field=EXPECTED_IMAGES)
+        raise MoreThanExpected(expected, len(report.cells), more)
 
 
 def _cells(placed: Placed) -> list[Cell]:

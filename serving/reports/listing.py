@@ -7,7 +7,7 @@ from sqlalchemy import ColumnElement, Select, func, select
 from sqlalchemy.orm import defer, selectinload
 
 from serving.contract.schemas import ModelName, ReportStatus
-from serving.reports.review import no_report
+from serving.reports.errors import NoSuchReport
 from serving.reports.store import Store
 from serving.reports.tables import Cell, Report, Signature
 
@@ -53,7 +53,7 @@ class Filter(NamedTuple):
 def listed(store: Store, wanted: Filter, limit: int, before: str | None = None) -> tuple[list[tuple[Report, int]], str | None]:
     """At most `limit` reports, each with how many images it has, and the id to give as `before` for those that follow.
 
-    Raises Problem 404 where `before` is no report.
+    Raises NoSuchReport where `before` is no report.
     """
     query: Select[tuple[Report, int]] = select(Report, _images()).where(*wanted.conditions())
     query = query.order_by(Report.created_at.desc(), Report.id.desc())
@@ -62,7 +62,7 @@ def listed(store: Store, wanted: Filter, limit: int, before: str | None = None) 
         if before is not None:
             last = session.get(Report, before)
             if last is None:
-                raise no_report()
+                raise NoSuchReport
             same_time = (Report.created_at == last.created_at) & (Report.id < last.id)
             query = query.where((Report.created_at < last.created_at) | same_time)
         found = [(report, images) for report, images in session.execute(query)]

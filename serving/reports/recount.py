@@ -9,14 +9,14 @@ from typing import Final, NamedTuple
 
 from starlette.concurrency import run_in_threadpool
 
-from serving.contract.problems import Problem
 from serving.contract.schemas import Classified, ModelName, Recounted, Result
 from serving.inference.classify import Classifier, Seen
 from serving.inference.reading import Reading
-from serving.reports.changes import Why, record
+from serving.reports.changes import record
+from serving.reports.errors import CellsCameMeanwhile
 from serving.reports.kept_images import images_of
 from serving.reports.repeats import place
-from serving.reports.review import Person, find
+from serving.reports.review import Action, Person, find
 from serving.reports.signing import refuse_added_to, standing
 from serving.reports.store import Store
 from serving.reports.tables import Cell, Report
@@ -35,7 +35,7 @@ class Begun(NamedTuple):
 
 
 def begun(store: Store, report_id: str) -> Begun:
-    """By which model a report was begun; raises Problem 404 where there is none, 409 where cells cannot be added to it."""
+    """By which model a report was begun; raises NoSuchReport, and AlreadySigned or AlreadyWithdrawn where it takes no cells."""
     report = find(store, report_id)
     refuse_added_to(report)
     usable = [cell for cell in report.cells if cell.result["status"] == "ok"]
@@ -46,16 +46,6 @@ def begun(store: Store, report_id: str) -> Begun:
 def model_of(report: Report) -> ModelName:
     """By which model it was counted."""
     return ModelName(name=report.model_name, version=report.model_version)
-
-
-def another_model(before: ModelName, now: ModelName, report_id: str) -> Problem:
-    """409 for a report by a model that serves no longer, whose cells cannot be counted again either."""
-    detail = (
-        f"The report's cells were classified by {before.name} {before.version}, which serves no longer, and not all of their "
-        f"images are kept, so that {now.name} {now.version} cannot count them again. Post all images as a new report, and "
-        f"withdraw this one: POST /v1/reports/{report_id}/withdrawal."
-    )
-    return Problem(409, "another-model", "Another model", detail)
 
 
 async def read_again(store: Store, report_id: str, places: Sequence[int], classifier: Classifier) -> dict[int, Seen]:
@@ -73,22 +63,21 @@ def _files(store: Store, report_id: str, places: Sequence[int]) -> dict[int, byt
 
 
 def recount(report: Report, again: Mapping[int, Seen], reading: Reading, caller: str) -> Recounted:
-    """Let a report, whole and locked, be one of the model that gave `reading`, which says `again` of its cells; the differential
-    is left to be counted.
+    """Let a report, whole and locked, be one of the model that gave `reading` and says `again` of its cells.
 
-    Raises Problem 503 where other cells have come meanwhile: nothing is changed then.
+    The differential is left to be counted. Raises CellsCameMeanwhile where other cells have come: nothing is changed then.
     """
     usable = [cell for cell in report.cells if cell.result["status"] == "ok"]
     if any(cell.position not in again for cell in usable):
-        detail = "The report was changed while its cells were counted again; nothing was added. Try again."
-        raise Problem(503, "busy", "Busy", detail, {"Retry-After": "1"})
+        raise CellsCameMeanwhile
     decided, places = standing(report.corrections), [cell.position for cell in usable]
     for cell, result in zip(usable, place([again[at] for at in places]).results, strict=True):
         if isinstance(result, Classified) and result.twin is not None:
             result = result.model_copy(update={"twin": places[result.twin]})
         _say(cell, result, cell.position in decided)
     now = reading.model
-    report.changes.append(record(report, MODEL, report.model_version, now.version, Why(Person(caller, caller), REASON)))
+    action = Action(report.id, Person(caller, caller), reason=REASON)
+    report.changes.append(record(report, action, MODEL, report.model_version, now.version))
     recounted = Recounted(from_version=report.model_version, to_version=now.version, cells=len(usable))
     report.model_name, report.model_version, report.rendered = now.name, now.version, reading.rendered
     report.confusion = None if reading.confusion is None else reading.confusion.tolist()

@@ -5,20 +5,11 @@ from collections.abc import Container, Iterable
 from sqlalchemy import select, update
 
 from serving.contract.differential import RENDERED
-from serving.contract.problems import Problem
-from serving.contract.schemas import Block, ModelName, Why
+from serving.contract.schemas import Block, ModelName
 from serving.contract.site import Site
+from serving.reports.errors import AlreadySigned, AlreadyWithdrawn
 from serving.reports.store import Store
 from serving.reports.tables import Cell, Correction, Report
-
-TITLES: dict[Why, str] = {
-    "incomplete": "Incomplete",
-    "unreviewed": "Not reviewed",
-    "rendered_model": "Model of rendered cells",
-    "no_cells": "No cell",
-    "withdrawn": "Withdrawn",
-    "signed": "Signed",
-}
 
 
 def stand(corrections: Iterable[Correction]) -> list[Correction]:
@@ -51,7 +42,7 @@ def complete(report: Report) -> bool:
 def blocked(report: Report, site: Site) -> list[Block]:
     """All reasons why a whole report cannot be signed as it is; empty where it can."""
     if report.withdrawn_at is not None:
-        return [Block(kind="withdrawn", detail=withdrawn(report))]
+        return [Block(kind="withdrawn", detail=withdrawn(report.id))]
     if report.status != "preliminary":
         return [Block(kind="signed", detail="The report is signed and has not been changed since.")]
     found: list[Block] = []
@@ -88,27 +79,20 @@ def models_unheard_of(store: Store) -> set[str]:
         return set(session.scalars(select(Report.model_version).where(unsaid).distinct()))
 
 
-def withdrawn(report: Report) -> str:
+def withdrawn(report_id: str) -> str:
     """Why nothing in a withdrawn report can be changed, and the ways on."""
-    back = f"DELETE /v1/reports/{report.id}/withdrawal"
+    back = f"DELETE /v1/reports/{report_id}/withdrawal"
     return f"The report was withdrawn, and nothing in it can be changed. Take the withdrawal back ({back}), or make a new report."
 
 
-def cannot_sign(blocks: list[Block]) -> Problem:
-    """409 of the first reason's kind, with all of them as `blocked`."""
-    first = blocks[0]
-    kind = first.kind.replace("_", "-")
-    return Problem(409, kind, TITLES[first.kind], first.detail, blocked=[block.model_dump() for block in blocks])
-
-
 def refuse_withdrawn(report: Report) -> None:
-    """Raises Problem 409 for a report that was withdrawn: nothing can happen to it but that it is reinstated."""
+    """Raises AlreadyWithdrawn for a report that was withdrawn: nothing can happen to it but that it is reinstated."""
     if report.withdrawn_at is not None:
-        raise Problem(409, "withdrawn", TITLES["withdrawn"], withdrawn(report))
+        raise AlreadyWithdrawn(report.id)
 
 
 def refuse_added_to(report: Report) -> None:
-    """Raises Problem 409 for a report that was withdrawn or signed."""
+    """Raises AlreadyWithdrawn or AlreadySigned for a report that takes no more cells."""
     refuse_withdrawn(report)
     if report.signatures:
-        raise Problem(409, "signed", "Signed", "The report was signed; cells cannot be added to it. Make a new one.")
+        raise AlreadySigned("add cells")

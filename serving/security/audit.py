@@ -20,9 +20,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from serving.contract.problems import Problem
 from serving.contract.schemas import ModelName
 from serving.security.chain import Intentions, Link, chained, head_path, last_link, read_head, rotated_files, tail
+from serving.security.errors import LogNotWritable
 from serving.security.refusals import Refusals
 from wbc_model.core.errors import WbcError
 from wbc_model.core.lock import take
@@ -86,7 +86,7 @@ class AuditLog:
     async def intend(self, caller: str, call: str) -> str:
         """Write down what a caller is about to do; returns the intention's id once the line is on the disk.
 
-        Raises Problem 503 where the log cannot be written; then nothing was done and must not be.
+        Raises LogNotWritable; then nothing was done, and nothing must be.
         """
         intention = uuid.uuid4().hex
         await self._put({"time": _now(), "caller": caller, "intends": call, "intention": intention})
@@ -105,7 +105,7 @@ class AuditLog:
         """Add a record and wait until it is on the disk: no answer leaves that is not in the log.
 
         `images` are SHA-256 digests of the posted files, `answer` is the body of the response, `more` stands in the record as
-        it is. Raises Problem 503 where the log cannot be written.
+        it is. Raises LogNotWritable.
         """
         fields = outcome(caller, call, status, images, model, answer)
         await self._put({"time": _now(), **fields, **more})
@@ -130,8 +130,7 @@ class AuditLog:
         try:
             await asyncio.wrap_future(done)
         except OSError:
-            detail = "Nothing was done: the call cannot be written into the audit log; the operator must make room for it."
-            raise Problem(503, "audit-log", "Audit log not writable", detail, {"Retry-After": "10"}) from None
+            raise LogNotWritable from None
 
     def close(self) -> None:
         """Write what waits and end the thread."""

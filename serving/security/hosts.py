@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-from serving.contract.problems import Problem
+from serving.contract.errors import Refused
+from serving.security.errors import AnotherPage, NotDirect, UnknownHost
 from wbc_model.core.errors import WbcError
 
 HOSTS: Final = "WBC_HOSTS"
@@ -68,20 +69,17 @@ class Hosts:
         """Those that WBC_HOSTS names, separated by commas."""
         return cls([name for name in environment.get(HOSTS, "").split(",") if name.strip()])
 
-    def refusal(self, scope: Scope, keyless: bool) -> Problem | None:
-        """Why a request is not answered, 403; None where it is. `keyless` is a service that asks for no key."""
+    def refusal(self, scope: Scope, keyless: bool) -> Refused | None:
+        """Why a request is not answered; None where it is. `keyless` is a service that asks for no key."""
         headers = Headers(scope=scope)
         host = _place(headers.get("host", ""), scope["scheme"])
         if host is None or not self._known(host[0], scope):
-            detail = f"The service is not known by the host name of this request; the operator can name it in {HOSTS}."
-            return Problem(403, "host-not-allowed", "Forbidden", detail)
+            return UnknownHost()
         if _from_elsewhere(headers, scope, host):
-            detail = "The request comes from another web page; the service answers its own page, and programs."
-            return Problem(403, "cross-origin", "Forbidden", detail)
+            return AnotherPage()
         # HTTP/1.0 is what nginx speaks where nobody told it otherwise; no browser and no client does any more.
         if keyless and (scope.get("http_version") == "1.0" or any(PROXY.fullmatch(name) for name in headers)):
-            detail = "Without API keys the service answers its own machine only, directly: make a key with `wbc keys add`."
-            return Problem(403, "no-keys", "Forbidden", detail)
+            return NotDirect()
         return None
 
     def _known(self, name: str, scope: Scope) -> bool:

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Literal, get_args
 
-from serving.contract.problems import Problem
+from serving.security.errors import LacksScope, UnknownKey
 from wbc_model.core.errors import WbcError
 from wbc_model.core.files import signature, write_atomic
 from wbc_model.core.lock import locked_folder
@@ -190,8 +190,8 @@ class ApiKeys:
     def check(self, given: str | None, scopes: Collection[str] = ()) -> str:
         """The name of the key `given`, or "local" where no key is configured.
 
-        Raises Problem: 401 unless it is one of the keys, 403 unless it has all of `scopes`. Takes the same time whichever key
-        it is, or none: digests are compared, each in constant time, all of them always.
+        Raises UnknownKey unless it is one of the keys, LacksScope unless it has all of `scopes`. Takes the same time whichever
+        key it is, or none: digests are compared, each in constant time, all of them always.
         """
         if not self:
             return LOCAL
@@ -199,11 +199,10 @@ class ApiKeys:
         digest = _digest(given or "")
         found = [key for key in (*self._plain, *self._from_file) if hmac.compare_digest(digest, key.digest)]
         if given is None or not found:
-            what = "is missing" if given is None else "is not one of the accepted keys"
-            raise Problem(401, "unauthorised", "Unauthorised", f"The header {HEADER} {what}.", {"WWW-Authenticate": "ApiKey"})
+            raise UnknownKey(given is not None)
         missing = sorted(set(scopes) - found[0].scopes)
         if missing:
-            raise Problem(403, "forbidden", "Forbidden", f"The key {found[0].name} lacks the scope {', '.join(missing)}.")
+            raise LacksScope(found[0].name, missing)
         return found[0].name
 
     def _look_at_file(self) -> None:

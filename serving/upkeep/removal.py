@@ -4,7 +4,6 @@ The audit log names images by their digests and reports by their ids, never a sp
 """
 
 import asyncio
-import json
 import re
 import zlib
 from collections.abc import Iterator, Sequence
@@ -16,15 +15,14 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from serving.contract.names import NAME, trimmed
-from serving.contract.problems import MEDIA_TYPE, Problem
-from serving.reports.review import no_report
+from serving.reports.errors import NoSuchReport
 from serving.reports.store import Store
 from serving.reports.tables import Base, Deed, Removal, Report
 from serving.security.audit import AuditLog, InUse, outcome
 from serving.upkeep.deeds import complete
 from wbc_model.core.errors import WbcError
 
-GONE: Final = 410
+GONE: Final = 410  # the status of an answer that spoke of a removed report; it has no body
 OPERATOR: Final = "operator"  # who acts on the command line
 AT_A_TIME: Final = 100  # answers that are looked through
 
@@ -39,12 +37,12 @@ def reports_of(store: Store, specimen_id: str) -> list[str]:
 def remove(store: Store, report_id: str, by: str, reason: str) -> Removal:
     """Remove a report with its cells, images, signatures and messages, in one transaction; returns the record of it.
 
-    Answers that were kept for a repetition of a call and that speak of the report become 410. Raises Problem 404.
+    Answers that were kept for a repetition of a call and that speak of the report are GONE. Raises NoSuchReport.
     """
     with store.writing() as session:
         report = session.get(Report, report_id, with_for_update=True)
         if report is None:
-            raise no_report()
+            raise NoSuchReport
         session.expunge(report)
         if store.file is not None:
             session.connection().exec_driver_sql("PRAGMA secure_delete = ON")  # what is deleted is overwritten with zeros
@@ -63,7 +61,8 @@ def remove_here(store: Store, log: Path, reports: Sequence[str], by: str, reason
     """Remove reports while no service runs, each with its lines in the audit log: the intention first, then the deed, then the
     outcome with who and why.
 
-    Raises WbcError where the log or the store is in use, where a name or reason is none, and where there is no such report.
+    Raises WbcError where the log or the store is in use, where a name or reason is none, where there is no such report
+    (NoSuchReport), and where the log is full (LogNotWritable).
     """
     for what, given in (("--by", by), ("--reason", reason)):
         if not re.search(NAME, given):
@@ -76,8 +75,6 @@ def remove_here(store: Store, log: Path, reports: Sequence[str], by: str, reason
         with store.held(alone=True):
             complete(audit, store)
             return [asyncio.run(_audited(store, audit, report, trimmed(by), trimmed(reason))) for report in reports]
-    except Problem as problem:
-        raise WbcError(problem.document["detail"]) from None
     finally:
         audit.close()
         store.close_for_good()  # nothing of it stays in SQLite's write-ahead log either
@@ -104,11 +101,9 @@ def _deed(intention: str, record: dict[str, Any]) -> Deed:
 
 
 def _forget_answers(session: Session, report_id: str) -> None:
-    gone = Problem(GONE, "removed", "Removed", "The report that this call made or changed was removed since.")
     for deed in _deeds(session):
         if report_id in deed.record["call"] or (deed.body and report_id.encode() in zlib.decompress(deed.body)):
-            deed.status, deed.headers = GONE, {"content-type": MEDIA_TYPE}
-            deed.body = zlib.compress(json.dumps(gone.document).encode(), 1) if deed.key else b""
+            deed.status, deed.headers, deed.body = GONE, {}, zlib.compress(b"")
     session.flush()
 
 

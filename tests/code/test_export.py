@@ -19,9 +19,9 @@ from serving.contract.site import KeepImages, Site, read_site
 from serving.contract.specimen import Specimen
 from serving.inference.classify import Seen
 from serving.inference.reading import Reading
-from serving.reports.changes import Why, withdraw
+from serving.reports.changes import withdraw
 from serving.reports.intake import take_in
-from serving.reports.review import Person, correct, sign, undo
+from serving.reports.review import Action, Person, correct, sign, undo
 from serving.reports.store import Store, sqlite_url
 from serving.upkeep.export import export
 from tests.code.test_calibration import model  # noqa: F401 - a fixture
@@ -56,7 +56,7 @@ def reported(store: Store, files: list[bytes], labels: list[str], specimen: str 
 
 
 def decide(store: Store, report: str, place: int, label: str | None, person: Person = ADA) -> None:
-    correct(store, report, place, label, person, None, True, KEPT)
+    correct(store, Action(report, person, amend=True), place, label, KEPT)
 
 
 @pytest.fixture
@@ -80,13 +80,13 @@ def test_only_what_a_person_decided_and_what_still_stands(store: Store, cells: l
     decide(store, report, 0, "Monocyte")
     decide(store, report, 1, "Neutrophil", BERT)  # confirmed
     decide(store, report, 2, "Basophil")
-    undo(store, report, 2, ADA, None, True, KEPT)
+    undo(store, Action(report, ADA, amend=True), 2, KEPT)
     decide(store, report, 3, None)  # said to be none
     decide(store, report, 4, "Basophil")
     decide(store, report, 4, "Lymphocyte", BERT)
     withdrawn = reported(store, [png(cells[7])], ["Neutrophil"], "S-9")
     decide(store, withdrawn, 0, "Monocyte")
-    withdraw(store, withdrawn, Why(ADA, "a slip"), None, False, KEPT)
+    withdraw(store, Action(withdrawn, ADA, reason="a slip"), KEPT)
     done = export(store, tmp_path / "out")
     assert done == (3, 1, 1, 0, 0)
     found = rows(tmp_path / "out")
@@ -128,7 +128,7 @@ def test_only_signed_reports_where_asked(store: Store, cells: list[RenderedCell]
         decide(store, report, 0, "Monocyte")
     with pytest.raises(WbcError, match="no person has given a cell a label in signed reports: correct or confirm cells first"):
         export(store, tmp_path / "out", signed=True)
-    sign(store, signed, ADA, None, KEPT)
+    sign(store, Action(signed, ADA), KEPT)
     assert export(store, tmp_path / "out", signed=True).cells == 1
     assert [row["report"] for row in rows(tmp_path / "out")] == [signed]
 

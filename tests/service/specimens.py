@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from serving.contract.differential import Differential, count_differential
+from serving.contract.differential import Circumstances, Differential, count_differential
 from serving.contract.schemas import Classified, ImageProblem, ModelName, Reason, Rejected, Result, Review
 from serving.contract.site import Hl7Receiver, KeepImages, Site, read_site
 from serving.contract.specimen import Specimen
@@ -50,7 +50,7 @@ def rejected() -> Rejected:
 
 def counted(labels: Sequence[str], of: Site, wbc_count: float | None = 5.0, to_review: int = 0) -> Differential:
     """The differential of labels that the model gave."""
-    return count_differential(labels, CONFUSION, of, wbc_count, to_review)
+    return count_differential(labels, CONFUSION, of, Circumstances(wbc_count=wbc_count, to_review=to_review))
 
 
 def several(label: str, count: int, review: bool = False, reason: Reason = "ambiguous") -> list[Result]:

@@ -258,7 +258,7 @@ import asyncio, resource, sys
 from pathlib import Path
 from serving.security.audit import AuditLog
 from serving.security.chain import verify
-from serving.contract.problems import Problem
+from serving.security.errors import LogNotWritable
 
 async def main():
     path = Path(sys.argv[1])
@@ -270,8 +270,8 @@ async def main():
     for _ in range(3):
         try:
             await record("no room")
-        except Problem as problem:
-            assert problem.status == 503 and "Retry-After" in problem.headers
+        except LogNotWritable:
+            pass
         else:
             raise AssertionError("an answer went out without its record")
     resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))

@@ -16,10 +16,10 @@ from specimens import PERSON, SPECIMEN, reported, several, site
 from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
 
-from serving.contract.problems import Problem
 from serving.http.running import Kept
 from serving.reports.answers import whole
-from serving.reports.review import correct, find, sign
+from serving.reports.errors import NoSuchReport
+from serving.reports.review import Action, correct, find, sign
 from serving.reports.store import Store, sqlite_url
 from serving.reports.tables import Base, Deed, Report
 from serving.security.audit import AuditLog, outcome
@@ -38,7 +38,7 @@ def places(store_url: str, tmp_path: Path) -> Places:
     add_key(tmp_path / "service.keys", "ward", ["review"])
     store = Store.open(store_url)
     of = site()
-    sign(store, reported(store, of, several("Neutrophil", 12)), PERSON, None, of)
+    sign(store, Action(reported(store, of, several("Neutrophil", 12)), PERSON), of)
     reported(store, of, several("Lymphocyte", 12))
     store.close()
     add_lines(tmp_path / "audit.jsonl", 2)
@@ -101,8 +101,8 @@ def test_what_was_backed_up_comes_back_whole(places: Places, tmp_path: Path) -> 
     assert read_contents(tmp_path / "backup")["reports"] == 2  # restoring has changed nothing in it
     store = Store.open(places.store)
     more = reported(store, site(), several("Monocyte", 12))  # the numbers go on behind those that came back
-    correct(store, more, 0, "Basophil", PERSON, None, False, site())
-    assert sign(store, more, PERSON, None, site()).status == "final"
+    correct(store, Action(more, PERSON), 0, "Basophil", site())
+    assert sign(store, Action(more, PERSON), site()).status == "final"
     store.close()
     add_lines(log_of(places), 1)
     assert verify(log_of(places)).records == 3
@@ -114,7 +114,7 @@ def test_what_is_newer_is_not_overwritten_without_a_word(places: Places, tmp_pat
     assert bring_back(tmp_path / "backup", places, replace=False)["newer"] == []  # the same again is nothing newer
     store = Store.open(places.store)
     [first, _] = reports_of(store, SPECIMEN)
-    correct(store, first, 0, "Basophil", PERSON, None, True, site())
+    correct(store, Action(first, PERSON, amend=True), 0, "Basophil", site())
     added = reported(store)
     store.close()
     add_lines(log_of(places), 1)
@@ -239,7 +239,7 @@ def test_the_log_ends_before_the_first_outcome_that_the_store_does_not_know(
 def test_a_removed_report_leaves_the_record_of_its_removal_and_nothing_else(places: Places) -> None:
     store = Store.open(places.store)
     first, second = reports_of(store, SPECIMEN)
-    correct(store, first, 0, "Basophil", PERSON, None, True, site())
+    correct(store, Action(first, PERSON, amend=True), 0, "Basophil", site())
     others = whole(find(store, second), site())
     [removal] = remove_here(store, log_of(places), [first], "Dr. Ada", "the patient asked for it")
     assert (removal.report_id, removal.by, removal.reason) == (first, "Dr. Ada", "the patient asked for it")
@@ -255,7 +255,7 @@ def test_a_removed_report_leaves_the_record_of_its_removal_and_nothing_else(plac
     for statement in ("UPDATE removals SET reason = 'x'", "DELETE FROM removals"):
         with pytest.raises(DBAPIError, match="only ever added"), store.writing() as session:
             session.execute(text(statement))
-    with pytest.raises(Problem, match="no report"):
+    with pytest.raises(NoSuchReport, match="no report"):
         remove(store, first, "Dr. Ada", "again")
     store.close()
     verified = verify(log_of(places))

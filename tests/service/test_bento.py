@@ -5,6 +5,7 @@ folder. With WBC_TEST_DOCKERFILE=1 the `RUN` that makes the virtual environment 
 minute or two); otherwise the environment of the tests stands in for it.
 """
 
+import ast
 import json
 import os
 import re
@@ -12,16 +13,20 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from dataclasses import dataclass
+from importlib.metadata import distribution, packages_distributions
 from pathlib import Path
 
 import httpx
 import pytest
 import yaml
 from live import ROOT, clean_environment, form, free_port, of_class, started
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from tiny_model import write_model
 
-from flows.pipeline.package import DIRECT, bento_version, build_bento, pinned_requirements
+from flows.pipeline.package import REQUIREMENTS, bento_version, build_bento, pinned_requirements
 from wbc_model.core.errors import WbcError
 
 KEY = "a-key-of-the-ward"
@@ -59,15 +64,60 @@ def test_it_holds_the_model_the_service_and_the_pure_modules_only(bento: Path, m
     assert json.loads((source / "metrics.json").read_text()) == METRICS
 
 
+def locked(path: Path) -> dict[str, str]:
+    return dict(re.findall(r"^([a-z0-9.-]+)==(\S+)", path.read_text(), re.MULTILINE))
+
+
 def test_it_requires_exact_versions_and_nothing_that_training_needs(bento: Path) -> None:
     lines = (bento / "env" / "python" / "requirements.txt").read_text().split()
     pinned = dict(line.split("==") for line in lines)
-    assert set(DIRECT) <= set(pinned)
+    assert lines == pinned_requirements()
     assert not set(pinned) & TRAINING
     assert not [name for name in pinned if name.startswith(("nvidia-cu", "triton"))]
-    locked = dict(re.findall(r"^([a-z0-9.-]+)==(\S+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
-    assert pinned == {name: locked[name] for name in pinned}, "the Bento must be built in the environment of the lock"
-    assert set(pinned_requirements()) == set(lines)
+
+
+def test_the_lock_of_the_service_has_the_versions_of_the_lock_of_all() -> None:
+    service, everything = locked(REQUIREMENTS), locked(ROOT / "requirements.lock")
+    assert service == {name: everything[name] for name in service}, "run `make lock`"
+    assert sorted(f"{name}=={version}" for name, version in service.items()) == pinned_requirements()
+
+
+def imported() -> set[str]:
+    """The packages that the service and the core import wherever in their modules, as they are named when they are installed."""
+    files = [*(ROOT / "serving").rglob("*.py"), *(ROOT / "wbc_model/core").rglob("*.py")]
+    names = set()
+    for node in (node for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(str(node.module).partition(".")[0])
+    known = packages_distributions()
+    return {canonicalize_name(known[name][0]) for name in names - sys.stdlib_module_names - {"serving", "wbc_model"}}
+
+
+def test_the_lock_of_the_service_has_all_that_it_imports() -> None:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        group = {canonicalize_name(Requirement(line).name) for line in tomllib.load(file)["dependency-groups"]["serving"]}
+    on_a_gpu = {"torch"}  # serving/inference/engine.py uses it where it is installed
+    assert imported() - on_a_gpu <= group
+    assert group <= set(locked(REQUIREMENTS))
+
+
+def test_the_lock_of_the_service_is_what_the_group_needs() -> None:
+    """Offline: all that the group needs is installed here, and so says what it needs itself."""
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        waiting = [Requirement(line) for line in tomllib.load(file)["dependency-groups"]["serving"]]
+    found, seen = set(), set()
+    while waiting:
+        requirement = waiting.pop()
+        if str(requirement) in seen:
+            continue
+        seen.add(str(requirement))
+        found.add(canonicalize_name(requirement.name))
+        for one in map(Requirement, distribution(requirement.name).requires or ()):
+            if one.marker is None or any(one.marker.evaluate({"extra": extra}) for extra in requirement.extras or {""}):
+                waiting.append(one)
+    assert found == set(locked(REQUIREMENTS)), "run `make lock`"
 
 
 def test_its_version_is_the_content_of_the_model(bento: Path, model_dir: Path, tmp_path: Path) -> None:

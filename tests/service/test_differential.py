@@ -11,6 +11,7 @@ from scipy.stats import beta, binom
 from tiny_model import CONFUSION, write_model
 
 from serving.contract.differential import (
+    Circumstances,
     Differential,
     Flag,
     ReferenceRange,
@@ -35,7 +36,7 @@ def labels(counts: Sequence[int]) -> list[str]:
 
 
 def differential(counts: Sequence[int], confusion: NDArray[np.int64] | None = None, wbc: float | None = None) -> Differential:
-    return count_differential(labels(counts), confusion, SITE, wbc)
+    return count_differential(labels(counts), confusion, SITE, Circumstances(wbc_count=wbc))
 
 
 def test_counts_and_percent_by_hand() -> None:
@@ -120,13 +121,13 @@ def test_below_the_minimum_it_is_no_differential_and_has_no_flags() -> None:
 
 
 def test_cells_to_review_are_counted_and_their_number_is_said() -> None:
-    answer = count_differential(labels(TWO_HUNDRED), None, SITE, to_review=7)
+    answer = count_differential(labels(TWO_HUNDRED), None, SITE, Circumstances(to_review=7))
     assert (answer.cells, answer.to_review) == (200, 7)
     assert "7 of them to be looked at" in answer.note
 
 
 def test_of_no_cell_nothing_is_known() -> None:
-    answer = count_differential([], np.eye(5, dtype=np.int64) * 50, SITE, 7.0)
+    answer = count_differential([], np.eye(5, dtype=np.int64) * 50, SITE, Circumstances(wbc_count=7.0))
     assert (answer.kind, answer.cells) == ("too_few_cells", 0)
     share = answer.classes["Neutrophil"]
     assert (share.count, share.percent, share.interval.low, share.interval.high) == (0, 0, 0, 100)
@@ -220,7 +221,7 @@ def test_what_a_person_said_is_not_corrected() -> None:
     confusion = np.round(1000 * one_sided(0.8)).astype(np.int64)
 
     def eosinophils(by_person: int) -> tuple[bool, float | None]:
-        answer = count_differential(names, confusion, SITE, by_person=[place < by_person for place in range(200)])
+        answer = count_differential(names, confusion, SITE, Circumstances(by_person=[place < by_person for place in range(200)]))
         assert answer.by_person == by_person
         corrected = answer.classes["Basophil"].corrected
         return answer.correction.applied, corrected and corrected.high
@@ -246,7 +247,7 @@ def test_without_a_confusion_matrix_the_corrected_limits_are_null_and_it_says_wh
 
 
 def test_of_an_unknown_site_nothing_is_corrected_and_it_is_marked() -> None:
-    answer = count_differential(labels(TWO_HUNDRED), NO_ERRORS, SITE, site_unknown=True)
+    answer = count_differential(labels(TWO_HUNDRED), NO_ERRORS, SITE, Circumstances(site_unknown=True))
     assert answer.site_unknown
     assert not answer.correction.applied
     assert "no site" in answer.correction.explanation
@@ -298,7 +299,9 @@ def test_a_flag_never_contradicts_the_number_that_is_printed(
             "critical": CriticalLimits(source="x", percent={"Monocyte": critical}, absolute={}),
         }
     )
-    share = count_differential(["Monocyte"] * count + ["Neutrophil"] * more, None, changed, wbc / 1000).classes["Monocyte"]
+    share = count_differential(
+        ["Monocyte"] * count + ["Neutrophil"] * more, None, changed, Circumstances(wbc_count=wbc / 1000)
+    ).classes["Monocyte"]
     assert share.absolute is not None
     assert printed_number(share.printed, share.reference, critical) == share.flag
     assert printed_number(share.absolute.printed, share.absolute.reference, None) == share.absolute.flag
@@ -315,7 +318,9 @@ def test_the_digit_that_decides_is_printed_and_no_more() -> None:
 
 
 def test_a_differential_that_was_kept_before_is_printed_so_too() -> None:
-    kept = count_differential(["Eosinophil"] * 31 + ["Neutrophil"] * 482, None, read_site(), 9.99).model_dump()
+    kept = count_differential(
+        ["Eosinophil"] * 31 + ["Neutrophil"] * 482, None, read_site(), Circumstances(wbc_count=9.99)
+    ).model_dump()
     for share in kept["classes"].values():
         del share["printed"], share["absolute"]["printed"]
     del kept["rendered"]

@@ -18,7 +18,7 @@ from page_visits import KEY, api_of, report_of
 from test_api import assert_problem
 from tiny_model import CONFUSION, write_model
 
-from serving.contract.differential import count_differential
+from serving.contract.differential import Circumstances, count_differential
 from serving.contract.schemas import DifferentialAnswer, FhirBundle
 from serving.contract.site import read_site
 from serving.http.app import create_app
@@ -55,7 +55,7 @@ def test_the_answer_is_the_differential_of_its_results(client: httpx.Client) -> 
     assert (body["specimen_id"], body["model"]["version"]) == (SPECIMEN, "tiny-1")
     assert [result["status"] for result in body["results"]] == ["ok"] * 103 + ["rejected"]
     labels = [result["label"] for result in body["results"][:-1]]
-    expected = count_differential(labels, np.array(CONFUSION), read_site(), 7.1, to_review=1)
+    expected = count_differential(labels, np.array(CONFUSION), read_site(), Circumstances(wbc_count=7.1, to_review=1))
     assert DifferentialAnswer.model_validate(body).differential == expected
     assert body["differential"]["classes"]["Neutrophil"]["count"] == 60
     assert body["differential"]["correction"]["applied"]

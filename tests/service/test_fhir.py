@@ -9,7 +9,7 @@ import pytest
 from fhir.resources.R4B.bundle import Bundle
 from tiny_model import CONFUSION
 
-from serving.contract.differential import Differential, count_differential
+from serving.contract.differential import Circumstances, Differential, count_differential
 from serving.contract.schemas import ModelName
 from serving.contract.site import Site, read_site
 from serving.formats.fhir import bundle
@@ -22,7 +22,7 @@ COUNTS = dict(zip(CLASSES, (1, 20, 60, 13, 106), strict=True))
 
 def counted(scale: int = 1, wbc: float | None = 7.5) -> Differential:
     labels = [name for name, count in COUNTS.items() for _ in range(count // scale)]
-    return count_differential(labels, np.array(CONFUSION), SITE, wbc, to_review=3)
+    return count_differential(labels, np.array(CONFUSION), SITE, Circumstances(wbc_count=wbc, to_review=3))
 
 
 def document(differential: Differential, **changes: Any) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def test_too_few_cells_are_filed_by_nobody() -> None:
 
 
 def test_an_unknown_site_is_noted_on_every_observation() -> None:
-    unknown = count_differential(["Neutrophil"] * 100, None, SITE, site_unknown=True)
+    unknown = count_differential(["Neutrophil"] * 100, None, SITE, Circumstances(site_unknown=True))
     for observation in resources(document(unknown), "Observation"):
         assert "no site that the model was calibrated for" in observation["note"][0]["text"]
     assert "note" not in resources(document(counted()), "Observation")[0]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from specimens import CONFUSION, MODEL, SPECIMEN, counted, site
 
-from serving.contract.differential import SITE_UNKNOWN, Differential, count_differential
+from serving.contract.differential import SITE_UNKNOWN, Circumstances, Differential, count_differential
 from serving.contract.schemas import ModelName, ReportStatus
 from serving.contract.site import Identifiers, Site
 from serving.formats.hl7 import (
@@ -145,7 +145,7 @@ def test_too_few_cells_have_no_values() -> None:
 
 
 def test_an_unknown_site_is_said() -> None:
-    differential = count_differential(LABELS, CONFUSION, site(), site_unknown=True)
+    differential = count_differential(LABELS, CONFUSION, site(), Circumstances(site_unknown=True))
     notes = [note[3] for note in segments(message(differential=differential), "NTE")]
     assert SITE_UNKNOWN in notes
 

@@ -16,6 +16,7 @@ from playwright.sync_api import sync_playwright
 from test_proxy import NGINX, wait_for
 from test_reports import assert_problem
 
+from serving.http.refused import problem_of
 from serving.reports.store import sqlite_url
 from serving.security.hosts import Hosts
 from serving.security.keys import add_key
@@ -37,8 +38,8 @@ def refused(hosts: Hosts, keyless: bool = True, method: str = "GET", path: str =
         "server": ("192.168.1.5", 3000),
         "headers": [(name.encode(), value.encode("latin-1")) for name, value in named.items() if value],
     }
-    problem = hosts.refusal(scope, keyless)
-    return None if problem is None else str(problem.document["type"]).rpartition(":")[2]
+    refusal = hosts.refusal(scope, keyless)
+    return None if refusal is None else str(problem_of(refusal).document["type"]).rpartition(":")[2]
 
 
 @pytest.mark.parametrize("keyless", [True, False])

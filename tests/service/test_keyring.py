@@ -21,13 +21,13 @@ from test_api import assert_problem
 from typer.testing import CliRunner
 
 from flows.cli import app as command_line
-from serving.contract.problems import Problem
 from serving.http.app import create_app
 from serving.http.layer import Around
 from serving.http.limits import BUCKETS, Limits, RateLimit
 from serving.http.running import Running
 from serving.inference.classify import Classifier
 from serving.security import keys as keys_module
+from serving.security.errors import LacksScope, UnknownKey
 from serving.security.keys import KEYRING_HEADER, SCOPES, ApiKeys, add_key, list_keys, revoke_key
 from wbc_model.core.errors import WbcError
 
@@ -40,8 +40,10 @@ def keyring(tmp_path: Path) -> Path:
 def status(keys: ApiKeys, key: str | None, *scopes: str) -> int:
     try:
         keys.check(key, scopes)
-    except Problem as problem:
-        return problem.status
+    except UnknownKey:
+        return 401
+    except LacksScope:
+        return 403
     return 200
 
 

@@ -9,7 +9,7 @@ from live import ambiguous, form, of_class
 from specimens import SPECIMEN, read, several, site
 from test_reports import assert_problem, classifier, client, correct, posted, sign  # noqa: F401 - two of them are fixtures
 
-from serving.contract.differential import count_differential
+from serving.contract.differential import Circumstances, count_differential
 from serving.contract.specimen import Specimen
 from serving.reports import intake
 from serving.reports.intake import add_cells
@@ -32,7 +32,9 @@ def test_the_differential_is_that_of_all_cells(client: TestClient) -> None:  # n
     unsure = first["results"][12]["label"]
     labels = ["Neutrophil"] * 8 + ["Lymphocyte"] * 4 + [unsure] * 2 + ["Basophil"] * 2
     confusion = client.app.app.state.running.classifier.confusion  # type: ignore[attr-defined]  # Around holds the application
-    assert answer["differential"] == count_differential(labels, confusion, site(), 6.5, to_review=2).model_dump(mode="json")
+    assert answer["differential"] == count_differential(
+        labels, confusion, site(), Circumstances(wbc_count=6.5, to_review=2)
+    ).model_dump(mode="json")
     kept = report_of(client, report)
     assert kept["differential"] == answer["differential"]
     assert kept["version"] == 2

@@ -23,7 +23,7 @@ from sqlalchemy import select
 from serving.contract.site import Hl7Receiver
 from serving.contract.specimen import Specimen
 from serving.formats.hl7 import about
-from serving.reports.changes import Why, put_right, reinstate, withdraw
+from serving.reports.changes import put_right, reinstate, withdraw
 from serving.reports.intake import take_in
 from serving.reports.outbox import (
     LONGEST_WAIT,
@@ -37,7 +37,7 @@ from serving.reports.outbox import (
     send_again,
     wait_after,
 )
-from serving.reports.review import correct, sign
+from serving.reports.review import Action, correct, sign
 from serving.reports.signing import say_rendered
 from serving.reports.store import Store, sqlite_url
 from serving.reports.tables import Message
@@ -109,7 +109,7 @@ def signed(store: Store, specimen: str, receiver: Hl7Receiver) -> str:
     """A signed report of 12 cells, whose message is in the outbox."""
     of = site(receiver)
     report = take_in(store, read(several("Neutrophil", 12)), Specimen(None, specimen), of).report
-    sign(store, report.id, PERSON, 1, of)
+    sign(store, Action(report.id, PERSON, 1), of)
     return report.id
 
 
@@ -189,8 +189,8 @@ def test_a_message_that_is_not_acknowledged_is_sent_again_and_in_the_end_lets_th
     due_now(store)
     deliver_due(store, receiver)
     assert deliver_due(store, receiver) == 1  # twice is enough
-    correct(store, report, 0, "Basophil", PERSON, None, True, site(receiver))
-    sign(store, report, PERSON, None, site(receiver))
+    correct(store, Action(report, PERSON, amend=True), 0, "Basophil", site(receiver))
+    sign(store, Action(report, PERSON), site(receiver))
     assert deliver_due(store, receiver) == 0  # the amendment waits until what it amends cannot be on its way any more
     assert listener.specimens() == [f"{kind}-1", f"{kind}-1", "S-2"]
     first, second, amendment = outbox(store)
@@ -205,8 +205,8 @@ def test_a_message_that_is_not_acknowledged_is_sent_again_and_in_the_end_lets_th
 
 def amended(store: Store, report: str, receiver: Hl7Receiver) -> None:
     """Corrected and signed again."""
-    correct(store, report, 0, "Basophil", PERSON, None, True, site(receiver))
-    sign(store, report, PERSON, None, site(receiver))
+    correct(store, Action(report, PERSON, amend=True), 0, "Basophil", site(receiver))
+    sign(store, Action(report, PERSON), site(receiver))
 
 
 def statuses(listener: Listener) -> list[str]:
@@ -232,8 +232,8 @@ def test_a_superseded_result_is_never_sent_again(store: Store, listener: Listene
 
 def test_a_result_that_was_superseded_while_nothing_was_sent_is_not_sent_later(store: Store, listener: Listener) -> None:
     report = signed(store, "S-1", listener.receiver())
-    correct(store, report, 0, "Basophil", PERSON, None, True, site())
-    sign(store, report, PERSON, None, site())  # the site has no receiver at this time
+    correct(store, Action(report, PERSON, amend=True), 0, "Basophil", site())
+    sign(store, Action(report, PERSON), site())  # the site has no receiver at this time
     listener.start()
     assert deliver_due(store, listener.receiver()) == 0
     assert (listener.messages(), [one.state for one in outbox(store)]) == ([], ["retired"])
@@ -243,10 +243,10 @@ def test_a_result_waits_while_it_is_being_amended(store: Store, listener: Listen
     receiver = listener.receiver()
     report = signed(store, "S-1", receiver)
     signed(store, "S-2", receiver)
-    correct(store, report, 0, "Basophil", PERSON, None, True, site(receiver))
+    correct(store, Action(report, PERSON, amend=True), 0, "Basophil", site(receiver))
     listener.start()
     assert deliver_due(store, receiver) == 1
-    sign(store, report, PERSON, None, site(receiver))
+    sign(store, Action(report, PERSON), site(receiver))
     assert deliver_due(store, receiver) == 1
     assert (listener.specimens(), statuses(listener)) == (["S-2", "S-1"], ["F", "C"])
 
@@ -270,7 +270,7 @@ def test_what_may_be_on_its_way_arrives_before_its_amendment(store: Store, liste
     assert statuses(listener) == ["F", "C"]
 
 
-WHY = Why(PERSON, "another patient's tube")
+REASON = "another patient's tube"
 
 
 def test_a_withdrawal_reaches_whoever_was_told(store: Store, listener: Listener) -> None:
@@ -279,7 +279,7 @@ def test_a_withdrawal_reaches_whoever_was_told(store: Store, listener: Listener)
     listener.start()
     assert deliver_one(store, receiver)
     for report in (told, untold):
-        withdraw(store, report, WHY, None, True, of)
+        withdraw(store, Action(report, PERSON, amend=True, reason=REASON), of)
     assert deliver_due(store, receiver) == 1
     assert (listener.specimens(), statuses(listener)) == (["S-1", "S-1"], ["F", "C"])
     result, withdrawal = listener.messages()
@@ -296,15 +296,15 @@ def test_after_a_withdrawal_that_was_taken_back_the_new_signature_is_the_last_wo
     of, report = site(receiver), signed(store, "S-1", receiver)
     listener.start()
     deliver_due(store, receiver)
-    withdraw(store, report, WHY, None, True, of)
+    withdraw(store, Action(report, PERSON, amend=True, reason=REASON), of)
     deliver_due(store, receiver)
-    reinstate(store, report, WHY, None)
+    reinstate(store, Action(report, PERSON, reason=REASON))
     assert deliver_due(store, receiver) == 0
-    sign(store, report, PERSON, None, of)
+    sign(store, Action(report, PERSON), of)
     assert deliver_due(store, receiver) == 1
     assert [about(text) for text in listener.messages()] == [("S-1", False), ("S-1", True), ("S-1", False)]
     assert statuses(listener) == ["F", "C", "C"]
-    withdraw(store, report, WHY, None, True, of)
+    withdraw(store, Action(report, PERSON, amend=True, reason=REASON), of)
     assert deliver_due(store, receiver) == 1
     assert about(listener.messages()[-1]) == ("S-1", True)
 
@@ -317,7 +317,7 @@ def test_what_a_model_of_drawn_cells_said_before_that_was_kept_does_not_leave(st
     say_rendered(store, MODEL)
     assert deliver_due(store, receiver) == 0
     for report in (told, untold):
-        withdraw(store, report, WHY, None, True, site(receiver))
+        withdraw(store, Action(report, PERSON, amend=True, reason=REASON), site(receiver))
     assert deliver_due(store, receiver) == 1
     assert [about(text) for text in listener.messages()] == [("S-1", False), ("S-1", True)]
 
@@ -327,10 +327,10 @@ def test_a_withdrawal_that_still_waits_is_not_sent_when_it_was_taken_back(store:
     of, report = site(receiver), signed(store, "S-1", receiver)
     listener.start()
     deliver_due(store, receiver)
-    withdraw(store, report, WHY, None, True, of)
-    reinstate(store, report, WHY, None)
+    withdraw(store, Action(report, PERSON, amend=True, reason=REASON), of)
+    reinstate(store, Action(report, PERSON, reason=REASON))
     assert deliver_due(store, receiver) == 0
-    sign(store, report, PERSON, None, of)
+    sign(store, Action(report, PERSON), of)
     assert deliver_due(store, receiver) == 1
     assert [about(text) for text in listener.messages()] == [("S-1", False), ("S-1", False)]
     assert [one.state for one in outbox(store)] == ["delivered", "retired", "delivered"]
@@ -343,10 +343,10 @@ def test_a_second_withdrawal_is_sent_where_the_first_may_not_have_arrived(store:
     listener.start()
     deliver_due(store, receiver)
     listener.kill()
-    withdraw(store, report, WHY, None, True, of)
+    withdraw(store, Action(report, PERSON, amend=True, reason=REASON), of)
     assert not deliver_one(store, receiver)
-    reinstate(store, report, WHY, None)
-    withdraw(store, report, WHY, None, True, of)
+    reinstate(store, Action(report, PERSON, reason=REASON))
+    withdraw(store, Action(report, PERSON, amend=True, reason=REASON), of)
     assert [one.state for one in outbox(store)] == ["delivered", "retired", "pending"]
     listener.start()
     due_now(store)
@@ -360,13 +360,13 @@ def test_a_result_under_a_wrong_specimen_number_is_taken_back(store: Store, list
     receiver = listener.receiver()
     of, report = site(receiver), signed(store, "S-1", receiver)
     deliver_due(store, receiver)
-    put_right(store, report, {"specimen_id": "S^2"}, WHY, None, True, of)
-    sign(store, report, PERSON, None, of)
+    put_right(store, Action(report, PERSON, amend=True, reason=REASON), {"specimen_id": "S^2"}, of)
+    sign(store, Action(report, PERSON), of)
     assert deliver_due(store, receiver) == 2
     assert listener.specimens() == ["S-1", "S-1", r"S\S\2"]
     assert [about(text) for text in listener.messages()] == [("S-1", False), ("S-1", True), ("S^2", False)]
-    put_right(store, report, {"specimen_id": "S-1"}, WHY, None, True, of)
-    sign(store, report, PERSON, None, of)
+    put_right(store, Action(report, PERSON, amend=True, reason=REASON), {"specimen_id": "S-1"}, of)
+    sign(store, Action(report, PERSON), of)
     assert deliver_due(store, receiver) == 2
     assert [about(text) for text in listener.messages()[3:]] == [("S^2", True), ("S-1", False)]
 
@@ -376,13 +376,13 @@ def test_a_withdrawal_that_was_refused_can_be_sent_again_until_the_number_is_use
     receiver = listener.receiver()
     of, report = site(receiver), signed(store, "TWICE-1", receiver)
     deliver_due(store, receiver)
-    put_right(store, report, {"specimen_id": "S-2"}, WHY, None, True, of)
-    sign(store, report, PERSON, None, of)
+    put_right(store, Action(report, PERSON, amend=True, reason=REASON), {"specimen_id": "S-2"}, of)
+    sign(store, Action(report, PERSON), of)
     deliver_due(store, receiver)
     assert [one.state for one in outbox(store)] == ["delivered", "failed", "delivered"]
     assert send_again(store) == 1
-    put_right(store, report, {"specimen_id": "TWICE-1"}, WHY, None, True, of)
-    sign(store, report, PERSON, None, of)
+    put_right(store, Action(report, PERSON, amend=True, reason=REASON), {"specimen_id": "TWICE-1"}, of)
+    sign(store, Action(report, PERSON), of)
     assert [one.state for one in outbox(store)] == ["delivered", "retired", "delivered", "pending", "pending"]
     deliver_due(store, receiver)
     assert [about(text) for text in listener.messages()[-2:]] == [("S-2", True), ("TWICE-1", False)]

@@ -18,7 +18,7 @@ from serving.contract.report_schemas import ReportAnswer
 from serving.contract.schemas import Result
 from serving.formats.pdf import FONTS, report_pdf
 from serving.reports.answers import whole
-from serving.reports.review import Person, correct, find, sign
+from serving.reports.review import Action, Person, correct, find, sign
 from serving.reports.store import Store, sqlite_url
 
 RESULTS: list[Result] = [*several("Neutrophil", 70), *several("Lymphocyte", 30, review=True)]
@@ -32,9 +32,9 @@ def kept(tmp_path: Path) -> Store:
 def signed(store: Store, by: str = "Dr. Ada") -> ReportAnswer:
     of = site(minimum_cells=100)
     report = reported(store, of, RESULTS, 10.0)
-    correct(store, report, 70, "Monocyte", PERSON, 1, False, of)
-    correct(store, report, 71, "Lymphocyte", PERSON, 2, False, of)
-    return whole(sign(store, report, Person(by, "ward"), 3, of), of)
+    correct(store, Action(report, PERSON, 1), 70, "Monocyte", of)
+    correct(store, Action(report, PERSON, 2), 71, "Lymphocyte", of)
+    return whole(sign(store, Action(report, Person(by, "ward"), 3), of), of)
 
 
 def test_it_says_all_of_the_report(kept: Store, written: list[str]) -> None:
@@ -59,12 +59,12 @@ def test_it_says_all_of_the_report(kept: Store, written: list[str]) -> None:
 
 def test_what_is_not_signed_says_so_and_what_was_amended_names_both(kept: Store, written: list[str]) -> None:
     of, report = site(minimum_cells=100), signed(kept)
-    opened = whole(correct(kept, report.id, 0, "Basophil", PERSON, None, True, of), of)
+    opened = whole(correct(kept, Action(report.id, PERSON, amend=True), 0, "Basophil", of), of)
     report_pdf(opened, of)
     assert "PRELIMINARY, NOT SIGNED" in written
     assert "Changed since it was signed: not valid until it is signed again." in written
     written.clear()
-    report_pdf(whole(sign(kept, report.id, Person("Dr. Ben", "ward"), None, of), of), of)
+    report_pdf(whole(sign(kept, Action(report.id, Person("Dr. Ben", "ward")), of), of), of)
     assert "AMENDED" in written
     who = [(text.split(",")[0], written[at + 1]) for at, text in enumerate(written) if text.startswith(("Final,", "Amended,"))]
     assert who == [("Final", "Dr. Ada"), ("Amended", "Dr. Ben")]

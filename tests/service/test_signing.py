@@ -8,14 +8,14 @@ import pytest
 from fhir.resources.R4B.bundle import Bundle
 from specimens import MODEL, PERSON, reported, several, site
 
-from serving.contract.differential import RENDERED, Differential, count_differential, how_reviewed
-from serving.contract.problems import Problem
+from serving.contract.differential import RENDERED, Circumstances, Differential, count_differential, how_reviewed
 from serving.contract.site import Site
 from serving.formats import fhir
 from serving.formats.hl7 import Signed, oru_r01
 from serving.formats.pdf import report_pdf
 from serving.reports.answers import whole
-from serving.reports.review import correct, find, sign
+from serving.reports.errors import NotSignable
+from serving.reports.review import Action, correct, find, sign
 from serving.reports.store import Store, sqlite_url
 from serving.reports.tables import Report
 
@@ -32,10 +32,9 @@ def kinds(store: Store, report: str, of: Site) -> list[str]:
     """Why it cannot be signed, as it is said before and as signing is refused."""
     blocked = [block.kind for block in whole(find(store, report), of).blocked]
     if blocked:
-        with pytest.raises(Problem) as caught:
-            sign(store, report, PERSON, None, of)
-        assert caught.value.status == 409
-        assert [block["kind"] for block in caught.value.document["blocked"]] == blocked
+        with pytest.raises(NotSignable) as caught:
+            sign(store, Action(report, PERSON), of)
+        assert [block.kind for block in caught.value.blocked] == blocked
     return blocked
 
 
@@ -44,9 +43,9 @@ def test_what_is_marked_must_be_reviewed_before_a_signature(kept: Store) -> None
     assert kinds(kept, report, of) == ["unreviewed"]
     for position in range(100, 117):
         assert kinds(kept, report, of) == ["unreviewed"]
-        correct(kept, report, position, "Lymphocyte", PERSON, None, False, of)
+        correct(kept, Action(report, PERSON), position, "Lymphocyte", of)
     assert kinds(kept, report, of) == []
-    assert sign(kept, report, PERSON, None, of).status == "final"
+    assert sign(kept, Action(report, PERSON), of).status == "final"
 
 
 def test_a_site_may_ask_for_all_cells_or_for_none(kept: Store) -> None:
@@ -55,7 +54,7 @@ def test_a_site_may_ask_for_all_cells_or_for_none(kept: Store) -> None:
     assert kinds(kept, report, site(review="all")) == ["unreviewed"]
     assert whole(find(kept, report), site(review="all")).to_review == 12
     for position in range(12):
-        correct(kept, report, position, None if position == 3 else "Neutrophil", PERSON, None, False, site(review="all"))
+        correct(kept, Action(report, PERSON), position, None if position == 3 else "Neutrophil", site(review="all"))
     assert kinds(kept, report, site(review="all")) == []
     other = reported(kept, site(review="nothing"), HALF_MARKED)
     assert kinds(kept, other, site(review="nothing")) == []
@@ -99,15 +98,17 @@ def said(differential: Differential, status: str = "final") -> set[str]:
 )
 def test_reviewed_by_a_person_is_said_of_those_cells_that_were(reviewed: int, left: int, words: str) -> None:
     by_person = [number < reviewed for number in range(119)]
-    differential = count_differential(["Neutrophil"] * 119, None, site(), None, left, by_person, site_unknown=True)
+    differential = count_differential(
+        ["Neutrophil"] * 119, None, site(), Circumstances(to_review=left, by_person=by_person, site_unknown=True)
+    )
     assert how_reviewed(differential) == words
     assert said(differential) == {words}
 
 
 def test_the_pdf_says_how_many_were_reviewed(kept: Store, written: list[str]) -> None:
     of, report = site(minimum_cells=100), reported(kept, site(minimum_cells=100), HALF_MARKED)
-    correct(kept, report, 0, "Monocyte", PERSON, None, False, of)
-    report_pdf(whole(sign(kept, report, PERSON, None, of), of), of)
+    correct(kept, Action(report, PERSON), 0, "Monocyte", of)
+    report_pdf(whole(sign(kept, Action(report, PERSON), of), of), of)
     assert written[written.index("Reviewed by a person") + 1] == "1 of 117 cells"
     assert written[written.index("Still to be reviewed") + 1] == "17 cells"
     everything = "\n".join(written)
@@ -116,7 +117,7 @@ def test_the_pdf_says_how_many_were_reviewed(kept: Store, written: list[str]) ->
 
 
 def test_of_drawn_cells_the_formats_say_so_and_no_message_is_made(kept: Store, written: list[str]) -> None:
-    differential = count_differential(["Neutrophil"] * 12, None, site(), rendered=True)
+    differential = count_differential(["Neutrophil"] * 12, None, site(), Circumstances(rendered=True))
     document = fhir.bundle(
         differential, model=MODEL, specimen_id="S", issued=NOW, status="preliminary", performer=None, site=site()
     )

@@ -20,13 +20,13 @@ from sqlalchemy import create_engine, inspect, make_url, select, text
 from sqlalchemy.exc import DBAPIError
 
 from serving.contract.differential import Differential
-from serving.contract.problems import Problem
 from serving.contract.schemas import Result
 from serving.contract.site import Hl7Receiver
 from serving.contract.specimen import Specimen
+from serving.reports.errors import AlreadySigned, ChangedMeanwhile, NoSuchCell, NotSignable, RejectedCell
 from serving.reports.intake import take_in
 from serving.reports.kept_images import images_of
-from serving.reports.review import changed_cells, correct, find, sign, undo
+from serving.reports.review import Action, changed_cells, correct, find, sign, undo
 from serving.reports.store import Store, sqlite_url
 from serving.reports.tables import Base, KeptImage, Message, Removal, Report
 from wbc_model.core.classes import CLASSES
@@ -107,9 +107,9 @@ def test_images_are_kept_only_where_the_site_says_so(store: Store, keep: bool) -
 
 def test_a_correction_counts_again_and_stays(store: Store) -> None:
     report = reported(store)
-    correct(store, report, 12, "Monocyte", PERSON, 1, False, site())
-    correct(store, report, 13, "Lymphocyte", PERSON, 2, False, site())  # looked at and confirmed
-    correct(store, report, 0, None, PERSON, 3, False, site())
+    correct(store, Action(report, PERSON, 1), 12, "Monocyte", site())
+    correct(store, Action(report, PERSON, 2), 13, "Lymphocyte", site())  # looked at and confirmed
+    correct(store, Action(report, PERSON, 3), 0, None, site())
     kept = find(store, report)
     differential = Differential.model_validate(kept.differential)
     counts = {name: share.count for name, share in differential.classes.items()}
@@ -134,7 +134,7 @@ def test_a_correction_counts_again_and_stays(store: Store) -> None:
 def test_the_corrections_replayed_give_the_labels(store: Store, changes: list[tuple[int, str | None]]) -> None:
     report = reported(store)
     for position, label in changes:
-        correct(store, report, position, label, PERSON, None, False, site())
+        correct(store, Action(report, PERSON), position, label, site())
     kept = find(store, report)
     labels = [cell.result.get("label") for cell in kept.cells]
     for change in kept.corrections:
@@ -147,51 +147,48 @@ def test_the_corrections_replayed_give_the_labels(store: Store, changes: list[tu
 
 def test_that_the_site_is_unknown_outlives_a_correction(store: Store) -> None:
     report = take_in(store, read(several("Neutrophil", 12, True, "site_unknown"), 0.02), Specimen(None, None), site()).report.id
-    correct(store, report, 0, "Basophil", PERSON, 1, False, site())
+    correct(store, Action(report, PERSON, 1), 0, "Basophil", site())
     kept = Differential.model_validate(find(store, report).differential)
     assert kept.site_unknown
     assert kept.classes["Neutrophil"].corrected is None
 
 
 @pytest.mark.parametrize(
-    ("position", "label", "expected", "status"),
-    [(0, "Monocyte", 7, 412), (20, "Monocyte", 1, 404), (-1, "Monocyte", 1, 404), (19, "Monocyte", 1, 409)],
+    ("position", "expected", "error"),
+    [(0, 7, ChangedMeanwhile), (20, 1, NoSuchCell), (-1, 1, NoSuchCell), (19, 1, RejectedCell)],
 )
-def test_a_correction_that_cannot_be_leaves_no_trace(store: Store, position: int, label: str, expected: int, status: int) -> None:
+def test_a_correction_that_cannot_be_leaves_no_trace(store: Store, position: int, expected: int, error: type[Exception]) -> None:
     report = reported(store)
-    with pytest.raises(Problem) as refused:
-        correct(store, report, position, label, PERSON, expected, False, site())
-    assert refused.value.status == status
+    with pytest.raises(error):
+        correct(store, Action(report, PERSON, expected), position, "Monocyte", site())
     kept = find(store, report)
     assert (kept.version, kept.corrections) == (1, [])
 
 
 def test_without_a_cell_there_is_nothing_to_sign(store: Store) -> None:
     report = reported(store, results=[classified("Neutrophil")])
-    correct(store, report, 0, None, PERSON, 1, False, site())
+    correct(store, Action(report, PERSON, 1), 0, None, site())
     assert find(store, report).differential["cells"] == 0
-    with pytest.raises(Problem) as refused:
-        sign(store, report, PERSON, 2, site())
-    assert (refused.value.status, refused.value.document["type"]) == (409, "urn:wbc:problem:no-cells")
-    undo(store, report, 0, PERSON, 2, False, site())
-    assert sign(store, report, PERSON, 3, site()).status == "final"
+    with pytest.raises(NotSignable) as refused:
+        sign(store, Action(report, PERSON, 2), site())
+    assert [block.kind for block in refused.value.blocked] == ["no_cells"]
+    undo(store, Action(report, PERSON, 2), 0, site())
+    assert sign(store, Action(report, PERSON, 3), site()).status == "final"
 
 
 def test_a_signed_report_is_corrected_only_as_an_amendment(store: Store) -> None:
     of = site(RECEIVER)
     report = reported(store, of)
-    sign(store, report, PERSON, 1, of)
-    for attempt in (
-        lambda: correct(store, report, 0, "Basophil", PERSON, None, False, of),
-        lambda: sign(store, report, PERSON, None, of),
-    ):
-        with pytest.raises(Problem) as refused:
-            attempt()
-        assert (refused.value.status, refused.value.document["type"]) == (409, "urn:wbc:problem:signed")
+    sign(store, Action(report, PERSON, 1), of)
+    with pytest.raises(AlreadySigned):
+        correct(store, Action(report, PERSON), 0, "Basophil", of)
+    with pytest.raises(NotSignable) as refused:
+        sign(store, Action(report, PERSON), of)
+    assert [block.kind for block in refused.value.blocked] == ["signed"]
     assert find(store, report).status == "final"
-    correct(store, report, 0, "Basophil", PERSON, 2, True, of)
+    correct(store, Action(report, PERSON, 2, amend=True), 0, "Basophil", of)
     assert find(store, report).status == "preliminary"  # what nobody has signed is not final
-    sign(store, report, PERSON, 3, of)
+    sign(store, Action(report, PERSON, 3), of)
     kept = find(store, report)
     assert kept.status == "amended"
     assert [(one.status, one.version) for one in kept.signatures] == [("final", 2), ("amended", 4)]
@@ -209,10 +206,10 @@ def test_signing_and_the_outbox_are_one_transaction(store: Store, monkeypatch: p
     with monkeypatch.context() as patch:
         patch.setattr("serving.reports.messages.oru_r01", fails)
         with pytest.raises(RuntimeError):
-            sign(store, report, PERSON, 1, of)
+            sign(store, Action(report, PERSON, 1), of)
     kept = find(store, report)
     assert (kept.status, kept.signatures, kept.messages) == ("preliminary", [], [])
-    sign(store, report, PERSON, 1, of)
+    sign(store, Action(report, PERSON, 1), of)
     [message] = find(store, report).messages
     assert (message.state, message.attempts, len(message.control_id)) == ("pending", 0, 20)
     assert f"|{message.control_id}|" in message.text
@@ -220,29 +217,29 @@ def test_signing_and_the_outbox_are_one_transaction(store: Store, monkeypatch: p
 
 def test_without_a_receiver_nothing_waits_for_one(store: Store) -> None:
     report = reported(store)
-    sign(store, report, PERSON, 1, site())
+    sign(store, Action(report, PERSON, 1), site())
     assert find(store, report).messages == []
 
 
 def test_of_two_people_who_correct_at_once_one_is_told(store: Store) -> None:
     report = reported(store)
-    outcomes: list[int] = []
+    outcomes: list[str] = []
     barrier = threading.Barrier(4)
 
     def person(label: str) -> None:
         barrier.wait()
         try:
-            correct(store, report, 0, label, PERSON, 1, False, site())
-            outcomes.append(200)
-        except Problem as problem:
-            outcomes.append(problem.status)
+            correct(store, Action(report, PERSON, 1), 0, label, site())
+            outcomes.append("corrected")
+        except ChangedMeanwhile as told:
+            outcomes.append(f"{told.expected} is {told.version} now")
 
     threads = [threading.Thread(target=person, args=(label,)) for label in CLASSES[:4]]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(outcomes) == [200, 412, 412, 412]
+    assert sorted(outcomes) == [*["1 is 2 now"] * 3, "corrected"]
     kept = find(store, report)
     assert (len(kept.corrections), kept.version) == (1, 2)
 
@@ -250,8 +247,8 @@ def test_of_two_people_who_correct_at_once_one_is_told(store: Store) -> None:
 @pytest.mark.parametrize("statement", ["UPDATE corrections SET by = 'x'", "DELETE FROM corrections", "DELETE FROM signatures"])
 def test_the_database_itself_refuses_to_change_what_people_did(store: Store, statement: str) -> None:
     report = reported(store)
-    correct(store, report, 0, "Basophil", PERSON, 1, False, site())
-    sign(store, report, PERSON, 2, site())
+    correct(store, Action(report, PERSON, 1), 0, "Basophil", site())
+    sign(store, Action(report, PERSON, 2), site())
     with pytest.raises(DBAPIError, match="only ever added"), store.writing() as session:
         session.execute(text(statement))
     kept = find(store, report)

@@ -20,9 +20,9 @@ from typer.testing import CliRunner
 from flows.cli import app
 from serving.inference.classify import Classifier
 from serving.reports import listing
-from serving.reports.changes import Why, put_right, reinstate, withdraw
+from serving.reports.changes import put_right, reinstate, withdraw
+from serving.reports.review import Action, find, undo
 from serving.reports.review import correct as decided
-from serving.reports.review import find, undo
 from serving.reports.review import sign as signed
 from serving.reports.store import Store
 from serving.reports.tables import Change
@@ -288,9 +288,9 @@ def test_recall_on_the_command_line(store_url: str, store: Store, monkeypatch: p
     monkeypatch.setattr(listing, "AT_A_TIME", 2)
     ids = [reported(store) for _ in range(5)]
     for report in ids[1:]:
-        signed(store, report, PERSON, None, site())
-    decided(store, ids[1], 0, "Monocyte", PERSON, None, True, site())
-    withdraw(store, ids[2], Why(PERSON, "x"), None, True, site())
+        signed(store, Action(report, PERSON), site())
+    decided(store, Action(ids[1], PERSON, amend=True), 0, "Monocyte", site())
+    withdraw(store, Action(ids[2], PERSON, amend=True, reason="x"), site())
 
     def wbc(*more: str) -> str:
         done = CliRunner().invoke(app, ["reports", "list", *more])
@@ -338,8 +338,8 @@ def test_a_short_answer_has_what_changed(client: TestClient) -> None:  # noqa: F
 
 def test_the_record_of_changes_is_only_ever_added_to(store: Store) -> None:
     report = reported(store)
-    put_right(store, report, {"specimen_id": None}, Why(PERSON, "unknown"), 1, False, site())
-    withdraw(store, report, Why(PERSON, "twice"), 2, False, site())
+    put_right(store, Action(report, PERSON, 1, reason="unknown"), {"specimen_id": None}, site())
+    withdraw(store, Action(report, PERSON, 2, reason="twice"), site())
     kept = find(store, report)
     assert [(one.what, one.from_value, one.to_value, one.caller, one.version) for one in kept.changes] == [
         ("specimen_id", SPECIMEN, None, "ward", 2),
@@ -351,10 +351,10 @@ def test_the_record_of_changes_is_only_ever_added_to(store: Store) -> None:
 
 def test_a_withdrawal_is_taken_back_in_both_databases(store: Store) -> None:
     report = reported(store)
-    signed(store, report, PERSON, None, site())
-    withdraw(store, report, Why(PERSON, "another's"), None, True, site())
-    assert reinstate(store, report, Why(PERSON, "a slip"), 3).status == "preliminary"
-    assert signed(store, report, PERSON, 4, site()).status == "amended"
+    signed(store, Action(report, PERSON), site())
+    withdraw(store, Action(report, PERSON, amend=True, reason="another's"), site())
+    assert reinstate(store, Action(report, PERSON, 3, reason="a slip")).status == "preliminary"
+    assert signed(store, Action(report, PERSON, 4), site()).status == "amended"
     kept = find(store, report)
     assert (kept.withdrawn_at, kept.status, kept.version) == (None, "amended", 5)
     assert [(one.what, one.from_value, one.to_value, one.caller, one.version) for one in kept.changes] == [
@@ -365,8 +365,8 @@ def test_a_withdrawal_is_taken_back_in_both_databases(store: Store) -> None:
 
 def test_an_undo_is_for_both_databases(store: Store) -> None:
     report = reported(store)
-    decided(store, report, 14, "Monocyte", PERSON, 1, False, site())
-    undo(store, report, 14, PERSON, 2, False, site())
+    decided(store, Action(report, PERSON, 1), 14, "Monocyte", site())
+    undo(store, Action(report, PERSON, 2), 14, site())
     kept = find(store, report)
     assert (kept.differential["to_review"], kept.cells[14].label) == (7, "Lymphocyte")
     assert [one.undoes for one in kept.corrections] == [None, kept.corrections[0].id]
