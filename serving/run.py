@@ -23,8 +23,11 @@ LOOPBACK = "127.0.0.1"
 
 
 def address(host: str | None, keys: ApiKeys) -> str:
-    """The IP address to listen on; raises WbcError for a name, or for an address that others can reach while there
-    is no key, or only the one that `wbc serve` made for the page."""
+    """The IP address to listen on.
+
+    Raises WbcError for a name. Without a key of the operator's own, an address that others can reach is refused, too: the key
+    that `wbc serve` makes for the page does not count.
+    """
     if host in (None, "", "localhost"):
         return LOOPBACK
     try:
@@ -66,11 +69,11 @@ def serve(
     store: Path | None = None,
     show: Callable[[str, int], None] | None = None,
 ) -> NoReturn:
-    """Serve a model directory: replaces this process by `bentoml serve`, so that signals reach the server.
+    """Serve a model directory. `bentoml serve` takes the place of this process, and signals reach the server.
 
     `store` is the SQLite file for reports unless WBC_STORE_URL names another store (or is set to nothing: none). Listens on
     loopback unless `host` says otherwise. `show` is told address and port when all is right. Raises WbcError for a damaged
-    model, for a bad setting, and for a host that others can reach while no API key is configured.
+    model or a bad setting, and as `address`.
     """
     read_card(model_dir)
     where = Path(__file__).resolve().parent.parent

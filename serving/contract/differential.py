@@ -125,8 +125,8 @@ class Differential(BaseModel):
 def clopper_pearson(count: int, total: int) -> tuple[float, float]:
     """Exact 95 % limits of a share of `count` in `total`, as fractions.
 
-    They are the shares at which so many cells or more, and so few or fewer, have a probability of 2.5 %. Found by halving, so
-    that the service does not need SciPy, which costs it half a second at the start.
+    At the lower limit `count` cells or more have a probability of 2.5 %, at the upper limit `count` or fewer. They are found by
+    halving: SciPy would cost the service half a second at its start.
     """
     low = _crossing(lambda share: binomial(share, total)[count:].sum() > TAILS[0]) if count > 0 else 0.0
     high = _crossing(lambda share: binomial(share, total)[: count + 1].sum() < TAILS[0]) if count < total else 1.0
@@ -134,7 +134,7 @@ def clopper_pearson(count: int, total: int) -> tuple[float, float]:
 
 
 def binomial(share: float, total: int) -> Floats:
-    """The probabilities (total + 1,) of 0 to `total` of so many, each with probability `share`, which is above 0 and below 1."""
+    """The binomial probabilities (total + 1,) of 0 to `total` hits, each of probability `share`, above 0 and below 1."""
     numbers = np.arange(total + 1)
     probabilities: Floats = np.exp(_log_ways(total) + numbers * np.log(share) + (total - numbers) * np.log1p(-share))
     return probabilities
@@ -148,8 +148,10 @@ def _log_ways(total: int) -> Floats:
 
 
 def foreign_site(foreign: int, cells: int, false_alarms: float) -> bool:
-    """Whether so many of the cells carry the reason `site_unknown` that the false alarms of a known site do not explain it (a
-    binomial tail below SURE_FOREIGN)."""
+    """Whether more of the cells carry the reason `site_unknown` than the false alarms of a known site explain.
+
+    That is where the binomial tail is below SURE_FOREIGN.
+    """
     return foreign > 0 and float(binomial(false_alarms, cells)[foreign:].sum()) < SURE_FOREIGN
 
 
@@ -188,7 +190,7 @@ def _dirichlet(rng: np.random.Generator, weights: NDArray[Any]) -> Floats:
 def true_shares(by_model: NDArray[np.int64], by_person: NDArray[np.int64], confusion: NDArray[np.int64]) -> Floats:
     """Draws (DRAWS, 5) of the specimen's true shares, from the cells (5,) that the model and that a person gave each class.
 
-    For each draw a confusion matrix and the shares of predicted labels are sampled and the first is inverted on the second;
+    For each draw a confusion matrix and the shares of predicted labels are sampled. The matrix is inverted on the shares, and
     what falls below zero is cut off. A person's labels are taken as true. The seed is fixed: the same counts, the same limits.
     """
     rng = np.random.default_rng(SEED)

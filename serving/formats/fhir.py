@@ -1,11 +1,12 @@
-"""The differential as a FHIR R4 Bundle: one DiagnosticReport, an Observation a class, and what they refer to.
+"""The differential as a FHIR R4 Bundle: one DiagnosticReport, one Observation per class, and what they refer to.
 
-A collection whose resources refer to each other by urn:uuid, so that it is complete in itself. It says nothing of a patient: the
-specimen number, where there is one, is all that links it to anybody. Below the minimum of cells the Observations have no value
-but the reason why, so that no receiver files a percentage that must not be reported.
+Its resources refer to each other by urn:uuid, so it is complete in itself. It says nothing of a patient. The specimen number,
+where there is one, is all that links it to anybody. Below the minimum of cells an Observation has the reason in place of a value:
+no receiver can file a percentage that must not be reported.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Literal, cast
 from uuid import UUID, uuid4, uuid5
@@ -65,47 +66,55 @@ class _Entries:
         return [{"fullUrl": self.reference(name)["reference"], "resource": it} for name, it in self._resources.items()]
 
 
-def bundle(
-    differential: Differential,
-    *,
-    model: ModelName,
-    specimen_id: str | None,
-    issued: datetime,
-    status: Status,
-    performer: str | None,
-    site: Site,
-    report_id: str | None = None,
-    withdrawn: str | None = None,
-) -> Json:
-    """The Bundle as plain JSON.
+@dataclass(frozen=True, kw_only=True)
+class Reported:
+    """What a Bundle says beside the differential.
 
-    `performer` is the person who signed, None where nobody has; `issued` carries its time zone; `withdrawn` says of a withdrawn
-    report who withdrew it and why. With a `report_id` the
-    resources keep their identity from one call to the next, else they get a new one. Raises ValueError for an `issued`
-    without a time zone.
+    `issued` carries its time zone. `performer` is the person who signed, None where nobody has. `withdrawn` says of a withdrawn
+    report who withdrew it and why. With a `report_id` the resources keep their identity from one Bundle to the next.
     """
-    if issued.tzinfo is None:
+
+    model: ModelName
+    specimen_id: str | None
+    issued: datetime
+    status: Status
+    performer: str | None = None
+    report_id: str | None = None
+    withdrawn: str | None = None
+
+
+def bundle(differential: Differential, of: Reported, site: Site) -> Json:
+    """The Bundle as plain JSON. Raises ValueError where the time of issue has no time zone."""
+    if of.issued.tzinfo is None:
         raise ValueError("issued: a FHIR instant has a time zone")
-    entries = _Entries(report_id)
-    instant = issued.isoformat(timespec="milliseconds")
-    report: Json = {"resourceType": "DiagnosticReport", "status": status, "issued": instant}
+    entries = _Entries(of.report_id)
+    instant = of.issued.isoformat(timespec="milliseconds")
+    report: Json = {"resourceType": "DiagnosticReport", "status": of.status, "issued": instant}
     entries.add("report", report)  # the first entry; filled in below, when there is something to refer to
-    about: Json = {"resourceType": "Observation", "status": status, "issued": instant, "method": {"text": _method(differential)}}
-    about |= {"category": [_coded(f"{HL7}/observation-category", "laboratory")], "device": entries.add("device", _device(model))}
-    if specimen_id is not None:
-        about["specimen"] = entries.add("specimen", _specimen(specimen_id, site))
+    about: Json = {
+        "resourceType": "Observation",
+        "status": of.status,
+        "issued": instant,
+        "method": {"text": _method(differential)},
+    }
+    about |= {
+        "category": [_coded(f"{HL7}/observation-category", "laboratory")],
+        "device": entries.add("device", _device(of.model)),
+    }
+    if of.specimen_id is not None:
+        about["specimen"] = entries.add("specimen", _specimen(of.specimen_id, site))
         report["specimen"] = [about["specimen"]]
-    if notes := list(_notes(differential, withdrawn)):
+    if notes := list(_notes(differential, of.withdrawn)):
         about["note"] = [{"text": note} for note in notes]  # on each, for receivers that file Observations one by one
-    if performers := list(_performers(entries, performer, site)):
+    if performers := list(_performers(entries, of.performer, site)):
         about["performer"] = report["performer"] = performers
-    if report_id is not None:
-        report["identifier"] = [{"value": report_id}]
+    if of.report_id is not None:
+        report["identifier"] = [{"value": of.report_id}]
     report |= {
         "category": [_coded(f"{HL7}/v2-0074", "HM", "Hematology")],
         "code": _panel(differential, site),
         "result": [entries.add(name, about | it) for name, it in _observations(differential, site, entries)],
-        "conclusion": " ".join([*_notes(differential, withdrawn), _conclusion(differential)]),
+        "conclusion": " ".join([*_notes(differential, of.withdrawn), _conclusion(differential)]),
     }
     document = {"resourceType": "Bundle", "type": "collection", "timestamp": instant, "entry": entries.listed()}
     if differential.rendered:

@@ -1,8 +1,8 @@
 """A report as one page to print or to file. The same report gives the same bytes.
 
 The fonts (DejaVu Sans, serving/formats/fonts) hold the Latin, Greek, Cyrillic, Armenian, Georgian, Hebrew and Arabic letters of
-names. HarfBuzz joins them and sets them in their direction. Of a character that the fonts do not hold the page shows the code,
-such as [U+5F20], as a name must not come out as empty boxes.
+names. HarfBuzz joins them and sets them in their direction. Where the fonts lack a character
+the page shows its code, such as [U+5F20]: a name must not come out as empty boxes.
 """
 
 from collections.abc import Iterator, Sequence

@@ -93,7 +93,8 @@ def key_of(request: Request) -> str | None:
 async def begun(request: Request, *asked: str | bytes) -> AsyncIterator["Begun"]:
     """A call that writes, from when its body has been read. `asked` are the parts of what it asks for, beside method and path.
 
-    Raises Problem 422 for a bad key and one that came with something else, 409 while the first call with the key is under way.
+    Raises Problem 422 for a bad key, and for a key that came with a different call. Raises Problem 409 while the first call with
+    the key is under way.
     """
     running: Running = request.app.state.running
     key, kept = key_of(request), running.kept

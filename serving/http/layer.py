@@ -33,10 +33,11 @@ SECURITY_HEADERS = {
 
 
 class Around:
-    """The ASGI layer around the routes: counts requests, sets headers, writes the audit log's line of each answer before it
-    leaves, and lets a client that is still sending hear a refusal.
+    """The ASGI layer around the routes.
 
-    It is no Starlette application, so that BentoML hands it every path that is not its own and 404 and 405 are ours.
+    It counts requests, sets headers, and writes the audit log's line of each answer before the answer leaves. A client that is
+    still sending hears a refusal. It is no Starlette application: BentoML hands it every path that is not its own, and 404 and
+    405 are ours.
     """
 
     def __init__(self, app: FastAPI) -> None:

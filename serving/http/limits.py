@@ -72,8 +72,10 @@ def _positive(environment: Mapping[str, str], name: str, default: int) -> int:
 
 
 class InFlight:
-    """The bytes of request bodies that the process holds, and the images that wait or are worked on; touched from the event
-    loop only, so that it needs no lock."""
+    """The bytes of request bodies that the process holds, and the images that wait or are worked on.
+
+    Only the event loop touches them, so they need no lock.
+    """
 
     def __init__(self, limit: int, image_limit: int) -> None:
         self.limit = limit

@@ -1,7 +1,7 @@
 """The Prometheus metrics behind `/metrics`.
 
-BentoML's own request metrics are switched off: they label each request with its raw path, so that anybody who asks for many
-different paths fills the server's memory. The ones here have the same names and a closed set of endpoints.
+BentoML's own request metrics are switched off: they label each request with its raw path. Anybody who asks for many different
+paths would fill the server's memory. The metrics here have the same names and a closed set of endpoints.
 """
 
 import os

@@ -1,8 +1,7 @@
-"""The routes of reports: list, read, correct, put right, withdraw and back, sign, as FHIR and PDF. They are there where
-a store is.
+"""The routes of reports: list, read, correct, put right, withdraw and reinstate, sign, as FHIR and as PDF.
 
-Two people may work on one report: every answer carries its version as ETag, and a change must name in If-Match the version that
-the person saw (`*` changes whatever is there). One that was changed meanwhile answers 412.
+They need a store. Two people may work on one report: every answer carries the report's version as ETag. A change must name in
+If-Match the version that the person saw; `*` changes whatever is there. Where the report was changed meanwhile the answer is 412.
 """
 
 import asyncio
@@ -369,17 +368,16 @@ def report_fhir(request: Request, report_id: ReportId) -> Response:
     """The report as a FHIR R4 Bundle."""
     found = _find(request, report_id)
     answer = whole(found, _site(request))
-    document = fhir.bundle(
-        answer.differential,
+    reported = fhir.Reported(
         model=answer.model,
         specimen_id=answer.specimen_id,
         issued=answer.changed_at,
         status=fhir.status_of(answer.status, signed=bool(answer.signatures)),
         performer=answer.signed_by,
-        site=_site(request),
         report_id=answer.id,
         withdrawn=withdrawal(answer),
     )
+    document = fhir.bundle(answer.differential, reported, _site(request))
     return Response(json.dumps(document), headers={"ETag": f'"{answer.version}"'}, media_type=fhir.MEDIA_TYPE)
 
 

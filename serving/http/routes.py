@@ -239,16 +239,14 @@ def _differential_response(answer: DifferentialAnswer, media_type: str, site: Si
     headers = {"Vary": "Accept"}
     if media_type == JSON:
         return Response(answer.model_dump_json(), headers=headers, media_type=media_type)
-    document = fhir.bundle(
-        answer.differential,
+    reported = fhir.Reported(
         model=answer.model,
         specimen_id=answer.specimen_id,
         issued=datetime.now(UTC),
         status="preliminary",
-        performer=None,
-        site=site,
         report_id=answer.report_id,
     )
+    document = fhir.bundle(answer.differential, reported, site)
     return Response(json.dumps(document), headers=headers, media_type=media_type)
 
 

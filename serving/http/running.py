@@ -108,8 +108,11 @@ class Running:
         return self._classifier
 
     def install(self, classifier: Classifier) -> None:
-        """Let a model answer from now on. Where images are not kept, the one before stays in memory for the reports that it has
-        begun, and so do older ones as long as they have open reports."""
+        """Let a model answer from now on.
+
+        Where images are not kept, the model before it stays in memory for the reports that it has begun. Older models stay as
+        long as they have open reports.
+        """
         if self.kept is not None and classifier.card.rendered:
             try:
                 say_rendered(self.kept.store, classifier.model)

@@ -1,7 +1,7 @@
 """Reading a multipart body as it arrives, and refusing it at the first byte that is one too many.
 
-Written on python-multipart's push parser because the form parsers of the frameworks read a body whole before anybody can look
-at it, spool files to disk, and take text where a file belongs. Nothing here ever follows an address.
+The form parsers of the frameworks read a whole body before anybody can look at it. They also spool files to disk, and take text
+where a file belongs. So this is written on python-multipart's push parser. Nothing here ever follows an address.
 """
 
 import asyncio
@@ -152,8 +152,8 @@ def _in_time(seconds: int) -> Iterator[None]:
 async def read_form(request: Request, limits: Limits, in_flight: InFlight, texts: Sequence[str] = ()) -> AsyncIterator[Form]:
     """The posted form: files, and the optional text fields named in `texts`; it counts as in flight until the block is left.
 
-    Raises Problem: 415 for a body that is not multipart, 422 for a field that is unknown, missing, twice there or of the wrong
-    kind, 413 over a limit, 408 for a body that does not arrive in time, 503 when all requests together hold too much.
+    Raises Problem 415 for a body that is not multipart. 422: a field is unknown, missing, there twice or of the wrong kind. 413:
+    a limit is passed. 408: the body does not arrive in time. 503: all requests together hold too much.
     """
     boundary = _boundary(request)
     _announced(request, limits)

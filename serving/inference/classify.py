@@ -98,14 +98,14 @@ class Classifier:
         self._pool.shutdown(cancel_futures=True)
 
     async def classify(self, files: Sequence[bytes], explain: bool = False) -> list[Result]:
-        """One result a file, in order; with `explain` each has a heat map."""
+        """One result per file, in order; with `explain` each has a heat map."""
         return [seen.result for seen in await self.see(files, explain)]
 
     async def see(self, files: Sequence[bytes], explain: bool = False) -> list[Seen]:
         """As `classify`, each with the cell's fingerprint.
 
-        A thread takes a chunk of files all the way from bytes to results, so that while one waits for the engine another
-        decodes; a small request is cut so that every thread gets a share.
+        A thread takes a chunk of files all the way from bytes to results: while one thread waits for the engine another decodes.
+        Of a small request every thread gets a share.
         """
         loop = asyncio.get_running_loop()
         step = min(self.engine.chunk, ceil(len(files) / self._threads))
@@ -115,7 +115,7 @@ class Classifier:
         return [seen for chunk in await asyncio.gather(*work) for seen in chunk]
 
     def classify_chunk(self, files: Sequence[bytes], explain: bool = False, budget: Budget | None = None) -> list[Result]:
-        """One result a file, in order; blocks. Files after the budget is used up are rejected."""
+        """One result per file, in order; blocks. Files after the budget is used up are rejected."""
         return [seen.result for seen in self.see_chunk(files, explain, budget)]
 
     def see_chunk(self, files: Sequence[bytes], explain: bool = False, budget: Budget | None = None) -> list[Seen]:

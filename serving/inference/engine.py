@@ -154,8 +154,8 @@ def has_gpu() -> bool:
 def open_engine(directory: Path, card: ModelCard, threads: int) -> Engine:
     """The engine that WBC_ENGINE names; `auto`, the default, is torch where a GPU is and OpenVINO elsewhere.
 
-    Runs the model once, so that a graph that does not fit its card fails here and the first caller does not wait for it.
-    Raises WbcError naming what does not fit.
+    Runs the model once: a graph that does not fit its card fails here, and the first caller does not wait for it. Raises
+    WbcError naming what does not fit.
     """
     name = os.environ.get("WBC_ENGINE", "").strip() or "auto"
     if name not in ENGINES:

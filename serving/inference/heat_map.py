@@ -1,8 +1,8 @@
 """Why this class: a heat map by occlusion.
 
-A patch of empty smear is laid over the cell, place by place, and where the logit of the named class falls most, there the
-network looks (occlusion sensitivity, Zeiler & Fergus, ECCV 2014). It needs no more of the network than its answers, and in
-a deletion test it is ahead of CBAM's own spatial attention and of Grad-CAM: studies/explain.
+A patch of empty smear is laid over the cell, place by place. The network looks where the logit of the named class falls most
+(occlusion sensitivity, Zeiler & Fergus, ECCV 2014). This needs only the network's answers. In a deletion test it is ahead of
+CBAM's own spatial attention and of Grad-CAM (studies/explain).
 """
 
 import io

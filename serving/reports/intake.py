@@ -33,7 +33,10 @@ MOST_NAMED: Final = 100  # earlier reports of a specimen number
 
 
 class Taken(NamedTuple):
-    """A report with the images of a request in it, where they are, and whether all of it was counted again by another model."""
+    """A report that took in a request's images.
+
+    `placed` says where they are. `recounted` is there where another model counted the whole report again.
+    """
 
     report: Report
     placed: Placed
@@ -41,8 +44,11 @@ class Taken(NamedTuple):
 
 
 class Call(NamedTuple):
-    """Of a request that adds to a report: the name of its key; whether it may be a repetition of one that came already, so that
-    what the report holds is not taken in again; what its model says `again` of the images of a report by another one."""
+    """A request that adds to a report.
+
+    `caller` is the name of its key. It may be a `repetition` of a request that came already: then what the report holds is not
+    taken in again. Where another model began the report, `again` is what the model says of the report's images.
+    """
 
     caller: str = "local"
     repetition: bool = True
@@ -97,8 +103,8 @@ def refuse_too_many(images: int, specimen: Specimen) -> None:
 def add_cells(store: Store, report_id: str, reading: Reading, specimen: Specimen, site: Site, call: Call = REPEATED) -> Taken:
     """Add more cells of the same specimen to a report that nobody has signed; the differential is counted again.
 
-    Raises NoSuchReport, AlreadySigned, AlreadyWithdrawn, AnotherModel where the model has not seen the report's images again,
-    AnotherSpecimen and AnotherExpectation where `specimen` says so, MoreThanExpected, and ReportFull beyond MOST_IMAGES.
+    Raises NoSuchReport, AlreadySigned, AlreadyWithdrawn, AnotherSpecimen, AnotherExpectation and MoreThanExpected. Raises
+    AnotherModel where the model has not seen the report's images again, and ReportFull beyond MOST_IMAGES.
     """
     with store.writing() as session:
         report = locked(session, report_id, None)

@@ -1,7 +1,7 @@
-"""The images of a report that the store keeps, and what their cells are known again by: the one place where they are put in,
-taken out and deleted.
+"""The images of a report that the store keeps, and what their cells are known again by.
 
-A fingerprint holds a small grey picture of its cell, so it is kept as long as the image, and encrypted where the image is.
+Here alone they are put in, taken out and deleted. A fingerprint holds a small grey picture of its cell: it is kept as long as the
+image, and encrypted where the image is.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,8 +22,11 @@ _PRINT: Final = "fingerprint of "  # what an encrypted fingerprint is about, bef
 
 
 def check_image_key(store: Store, site: Site) -> None:
-    """Raises WbcError, in one line, where images are to be encrypted without a key, where the key lies in the store's folder, and
-    where images are encrypted with a key that is not there: nothing could show them. Where the site keeps none they go anyway."""
+    """Raises WbcError, in one line, where images are to be encrypted without a key, and where the key lies in the store's folder.
+
+    It is also raised where images are encrypted with a key that is not there: nothing could show them. Where the site keeps no
+    images this does not matter, since they are deleted.
+    """
     keys = store.image_keys
     if site.keep_images is not None and site.keep_images.encrypted and keys.newest is None:
         raise WbcError(f"the site's file says keep_images.encrypted, and {IMAGE_KEY_FILE} names no file with a key; {MAKE}")

@@ -1,7 +1,7 @@
 """The outbox: signed reports on their way to the hospital's system, over MLLP, at least once.
 
-A message enters the outbox in the transaction that signs its report, so that neither can be without the other, and leaves it
-when the receiver has acknowledged it. What happens to a message:
+A message enters the outbox in the transaction that signs its report: neither can be without the other. It leaves the outbox when
+the receiver has acknowledged it. What happens to a message:
 
 - `AA`: delivered.
 - `AE` or `AR`: failed, with the receiver's reason; the others go on. Only a person can put it right, and then `send_again`.

@@ -1,7 +1,7 @@
 """A promotion in the middle of a report: its cells are classified again by the model that serves now, from their kept images.
 
-What people decided stays. Where images are not kept the report goes on with the model that it was begun with, as long as the
-service holds it in memory; see docs/decisions/029.
+What people decided stays. Where images are not kept, the report goes on with the model that began it. That lasts as long as the
+service holds that model in memory; see docs/decisions/029.
 """
 
 from collections.abc import Mapping, Sequence

@@ -12,8 +12,11 @@ from wbc_model.core.twins import twins_of
 
 
 class Held(NamedTuple):
-    """What a report holds already: how many images, by their SHA-256 the first place of each, and of each that was usable, and
-    by their places what the cells are known again by."""
+    """What a report holds already.
+
+    `places` and `usable` name an image by its SHA-256: the first place of each image, and of each usable one. `fingerprints`
+    has by its place what a cell is known again by.
+    """
 
     images: int
     places: Mapping[str, int]
@@ -43,8 +46,8 @@ def place(seen: Sequence[Seen], before: Held = NOTHING, repetition: bool = False
     """Each result at its place.
 
     A file that was usable before, in the report or in this request, is rejected as a duplicate. An image that shows the same cell
-    as an earlier one counts, and names it. With `repetition` the request may be one that came already, so that a file which the
-    report holds gets no place of its own.
+    as an earlier one counts, and names it. With `repetition` the request may be one that came already: a file that the
+    report holds then gets no place of its own.
     """
     placed, usable = Placed([], [], []), dict(before.usable)
     for number, (result, _) in enumerate(seen):

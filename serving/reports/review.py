@@ -54,6 +54,7 @@ class Action:
     """What a person asks of a report.
 
     `expected` is the version that the person saw, None to act on whatever is there. `amend` lets a signed report be changed.
+    `reason` stays with the changes that need one.
     """
 
     report_id: str
@@ -74,7 +75,7 @@ def locked(session: Session, report_id: str, expected: int | None) -> Report:
 
 
 def look_for_images(session: Session, report: Report) -> None:
-    """Know again which cells have an image: the database computes it, so that a written row has lost it."""
+    """Read anew which cells have an image: the database computes it, and a row that was written has lost it."""
     query = select(Cell.position, Cell.image_key).where(Cell.report_id == report.id)
     keys = dict(session.execute(query).tuples().all())
     for cell in report.cells:
@@ -158,7 +159,7 @@ def _decide(session: Session, report: Report, cell: Cell, correction: Correction
     report.corrections.append(correction)
     cell.label = correction.to_label
     session.flush()
-    session.refresh(cell, ["image_key"])  # computed by the database, so that a written row has lost it
+    session.refresh(cell, ["image_key"])  # the database computes it, and a row that was written has lost it
     report.differential = count_again(report, site).model_dump(mode="json")
 
 

@@ -1,7 +1,7 @@
 """What the service keeps: reports, their cells, corrections, signatures, and the messages that wait for the hospital's system.
 
-SQLite in WAL mode by default, PostgreSQL by URL. `Store.open` brings the tables up to date (serving/reports/migrations), so that
-the models (serving/reports/tables.py) are always those of the database.
+SQLite in WAL mode by default, PostgreSQL by URL. `Store.open` brings the tables up to date (serving/reports/migrations): the
+models of serving/reports/tables.py are always those of the database.
 """
 
 import os
@@ -71,8 +71,8 @@ class Store:
     def open(cls, url: str, keys: ImageKeys = NO_KEYS) -> "Store":
         """Connect and bring the tables up to date; processes that open an empty database at once wait for each other.
 
-        Raises WbcError, in one line without user, password or query of the URL, for an address that is not understood or not
-        reached and for a database that a newer version has written.
+        Raises WbcError for an address that is not understood or not reached, and for a database of a newer version. Its line
+        has neither user nor password nor query of the URL.
         """
         from serving.reports.migrations.upgrade import upgrade
 
@@ -283,7 +283,7 @@ def _without_values(context: ExceptionContext) -> None:
 
 
 def _private_file(path: Path) -> None:
-    """Make the file so that only its owner may read it; SQLite gives the files beside it the same mode."""
+    """Make the file for its owner's eyes only; SQLite gives the files beside it the same mode."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))

@@ -105,7 +105,7 @@ class Report(Base):
 
 
 class KeptImage(Base):
-    """The file of a cell as it was posted, apart from the cell, so that nobody who reads cells reads their files.
+    """The file of a cell as it was posted. It is apart from the cell: who reads cells does not read their files.
 
     `key` is the name of the key that the file and the cell's fingerprint are encrypted with; null where they are not.
     """
@@ -241,8 +241,10 @@ class Removal(Base):
 
 
 class BelievedTime(Base):
-    """The time that was believed last, and how long the service has run since the clock was found too far ahead of it; see
-    serving/upkeep/clock.py."""
+    """The time that was believed last; see serving/upkeep/clock.py.
+
+    Also how long the service has run since the clock was found too far ahead of it.
+    """
 
     __tablename__ = "clock"
 

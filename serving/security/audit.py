@@ -188,8 +188,8 @@ class AuditLog:
     def _reopen(self) -> None:
         """After a write that failed half way, begin as after a crash: what is torn stays and is named.
 
-        A line may stand there whole although its flush failed. An intention among them was refused, so that it is closed; an
-        outcome among them is owed no longer.
+        A line may stand there whole although its flush failed. Its call was refused where it is an intention: that is closed. An
+        outcome is owed no longer.
         """
         before = set(self.intentions)
         self._file.close()

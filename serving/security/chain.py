@@ -1,8 +1,8 @@
 """The audit log's files as a chain of lines: reading, linking, and following it from the first line to the last.
 
-One JSON object a line. `hash` is the SHA-256 of the line without it, `previous` the hash of the line before, so that a line
-that is changed, taken out or put elsewhere breaks the chain there. FILE.head says how far the chain went, so that lines cut off
-the end are missed. A log that was rotated goes on from FILE.000001, FILE.000002 ... to FILE. See docs/decisions/019 and 032.
+Each line is one JSON object. `hash` is the SHA-256 of the line without it, `previous` the hash of the line before. A line that is
+changed, taken out or put elsewhere breaks the chain there. FILE.head says how far the chain went: lines cut off the end are
+missed. A log that was rotated goes on from FILE.000001, FILE.000002 ... to FILE. See docs/decisions/019 and 032.
 """
 
 import hashlib
@@ -145,8 +145,11 @@ class Intentions(dict[str, dict[str, str]]):
 
 @dataclass(frozen=True)
 class Verified:
-    """An unbroken chain: the number of its last record and of the first that is here, how many lines a crash has torn, how many
-    intentions have no outcome, and the last record's hash."""
+    """An unbroken chain.
+
+    `records` is the number of its last record, `first` that of the first record that is here. A crash has `torn` lines, `open`
+    intentions have no outcome, and `last` is the last record's hash.
+    """
 
     records: int
     torn: int

@@ -1,7 +1,7 @@
 """By which names the service may be called, and from which web pages: an allow list, with keys and without.
 
-A browser sends along which name it was told (Host) and which page asks (Origin). A page of somebody else's can make its own name
-mean this machine (DNS rebinding), but it cannot call itself by one of ours. See docs/decisions/033.
+A browser sends along which name it was told (Host) and which page asks (Origin). Somebody else's page can let its own name mean
+this machine (DNS rebinding), but it cannot call itself by a name of ours. See docs/decisions/033.
 """
 
 import ipaddress

@@ -80,7 +80,7 @@ def first_key(path: Path) -> str | None:
 
 
 def empty_keyring(path: Path) -> None:
-    """Make a keyring without a key where there is none, so that a running service sees the first one. Raises WbcError."""
+    """Make a keyring without a key where there is none: a running service then sees its first key. Raises WbcError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with _alone(path):
         if not path.exists():

@@ -2,8 +2,8 @@
 
 It is a folder: `service.db`, a SQLite file whichever database the service has; the audit log's files; the keyring; and
 `backup.json`, which says what is in it. It is taken while the service runs. The store is copied as it is at one moment. The
-audit log is copied after that, up to the first outcome of a call that this copy of the store does not have: so every deed in
-the store has its line, and no line speaks of a deed that is not there. See docs/decisions/031.
+audit log is copied after that. Its copy ends before the first outcome of a call that the store's copy does not have. So every
+deed in the store has its line, and no line speaks of a deed that is not there. See docs/decisions/031.
 """
 
 import hashlib

@@ -1,8 +1,9 @@
-"""The time that may be deleted by. A clock that is wrong for a while must not end what was to be kept.
+"""The time by which things are deleted. A clock that is wrong for a while must not end what was to be kept.
 
-The store remembers the time that was believed last. Wall time is believed where it is at most a day ahead of that and of what
-the process has run since. Further ahead it may be wrong, or the service was off. Then it is believed after the service has run
-for a day: somebody can read the line in the log and put the clock right, and a service that was off for weeks goes on.
+The store remembers the time that was believed last. Wall time is believed if it is at most a day ahead of that time, plus what
+the process has run since. Further ahead the clock may be wrong, or the service was off. It is then believed after the service
+has run for a day. Meanwhile somebody can read the line in the log and put the clock right; a service that was off for weeks
+goes on.
 """
 
 import logging

@@ -38,8 +38,11 @@ class Decided(NamedTuple):
 
 
 class Exported(NamedTuple):
-    """How many cells were written and how many a person only confirmed; how many were left out since nobody counts them (`none`),
-    since their image is not kept, or since a later decision on the same file stands."""
+    """How many cells were written, and how many of them a person only `confirmed`.
+
+    Left out were cells that a person counts as none of the classes (`none`), cells whose image is not kept (`no_image`), and
+    cells whose file has a later decision (`superseded`).
+    """
 
     cells: int
     confirmed: int

@@ -61,8 +61,8 @@ def remove_here(store: Store, log: Path, reports: Sequence[str], by: str, reason
     """Remove reports while no service runs, each with its lines in the audit log: the intention first, then the deed, then the
     outcome with who and why.
 
-    Raises WbcError where the log or the store is in use, where a name or reason is none, where there is no such report
-    (NoSuchReport), and where the log is full (LogNotWritable).
+    Raises WbcError where the log or the store is in use and where a name or a reason is none. Of its kind are NoSuchReport and
+    LogNotWritable.
     """
     for what, given in (("--by", by), ("--reason", reason)):
         if not re.search(NAME, given):

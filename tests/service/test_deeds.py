@@ -360,7 +360,7 @@ def test_a_commit_that_fails_is_looked_up(service: Service, monkeypatch: pytest.
     commit, failures = engine.dialect.do_commit, [True]
 
     def lost(connection: Any) -> None:
-        if failures:
+        if failures and threading.current_thread().name != "outbox":  # which reads the store whenever it likes
             failures.clear()
             if really:
                 commit(connection)

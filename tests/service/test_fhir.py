@@ -12,7 +12,7 @@ from tiny_model import CONFUSION
 from serving.contract.differential import Circumstances, Differential, count_differential
 from serving.contract.schemas import ModelName
 from serving.contract.site import Site, read_site
-from serving.formats.fhir import bundle
+from serving.formats.fhir import Reported, bundle
 from wbc_model.core.classes import CLASSES
 
 SITE = read_site()
@@ -27,8 +27,10 @@ def counted(scale: int = 1, wbc: float | None = 7.5) -> Differential:
 
 def document(differential: Differential, **changes: Any) -> dict[str, Any]:
     """The Bundle as it goes over the wire, validated."""
-    arguments: dict[str, Any] = {"specimen_id": "S-1", "issued": ISSUED, "status": "preliminary", "performer": None, "site": SITE}
-    text = json.dumps(bundle(differential, model=ModelName(name="wbc", version="7"), **arguments | changes), allow_nan=False)
+    values: dict[str, Any] = {"specimen_id": "S-1", "issued": ISSUED, "status": "preliminary"} | changes
+    site = values.pop("site", SITE)
+    reported = Reported(model=ModelName(name="wbc", version="7"), **values)
+    text = json.dumps(bundle(differential, reported, site), allow_nan=False)
     assert Bundle.model_validate_json(text).get_resource_type() == "Bundle"
     parsed: dict[str, Any] = json.loads(text)
     return parsed

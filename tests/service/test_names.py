@@ -12,7 +12,7 @@ from specimens import MODEL, counted, site
 
 from serving.contract.names import NAME, trimmed, visible
 from serving.contract.report_schemas import SignatureRequest
-from serving.formats.fhir import bundle
+from serving.formats.fhir import Reported, bundle
 
 BLANKS = [chr(code) for code in range(0x10000) if unicodedata.category(chr(code)) in ("Zs", "Zl", "Zp")]
 NOTHING = [*BLANKS, "\u00ad", "\u200b", "\u200d", "\u200f", "\u2060", "\ufeff", "\u3164", "\u115f", "\uffa0", "\u2800", "\ufe0f"]
@@ -57,15 +57,9 @@ def test_names_of_every_script_are_taken_as_they_are_seen(given: str, kept: str)
 def test_a_kept_name_of_blanks_makes_no_invalid_bundle(blank: str) -> None:
     of = site()
     of = of.model_copy(update={"identifiers": of.identifiers.model_copy(update={"facility": blank})})
-    document = bundle(
-        counted(["Neutrophil"] * 12, of),
-        model=MODEL,
-        specimen_id="S",
-        issued=datetime(2026, 11, 23, tzinfo=UTC),
-        status="final",
-        performer=blank,
-        site=of,
-    )
+    issued = datetime(2026, 11, 23, tzinfo=UTC)
+    reported = Reported(model=MODEL, specimen_id="S", issued=issued, status="final", performer=blank)
+    document = bundle(counted(["Neutrophil"] * 12, of), reported, of)
     assert Bundle.model_validate_json(json.dumps(document))
     kinds = {entry["resource"]["resourceType"] for entry in document["entry"]}
     assert not kinds & {"Practitioner", "Organization"}

@@ -70,15 +70,8 @@ def test_a_report_by_a_model_of_drawn_cells_cannot_be_signed(kept: Store) -> Non
 def said(differential: Differential, status: str = "final") -> set[str]:
     """Everything that a FHIR Bundle and an HL7 message say of how the result came about."""
     of = site()
-    document = fhir.bundle(
-        differential,
-        model=MODEL,
-        specimen_id="S",
-        issued=NOW,
-        status=status,
-        performer="Dr. Ada",
-        site=of,  # type: ignore[arg-type]
-    )
+    stated = fhir.Reported(model=MODEL, specimen_id="S", issued=NOW, status=status, performer="Dr. Ada")  # type: ignore[arg-type]
+    document = fhir.bundle(differential, stated, of)
     assert Bundle.model_validate_json(json.dumps(document))
     methods = {entry["resource"]["method"]["text"] for entry in document["entry"] if "method" in entry["resource"]}
     text = oru_r01(differential, Signed("r", "final", "S", MODEL, "Dr. Ada", NOW, NOW, 0), "X", of)
@@ -118,9 +111,8 @@ def test_the_pdf_says_how_many_were_reviewed(kept: Store, written: list[str]) ->
 
 def test_of_drawn_cells_the_formats_say_so_and_no_message_is_made(kept: Store, written: list[str]) -> None:
     differential = count_differential(["Neutrophil"] * 12, None, site(), Circumstances(rendered=True))
-    document = fhir.bundle(
-        differential, model=MODEL, specimen_id="S", issued=NOW, status="preliminary", performer=None, site=site()
-    )
+    stated = fhir.Reported(model=MODEL, specimen_id="S", issued=NOW, status="preliminary")
+    document = fhir.bundle(differential, stated, site())
     assert Bundle.model_validate_json(json.dumps(document))
     for resource in (document, *(entry["resource"] for entry in document["entry"])):
         assert resource["meta"]["security"][0]["code"] == "HTEST", resource["resourceType"]
@@ -149,9 +141,8 @@ def test_all_formats_print_the_same_number_and_the_same_range(kept: Store, writt
     code, count = of.loinc.percent["Eosinophil"], of.loinc.absolute["Eosinophil"]
     assert (observed[code][5], observed[code][7], observed[code][8]) == ("6.04", "1-6", "H")
     assert observed[count][5] == eosinophils.absolute.printed == "0.45"
-    document = fhir.bundle(
-        report.differential, model=MODEL, specimen_id="S", issued=NOW, status="preliminary", performer=None, site=of
-    )
+    stated = fhir.Reported(model=MODEL, specimen_id="S", issued=NOW, status="preliminary")
+    document = fhir.bundle(report.differential, stated, of)
     values = {
         entry["resource"]["code"]["coding"][0]["code"]: entry["resource"]["valueQuantity"]["value"]
         for entry in document["entry"]
