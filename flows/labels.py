@@ -1,7 +1,8 @@
-"""The label store: an append-only log of who said what when and why, and the ways in and out of it (oracle, CSV, Label Studio).
+"""The label store: an append-only log of who gave which label, when and why. Labels come in and go out by the oracle, CSV files
+and Label Studio.
 
-A label and the move of its cell between the pools are written in one step. A later label of a person supersedes an earlier one;
-that stays in the log. The last row of a cell is the label that counts.
+A label and the move of its cell between the pools are written in one step. A person's later label supersedes an earlier one,
+which stays in the log. The last row of a cell is the label that counts.
 """
 
 import base64
@@ -47,9 +48,12 @@ LABEL_STUDIO_CONFIG: Final = """\
 
 @dataclass(frozen=True)
 class Taken:
-    """What became of labels: `new` ones; `corrected`, those of them that supersede another; `held_out`, those of these in the
-    validation or test pool; `known` already; `refused`; and the `pools` version that they made. Where they wait, `waits_for` is
-    who works on the pools."""
+    """What became of labels.
+
+    `new` counts those that were taken in, `corrected` those of them that supersede a different label, and `held_out` those of
+    the corrected ones in the validation or test pool. `known` counts labels that were there, `refused` lists the others. `pools`
+    is the version of the pools afterwards. Where the labels wait, `waits_for` names who works on the pools.
+    """
 
     new: int
     corrected: int
@@ -61,7 +65,7 @@ class Taken:
 
 
 def read_log(workspace: Path) -> pd.DataFrame:
-    """The label log as text columns COLUMNS; a last line torn by a crash is not there."""
+    """The label log as text columns COLUMNS, without a last line that a crash tore."""
     path = workspace / LOG
     text = read_written(path) if path.exists() else ""
     whole = text[: text.rfind("\n") + 1]
@@ -76,8 +80,8 @@ def read_log(workspace: Path) -> pd.DataFrame:
 def record(workspace: Path, rows: pd.DataFrame, cycle: int) -> int:
     """Take labels (columns sha256, label, labelled_by, labelled_at) in; returns how many were new.
 
-    All or nothing: raises WbcError naming the first row that cannot be a label, before anything is written. What the oracle says
-    of a cell that has a label by now is passed over.
+    All or nothing: raises WbcError naming the first row that cannot be a label, before anything is written. The oracle's label
+    of a cell that has one by now is passed over.
     """
     return take_in(workspace, rows, cycle, all_or_nothing=True).new
 
@@ -169,7 +173,7 @@ class _Sorting:
     refused: list[Refused] = field(default_factory=list)
 
     def sort(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """The rows that are new labels, one a cell, with their time."""
+        """The rows that are new labels, one per cell, with their time."""
         self.present = self.pools.table().set_index("sha256")[["pool", "label", "labelled_by", "labelled_at"]].to_dict("index")
         self.said = set(map(tuple, self.log[COLUMNS[:3]].to_numpy()))
         self.said_then = set(map(tuple, self.log[COLUMNS[:4]].to_numpy()))
@@ -193,7 +197,7 @@ class _Sorting:
         return Taken(new, self.corrected, self.held_out, self.known, self.refused, pools.version(), waits_for)
 
     def _why_not(self, row: dict[Any, str], torn: bool) -> str | None:
-        """None for a new label, the reason for one that is refused, nothing for one that changes nothing."""
+        """None for a new label, the reason for a refused one, an empty text for one that changes nothing."""
         sha256, label = row["sha256"], row["label"]
         if label not in CLASSES:
             return unknown_label(label)
@@ -318,7 +322,7 @@ def _find(workspace: Path, cell: str) -> str:
     found = table.loc[(table["path"] == cell) | (table["sha256"].str.startswith(cell.casefold()) & (len(cell) >= 6)), "sha256"]
     if len(found) != 1:
         many = f"{len(found)} cells" if len(found) else "no cell of the pools"
-        raise WbcError(f"{cell}: this names {many}: give a path as the pools have it, or at least 6 digits of the sha256")
+        raise WbcError(f"{cell} names {many}: give a path as the pools have it, or at least 6 digits of the sha256")
     return str(found.iloc[0])
 
 

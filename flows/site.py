@@ -1,7 +1,7 @@
 """A site that was onboarded is a workspace of its own in its parent's folder `sites/NAME`, and says whose it is (decision 043).
 
-It lies in the parent's git repository, with a DVC of its own; what has one name in the repository or in a shared MLflow (tags,
-experiment, registered model) carries the site's name.
+It lies in the parent's git repository, with a DVC of its own. Tags, experiment and registered model carry the site's name, as
+they share a repository or an MLflow with the parent's.
 """
 
 import os

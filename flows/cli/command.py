@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def _after_ctrl_c(error: BaseException | None) -> bool:
-    """Whether this went wrong while Ctrl-C was being obeyed (a server that no longer answered, say), so that it is no news."""
+    """Whether this went wrong because Ctrl-C was being obeyed, as when a server no longer answers: it is no news then."""
     while error is not None:
         if isinstance(error, KeyboardInterrupt):
             return True

@@ -1,7 +1,7 @@
 """What people have said of registered models, and what that means for the gate: decision 039.
 
-A word is a tag of the registered model, not of the version, so that it outlives the version. It is about the model: its weights,
-and whatever else the same labels and parameters give with another rounding.
+A word is a tag of the registered model: it outlives the version. It is about the model, which is its weights and whatever the
+same labels and parameters give with different rounding.
 """
 
 import getpass
@@ -62,8 +62,8 @@ class Verdict:
 
 def recipes(card: ModelCard) -> dict[str, str]:
     """Names of what a model was made of. `lesson`: its labelled cells (of older cards its pools' version) and the parameters but
-    for those that only round otherwise. `recipe` (empty for cards without cells) and `pools`: cells or pools with all parameters,
-    by which words of before are known. No code and no package: another torch rounds otherwise."""
+    for those that only round differently. `recipe` (empty for cards without cells) and `pools`: cells or pools with all
+    parameters, by which words of before are known. No code or package is part: another torch only rounds differently."""
     labelled = card.cells.get("labelled")
     cells = [labelled.prefixes, labelled.labels] if labelled else None
     parameters = _with_former(card.parameters)
@@ -84,7 +84,7 @@ def _with_former(parameters: dict[str, Any]) -> dict[str, Any]:
 
 
 def _taught_by(parameters: dict[str, Any]) -> dict[str, Any]:
-    """The parameters without where and how finely it is reckoned, and without the preset's name: its numbers are in `size`."""
+    """The parameters without device and precision, and without the preset's name, whose numbers are in `size`."""
     taught = {name: value for name, value in parameters.items() if name != "preset"}
     for section, names in ROUNDING.items():
         if isinstance(taught.get(section), dict):

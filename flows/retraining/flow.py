@@ -240,7 +240,7 @@ def package(ctx: Context) -> bool:
 def label(ctx: Context) -> bool:
     """Have the queue answered by the oracle; returns whether the retraining can go on.
 
-    The answers are noted before the first is taken in, so that a round that was killed half answered is finished first.
+    The answers are noted before the first is taken in: a round that was killed half answered is finished first.
     """
     state = ctx.state
     if state.answers is None:

@@ -103,7 +103,7 @@ def recalls(labels: Sequence[str], predicted: Sequence[str]) -> dict[str, float 
 def decide(challenger: pd.DataFrame, champion: pd.DataFrame | None, gate: GateParams) -> Decision:
     """The gate's rules on prediction frames (columns sha256, label, predicted) of the same cells.
 
-    Every rule is looked at, so that the reasons name all that is wrong.
+    Every rule is looked at: the reasons name all that is wrong.
     """
     against: list[str] = []
     mine = recalls(challenger["label"].tolist(), challenger["predicted"].tolist())
