@@ -41,7 +41,7 @@ def photograph(url: str, key: str, specimen: Path, out: Path) -> None:
     """Drop the specimen on the page, accept the first two cells, look at the third with its heat map, take the picture."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 800}, locale="en-GB", color_scheme="light")
+        page = browser.new_page(viewport={"width": 1280, "height": 840}, locale="en-GB", color_scheme="light")
         page.goto(f"{url}/#key={key}")
         page.fill("#specimen-id", "26-118-0417")
         page.fill("#wbc-count", "6.8")

@@ -1,6 +1,6 @@
 """The page: what is served, and the way of a morphologist through it in headless Chromium against a real server.
 
-With WBC_SCREENSHOTS=DIR the last test writes its screenshots there; docs/images/page.png is one of them.
+With WBC_SCREENSHOTS=DIR the last test writes its screenshots there, of drawn cells.
 """
 
 import json
