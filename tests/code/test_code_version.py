@@ -226,3 +226,12 @@ def test_what_was_parsed_once_is_not_parsed_again(monkeypatch: pytest.MonkeyPatc
     first = code_version("flows.pipeline.stages:train")
     monkeypatch.setattr(ast, "parse", None)
     assert code_version("flows.pipeline.stages:train") == first
+
+
+def test_a_checkpoint_depends_on_the_code_of_its_batches() -> None:
+    from wbc_model.training.adaptation import SiteBatches
+    from wbc_model.training.train import Training
+
+    training, batches = set(modules_behind(Training)), set(modules_behind(SiteBatches))
+    assert "wbc_model.training.batches" in training & batches
+    assert "wbc_model.training.adaptation:SiteBatches" in batches - training

@@ -325,6 +325,6 @@ def training_key(
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     if params.model.init_weights:
         digest.update(Path(params.model.init_weights).read_bytes())
-    digest.update(code_version(Training).encode())
+    digest.update((code_version(Training) + code_version(type(batches))).encode())
     digest.update(json.dumps(parts).encode())
     return digest.hexdigest()
