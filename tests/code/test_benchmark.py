@@ -15,7 +15,9 @@ import pandas as pd
 import pytest
 import yaml
 from PIL import Image
+from typer.testing import CliRunner
 
+from flows.cli import app
 from flows.studies import benchmark, provenance
 from flows.studies import data as study_data
 from flows.studies.data import Request, find_data, prepare
@@ -26,6 +28,7 @@ from wbc_model.rendering.cells import write_cells
 from wbc_model.studies.records import Provenance
 from wbc_model.studies.study import read_study
 
+pytestmark = pytest.mark.usefixtures("narrow")
 ROOT = Path(__file__).parents[2]
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -74,7 +77,17 @@ def command(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
 
 
 def wbc(folder: Path, *arguments: str) -> Any:
-    process = command(folder, *arguments, "--json")
+    """The command's answer, without a process of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        answer = CliRunner().invoke(app, ["benchmark", "tiny.yaml", *arguments, "--json"], catch_exceptions=False)
+    assert answer.exit_code == 0, answer.output
+    return json.loads(answer.stdout)
+
+
+def of_a_process(folder: Path) -> Any:
+    """The same, of a process of its own, whose network has its whole width."""
+    process = command(folder, "--json")
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     return json.loads(out)
@@ -160,9 +173,10 @@ def test_files_go_to_the_workspace_from_wherever_the_command_is_typed(tmp_path: 
 
 
 @pytest.mark.slow
-def test_killed_and_gone_on_with_it_ends_the_same(whole: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    folder = tmp_path / "killed"
-    shutil.copytree(whole[0], folder)
+def test_killed_and_gone_on_with_it_ends_the_same(tmp_path: Path) -> None:
+    whole, folder = workspace(tmp_path / "whole"), tmp_path / "killed"
+    of_a_process(whole)
+    shutil.copytree(whole, folder)
     shutil.rmtree(folder / "studies")
     (folder / ".wbc/studies/records.jsonl").unlink()
     process = command(folder)
@@ -174,14 +188,14 @@ def test_killed_and_gone_on_with_it_ends_the_same(whole: tuple[Path, dict[str, A
     process.send_signal(signal.SIGKILL)
     process.communicate()
     before = records(folder)
-    outcome = wbc(folder)
+    outcome = of_a_process(folder)
     after = records(folder)
     assert after[: len(before)] == before
     assert len({record["key"] for record in after}) == len(after)
     known = sum(record["kind"] == "training" for record in before)
     assert TRAININGS - known <= outcome["trained"] <= TRAININGS - known + 1
     for name in ("results.csv", "history.csv"):
-        left, right = (pd.read_csv(place / "studies/tiny" / name) for place in (whole[0], folder))
+        left, right = (pd.read_csv(place / "studies/tiny" / name) for place in (whole, folder))
         times = [column for column in left.columns if column.endswith("_seconds")]
         pd.testing.assert_frame_equal(left.drop(columns=times), right.drop(columns=times))
 

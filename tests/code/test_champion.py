@@ -41,6 +41,8 @@ from wbc_model.network.resnet import AttentionResNet18
 from wbc_model.params import Params, read_params
 from wbc_model.rendering.cells import write_cells
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 NOTHING = {f"gate.recall_floor.{name}": 0.0 for name in CLASSES} | {"gate.max_recall_drop": 1.0, "gate.max_accuracy_drop": 1.0}
 
 
@@ -515,7 +517,7 @@ def correct(site: Site, pool: str) -> None:
 
 
 def test_what_rests_on_a_corrected_label_is_marked_and_made_again(site: Site) -> None:
-    site.candidate(1)
+    site.candidate(2)
     site.ask()
     assert champion.champions(site.workspace)["notes"] == []
     folder = site.workspace / "models/champion"
@@ -591,11 +593,11 @@ def test_earlier_points_of_the_curve_and_runs_are_marked_where_their_test_labels
 
 
 def test_a_retraining_makes_the_champions_numbers_again_before_it_compares(site: Site) -> None:
-    site.candidate(1)
+    site.candidate(2)
     site.ask()
     set_params(site.workspace, {"gate.max_accuracy_drop": 0.0, "gate.alpha": 1.0})
     correct(site, "test")
-    site.candidate(2)
+    site.candidate(1)
     assert not site.ask().promoted
     card = read_card(site.workspace / "models/champion")
     assert not card.cells["test"].relabelled(*pool_of(site, "test")).any()

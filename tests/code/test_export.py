@@ -66,7 +66,7 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture(scope="module")
 def cells() -> list[RenderedCell]:
-    return list(render_cells(120, seed=8, size=96))
+    return list(render_cells(60, seed=8, size=64))
 
 
 def rows(out: Path) -> list[dict[str, str]]:
@@ -174,7 +174,7 @@ def test_corrections_reach_the_pools_and_a_calibration(
         decide(store, report, place, cell.label)
     store.close()
     done = wbc("reports", "export", str(tmp_path / "corrected"))
-    assert (done["cells"], done["confirmed"], done["manifest"]) == (120, 60, str(tmp_path / "corrected/cells.csv"))
+    assert (done["cells"], done["confirmed"], done["manifest"]) == (60, 30, str(tmp_path / "corrected/cells.csv"))
     wbc("ingest", done["manifest"])
     pools = Pools.read(tmp_path / "w/data/pools").table()
     truth = {hashlib.sha256(png(cell)).hexdigest(): cell.label for cell in cells}
@@ -184,5 +184,5 @@ def test_corrections_reach_the_pools_and_a_calibration(
     assert known == truth
     assert pools["group"].nunique() == 1
     result = wbc("calibrate", "--model", str(model), "--data", done["manifest"], "--out", str(tmp_path / "here"))
-    assert (result["cells"], result["without"]) == (120, [])
-    assert read_card(tmp_path / "here").calibrated_on == "120 cells of cells"
+    assert (result["cells"], result["without"]) == (60, [])
+    assert read_card(tmp_path / "here").calibrated_on == "60 cells of cells"

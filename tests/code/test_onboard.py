@@ -1,5 +1,5 @@
-"""`wbc onboard` on a tiny workspace, through the real command and, to spare its start, in this process: it asks, it learns, it
-forgets nothing that was answered."""
+"""`wbc onboard` on a tiny workspace, mostly in this process, which spares its start: it asks, it learns, it forgets nothing that
+was answered."""
 
 import hashlib
 import json
@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from flows.labels import status
+from flows.pipeline.stages import train
 from flows.registry.champion import champions, roll_back
 from flows.site import site_of
 from flows.sites.onboard import SHIFT_CELLS, adaptation_params, champion_of, of_all_kinds, refuse_another_site, start_key
@@ -32,8 +33,10 @@ from wbc_model.network.model_directory import write_card
 from wbc_model.params import read_params
 from wbc_model.rendering.cells import write_cells
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 SMALL = TINY | {
-    "presets.small.updates": 30,
+    "presets.small.updates": 8,
     "presets.small.batch_size": 16,
     "data.initial_share": 1.0,
     "onboard.labels": 8,
@@ -64,8 +67,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     set_params(workspace, SMALL)
     ingest(write_cells(folder / "cells", 150, seed=1), workspace / "data", read_params(workspace / "params.yaml"))
     write_cells(folder / "site", 40, seed=2)
-    trained = wbc(workspace, "train")
-    assert trained.returncode == 0, trained.stderr
+    train(workspace)
     return workspace
 
 
@@ -90,9 +92,7 @@ def site_data(home: Path) -> str:
 
 def test_with_known_labels_it_uses_those_it_asked_for_and_tests_on_the_rest(home: Path, workspace: Path):
     before = Pools.read(workspace / "data/pools").version()
-    answer = wbc(workspace, "onboard", site_data(home), "--json")
-    assert answer.returncode == 0, answer.stderr
-    result = json.loads(answer.stdout)
+    result = here(workspace, site_data(home))
     assert result["status"] == "adapted"
     assert result["labels"] == 8
     site = workspace / "sites/manifest"
@@ -248,6 +248,7 @@ def older(parent: Path, data: Path, name: str = "manifest") -> Path:
     return site
 
 
+@pytest.mark.slow
 def test_an_onboarded_site_is_versioned_registered_and_acted_on_from_within(
     home: Path,
     workspace: Path,

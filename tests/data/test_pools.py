@@ -129,7 +129,7 @@ def test_rules_are_checked() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from(POOLS), st.sampled_from(POOLS), st.sets(st.integers(0, 69), max_size=5)), max_size=8))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_whatever_moves_a_cell_is_in_exactly_one_pool_and_groups_stay_whole(moves: list[tuple[str, str, set[int]]]) -> None:
     pools = some_pools(groups=True)
     everyone = set(where(pools))
@@ -223,12 +223,13 @@ def test_sigkill_at_any_moment_loses_no_cell(tmp_path: Path) -> None:
             pools = Pools.read(directory)  # raises when it sees half a move
             assert set(where(pools)) == everyone
             seen.append(pools.counts()["labelled"])
+            time.sleep(0.02)  # the writers need the processor too
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
         kills = 0
-        while kills < 4 or (kills < 40 and Pools.read(directory).counts()["labelled"] <= 10):  # some came to write at all
+        while kills < 3 or (kills < 40 and Pools.read(directory).counts()["labelled"] <= 10):  # some came to write at all
             kills += 1
             environment = os.environ | {"PYTHONPATH": str(root)}
             with subprocess.Popen(

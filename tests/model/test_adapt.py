@@ -13,6 +13,8 @@ from wbc_model.training.adaptation import between, largest_step
 from wbc_model.training.labelled import LabelledCells
 from wbc_model.training.train import Training, training_key
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 
 def test_it_starts_from_the_given_weights(params: Params, labelled: LabelledCells, validation: LabelledCells, tmp_path: Path):
     training = adapting(params, labelled, validation, tmp_path / "c", site=5)

@@ -15,6 +15,7 @@ from tests.model.test_pretrain import pool_of
 from wbc_model.core.errors import WbcError
 from wbc_model.core.model_card import CARD
 from wbc_model.network.batch_norm_statistics import with_statistics_of
+from wbc_model.network.lossnet import STAGE_CHANNELS
 from wbc_model.network.model_directory import load_model, save_model
 from wbc_model.network.resnet import STATISTICS, AttentionResNet18, load_imagenet
 from wbc_model.params import Params
@@ -23,6 +24,8 @@ from wbc_model.training.labelled import LabelledCells
 from wbc_model.training.pretrain import pretrained
 from wbc_model.training.train import Training
 from wbc_model.training.validation import calibrated_card
+
+pytestmark = pytest.mark.usefixtures("narrow")
 
 
 def with_norm(norm: str, **train: object) -> Params:
@@ -100,7 +103,8 @@ def test_what_has_no_statistics_of_a_site_is_refused_them_and_onboarding_leaves_
     assert at_site(network, cells) is network
 
 
-def test_imagenet_weights_begin_both(tmp_path: Path):
+def test_imagenet_weights_begin_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("wbc_model.network.resnet.STAGE_CHANNELS", STAGE_CHANNELS)  # as wide as torchvision's
     state = torchvision.models.resnet18().state_dict()
     state["bn1.running_mean"] += 3
     save_file(state, tmp_path / "w.safetensors")

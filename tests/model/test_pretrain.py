@@ -15,6 +15,8 @@ from wbc_model.training.pretrain import DINO, METHODS, Pretraining, SimSiam, VIC
 from wbc_model.training.pseudo_labels import UnlabelledCells
 from wbc_model.training.train import Training
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 
 def pool_of(cells: LabelledCells) -> UnlabelledCells:
     place = {name: row for row, name in enumerate(cells.sha256s)}

@@ -18,6 +18,7 @@ from wbc_model.training.pseudo_labels import PseudoLabels, UnlabelledCells, cand
 from wbc_model.training.schedule import averaged
 from wbc_model.training.train import Training
 
+pytestmark = pytest.mark.usefixtures("narrow")
 POOL = {"unlabelled_ratio": 1.0, "ema": 0.9}
 
 

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
+from tests.conftest import NARROW
 from tests.model.conftest import ROOT, tiny_params
 from tests.pools import ingest
 from wbc_model.acquisition.query import QUEUE_COLUMNS, Question, draw_candidates, query, score_pool
@@ -25,6 +26,8 @@ from wbc_model.network.model_directory import load_model, save_model
 from wbc_model.network.predict import predict
 from wbc_model.network.resnet import MEAN, STD, AttentionResNet18
 from wbc_model.rendering.cells import write_cells
+
+pytestmark = pytest.mark.usefixtures("narrow")
 
 
 class Site:
@@ -186,7 +189,7 @@ def test_scoring_slice_by_slice_is_scoring_at_once(site: Site, monkeypatch: pyte
     monkeypatch.setattr("wbc_model.acquisition.query.BATCH", 16)
     monkeypatch.setattr("wbc_model.acquisition.query.SLICE", 32)
     sliced = score_pool(network, site.decoded(), sha256s, autocast=False, embeddings=True)
-    assert sliced.embedding.shape == (len(sha256s), 512)
+    assert sliced.embedding.shape == (len(sha256s), NARROW[-1])
     for ours, expected in zip(sliced, whole, strict=True):
         np.testing.assert_array_equal(ours, expected)
     assert score_pool(network, site.decoded(), sha256s, autocast=False).embedding.shape == (len(sha256s), 0)

@@ -20,6 +20,8 @@ from wbc_model.training.schedule import learning_rate
 from wbc_model.training.train import Training
 from wbc_model.training.validation import calibrated_card
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 
 def weights(training: Training) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in training.network.state_dict().items()}

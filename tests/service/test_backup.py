@@ -283,6 +283,7 @@ def wbc(workspace: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, cwd=workspace, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
+@pytest.mark.slow
 def test_a_running_service_is_backed_up_loses_a_report_and_comes_back(model_dir: Path, tmp_path: Path) -> None:
     """The commands, beside a service that is being written to."""
     workspace, data = tmp_path / "site", tmp_path / "site/data"

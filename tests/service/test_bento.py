@@ -200,6 +200,7 @@ def python(bento: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(root / "venv" / "bin" / "python")
 
 
+@pytest.mark.slow
 def test_the_container_serves_with_the_bentos_own_code(bento: Path, python: str, tmp_path: Path) -> None:
     """CMD and HEALTHCHECK of the Dockerfile, from a folder outside the project, with the Bento's code marked as its own."""
     marked = tmp_path / "srv" / "bento"

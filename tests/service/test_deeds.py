@@ -407,6 +407,7 @@ def small_disk(folder: Path, size: str = "64k") -> Iterator[Path]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_signature_with_the_audit_logs_disk_full(model_dir: Path, tmp_path: Path) -> None:
     port = free_port()
     with small_disk(tmp_path / "small") as disk:

@@ -152,6 +152,7 @@ def page_of_somebody_else() -> Iterator[int]:
     server.shutdown()
 
 
+@pytest.mark.slow
 @needs_chromium
 @pytest.mark.parametrize("with_key", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_rebound_name_and_another_port_reach_nothing_in_chromium(model_dir: Path, tmp_path: Path, with_key: bool) -> None:

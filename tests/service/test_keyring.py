@@ -297,6 +297,7 @@ def test_callers_that_come_and_go_leave_nothing_behind() -> None:
     assert len(limit._buckets) <= BUCKETS
 
 
+@pytest.mark.slow
 def test_keys_change_in_a_running_server(model_dir: Path, tmp_path: Path, keyring: Path) -> None:
     port = free_port()
     old = add_key(keyring, "old", ["classify"])

@@ -133,6 +133,7 @@ def test_no_model_and_an_open_host_are_one_line(tmp_path: Path, model_dir: Path)
     assert "WBC_API_KEYS" in fails_to_start(serve_command(model_dir, free_port(), "--host", "0.0.0.0"))  # noqa: S104
 
 
+@pytest.mark.slow
 def test_a_real_server_asks_for_the_key(model_dir: Path, tmp_path: Path) -> None:
     port = free_port()
     file = tmp_path / "keys"

@@ -437,6 +437,7 @@ def with_clock(moved: str, store_url: str, listener: Listener, *words: str) -> s
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
 def test_nothing_older_follows_whatever_the_clock_says_and_whoever_restarts(
     store: Store, store_url: str, listener: Listener

@@ -305,6 +305,7 @@ def test_a_cut_off_answer_is_502_and_says_how_to_repeat(tmp_path: Path, server: 
     assert "retry-after" not in answer.headers
 
 
+@pytest.mark.slow
 @needs_nginx
 def test_a_proxy_that_makes_503_of_it_all_counts_no_batch_twice(model_dir: Path, tmp_path: Path) -> None:
     """As the shipped configuration did. Repeated with its key the batch is counted once, and the answer is the first one."""

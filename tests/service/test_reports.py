@@ -363,6 +363,7 @@ def run_document(server: Server, folder: Path) -> None:
     assert json.loads((folder / "bundle.json").read_text())["resourceType"] == "Bundle"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
 def test_wbc_serve_keeps_delivers_and_survives(
     model_dir: Path, tmp_path: Path, kind: str, request: pytest.FixtureRequest

@@ -74,17 +74,18 @@ class AttentionResNet18(nn.Module):
         self.norm = norm
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
-        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
-        self.bn1 = NORM[norm](64)
+        channels_in = STAGE_CHANNELS[0]
+        self.conv1 = nn.Conv2d(3, channels_in, 7, stride=2, padding=3, bias=False)
+        self.bn1 = NORM[norm](channels_in)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        stages, channels_in = [], 64
+        stages = []
         for channels, stride in zip(STAGE_CHANNELS, (1, 2, 2, 2), strict=True):
             first = BasicBlock(channels_in, channels, stride, attention, norm)
             stages.append(nn.Sequential(first, BasicBlock(channels, channels, 1, attention, norm)))
             channels_in = channels
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        self.fc = nn.Linear(512, classes)
-        self.lossnet = LossNet() if lossnet else None
+        self.fc = nn.Linear(channels_in, classes)
+        self.lossnet = LossNet(STAGE_CHANNELS) if lossnet else None
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
