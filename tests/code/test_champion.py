@@ -53,7 +53,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     workspace.mkdir()
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copyfile(template(name), workspace / name)
-    set_params(workspace, NOTHING | {"gate.alpha": 0.0, "data.initial_share": 0.5})
+    set_params(workspace, NOTHING | {"gate.alpha": 1e-9, "data.initial_share": 0.5})
     data = write_cells(workspace / ".wbc/rendered", 130, seed=0, size=64)
     params = read_params(workspace / "params.yaml")
     ingest(data, workspace / "data", params, source="rendered")
@@ -192,7 +192,7 @@ def test_what_a_person_rejected_is_not_promoted(site: Site) -> None:
     set_params(site.workspace, {"gate.max_accuracy_drop": 0.0, "gate.alpha": 1.0})  # nothing passes
     assert not site.ask().promoted
     champion.reject(site.workspace, "2", "seen on Monday's smears")
-    set_params(site.workspace, {"gate.max_accuracy_drop": 1.0, "gate.alpha": 0.0})
+    set_params(site.workspace, {"gate.max_accuracy_drop": 1.0, "gate.alpha": 1e-9})
     decision = site.ask()
     assert not decision.promoted
     assert "version 2 was rejected" in decision.reason
