@@ -96,7 +96,7 @@ Result = Classified | Rejected
 
 
 class Classification(BaseModel):
-    """The answer of `POST /v1/classify`: one result an image, in the order posted."""
+    """The answer of `POST /v1/classify`: one result per image, in the order posted."""
 
     model: ModelName
     results: list[Classified | Rejected]
@@ -141,7 +141,7 @@ class Recounted(BaseModel):
 
 
 class DifferentialAnswer(BaseModel):
-    """The answer of `POST /v1/differential`; `results` has one an image, in the order posted."""
+    """The answer of `POST /v1/differential`; `results` has one per image, in the order posted."""
 
     model: ModelName
     report_id: str | None = Field(

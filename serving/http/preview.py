@@ -25,7 +25,7 @@ PREVIEW_SIDE: Final = 512
 
 
 class Previews(BaseModel):
-    """The answer of `POST /v1/preview`: one an image, in the order posted."""
+    """The answer of `POST /v1/preview`: one per image, in the order posted."""
 
     previews: list[str | None] = Field(description="A PNG in base64; null for a file that is not one picture.")
 
@@ -52,7 +52,7 @@ async def preview(request: Request) -> Response:
     try:
         async with read_form(request, running.limits, running.in_flight) as form:
             if len(form.images) > MAX_PREVIEWS:
-                raise too_large(f"At most {MAX_PREVIEWS} images a request can be shown.", MAX_PREVIEWS)
+                raise too_large(f"At most {MAX_PREVIEWS} images per request can be shown.", MAX_PREVIEWS)
             answer = await made(partial(previews, form.images))
     except ClientDisconnect:
         return Response(status_code=499)

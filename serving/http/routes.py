@@ -93,7 +93,7 @@ async def classify(request: Request, explain: bool = False) -> Response:
     try:
         async with read_form(request, running.limits, running.in_flight) as form:
             if explain and len(form.images) > MAX_EXPLAINED:
-                raise too_large(f"At most {MAX_EXPLAINED} images a request can be explained.", MAX_EXPLAINED)
+                raise too_large(f"At most {MAX_EXPLAINED} images per request can be explained.", MAX_EXPLAINED)
             with running.in_flight.also(len(form.images) * (EXPLAINED_WAITS_AS - 1) if explain else 0) as room:
                 if not room:
                     raise busy()

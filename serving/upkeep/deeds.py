@@ -24,8 +24,8 @@ def settle(store: Store, intention: str) -> Mapping[str, Any] | None:
     """What the audit log says of a deed that was done; None where it was not, and from now on never will be.
 
     A row of its own takes the intention's place. A transaction that was on its way when its process died can then not be
-    committed any more, and one that is being committed is waited for. In SQLite's file nothing is on its way: where the row finds
-    no room, a look is enough.
+    committed any more. One that is being committed is waited for. In SQLite's file nothing is on its way: where the row finds no
+    room, a look is enough.
     """
     void = Deed(
         intention=intention,

@@ -40,8 +40,8 @@ class Decided(NamedTuple):
 class Exported(NamedTuple):
     """How many cells were written, and how many of them a person only `confirmed`.
 
-    Left out were cells that a person counts as none of the classes (`none`), cells whose image is not kept (`no_image`), and
-    cells whose file has a later decision (`superseded`).
+    The others were left out. `none`: a person counts them as none of the classes. `no_image`: their image is not kept.
+    `superseded`: there is a later decision on their file.
     """
 
     cells: int
