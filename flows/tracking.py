@@ -47,6 +47,7 @@ _IDENTITY: Final = {
     *("version", "classes", "input_size", "view", "normalisation", "architecture", "out_of_distribution", "sha256"),
     *("temperature", "conformal_coverage", "conformal_threshold", "calibrated_on"),
 }
+_DIGITS: Final = 6  # at the end of a workspace's name, by which it is known
 _LONGEST: Final = 5000  # characters of a description
 _BATCH: Final = 1000  # metrics that MLflow takes in one call
 _SYSTEM_SECONDS: Final = 2
@@ -124,12 +125,13 @@ class Tracker:
         Only whoever has the workspace's lock may call this. Of a store that several workspaces share, another workspace's runs
         stay as they are.
         """
-        shared, mine = database_of(self.uri, self.workspace) is None, workspace_name(self.workspace)
         others = [run for run in self._unended() if run.data.tags.get(RUN, key) != key]
-        dead = [run for run in others if run.data.tags.get(WORKSPACE, "" if shared else mine) == mine]
-        for run in dead:
+        if database_of(self.uri, self.workspace) is None:  # a moved workspace keeps the digits at the end of its name
+            mine = workspace_name(self.workspace)[-_DIGITS:]
+            others = [run for run in others if run.data.tags.get(WORKSPACE, "").endswith(mine)]
+        for run in others:
             self.client.set_terminated(run.info.run_id, "KILLED")
-        return len(dead)
+        return len(others)
 
     def _unended(self) -> "list[Run]":
         where = [f"attributes.status = '{status}'" for status in _OPEN]
