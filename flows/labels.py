@@ -50,7 +50,7 @@ LABEL_STUDIO_CONFIG: Final = """\
 class Taken:
     """What became of labels.
 
-    `new` counts those that were taken in, `corrected` those of them that supersede a different label, and `held_out` those of
+    `new` counts those that were taken in. `corrected` counts those of them that supersede a different label. `held_out` counts
     the corrected ones in the validation or test pool. `known` counts labels that were there, `refused` lists the others. `pools`
     is the version of the pools afterwards. Where the labels wait, `waits_for` names who works on the pools.
     """
@@ -140,7 +140,7 @@ def _take_in(workspace: Path, rows: pd.DataFrame, cycle: int, decided: bool, all
 
     A row that cannot be taken in is refused by itself. With `decided` they are a person's last word: neither their time nor what
     was said before matters, and conflicts about these cells are settled. Raises WbcError where the log has labels that the
-    pools do not know (nothing is replayed unasked), and with `all_or_nothing` for the first row that is refused.
+    pools do not know: nothing is replayed unasked. With `all_or_nothing` the first row that is refused raises it, too.
     """
     rows = _complete(rows)
     taken: list[Taken] = []

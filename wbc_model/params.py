@@ -1,6 +1,7 @@
 """`params.yaml` as typed parameters: every number a user may change, checked before anything runs."""
 
 import re
+import sys
 import zoneinfo
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -193,12 +194,13 @@ class GateParams(Section):
     recall_floor: dict[str, Share]
     max_recall_drop: Share
     max_accuracy_drop: Share
-    alpha: Annotated[float, Field(gt=0, le=1)]
+    alpha: Share
 
     @property
     def max_comparisons(self) -> int:
-        """Comparisons on the same test cells, after which one of them is expected to be wrong by chance: 1 / alpha."""
-        return round(1 / self.alpha)
+        """Comparisons on the same test cells, after which one of them is expected to be wrong by chance: 1 / alpha. Without the
+        test (alpha 0) there is no limit."""
+        return round(1 / self.alpha) if self.alpha else sys.maxsize
 
     @model_validator(mode="after")
     def _every_class_has_a_floor(self) -> Self:

@@ -1,7 +1,7 @@
 """The `wbc` command: what all of its files share, and its entry.
 
-Results go to stdout (with `--json` nothing but JSON), progress and logs to stderr. Exit codes: 0 done, 1 one clear line on
-stderr says why not, 2 wrong usage, 3 `wbc ingest` took in what it could but some rows were unusable.
+Results go to stdout (with `--json` nothing but JSON), progress and logs to stderr. Exit codes: 0 is done. With 1, one clear line
+on stderr says why not. 2 is wrong usage. With 3, `wbc ingest` took in what it could, and some rows were unusable.
 """
 
 import contextlib

@@ -120,7 +120,7 @@ def ask(workspace: Path, model: Path, cell: Path) -> dict[str, Any]:
 
 def _write_specimen(workspace: Path) -> list[Path]:
     """The validation cells as files, for the page: the model has not learned from them, and knows their stains. Each drawn smear
-    has a stain of its own, and those of the test pool would be marked as a site that the model does not know."""
+    has a stain of its own: the model would mark those of the test pool as a site that it does not know."""
     folder = workspace / SPECIMEN
     folder.mkdir(exist_ok=True)
     cells = Pools.read(workspace / "data/pools").frames["validation"]["sha256"].tolist()

@@ -67,8 +67,8 @@ def validate(workspace: Path, params: Params) -> ValidationReport:
     """Check the pools of a workspace; writes `data/quarantine.csv` and `data/docs/`, the same for the same data, and adds a
     result that is new to `reports/checks.csv`.
 
-    Raises WbcError, after both are written, when a finding is critical: an image that is missing or damaged, a label that is
-    unknown, a cell in two pools, a group that is split, too few cells or classes to train or test, or too much of a pool in
+    Raises WbcError, after both are written, when a finding is critical. An image is missing or damaged. A label is unknown, a
+    cell is in two pools, or a group is split. Cells or classes are too few to train or test. Too much of a pool is in
     quarantine.
     """
     data = workspace / "data"
@@ -129,44 +129,56 @@ def _cell_suite(checks: CheckParams) -> "ExpectationSuite":
     import great_expectations as gx
 
     gxe: Any = importlib.import_module("great_expectations.expectations")  # its names are not exported for type checkers
-
-    def stop(what: str, says: str = "") -> dict[str, Any]:
-        return {"critical": True, "what": what} | ({"says": says} if says else {})
-
-    low, high = checks.brightness
-    columns = "each pool file has the columns of a pool"
     repeats = {name: f"no row is out of use as {name}" for name in REPEATS}
-    expectations: list[Expectation] = [
-        gxe.ExpectTableColumnsToMatchSet(column_set=COLUMNS, exact_match=False, meta=stop(columns)),
+    out_of_use = [gxe.ExpectColumnValuesToBeNull(column=name, meta={"what": what}) for name, what in repeats.items()]
+    return gx.ExpectationSuite(name="cells", expectations=[*_rows_are_right(gxe), *_images_are_usable(gxe, checks), *out_of_use])
+
+
+def _stop(what: str, says: str = "") -> dict[str, Any]:
+    return {"critical": True, "what": what} | ({"says": says} if says else {})
+
+
+def _rows_are_right(gxe: Any) -> "list[Expectation]":
+    """What no row may break."""
+    columns = "each pool file has the columns of a pool"
+    return [
+        gxe.ExpectTableColumnsToMatchSet(column_set=COLUMNS, exact_match=False, meta=_stop(columns)),
         gxe.ExpectColumnValuesToMatchRegex(
             column="sha256",
             regex="^[0-9a-f]{64}$",
-            meta=stop("a cell is named by its SHA-256", "{pool}: {path} is no sha256 ({sha256})"),
+            meta=_stop("a cell is named by its SHA-256", "{pool}: {path} is no sha256 ({sha256})"),
         ),
         gxe.ExpectColumnValuesToBeUnique(
-            column="sha256", meta=stop("a cell is in one pool, once", "{pool}: {path} is in the pools more than once")
+            column="sha256", meta=_stop("a cell is in one pool, once", "{pool}: {path} is in the pools more than once")
         ),
-        gxe.ExpectColumnValuesToBeInSet(column="pool", value_set=list(POOLS), meta=stop("a pool is one of the four")),
+        gxe.ExpectColumnValuesToBeInSet(column="pool", value_set=list(POOLS), meta=_stop("a pool is one of the four")),
         gxe.ExpectColumnValuesToBeInSet(
             column="label_or_none",
             value_set=list(CLASSES),
-            meta=stop(
+            meta=_stop(
                 "a label is one of the five classes", "{pool}: {path} has an unknown, missing or stray label ({label_or_none})"
             ),
         ),
         gxe.ExpectColumnValuesToBeInSet(
             column="group_sides",
             value_set=[1],
-            meta=stop("a slide or patient is in one pool", "{pool}: {path} is of a group that is split"),
+            meta=_stop("a slide or patient is in one pool", "{pool}: {path} is of a group that is split"),
         ),
         gxe.ExpectColumnValuesToBeInSet(
-            column="stored", value_set=[True], meta=stop("the image is in the store", "{pool}: {path} has no image in the store")
+            column="stored", value_set=[True], meta=_stop("the image is in the store", "{pool}: {path} has no image in the store")
         ),
         gxe.ExpectColumnValuesToBeInSet(
             column="damage",
             value_set=[""],
-            meta=stop("the stored image is whole", "{pool}: {path} has a damaged image in the store ({damage})"),
+            meta=_stop("the stored image is whole", "{pool}: {path} has a damaged image in the store ({damage})"),
         ),
+    ]
+
+
+def _images_are_usable(gxe: Any, checks: CheckParams) -> "list[Expectation]":
+    """What an image must be to be learned from; other rows are taken out of use."""
+    low, high = checks.brightness
+    return [
         gxe.ExpectColumnValuesToBeBetween(
             column="shorter_side", min_value=MIN_SIDE, meta={"what": f"the shorter side is {MIN_SIDE} pixels or more"}
         ),
@@ -188,8 +200,6 @@ def _cell_suite(checks: CheckParams) -> "ExpectationSuite":
             meta={"what": f"the sharpness is {checks.min_sharpness:g} or more"},
         ),
     ]
-    expectations += [gxe.ExpectColumnValuesToBeNull(column=name, meta={"what": what}) for name, what in repeats.items()]
-    return gx.ExpectationSuite(name="cells", expectations=expectations)
 
 
 def _pool_suite(checks: CheckParams) -> "ExpectationSuite":

@@ -59,8 +59,8 @@ class Plan:
 def collect(workspace: Path, last: int = LAST, champions: int | None = None, delete: bool = False) -> dict[str, Any]:
     """Say what the policy no longer keeps, and with `delete` delete it.
 
-    Kept are the models with an alias, those that were champion (the last `champions` of them, or all), those that somebody tagged
-    `wbc.keep`, the `last` ones registered, and what any branch or tag of git names. Raises WbcError.
+    Kept are the models with an alias, and those that were champion: the last `champions` of them, or all. Kept are those that
+    somebody tagged `wbc.keep`, and the `last` ones registered. Kept is what any branch or tag of git names. Raises WbcError.
     """
     params = read_params(workspace / "params.yaml")
     with hold_lock(workspace):

@@ -1,7 +1,7 @@
 """The retraining flow: validate, train, evaluate, query, label, cycle by cycle, then the gate. One Prefect task per stage.
 
-Every task may be repeated: DVC does not run a stage again whose inputs have not changed, a label is taken in once, an MLflow
-run is found again by its tags. That is what makes a flow that was killed go on where it was (flows.state).
+Every task may be repeated. DVC does not run a stage again whose inputs have not changed. A label is taken in once. An MLflow run
+is found again by its tags. That is what makes a flow that was killed go on where it was (flows.state).
 
 Import this only where Prefect's settings are in the environment already (flows.retraining.prefect_api); `wbc retrain` is
 flows.retraining.run.

@@ -1,8 +1,8 @@
 """A model calibrated for a site, from labelled cells of it: temperature, prediction sets, out-of-distribution scores, confusion.
 
-All of them belong to the site whose cells they were fitted to. A model that came from elsewhere, or that was adapted with a few
-labels, keeps its old site's until somebody has labelled cells of the new one that it did not learn from: those that were
-corrected and signed in the daily work, say.
+All of them belong to the site whose cells they were fitted to. A model that came from elsewhere keeps its old site's, and so does
+one that was adapted with a few labels. That ends when somebody has labelled cells of the new site that it did not learn from.
+Those that were corrected and signed in the daily work will do.
 """
 
 import hashlib
@@ -40,8 +40,8 @@ def calibrate(model: Path, data: Path, out: Path) -> dict[str, Any]:
 
     Of `data`, a manifest or a folder per class, the rows of the split `val` are used where there are such, else all. The version
     gets a suffix, so that answers and audit log tell the calibrations apart. Returns what changed. Raises WbcError for fewer than
-    MIN_CELLS usable cells, for cells of one class, where no temperature fits them best, and where `out` holds anything but what
-    the same call wrote there.
+    MIN_CELLS usable cells, for cells of one class, and where no temperature fits them best. It is raised, too, where `out` holds
+    anything but what the same call wrote there.
     """
     _check_out(out, model)
     network, card = load_model(model)

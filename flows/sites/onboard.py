@@ -1,9 +1,9 @@
 """Onboarding: the champion meets a new site, measures its statistics, asks for the few labels that help most, and is adapted
 without forgetting home.
 
-The site gets a workspace of its own in the workspace's folder `sites/NAME` (flows.site), so that asking, labelling, training and
-versions are those of the active-learning loop. Labels that came with the site's data
-are the oracle's: only those that were asked for are used, the cells that were not asked for are the test.
+The site gets a workspace of its own in the workspace's folder `sites/NAME` (flows.site). Asking, labelling, training and versions
+are those of the active-learning loop. Labels that came with the site's data are the oracle's. Only those that were asked for are
+used; the other cells are the test.
 """
 
 import hashlib

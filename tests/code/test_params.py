@@ -171,3 +171,8 @@ def test_a_file_of_before_still_works_and_the_keys_that_went_are_named() -> None
     assert len(gone) == len(GONE) - 1, "after_cycle is the program's own"
     assert gone[:3] == ["data.max_conflict_share", "checks.near_duplicate_bits", "checks.near_duplicate_correlation"]
     assert gone_keys(load_yaml(Path(__file__).parents[2] / "params.yaml")) == []
+
+
+def test_without_the_gates_test_there_is_no_limit_of_comparisons() -> None:
+    assert parse_params(TEXT).gate.max_comparisons == 20
+    assert parse_params(TEXT.replace("alpha: 0.05", "alpha: 0")).gate.max_comparisons > 10**9

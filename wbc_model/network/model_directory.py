@@ -48,30 +48,12 @@ def export_onnx(network: AttentionResNet18, size: int, path: Path) -> None:
 
 def render_readme(card: ModelCard) -> str:
     """The model card as Markdown, in the words of those who will rely on it."""
-    validation = card.metrics.get("validation", {})
-    rows = [
-        f"| {name} | {_percent(values['recall'])} | {_percent(values['precision'])} | {values['support']} |"
-        for name, values in validation.get("per_class", {}).items()
-    ]
-    source = card.data_source or "not stated"
-    how = card.architecture
-    network = (
-        f"{how.network}, attention `{how.attention}`, normalisation `{how.norm}`, {'with' if how.lossnet else 'without'} LossNet"
-    )
     drawn = (
         "\n> **Drawn cells.** This model was trained on cells that a program rendered. It knows nothing about real blood and its "
         "figures say nothing about accuracy on patients.\n"
         if card.rendered
         else ""
     )
-    chosen = "the best weights" if card.uncalibrated else "the best weights and the temperature"
-    flattering = (
-        "The temperature was fitted to these cells, so the figures flatter a little."
-        if card.calibrated_on and not card.uncalibrated
-        else f"These cells chose {chosen}, so the figures flatter a little; the test pool's are with\nthe registered version."
-    )
-    stale = validation.get("out_of_date", 0)
-    flattering += f"\n{stale} of these labels were corrected since: the figures are out of date." if stale else ""
     return f"""# {card.name} {card.version}
 
 Classifies single-cell crops of stained peripheral blood smears into {len(card.classes)} leukocyte classes:
@@ -83,11 +65,26 @@ Pre-classification for a differential count that a qualified person reviews. It 
 trained on crops with one leukocyte in the middle; it does not find cells in a field of view, and does not know immature
 granulocytes, erythroblasts, platelets, artefacts or malignant cells: it will give them one of its {len(card.classes)} names.
 {_flags(card)}
-## Where it came from
+{_origin(card)}
+{_scores(card)}
+## What to be careful about
+
+- Another stain, camera or magnification can bring accuracy down without warning. Measure on your own labelled cells first
+  (`wbc evaluate --model DIR --data DATA`).
+{_calibration(card)}
+"""
+
+
+def _origin(card: ModelCard) -> str:
+    how = card.architecture
+    network = (
+        f"{how.network}, attention `{how.attention}`, normalisation `{how.norm}`, {'with' if how.lossnet else 'without'} LossNet"
+    )
+    return f"""## Where it came from
 
 | | |
 |---|---|
-| training data | {source} |
+| training data | {card.data_source or "not stated"} |
 | pool version | `{card.pool_version}`{f", in commit `{card.git_commit}`" if card.git_commit else ""} |
 | newest label | {card.created_at or "without a time"} |
 | network | {network} |
@@ -96,8 +93,24 @@ granulocytes, erythroblasts, platelets, artefacts or malignant cells: it will gi
 | temperature | {card.temperature:.3f}{f", not fitted: {card.uncalibrated}" if card.uncalibrated else ""} |
 | prediction set | every class with probability {card.conformal_threshold:.3f} or more |
 | coverage of the set | {card.conformal_coverage:.0%} of cells, at the site it was calibrated for |
+"""
 
-## How well it did on {card.calibrated_on or "its validation pool"}
+
+def _scores(card: ModelCard) -> str:
+    validation = card.metrics.get("validation", {})
+    rows = [
+        f"| {name} | {_percent(values['recall'])} | {_percent(values['precision'])} | {values['support']} |"
+        for name, values in validation.get("per_class", {}).items()
+    ]
+    chosen = "the best weights" if card.uncalibrated else "the best weights and the temperature"
+    flattering = (
+        "The temperature was fitted to these cells, so the figures flatter a little."
+        if card.calibrated_on and not card.uncalibrated
+        else f"These cells chose {chosen}, so the figures flatter a little; the test pool's are with\nthe registered version."
+    )
+    stale = validation.get("out_of_date", 0)
+    flattering += f"\n{stale} of these labels were corrected since: the figures are out of date." if stale else ""
+    return f"""## How well it did on {card.calibrated_on or "its validation pool"}
 
 {validation.get("n", 0)} cells, accuracy {_percent(validation.get("accuracy"))}, macro-F1 {_percent(validation.get("macro_f1"))}.
 {flattering}
@@ -105,12 +118,6 @@ granulocytes, erythroblasts, platelets, artefacts or malignant cells: it will gi
 | class | recall | precision | cells |
 |---|---|---|---|
 {chr(10).join(rows)}
-
-## What to be careful about
-
-- Another stain, camera or magnification can bring accuracy down without warning. Measure on your own labelled cells first
-  (`wbc evaluate --model DIR --data DATA`).
-{_calibration(card)}
 """
 
 

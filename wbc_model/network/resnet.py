@@ -109,8 +109,8 @@ class AttentionResNet18(nn.Module):
 def load_imagenet(network: AttentionResNet18, path: Path) -> list[str]:
     """Load torchvision ResNet18 weights (.safetensors, or a .pth that holds tensors only) into the backbone.
 
-    The classifier of another number of classes is left out, as are attention and LossNet, which ImageNet does not have, and
-    for group normalisation the batch statistics.
+    The classifier of another number of classes is left out. So are attention and LossNet, which ImageNet does not have. For group
+    normalisation the batch-norm statistics are left out.
     Returns the names of the parameters that stay as initialised. Raises WbcError when the file does not fit.
     """
     try:

@@ -2,11 +2,11 @@
 
 They are rendered, not real: good for showing that the pipeline works, never to be quoted for accuracy.
 
-A picture is made as a microscope makes one. Every structure absorbs light (an optical density for red, green and blue), the
-densities of what lies above each other add up, and the light that is left is `exp(-density)`. Lengths are micrometres until
-the last moment, so that a magnification or another image size changes nothing but the scale. The five classes differ in
-what a haematologist looks at (nucleus shape and lobes, chromatin, granules, cytoplasm, size); stain, focus, illumination,
-white balance, magnification and the red cells are a property of the `Smear`.
+A picture is made as a microscope makes one. Every structure absorbs light: it has an optical density for red, green and blue.
+The densities of what lies above each other add up, and the light that is left is `exp(-density)`. Lengths are micrometres until
+the last moment, so that a magnification or another image size changes nothing but the scale. The five classes differ in what a
+haematologist looks at (nucleus shape and lobes, chromatin, granules, cytoplasm, size); stain, focus, illumination, white
+balance, magnification and the red cells are a property of the `Smear`.
 """
 
 import csv

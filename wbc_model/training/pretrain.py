@@ -1,8 +1,8 @@
 """Self-supervised pre-training: what the pool's cells look like, learnt before any label is used.
 
-Two augmented views of every cell go through the network, and its embedding is trained to know them for the same cell, by one of
-three methods that need no large batches. Losses and heads are LightlySSL's. What comes out are the weights that a training begins
-with; classifier and LossNet are not among them.
+Two augmented views of every cell go through the network, and its embedding is trained to know them for the same cell. There are
+three methods, of which none needs large batches. Losses and heads are LightlySSL's. What comes out are the weights that a
+training begins with; classifier and LossNet are not among them.
 """
 
 import copy

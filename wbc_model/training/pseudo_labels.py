@@ -3,8 +3,8 @@
 FixMatch (Sohn et al. 2020): the network's sure answer for an image is its pseudo-label. The network learns to give the same
 answer for the image strongly augmented. This module differs in two points, for pools in which one class has 2 % of the cells:
 
-- Pseudo-labels are chosen at each validation step, by the averaged weights and for the whole pool at once, not from 64 cells at a
-  time. Class shares are then known, and an update is spared the forward pass of the weak view.
+- Pseudo-labels are chosen at each validation step, by the averaged weights. They are chosen for the whole pool at once, not from
+  64 cells at a time. Class shares are then known, and an update is spared the forward pass of the weak view.
 - Each class has its own threshold, lower where the network is still unsure (FreeMatch, Wang et al. 2023). Of the cells over it
   the rarer classes are drawn more often, as hard samples are.
 """
@@ -63,8 +63,8 @@ class PseudoLabels(NamedTuple):
 
 
 def class_thresholds(confidence: Tensor, guess: Tensor, classes: int, threshold: float) -> Tensor:
-    """A threshold per class, (classes,): `threshold` for the class that the network is surest of on the average, and for the
-    others as much lower as their mean confidence is (FreeMatch's local threshold). `confidence`, `guess` (N,)."""
+    """A threshold per class, (classes,): `threshold` for the class that the network is surest of on the average. The
+    others have as much less as their mean confidence is lower (FreeMatch's local threshold). `confidence`, `guess` (N,)."""
     count = torch.bincount(guess, minlength=classes)
     mean = torch.bincount(guess, weights=confidence.double(), minlength=classes) / count.clamp_min(1)
     return (threshold * mean / mean.max()).to(confidence.dtype)

@@ -12,6 +12,11 @@ WEIGHT_DECAY: Final = 0.05  # of AdamW (Loshchilov & Hutter 2019)
 WARMUP_SHARE: Final = 0.1  # of the updates, with a rising learning rate: AdamW's moments are not known yet
 
 
+def adamw(network: nn.Module, rate: float) -> torch.optim.AdamW:
+    """The optimizer of a network's parameters, Loshchilov & Hutter 2019; the fused kernel."""
+    return torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=WEIGHT_DECAY, fused=True)
+
+
 def learning_rate(update: int, updates: int, peak: float, warmup_share: float = WARMUP_SHARE) -> float:
     """Linear warm-up, then half a cosine down to a hundredth of the peak."""
     warmup = max(1, round(warmup_share * updates))

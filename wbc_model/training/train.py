@@ -41,7 +41,7 @@ from wbc_model.training.checkpoint import (
 from wbc_model.training.fabric import Fabric
 from wbc_model.training.labelled import LabelledCells
 from wbc_model.training.pseudo_labels import PseudoLabelling, PseudoLabels, UnlabelledCells
-from wbc_model.training.schedule import WEIGHT_DECAY, averaged, learning_rate
+from wbc_model.training.schedule import adamw, averaged, learning_rate
 from wbc_model.training.validation import lowest_loss, validation_row
 
 LOSSNET_WEIGHT: Final = 1.0  # λ of Yoo & Kweon 2019
@@ -81,9 +81,7 @@ class Training:
         self.fabric = fabric_of(params)
         self.network = first_network(params, start)
         self.averaged = averaged(self.network, params.train.ema) if params.train.ema else None
-        optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=params.train.learning_rate, weight_decay=WEIGHT_DECAY, fused=True
-        )
+        optimizer = adamw(self.network, params.train.learning_rate)
         self.module, self.optimizer = self.fabric.setup(self.network, optimizer)
         self.evaluated = evaluated(self.network, self.averaged).to(self.fabric.device)
         self.images = self._on_device(torch.from_numpy(batches.cells.images))

@@ -1,0 +1,55 @@
+"""The shape of the code and of its doc strings: short functions, few arguments by place, sentences that are read once."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FILES = [path for room in ("wbc_model", "flows", "serving", "studies") for path in sorted((ROOT / room).rglob("*.py"))]
+SCHEMA = ROOT / "serving/reports/migrations/versions"  # a table's columns are its arguments
+MOST_LINES, MOST_LINES_OF_A_CONSTRUCTOR, MOST_BY_PLACE, MOST_WORDS = 50, 25, 7, 25
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+def long_functions(path: Path) -> Iterator[str]:
+    for node in nodes(path):
+        if isinstance(node, Function):
+            most = MOST_LINES_OF_A_CONSTRUCTOR if node.name == "__init__" else MOST_LINES
+            if (lines := (node.end_lineno or 0) - node.lineno + 1) > most:
+                yield f"{node.name} has {lines} lines"
+
+
+def many_by_place(path: Path) -> Iterator[str]:
+    for node in nodes(path):
+        if isinstance(node, ast.Call) and len(node.args) > MOST_BY_PLACE:
+            yield f"line {node.lineno}: a call with {len(node.args)} arguments by place"
+
+
+def long_sentences(path: Path) -> Iterator[str]:
+    for node in nodes(path):
+        if isinstance(node, Function | ast.ClassDef | ast.Module):
+            said = re.sub(r"[─┴└┘]+", "\n\n", ast.get_docstring(node) or "")  # of a drawing each box by itself
+            for sentence in re.split(r"(?<=[.:;!?])\s+|\n\s*\n", said):
+                if len(sentence.split()) > MOST_WORDS:
+                    yield " ".join(sentence.split())
+
+
+@pytest.mark.parametrize("rule", [long_functions, many_by_place, long_sentences])
+def test_every_file_keeps_the_rule(rule: object) -> None:
+    assert callable(rule)
+    broken = {str(path.relative_to(ROOT)): found for path in FILES if path.parent != SCHEMA and (found := list(rule(path)))}
+    assert broken == {}
+
+
+def test_the_rules_find_what_they_are_for(tmp_path: Path) -> None:
+    path = tmp_path / "long.py"
+    words = " ".join(["word"] * 26)
+    path.write_text(f'def f():\n    """{words}."""\n' + "    pass\n" * 50 + "f(1, 2, 3, 4, 5, 6, 7, 8)\n")
+    assert [len(list(rule(path))) for rule in (long_functions, many_by_place, long_sentences)] == [1, 1, 1]
