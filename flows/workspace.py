@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from wbc_model.core.errors import WbcError
 from wbc_model.core.files import write_atomic
-from wbc_model.core.written import read_yaml
 
 if TYPE_CHECKING:
     from wbc_model.params import Params
@@ -237,7 +236,7 @@ def _first_commit(created: Created) -> None:
     if not has_identity(workspace):
         created.notes.append("nothing is committed yet, as git knows no user.name and user.email here")
         return
-    names = (*MARKS, ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore")
+    names = (*MARKS, RETRAINING_FILE, ".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore")
     files = [name for name in names if (workspace / name).exists()]
     git = ["git", "-C", str(workspace)]
     _run([*git, "add", "--", *files])
@@ -262,6 +261,8 @@ def set_params(workspace: Path, changes: Mapping[str, Any]) -> list[str]:
 
 def after_cycle(workspace: Path) -> int:
     """The last cycle before this retraining; workspaces made before have it in params.yaml. Raises WbcError."""
+    from wbc_model.core.written import read_yaml
+
     path = workspace / RETRAINING_FILE
     if path.exists():
         document = read_yaml(path)
@@ -274,6 +275,8 @@ def after_cycle(workspace: Path) -> int:
 
 def note_after_cycle(workspace: Path, cycle: int) -> None:
     """Begin a retraining after this cycle: what the stage `query` asks for depends on it."""
+    from wbc_model.core.written import read_yaml
+
     write_atomic(workspace / RETRAINING_FILE, f"after_cycle: {cycle}\n")
     # A dvc.yaml made before has the stage depend on the key in params.yaml.
     if "after_cycle" in read_yaml(workspace / "params.yaml").get("retrain", {}):
@@ -282,6 +285,7 @@ def note_after_cycle(workspace: Path, cycle: int) -> None:
 
 def gone_line(workspace: Path) -> str:
     """The line that names the keys of params.yaml which have no effect any more; empty where there is none."""
+    from wbc_model.core.written import read_yaml
     from wbc_model.params import gone_keys
 
     gone = gone_keys(read_yaml(workspace / "params.yaml"))

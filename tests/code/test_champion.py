@@ -499,7 +499,9 @@ def test_the_same_packaged_model_is_one_version(site: Site) -> None:
     site.candidate(1)
     site.ask()
     assert [str(version.version) for version in site.tracker.versions()] == ["2", "1"]
-    assert champion.champions_text(champion.champions(site.workspace)).splitlines()[-1].startswith("  the first champion")
+    lines = champion.champions_text(champion.champions(site.workspace)).splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("version ")] == ["2", "1"], "each has its reason below it"
+    assert lines[-1].startswith(("  the first champion", "  not worse than the champion"))
     assert objection(site.tracker, read_card(site.workspace / "models/candidate"), "1") is None
     assert verdicts(site.tracker) == []
     note = json.loads((site.workspace / "models/gate.json").read_text())
