@@ -13,6 +13,7 @@ from rich.console import Console
 
 TRAINING_LINE: Final = re.compile(r"update +\d+ of \d+:")
 SAY_SECONDS: Final = 15.0
+LINE_SECONDS: Final = 60.0
 _ROWS: Final = ".wbc/training.jsonl"
 
 
@@ -106,12 +107,24 @@ class Progress:
 
     @contextlib.contextmanager
     def doing(self, what: str) -> Iterator[Callable[[str], None]]:
-        """Show what is being done while the block runs; yields a function that changes it. Nothing without a terminal."""
+        """Show what is being done while the block runs; yields a function that changes it. Without a terminal it is a line at
+        most every LINE_SECONDS."""
         if not self.console.is_terminal:
-            yield lambda step: None
+            yield self._now_and_then()
             return
         with self.console.status(what) as status:
             yield lambda step: status.update(step)
+
+    def _now_and_then(self) -> Callable[[str], None]:
+        said_at = time.monotonic()
+
+        def say(step: str) -> None:
+            nonlocal said_at
+            if (now := time.monotonic()) - said_at >= LINE_SECONDS:
+                self.console.print(step, markup=False)
+                said_at = now
+
+        return say
 
     @contextlib.contextmanager
     def cycle(self, number: int, step: int, rounds: int) -> Iterator[Callable[[str], None]]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from flows.progress import SAY_SECONDS, TRAINING_LINE, TrainingLines, duration
+from flows.progress import SAY_SECONDS, TRAINING_LINE, Progress, TrainingLines, duration
 
 
 class Clock:
@@ -37,6 +37,21 @@ def test_one_that_goes_on_is_measured_from_where_it_went_on(capfd: pytest.Captur
     clock.now += 1.0
     lines.updated(501)
     assert capfd.readouterr().err == "update   501 of 600: about 2 min left\n"
+
+
+def test_without_a_terminal_a_long_step_has_a_line_a_minute(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr("flows.progress.time.monotonic", clock)
+    with Progress().cycle(2, 1, 3) as doing:
+        for second in range(130):
+            clock.now += 1.0
+            doing(f"training, update {second}")
+    assert capfd.readouterr().err.splitlines() == [
+        "cycle 2 (1 of 3): training, update 59",
+        "cycle 2 (1 of 3): training, update 119",
+    ]
 
 
 @pytest.mark.parametrize(
