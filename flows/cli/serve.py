@@ -42,7 +42,7 @@ def _serve_in(workspace: Path, port: int, host: str | None, chosen: Path | None)
         print(line, file=sys.stderr)
     model = chosen or workspace / CHAMPION
     if not model.is_dir():
-        hint = "there is no champion yet: `wbc retrain` makes one" if chosen is None else f"{chosen} is not there"
+        hint = "there is no champion yet: `wbc status` says how to come to one" if chosen is None else f"{chosen} is not there"
         raise WbcError(f"{hint}; or give a model directory with --model DIR")
     mark_rendered(workspace)
     os.environ.setdefault(AUDIT_LOG, str(workspace / AUDIT))

@@ -1,6 +1,7 @@
 """`wbc status`: what is where in a workspace, what waits and for whom, and what to type next."""
 
 import contextlib
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +15,7 @@ from flows.state import State, at_work, new_labels, read_state
 from flows.workspace import gone_line
 from wbc_model.cells.pools import Pools
 from wbc_model.core.model_card import CARD, read_card
+from wbc_model.params import read_params
 
 PARTS: Final = {
     "images": ("data/images",),
@@ -74,7 +76,20 @@ def next_command(workspace: Path) -> str:
         return f"`wbc labels test --export FILE.csv` writes {waits['test_cells']} test cells that await a label"
     if (workspace / "models/champion" / CARD).exists():
         return "`wbc serve` serves the champion"
-    return "`wbc champion` says why no model is champion" if state else "`wbc retrain` trains the first model"
+    return _to_a_champion(workspace) if state else "`wbc retrain` trains the first model"
+
+
+def _to_a_champion(workspace: Path) -> str:
+    """The ways on where the gate has refused every model so far."""
+    path, params = workspace / "models/gate.json", read_params(workspace / "params.yaml")
+    note = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if note.get("promoted", True):
+        return "`wbc champion` says why no model is champion"
+    return (
+        "`wbc champion` says why no model is champion; give it more labels or updates "
+        f"(`wbc retrain --set presets.{params.preset}.updates={2 * params.size.updates}`), or take this one all the same "
+        f"(`wbc champion --promote {note['version']} --reason TEXT`)"
+    )
 
 
 def _waits(workspace: Path, state: State | None) -> dict[str, int]:

@@ -71,6 +71,12 @@ def test_the_next_command_follows_what_happened(marked: Path) -> None:
     assert next_command(marked) == "`wbc retrain` learns the 2 labels that came since the last training"
     note_learned(marked, Pools.read(marked / "data/pools"))
     assert next_command(marked) == "`wbc champion` says why no model is champion"
+    note = marked / "models/gate.json"
+    note.parent.mkdir(exist_ok=True)
+    note.write_text(json.dumps({"promoted": False, "version": "3"}))
+    assert "`wbc champion --promote 3 --reason TEXT`" in next_command(marked)
+    assert "updates=3000" in next_command(marked)
+    note.unlink()
 
 
 def test_status_shows_what_waits_what_failed_and_the_disk(marked: Path) -> None:
