@@ -1,4 +1,4 @@
-"""What a retraining says while it runs: a line per cycle on stderr, and on a terminal also what it is doing now."""
+"""What a retraining says while it runs: a line per cycle on stderr, and what it is doing now."""
 
 import contextlib
 import json

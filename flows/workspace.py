@@ -270,16 +270,23 @@ def after_cycle(workspace: Path) -> int:
         if not isinstance(number, int) or number < 0:
             raise WbcError(f"{path}: after_cycle is no number: `git checkout {RETRAINING_FILE}` brings it back")
         return number
-    return int(read_yaml(workspace / "params.yaml").get("retrain", {}).get("after_cycle", 0))
+    before = _retrain_section(workspace).get("after_cycle", 0)
+    return before if isinstance(before, int) else 0
+
+
+def _retrain_section(workspace: Path) -> Mapping[str, Any]:
+    """The section `retrain` of params.yaml as it stands there; empty where it is none."""
+    from wbc_model.core.written import read_yaml
+
+    section = read_yaml(workspace / "params.yaml").get("retrain")
+    return section if isinstance(section, dict) else {}
 
 
 def note_after_cycle(workspace: Path, cycle: int) -> None:
     """Begin a retraining after this cycle: what the stage `query` asks for depends on it."""
-    from wbc_model.core.written import read_yaml
-
     write_atomic(workspace / RETRAINING_FILE, f"after_cycle: {cycle}\n")
     # A dvc.yaml made before has the stage depend on the key in params.yaml.
-    if "after_cycle" in read_yaml(workspace / "params.yaml").get("retrain", {}):
+    if "after_cycle" in _retrain_section(workspace):
         set_params(workspace, {"retrain.after_cycle": cycle})
 
 

@@ -1,6 +1,7 @@
 """The label store: `wbc labels`."""
 
 import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -141,7 +142,8 @@ def labels_test_command(
         fresh_cells.export(workspace, export, images)
         result["wrote"] = [*result["wrote"], str(export), *([str(images)] if images else [])]
     lines = [f"{result['drawn']} cells drawn, {result['labelled']} of them labelled by the oracle"] if draw else []
-    lines += [f"test pool: {result['cells']} cells, compared on {result['comparisons']} times of {result['max_comparisons']}"]
+    limit = "" if result["max_comparisons"] == sys.maxsize else f" of {result['max_comparisons']}"  # none where gate.alpha is 0
+    lines += [f"test pool: {result['cells']} cells, compared on {result['comparisons']} times{limit}"]
     lines += [result["asks"]] if result["asks"] else []
     lines += [f"{result['awaited']} drawn cells await a label"]
     if result["awaited"] and export is None:

@@ -414,6 +414,11 @@ def test_where_a_retraining_begins_is_a_file_and_in_workspaces_of_before_the_key
     note_after_cycle(tmp_path, 7)
     assert after_cycle(tmp_path) == 7
     assert "after_cycle: 7" in key.read_text(), "a dvc.yaml of before has `query` depend on it"
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    for text in ("retrain:\n", "retrain: {after_cycle: soon}\n"):
+        (foreign / "params.yaml").write_text(text)
+        assert after_cycle(foreign) == 0, "another program's file"
     (tmp_path / "data/retraining.yaml").write_text("after_cycle: soon\n")
     with pytest.raises(WbcError, match=r"after_cycle is no number: `git checkout data/retraining.yaml` brings it back"):
         after_cycle(tmp_path)

@@ -23,12 +23,12 @@ from wbc_model.core.probabilities import softmax
 from wbc_model.evaluation.metrics import classification_metrics
 from wbc_model.network.lossnet import ranking_accuracy
 from wbc_model.network.predict import predict
-from wbc_model.network.resnet import MEAN, STD, AttentionResNet18, begin_with, load_imagenet
+from wbc_model.network.resnet import MEAN, STD, AttentionResNet18
 from wbc_model.params import Params
 from wbc_model.training.labelled import LabelledCells, check_trainable
 from wbc_model.training.pretrain import pretrained
 from wbc_model.training.pseudo_labels import UnlabelledCells
-from wbc_model.training.train import Training
+from wbc_model.training.train import Training, first_network
 from wbc_model.training.validation import calibrated_card
 
 BATCH: Final = 128
@@ -145,12 +145,7 @@ def ask(params: Params, data: StudyData, labelled: Sequence[str], model: Path, s
 def untrained(params: Params, data: StudyData, pretraining: Path) -> tuple[AttentionResNet18, ModelCard]:
     """The network that a training begins with, for a first query that looks at embeddings."""
     start = pretrained_on(params, data, pretraining)
-    torch.manual_seed(params.seed)
-    network = AttentionResNet18(params.model.attention, params.model.lossnet, norm=params.model.norm)
-    if params.model.init_weights:
-        load_imagenet(network, Path(params.model.init_weights))
-    if start is not None:
-        begin_with(network, start)
+    network = first_network(params, start)
     architecture = Architecture(attention=params.model.attention, lossnet=params.model.lossnet, norm=params.model.norm)
     normalisation = Normalisation(mean=MEAN, std=STD)
     size, view = params.size.image_size, params.model.view
