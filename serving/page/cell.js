@@ -1,9 +1,10 @@
 /** The cell that is looked at: large, with what the model thinks of it and why a person should look. */
 
+import { kind, percent, t } from "./language.js";
 import { png } from "./pictures.js";
 import * as service from "./service.js";
 import { confidence, laneOf, REVIEW, showPicture, UNUSABLE, write } from "./tiles.js";
-import { percent, reasons, rejected } from "./words.js";
+import { counted, reasons, rejected } from "./words.js";
 
 const PAUSE = 200; // ms that a cell must be looked at: a heat map costs the service as much as many images
 const byId = (id) => document.getElementById(id);
@@ -25,10 +26,10 @@ export async function showCell(cell, failed) {
   shown = cell;
   const { result } = cell;
   const usable = result.status === "ok";
-  write(byId("cell-heading"), `Cell ${cell.index + 1}`);
+  write(byId("cell-heading"), t("report.cell", { number: cell.index + 1 }));
   showPicture(byId("cell-image"), cell, failed);
-  byId("cell-image").alt = `Cell ${cell.index + 1}`;
-  write(byId("cell-label"), usable ? (cell.label ?? "Not counted") : "Not usable");
+  byId("cell-image").alt = byId("cell-heading").textContent;
+  write(byId("cell-label"), usable ? counted(cell.label) : t("report.not_usable"));
   write(byId("cell-why"), why(cell));
   byId("cell-why").classList.toggle("attention", laneOf(cell) === REVIEW || (usable && !cell.url));
   showTwin(result.twin ?? result.duplicate_of);
@@ -41,24 +42,23 @@ export async function showCell(cell, failed) {
 }
 
 function why(cell) {
-  if (laneOf(cell) === UNUSABLE) return `This image was left out: ${rejected(cell.result)}.`;
+  if (laneOf(cell) === UNUSABLE) return t("report.left_out", { why: rejected(cell.result) });
   const { label } = cell.result;
-  let words = cell.seen ? "Accepted." : "Nothing to review.";
-  if (cell.label !== label) words = `Corrected. The model said ${label}, ${percent(confidence(cell))}.`;
+  let words = t(cell.seen ? "report.accepted" : "report.nothing_to_review");
+  if (cell.label !== label) words = t("report.corrected", { label: kind(label), share: percent(confidence(cell)) });
   else if (laneOf(cell) === REVIEW) words = reasons(cell.result).join(" ");
   return cell.url ? words : `${words} ${withoutPicture(cell)}`;
 }
 
 /** Why nothing can be decided about a cell that has no picture. */
 export function withoutPicture(cell) {
-  if (cell.coming) return "Its picture is on its way.";
-  if (cell.file) return "Its picture cannot be shown here, so that nothing can be decided about it.";
-  return "Drop its folder to see it: nothing can be decided about a cell that is not shown.";
+  if (cell.coming) return t("report.picture_coming");
+  return t(cell.file ? "report.picture_unshowable" : "report.picture_missing");
 }
 
 function showTwin(index) {
   byId("twin").hidden = index === undefined || index === null;
-  write(byId("twin"), byId("twin").hidden ? "" : `Show cell ${index + 1}`);
+  write(byId("twin"), byId("twin").hidden ? "" : t("report.show_cell", { number: index + 1 }));
   byId("twin").value = index ?? "";
 }
 
@@ -109,7 +109,7 @@ function choice(name, key, correct) {
   const digit = document.createElement("kbd");
   digit.textContent = String(key);
   const text = document.createElement("span");
-  text.textContent = name ?? "Do not count";
+  text.textContent = name ? kind(name) : t("report.do_not_count");
   button.append(digit, text);
   const [bar, number] = [document.createElement("span"), document.createElement("span")];
   bar.className = "bar";
@@ -156,7 +156,7 @@ async function showHeat() {
   if (!cell.heat) {
     drawsHeat = heated = false;
     byId("heat").hidden = true;
-    return "This service draws no heat maps.";
+    return t("report.no_heat_map");
   }
   cell.heatUrl ??= URL.createObjectURL(png(cell.heat));
   if (shown !== cell || !heated) return "";

@@ -3,6 +3,7 @@
  * The scale is a square root, so that 1 % basophils and 60 % neutrophils can be read on the same axis.
  */
 
+import { kinds, number, t } from "./language.js";
 import { flag } from "./words.js";
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -36,8 +37,13 @@ function rows(differential, unit) {
 }
 
 function digits(value, unit) {
-  return value.toFixed(unit === "absolute" ? 2 : 1);
+  return decimals(value, unit === "absolute" ? 2 : 1);
 }
+
+const decimals = (value, count) => number(value, { minimumFractionDigits: count, maximumFractionDigits: count, useGrouping: false });
+
+/** What the service has printed, with the digit that decides its flag, as the language writes it. */
+const rewritten = (printed) => decimals(Number(printed), printed.split(".")[1]?.length ?? 0);
 
 function chart(row, top) {
   const svg = drawn("svg", { class: row.flag && row.flag !== "normal" ? "strip outside" : "strip", "aria-hidden": "true" });
@@ -57,25 +63,27 @@ function axis(top, ticks) {
   const svg = drawn("svg", { class: "axis", "aria-hidden": "true" });
   for (const tick of ticks.filter((value) => value <= top)) {
     const text = drawn("text", { x: position(tick, top), y: "11", "text-anchor": "middle" });
-    text.textContent = String(tick);
+    text.textContent = number(tick);
     svg.append(text);
   }
   return svg;
 }
 
+const plain = (value) => number(value, { maximumFractionDigits: 12, useGrouping: false });
+
 function line(row, unit) {
   const numbers = element("tr");
   const limits = `${digits(row.interval.low, unit)} – ${digits(row.interval.high, unit)}`;
-  const heading = element("th", row.name);
+  const heading = element("th", kinds(row.name));
   heading.scope = "row";
   const words = flag(row.flag);
   const mark = element("td", words, `flag ${row.flag ?? ""}`);
   numbers.append(
     heading,
     element("td", String(row.count)),
-    element("td", row.printed, "value"),
+    element("td", rewritten(row.printed), "value"),
     element("td", limits),
-    element("td", `${row.reference.low} – ${row.reference.high}`),
+    element("td", `${plain(row.reference.low)} – ${plain(row.reference.high)}`),
     mark,
   );
   return numbers;
@@ -93,9 +101,9 @@ function legend(differential) {
     if (title) item.title = title;
     list.append(item);
   };
-  entry("limits", "95 % limits");
-  if (differential.correction?.applied) entry("corrected", "with the model's errors", differential.correction.explanation);
-  entry("reference", "reference range", differential.reference_source);
+  entry("limits", t("report.table.limits"));
+  if (differential.correction?.applied) entry("corrected", t("report.table.corrected"), differential.correction.explanation);
+  entry("reference", t("report.table.range"), differential.reference_source);
   return list;
 }
 
@@ -107,12 +115,13 @@ export function drawDifferential(container, differential, unit) {
   const top = unit === "absolute" ? (ticks.find((tick) => tick > 0.5 && tick >= highest) ?? highest) : 100;
   const table = element("table");
   const head = element("tr");
-  for (const text of ["Class", "Cells", unit === "absolute" ? "10⁹/L" : "%", "95 % limits", "Reference", ""]) {
+  const columns = ["class", "cells", unit === "absolute" ? "giga" : "percent", "limits", "reference"];
+  for (const text of [...columns.map((name) => t(`report.table.${name}`)), ""]) {
     const cell = element("th", text);
     cell.scope = "col";
     head.append(cell);
   }
-  head.lastElementChild.append(element("span", "Flag", "unseen"));
+  head.lastElementChild.append(element("span", t("report.table.flag"), "unseen"));
   const body = element("tbody");
   const wide = (content) => {
     const row = element("tr", undefined, "drawing");

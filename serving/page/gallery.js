@@ -7,6 +7,7 @@
  * here and the browser is not asked for them.
  */
 
+import { kinds, t } from "./language.js";
 import { confidence, describe, laneOf, REVIEW, showPicture, tileOf, UNCOUNTED, UNUSABLE } from "./tiles.js";
 
 // These are in page.css, too.
@@ -41,10 +42,10 @@ export class Gallery {
     this.lanes.clear();
     this.root.replaceChildren();
     this.nav.replaceChildren();
-    this.#lane(REVIEW, "To review", "r");
-    classes.forEach((name, index) => this.#lane(name, name, String(index + 1)));
-    this.#lane(UNCOUNTED, "Not counted", "0");
-    this.#lane(UNUSABLE, "Not usable", "");
+    this.#lane(REVIEW, t("report.lane.review"), "r");
+    classes.forEach((name, index) => this.#lane(name, kinds(name), String(index + 1)));
+    this.#lane(UNCOUNTED, t("report.lane.uncounted"), "0");
+    this.#lane(UNUSABLE, t("report.lane.unusable"), "");
     this.#arrange();
   }
 
@@ -230,7 +231,7 @@ export class Gallery {
       if (written === lane.written) continue; // what stays the same is not written again
       lane.written = written;
       total.textContent = String(cells.length + more);
-      count.textContent = more ? `${cells.length}, ${more} more to review` : String(cells.length);
+      count.textContent = more ? t("report.lane.more", { number: cells.length, more }) : String(cells.length);
       tiles.style.height = `${rows * this.row}px`;
       section.classList.toggle("away", away);
       section.classList.toggle("empty", !cells.length);

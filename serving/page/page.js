@@ -3,6 +3,7 @@
 import { makeChoices, showCell, toggleHeat } from "./cell.js";
 import * as dialogs from "./dialogs.js";
 import { chosen, dropped } from "./files.js";
+import { choose, day, kind, language, LANGUAGES, listed, t, translate } from "./language.js";
 import { guarded, notice, say } from "./notices.js";
 import { unshowable, want } from "./pictures.js";
 import * as report from "./report.js";
@@ -11,7 +12,7 @@ import * as service from "./service.js";
 import { makeGallery, newSpecimen, parts, specimen, usable } from "./specimen.js";
 import { laneOf, REVIEW, UNCOUNTED } from "./tiles.js";
 import * as upload from "./upload.js";
-import { cells, day, listed, moment, progress, status } from "./words.js";
+import { images, lineOf } from "./words.js";
 
 const MOVES = ["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "Home", "End"];
 
@@ -28,10 +29,9 @@ async function begin() {
   await guarded(async () => {
     const card = await service.model();
     classes = card.classes;
-    byId("model-line").textContent = `Model ${card.version}`;
-    byId("help-classes").textContent = `correct the cell to ${listed(classes)}, and on to the next`;
-    const words = "This model learned from drawn cells. It is for trying out, not for patients: nothing can be signed.";
-    notice("rendered", card.rendered ? words : "");
+    byId("model-line").textContent = t("report.model", { version: card.version });
+    byId("help-classes").textContent = t("report.help.correct", { classes: listed(classes.map(kind)) });
+    notice("rendered", card.rendered ? t("report.rendered") : "");
     makeChoices(classes, (label) => decide(parts.gallery.current, label));
     await listOpenReports();
   });
@@ -40,7 +40,7 @@ async function begin() {
 async function listOpenReports() {
   const open = await service.reports("open");
   keepsReports = open !== null;
-  listReports("Not signed yet", open ?? []);
+  listReports(t("report.open"), open ?? []);
 }
 
 /** The reports under the number that was typed, signed and withdrawn ones too. */
@@ -48,8 +48,8 @@ async function findReports() {
   const number = byId("specimen-id").value.trim();
   if (!number || !keepsReports) return;
   const found = (await service.reports("all", number)).filter((one) => one.specimen_id === number);
-  listReports(`Reports of specimen ${number}`, found);
-  if (!found.length) say(`There is no report of specimen ${number}.`);
+  listReports(t("report.reports_of", { number }), found);
+  if (!found.length) say(t("report.none_of", { number }));
 }
 
 function listReports(heading, found) {
@@ -58,10 +58,9 @@ function listReports(heading, found) {
     const button = document.createElement("button");
     button.type = "button";
     const name = document.createElement("b");
-    name.textContent = one.specimen_id ?? "No specimen number";
+    name.textContent = one.specimen_id ?? t("report.no_number");
     const detail = document.createElement("span");
-    const how = one.status === "preliminary" ? `${one.to_review} to review` : status(one.status).toLowerCase();
-    detail.textContent = `${cells(one.cells)}${progress(one)}, ${how} · ${moment(one.created_at)}`;
+    detail.textContent = lineOf(one);
     button.append(name, detail);
     button.addEventListener("click", () => guarded(() => reopen(one.id)));
     item.append(button);
@@ -90,6 +89,19 @@ async function startAgain() {
   await guarded(listOpenReports);
 }
 
+/** Forget the key and the name of this tab. */
+function signOut() {
+  sessionStorage.clear();
+  location.reload();
+}
+
+/** A button for the other language. */
+function offerLanguages() {
+  const [other, name] = Object.entries(LANGUAGES).find(([one]) => one !== language);
+  Object.assign(byId("language"), { hidden: false, lang: other, textContent: name });
+  byId("language").addEventListener("click", () => choose(other));
+}
+
 function clear() {
   report.clear();
   for (const id of ["recounted", "same"]) notice(id, "");
@@ -98,7 +110,7 @@ function clear() {
 async function take(found) {
   if (!found.files.length) {
     const { others } = found;
-    say(others ? `There is no image among ${others === 1 ? "this 1 file" : `these ${others} files`}.` : "There is no file in this folder.", true);
+    say(others ? t("report.upload.no_image", { count: others }) : t("report.upload.no_file"), true);
     return;
   }
   await ready;
@@ -118,10 +130,10 @@ async function reopen(id) {
   clear();
   view("work");
   report.showReport(whole);
-  const { complete, images, expected_images: expected, sent_images: sent, withdrawn } = whole;
-  if (!complete && !withdrawn) say(`${sent} of ${expected} images have come. Drop the folder of this specimen to send the rest.`);
-  else if (!images.kept) say("Drop the folder of this specimen to see its images.");
-  else say(images.delete_after ? `The service keeps these images until ${day(images.delete_after)}.` : "");
+  const { complete, images: kept, expected_images: expected, sent_images: sent, withdrawn } = whole;
+  if (!complete && !withdrawn) say(t("report.upload.incomplete", { sent, images: images(expected) }));
+  else if (!kept.kept) say(t("report.upload.see"));
+  else say(kept.delete_after ? t("report.images_until", { day: day(kept.delete_after) }) : "");
 }
 
 // ---------------------------------------------------------------- keys, mouse, files
@@ -148,7 +160,7 @@ const mayRepeat = (key) => MOVES.includes(key) || (decides(key) && mayHold(parts
 /** What a key does; undefined for one that is the browser's. A control that has the focus keeps Enter and the arrows. */
 function actionOf(key, onControl) {
   const { gallery } = parts;
-  if (key === "?") return () => void dialogs.help();
+  if (key === "F1") return () => void dialogs.help();
   if (document.body.dataset.view !== "work" || !gallery.current) return undefined;
   if (/^[1-9]$/.test(key)) return classes[key - 1] && (() => decide(gallery.current, classes[key - 1]));
   if (!onControl && MOVES.includes(key)) return () => gallery.move(key);
@@ -177,7 +189,7 @@ function toReview() {
   const open = specimen.state?.to_review ? following.find((cell) => usable(cell) && !cell.seen) : undefined;
   const next = following.find((cell) => laneOf(cell) === REVIEW) ?? open;
   if (next) gallery.focus(next);
-  else say("No cell left to review.");
+  else say(t("report.note.none_left"));
 }
 
 async function filesDropped(event) {
@@ -187,7 +199,7 @@ async function filesDropped(event) {
   const found = await dropped(event.dataTransfer);
   if (document.body.dataset.view === "start") await take(found);
   else if (specimen.reportId && !specimen.posting) await upload.again(found.files);
-  else say("Finish this specimen first, then choose New specimen.", true);
+  else say(t("report.upload.finish_first"), true);
 }
 
 /** Something that this page did not foresee, such as a folder that cannot be read. */
@@ -195,7 +207,7 @@ function failed(event) {
   const reason = event.reason ?? event.error;
   const unread = reason instanceof DOMException;
   if (!unread) console.error(reason);
-  say(unread ? `The files cannot be read: ${reason.message}` : "The page has failed; load it again.", true);
+  say(unread ? t("common.unreadable", { why: reason.message }) : t("common.failed"), true);
 }
 
 /** Ask before the page is left while something is on its way to the service. */
@@ -231,6 +243,7 @@ function listen() {
   window.addEventListener("beforeunload", leaving);
   const clicks = {
     help: dialogs.help,
+    "sign-out": signOut,
     new: startAgain,
     rest: upload.sendRest,
     accept: () => decide(parts.gallery.current, parts.gallery.current.label),
@@ -251,6 +264,8 @@ function listen() {
   });
 }
 
+translate(document);
+offerLanguages();
 service.keyFromAddress();
 byId("person").value = dialogs.person();
 service.onKeyNeeded(dialogs.key);

@@ -4,6 +4,7 @@
  * A cell has `url` when its picture is there, else `without`: a word that says why it has none.
  */
 
+import { t } from "./language.js";
 import * as service from "./service.js";
 
 const PREVIEWS = 16; // files a request
@@ -11,7 +12,7 @@ const PREVIEW_BYTES = 24 * 2 ** 20;
 const AT_ONCE = 4; // requests
 const FOREIGN = /\.tiff?$/i;
 const LOADING = "…";
-const ABSENT = "no image";
+const ABSENT = t("report.no_image");
 
 let wanted = []; // cells whose picture the service has to give, those wanted last first
 let running = 0;

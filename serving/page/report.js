@@ -2,12 +2,13 @@
 
 import * as dialogs from "./dialogs.js";
 import { drawDifferential } from "./differential.js";
+import { moment, t } from "./language.js";
 import { guarded, notice, say } from "./notices.js";
 import { saved } from "./review.js";
 import * as service from "./service.js";
 import { specimen, takeOver } from "./specimen.js";
 import { write } from "./tiles.js";
-import { cells, delivery, images, moment, status, why } from "./words.js";
+import { cells, delivery, images, status, why } from "./words.js";
 
 const LOOKS = 20; // at a message that is on its way, LOOK_MS apart
 const LOOK_MS = 3000;
@@ -31,7 +32,7 @@ export function showReport(answer) {
   });
   if (answer.status !== "preliminary") specimen.amend = false;
   takeOver(answer.cells);
-  write(byId("specimen-line"), specimen.number ? `Specimen ${specimen.number}` : "");
+  write(byId("specimen-line"), specimen.number ? t("report.specimen", { number: specimen.number }) : "");
   showDifferential(answer.differential);
   if (answer.sent_images > specimen.cells.size && !specimen.posting) void guarded(readAgain); // somebody else has added some
 }
@@ -52,8 +53,7 @@ export function showDifferential(differential) {
     drawing = null;
     if (specimen.differential) draw(specimen.differential);
   });
-  const warning = "These images look unlike those of any site that the model was set up for. Look at every cell before you sign.";
-  notice("site", differential.site_unknown ? warning : "");
+  notice("site", differential.site_unknown ? t("report.site_unknown") : "");
   showState();
 }
 
@@ -65,8 +65,8 @@ function draw(differential) {
   byId("unit").hidden = !absolute;
   drawDifferential(byId("differential-table"), differential, absolute ? unit() : "percent");
   const few = differential.kind === "too_few_cells";
-  const needs = few ? `: too few. A differential needs ${differential.minimum_cells}.` : "";
-  byId("differential-note").textContent = cells(differential.cells) + needs;
+  const said = { cells: cells(differential.cells), minimum: differential.minimum_cells };
+  byId("differential-note").textContent = few ? t("report.too_few", said) : said.cells;
   byId("differential-note").classList.toggle("attention", few);
 }
 
@@ -99,7 +99,7 @@ export function showState() {
   write(byId("sign"), signWords(blocks));
   byId("sign").hidden = blocks.some(({ kind }) => kind === "signed" || kind === "withdrawn");
   for (const id of ["pdf", "fhir"]) byId(id).disabled = !reportId || posting || nothing;
-  byId("pdf").title = byId("fhir").title = nothing ? "There is no cell to report." : "";
+  byId("pdf").title = byId("fhir").title = nothing ? t("report.note.no_cell") : "";
   for (const id of ["amend", "withdraw"]) byId(id).hidden = !reportId || !state || state.withdrawn;
   byId("amend").disabled = byId("withdraw").disabled = posting;
   showImages(state?.images);
@@ -108,29 +108,28 @@ export function showState() {
 /** The button says what is left to do before it can be pressed. */
 function signWords(blocks) {
   const left = blocks.find(({ kind }) => kind === "unreviewed") ? specimen.state.to_review : 0;
-  return left ? `Sign: ${left} left to review` : "Sign";
+  return left ? t("report.sign_left", { count: left }) : t("report.sign");
 }
 
 function note(blocks) {
   const { reportId, state, signature, message, waiting, posting, cells: tiles } = specimen;
-  if (posting) return "Images are being read.";
-  if (waiting.length) return `${images(waiting.flatMap(({ files }) => files).length)} not sent yet. Nothing can be signed before.`;
-  if (!reportId && !specimen.differential) return tiles.size ? "No image could be used: there is nothing to sign." : "";
-  if (!reportId) return "This service keeps no reports: nothing can be signed here.";
+  if (posting) return t("report.note.reading");
+  if (waiting.length) return t("report.note.waiting", { images: images(waiting.flatMap(({ files }) => files).length) });
+  if (!reportId && !specimen.differential) return tiles.size ? t("report.note.unusable") : "";
+  if (!reportId) return t("report.note.no_store");
   if (!state) return "";
-  if (state.withdrawn) return "This report was withdrawn. It counts no more.";
-  if (specimen.status !== "preliminary") return `Signed by ${signature.by}, ${moment(signature.at)}.${delivery(message)}`;
-  const left = state.to_review ? `${cells(state.to_review)} to review.` : "No cell left to review.";
+  if (state.withdrawn) return t("report.note.withdrawn");
+  if (specimen.status !== "preliminary") return t("report.note.signed", { by: signature.by, at: moment(signature.at) }) + delivery(message);
+  const left = state.to_review ? t("report.note.left", { cells: cells(state.to_review) }) : t("report.note.none_left");
   const others = blocks.filter(({ kind }) => kind !== "unreviewed").map((block) => why(block, state));
-  const again = signature ? "Changed since it was signed." : "";
+  const again = signature ? t("report.note.changed") : "";
   return [...others, left, again].filter(Boolean).join(" ");
 }
 
 /** Whether the report still has its images. */
 function showImages(kept) {
-  const words = `The service deleted the images of this report on ${moment(kept?.deleted_at)}. Drop its folder to see the cells.`;
   const unseen = kept?.deleted_at && [...specimen.cells.values()].some((cell) => !cell.file && !cell.kept);
-  notice("images", unseen ? words : "");
+  notice("images", unseen ? t("report.images_deleted", { at: moment(kept.deleted_at) }) : "");
 }
 
 // ---------------------------------------------------------------- deeds
@@ -159,11 +158,12 @@ export async function sign() {
   await saved();
   if (byId("sign").disabled) return; // something was refused meanwhile
   const { differential } = specimen;
-  const open = specimen.state.to_review ? ` ${specimen.state.to_review} of them were not reviewed.` : "";
-  const few = differential.kind === "too_few_cells" ? " They are too few for a differential." : "";
-  if (!(await dialogs.ask("Sign this report?", `${cells(differential.cells)}.${open}${few}`, "Sign", { name: true }))) return;
+  const open = specimen.state.to_review ? ` ${t("report.ask.sign.open", { count: specimen.state.to_review })}` : "";
+  const few = differential.kind === "too_few_cells" ? ` ${t("report.ask.sign.few")}` : "";
+  const text = t("report.ask.sign.text", { cells: cells(differential.cells) }) + open + few;
+  if (!(await dialogs.ask(t("report.ask.sign.heading"), text, t("report.sign"), { name: true }))) return;
   if (!(await once("sign", service.sign, { by: dialogs.person() }))) return;
-  say("Signed.");
+  say(t("report.said.signed"));
   await guarded(() => watchDelivery(specimen.reportId));
 }
 
@@ -177,7 +177,7 @@ export async function amend() {
   if (!given) return;
   const { reason, ...fields } = given;
   const body = { reason, by: dialogs.person(), ...(signedOnce() && { amend: true }), ...fields };
-  if (await once("amend", service.amend, body)) say(signedOnce() ? "Put right. The report must be signed again." : "Put right.");
+  if (await once("amend", service.amend, body)) say(t(signedOnce() ? "report.said.put_right_signed" : "report.said.put_right"));
 }
 
 /** Withdraw the report: it counts no more. */
@@ -186,7 +186,7 @@ export async function withdraw() {
   const reason = await dialogs.withdraw(signedOnce());
   if (!reason) return;
   const body = { reason, by: dialogs.person(), ...(signedOnce() && { amend: true }) };
-  if (await once("withdraw", service.withdraw, body)) say("Withdrawn.");
+  if (await once("withdraw", service.withdraw, body)) say(t("report.said.is_withdrawn"));
 }
 
 const signedOnce = () => specimen.signature !== null;

@@ -7,11 +7,13 @@
 
 import { seen, sightOf, withoutPicture } from "./cell.js";
 import * as dialogs from "./dialogs.js";
+import { t } from "./language.js";
 import { guarded, say } from "./notices.js";
 import { readAgain, showReport } from "./report.js";
 import * as service from "./service.js";
 import { parts, specimen, usable } from "./specimen.js";
 import { REVIEW } from "./tiles.js";
+import { counted } from "./words.js";
 
 const WAIT = 3000; // ms for a picture that is being drawn
 const GLANCE = 100; // ms that a cell of the review lane is in sight at least before a held key decides it
@@ -49,9 +51,8 @@ export async function decide(cell, label) {
   specimen.undo.push(decision);
   change(decision, { label, seen: true });
   parts.gallery.focus(next);
-  const number = `Cell ${cell.index + 1}`;
-  const now = label ?? "not counted";
-  say(before.label === label ? `${number} accepted as ${now}.` : `${number}: ${before.label ?? "not counted"} → ${now}.`);
+  const said = before.label === label ? "report.said.accepted" : "report.said.corrected";
+  say(t(said, { number: cell.index + 1, was: counted(before.label), now: counted(label) }));
 }
 
 /** A cell that is looked at, or one that the mouse has taken by its tile, is decided only while its picture can be seen. */
@@ -59,14 +60,14 @@ async function inView(cell) {
   const { gallery } = parts;
   if (gallery.dragged === cell && cell.url && cell.image.complete && cell.image.naturalWidth > 0) return true;
   if (gallery.current === cell && (await seen(cell, WAIT))) return true;
-  say(`Cell ${cell.index + 1} is not shown. ${withoutPicture(cell)}`, true);
+  say(t("report.said.not_shown", { number: cell.index + 1, why: withoutPicture(cell) }), true);
   return false;
 }
 
 /** Take the last decision back: the cell is where it was, as it was. */
 export async function undo() {
   if (!specimen.undo.length) {
-    say("Nothing to undo.");
+    say(t("report.said.nothing_to_undo"));
     return;
   }
   if (!(await mayChange())) return;
@@ -75,7 +76,7 @@ export async function undo() {
   change({ cell, before: { label: cell.label, seen: cell.seen }, of: last }, before);
   parts.gallery.focus(cell);
   parts.look(cell);
-  say(`Back at cell ${cell.index + 1}: ${before.label ?? "not counted"}.`);
+  say(t("report.said.back", { number: cell.index + 1, label: counted(before.label) }));
 }
 
 /** Show the change at once and send it; a change that the service refuses is taken back. */
@@ -125,28 +126,28 @@ async function takeBack(failure) {
   byId("undo").disabled = !specimen.undo.length;
   parts.gallery.focus(refused[0].cell);
   await guarded(readAgain);
-  const many = refused.length > 1 ? ` ${refused.length} decisions were not kept.` : "";
+  const many = refused.length > 1 ? ` ${t("report.said.not_kept", { count: refused.length })}` : "";
   say(failure.message + many, true);
 }
 
 async function mayChange() {
   if (!specimen.reportId) {
-    say("This service keeps no reports, so that cells cannot be corrected here.", true);
+    say(t("report.said.no_store"), true);
     return false;
   }
   if (specimen.state?.withdrawn) {
-    say("This report was withdrawn; nothing in it can be changed.", true);
+    say(t("report.said.withdrawn"), true);
     return false;
   }
   if (specimen.posting || !specimen.version) {
-    say("Cells can be corrected when all images are read.", true);
+    say(t("report.said.reading"), true);
     return false;
   }
   if (specimen.status !== "preliminary" && !specimen.amend) {
-    const text = "A correction makes an amended report, which must be signed again.";
-    specimen.amend = await dialogs.ask("This report is signed", text, "Amend", { name: true });
+    const [heading, text, yes] = ["heading", "text", "yes"].map((part) => t(`report.ask.amend.${part}`));
+    specimen.amend = await dialogs.ask(heading, text, yes, { name: true });
     return specimen.amend;
   }
   if (dialogs.person()) return true;
-  return dialogs.ask("Who corrects?", "Every correction is kept with a name.", "Go on", { name: true });
+  return dialogs.ask(t("report.ask.who.heading"), t("report.ask.who.text"), t("report.ask.who.yes"), { name: true });
 }

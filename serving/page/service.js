@@ -4,6 +4,8 @@
  * other one is sent once. So every call that writes has a key: one for each deed, the same however often it is sent.
  */
 
+import { t } from "./language.js";
+
 const KEY = "wbc-api-key";
 const PATIENCE = 5; // attempts while the service says that it is busy, or cannot be reached
 const AGAIN = 700; // ms until the next attempt where the service has named no time
@@ -63,18 +65,18 @@ async function call(path, { deed, ...options } = {}) {
         await pause(AGAIN);
         continue;
       }
-      throw new Failure(0, "The service cannot be reached.");
+      throw new Failure(0, t("common.unreachable"));
     }
     if (response.ok) return response;
     if (response.status === 401) {
       const given = await askForKey(key !== null);
-      if (!given) throw new Failure(401, "The service needs a key.");
+      if (!given) throw new Failure(401, t("common.needs_key"));
       sessionStorage.setItem(KEY, given);
       attempt = 0;
       continue;
     }
     const problem = await response.json().catch(() => ({}));
-    const failure = new Failure(response.status, problem.detail || `The service answered ${response.status}.`, problem);
+    const failure = new Failure(response.status, problem.detail || t("common.answered", { status: String(response.status) }), problem);
     const later = BUSY.includes(response.status) || failure.kind === "idempotency-key-in-use";
     if (!later || !repeatable || attempt === PATIENCE) throw failure;
     await pause(1000 * Number(response.headers.get("retry-after")) || AGAIN);

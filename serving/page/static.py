@@ -20,6 +20,7 @@ MEDIA_TYPES: Final = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
+    ".json": "application/json",
     ".svg": "image/svg+xml",
 }
 FILES: Final = (
@@ -31,6 +32,7 @@ FILES: Final = (
     "differential.js",
     "files.js",
     "gallery.js",
+    "language.js",
     "notices.js",
     "page.js",
     "pictures.js",
@@ -42,6 +44,8 @@ FILES: Final = (
     "tiles.js",
     "upload.js",
     "words.js",
+    "words/de.json",
+    "words/en.json",
 )
 # Every answer of the service has it (serving/http/layer.py). Scripts, styles and calls from here only, nothing inline, no text
 # made into code; `blob:` are the user's own files, shown without being sent back.

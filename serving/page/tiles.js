@@ -1,6 +1,7 @@
 /** The tile of a cell: its picture, and what is said of it. */
 
-import { percent, reasons, rejected, short } from "./words.js";
+import { kind, percent, t } from "./language.js";
+import { counted, reasons, rejected, short } from "./words.js";
 
 export const REVIEW = "review";
 export const UNCOUNTED = "uncounted";
@@ -38,19 +39,19 @@ export function describe(cell) {
   const lane = laneOf(cell);
   tile.classList.toggle("to-review", lane === REVIEW);
   tile.draggable = lane !== UNUSABLE;
-  const number = `Cell ${cell.index + 1}`;
+  const number = t("report.cell", { number: cell.index + 1 });
   if (lane === UNUSABLE) {
-    write(caption, `no. ${cell.index + 1}`);
-    tile.setAttribute("aria-label", `${number}, not usable: ${rejected(result)}`);
+    write(caption, t("report.caption.number", { number: cell.index + 1 }));
+    tile.setAttribute("aria-label", t("report.spoken.unusable", { cell: number, why: rejected(result) }));
     return;
   }
   const corrected = cell.label !== result.label;
   const sure = percent(confidence(cell));
-  const words = corrected ? `was ${short(result.label)}` : lane === REVIEW ? `${short(result.label)} ${sure}` : sure;
+  const words = corrected ? t("report.caption.was", { label: short(result.label) }) : lane === REVIEW ? `${short(result.label)} ${sure}` : sure;
   write(caption, cell.seen && !corrected ? `${words} ✓` : words);
-  const state = corrected ? `corrected, the model said ${result.label}` : `${sure}${cell.seen ? ", accepted" : ""}`;
-  const why = lane === REVIEW ? `. To review: ${reasons(result).join(" ")}` : "";
-  tile.setAttribute("aria-label", `${number}, ${cell.label ?? "not counted"}, ${state}${why}`);
+  const how = corrected ? "corrected" : lane === REVIEW ? "review" : cell.seen ? "accepted" : "untouched";
+  const spoken = { cell: number, label: counted(cell.label), was: kind(result.label), share: sure, why: reasons(result).join(" ") };
+  tile.setAttribute("aria-label", t(`report.spoken.${how}`, spoken));
 }
 
 /** Show the cell's picture in `image`; where there is none, say in its frame why. `failed` is called where it cannot be shown. */

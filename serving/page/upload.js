@@ -6,12 +6,13 @@
 
 import * as dialogs from "./dialogs.js";
 import { batches } from "./files.js";
+import { moment, t } from "./language.js";
 import { guarded, notice, say } from "./notices.js";
 import { readAgain, showDifferential, showReport, showState } from "./report.js";
 import * as service from "./service.js";
 import { sha256 } from "./sha256.js";
 import { give, newSpecimen, parts, specimen, takeInResults } from "./specimen.js";
-import { images, moment, status } from "./words.js";
+import { cells, images, status } from "./words.js";
 
 const BATCH = 64; // images a request, so that the first cells show soon
 const MOST = 256; // images a request at most; a service that keeps no reports counts one request only
@@ -23,21 +24,20 @@ const byId = (id) => document.getElementById(id);
 export async function begin({ files, others }, fields, classes, keepsReports) {
   const most = keepsReports ? MOST_KEPT : MOST;
   if (files.length > most) {
-    const why = keepsReports ? "A report holds" : "This service keeps no reports and counts";
-    say(`These are ${files.length} images. ${why} at most ${most}.`, true);
+    say(t(keepsReports ? "report.upload.too_many" : "report.upload.too_many_unkept", { images: images(files.length), most }), true);
     return false;
   }
   const earlier = keepsReports && fields.specimen_id ? await guarded(() => sameNumber(fields.specimen_id)) : [];
   if (!earlier || (earlier.length && !(await askSecond(fields.specimen_id, earlier)))) return false;
   newSpecimen(classes, { number: fields.specimen_id || null, fields: { ...fields, expected_images: files.length } });
-  byId("specimen-line").textContent = fields.specimen_id ? `Specimen ${fields.specimen_id}` : "";
+  byId("specimen-line").textContent = fields.specimen_id ? t("report.specimen", { number: fields.specimen_id }) : "";
   say("");
   parts.view("work");
   specimen.waiting = inBatches(files, keepsReports ? BATCH : MOST);
   const sent = await post(earlier.length);
   if (!sent && !specimen.cells.size && !specimen.waiting.length) return false;
-  const left = others ? ` ${others} other ${others === 1 ? "file was" : "files were"} left out.` : "";
-  if (sent) say(`${images(specimen.cells.size)} read.${left}`);
+  const left = others ? ` ${t("report.upload.left_out", { count: others })}` : "";
+  if (sent) say(t("report.upload.read", { images: images(specimen.cells.size) }) + left);
   return true;
 }
 
@@ -46,10 +46,9 @@ const sameNumber = async (number) =>
 
 function askSecond(number, earlier) {
   const [last] = earlier;
-  const many = earlier.length === 1 ? "a report" : `${earlier.length} reports`;
-  const which = `${last.cells} cells, ${moment(last.created_at)}, ${status(last.status).toLowerCase()}`;
-  const text = `There is ${many} of specimen ${number} already; the last one: ${which}. These images would make another report.`;
-  return dialogs.ask("A second report of this specimen?", text, "Make another report");
+  const which = { cells: cells(last.cells), at: moment(last.created_at), status: status(last.status) };
+  const text = t("report.ask.second.text", { number, reports: t("report.count.reports", { count: earlier.length }), ...which });
+  return dialogs.ask(t("report.ask.second.heading"), text, t("report.ask.second.yes"));
 }
 
 const inBatches = (files, count) => batches(files, count).map((some) => ({ files: some, deed: service.deed() }));
@@ -94,10 +93,9 @@ function took(answer, files, known) {
   showDifferential(answer.differential);
   const { recounted, same_specimen: same = [] } = answer;
   if (recounted) {
-    const words = `The model was changed meanwhile. All cells were counted again by model ${recounted.to_version}.`;
-    notice("recounted", words);
+    notice("recounted", t("report.recounted", { version: recounted.to_version }));
   }
-  if (first && same.length > known) notice("same", "Somebody has made another report of this specimen meanwhile.");
+  if (first && same.length > known) notice("same", t("report.same"));
 }
 
 /** Without an answer the batch waits, to be sent as the same deed; what the service refuses is refused the next time, too. */
@@ -105,7 +103,7 @@ function refused(failure) {
   const [batch] = specimen.waiting;
   if (failure.problem.results) takeInResults(failure.problem.results, batch.files, null);
   if (!specimen.reportId && !failure.unknown) specimen.waiting = [];
-  say(failure.kind === "no-usable-image" ? "None of these images could be used." : failure.message, true);
+  say(failure.kind === "no-usable-image" ? t("report.upload.none_usable") : failure.message, true);
 }
 
 /** Let the browser draw and hear keys before the next piece of work. */
@@ -116,14 +114,14 @@ function showProgress() {
   const there = specimen.cells.size;
   bar.value = there;
   bar.max = there + specimen.waiting.flatMap(({ files }) => files).length;
-  words.textContent = `${there} of ${bar.max}`;
+  words.textContent = t("report.upload.progress", { sent: there, all: bar.max });
   byId("progress").hidden = false;
 }
 
 /** Go on after a failure. A batch that the service has taken in although its answer was lost is answered again, not counted again. */
 export async function sendRest() {
   if (!specimen.waiting.length || specimen.posting) return;
-  if (await post()) say(`${images(specimen.cells.size)} read.`);
+  if (await post()) say(t("report.upload.read", { images: images(specimen.cells.size) }));
 }
 
 /** A folder was dropped on a report: its images are shown, and those that an incomplete report does not hold are sent. */
@@ -132,21 +130,20 @@ export async function again(files) {
   const { found, missing } = await compared(files);
   const { state } = specimen;
   const room = state && !state.complete && !state.withdrawn ? state.expected_images - state.sent_images : 0;
-  const belong = `${found} of ${files.length} images belong to this specimen.`;
+  const belong = t("report.upload.belong", { found, images: images(files.length) });
   if (!room || !missing.length) {
-    say(room ? `${belong} ${images(room)} still missing.` : belong);
+    say(room ? `${belong} ${t("report.upload.still_missing", { images: images(room) })}` : belong);
     return;
   }
   if (missing.length > room) {
-    const words = `${images(missing.length)} in this folder are not in the report, and only ${room} are missing. Nothing was sent.`;
-    say(`${words} If the folder is the right one, put the number of images right.`, true);
+    say(t("report.upload.more_than_missing", { images: images(missing.length), room }), true);
     return;
   }
-  const text = `None of these ${images(files.length)} is in the report so far. Do they show the same specimen?`;
-  if (!found && !(await dialogs.ask("Add these images?", text, "Add them"))) return;
+  const text = t("report.ask.add.text", { images: images(files.length) });
+  if (!found && !(await dialogs.ask(t("report.ask.add.heading"), text, t("report.ask.add.yes")))) return;
   specimen.fields = { expected_images: state.expected_images };
   specimen.waiting = inBatches(missing, BATCH);
-  if (await post()) say(`${images(missing.length)} added, ${specimen.cells.size} in all.`);
+  if (await post()) say(t("report.upload.added", { images: images(missing.length), all: specimen.cells.size }));
 }
 
 /** Give the cells their files, known by their SHA-256: how many belong here, and which files have no cell of their own yet. */

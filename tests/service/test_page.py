@@ -44,6 +44,8 @@ from serving.page.static import CONTENT_SECURITY_POLICY, FILES, FOLDER, INDEX, M
 from wbc_model.core.classes import CLASSES
 
 SPECIMEN = "24-118-0417"
+PAGES = [name for name in FILES if name.endswith(".html")]
+WORDS = [name for name in FILES if name.startswith("words/")]  # language.js asks for the one of its language
 IMPORT = re.compile(r'^import .* from "\./(.+)";$', re.MULTILINE)
 
 
@@ -116,10 +118,14 @@ class Tags(HTMLParser):
 
 
 def test_the_list_is_what_is_there_and_what_refers_to_each_other() -> None:
-    assert {path.name for path in FOLDER.iterdir() if path.is_file() and path.suffix != ".py"} == set(FILES)
-    asked = {INDEX}
-    for _, attributes in Tags(source(INDEX)).found:
-        asked |= {str(attributes[name]).removeprefix("page/") for name in ("src", "href") if attributes.get(name)}
+    there = {
+        path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")
+    }
+    assert there == set(FILES)
+    asked = {*PAGES, *WORDS}
+    for page in PAGES:
+        for _, attributes in Tags(source(page)).found:
+            asked |= {str(attributes[name]).removeprefix("page/") for name in ("src", "href") if attributes.get(name)}
     for name in FILES:
         asked |= set(IMPORT.findall(source(name)))
     assert asked == set(FILES)
@@ -129,21 +135,27 @@ def test_no_file_holds_an_address_inline_code_or_a_way_to_make_code_of_text() ->
     for name in FILES:
         text = source(name).replace("http://www.w3.org/2000/svg", "")
         assert not re.search(r"https?:|wss?://|\burl\(|@import", text), name
-        assert not re.search(
-            r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\b|new Function|localStorage|cookie", text
-        ), name
-    for tag, attributes in Tags(source(INDEX)).found:
-        assert tag != "style"
-        assert tag != "script" or attributes == {"type": "module", "src": "page/page.js"}
-        assert not [name for name in attributes if name == "style" or name.startswith("on")]
+        made_of_text = r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\b|new Function"
+        kept = "cookie" if name == "language.js" else "localStorage|cookie"  # the language stays on the computer, and no more
+        assert not re.search(f"{made_of_text}|{kept}", text), name
+    for page in PAGES:
+        for tag, attributes in Tags(source(page)).found:
+            assert tag != "style"
+            assert tag != "script" or (set(attributes), attributes["type"]) == ({"type", "src"}, "module")
+            assert not [name for name in attributes if name == "style" or name.startswith("on")]
 
 
 def test_every_constant_of_the_service_has_words() -> None:
-    words = source("words.js")
-    assert all(f'case "{reason}":' in words for reason in REVIEW_REASONS)
+    words = json.loads(source("words/en.json"))["report"]
     rejected = get_args(ImageProblem.model_fields["reason"].annotation)
-    names = (*rejected, *get_args(Flag), *get_args(Status), *get_args(Delivery))
-    assert not [name for name in names if not re.search(rf'\b{name}: "', words)]
+    for group, names in {
+        "why": REVIEW_REASONS,
+        "rejected": rejected,
+        "flag": get_args(Flag),
+        "status": get_args(Status),
+        "delivery": get_args(Delivery),
+    }.items():
+        assert set(names) <= words[group].keys(), group
 
 
 def test_a_file_that_would_spoil_its_batch_is_left_out() -> None:
@@ -360,7 +372,7 @@ def test_every_cell_is_reached_by_the_arrows(browser: Browser, keeping: Server, 
     page.keyboard.press("ArrowUp")
     assert position(page)[1] < downward[-1]
     assert page.evaluate("document.getElementById('keys-hint').textContent").count("accept") == 1
-    page.keyboard.press("?")
+    page.keyboard.press("F1")
     expect(page.locator("#help-dialog")).to_be_visible()
     page.keyboard.press("Escape")
     expect(page.locator("#help-dialog")).to_be_hidden()

@@ -1,0 +1,89 @@
+"""The words of the pages and of the PDF: each language has all of them, none is missing where it is named, none is left over."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving.page.static import FILES, FOLDER
+from wbc_model.core.classes import CLASSES
+
+LANGUAGES = ("en", "de")
+GROUPS = ("common", "kinds", "several", "label", "report", "pdf")
+NAMED_BY_DATA = ("kinds", "several")  # their keys are names of classes, which no source has to write down
+PLURAL = {"one", "other"}
+# A word is named by its path, or by the beginning of one: `report.status.${name}` in JavaScript, f"pdf.status.{name}" in Python.
+NAMED = re.compile(rf"[\"'`]((?:{'|'.join(GROUPS)})\.[\w.]*)([$&{{]?)")
+
+
+def words(language: str) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads((FOLDER / "words" / f"{language}.json").read_text(encoding="utf-8"))
+    return read
+
+
+def texts(group: dict[str, Any], path: str = "") -> dict[str, dict[str, str]]:
+    """By the path of a word its text; one for one and one for several where there are two."""
+    found: dict[str, dict[str, str]] = {}
+    for name, value in group.items():
+        here = f"{path}.{name}".lstrip(".")
+        if isinstance(value, str):
+            found[here] = {"": value}
+        elif set(value) == PLURAL:
+            found[here] = value
+        else:
+            found |= texts(value, here)
+    return found
+
+
+def sources() -> dict[str, str]:
+    """All that names words."""
+    files = [FOLDER / name for name in FILES if name.endswith((".html", ".js"))]
+    files += sorted((FOLDER.parent / "formats").glob("*.py"))
+    return {path.name: path.read_text(encoding="utf-8") for path in files}
+
+
+ENGLISH = texts(words("en"))
+
+
+def test_the_groups_are_those_that_the_sources_name() -> None:
+    assert set(words("en")) == set(GROUPS)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_each_language_has_the_same_words_with_the_same_places_to_fill(language: str) -> None:
+    others = texts(words(language))
+    assert list(others) == list(ENGLISH), "the same keys in the same order"
+    for key, variants in ENGLISH.items():
+        places = [set(re.findall(r"\{(\w+)\}", text)) for text in (*variants.values(), *others[key].values())]
+        assert all(one == places[0] for one in places) or "count" in set.union(*places), key
+        assert set(variants) == set(others[key]), key
+    assert not [key for key, variants in others.items() for text in variants.values() if text != text.strip()]
+
+
+def test_every_word_that_is_named_is_there_and_none_is_left_over() -> None:
+    used: set[str] = set()
+    for name, text in sources().items():
+        for key, more in NAMED.findall(text):
+            found = {one for one in ENGLISH if one.startswith(key)} if more else {key} & ENGLISH.keys()
+            assert found, f"{name} names the word {key}{more}, which words/en.json has not"
+            used |= found
+    left = [key for key in ENGLISH if key not in used and key.partition(".")[0] not in NAMED_BY_DATA]
+    assert not left, f"nothing names {', '.join(left)}"
+
+
+def test_the_classes_have_words_in_every_language() -> None:
+    for language in LANGUAGES:
+        read = words(language)
+        assert set(CLASSES) <= read["kinds"].keys() & read["several"].keys() & read["report"]["short"].keys()
+
+
+def test_the_pages_write_no_words_of_their_own() -> None:
+    """A text of an element is a key, a digit or an arrow; what a person reads comes from the files of words."""
+    for name in FILES:
+        if not name.endswith(".html"):
+            continue
+        page = re.sub(r"<noscript>.*?</noscript>|<kbd[^>]*>.*?</kbd>", "", Path(FOLDER / name).read_text(encoding="utf-8"))
+        assert not re.findall(r">[^<>]*[A-Za-z]{2}[^<>]*<", page.replace("\n", " ")), name
+        assert not re.findall(r'\s(?:title|alt|aria-label|placeholder)="[^"]*[A-Za-z]', page), name
