@@ -32,6 +32,7 @@ PACKAGES = {
     "serving.formats": ".contract",
     "serving.reports.migrations": "wbc_model.core",
     "serving.reports": ".contract .inference .security .formats .reports.migrations wbc_model.core",
+    "serving.labelling": ".contract",
     "serving.upkeep": ".contract .security .reports wbc_model.core",
     "serving.page": "",
     "serving.http": ".contract .inference .security .formats .reports .upkeep .page wbc_model.core",
