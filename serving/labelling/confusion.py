@@ -179,7 +179,8 @@ def _majority(table: _Table, said: Floats) -> Floats:
     votes = said.reshape(len(said), -1, table.answers)[:, :, : table.kinds].sum(axis=1)
     kind = (votes.argmax(axis=1)[:, None] == np.arange(table.kinds)) * (votes.sum(axis=1) > 0)[:, None]
     cells = table.cells[table.truth == NONE]
-    return ((kind * cells[:, None]).T @ said).reshape(table.kinds, -1, table.answers)
+    answers: Floats = ((kind * cells[:, None]).T @ said).reshape(table.kinds, -1, table.answers)
+    return answers
 
 
 def _dirichlet(rng: np.random.Generator, weights: Floats) -> Floats:
