@@ -23,6 +23,8 @@ class ScopeChoice(enum.StrEnum):
 
     classify = "classify"
     review = "review"
+    label = "label"
+    adjudicate = "adjudicate"
     admin = "admin"
 
 
@@ -143,6 +145,9 @@ def _keyring(file: Path | None) -> Path:
 def keys_add_command(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Who will use it; written into the audit log.")],
     scope: Annotated[list[ScopeChoice], typer.Option(help="What it may do; give it more than once for more.")],
+    person: Annotated[
+        str, typer.Option(metavar="NAME", help="Whose key it is: reports are signed and cells are named in this name only.")
+    ] = "",
     file: KeysFile = None,
     json_: Json = False,
 ) -> None:
@@ -150,10 +155,12 @@ def keys_add_command(
     from serving.security.keys import add_key
 
     path = _keyring(file)
-    key = add_key(path, name, [choice.value for choice in scope])
+    key = add_key(path, name, [choice.value for choice in scope], person)
     following = "next: send it in the header X-API-Key; a running service takes it at once, `wbc serve` starts one"
+    if person:
+        following = f"next: hand it to {person}, who signs in on the page with it; a running service takes it at once"
     text = f"{key}\nkept nowhere else: note it now\nwrote {path}\n{following}"
-    emit({"name": name, "key": key, "wrote": [str(path)]}, json_, text)
+    emit({"name": name, "person": person or None, "key": key, "wrote": [str(path)]}, json_, text)
 
 
 def _add_a_key(file: Path | None) -> str:
@@ -162,11 +169,14 @@ def _add_a_key(file: Path | None) -> str:
 
 @keys_app.command("list")
 def keys_list_command(file: KeysFile = None, json_: Json = False) -> None:
-    """Names, scopes and age of the keys."""
+    """Names, scopes, age and persons of the keys."""
     from serving.security.keys import list_keys
 
-    keys = [{"name": key.name, "scopes": sorted(key.scopes), "created": key.created} for key in list_keys(_keyring(file))]
-    lines = [f"{key['name']}  {','.join(key['scopes'])}  {key['created']}" for key in keys]
+    keys: list[dict[str, Any]] = [
+        {"name": key.name, "scopes": sorted(key.scopes), "created": key.created, "person": key.person or None}
+        for key in list_keys(_keyring(file))
+    ]
+    lines = ["  ".join(filter(None, [key["name"], ",".join(key["scopes"]), key["created"], key["person"]])) for key in keys]
     emit({"keys": keys}, json_, "\n".join(lines) or f"no key\nnext: `{_add_a_key(file)}` makes one")
 
 

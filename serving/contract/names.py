@@ -39,7 +39,12 @@ def visible(text: str | None) -> bool:
 
 By = Annotated[
     str,
-    Field(min_length=1, max_length=100, pattern=NAME, description="Who does this, as it is to stand in the report."),
+    Field(
+        min_length=1,
+        max_length=100,
+        pattern=NAME,
+        description="Who does this, as it is to stand in the report; may be left out with the key of a person.",
+    ),
     AfterValidator(trimmed),
 ]
 Reason = Annotated[

@@ -23,14 +23,14 @@ class CorrectionRequest(_Request):
     label: Literal["Basophil", "Eosinophil", "Lymphocyte", "Monocyte", "Neutrophil"] | None = Field(
         description="The class; the one it has confirms it; null where the cell is none of the five and is not to be counted."
     )
-    by: By
+    by: By | None = None
     amend: Amend = False
 
 
 class UndoRequest(_Request):
     """A person takes back the last correction of a cell that still stands."""
 
-    by: By
+    by: By | None = None
     amend: Amend = False
 
 
@@ -46,7 +46,7 @@ class PatchRequest(_Request):
         json_schema_extra={"anyOf": [{"required": [name]} for name in ("specimen_id", "wbc_count", "expected_images")]}
     )
     reason: Reason
-    by: By
+    by: By | None = None
     amend: Amend = False
     specimen_id: Annotated[str, Field(pattern=SPECIMEN_PATTERN)] | None = None
     wbc_count: Annotated[float, Field(ge=LOWEST_COUNT, le=HIGHEST_COUNT, description="In 10*3/uL.")] | None = None
@@ -69,7 +69,7 @@ class WithdrawalRequest(_Request):
     """A person withdraws the report: it does not count any more."""
 
     reason: Reason
-    by: By
+    by: By | None = None
     amend: bool = Field(default=False, description="Needed where the report was signed: its receivers are told.")
 
 
@@ -77,14 +77,14 @@ class ReinstatementRequest(_Request):
     """A person takes the withdrawal of the report back: it is open for a signature again."""
 
     reason: Reason
-    by: By
+    by: By | None = None
 
 
 class RemovalRequest(_Request):
     """A person removes the report for good: only the record of that stays."""
 
     reason: Reason
-    by: By
+    by: By | None = None
 
 
 class ReportRemoval(BaseModel):
@@ -99,7 +99,7 @@ class ReportRemoval(BaseModel):
 class SignatureRequest(_Request):
     """A person signs the report as it is."""
 
-    by: By
+    by: By | None = None
 
 
 class ReportCell(BaseModel):

@@ -163,6 +163,14 @@ class DifferentialAnswer(BaseModel):
     )
 
 
+class Me(BaseModel):
+    """Who calls: the name of the key, whose it is (null: a system's, or nobody has said), and what it may do."""
+
+    key: str
+    person: str | None
+    scopes: list[str]
+
+
 class ServedCard(ModelCard):
     """The card of the model that answers, with the names that its fields have had."""
 

@@ -130,6 +130,7 @@ class Begun:
 
     def __init__(self, request: Request, kept: Kept | None, key: str | None, digest: str) -> None:
         self.caller: str = request.state.caller
+        self._person: str = request.state.person
         self.known: Response | None = None
         self._request = request
         self._kept = kept
@@ -153,7 +154,7 @@ class Begun:
         audit, state = running.audit, self._request.state
         intention = uuid.uuid4().hex
         if audit is not None:
-            intention = await audit.intend(self.caller, state.call)
+            intention = await audit.intend(self.caller, state.call, self._person)
             state.intention = intention
         try:
             done = await run_in_threadpool(self._transaction, kept.store, intention, work)
@@ -195,7 +196,9 @@ class Begun:
             status=answer.status_code,
             headers=headers,
             body=zlib.compress(body, 1) if self._key else b"",
-            record=outcome(self.caller, self._request.state.call, answer.status_code, done.images, done.model, body),
+            record=outcome(
+                self.caller, self._request.state.call, answer.status_code, done.images, done.model, body, self._person
+            ),
             at=datetime.now(UTC),
         )
 

@@ -152,7 +152,7 @@ class _Exchange:
             return
         if audit is None:
             return
-        line = (caller, state["call"], self.status, state.get("images", ()), state.get("model"), body)
+        line = (caller, state["call"], self.status, state.get("images", ()), state.get("model"), body, state.get("person", ""))
         if state.get("intention"):
             await audit.conclude(state["intention"], outcome(*line))
         else:

@@ -27,6 +27,7 @@ ENDPOINTS: Final = (
     "/",
     "/v1/classify",
     "/v1/differential",
+    "/v1/me",
     "/v1/model",
     "/v1/openapi.json",
     "/v1/preview",

@@ -67,6 +67,7 @@ TABLE: Final[dict[type[Refused], Callable[[Any], Problem]]] = {
         {"WWW-Authenticate": "ApiKey"},
     ),
     security.LacksScope: lambda error: Problem(403, "forbidden", "Forbidden", str(error)),
+    security.AnotherPerson: lambda error: Problem(403, "another-person", "Another person", str(error)),
     security.UnknownHost: lambda error: Problem(
         403, "host-not-allowed", "Forbidden", f"{str(error)[:-1]}; the operator can name it in {HOSTS}."
     ),

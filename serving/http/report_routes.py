@@ -36,7 +36,7 @@ from serving.contract.schemas import ModelName
 from serving.contract.site import Site
 from serving.contract.specimen import MOST_IMAGES, SPECIMEN_PATTERN
 from serving.formats import fhir
-from serving.http.access import ADMIN, REVIEW
+from serving.http.access import ADMIN, REVIEW, who
 from serving.http.deeds import PARAMETER, Done, carry_out
 from serving.http.limits import heavy
 from serving.http.preview import png
@@ -238,7 +238,7 @@ async def correct_cell(request: Request, report_id: ReportId, index: Index, if_m
     """A person's class for a cell: corrects or confirms it. The differential is counted again."""
     kept, site = _kept(request), _site(request)
     asked = await _body(request, CorrectionRequest)
-    action = _action(request, report_id, if_match, by=asked.by, amend=asked.amend)
+    action = _action(request, report_id, if_match, by=who(request, asked.by), amend=asked.amend)
     change = partial(correct, kept.store, action, index, asked.label, site)
     return await _changed(request, asked, change, lambda _: [index])
 
@@ -253,7 +253,7 @@ async def undo_correction(request: Request, report_id: ReportId, index: Index, i
     """Take back the last correction of a cell that stands. The cell is as it was before, and both stay in the record."""
     kept, site = _kept(request), _site(request)
     asked = await _body(request, UndoRequest)
-    action = _action(request, report_id, if_match, by=asked.by, amend=asked.amend)
+    action = _action(request, report_id, if_match, by=who(request, asked.by), amend=asked.amend)
     change = partial(undo, kept.store, action, index, site)
     return await _changed(request, asked, change, lambda _: [index])
 
@@ -268,7 +268,7 @@ async def put_report_right(request: Request, report_id: ReportId, if_match: IfMa
     """Put right what was said of the specimen, with a reason; on a signed report this is an amendment."""
     kept, site = _kept(request), _site(request)
     asked = await _body(request, PatchRequest)
-    action = _action(request, report_id, if_match, by=asked.by, amend=asked.amend, reason=asked.reason)
+    action = _action(request, report_id, if_match, by=who(request, asked.by), amend=asked.amend, reason=asked.reason)
     return await _changed(request, asked, partial(put_right, kept.store, action, asked.given(), site))
 
 
@@ -282,7 +282,7 @@ async def withdraw_report(request: Request, report_id: ReportId, if_match: IfMat
     """Withdraw the report, with a reason: it stays in the record, and nothing in it can be changed unless this is taken back."""
     kept = _kept(request)
     asked = await _body(request, WithdrawalRequest)
-    action = _action(request, report_id, if_match, by=asked.by, amend=asked.amend, reason=asked.reason)
+    action = _action(request, report_id, if_match, by=who(request, asked.by), amend=asked.amend, reason=asked.reason)
     answer = await _changed(request, asked, partial(withdraw, kept.store, action, _site(request)))
     if kept.sender is not None:
         kept.sender.wake()
@@ -300,7 +300,7 @@ async def reinstate_report(request: Request, report_id: ReportId, if_match: IfMa
     stay in the record."""
     kept = _kept(request)
     asked = await _body(request, ReinstatementRequest)
-    action = _action(request, report_id, if_match, by=asked.by, reason=asked.reason)
+    action = _action(request, report_id, if_match, by=who(request, asked.by), reason=asked.reason)
     return await _changed(request, asked, partial(reinstate, kept.store, action))
 
 
@@ -314,7 +314,7 @@ async def sign_report(request: Request, report_id: ReportId, if_match: IfMatch =
     """Sign the report as it is: final, or amended where it was signed before. Its HL7 message is on its way from then on."""
     kept, site = _kept(request), _site(request)
     asked = await _body(request, SignatureRequest)
-    action = _action(request, report_id, if_match, by=asked.by)
+    action = _action(request, report_id, if_match, by=who(request, asked.by))
     change = partial(sign, kept.store, action, site)
     answer = await _changed(request, asked, change, lambda signed: range(len(signed.cells)))
     if kept.sender is not None:
@@ -333,9 +333,10 @@ async def remove_report(request: Request, report_id: ReportId) -> Response:
     """Remove the report with its cells, images, signatures and messages, for good. Who removed it and why is kept."""
     kept = _kept(request)
     asked = await _body(request, RemovalRequest)
+    by = who(request, asked.by)
 
     def work() -> Done:
-        removal = remove(kept.store, checked(report_id), asked.by, asked.reason)
+        removal = remove(kept.store, checked(report_id), by, asked.reason)
         answer = ReportRemoval.model_validate(removal, from_attributes=True)
         return Done(Response(answer.model_dump_json(), media_type="application/json"), [], None)
 

@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from serving.contract.differential import Circumstances, Differential, count_differential
+from serving.contract.negotiate import negotiate
 from serving.contract.problems import Problem, described, too_large
 from serving.contract.schemas import (
     CLASSIFY_BODY,
@@ -18,6 +19,7 @@ from serving.contract.schemas import (
     Classification,
     Classified,
     DifferentialAnswer,
+    Me,
     NoneUsable,
     ProblemDocument,
     Result,
@@ -29,7 +31,6 @@ from serving.formats import fhir
 from serving.http import deeds
 from serving.http.access import ANY_KEY, CLASSIFY
 from serving.http.deeds import HEADER, Done, note
-from serving.http.negotiate import negotiate
 from serving.http.preview import router as preview_router
 from serving.http.report_routes import checked, no_store
 from serving.http.report_routes import router as reports_router
@@ -42,6 +43,7 @@ from serving.reports.errors import AnotherModel
 from serving.reports.intake import Call, Taken, add_cells, refuse_too_many, same_specimen, take_in
 from serving.reports.recount import AT_A_TIME, begun, model_of, read_again
 from serving.reports.repeats import place, site_unknown
+from serving.security.keys import SCOPES
 
 JSON = "application/json"
 MAX_EXPLAINED = 16  # a heat map costs as much as 82 images
@@ -259,6 +261,14 @@ async def model(request: Request) -> Response:
     """The card of the model that answers: where it came from, how it was calibrated, how well it did."""
     card = ServedCard.of(running_of(request).classifier.card)
     return Response(card.model_dump_json(exclude={"cells"}), media_type=JSON)
+
+
+@router.get("/me", response_model=Me, dependencies=ANY_KEY)
+async def me(request: Request) -> Response:
+    """Whose key this is, and what it may do: by this a page knows who is signed in."""
+    state = request.state
+    scopes = [scope for scope in SCOPES if scope in state.scopes]
+    return Response(Me(key=state.caller, person=state.person or None, scopes=scopes).model_dump_json(), media_type=JSON)
 
 
 @router.get("/openapi.json", include_in_schema=False, dependencies=ANY_KEY)

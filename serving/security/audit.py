@@ -83,13 +83,13 @@ class AuditLog:
             raise WbcError(f"{AUDIT_MIB} is {size!r}: give a whole number of at least 1, or leave it unset for {ROTATE_AT}")
         return cls(Path(name), int(size) * 2**20) if name else None
 
-    async def intend(self, caller: str, call: str) -> str:
+    async def intend(self, caller: str, call: str, person: str = "") -> str:
         """Write down what a caller is about to do; returns the intention's id once the line is on the disk.
 
         Raises LogNotWritable; then nothing was done, and nothing must be.
         """
         intention = uuid.uuid4().hex
-        await self._put({"time": _now(), "caller": caller, "intends": call, "intention": intention})
+        await self._put({"time": _now(), "caller": caller, **_named(person), "intends": call, "intention": intention})
         return intention
 
     async def record(
@@ -100,6 +100,7 @@ class AuditLog:
         images: Sequence[str],
         model: ModelName | None,
         answer: bytes,
+        person: str = "",
         **more: str | bool,
     ) -> None:
         """Add a record and wait until it is on the disk: no answer leaves that is not in the log.
@@ -107,7 +108,7 @@ class AuditLog:
         `images` are SHA-256 digests of the posted files, `answer` is the body of the response, `more` stands in the record as
         it is. Raises LogNotWritable.
         """
-        fields = outcome(caller, call, status, images, model, answer)
+        fields = outcome(caller, call, status, images, model, answer, person)
         await self._put({"time": _now(), **fields, **more})
 
     async def conclude(self, intention: str, record: Mapping[str, Any]) -> None:
@@ -119,7 +120,7 @@ class AuditLog:
     def complete(self, intention: str, record: Mapping[str, Any] | None) -> None:
         """At the start: add the outcome of an intention from before; None says that it was not carried out. Blocks."""
         what = self.intentions[intention]
-        record = record or outcome(what["caller"], what["intends"], None, (), None, None)
+        record = record or _not_done(what)
         done: Future[None] = Future()
         self._waiting.put(_Entry({"time": _now(), **record, "intention": intention, "completed": True}, done, owed=True))
         done.result()
@@ -198,9 +199,7 @@ class AuditLog:
         self._broken = False
         self._owed = [one for one in self._owed if "intention" not in one or one["intention"] in self.intentions]
         for name in set(self.intentions) - before:
-            what = self.intentions[name]
-            refused = outcome(what["caller"], what["intends"], None, (), None, None)
-            self._owed.append({"time": _now(), **refused, "intention": name})
+            self._owed.append({"time": _now(), **_not_done(self.intentions[name]), "intention": name})
 
     def _append(self, records: Sequence[Mapping[str, Any]], before: str = "") -> None:
         if not records:
@@ -299,17 +298,36 @@ class AuditLog:
 
 
 def outcome(
-    caller: str, call: str, status: int | None, images: Sequence[str], model: ModelName | None, answer: bytes | None
+    caller: str,
+    call: str,
+    status: int | None,
+    images: Sequence[str],
+    model: ModelName | None,
+    answer: bytes | None,
+    person: str = "",
 ) -> dict[str, Any]:
-    """What a record says of an answer; without `status` and `answer` that there was none, as nothing was done."""
+    """What a record says of an answer; without `status` and `answer` that there was none, as nothing was done.
+
+    `person` is whose key the caller's is; it stands in the record only where there is one.
+    """
     return {
         "caller": caller,
+        **_named(person),
         "call": call,
         "status": status,
         "images": list(images),
         "model": model.model_dump() if model else None,
         "answer": None if answer is None else hashlib.sha256(answer).hexdigest(),
     }
+
+
+def _not_done(what: Mapping[str, Any]) -> dict[str, Any]:
+    """The outcome of an intention that was not carried out."""
+    return outcome(what["caller"], what["intends"], None, (), None, None, what.get("person", ""))
+
+
+def _named(person: str) -> dict[str, str]:
+    return {"person": person} if person else {}
 
 
 def _private(name: str, flags: int) -> int:

@@ -28,6 +28,16 @@ class LacksScope(Refused):
 
 
 @dataclass(eq=False)
+class AnotherPerson(Refused):
+    """The key is that of `person`, and the request names somebody else."""
+
+    person: str
+
+    def __str__(self) -> str:
+        return f"The key is that of {self.person}: leave `by` out, or let it be that name."
+
+
+@dataclass(eq=False)
 class UnknownHost(Refused):
     """The request calls the service by a host name that it is not known by."""
 

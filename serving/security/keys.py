@@ -1,7 +1,8 @@
 """API keys: where they come from, what each may do, and how a caller's key is compared with them.
 
 A keyring is a text file that `wbc keys` writes. Its first line is KEYRING_HEADER; every other line is one key: name, scopes,
-SHA-256 of the key, when it was made. See docs/decisions/018 for why a fast hash is right here.
+SHA-256 of the key, when it was made. Where a key is a person's, the first line is PEOPLE_HEADER, and each line ends with who.
+See docs/decisions/018 for why a fast hash is right here, 050 for people.
 """
 
 import hashlib
@@ -17,7 +18,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Literal, get_args
+from urllib.parse import quote, unquote
 
+from serving.contract.names import NAME, trimmed
 from serving.security.errors import LacksScope, UnknownKey
 from wbc_model.core.errors import WbcError
 from wbc_model.core.files import signature, write_atomic
@@ -26,11 +29,15 @@ from wbc_model.core.written import read_written
 
 KEYS, KEYS_FILE, HEADER = "WBC_API_KEYS", "WBC_API_KEYS_FILE", "X-API-Key"
 KEYRING_HEADER: Final = "# wbc keyring 1: name scopes sha256 created"
+PEOPLE_HEADER: Final = "# wbc keyring 2: name scopes sha256 created person"
+NOBODY: Final = "-"  # in a keyring with people, of a key that is no person's
+LONGEST_PERSON: Final = 100  # characters, as of every name that signs a report
 LOCAL: Final = "local"  # the caller's name where no key is configured
-PAGE_KEY: Final = "page"  # the key that `wbc serve` makes on its first start, for the person at the machine
+PAGE_KEY: Final = "page"  # the key that `wbc serve` makes on its first start, for whoever is at the machine
+PAGE_SCOPES: Final = ("classify", "review", "label", "adjudicate")
 LOOK_SECONDS: Final = 1.0  # how often the keys' file is looked at
 
-Scope = Literal["classify", "review", "admin"]
+Scope = Literal["classify", "review", "label", "adjudicate", "admin"]
 SCOPES: Final[tuple[Scope, ...]] = get_args(Scope)
 
 _NAME = re.compile(r"(?!local$|(?:env|file)-\d+$)[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -39,12 +46,16 @@ _LOG = logging.getLogger("bentoml.wbc")  # BentoML sets up the log of what is ca
 
 @dataclass(frozen=True)
 class Key:
-    """A key without the key itself: `digest` is its SHA-256."""
+    """A key without the key itself: `digest` is its SHA-256. `person` is whose it is; empty where it is a system's."""
 
     name: str
     scopes: frozenset[str]
     digest: bytes
     created: str = ""
+    person: str = ""
+
+
+ANYBODY: Final = Key(LOCAL, frozenset(SCOPES), b"")  # where no key is configured
 
 
 def _digest(key: str) -> bytes:
@@ -54,15 +65,18 @@ def _digest(key: str) -> bytes:
 # --- the keyring's file --------------------------------------------------------------------------------------------------
 
 
-def add_key(path: Path, name: str, scopes: Collection[str]) -> str:
+def add_key(path: Path, name: str, scopes: Collection[str], person: str = "") -> str:
     """Add a new key to the keyring and return it: 256 random bits that are kept nowhere else.
 
-    Raises WbcError for a name that is taken or unusable, for an unknown scope, and for a damaged keyring.
+    `person` is whose key it is, as reports and answers are to name that person; empty for a system's key. Raises WbcError for a
+    name that is taken or unusable, for an unknown scope, and for a damaged keyring.
     """
     if not _NAME.fullmatch(name):
         raise WbcError(f"{name!r} cannot name a key: use letters, digits, '.', '_' and '-', at most 64 of them")
     if not scopes or not set(scopes) <= set(SCOPES):
         raise WbcError(f"a key's scopes are one or more of {', '.join(SCOPES)}")
+    if person and (not re.search(NAME, person) or len(trimmed(person)) > LONGEST_PERSON):
+        raise WbcError(f"--person: give a name of at most {LONGEST_PERSON} characters, with something to see in it")
     path.parent.mkdir(parents=True, exist_ok=True)
     with _alone(path):
         keys = _parse_keyring(_read(path), path) if path.exists() else []
@@ -70,13 +84,13 @@ def add_key(path: Path, name: str, scopes: Collection[str]) -> str:
             raise WbcError(f"{path} has a key {name} already: revoke it first, or choose another name")
         secret = f"wbc_{secrets.token_urlsafe(32)}"
         created = datetime.now(UTC).isoformat(timespec="seconds")
-        _write_keyring(path, [*keys, Key(name, frozenset(scopes), _digest(secret), created)])
+        _write_keyring(path, [*keys, Key(name, frozenset(scopes), _digest(secret), created, trimmed(person))])
     return secret
 
 
 def first_key(path: Path) -> str | None:
     """Make the page's key, and return it; None where the keyring has a key. Raises WbcError as `add_key`."""
-    return None if path.exists() and list_keys(path) else add_key(path, PAGE_KEY, ["classify", "review"])
+    return None if path.exists() and list_keys(path) else add_key(path, PAGE_KEY, PAGE_SCOPES)
 
 
 def empty_keyring(path: Path) -> None:
@@ -115,8 +129,15 @@ def list_keys(path: Path) -> list[Key]:
 
 
 def _write_keyring(path: Path, keys: Sequence[Key]) -> None:
-    lines = [f"{key.name} {','.join(s for s in SCOPES if s in key.scopes)} {key.digest.hex()} {key.created}" for key in keys]
-    write_atomic(path, "\n".join([KEYRING_HEADER, *lines]) + "\n")
+    people = any(key.person for key in keys)
+    header = PEOPLE_HEADER if people else KEYRING_HEADER
+    write_atomic(path, "\n".join([header, *(_line(key, people) for key in keys)]) + "\n")
+
+
+def _line(key: Key, people: bool) -> str:
+    scopes = ",".join(scope for scope in SCOPES if scope in key.scopes)
+    fields = [key.name, scopes, key.digest.hex(), key.created]
+    return " ".join([*fields, quote(key.person, safe="") or NOBODY] if people else fields)
 
 
 def _read(path: Path) -> str:
@@ -128,23 +149,26 @@ def _read(path: Path) -> str:
 
 def _parse_keyring(text: str, path: Path) -> list[Key]:
     header, *lines = text.split("\n")
-    if header != KEYRING_HEADER or lines[-1:] != [""]:
+    if header not in (KEYRING_HEADER, PEOPLE_HEADER) or lines[-1:] != [""]:
         raise WbcError(f"{path} is not a whole keyring: `wbc keys add` writes one")
-    keys = [_parse_line(line, f"{path}, line {number}") for number, line in enumerate(lines[:-1], 2)]
+    people = header == PEOPLE_HEADER
+    keys = [_parse_line(line, f"{path}, line {number}", people) for number, line in enumerate(lines[:-1], 2)]
     for what in ([key.name for key in keys], [key.digest for key in keys]):
         if len(set(what)) != len(what):
             raise WbcError(f"{path}: two lines have the same name or the same key")
     return keys
 
 
-def _parse_line(line: str, where: str) -> Key:
+def _parse_line(line: str, where: str, people: bool) -> Key:
+    expected = (PEOPLE_HEADER if people else KEYRING_HEADER).partition(": ")[2]
     fields = line.split(" ")
-    if len(fields) != 4:
-        raise WbcError(f"{where}: expected `name scopes sha256 created`")
-    name, scopes, digest, created = fields
+    if len(fields) != len(expected.split(" ")):
+        raise WbcError(f"{where}: expected `{expected}`")
+    name, scopes, digest, created = fields[:4]
+    person = "" if not people or fields[4] == NOBODY else trimmed(unquote(fields[4]))
     if not _NAME.fullmatch(name) or not set(scopes.split(",")) <= set(SCOPES) or not re.fullmatch("[0-9a-f]{64}", digest):
         raise WbcError(f"{where}: the name, a scope ({', '.join(SCOPES)}) or the sha256 is not valid")
-    return Key(name, frozenset(scopes.split(",")), bytes.fromhex(digest), created)
+    return Key(name, frozenset(scopes.split(",")), bytes.fromhex(digest), created, person)
 
 
 # --- the keys of a running service ---------------------------------------------------------------------------------------
@@ -187,14 +211,14 @@ class ApiKeys:
             raise _no_key(f"{KEYS_FILE} ({keys._file})")
         return keys
 
-    def check(self, given: str | None, scopes: Collection[str] = ()) -> str:
-        """The name of the key `given`, or "local" where no key is configured.
+    def check(self, given: str | None, scopes: Collection[str] = ()) -> Key:
+        """The key that is `given`; where no key is configured one of the name "local" with all scopes.
 
         Raises UnknownKey unless it is one of the keys, LacksScope unless it has all of `scopes`. Takes the same time whichever
         key it is, or none: digests are compared, each in constant time, all of them always.
         """
         if not self:
-            return LOCAL
+            return ANYBODY
         self._look_at_file()
         digest = _digest(given or "")
         found = [key for key in (*self._plain, *self._from_file) if hmac.compare_digest(digest, key.digest)]
@@ -203,7 +227,7 @@ class ApiKeys:
         missing = sorted(set(scopes) - found[0].scopes)
         if missing:
             raise LacksScope(found[0].name, missing)
-        return found[0].name
+        return found[0]
 
     def _look_at_file(self) -> None:
         now = time.monotonic()

@@ -30,6 +30,14 @@ def map_path_parameters(context: Any, path_parameters: dict[str, Any] | None) ->
 
 
 @schemathesis.hook
+def map_body(context: Any, body: Any) -> Any:
+    """Who acts on a report, where a valid body leaves it out: the server's key is no person's."""
+    if isinstance(body, dict) and "/reports/" in context.operation.path and body.get("by") is None:
+        body["by"] = "Dr. Ada"
+    return body
+
+
+@schemathesis.hook
 def map_headers(context: Any, headers: dict[str, Any] | None) -> dict[str, Any] | None:
     """Each call its own key where it has a good one: another call with the same is refused, as it must be."""
     if headers and re.fullmatch(KEY, str(headers.get(HEADER, ""))):

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
+from serving.contract.negotiate import negotiate
 from serving.contract.problems import Problem
-from serving.http.negotiate import negotiate
 
 JSON, FHIR = "application/json", "application/fhir+json"
 

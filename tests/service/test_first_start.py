@@ -101,7 +101,7 @@ def test_the_key_of_the_first_start_is_not_written_where_no_terminal_is(workspac
     assert "#key=" not in output
     assert "wbc keys add" in output
     assert [(key.name, sorted(key.scopes)) for key in list_keys(workspace / "data/service.keys")] == [
-        ("page", ["classify", "review"])
+        ("page", ["adjudicate", "classify", "label", "review"])
     ]
     serve()
     assert len(list_keys(workspace / "data/service.keys")) == 1

@@ -67,7 +67,7 @@ def test_the_command_makes_lists_and_revokes(keyring: Path) -> None:
     listed = run("list")["keys"]
     assert [(one["name"], one["scopes"]) for one in listed] == [("ward-3", ["classify", "review"]), ("prometheus", ["admin"])]
     assert hashlib.sha256(key.encode()).hexdigest() not in json.dumps(listed)
-    assert ApiKeys(file=keyring).check(key, ["classify"]) == "ward-3"
+    assert ApiKeys(file=keyring).check(key, ["classify"]).name == "ward-3"
     run("revoke", "ward-3")
     assert [one["name"] for one in run("list")["keys"]] == ["prometheus"]
 
@@ -88,7 +88,7 @@ def test_scopes_are_what_a_key_may_do_and_no_more(keyring: Path) -> None:
     secrets = {scope: add_key(keyring, f"only-{scope}", [scope]) for scope in SCOPES}
     keys = ApiKeys(file=keyring)
     for own, key in secrets.items():
-        assert keys.check(key) == f"only-{own}"
+        assert keys.check(key).name == f"only-{own}"
         for scope in SCOPES:
             assert status(keys, key, scope) == (200 if scope == own else 403)
     assert status(keys, None) == status(keys, "") == status(keys, "wbc_guessed") == 401
@@ -97,8 +97,8 @@ def test_scopes_are_what_a_key_may_do_and_no_more(keyring: Path) -> None:
 
 def test_keys_from_the_environment_have_all_scopes() -> None:
     keys = ApiKeys.from_environment({"WBC_API_KEYS": "one,two"})
-    assert [keys.check(key, SCOPES) for key in ("one", "two")] == ["env-1", "env-2"]
-    assert ApiKeys().check(None, SCOPES) == "local"
+    assert [keys.check(key, SCOPES).name for key in ("one", "two")] == ["env-1", "env-2"]
+    assert ApiKeys().check(None, SCOPES).name == "local"
 
 
 def test_every_digest_is_compared_whichever_key_it_is(keyring: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +166,7 @@ def test_a_damaged_keyring_does_not_start_and_does_not_replace_the_keys_in_use(
     keys = ApiKeys(file=keyring)
     keyring.write_text(damages(keyring.read_text())[kind])
     for _ in range(3):
-        assert keys.check(key) == "a"
+        assert keys.check(key).name == "a"
     lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
     assert len(lines) == 1, "one line for the change, not one for each request"
     assert str(keyring) in lines[0]
@@ -175,7 +175,7 @@ def test_a_damaged_keyring_does_not_start_and_does_not_replace_the_keys_in_use(
         ApiKeys.from_environment({"WBC_API_KEYS_FILE": str(keyring)})
     keyring.unlink()  # an administrator starts anew
     new = add_key(keyring, "new", ["classify"])
-    assert (status(keys, key), keys.check(new)) == (401, "new")
+    assert (status(keys, key), keys.check(new).name) == (401, "new")
 
 
 def test_plain_keys_in_a_file_are_read_again_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,6 +222,7 @@ def test_each_call_asks_for_its_scope(guarded: tuple[TestClient, dict[str, str]]
         "/v1/classify": {"classify"},
         "/v1/differential": {"classify"},
         "/v1/model": set(SCOPES),
+        "/v1/me": set(SCOPES),
         "/v1/openapi.json": set(SCOPES),
         "/metrics": {"admin"},
     }

@@ -166,6 +166,13 @@ ANSWERS: list[tuple[Refused, tuple[int, str, str], str, dict[str, Any], dict[str
         {},
     ),
     (
+        security.AnotherPerson("Dr. Ada"),
+        (403, "another-person", "Another person"),
+        "The key is that of Dr. Ada: leave `by` out, or let it be that name.",
+        {},
+        {},
+    ),
+    (
         security.UnknownHost(),
         (403, "host-not-allowed", "Forbidden"),
         "The service is not known by the host name of this request; the operator can name it in WBC_HOSTS.",
