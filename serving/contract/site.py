@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from serving.contract.labelling import NOT_A_LEUKOCYTE, RESERVED_KEYS, UNSURE
 from serving.contract.names import LINE, visible
 from serving.contract.specimen import HIGHEST_COUNT, MOST_IMAGES
 from wbc_model.core.classes import CLASSES
@@ -162,6 +163,63 @@ class KeepImages(_Section):
     encrypted: bool = False
 
 
+class FurtherKind(_Section):
+    """What a reader may call a cell beside the five classes, by which key, and LOINC's term for it where there is one."""
+
+    name: Annotated[Line, Field(min_length=1, max_length=40)]
+    key: Annotated[str, Field(min_length=1, max_length=1)]
+    loinc: str | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _no_other_answer(cls, name: str) -> str:
+        if name.casefold() in {known.casefold() for known in (*CLASSES, NOT_A_LEUKOCYTE, UNSURE)}:
+            raise ValueError(f"{name!r} is an answer already")
+        return name
+
+    @field_validator("key")
+    @classmethod
+    def _free_key(cls, key: str) -> str:
+        if key in RESERVED_KEYS:
+            raise ValueError(f"the page uses the key {key!r} itself; choose another")
+        if not visible(key) or key != key.lower():
+            raise ValueError(f"{key!r} is no key: give one small letter")
+        return key
+
+    @field_validator("loinc")
+    @classmethod
+    def _known_term(cls, code: str | None) -> str | None:
+        return None if code is None else _checked_loinc(code)
+
+
+class Labelling(_Section):
+    """How readers name the cells that the model asks about.
+
+    The shares are of the cells (`second_reader_share`), and of each reader's tasks (the other two). `pixel_um` are micrometres
+    for each pixel of the images.
+    """
+
+    further_kinds: list[FurtherKind]
+    second_reader_share: Annotated[float, Field(ge=0, le=1)] = 0.2
+    repeat_share: Annotated[float, Field(ge=0, le=0.4)] = 0.05
+    known_share: Annotated[float, Field(ge=0, le=0.4)] = 0.05
+    pixel_um: Annotated[float, Field(gt=0, le=10)] | None = None
+    corrections_to_pools: bool = False
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> Self:
+        kinds = self.further_kinds
+        for what, given in (
+            ("name", [kind.name.casefold() for kind in kinds]),
+            ("key", [kind.key for kind in kinds]),
+            ("loinc", [kind.loinc for kind in kinds if kind.loinc is not None]),
+        ):
+            twice = next((one for one in given if given.count(one) > 1), None)
+            if twice is not None:
+                raise ValueError(f"further_kinds: the {what} {twice!r} stands twice")
+        return self
+
+
 class Site(_Section):
     """All settings of a site."""
 
@@ -174,6 +232,7 @@ class Site(_Section):
     identifiers: Identifiers
     keep_images: KeepImages | None
     hl7: Hl7Receiver | None
+    labelling: Labelling
 
     @field_validator("keep_images", mode="before")
     @classmethod
@@ -190,7 +249,7 @@ class Site(_Section):
                     raise ValueError(f"{block}.{kind}: {sorted(unknown)[0]!r} is no class; the classes are {', '.join(CLASSES)}")
                 if block != "critical" and (missing := set(CLASSES) - names):
                     raise ValueError(f"{block}.{kind}: {sorted(missing)[0]} is missing")
-        for problem in (*_ranges(self.reference), *_critical_limits(self)):
+        for problem in (*_ranges(self.reference), *_critical_limits(self), *_codes_of_further_kinds(self)):
             raise ValueError(problem)
         return self
 
@@ -224,6 +283,16 @@ def _critical_limits(site: Site) -> Iterator[str]:
                 yield f"{place}: high {critical.high:g} is below the upper end of the reference range, {normal.high:g}"
             if critical.high is not None and critical.high > highest:
                 yield f"{place}: high {critical.high:g} is above {highest:g}, which no value reaches"
+
+
+def _codes_of_further_kinds(site: Site) -> Iterator[str]:
+    """Codes of further kinds that are those of the panel or of a class."""
+    taken = {site.loinc.panel: "the panel"}
+    taken |= {code: name for kind in KINDS for name, code in getattr(site.loinc, kind).items()}
+    taken |= {code: place.partition(".")[2] for code, place in _KNOWN_TERMS.items()}
+    for kind in site.labelling.further_kinds:
+        if kind.loinc in taken:
+            yield f"labelling.further_kinds: {kind.name}: {kind.loinc} is the term of {taken[kind.loinc]}"
 
 
 def _checked_loinc(code: str) -> str:

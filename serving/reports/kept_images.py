@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, delete, exists, select, true, update
 from sqlalchemy.orm import Session
 
 from serving.contract.site import Site
+from serving.reports.labelling_tables import AskedImage
 from serving.reports.store import IMAGE_KEYS, Store
 from serving.reports.tables import Cell, KeptImage, Report
 from serving.security.image_key import IMAGE_KEY_FILE, MAKE, ImageKey, ImageKeys
@@ -25,27 +26,35 @@ def check_image_key(store: Store, site: Site) -> None:
     """Raises WbcError, in one line, where images are to be encrypted without a key, and where the key lies in the store's folder.
 
     It is also raised where images are encrypted with a key that is not there: nothing could show them. Where the site keeps no
-    images this does not matter, since they are deleted.
+    images this does not matter for those of reports, since they are deleted.
     """
     keys = store.image_keys
-    if site.keep_images is not None and site.keep_images.encrypted and keys.newest is None:
-        raise WbcError(f"the site's file says keep_images.encrypted, and {IMAGE_KEY_FILE} names no file with a key; {MAKE}")
+    key_of(keys, site)
     if keys.path is not None and store.folder is not None and keys.path.resolve().is_relative_to(store.folder):
         raise WbcError(
             f"{IMAGE_KEY_FILE}: {keys.path} lies in the folder of the store, and a copy of that would hold both; move it"
         )
-    if site.keep_images is None:
-        return
+    columns = [AskedImage.key] if site.keep_images is None else [AskedImage.key, KeptImage.key]
     with store.reading() as session:
-        for name in session.scalars(select(KeptImage.key).where(KeptImage.key.is_not(None)).distinct()):
-            keys.named(str(name))
+        for column in columns:
+            for name in session.scalars(select(column).where(column.is_not(None)).distinct()):
+                keys.named(str(name))
+
+
+def key_of(keys: ImageKeys, site: Site) -> ImageKey | None:
+    """The key that a site's images are sealed with; None where they are not. Raises WbcError where they are, and it is missing."""
+    if site.keep_images is None or not site.keep_images.encrypted:
+        return None
+    if keys.newest is None:
+        raise WbcError(f"the site's file says keep_images.encrypted, and {IMAGE_KEY_FILE} names no file with a key; {MAKE}")
+    return keys.newest
 
 
 def keep(session: Session, cells: Sequence[Cell], files: Sequence[bytes], prints: Sequence[bytes | None], site: Site) -> None:
     """Keep the files of new cells, which the session knows already, and their fingerprints; nothing where the site keeps none."""
     if site.keep_images is None:
         return
-    key = _keys(session).newest if site.keep_images.encrypted else None
+    key = key_of(_keys(session), site)
     session.flush()
     for cell, data, print_ in zip(cells, files, prints, strict=True):
         if cell.label is None:

@@ -1,7 +1,8 @@
-"""What the service keeps: reports, their cells, corrections, signatures, and the messages that wait for the hospital's system.
+"""What the service keeps: reports, their cells, corrections, signatures, the messages that wait for the hospital's system, and
+what readers are asked and say.
 
 SQLite in WAL mode by default, PostgreSQL by URL. `Store.open` brings the tables up to date (serving/reports/migrations): the
-models of serving/reports/tables.py are always those of the database.
+models of serving/reports/tables.py and labelling_tables.py are always those of the database.
 """
 
 import os
@@ -27,6 +28,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
+import serving.reports.labelling_tables  # noqa: F401 - so that the tables are all of them
 from serving.reports.tables import Base
 from serving.security.image_key import NO_KEYS, ImageKeys
 from wbc_model.core.errors import WbcError

@@ -63,7 +63,8 @@ class Base(DeclarativeBase):
     type_annotation_map = {datetime: UtcDateTime, dict[str, Any]: JSON, bytes: LargeBinary, str: Text}  # noqa: RUF012
 
 
-def _one_of(column: str, values: Any) -> CheckConstraint:
+def one_of(column: str, values: Any) -> CheckConstraint:
+    """That a column has one of these words (a Literal)."""
     listed = ", ".join(f"'{value}'" for value in get_args(values))
     return CheckConstraint(f"{column} IN ({listed})", name=column)
 
@@ -73,7 +74,7 @@ class Report(Base):
 
     __tablename__ = "reports"
     __table_args__ = (
-        _one_of("status", ReportStatus),
+        one_of("status", ReportStatus),
         Index(None, "status", "created_at"),
         Index(None, "specimen_id"),
         Index(None, "model_version"),
@@ -175,7 +176,7 @@ class Signature(Base):
     """Who signed which version of a report and what it said then; never changed or deleted."""
 
     __tablename__ = "signatures"
-    __table_args__ = (_one_of("status", Literal["final", "amended"]), Index(None, "report_id"))
+    __table_args__ = (one_of("status", Literal["final", "amended"]), Index(None, "report_id"))
 
     id: Mapped[int] = mapped_column(primary_key=True)
     report_id: Mapped[str] = mapped_column(ForeignKey("reports.id"))
@@ -258,7 +259,7 @@ class Message(Base):
 
     __tablename__ = "outbox"
     __table_args__ = (
-        _one_of("state", Delivery),
+        one_of("state", Delivery),
         Index(None, "state", "id"),
         Index(None, "report_id"),
         {"sqlite_autoincrement": True},

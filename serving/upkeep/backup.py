@@ -21,8 +21,9 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import Connection, func, insert, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
+from serving.reports.labelling_tables import Answer, AskedImage
 from serving.reports.store import Store, sqlite_url
-from serving.reports.tables import Base, BelievedTime, Deed, Report
+from serving.reports.tables import Base, BelievedTime, Deed, KeptImage, Report
 from serving.security.chain import Link, head_path, lines, read_head, read_record, rotated_files, verify
 from wbc_model import __version__
 from wbc_model.core.errors import WbcError
@@ -105,13 +106,12 @@ def _copy_store(url: str, target: Path) -> tuple[int, set[str]]:
 
 def _image_keys(copy: Path) -> list[str]:
     """The names of the keys that images are encrypted with; the keys themselves lie outside the store, and stay there."""
-    if "images" not in Base.metadata.tables:
-        return []
-    column = Base.metadata.tables["images"].c.key
     store = Store.open(sqlite_url(copy))
     try:
         with store.reading() as session:
-            return sorted(set(session.scalars(select(column).where(column.is_not(None)))))
+            columns = (KeptImage.key, AskedImage.key)
+            names = {name for column in columns for name in session.scalars(select(column).where(column.is_not(None)).distinct())}
+            return sorted(map(str, names))
     finally:
         store.close_for_good()
 
@@ -270,6 +270,8 @@ def _newer(backup: Path, copy: Path, places: Places) -> list[str]:
         found.append(f"{len(others)} reports are not in it")
     if later := [name for name in here if name in there and here[name] > there[name]]:
         found.append(f"{len(later)} reports were changed since")
+    if said := _answers(places.store) - _answers(sqlite_url(copy)):
+        found.append(f"{len(said)} answers of readers are not in it")
     log, kept = places.audit, backup / AUDIT
     if log is not None and log.is_file() and (ours := read_head(log)) is not None and ours.number:
         theirs = read_head(kept) if kept.is_file() else None
@@ -285,6 +287,16 @@ def _versions(url: str) -> dict[str, int]:
     try:
         with store.reading() as session:
             return dict(session.execute(select(Report.id, Report.version)).tuples().all())
+    finally:
+        store.close_for_good()
+
+
+def _answers(url: str) -> set[tuple[str, str, str, datetime]]:
+    """What readers said: of which cell, who, what and when."""
+    store = Store.open(url)
+    try:
+        with store.reading() as session:
+            return set(session.execute(select(Answer.sha256, Answer.reader, Answer.answer, Answer.at)).tuples())
     finally:
         store.close_for_good()
 
