@@ -177,6 +177,12 @@ class ReaderDispute(BaseModel):
     left: int = Field(description="Disputes that this person can still decide.")
 
 
+class Decided(BaseModel):
+    """How many disputes are left for this person after a decision."""
+
+    left: int
+
+
 class DisputeList(BaseModel):
     """The next disputes that this person may decide."""
 

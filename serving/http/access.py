@@ -12,7 +12,7 @@ from starlette.requests import Request
 
 from serving.contract.problems import Problem, bad_field
 from serving.http.running import Running
-from serving.security.errors import AnotherPerson
+from serving.security.errors import AnotherPerson, LacksScope
 from serving.security.keys import HEADER, LOCAL
 
 
@@ -45,6 +45,12 @@ def who(request: Request, given: str | None) -> str:
     if not person and given is None:
         raise bad_field("by", "by: Say who does this; only the key of a person says it by itself.")
     return person or str(given)
+
+
+def any_of(request: Request, *scopes: str) -> None:
+    """Raises LacksScope unless the key has one of the scopes."""
+    if not set(scopes) & request.state.scopes:
+        raise LacksScope(request.state.caller, [" or ".join(scopes)])
 
 
 ANY_KEY: Final[list[Depends]] = [Security(authorise)]

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from serving.contract.errors import Refused
+from serving.contract.labelling import TaskAnswer
 from serving.contract.problems import MEDIA_TYPE, Problem, of_status
 from serving.contract.schemas import (
     FhirBundle,
@@ -44,10 +45,10 @@ async def metrics(request: Request) -> Response:
 
 class _Api(FastAPI):
     def openapi(self) -> dict[str, Any]:
-        """FastAPI's document plus the schemas that only the problem responses refer to."""
+        """FastAPI's document plus the schemas that only problem responses and bodies refer to."""
         document = super().openapi()
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        for kind in (ProblemDocument, NoneUsable, Rejected, FhirBundle):
+        for kind in (ProblemDocument, NoneUsable, Rejected, FhirBundle, TaskAnswer):
             schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update({**schema.pop("$defs", {}), kind.__name__: schema})
         return document

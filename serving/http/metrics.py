@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 REPORT: Final = re.compile(r"/v1/reports/[^/]+(?P<rest>(/cells/[^/]+(/image|/undo)?|/signature|/withdrawal|/fhir|/report\.pdf)?)")
 OURS: Final = re.compile(r"/v1/reports/[0-9a-f]{32}(/cells/[0-9]{1,9}(/image|/undo)?|/signature|/withdrawal|/fhir|/report\.pdf)?")
+LABELLING: Final = re.compile(
+    r"/v1/labelling(?P<rest>|/(tasks|undo|sweep|references|disputes|agreement)|/(tasks|disputes)/[^/]+(/image)?|/references/[^/]+)"
+)
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 ENDPOINTS: Final = (
     "/",
@@ -40,6 +43,8 @@ def endpoint(path: str) -> str:
     """The call that a path belongs to, of which there are few; report ids and numbers of cells are left out."""
     if path in ENDPOINTS:
         return path
+    if (found := LABELLING.fullmatch(path)) is not None:
+        return "/v1/labelling" + re.sub(r"/(task|dispute|reference)s/[^/]+", r"/\1s/{\1}", found["rest"])
     found = REPORT.fullmatch(path)
     if found is None:
         return "other"

@@ -7,6 +7,7 @@ from serving.contract.errors import Refused
 from serving.contract.problems import Problem, bad_field, too_large
 from serving.contract.schemas import Why
 from serving.contract.specimen import EXPECTED_IMAGES
+from serving.labelling import errors as labelling
 from serving.reports import errors as reports
 from serving.reports.signing import withdrawn
 from serving.security import errors as security
@@ -26,6 +27,7 @@ SIGNED: Final = {
     "withdraw": "The report was signed. To withdraw it, send `amend: true`; who has received it must be told.",
     "add cells": "The report was signed; cells cannot be added to it. Make a new one.",
 }
+LEFT: Final = {"labelled": "Labelled meanwhile", "held-out": "Validation or test cell", "quarantined": "Quarantined"}
 ENOUGH: Final = f"Send only those that it does not hold, or put {EXPECTED_IMAGES} right with PATCH."
 TABLE: Final[dict[type[Refused], Callable[[Any], Problem]]] = {
     reports.NoSuchReport: lambda error: Problem(404, "no-such-report", "No such report", str(error)),
@@ -59,6 +61,13 @@ TABLE: Final[dict[type[Refused], Callable[[Any], Problem]]] = {
     reports.MoreThanExpected: lambda error: _another_number(f"{error} {ENOUGH}"),
     reports.FewerThanHeld: lambda error: _another_number(str(error)),
     reports.ReportFull: lambda error: too_large(str(error), error.most),
+    labelling.NotAsked: lambda error: Problem(409, "not-asked", "Not asked", str(error)),
+    labelling.UnknownKind: lambda error: Problem(422, "unknown-kind", "Unknown kind", str(error), known=list(error.known)),
+    labelling.LeftTheQueue: lambda error: Problem(409, error.why, LEFT[error.why], str(error)),
+    labelling.NoAnswerToUndo: lambda error: Problem(409, "nothing-to-undo", "Nothing to undo", str(error)),
+    labelling.NoSuchDispute: lambda error: Problem(404, "no-such-dispute", "No such dispute", str(error)),
+    labelling.OwnReading: lambda error: Problem(403, "own-reading", "Own reading", str(error)),
+    labelling.NoSuchReference: lambda error: Problem(404, "no-such-reference", "No such reference", str(error)),
     security.UnknownKey: lambda error: Problem(
         401,
         "unauthorised",

@@ -4,20 +4,19 @@ They need a store. Two people may work on one report: every answer carries the r
 If-Match the version that the person saw; `*` changes whatever is there. Where the report was changed meanwhile the answer is 412.
 """
 
-import asyncio
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Header, Path, Query
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
 from serving.contract.names import NAME
-from serving.contract.problems import Problem, bad_field, described, too_large
+from serving.contract.problems import Problem, described
 from serving.contract.report_schemas import (
     CorrectionRequest,
     PatchRequest,
@@ -41,6 +40,7 @@ from serving.http.deeds import PARAMETER, Done, carry_out
 from serving.http.limits import heavy
 from serving.http.preview import png
 from serving.http.running import Kept
+from serving.http.upload import read_json
 from serving.reports.answers import delta, summary, whole
 from serving.reports.changes import put_right, reinstate, withdraw
 from serving.reports.errors import NoSuchReport
@@ -51,8 +51,6 @@ from serving.reports.tables import Report
 from serving.upkeep.removal import remove
 from wbc_model.core.errors import ImageRejected
 
-T = TypeVar("T", bound=BaseModel)
-BODY_BYTES: Final = 16 * 1024
 IMAGE_SIDE: Final = 1024
 IF_MATCH: Final = r'^("[0-9]{1,9}"|[*])$'
 _ID: Final = re.compile(r"[0-9a-f]{32}")
@@ -127,31 +125,8 @@ def _expected(if_match: str | None) -> int | None:
     return None if if_match == "*" else int(if_match.strip('"'))
 
 
-async def _body(request: Request, kind: type[T]) -> T:
-    """A small JSON body; Problem 415, 413, 408 or 422."""
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise Problem(
-            415, "not-json", "Not application/json", "The body must be application/json.", {"Accept": "application/json"}
-        )
-    seconds, body = request.app.state.running.limits.read_seconds, b""
-    try:
-        async with asyncio.timeout(seconds):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > BODY_BYTES:
-                    raise too_large(f"The body is larger than {BODY_BYTES:,} bytes.", BODY_BYTES)
-    except TimeoutError:
-        raise Problem(408, "too-slow", "Request timeout", f"The body did not arrive within {seconds} seconds.") from None
-    try:
-        return kind.model_validate_json(body)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_context=False)[0]
-        field = ".".join(map(str, first["loc"])) or "body"
-        raise bad_field(field, f"{field}: {first['msg']}.") from None
-
-
 def _change(kind: type[BaseModel]) -> dict[str, Any]:
-    """What the OpenAPI document says of a change: its body, which `_body` reads, the version that it needs, a short answer."""
+    """What the OpenAPI document says of a change: its body, which `read_json` reads, the version it needs, a short answer."""
     meaning = 'The version that the person saw, as the ETag of the report gave it, such as "3"; * for whichever is there.'
     header = {"name": "If-Match", "in": "header", "required": True, "description": meaning}
     meaning = "`return=minimal`: answer only with what the call changed (ReportDelta)."
@@ -237,7 +212,7 @@ def report(request: Request, report_id: ReportId) -> Response:
 async def correct_cell(request: Request, report_id: ReportId, index: Index, if_match: IfMatch = None) -> Response:
     """A person's class for a cell: corrects or confirms it. The differential is counted again."""
     kept, site = _kept(request), _site(request)
-    asked = await _body(request, CorrectionRequest)
+    asked = await read_json(request, CorrectionRequest)
     action = _action(request, report_id, if_match, by=who(request, asked.by), amend=asked.amend)
     change = partial(correct, kept.store, action, index, asked.label, site)
     return await _changed(request, asked, change, lambda _: [index])
@@ -252,7 +227,7 @@ async def correct_cell(request: Request, report_id: ReportId, index: Index, if_m
 async def undo_correction(request: Request, report_id: ReportId, index: Index, if_match: IfMatch = None) -> Response:
     """Take back the last correction of a cell that stands. The cell is as it was before, and both stay in the record."""
     kept, site = _kept(request), _site(request)
-    asked = await _body(request, UndoRequest)
+    asked = await read_json(request, UndoRequest)
     action = _action(request, report_id, if_match, by=who(request, asked.by), amend=asked.amend)
     change = partial(undo, kept.store, action, index, site)
     return await _changed(request, asked, change, lambda _: [index])
@@ -267,7 +242,7 @@ async def undo_correction(request: Request, report_id: ReportId, index: Index, i
 async def put_report_right(request: Request, report_id: ReportId, if_match: IfMatch = None) -> Response:
     """Put right what was said of the specimen, with a reason; on a signed report this is an amendment."""
     kept, site = _kept(request), _site(request)
-    asked = await _body(request, PatchRequest)
+    asked = await read_json(request, PatchRequest)
     action = _action(request, report_id, if_match, by=who(request, asked.by), amend=asked.amend, reason=asked.reason)
     return await _changed(request, asked, partial(put_right, kept.store, action, asked.given(), site))
 
@@ -281,7 +256,7 @@ async def put_report_right(request: Request, report_id: ReportId, if_match: IfMa
 async def withdraw_report(request: Request, report_id: ReportId, if_match: IfMatch = None) -> Response:
     """Withdraw the report, with a reason: it stays in the record, and nothing in it can be changed unless this is taken back."""
     kept = _kept(request)
-    asked = await _body(request, WithdrawalRequest)
+    asked = await read_json(request, WithdrawalRequest)
     action = _action(request, report_id, if_match, by=who(request, asked.by), amend=asked.amend, reason=asked.reason)
     answer = await _changed(request, asked, partial(withdraw, kept.store, action, _site(request)))
     if kept.sender is not None:
@@ -299,7 +274,7 @@ async def reinstate_report(request: Request, report_id: ReportId, if_match: IfMa
     """Take the withdrawal back, with a reason: the report is preliminary, and must be signed again where it was signed. Both
     stay in the record."""
     kept = _kept(request)
-    asked = await _body(request, ReinstatementRequest)
+    asked = await read_json(request, ReinstatementRequest)
     action = _action(request, report_id, if_match, by=who(request, asked.by), reason=asked.reason)
     return await _changed(request, asked, partial(reinstate, kept.store, action))
 
@@ -313,7 +288,7 @@ async def reinstate_report(request: Request, report_id: ReportId, if_match: IfMa
 async def sign_report(request: Request, report_id: ReportId, if_match: IfMatch = None) -> Response:
     """Sign the report as it is: final, or amended where it was signed before. Its HL7 message is on its way from then on."""
     kept, site = _kept(request), _site(request)
-    asked = await _body(request, SignatureRequest)
+    asked = await read_json(request, SignatureRequest)
     action = _action(request, report_id, if_match, by=who(request, asked.by))
     change = partial(sign, kept.store, action, site)
     answer = await _changed(request, asked, change, lambda signed: range(len(signed.cells)))
@@ -332,7 +307,7 @@ async def sign_report(request: Request, report_id: ReportId, if_match: IfMatch =
 async def remove_report(request: Request, report_id: ReportId) -> Response:
     """Remove the report with its cells, images, signatures and messages, for good. Who removed it and why is kept."""
     kept = _kept(request)
-    asked = await _body(request, RemovalRequest)
+    asked = await read_json(request, RemovalRequest)
     by = who(request, asked.by)
 
     def work() -> Done:

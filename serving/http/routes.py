@@ -1,4 +1,5 @@
-"""The routes under `/v1`: cells in, their classes or a differential out. Those of reports are in report_routes.py beside it."""
+"""The routes under `/v1`: cells in, their classes or a differential out. Those of reports and of the
+labelling are in report_routes.py and labelling_routes.py beside it."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,7 @@ from serving.formats import fhir
 from serving.http import deeds
 from serving.http.access import ANY_KEY, CLASSIFY
 from serving.http.deeds import HEADER, Done, note
+from serving.http.labelling_routes import router as labelling_router
 from serving.http.preview import router as preview_router
 from serving.http.report_routes import checked, no_store
 from serving.http.report_routes import router as reports_router
@@ -254,6 +256,7 @@ def _differential_response(answer: DifferentialAnswer, media_type: str, site: Si
 
 router.include_router(reports_router)
 router.include_router(preview_router)
+router.include_router(labelling_router)
 
 
 @router.get("/model", response_model=ServedCard, dependencies=ANY_KEY)

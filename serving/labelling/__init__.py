@@ -1,1 +1,3 @@
-"""Labelling: what people are asked, what they answer, and how far they agree. It imports the contract."""
+"""People name the cells that the model asks about: queues, who is given which cell, what readers said, and what they agree on. It
+imports `contract`, `security`, `reports` and `wbc_model.core`.
+"""

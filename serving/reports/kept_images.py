@@ -42,7 +42,7 @@ def check_image_key(store: Store, site: Site) -> None:
 
 
 def key_of(keys: ImageKeys, site: Site) -> ImageKey | None:
-    """The key that a site's images are sealed with; None where they are not. Raises WbcError where they are, and it is missing."""
+    """The key that a site's images are sealed with; None where they are not. Raises WbcError where they are without a key."""
     if site.keep_images is None or not site.keep_images.encrypted:
         return None
     if keys.newest is None:

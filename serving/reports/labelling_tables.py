@@ -13,6 +13,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 from serving.reports.tables import Base, one_of
 
 Purpose = Literal["asked", "test", "known", "reference"]
+Why = Literal["labelled", "held-out", "quarantined"]  # a cell left without its readers
 CellState = Literal["open", "disputed", "agreed", "withdrawn"]
 How = Literal["one", "two", "adjudicated"]
 TaskKind = Literal["first", "second", "repeat", "known"]
@@ -51,6 +52,7 @@ class Asked(Base):
         one_of("purpose", Purpose),
         one_of("state", CellState),
         one_of("how", How),
+        one_of("withdrawn", Why),
         Index(None, "queue_id", "vacant", "place"),
         Index(None, "queue_id", "purpose", "place"),
         Index(None, "queue_id", "state"),
@@ -75,8 +77,9 @@ class Asked(Base):
     given: Mapped[int] = mapped_column(default=0)
     state: Mapped[CellState] = mapped_column(String(16), default="open")
     vacant: Mapped[bool]
-    withdrawn: Mapped[str | None]  # why, in the words of serving/labelling/errors.py
+    withdrawn: Mapped[Why | None] = mapped_column(String(16))
     adjudicated: Mapped[str | None]
+    adjudicated_by: Mapped[str | None]
     answer: Mapped[str | None]
     how: Mapped[How | None] = mapped_column(String(16))
     agreed_at: Mapped[datetime | None]

@@ -32,10 +32,10 @@ PACKAGES = {
     "serving.formats": ".contract",
     "serving.reports.migrations": "wbc_model.core",
     "serving.reports": ".contract .inference .security .formats .reports.migrations wbc_model.core",
-    "serving.labelling": ".contract",
+    "serving.labelling": ".contract .security .reports wbc_model.core",
     "serving.upkeep": ".contract .security .reports wbc_model.core",
     "serving.page": "",
-    "serving.http": ".contract .inference .security .formats .reports .upkeep .page wbc_model.core",
+    "serving.http": ".contract .inference .security .formats .reports .labelling .upkeep .page wbc_model.core",
     "serving": ".contract .inference .security .reports .upkeep .http wbc_model.core",
     "flows": "wbc_model wbc_model.core wbc_model.cells",
     "flows.pipeline": ". serving.inference "

@@ -25,8 +25,8 @@ from serving.http.app import create_app
 from serving.http.layer import Around
 from serving.http.limits import Limits
 from serving.http.metrics import endpoint
-from serving.http.report_routes import BODY_BYTES
 from serving.http.running import Kept, Running
+from serving.http.upload import BODY_BYTES
 from serving.inference.classify import Classifier
 from serving.reports.store import Store, sqlite_url
 from serving.security.audit import AuditLog

@@ -61,8 +61,9 @@ def _cells() -> None:
         sa.Column("given", sa.Integer(), nullable=False),
         sa.Column("state", sa.String(16), nullable=False),
         sa.Column("vacant", sa.Boolean(), nullable=False),
-        sa.Column("withdrawn", sa.Text(), nullable=True),
+        sa.Column("withdrawn", sa.String(16), nullable=True),
         sa.Column("adjudicated", sa.Text(), nullable=True),
+        sa.Column("adjudicated_by", sa.Text(), nullable=True),
         sa.Column("answer", sa.Text(), nullable=True),
         sa.Column("how", sa.String(16), nullable=True),
         sa.Column("agreed_at", MOMENT, nullable=True),
@@ -71,6 +72,7 @@ def _cells() -> None:
         sa.CheckConstraint("purpose IN ('asked', 'test', 'known', 'reference')", name=op.f("ck_asked_cells_purpose")),
         sa.CheckConstraint("state IN ('open', 'disputed', 'agreed', 'withdrawn')", name=op.f("ck_asked_cells_state")),
         sa.CheckConstraint("how IN ('one', 'two', 'adjudicated')", name=op.f("ck_asked_cells_how")),
+        sa.CheckConstraint("withdrawn IN ('labelled', 'held-out', 'quarantined')", name=op.f("ck_asked_cells_withdrawn")),
         sa.ForeignKeyConstraint(["queue_id"], ["queues.id"], name=op.f("fk_asked_cells_queue_id")),
         sa.PrimaryKeyConstraint("queue_id", "sha256", name=op.f("pk_asked_cells")),
     )

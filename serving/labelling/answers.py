@@ -1,0 +1,155 @@
+"""What a reader says of cells, and takes back. Each answer is a row that stays; tasks and cells have what stands."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from serving.contract.labelling import Way
+from serving.contract.site import Site
+from serving.labelling.disputes import decide_again, name_of, refuse_unknown, stands
+from serving.labelling.errors import LeftTheQueue, NoAnswerToUndo, NotAsked
+from serving.labelling.settling import settle
+from serving.labelling.tasks import Who, cells_locked, count_unread, current_queue, locked_reader, now, open_queues, parsed
+from serving.reports.labelling_tables import READ, Answer, Asked, Reader, Task
+from serving.reports.store import Store
+
+
+class HowFar(NamedTuple):
+    """How far the reader is after an answer; `cells` are those that the answers are about."""
+
+    done: int
+    left: int
+    disputed: int
+    cells: tuple[str, ...]
+
+
+def answer(store: Store, who: Who, name: str, said: str, site: Site, seconds: float | None = None) -> HowFar:
+    """Take a reader's answer to a task. A later one to the same task supersedes it; the same once more changes nothing.
+
+    Raises NotAsked, UnknownKind, and LeftTheQueue where the cell is not to be named any more.
+    """
+    return answer_several(store, who, {name: said}, site, seconds, "single")
+
+
+def answer_several(
+    store: Store, who: Who, said: Mapping[str, str], site: Site, seconds: float | None = None, way: Way = "sweep"
+) -> HowFar:
+    """Take a reader's answers to several tasks of one queue, by their names: all, or none. `seconds` are those of all together.
+
+    Raises as `answer`.
+    """
+    queue_ids = {parsed(name)[0] for name in said}
+    if len(queue_ids) != 1:
+        raise NotAsked
+    [queue_id] = queue_ids
+    each = None if seconds is None else seconds / len(said)
+    with store.writing() as session:
+        if session.get(Reader, (queue_id, who.reader)) is None:
+            raise NotAsked
+        row = locked_reader(session, queue_id, who.reader)
+        tasks = _tasks(session, row, [parsed(name)[1] for name in said])
+        for one in said.values():
+            refuse_unknown(one, site)
+        cells = cells_locked(session, queue_id, [task.sha256 for task in tasks.values()])
+        for name, one in said.items():
+            task = tasks[parsed(name)[1]]
+            _take(session, row, task, cells[task.sha256], _Said(who, one, each, way))
+        return _how_far(session, row, tuple(sorted(cells)))
+
+
+class _Said(NamedTuple):
+    who: Who
+    answer: str
+    seconds: float | None
+    way: Way
+
+
+def _tasks(session: Session, row: Reader, numbers: Sequence[int]) -> dict[int, Task]:
+    query = select(Task).where(Task.queue_id == row.queue_id, Task.reader == row.reader, Task.number.in_(numbers))
+    found = {task.number: task for task in session.scalars(query.execution_options(populate_existing=True))}
+    if set(found) != set(numbers):
+        raise NotAsked
+    return found
+
+
+def _take(session: Session, row: Reader, task: Task, cell: Asked, said: _Said) -> None:
+    if cell.withdrawn is not None:
+        raise LeftTheQueue(cell.withdrawn)
+    if task.state == "answered" and task.answer == said.answer:
+        return
+    moment = now()
+    new = Answer(queue_id=task.queue_id, sha256=task.sha256, reader=said.who.reader, caller=said.who.caller, answer=said.answer)
+    new.seconds, new.at, new.number, new.way = said.seconds, moment, task.number, said.way
+    session.add(new)
+    session.flush()
+    if task.state != "answered":
+        row.answered += 1
+        row.unread = max(0, row.unread - 1)
+    task.state, task.answered_at, task.answer, task.answer_id = "answered", moment, said.answer, new.id
+    if task.kind in READ:
+        settle(session, cell)
+
+
+def _how_far(session: Session, row: Reader, cells: tuple[str, ...]) -> HowFar:
+    query = select(func.count()).select_from(Asked).where(Asked.queue_id == row.queue_id, Asked.state == "disputed")
+    left = count_unread(session, row)
+    return HowFar(row.answered, left, session.scalar(query) or 0, cells)
+
+
+# --- taking back ------------------------------------------------------------------------------------------------------------
+
+
+class Undone(NamedTuple):
+    """The task that waits again, or the dispute where the answer was an adjudication; and the cell."""
+
+    task: str | None
+    dispute: str | None
+    cell: str
+
+
+def undo(store: Store, who: Who) -> Undone:
+    """Take back the reader's last answer that stands, in the newest queue that has one; both stay in the record.
+
+    Where the answer had superseded an earlier one, that one stands again; the task waits in any case. Raises NoAnswerToUndo.
+    """
+    with store.writing() as session:
+        last = _last_standing(session, who.reader)
+        if last is None:
+            raise NoAnswerToUndo
+        row = locked_reader(session, last.queue_id, who.reader)
+        cell = cells_locked(session, last.queue_id, [last.sha256])[last.sha256]
+        back = Answer(queue_id=last.queue_id, sha256=last.sha256, reader=who.reader, caller=who.caller, answer="")
+        back.at, back.number, back.way, back.undoes = now(), last.number, last.way, last.id
+        session.add(back)
+        session.flush()
+        if last.number is None:
+            decide_again(session, cell)
+            return Undone(None, name_of(cell), cell.sha256)
+        _reopen(session, row, last, cell)
+        return Undone(f"{last.queue_id}.{last.number}", None, cell.sha256)
+
+
+def _last_standing(session: Session, reader: str) -> Answer | None:
+    queue = current_queue(session, reader)
+    others = [one.id for one in open_queues(session) if queue is None or one.id != queue.id]
+    for queue_id in ([] if queue is None else [queue.id]) + others:
+        query = select(Answer).where(Answer.queue_id == queue_id, Answer.reader == reader, stands())
+        if (found := session.scalar(query.order_by(Answer.id.desc()).limit(1))) is not None:
+            return found
+    return None
+
+
+def _reopen(session: Session, row: Reader, last: Answer, cell: Asked) -> None:
+    task = session.get_one(Task, (last.queue_id, last.reader, last.number))
+    query = select(Answer).where(Answer.queue_id == last.queue_id, Answer.reader == last.reader, Answer.number == last.number)
+    earlier = session.scalar(query.where(stands()).order_by(Answer.id.desc()).limit(1))
+    if earlier is not None:
+        task.answered_at, task.answer, task.answer_id = earlier.at, earlier.answer, earlier.id
+    else:
+        task.state, task.given_at, task.answered_at, task.answer, task.answer_id = "open", now(), None, None, None
+        row.answered -= 1
+        row.unread += 1
+    if task.kind in READ:
+        settle(session, cell)

@@ -1,0 +1,362 @@
+"""A queue as the flow sees it: it puts cells in, asks how far the readers are, and takes out what they agree on."""
+
+import hashlib
+import io
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any, Final
+
+from PIL import Image
+from sqlalchemy import ColumnElement, Select, exists, func, or_, select, update
+from sqlalchemy.orm import Session
+
+from serving.contract.labelling import UNSURE, answers_of
+from serving.contract.site import Site
+from serving.labelling.settling import settle
+from serving.reports.kept_images import key_of
+from serving.reports.labelling_tables import READ, Asked, AskedImage, How, Purpose, Queue, Reader, Task, Why
+from serving.reports.store import Store
+from serving.security.image_key import ImageKey
+from wbc_model.core.errors import ImageRejected, WbcError
+from wbc_model.core.structure import one_picture
+
+AT_A_TIME: Final = 200  # cells that are written in one transaction, so that a service on the same file is not held up
+PLACE_DIGITS: Final = 15  # of a cell's place, in hexadecimal
+SHOWN_SIDE: Final = 1024  # pixels of the longer side of an image, at most, as it is shown
+_TURNED: Final = range(5, 9)  # EXIF orientations that exchange width and height
+_ORIENTATION: Final = 0x0112
+COUNTED: Final = ("asked", "test")  # the purposes of cells that readers are to name
+
+
+@dataclass(frozen=True)
+class AskedCell:
+    """A cell to be put into a queue: the file, why it is asked for, and what the model said of it.
+
+    `truth` is what a `known` or `reference` cell is. `embedding` is float16, of one length for all cells of a queue.
+    """
+
+    sha256: str
+    data: bytes
+    rank: int
+    reason: str
+    purpose: Purpose = "asked"
+    truth: str = ""
+    predicted: str = ""
+    probability: float | None = None
+    embedding: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Notice:
+    """What stands over a queue: whose it is, until when it is open, what its labels are expected to gain, what happens next."""
+
+    workspace: str
+    cycle: int
+    model_version: str
+    deadline: datetime | None = None
+    gain: dict[str, Any] | None = None
+    next_step: str = ""
+
+
+@dataclass(frozen=True)
+class Agreed:
+    """A cell that readers agree on. `changed` says that another answer of it was taken before; `taken` is that one."""
+
+    queue_id: str
+    sha256: str
+    answer: str
+    how: How
+    readers: tuple[str, ...]
+    at: datetime
+    changed: bool
+    purpose: Purpose = "asked"
+    cycle: int = 0
+    taken: str = ""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the readers of a workspace's newest queue are; all numbers but those of `readers` are of cells.
+
+    `unsure` are those that a reader is unsure of, `second_waiting` those that only wait for a second reader. `readers` is the
+    number of tasks that each has answered. `queue_id` is empty where nothing was ever asked.
+    """
+
+    queue_id: str = ""
+    cycle: int = 0
+    cells: int = 0
+    agreed: int = 0
+    disputed: int = 0
+    open: int = 0
+    unsure: int = 0
+    second_waiting: int = 0
+    readers: dict[str, int] = field(default_factory=dict)
+    deadline: datetime | None = None
+    closed: bool = False
+    next_step: str = ""
+    gain: dict[str, Any] | None = None
+
+
+# --- putting in ------------------------------------------------------------------------------------------------------------
+
+
+def publish(store: Store, queue_id: str, notice: Notice, cells: Iterable[AskedCell], site: Site) -> int:
+    """Put a queue in, or what is missing of it; returns how many cells were new.
+
+    It may be called again with the same `queue_id`, and go on where it was killed. Readers see the queue once all cells are in;
+    the earlier open queues of the workspace are then closed. What was said of a cell in one of them counts in this one, too.
+    Raises WbcError for an id that is none, for a cell that stands twice, and for a file that is no picture. It is also raised
+    for a truth that is missing or unknown.
+    """
+    if len(queue_id) != 12 or not set(queue_id) <= set("0123456789abcdef"):
+        raise WbcError(f"{queue_id!r} cannot name a queue: give 12 hexadecimal digits")
+    key, seen, new = key_of(store.image_keys, site), set[str](), 0
+    with store.writing() as session:
+        _entitle(session, queue_id, notice)
+    for batch in _batches(cells):
+        for cell in batch:
+            _check(cell, seen, site)
+        with store.writing() as session:
+            new += _put_in(session, queue_id, batch, key, site)
+    with store.writing() as session:
+        now = datetime.now(UTC)
+        queue = session.get_one(Queue, queue_id)
+        queue.published_at = queue.published_at or now
+        earlier = (Queue.workspace == notice.workspace) & (Queue.id != queue_id) & Queue.closed_at.is_(None)
+        session.execute(update(Queue).where(earlier).values(closed_at=now))
+    return new
+
+
+def _entitle(session: Session, queue_id: str, notice: Notice) -> None:
+    queue = session.get(Queue, queue_id)
+    if queue is not None and queue.workspace != notice.workspace:
+        raise WbcError(f"the queue {queue_id} is of the workspace {queue.workspace!r}, not of {notice.workspace!r}")
+    if queue is None:
+        queue = Queue(id=queue_id, workspace=notice.workspace)
+        session.add(queue)
+    queue.cycle, queue.model_version, queue.deadline = notice.cycle, notice.model_version, notice.deadline
+    queue.gain, queue.next_step, queue.closed_at = notice.gain, notice.next_step, None
+
+
+def _batches(cells: Iterable[AskedCell]) -> Iterator[list[AskedCell]]:
+    waiting = iter(cells)
+    while batch := list(islice(waiting, AT_A_TIME)):
+        yield batch
+
+
+def _check(cell: AskedCell, seen: set[str], site: Site) -> None:
+    if cell.sha256 in seen:
+        raise WbcError(f"the cell {cell.sha256} stands twice in the queue")
+    seen.add(cell.sha256)
+    if cell.purpose in ("known", "reference") and cell.truth not in answers_of(site)[:-1]:
+        raise WbcError(f"the cell {cell.sha256} is a {cell.purpose} one, and {cell.truth!r} is nothing that a cell can be here")
+
+
+def _put_in(session: Session, queue_id: str, cells: Sequence[AskedCell], key: ImageKey | None, site: Site) -> int:
+    """Add those cells that the queue does not have yet; returns how many."""
+    names = [cell.sha256 for cell in cells]
+    there = set(session.scalars(select(Asked.sha256).where(Asked.queue_id == queue_id, Asked.sha256.in_(names))))
+    read_before = set(session.scalars(select(Task.sha256).where(Task.sha256.in_(names)).distinct()))
+    new = [cell for cell in cells if cell.sha256 not in there]
+    rows = [_row(queue_id, cell, site) for cell in new]
+    session.add_all(rows)
+    session.flush()
+    for cell in new:
+        data = cell.data if key is None else key.seal(cell.data, cell.sha256)
+        name = None if key is None else key.name
+        session.add(AskedImage(queue_id=queue_id, sha256=cell.sha256, key=name, data=data, embedding=cell.embedding))
+    for row in rows:
+        if row.sha256 in read_before and row.purpose in COUNTED:
+            settle(session, row)
+    return len(new)
+
+
+def _row(queue_id: str, cell: AskedCell, site: Site) -> Asked:
+    width, height = _shown(cell)
+    place = place_of(queue_id, cell.sha256)
+    least = 2 if share_of(queue_id, cell.sha256, "second reader") < site.labelling.second_reader_share else 1
+    asked = cell.purpose in COUNTED
+    return Asked(
+        queue_id=queue_id,
+        sha256=cell.sha256,
+        place=place,
+        rank=cell.rank,
+        reason=cell.reason,
+        purpose=cell.purpose,
+        truth=cell.truth,
+        predicted=cell.predicted,
+        probability=cell.probability,
+        width=width,
+        height=height,
+        readers_least=least,
+        readers_wanted=least,
+        state="open" if asked else "agreed",
+        answer=None if asked else cell.truth,
+        vacant=asked,
+    )
+
+
+def _shown(cell: AskedCell) -> tuple[int, int]:
+    """Width and height, in pixels, of the image as it is shown; raises WbcError."""
+    try:
+        with Image.open(io.BytesIO(cell.data), formats=(one_picture(cell.data),)) as image:
+            width, height = image.size
+            turned = image.getexif().get(_ORIENTATION) in _TURNED
+    except (ImageRejected, OSError, ValueError) as error:
+        raise WbcError(f"the cell {cell.sha256} is no picture: {error}") from None
+    scale = min(1.0, SHOWN_SIDE / max(width, height))
+    shown = max(1, round(width * scale)), max(1, round(height * scale))
+    return shown[::-1] if turned else shown
+
+
+def place_of(queue_id: str, sha256: str) -> int:
+    """A cell's place in the queue's shuffled order: 60 bits that say nothing of its rank."""
+    return int(hashlib.sha256(f"place {queue_id} {sha256}".encode()).hexdigest()[:PLACE_DIGITS], 16)
+
+
+def share_of(*parts: object) -> float:
+    """A number in [0, 1) that these parts always give."""
+    text = " ".join(map(str, parts))
+    return int(hashlib.sha256(text.encode()).hexdigest()[:PLACE_DIGITS], 16) / 16**PLACE_DIGITS
+
+
+# --- taking out ------------------------------------------------------------------------------------------------------------
+
+
+def agreed(store: Store, workspace: str) -> list[Agreed]:
+    """All cells of a workspace that readers agree on and that were not taken yet, or were taken with another answer."""
+    untaken = or_(Asked.taken_answer.is_(None), Asked.taken_answer != Asked.answer)
+    here = (Queue.workspace == workspace) & (Asked.state == "agreed") & Asked.purpose.in_(COUNTED) & untaken
+    with store.reading() as session:
+        query = select(Asked, Queue.cycle).join(Queue, Queue.id == Asked.queue_id).where(here)
+        cells = session.execute(query.order_by(Asked.agreed_at, Asked.sha256)).tuples().all()
+        names = select(Asked.sha256).join(Queue, Queue.id == Asked.queue_id).where(here)
+        readers = _readers(session, workspace, names)
+    return [_agreed(cell, cycle, readers[cell.sha256, cell.answer]) for cell, cycle in cells]
+
+
+def _readers(session: Session, workspace: str, names: Select[tuple[str]]) -> dict[tuple[str, str | None], list[str]]:
+    """By cell and answer, who gave it and stands by it, the earliest first."""
+    query = select(Task.sha256, Task.answer, Task.reader).join(Queue, Queue.id == Task.queue_id)
+    query = query.where(Queue.workspace == workspace, Task.kind.in_(READ), Task.state == "answered", Task.sha256.in_(names))
+    found = defaultdict[tuple[str, str | None], list[str]](list)
+    for sha256, answer, reader in session.execute(query.order_by(Task.answered_at, Task.reader)):
+        found[sha256, answer].append(reader)
+    return found
+
+
+def _agreed(cell: Asked, cycle: int, readers: Sequence[str]) -> Agreed:
+    who = [cell.adjudicated_by or ""] if cell.how == "adjudicated" else readers
+    return Agreed(
+        queue_id=cell.queue_id,
+        sha256=cell.sha256,
+        answer=str(cell.answer),
+        how=cell.how or "one",
+        readers=tuple(dict.fromkeys(who)),
+        at=cell.agreed_at or datetime.now(UTC),
+        changed=cell.taken_answer is not None,
+        purpose=cell.purpose,
+        cycle=cycle,
+        taken=cell.taken_answer or "",
+    )
+
+
+def taken(store: Store, agreed: Sequence[Agreed]) -> None:
+    """Note that the flow has these; one that says something else by now is not noted, and comes again."""
+    now = datetime.now(UTC)
+    with store.writing() as session:
+        for one in agreed:
+            same = (Asked.queue_id == one.queue_id) & (Asked.sha256 == one.sha256) & (Asked.answer == one.answer)
+            values = {"taken_at": now, "taken_answer": one.answer}
+            session.execute(update(Asked).where(same, Asked.state == "agreed").values(values))
+
+
+def withdraw_cells(store: Store, workspace: str, sha256s: Iterable[str], why: Why = "labelled") -> int:
+    """Let cells leave the open queues of a workspace, since they are not to be named any more; returns how many left.
+
+    What readers said of them stays in the record. A reader who answers one of them later is told why it is not taken.
+    """
+    left = 0
+    with store.writing() as session:
+        for batch in _groups(sha256s):
+            cells = session.scalars(_in_open_queues(workspace, batch).order_by(Asked.sha256).with_for_update(of=Asked))
+            for cell in cells:
+                cell.state, cell.withdrawn, cell.vacant = "withdrawn", why, False
+                cell.answer = cell.how = cell.agreed_at = None
+                left += 1
+    return left
+
+
+def _groups(names: Iterable[str]) -> Iterator[list[str]]:
+    waiting = iter(sorted(set(names)))
+    while group := list(islice(waiting, AT_A_TIME)):
+        yield group
+
+
+def _in_open_queues(workspace: str, names: Sequence[str]) -> Select[tuple[Asked]]:
+    query = select(Asked).join(Queue, Queue.id == Asked.queue_id)
+    return query.where(
+        Queue.workspace == workspace,
+        Queue.closed_at.is_(None),
+        Asked.sha256.in_(names),
+        Asked.purpose.in_(COUNTED),
+        Asked.state != "withdrawn",
+    )
+
+
+def close(store: Store, queue_id: str) -> None:
+    """Close a queue: nobody is given its cells any more; answers that are still on their way are taken."""
+    with store.writing() as session:
+        still = (Queue.id == queue_id) & Queue.closed_at.is_(None)
+        session.execute(update(Queue).where(still).values(closed_at=datetime.now(UTC)))
+
+
+def say(store: Store, queue_id: str, next_step: str, gain: dict[str, Any] | None) -> None:
+    """Let the page show what happens next, and what the next labels are expected to gain."""
+    with store.writing() as session:
+        session.execute(update(Queue).where(Queue.id == queue_id).values(next_step=next_step, gain=gain))
+
+
+# --- how far -----------------------------------------------------------------------------------------------------------------
+
+
+def progress(store: Store, workspace: str) -> Progress:
+    """How far the readers of the workspace's newest queue are."""
+    with store.reading() as session:
+        query = select(Queue).where(Queue.workspace == workspace, Queue.published_at.is_not(None))
+        queue = session.scalar(query.order_by(Queue.published_at.desc(), Queue.id).limit(1))
+        if queue is None:
+            return Progress()
+        states = states_of(session, queue.id)
+        answered = (Task.queue_id == Asked.queue_id) & (Task.sha256 == Asked.sha256) & (Task.state == "answered")
+        waits = (Asked.state == "open") & (Asked.readers_wanted > 1) & exists().where(answered)
+        readers = select(Reader.reader, Reader.answered).where(Reader.queue_id == queue.id).order_by(Reader.reader)
+        return Progress(
+            queue_id=queue.id,
+            cycle=queue.cycle,
+            cells=sum(states.values()),
+            agreed=states["agreed"],
+            disputed=states["disputed"],
+            open=states["open"],
+            unsure=_count(session, queue.id, exists().where(answered, Task.answer == UNSURE)),
+            second_waiting=_count(session, queue.id, waits),
+            readers=dict(session.execute(readers).tuples().all()),
+            deadline=queue.deadline,
+            closed=queue.closed_at is not None,
+            next_step=queue.next_step,
+            gain=queue.gain,
+        )
+
+
+def states_of(session: Session, queue_id: str) -> Counter[str]:
+    """How many of the cells that readers are to name are in which state; those that were withdrawn are left out."""
+    query = select(Asked.state, func.count()).where(Asked.queue_id == queue_id, Asked.purpose.in_(COUNTED))
+    return Counter(dict(session.execute(query.where(Asked.state != "withdrawn").group_by(Asked.state)).tuples().all()))
+
+
+def _count(session: Session, queue_id: str, which: ColumnElement[bool]) -> int:
+    query = select(func.count()).select_from(Asked).where(Asked.queue_id == queue_id, Asked.purpose.in_(COUNTED), which)
+    return session.scalar(query) or 0

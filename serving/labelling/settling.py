@@ -1,0 +1,59 @@
+"""What a cell is, by what its readers said: the one rule, and its place in the store.
+
+One answer is enough where one reader is wanted; two readers must say the same; a third person's word decides. Two different
+answers are a dispute, and so is an `unsure` that stands when all wanted readers have answered. An `unsure` asks for a second.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from serving.contract.labelling import UNSURE
+from serving.reports.labelling_tables import READ, Asked, CellState, How, Queue, Task
+
+
+class Settled(NamedTuple):
+    """What is known of a cell: its state, its answer where it is agreed and how, and how many readers are wanted."""
+
+    state: CellState
+    answer: str | None
+    how: How | None
+    wanted: int
+
+
+def settled(answers: Sequence[str], least: int, adjudicated: str | None = None) -> Settled:
+    """By the standing answers of different readers, of whom `least` are wanted at least, and by a third person's word."""
+    wanted = max(least, 2) if UNSURE in answers else least
+    if adjudicated is not None:
+        return Settled("agreed", adjudicated, "adjudicated", wanted)
+    if len(answers) < wanted and len(set(answers)) < 2:
+        return Settled("open", None, None, wanted)
+    if len(set(answers)) > 1 or UNSURE in answers:
+        return Settled("disputed", None, None, wanted)
+    return Settled("agreed", answers[0], "one" if len(answers) == 1 else "two", wanted)
+
+
+def readings(session: Session, cell: Asked) -> list[Task]:
+    """The tasks of a cell that count for it and have not lapsed, in all queues of its workspace, the earliest first."""
+    workspace = select(Queue.workspace).where(Queue.id == cell.queue_id).scalar_subquery()
+    query = select(Task).join(Queue, Queue.id == Task.queue_id)
+    query = query.where(Task.sha256 == cell.sha256, Task.kind.in_(READ), Task.state != "lapsed", Queue.workspace == workspace)
+    return list(session.scalars(query.order_by(Task.answered_at, Task.reader)))
+
+
+def settle(session: Session, cell: Asked) -> None:
+    """Let a cell, which this transaction has locked, be what its readers said; tells, too, whether one more could be given it."""
+    session.flush()
+    tasks = readings(session, cell)
+    said = {task.reader: str(task.answer) for task in tasks if task.state == "answered"}
+    now = settled(list(said.values()), cell.readers_least, cell.adjudicated)
+    cell.given, cell.readers_wanted = len({task.reader for task in tasks}), now.wanted
+    if cell.state != "withdrawn":
+        if (now.state, now.answer) != (cell.state, cell.answer):
+            cell.agreed_at = datetime.now(UTC) if now.state == "agreed" else None
+        cell.state, cell.answer, cell.how = now.state, now.answer, now.how
+    asked = cell.purpose in ("asked", "test")
+    cell.vacant = asked and cell.state == "open" and cell.given < cell.readers_wanted

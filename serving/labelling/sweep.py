@@ -1,0 +1,104 @@
+"""Grids of alike cells: one that nobody has read yet, and those whose embeddings are nearest to it (by cosine).
+
+They are alike in the network's eye, not by what it says of them. The embeddings of a queue do not change; they are read once.
+"""
+
+import threading
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from serving.contract.site import Site
+from serving.labelling.queue import COUNTED, place_of
+from serving.labelling.tasks import Given, current_queue, first_behind, free_cells, free_lapsed, give, locked_reader, open_tasks
+from serving.reports.labelling_tables import Asked, AskedImage, Queue, Reader
+from serving.reports.store import Store
+
+NEAREST: Final = 8  # times as many cells as a grid has are looked at: others may have been given some of them
+_READ: Final[WeakKeyDictionary[Store, "Embeddings"]] = WeakKeyDictionary()
+_LOCK: Final = threading.Lock()
+
+
+class Embeddings(NamedTuple):
+    """Of the cells of a queue that have one: names, and rows of unit length (n, d)."""
+
+    queue_id: str
+    published_at: object
+    names: tuple[str, ...]
+    rows: NDArray[np.float32]
+
+    def nearest(self, name: str, count: int) -> list[str]:
+        """The cells that are most alike to one, itself first; only that one where it has no embedding."""
+        if name not in self.names:
+            return [name]
+        alike = self.rows @ self.rows[self.names.index(name)]
+        order = np.argsort(-alike, kind="stable")[:count]
+        return [name, *(self.names[place] for place in order if self.names[place] != name)]
+
+
+def sweep_tasks(store: Store, reader: str, count: int, site: Site) -> list[Given]:
+    """A grid of alike cells for the reader: the one that waits from before, else a new one.
+
+    It is empty where nothing is left for the reader, and where no cell has an embedding.
+    """
+    with store.reading() as session:
+        queue = current_queue(session, reader)
+        if queue is None:
+            return []
+        if waiting := open_tasks(session, queue.id, reader, count, sweep=True):
+            return waiting
+        known = embeddings(store, session, queue)
+    if not known.names:
+        return []
+    with store.writing() as session:
+        row = locked_reader(session, queue.id, reader)
+        free_lapsed(session, queue.id)
+        for cell in _grid(session, row, known, count):
+            give(session, row, cell, "second" if cell.given else "first", sweep=True)
+        session.flush()
+        return open_tasks(session, queue.id, reader, count, sweep=True)
+
+
+def _grid(session: Session, row: Reader, known: Embeddings, count: int) -> list[Asked]:
+    """Free cells, locked: a seed that was given the fewest times, at a place that is drawn, and those nearest to it."""
+    free = select(Asked).where(free_cells(row.queue_id, row.reader))
+    place = place_of(f"{row.queue_id} {row.reader}", f"sweep {row.number}")
+    seed = first_behind(session, free.where(Asked.given == 0), place) or first_behind(session, free, place)
+    if seed is None:
+        return []
+    names = known.nearest(seed.sha256, NEAREST * count)
+    query = free.where(Asked.sha256.in_(names)).with_for_update(skip_locked=True, of=Asked)
+    found = {cell.sha256: cell for cell in session.scalars(query.execution_options(populate_existing=True))}
+    return [found[name] for name in names if name in found][:count]
+
+
+def embeddings(store: Store, session: Session, queue: Queue) -> Embeddings:
+    """Those of a queue's cells that readers are to name; read when they are asked for the first time, and then remembered."""
+    with _LOCK:
+        known = _READ.get(store)
+        if known is None or (known.queue_id, known.published_at) != (queue.id, queue.published_at):
+            known = _READ[store] = _read(session, queue)
+        return known
+
+
+def _read(session: Session, queue: Queue) -> Embeddings:
+    query = select(AskedImage.sha256, AskedImage.embedding).join(
+        Asked, (Asked.queue_id == AskedImage.queue_id) & (Asked.sha256 == AskedImage.sha256)
+    )
+    query = query.where(AskedImage.queue_id == queue.id, AskedImage.embedding.is_not(None), Asked.purpose.in_(COUNTED))
+    found = session.execute(query.order_by(AskedImage.sha256)).tuples().all()
+    names = tuple(name for name, _ in found)
+    return Embeddings(queue.id, queue.published_at, names, _unit([bytes(data) for _, data in found if data is not None]))
+
+
+def _unit(rows: Sequence[bytes]) -> NDArray[np.float32]:
+    if not rows:
+        return np.zeros((0, 0), np.float32)
+    table = np.stack([np.frombuffer(row, np.float16).astype(np.float32) for row in rows])
+    length = np.sqrt((table**2).sum(axis=1, keepdims=True))
+    return (table / np.where(length > 0, length, 1)).astype(np.float32)
