@@ -25,12 +25,12 @@ from serving.contract.schemas import (
     Rejected,
 )
 from serving.http.access import ADMIN
-from serving.http.metrics import exposition
 from serving.http.refused import problem_of
 from serving.http.routes import router
 from serving.http.running import running_of
 from serving.page.static import add_page
 from serving.reports.store import reason_of
+from serving.upkeep.metrics import exposition
 from wbc_model import __version__
 
 _LOG: Final = logging.getLogger("bentoml.wbc")

@@ -9,13 +9,13 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.contract.problems import Problem, too_slow
-from serving.http.metrics import METHODS, call_of, endpoint
 from serving.http.refused import problem_of
 from serving.http.running import Running
 from serving.page.static import CONTENT_SECURITY_POLICY
 from serving.security.audit import outcome
 from serving.security.errors import LogNotWritable
 from serving.security.refusals import REFUSED
+from serving.upkeep.metrics import METHODS, call_of, endpoint
 
 _LOG = logging.getLogger("bentoml.wbc")  # BentoML sets up the log of what is called `bentoml`
 

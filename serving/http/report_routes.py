@@ -42,11 +42,10 @@ from serving.http.preview import png
 from serving.http.running import Kept
 from serving.http.upload import read_json
 from serving.reports.answers import delta, summary, whole
-from serving.reports.changes import put_right, reinstate, withdraw
 from serving.reports.errors import NoSuchReport
 from serving.reports.kept_images import images_of
 from serving.reports.listing import Filter, Wanted, listed
-from serving.reports.review import Action, Person, correct, find, sign, undo
+from serving.reports.review import Action, Person, correct, find, put_right, reinstate, sign, undo, withdraw
 from serving.reports.tables import Report
 from serving.upkeep.removal import remove
 from wbc_model.core.errors import ImageRejected

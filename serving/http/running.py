@@ -13,7 +13,6 @@ from serving.contract.schemas import (
 )
 from serving.contract.site import Site, read_site
 from serving.http.limits import InFlight, Limits, RateLimit
-from serving.http.metrics import process_metrics
 from serving.inference.classify import Classifier
 from serving.reports.kept_images import check_image_key
 from serving.reports.listing import models_of_open_reports
@@ -26,6 +25,7 @@ from serving.security.keys import ApiKeys
 from serving.security.refusals import Refusals
 from serving.upkeep.clock import Clock
 from serving.upkeep.deeds import Cleaned
+from serving.upkeep.metrics import process_metrics
 from serving.upkeep.retention import Retention
 
 _LOG = logging.getLogger("bentoml.wbc")  # BentoML sets up the log of what is called `bentoml`

@@ -12,11 +12,10 @@ from starlette.concurrency import run_in_threadpool
 from serving.contract.schemas import Classified, ModelName, Recounted, Result
 from serving.inference.classify import Classifier, Seen
 from serving.inference.reading import Reading
-from serving.reports.changes import record
 from serving.reports.errors import CellsCameMeanwhile
 from serving.reports.kept_images import images_of
 from serving.reports.repeats import place
-from serving.reports.review import Action, Person, find
+from serving.reports.review import Action, Person, find, record
 from serving.reports.signing import refuse_added_to, standing
 from serving.reports.store import Store
 from serving.reports.tables import Cell, Report

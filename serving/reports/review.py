@@ -2,12 +2,14 @@
 
 A report is `preliminary` until a person signs it, then `final`. A correction of a signed report has to be asked for as an
 amendment; the report is `preliminary` again until it is signed, and then `amended`. Every correction and every signature stays,
-the latter with the differential as it was signed. An undo is a correction, too, that names the one it takes back.
+the latter with the differential as it was signed. An undo is a correction, too, that names the one it takes back. A change of a
+report as a whole has its reason: what was said of the specimen is put right; it is withdrawn, and the withdrawal is taken back.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from sqlalchemy import select
@@ -20,17 +22,20 @@ from serving.contract.site import Site
 from serving.reports.errors import (
     AlreadySigned,
     ChangedMeanwhile,
+    FewerThanHeld,
     NoSuchCell,
     NoSuchReport,
+    NothingToChange,
     NothingToUndo,
     NotSignable,
+    NotWithdrawn,
     RejectedCell,
 )
-from serving.reports.messages import announce_signature
+from serving.reports.messages import announce_signature, announce_withdrawal
 from serving.reports.repeats import site_unknown
 from serving.reports.signing import blocked, refuse_withdrawn, stand, standing, waiting
 from serving.reports.store import Store
-from serving.reports.tables import Cell, Correction, Report, Signature
+from serving.reports.tables import Cell, Change, Correction, Report, Signature
 
 WHOLE = (
     selectinload(Report.cells),
@@ -40,6 +45,8 @@ WHOLE = (
     selectinload(Report.messages),
 )
 MOST_NAMED: Final = 100  # earlier reports of a specimen number
+WITHDRAWAL = "withdrawal"  # what was changed
+WITHDRAWN = "withdrawn"  # what it was changed to
 
 
 class Person(NamedTuple):
@@ -212,3 +219,80 @@ def sign(store: Store, action: Action, site: Site) -> Report:
         )
         announce_signature(report, action.person.by, changed_cells(report), now, site)
     return report
+
+
+# --- changes of a report as a whole -----------------------------------------------------------------------------------------
+
+
+def put_right(store: Store, action: Action, fields: Mapping[str, Any], site: Site) -> Report:
+    """Put fields right (`specimen_id`, `wbc_count`, `expected_images`), None where the value is not known; returns the report.
+
+    Raises NoSuchReport, ChangedMeanwhile, AlreadyWithdrawn, NothingToChange, FewerThanHeld, and AlreadySigned unless it is an
+    amendment.
+    """
+    with store.writing() as session:
+        report = locked(session, action.report_id, action.expected)
+        refuse_withdrawn(report)
+        others = {name: value for name, value in fields.items() if value != getattr(report, name)}
+        if not others:
+            raise NothingToChange
+        images = others.get("expected_images")
+        if images is not None and images < len(report.cells):
+            raise FewerThanHeld(len(report.cells), images)
+        change(report, action.amend)
+        for name, value in others.items():
+            report.changes.append(record(report, action, name, getattr(report, name), value))
+            setattr(report, name, value)
+        report.differential = count_again(report, site).model_dump(mode="json")
+        session.flush()
+    return report
+
+
+def withdraw(store: Store, action: Action, site: Site) -> Report:
+    """Withdraw a report: it stays as it is, and nothing in it can be changed unless it is reinstated; returns it.
+
+    Where a receiver was told of it, the message that takes it back enters the outbox in the same transaction. Raises
+    NoSuchReport, ChangedMeanwhile, AlreadyWithdrawn, and AlreadySigned unless it is an amendment.
+    """
+    with store.writing() as session:
+        report = locked(session, action.report_id, action.expected)
+        refuse_withdrawn(report)
+        if report.signatures and not action.amend:
+            raise AlreadySigned("withdraw")
+        report.version += 1
+        report.changed_at = report.withdrawn_at = datetime.now(UTC)
+        report.changes.append(record(report, action, WITHDRAWAL, report.status, WITHDRAWN))
+        announce_withdrawal(report, action.person.by, action.reason, report.withdrawn_at, site)
+        session.flush()
+    return report
+
+
+def reinstate(store: Store, action: Action) -> Report:
+    """Take back the withdrawal of a report: it is preliminary, and must be signed (again); returns it.
+
+    No message is made. A withdrawal that was sent stands with its receiver until the next signature corrects it. One that was
+    not sent waits until that signature takes its place. Raises NoSuchReport, ChangedMeanwhile and NotWithdrawn.
+    """
+    with store.writing() as session:
+        report = locked(session, action.report_id, action.expected)
+        if report.withdrawn_at is None:
+            raise NotWithdrawn
+        report.withdrawn_at = None
+        change(report, amend=True)
+        report.changes.append(record(report, action, WITHDRAWAL, WITHDRAWN, report.status))
+        session.flush()
+    return report
+
+
+def record(report: Report, action: Action, what: str, before: Any, after: Any) -> Change:
+    """The entry for a change that makes the report's version."""
+    return Change(
+        what=what,
+        from_value=before,
+        to_value=after,
+        reason=action.reason,
+        by=action.person.by,
+        caller=action.person.caller,
+        at=report.changed_at,
+        version=report.version,
+    )

@@ -19,9 +19,8 @@ from serving.contract.site import KeepImages, Site, read_site
 from serving.contract.specimen import Specimen
 from serving.inference.classify import Seen
 from serving.inference.reading import Reading
-from serving.reports.changes import withdraw
 from serving.reports.intake import take_in
-from serving.reports.review import Action, Person, correct, sign, undo
+from serving.reports.review import Action, Person, correct, sign, undo, withdraw
 from serving.reports.store import Store, sqlite_url
 from serving.upkeep.export import export
 from tests.code.test_calibration import model  # noqa: F401 - a fixture

@@ -23,7 +23,6 @@ from sqlalchemy import select
 from serving.contract.site import Hl7Receiver
 from serving.contract.specimen import Specimen
 from serving.formats.hl7 import about
-from serving.reports.changes import put_right, reinstate, withdraw
 from serving.reports.intake import take_in
 from serving.reports.outbox import (
     LONGEST_WAIT,
@@ -37,7 +36,7 @@ from serving.reports.outbox import (
     send_again,
     wait_after,
 )
-from serving.reports.review import Action, correct, sign
+from serving.reports.review import Action, correct, put_right, reinstate, sign, withdraw
 from serving.reports.signing import say_rendered
 from serving.reports.store import Store, sqlite_url
 from serving.reports.tables import Message

@@ -24,13 +24,13 @@ from serving.contract.site import Site
 from serving.http.app import create_app
 from serving.http.layer import Around
 from serving.http.limits import Limits
-from serving.http.metrics import endpoint
 from serving.http.running import Kept, Running
 from serving.http.upload import BODY_BYTES
 from serving.inference.classify import Classifier
 from serving.reports.store import Store, sqlite_url
 from serving.security.audit import AuditLog
 from serving.security.keys import ApiKeys, add_key
+from serving.upkeep.metrics import endpoint
 from wbc_model.core.classes import CLASSES
 
 PROBLEM = "urn:wbc:problem:"

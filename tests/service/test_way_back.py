@@ -20,8 +20,7 @@ from typer.testing import CliRunner
 from flows.cli import app
 from serving.inference.classify import Classifier
 from serving.reports import listing
-from serving.reports.changes import put_right, reinstate, withdraw
-from serving.reports.review import Action, find, undo
+from serving.reports.review import Action, find, put_right, reinstate, undo, withdraw
 from serving.reports.review import correct as decided
 from serving.reports.review import sign as signed
 from serving.reports.store import Store
