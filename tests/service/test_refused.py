@@ -12,6 +12,7 @@ import serving
 from serving.contract.errors import Refused
 from serving.contract.schemas import Block, ModelName
 from serving.http.refused import TABLE, problem_of
+from serving.labelling import errors as labelling
 from serving.reports import errors as reports
 from serving.security import errors as security
 
@@ -142,6 +143,69 @@ ANSWERS: list[tuple[Refused, tuple[int, str, str], str, dict[str, Any], dict[str
         (413, "too-large", "Request too large"),
         "A report holds at most 4096 images.",
         {"limit": 4096},
+        {},
+    ),
+    (
+        labelling.NotAsked(),
+        (409, "not-asked", "Not asked"),
+        "Nobody asked this reader about this cell. Ask for the next tasks: GET /v1/labelling/tasks.",
+        {},
+        {},
+    ),
+    (
+        labelling.UnknownKind("Thing", ["Band", "unsure"]),
+        (422, "unknown-kind", "Unknown kind"),
+        "'Thing' is no answer at this site; there are Band, unsure.",
+        {"known": ["Band", "unsure"]},
+        {},
+    ),
+    (
+        labelling.LeftTheQueue("labelled"),
+        (409, "labelled", "Labelled meanwhile"),
+        "The cell was labelled by another way meanwhile; nobody asks about it any more.",
+        {},
+        {},
+    ),
+    (
+        labelling.LeftTheQueue("held-out"),
+        (409, "held-out", "Validation or test cell"),
+        "The cell is one of the validation or test cells; an answer here would be learned from by mistake.",
+        {},
+        {},
+    ),
+    (
+        labelling.LeftTheQueue("quarantined"),
+        (409, "quarantined", "Quarantined"),
+        "The cell is quarantined and must not be used; nobody asks about it any more.",
+        {},
+        {},
+    ),
+    (
+        labelling.NoAnswerToUndo(),
+        (409, "nothing-to-undo", "Nothing to undo"),
+        "No answer of yours is left to be undone.",
+        {},
+        {},
+    ),
+    (
+        labelling.NoSuchDispute(),
+        (404, "no-such-dispute", "No such dispute"),
+        "There is no such dispute; it may have been decided. Ask for those that are left: GET /v1/labelling/disputes.",
+        {},
+        {},
+    ),
+    (
+        labelling.OwnReading(),
+        (403, "own-reading", "Own reading"),
+        "You have read this cell yourself; a third person decides.",
+        {},
+        {},
+    ),
+    (
+        labelling.NoSuchReference(),
+        (404, "no-such-reference", "No such reference"),
+        "There is no such reference cell.",
+        {},
         {},
     ),
     (
