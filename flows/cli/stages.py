@@ -46,8 +46,12 @@ def train_command(json_: Json = False) -> None:
     """Train on the labelled pool: models/candidate."""
 
     def body(workspace: Path) -> dict[str, Any]:
+        from flows.pipeline.precision import slow_precision
         from flows.pipeline.stages import train
+        from wbc_model.params import read_params
 
+        if line := slow_precision(read_params(workspace / "params.yaml")):
+            typer.echo(line, err=True)
         return train(workspace)
 
     result = run_stage("train", body)

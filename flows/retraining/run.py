@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.pipeline.dvc import check_git
+from flows.pipeline.precision import slow_precision
 from flows.progress import Progress, counted
 from flows.retraining.prefect_api import prefect_api
 from flows.state import hold_lock
 from flows.workspace import params_with
 from wbc_model.cells.pools import Pools
-from wbc_model.params import Params, check_paths
+from wbc_model.params import check_paths
 
 if TYPE_CHECKING:
     from flows.retraining.flow import Outcome
@@ -35,19 +36,6 @@ def check_before(workspace: Path, changes: dict[str, Any] | None = None, commit:
     params = params_with(workspace, changes or {})
     check_paths(params, workspace, fills_pools=not Pools.exist(workspace / "data/pools"))
     check_git(workspace, commit)
-
-
-def slow_precision(params: Params, cpuinfo: Path = Path("/proc/cpuinfo"), gpu: Path = Path("/proc/driver/nvidia")) -> str:
-    """A line where training is to be in bfloat16 on a processor without instructions for it; empty where it is not, or where
-    the machine does not say."""
-    on_gpu = params.train.accelerator != "cpu" and gpu.exists()
-    if params.size.precision != "bf16-mixed" or on_gpu or not cpuinfo.exists():
-        return ""
-    flags = next((line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")), "")
-    if not flags or "bf16" in flags:
-        return ""
-    exact = f"--set presets.{params.preset}.precision=32-true"
-    return f"this processor has no bf16 instructions, and trains some ten times as fast with `wbc retrain {exact}`"
 
 
 def outcome_text(outcome: "Outcome") -> str:

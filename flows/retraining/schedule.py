@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.guard import FLOW, flow_token
 from flows.identity import workspace_name
+from flows.pipeline.precision import slow_precision
 from flows.progress import counted
 from flows.retraining.prefect_api import (
     BY_SCHEDULE,
@@ -62,7 +63,10 @@ def when(params: ScheduleParams, every: float | None) -> tuple["Schedule", str]:
 def schedule(workspace: Path, every: float | None, watch: float, commit: bool = False) -> None:
     """Serve the deployments until stopped; `every` and `watch` are seconds. Raises WbcError."""
     check_before(workspace, commit=commit)
-    params = read_params(workspace / "params.yaml").schedule
+    whole = read_params(workspace / "params.yaml")
+    if line := slow_precision(whole):
+        _say(line)
+    params = whole.schedule
     own_server = "PREFECT_API_URL" not in os.environ
     os.environ.setdefault("PREFECT_RUNNER_POLL_FREQUENCY", "3")
     os.environ[FLOW] = flow_token()  # the runs watch this process

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import pandas as pd
 
+from flows.pipeline.precision import slow_precision
 from flows.studies.data import Request, find_data, named_data, prepare
 from flows.studies.provenance import provenance
 from flows.studies.results import CACHE, claim
@@ -84,6 +85,7 @@ def benchmark(workspace: Path, request: Request, say: Callable[[str], None]) -> 
     out = _out(request, study, workspace)
     if not request.worker:
         claim(_file_names(study, out), workspace)
+        _say_slow(study, say)
     seeds = seeds_of(study, request.seeds)
     cache = (request.cache or workspace / CACHE).resolve()
     sources = {name: find_data(name, given, request) for name, given in named_data(study).items()}
@@ -114,6 +116,13 @@ def benchmark(workspace: Path, request: Request, say: Callable[[str], None]) -> 
     tracking.end(out, [*wrote, *result["report"]])
     files = [str(out / name) for name in [*wrote, *result.pop("report")]]
     return {**result, "trained": runner.trained, "reused": runner.reused, "wrote": files}
+
+
+def _say_slow(study: Study, say: Callable[[str], None]) -> None:
+    """Say of the first arm that trains slowly here what would help. Its results are those of another precision then."""
+    slow = next(filter(None, (slow_precision(arm.params, "base:") for arm in study.arms)), "")
+    if slow:
+        say(f"{slow} in {study.file.name}.yaml")
 
 
 def report(workspace: Path, request: Request) -> dict[str, Any]:

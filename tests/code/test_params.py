@@ -135,17 +135,19 @@ def test_missing_and_broken_files(tmp_path: Path):
 
 
 def test_a_processor_without_bf16_is_told_of_before_it_trains(tmp_path: Path) -> None:
-    from flows.retraining.run import slow_precision
+    from flows.pipeline.precision import slow_precision
 
     params, nowhere = parse_params(TEXT), tmp_path / "nowhere"
     old, new = tmp_path / "old", tmp_path / "new"
     old.write_text("model name : old\nflags\t\t: fpu sse avx2\n")
     new.write_text("model name : new\nflags\t\t: fpu sse avx2 avx512_bf16\n")
-    assert "--set presets.small.precision=32-true" in slow_precision(params, old, nowhere)
-    assert [slow_precision(params, new, nowhere), slow_precision(params, nowhere, nowhere)] == ["", ""]
-    assert slow_precision(params, old, tmp_path) == "", "a GPU trains in bf16"
+    assert "--set presets.small.precision=32-true" in slow_precision(params, cpuinfo=old, gpu=nowhere)
+    assert [slow_precision(params, cpuinfo=new, gpu=nowhere), slow_precision(params, cpuinfo=nowhere, gpu=nowhere)] == ["", ""]
+    assert slow_precision(params, cpuinfo=old, gpu=tmp_path) == "", "a GPU trains in bf16"
     exact = params.size.model_copy(update={"precision": "32-true"})
-    assert slow_precision(params.model_copy(update={"presets": params.presets | {"small": exact}}), old, nowhere) == ""
+    assert (
+        slow_precision(params.model_copy(update={"presets": params.presets | {"small": exact}}), cpuinfo=old, gpu=nowhere) == ""
+    )
 
 
 def keys_of(section: type[BaseModel], place: str = "") -> Iterator[str]:
