@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from hostile import REJECTED, USABLE, many_scans, mutate, mutated
+from hostile import REJECTED, USABLE, made, many_scans, mutate, mutated
 from live import ROOT, Server, clean_environment, encode, form, free_port, of_class, serve_command, started
 from PIL import Image
 from test_api import assert_problem
@@ -24,7 +24,7 @@ SECONDS = 20  # for any one file here, on a machine that is busy with other thin
 @pytest.mark.parametrize("name", USABLE)
 def test_odd_but_usable(client: httpx.Client, name: str) -> None:
     data, label = USABLE[name]
-    [result] = client.post("/v1/classify", files=form(data)).json()["results"]
+    [result] = client.post("/v1/classify", files=form(made(data))).json()["results"]
     assert (result["status"], result.get("label")) == ("ok", label)
 
 
@@ -41,7 +41,8 @@ def test_a_part_with_endless_headers_is_refused(client: httpx.Client) -> None:
 
 @pytest.mark.parametrize("name", REJECTED)
 def test_each_hostile_file_is_rejected_in_its_time(server: Server, client: httpx.Client, name: str) -> None:
-    data, reason = REJECTED[name]
+    file, reason = REJECTED[name]
+    data = made(file)
     begun, processes = time.monotonic(), server.processes()
     answer = client.post("/v1/classify", files=form(data))
     assert time.monotonic() - begun < SECONDS
@@ -52,7 +53,7 @@ def test_each_hostile_file_is_rejected_in_its_time(server: Server, client: httpx
 
 
 def test_all_together_spoil_nothing(client: httpx.Client) -> None:
-    files = [data for bad, _ in REJECTED.values() for data in (bad, of_class("Lymphocyte"))]
+    files = [data for bad, _ in REJECTED.values() for data in (made(bad), of_class("Lymphocyte"))]
     answer = client.post("/v1/classify", files=form(*files))
     assert answer.status_code == 200
     results = answer.json()["results"]
