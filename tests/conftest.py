@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-# The suite runs in two processes on two cores, and spinning OpenMP threads would wait for each other.
+# The suite runs in more processes than there are cores, and spinning OpenMP threads would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A test that imports OpenVINO itself reports that to its maker as little as the product does (`silent_openvino`).
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
