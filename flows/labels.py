@@ -2,29 +2,34 @@
 and Label Studio.
 
 A label and the move of its cell between the pools are written in one step. A person's later label supersedes an earlier one,
-which stays in the log. The last row of a cell is the label that counts.
+which stays in the log. The last row of a cell is the label that counts. What people call none of the five classes has a record of
+its own (wbc_model/cells/none_of_five.py); as long as that stands, it counts and not the log.
 """
 
-import base64
 import hashlib
 import io
 import json
+import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import pandas as pd
 
-from flows.answers import CONTROL, Refused, read_answers
+from flows.exchange.answers import Refused
+from flows.exchange.export import export_cells
+from flows.exchange.given import Vocabulary, read_answers
+from flows.exchange.handed_out import hand_out, is_ours, move_aside, was_handed_out
 from flows.state import TURNSTILE, at_work
 from flows.workspace import label_names
+from serving.contract.labelling import UNSURE, answers_of
+from serving.contract.site import site_from_environment
 from wbc_model.cells.conflicts import CONFLICTS, MACHINES, Conflict, conflicts_csv, open_conflicts, read_conflicts, settled
-from wbc_model.cells.handed_out import hand_out, hand_out_bytes, is_ours, move_aside, was_handed_out
-from wbc_model.cells.manifest import known_label, unknown_label
-from wbc_model.cells.pools import Pools, now, read_table, to_csv, transaction
-from wbc_model.cells.store import ImageStore
+from wbc_model.cells.none_of_five import RECORD, grown, read_record, standing
+from wbc_model.cells.pools import Pools, now, read_table, sides, to_csv, transaction
+from wbc_model.cells.rejections import quarantined
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
 from wbc_model.core.files import write_atomic
@@ -35,24 +40,18 @@ LOG: Final = "data/labels.csv"
 _WAITING: Final = ".wbc/incoming"
 COLUMNS: Final = ["sha256", "label", "labelled_by", "labelled_at", "cycle", "why"]
 FIRST_COLUMNS: Final = COLUMNS[:5]  # of a log that was begun before labels could be superseded
+STAY_ASKED: Final = ("unsure", "skipped", "predicted")  # why a cell of a file that came in has no answer
 QUEUE: Final = ["sha256", "path", "rank", "score", "reason", "predicted", "probability"]
-LABEL_STUDIO_CONFIG: Final = """\
-<View>
-  <Image name="image" value="$image"/>
-  <Choices name="{control}" toName="image" choice="single" showInline="true">
-{choices}
-  </Choices>
-</View>
-"""
 
 
 @dataclass(frozen=True)
 class Taken:
     """What became of labels.
 
-    `new` counts those that were taken in. `corrected` counts those of them that supersede a different label. `held_out` counts
-    the corrected ones in the validation or test pool. `known` counts labels that were there, `refused` lists the others. `pools`
-    is the version of the pools afterwards. Where the labels wait, `waits_for` names who works on the pools.
+    `new` counts those that were taken in, `none_of_five` those of them that are no class. `corrected` counts those that supersede
+    a different label, `held_out` those of them in the validation or test pool. `known` counts labels that were there, `refused`
+    lists the others. `pools` is the version of the pools afterwards. Where the labels wait, `waits_for` names who works on the
+    pools.
     """
 
     new: int
@@ -62,6 +61,7 @@ class Taken:
     refused: list[Refused]
     pools: str
     waits_for: str = ""
+    none_of_five: int = 0
 
 
 def read_log(workspace: Path) -> pd.DataFrame:
@@ -77,6 +77,21 @@ def read_log(workspace: Path) -> pd.DataFrame:
     return frame.reindex(columns=COLUMNS, fill_value="")
 
 
+def read_none_of_five(workspace: Path) -> pd.DataFrame:
+    """The record of the cells that people call none of the five classes, as text columns COLUMNS."""
+    return read_record(workspace / "data" / RECORD)
+
+
+def kinds() -> tuple[str, ...]:
+    """What a cell may be called that is none of the five classes, by the site's file (`labelling.further_kinds`)."""
+    return tuple(answer for answer in choices() if answer not in (*CLASSES, UNSURE))
+
+
+def choices() -> tuple[str, ...]:
+    """All that a reader may answer: the classes, what is none of them, and that the reader is unsure."""
+    return answers_of(site_from_environment())
+
+
 def record(workspace: Path, rows: pd.DataFrame, cycle: int) -> int:
     """Take labels (columns sha256, label, labelled_by, labelled_at) in; returns how many were new.
 
@@ -87,7 +102,10 @@ def record(workspace: Path, rows: pd.DataFrame, cycle: int) -> int:
 
 
 def take_in(workspace: Path, rows: pd.DataFrame, cycle: int, decided: bool = False, all_or_nothing: bool = False) -> Taken:
-    """As `_take_in`, after what waits. While somebody works on the pools as they are (`flows.state.at_work`) the labels wait, and
+    """Take answers in: rows with the columns sha256, label (a class, or one of `kinds`), labelled_by, labelled_at (empty: now),
+    and perhaps `why` and `place` (in a file). What is none of the five classes takes its cell out of use, in whatever pool.
+
+    As `_take_in`, after what waits. While somebody works on the pools as they are (`flows.state.at_work`) the labels wait, and
     `Taken.waits_for` says for whom: the next round begins with them."""
     with locked(workspace / TURNSTILE):
         busy = at_work(workspace)
@@ -119,15 +137,13 @@ def _take_waiting(workspace: Path) -> int:
 
 
 def _put_off(workspace: Path, rows: pd.DataFrame, cycle: int, decided: bool, all_or_nothing: bool, busy: str) -> Taken:
-    pools, log = Pools.read(workspace / "data/pools"), read_log(workspace)
-    _refuse_behind(workspace, pools, log)
-    sorting = _Sorting(pools, log, decided)
+    sorting = _Sorting(workspace, Pools.read(workspace / "data/pools"), decided)
     new = sorting.sort(_complete(rows))
     sorting.check(all_or_nothing)
     if len(new):
         kept = {"cycle": cycle, "decided": decided, "rows": new.to_dict("records")}
         write_atomic(workspace / _WAITING / f"{time.time_ns():020}.json", json.dumps(kept, indent=1) + "\n")
-    return sorting.taken(len(new), pools, busy)
+    return sorting.taken(new, sorting.pools, busy)
 
 
 def _complete(rows: pd.DataFrame) -> pd.DataFrame:
@@ -135,8 +151,7 @@ def _complete(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _take_in(workspace: Path, rows: pd.DataFrame, cycle: int, decided: bool, all_or_nothing: bool) -> Taken:
-    """Take labels in, log and pools in one step: columns sha256, label, labelled_by, labelled_at (empty: now), and perhaps `why`
-    and `place` (in a file).
+    """Take answers in, the log, the record of what is none of the five, and the pools in one step.
 
     A row that cannot be taken in is refused by itself. With `decided` they are a person's last word: neither their time nor what
     was said before matters, and conflicts about these cells are settled. Raises WbcError where the log has labels that the
@@ -146,37 +161,50 @@ def _take_in(workspace: Path, rows: pd.DataFrame, cycle: int, decided: bool, all
     taken: list[Taken] = []
 
     def change(pools: Pools) -> tuple[Pools, Mapping[Path, str]]:
-        log = read_log(workspace)
-        _refuse_behind(workspace, pools, log)
-        sorting = _Sorting(pools, log, decided)
+        sorting = _Sorting(workspace, pools, decided)
         new = sorting.sort(rows)
         sorting.check(all_or_nothing)
-        after = pools.label(new, cycle) if len(new) else pools
-        taken.append(sorting.taken(len(new), after))
-        also = {workspace / LOG: to_csv(pd.concat([log, new.assign(cycle=str(cycle))[COLUMNS]]))} if len(new) else {}
-        return after, also | _settled(workspace, set(new["sha256"]) if decided else set())
+        after = _moved(pools, new, cycle)
+        taken.append(sorting.taken(new, after))
+        return after, sorting.files(new, cycle) | _settled(workspace, set(new["sha256"]) if decided else set())
 
     transaction(workspace / "data/pools", change)
     return taken[-1]
 
 
+def _moved(pools: Pools, rows: pd.DataFrame, cycle: int) -> Pools:
+    """The pools after these answers: a class is a label, anything else takes its cell out of use."""
+    labels, others = rows[rows["label"].isin(CLASSES)], rows[~rows["label"].isin(CLASSES)]
+    pools = pools.label(labels, cycle) if len(labels) else pools
+    return pools.take_out(others) if len(others) else pools
+
+
 @dataclass
 class _Sorting:
-    """Which rows become labels: what is known of each cell now, and what was said of it before."""
+    """Which rows become labels: what is known of each cell now, and what was said of it before. Raises WbcError where the log or
+    the record has answers that the pools do not know."""
 
+    workspace: Path
     pools: Pools
-    log: pd.DataFrame
     decided: bool
     corrected: int = 0
     held_out: int = 0
     known: int = 0
     refused: list[Refused] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.log, self.record = read_log(self.workspace), read_none_of_five(self.workspace)
+        _refuse_behind(self.workspace, self.pools, self.log, self.record)
+        self.out_of_use = quarantined(self.workspace / "data")
+        self.no_class = set(self.pools.none_of_five()["sha256"])
+
     def sort(self, rows: pd.DataFrame) -> pd.DataFrame:
         """The rows that are new labels, one per cell, with their time."""
-        self.present = self.pools.table().set_index("sha256")[["pool", "label", "labelled_by", "labelled_at"]].to_dict("index")
-        self.said = set(map(tuple, self.log[COLUMNS[:3]].to_numpy()))
-        self.said_then = set(map(tuple, self.log[COLUMNS[:4]].to_numpy()))
+        self.answers = (*CLASSES, *kinds()) if not rows["label"].isin(CLASSES).all() else CLASSES
+        self.present = self._present()
+        said = pd.concat([self.log, self.record])
+        self.said = set(map(tuple, said[COLUMNS[:3]].to_numpy()))
+        self.said_then = set(map(tuple, said[COLUMNS[:4]].to_numpy()))
         torn = rows.groupby("sha256")["label"].nunique()
         kept = []
         for row in rows.drop_duplicates(COLUMNS[:2], keep="last").to_dict("records"):
@@ -187,39 +215,71 @@ class _Sorting:
                 self.refused.append(Refused(row["place"], row["sha256"], reason))
         return pd.DataFrame(kept, columns=[*COLUMNS[:4], "why"], dtype=str)
 
+    def _present(self) -> dict[str, dict[str, str]]:
+        """What is known of each cell: its `side` and its label, be it none of the five, by whom and of when."""
+        table = self.pools.table()
+        table = table.assign(side=sides(table)).set_index("sha256")[["side", "label", "labelled_by", "labelled_at"]]
+        called = standing(self.record).set_index("sha256")
+        called = called.loc[called.index.isin(table.index), ["label", "labelled_by", "labelled_at"]]
+        table.loc[called.index, list(called.columns)] = called
+        return {str(sha256): row for sha256, row in table.to_dict("index").items()}
+
+    def files(self, new: pd.DataFrame, cycle: int) -> dict[Path, str]:
+        """The log and the record after these answers, those of them that grow. A class takes back what the record says."""
+        labels = new[new["label"].isin(CLASSES)]
+        others = new[~new["label"].isin(CLASSES) | new["sha256"].isin(self.no_class)]
+        found: dict[Path, str] = {}
+        if len(labels):
+            found[self.workspace / LOG] = to_csv(pd.concat([self.log, labels.assign(cycle=str(cycle))[COLUMNS]]))
+        if len(others):
+            found[self.workspace / "data" / RECORD] = grown(self.record, others, cycle)
+        return found
+
     def check(self, all_or_nothing: bool) -> None:
         """Raises WbcError for the first row that was refused, where one spoils all."""
         if self.refused and all_or_nothing:
             raise WbcError(f"cell {self.refused[0].sha256}: {self.refused[0].reason}")
 
-    def taken(self, new: int, pools: Pools, waits_for: str = "") -> Taken:
+    def taken(self, new: pd.DataFrame, pools: Pools, waits_for: str = "") -> Taken:
         """What became of the rows, `new` of them labels of these pools."""
-        return Taken(new, self.corrected, self.held_out, self.known, self.refused, pools.version(), waits_for)
+        return Taken(
+            new=len(new),
+            corrected=self.corrected,
+            held_out=self.held_out,
+            known=self.known,
+            refused=self.refused,
+            pools=pools.version(),
+            waits_for=waits_for,
+            none_of_five=int((~new["label"].isin(CLASSES)).sum()),
+        )
 
     def _why_not(self, row: dict[Any, str], torn: bool) -> str | None:
         """None for a new label, the reason for a refused one, an empty text for one that changes nothing."""
         sha256, label = row["sha256"], row["label"]
-        if label not in CLASSES:
-            return unknown_label(label)
+        if label not in self.answers:
+            return Vocabulary(kinds()).why_unknown(label)
         if sha256 not in self.present:
             return "no pool of this workspace has this cell"
         if torn:
             return "two labels are given for this cell; agree on one first"
         cell = self.present[sha256]
-        if not cell["label"]:
-            return None
-        if row["labelled_by"] == "oracle" or (label == cell["label"] and not self.decided):
+        if cell["label"] and (row["labelled_by"] == "oracle" or (label == cell["label"] and not self.decided)):
             self.known += 1
             return ""
+        if sha256 in self.out_of_use and not self.decided and row["labelled_by"] != "oracle":
+            decide = f"`wbc labels decide {sha256[:12]} {shlex.quote(label)}` takes it in all the same"
+            return f"the data checks took this cell out of use (data/quarantine.csv says why); {decide}"
+        if not cell["label"]:
+            return None
         if not self.decided and (superseded := self._superseded(row, cell)):
             return superseded
         self.corrected += label != cell["label"]
-        self.held_out += cell["pool"] in ("validation", "test")
+        self.held_out += cell["side"] != "train"
         return None
 
     def _superseded(self, row: dict[Any, str], cell: dict[Any, str]) -> str:
         """Why a label that differs does not follow the present one: it was said before it. Empty where it does."""
-        decide = f"`wbc labels decide {row['sha256'][:12]} {row['label']}` makes it count"
+        decide = f"`wbc labels decide {row['sha256'][:12]} {shlex.quote(row['label'])}` makes it count"
         present = f"{cell['label']} by {cell['labelled_by']} of {cell['labelled_at']}"
         then = tuple(row[name] for name in COLUMNS[:4])
         if then in self.said_then or (not row["labelled_at"] and then[:3] in self.said):
@@ -235,27 +295,32 @@ def _settled(workspace: Path, sha256s: set[str]) -> dict[Path, str]:
     return {path: conflicts_csv(settled(conflicts, sha256s, now()))} if conflicts and sha256s else {}
 
 
-def _behind(pools: Pools, log: pd.DataFrame) -> pd.DataFrame:
-    """The last rows of the log's cells that the pools do not know, `cycle` that of the cell's first row."""
+def _behind(pools: Pools, log: pd.DataFrame, record: pd.DataFrame) -> pd.DataFrame:
+    """The answers that count and that the pools do not know: what is none of the five by the record, else the last row of the log
+    with the `cycle` of the cell's first row."""
     last = log.drop_duplicates("sha256", keep="last").set_index("sha256")
     last["cycle"] = log.drop_duplicates("sha256").set_index("sha256")["cycle"]
+    called = standing(record).set_index("sha256")
+    last = pd.concat([last[~last.index.isin(called.index)], called])
     labels = pools.table().set_index("sha256")["label"]
+    labels.update(pools.none_of_five().set_index("sha256")["answer"])
     last = last[last.index.isin(labels.index)]
     return last[last["label"] != labels.reindex(last.index)].reset_index()
 
 
-def _refuse_behind(workspace: Path, pools: Pools, log: pd.DataFrame) -> None:
-    behind = _behind(pools, log)
+def _refuse_behind(workspace: Path, pools: Pools, log: pd.DataFrame, record: pd.DataFrame) -> None:
+    behind = _behind(pools, log, record)
     if len(behind):
+        where = LOG if behind["label"].isin(CLASSES).any() else f"data/{RECORD}"
         raise WbcError(
-            f"{workspace / LOG} has {len(behind)} labels that the pools do not, as after a checkout of an older version: "
+            f"{workspace / where} has {len(behind)} labels that the pools do not, as after a checkout of an older version: "
             "`dvc checkout` brings both to one version, or `wbc labels replay` takes these labels in"
         )
 
 
 def check_replayed(workspace: Path) -> None:
     """Raises WbcError, with the ways on, where the log has labels that the pools do not know."""
-    _refuse_behind(workspace, Pools.read(workspace / "data/pools"), read_log(workspace))
+    _refuse_behind(workspace, Pools.read(workspace / "data/pools"), read_log(workspace), read_none_of_five(workspace))
 
 
 def replay(workspace: Path) -> int:
@@ -265,10 +330,10 @@ def replay(workspace: Path) -> int:
 
     def change(pools: Pools) -> tuple[Pools, Mapping[Path, str]]:
         nonlocal done
-        behind = _behind(pools, read_log(workspace))
+        behind = _behind(pools, read_log(workspace), read_none_of_five(workspace))
         done = len(behind)
         for cycle, rows in behind.groupby(behind["cycle"].astype(int), sort=True):
-            pools = pools.label(rows[COLUMNS[:4]], int(str(cycle)))
+            pools = _moved(pools, rows[COLUMNS[:4]], int(str(cycle)))
         return pools, {}
 
     transaction(workspace / "data/pools", change)
@@ -279,9 +344,11 @@ def replay(workspace: Path) -> int:
 
 
 def decide(workspace: Path, cell: str, label: str, by: str, why: str, cycle: int) -> dict[str, Any]:
-    """Give a cell of any pool a label that supersedes whatever was said of it. `cell` is its path in the pools, or the beginning
-    of its sha256. Raises WbcError."""
-    known = known_label(label, label_names(workspace))
+    """Give a cell of any pool a label, or one of `kinds`, that supersedes whatever was said of it. `cell` is its path in the
+    pools, or the beginning of its sha256. Raises WbcError."""
+    known = _vocabulary(workspace).known(label)
+    if known == UNSURE:
+        raise WbcError(f"{UNSURE} is no decision: name a class, or what else the cell is ({', '.join(kinds())})")
     return _decided(workspace, [(_find(workspace, cell), known)], by, why, cycle)
 
 
@@ -364,9 +431,9 @@ def keep_edited_queue(workspace: Path) -> Path | None:
 
 
 def awaited(workspace: Path) -> pd.DataFrame:
-    """The cells of the queue that still have no label."""
-    queue = read_queue(workspace)
-    waiting = set(Pools.read(workspace / "data/pools").frames["unlabelled"]["sha256"])
+    """The cells of the queue that still have no label, and are not known as none of the five classes."""
+    queue, pools = read_queue(workspace), Pools.read(workspace / "data/pools")
+    waiting = set(pools.frames["unlabelled"]["sha256"]) - set(pools.none_of_five()["sha256"])
     return queue[queue["sha256"].isin(waiting)].reset_index(drop=True)
 
 
@@ -382,88 +449,35 @@ def oracle_answers(workspace: Path, queue: pd.DataFrame) -> pd.DataFrame:
 # --- out ---------------------------------------------------------------------------------------------------------------
 
 
-def export_queue(workspace: Path, out: Path, images: Path | None = None) -> int:
-    """Write the cells of the queue that await a label, as `export_cells`; returns their number."""
-    return export_cells(workspace, awaited(workspace), out, images)
-
-
-def export_cells(workspace: Path, cells: pd.DataFrame, out: Path, images: Path | None = None) -> int:
-    """Write cells (columns QUEUE): `.csv` for a spreadsheet, `.json` as Label Studio tasks with the images in them.
-
-    With `images` the image files are written into that folder too, named by rank. Returns the number of cells. Raises WbcError
-    naming a file there that is not what was written: somebody may have filled it in.
-    """
-    kind = out.suffix.casefold()
-    if kind == ".csv":
-        files = [(out, cells.drop(columns="score").assign(label="", labelled_by="").to_csv(index=False))]
-    elif kind == ".json":
-        tasks = [_task(row, data) for row, data in _with_bytes(workspace, cells)]
-        choices = "\n".join(f'    <Choice value="{name}"/>' for name in CLASSES)
-        config = LABEL_STUDIO_CONFIG.format(control=CONTROL, choices=choices)
-        files = [(out, json.dumps(tasks, indent=1) + "\n"), (out.with_suffix(".xml"), config)]
-    else:
-        raise WbcError(f"{out}: export to a name that ends in .csv or .json (Label Studio)")
-    hand_out(files, workspace)
-    if images is not None:
-        for row, data in _with_bytes(workspace, cells):
-            name = f"{int(row['rank']):05d}-{row['sha256'][:12]}{_kind(data)[1]}"
-            hand_out_bytes(images / name, data)
-    return len(cells)
-
-
-def _with_bytes(workspace: Path, cells: pd.DataFrame) -> Iterator[tuple[dict[str, Any], bytes]]:
-    by_cell = {row["sha256"]: row for row in cells.to_dict("records")}
-    for sha256, data in ImageStore(workspace / "data/images").read(cells["sha256"].tolist()):
-        yield {str(key): value for key, value in by_cell[sha256].items()}, data
-
-
-def _kind(data: bytes) -> tuple[str, str]:
-    """Media type and file ending of an image that was accepted at ingest."""
-    for start, kind in ((b"\xff\xd8", "jpeg"), (b"\x89PNG", "png"), (b"BM", "bmp")):
-        if data.startswith(start):
-            return f"image/{kind}", f".{kind.replace('jpeg', 'jpg')}"
-    return "image/tiff", ".tiff"
-
-
-def _for_browser(data: bytes) -> tuple[str, bytes]:
-    """The image in a form that a browser shows: TIFF becomes PNG."""
-    media = _kind(data)[0]
-    if media != "image/tiff":
-        return media, data
-    from wbc_model.core.images import decode
-
-    buffer = io.BytesIO()
-    decode(data)[0].save(buffer, "PNG")
-    return "image/png", buffer.getvalue()
-
-
-def _task(row: dict[str, Any], data: bytes) -> dict[str, Any]:
-    media, shown = _for_browser(data)
-    fields = {name: row[name] for name in ("sha256", "path", "rank", "reason")}
-    task: dict[str, Any] = {"data": {"image": f"data:{media};base64,{base64.b64encode(shown).decode()}", **fields}}
-    if row["predicted"]:  # before there is any model nothing is predicted
-        choice = {"from_name": CONTROL, "to_name": "image", "type": "choices", "value": {"choices": [row["predicted"]]}}
-        task["predictions"] = [{"model_version": "wbc", "score": float(row["probability"]), "result": [choice]}]
-    return task
+def export_queue(workspace: Path, out: Path, images: Path | None = None, with_predictions: bool = False) -> int:
+    """Write the cells of the queue that await a label, as `flows.exchange.export`; returns their number."""
+    return export_cells(workspace, awaited(workspace), out, choices(), images, with_predictions)
 
 
 # --- in ----------------------------------------------------------------------------------------------------------------
 
 
 def import_labels(workspace: Path, file: Path, cycle: int, annotator: str = "") -> dict[str, Any]:
-    """Take in labels that people gave: a CSV with sha256 and label, or an export of Label Studio.
+    """Take in answers that people gave: a CSV with sha256 and label, or an export of Label Studio.
 
-    Rows without a label are passed over. `annotator` names who gave those that do not say. A row or task that cannot be a label
-    is `refused` with the reason, the others are taken in. Raises WbcError where the file as a whole cannot be read.
+    Rows without an answer are passed over, and counted where somebody was `unsure` or `skipped` the cell. `annotator` names who
+    gave those that do not say. A row or task that cannot be taken in is `refused` with the reason, the others are taken in.
+    Raises WbcError where the file as a whole cannot be read.
     """
-    answers, refused = read_answers(file, label_names(workspace))
-    rows = [[one.sha256, one.label, one.by or annotator or "people", one.at, one.why, one.place] for one in answers]
+    given = read_answers(file, _vocabulary(workspace))
+    rows = [[one.sha256, one.label, one.by or annotator or "people", one.at, one.why, one.place] for one in given.answers]
     frame = pd.DataFrame(rows, columns=[*COLUMNS[:4], "why", "place"], dtype=str)
     taken = _told(take_in(workspace, frame, cycle))
     waiting = len(awaited(workspace)) if (workspace / "data/queue.csv").exists() else 0
-    wrote = ([_WAITING] if taken["waits_for"] else [LOG, "data/pools"]) if taken["new"] else []
-    refusals = [*(vars(one) for one in refused), *taken["refused"]]
-    return {"labels": len(frame), **taken, "refused": refusals, "cycle": cycle, "awaited": waiting, "wrote": wrote}
+    files = [LOG] * (taken["new"] > taken["none_of_five"]) + [f"data/{RECORD}"] * bool(taken["none_of_five"])
+    wrote = ([_WAITING] if taken["waits_for"] else [*files, "data/pools"]) if taken["new"] else []
+    refusals = [*(vars(one) for one in given.refused), *taken["refused"]]
+    counts = {name: getattr(given, name) for name in STAY_ASKED}
+    return {"labels": len(frame), **taken, **counts, "refused": refusals, "cycle": cycle, "awaited": waiting, "wrote": wrote}
+
+
+def _vocabulary(workspace: Path) -> Vocabulary:
+    return Vocabulary(kinds(), UNSURE, label_names(workspace))
 
 
 def status(workspace: Path) -> dict[str, Any]:
@@ -473,9 +487,10 @@ def status(workspace: Path) -> dict[str, Any]:
     by: dict[str, int] = {str(name): int(count) for name, count in labelled["labelled_by"].value_counts().sort_index().items()}
     classes = {name: int((labelled["label"] == name).sum()) for name in CLASSES}
     waiting = len(awaited(workspace)) if (workspace / "data/queue.csv").exists() else 0
-    log = read_log(workspace)
+    log, called = read_log(workspace), pools.none_of_five()["answer"].value_counts().sort_index()
     return {
         **pools.counts(),
+        "none_of_five": {str(name): int(count) for name, count in called.items()},
         "labelled_by": by,
         "classes": classes,
         "in_log": len(log),

@@ -16,12 +16,15 @@ from flows.cli.data import conflict_lines
 def labels_export_command(
     out: Annotated[Path, typer.Argument(metavar="FILE", help="Ends in .csv, or .json for Label Studio tasks.")],
     images: Annotated[Path | None, typer.Option(metavar="DIR", help="Put the image files there too, named by rank.")] = None,
+    with_predictions: Annotated[
+        bool, typer.Option("--with-predictions", help="Show what the model thinks; a reader who sees it tends to agree.")
+    ] = False,
     json_: Json = False,
 ) -> None:
-    """Write the cells that await a label."""
+    """Write the cells that await a label, without what the model thinks of them."""
     from flows.labels import export_queue
 
-    count = export_queue(here(), out, images)
+    count = export_queue(here(), out, images, with_predictions)
     wrote = [str(out), *([str(out.with_suffix(".xml"))] if out.suffix == ".json" else []), *([str(images)] if images else [])]
     following = f"\nnext: {_labelling(out)}" if count else ""
     emit({"cells": count, "wrote": wrote}, json_, f"{count} cells await a label\nwrote {', '.join(wrote)}{following}")
@@ -39,11 +42,11 @@ def _labelling(sheet: Path) -> str:
 
 @labels_app.command("import")
 def labels_import_command(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="CSV with sha256 and label, or Label Studio's JSON export.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="CSV with sha256 and label, or an export of Label Studio.")],
     annotator: Annotated[str, typer.Option(help="Who gave the labels that do not say.")] = "",
     json_: Json = False,
 ) -> None:
-    """Take in labels that people gave; a later one supersedes an earlier. Exit code 3 when some rows were refused."""
+    """Take in answers that people gave; a later one supersedes an earlier. Exit code 3 when some rows were refused."""
     from flows.labels import import_labels
     from flows.state import label_cycle
 
@@ -51,10 +54,7 @@ def labels_import_command(
     result = import_labels(workspace, file, label_cycle(workspace), annotator)
     lines = [
         f"{result['labels']} labels: {result['new']} new, {result['known']} known; {result['awaited']} cells still await one",
-        *(
-            [f"{result['corrected']} supersede another label, {result['held_out']} of them in validation or test"]
-            * bool(result["corrected"])
-        ),
+        *_beside_labels(result),
         *(f"  refused: {one['place']}: {one['reason']}" for one in result["refused"]),
         *_out_of_date(workspace, result),
         *_waits(result),
@@ -63,6 +63,25 @@ def labels_import_command(
     emit(result, json_, "\n".join(lines), workspace)
     if result["refused"]:
         raise typer.Exit(3)
+
+
+def _beside_labels(result: Mapping[str, Any]) -> list[str]:
+    """What came that is no new label of a class: other answers, corrections, and cells that nobody answered for."""
+    stay = {
+        "unsure": "cells that people are unsure of",
+        "skipped": "cells that were skipped",
+        "predicted": "cells of which only a model has said something, which is no answer",
+    }
+    asked = [f"{result[name]} {what}" for name, what in stay.items() if result[name]]
+    lines = {
+        f"{result['none_of_five']} are none of the five classes: they are out of use, and not asked again": result[
+            "none_of_five"
+        ],
+        f"{result['corrected']} supersede another label, {result['held_out']} of them in validation or test": result["corrected"],
+        f"passed over: {', '.join(asked)}": asked,
+        "nothing changed: all of it is known": result["labels"] and result["labels"] == result["known"],
+    }
+    return [line for line, there in lines.items() if there]
 
 
 def _waits(result: Mapping[str, Any]) -> list[str]:
@@ -76,7 +95,9 @@ def labels_decide_command(
     cell: Annotated[
         str | None, typer.Argument(metavar="[CELL]", help="Its path in the pools, or the first digits of its sha256.")
     ] = None,
-    label: Annotated[str | None, typer.Argument(metavar="[LABEL]", help="The label that counts from now on.")] = None,
+    label: Annotated[
+        str | None, typer.Argument(metavar="[LABEL]", help="What the cell is: a class, or what else the site names.")
+    ] = None,
     all_: Annotated[
         Literal["pools", "manifest"] | None,
         typer.Option("--all", help="Settle every conflict by the label of the pools, or of the manifest."),
@@ -86,7 +107,7 @@ def labels_decide_command(
     why: Annotated[str, typer.Option(metavar="REASON", help="Kept in the log.")] = "",
     json_: Json = False,
 ) -> None:
-    """Put a label right, in whatever pool its cell is; without arguments list the conflicts that wait for a decision."""
+    """Say what a cell is, in whatever pool it lies; without arguments list the conflicts that wait for a decision."""
     from flows.labels import conflicts, decide, decide_all
     from flows.state import label_cycle
 
@@ -102,6 +123,7 @@ def labels_decide_command(
         emit({"conflicts": [vars(one) for one in waiting]}, json_, "\n".join(conflict_lines(waiting)) or "no conflict")
         return
     text = f"{result['new']} decided, {result['corrected']} labels changed; {result['conflicts']} conflicts wait"
+    text += "\nit is none of the five classes: it is out of use, and not asked again" if result["none_of_five"] else ""
     lines = [text, *_out_of_date(workspace, result), *_waits(result), f"wrote {', '.join(result['wrote'])}"]
     emit(result, json_, "\n".join(lines), workspace)
 
@@ -164,6 +186,11 @@ def labels_replay_command(json_: Json = False) -> None:
     emit({"replayed": count, "wrote": ["data/pools"]}, json_, f"{count} labels replayed\nwrote data/pools", workspace)
 
 
+def _none_of_five(counts: Mapping[str, int]) -> list[str]:
+    named = ", ".join(f"{answer} {count}" for answer, count in counts.items())
+    return [f"none of the five classes, and out of use: {named}"] if named else []
+
+
 @labels_app.command("status")
 def labels_status_command(json_: Json = False) -> None:
     """How many labels there are, who gave them, how many are awaited."""
@@ -175,6 +202,7 @@ def labels_status_command(json_: Json = False) -> None:
         ", ".join(f"{name} {result[name]}" for name in ("labelled", "unlabelled", "validation", "test")),
         "labelled by: " + (", ".join(f"{name} {count}" for name, count in result["labelled_by"].items()) or "nobody"),
         "classes: " + ", ".join(f"{name} {count}" for name, count in result["classes"].items()),
+        *_none_of_five(result["none_of_five"]),
         f"{result['awaited']} cells of the queue await a label",
         *([f"{result['superseded']} labels were superseded by later ones"] * bool(result["superseded"])),
         *([f"{result['conflicts']} conflicts wait for a decision: `wbc labels decide`"] * bool(result["conflicts"])),

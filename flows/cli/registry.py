@@ -9,12 +9,17 @@ from flows.cli.command import Json, app, emit, here
 
 @app.command("champion")
 def champion_command(
+    steps: Annotated[
+        int | None, typer.Argument(metavar="[N]", help="With --rollback: how many champions are taken back; default: 1.")
+    ] = None,
     promote: Annotated[str | None, typer.Option(metavar="VERSION", help="Make this registered version the champion.")] = None,
     reject: Annotated[str | None, typer.Option(metavar="VERSION", help="This version must not become champion.")] = None,
     rescore: Annotated[
         bool, typer.Option("--rescore", help="Make the champion's numbers again that rest on labels corrected since.")
     ] = False,
-    rollback: Annotated[bool, typer.Option("--rollback", help="Withdraw the champion; the one before it comes back.")] = False,
+    rollback: Annotated[
+        bool, typer.Option("--rollback", help="Withdraw the champion, or the last N; back comes the one before.")
+    ] = False,
     reason: Annotated[str, typer.Option(metavar="TEXT", help="Why; needed with each of the three.")] = "",
     by: Annotated[str | None, typer.Option(metavar="NAME", help="Who decides; default: the user's name.")] = None,
     json_: Json = False,
@@ -28,6 +33,8 @@ def champion_command(
         raise typer.BadParameter(f"{' and '.join([*wanted, *['--rescore'] * rescore])} are different things: give one")
     if bool(wanted) != bool(reason.strip()):
         raise typer.BadParameter(f"{wanted[0]} needs --reason TEXT" if wanted else "--reason belongs to a decision")
+    if steps is not None and not rollback:
+        raise typer.BadParameter(f"{steps} belongs to --rollback: `wbc champion --rollback {steps} --reason TEXT`")
     who, workspace = by if by is not None else person(), here()
     if promote:
         result = champion.promote(workspace, promote, reason, who)
@@ -36,7 +43,7 @@ def champion_command(
     elif rescore:
         result = champion.rescore(workspace)
     elif rollback:
-        result = champion.roll_back(workspace, reason, who)
+        result = champion.roll_back(workspace, reason, who, 1 if steps is None else steps)
     else:
         result = champion.champions(workspace)
     emit(result, json_, champion.champions_text(result), workspace)

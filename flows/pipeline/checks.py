@@ -18,7 +18,7 @@ import pandas as pd
 
 from flows.pipeline.data_docs import CHECKS_CSV, Check, Findings, Line, remember, write_page
 from wbc_model.cells.findings import REPEATS, describe, find
-from wbc_model.cells.pools import COLUMNS, POOLS, Pools, read_table
+from wbc_model.cells.pools import COLUMNS, POOLS, Pools, read_table, taken_out_as
 from wbc_model.cells.quality import measure_store
 from wbc_model.cells.rejections import Rejection, read_rejections, rejections_csv
 from wbc_model.cells.store import ImageStore
@@ -106,7 +106,8 @@ def validate(workspace: Path, params: Params) -> ValidationReport:
 def _known_labels(cells: pd.DataFrame, oracle: Path) -> pd.Series:
     """Each row's label, also where it is set aside for the oracle: a cell with two labels is a fault either way."""
     hidden = dict(read_table(oracle, ["sha256", "label"]).to_numpy()) if oracle.exists() else {}
-    return cells["label"].where(cells["label"] != "", cells["sha256"].map(hidden).fillna(""))
+    known = cells["label"].where(cells["label"] != "", cells["sha256"].map(hidden).fillna(""))
+    return known.where(taken_out_as(cells) == "", "")  # a person knows better than the oracle
 
 
 def _newest_label(pools: Pools) -> str:

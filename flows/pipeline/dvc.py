@@ -24,7 +24,15 @@ from wbc_model.cells.pools import Pools
 from wbc_model.core.errors import WbcError
 from wbc_model.core.files import write_atomic
 
-TRACKED: Final = ("data/images", "data/pools", "data/labels.csv", "data/oracle.csv", "data/rejected.csv", "data/conflicts.csv")
+TRACKED: Final = (
+    "data/images",
+    "data/pools",
+    "data/labels.csv",
+    "data/none_of_five.csv",
+    "data/oracle.csv",
+    "data/rejected.csv",
+    "data/conflicts.csv",
+)
 VERSIONS: Final = "data/versions.csv"
 COMMITTED: Final = (
     ".gitignore",

@@ -27,14 +27,14 @@ from wbc_model.params import Params, check_paths, read_params
 
 
 def usable_pools(workspace: Path) -> Pools:
-    """The pools without what is in quarantine or was drawn for the test pool."""
+    """The pools without what is in quarantine, was drawn for the test pool, or is none of the five classes."""
     return usable(Pools.read(workspace / "data/pools"), workspace)
 
 
 def usable(pools: Pools, workspace: Path) -> Pools:
-    """These pools without what is in quarantine, or was drawn for the test pool: nothing may be learned from that, and it is not
-    asked about."""
-    return pools.without(quarantined(workspace / "data") | set(pools.drawn()["sha256"]))
+    """These pools without what is in quarantine, was drawn for the test pool, or is none of the five classes. Nothing may be
+    learned from that, and it is not asked about."""
+    return pools.without(quarantined(workspace / "data") | pools.out_of_use())
 
 
 def decoded_cells(workspace: Path, size: int, view: View) -> DecodedCells:
@@ -126,17 +126,23 @@ def _model(workspace: Path) -> Path:
 def evaluate(workspace: Path) -> dict[str, Any]:
     """Evaluate the candidate on the test pool: `metrics.json`, `plots/`, `models/predictions.csv`."""
     from wbc_model.evaluation.evaluate import frame_metrics, plot_frame, predict_directory
+    from wbc_model.evaluation.none_of_five import flagged_cells
     from wbc_model.evaluation.plots import NOT_REAL, plot_history
 
     candidate = _model(workspace)
     if not candidate.is_dir():
         raise WbcError("there is no model in models/candidate to evaluate: `wbc train` makes one, `dvc pull` brings one back")
     card = read_card(candidate)
-    test = usable_pools(workspace).frames["test"]
+    whole = Pools.read(workspace / "data/pools")
+    test = usable(whole, workspace).frames["test"]
     if test.empty:
         raise WbcError("the test pool is empty: `wbc labels test --draw N` draws cells for it, blind, from the unlabelled pool")
-    frame = predict_directory(candidate, decoded_cells(workspace, card.input_size, card.view), test)
+    decoded = decoded_cells(workspace, card.input_size, card.view)
+    frame = predict_directory(candidate, decoded, test)
     metrics = frame_metrics(frame)
+    others = whole.without(quarantined(workspace / "data")).none_of_five()
+    if len(others):  # what the out-of-distribution score is for
+        metrics["out_of_distribution"] = {"none_of_five": flagged_cells(candidate, decoded, others)}
     note = f" ({NOT_REAL})" if card.rendered else ""
     plot_frame(frame, metrics, workspace / "plots", f"Test pool, model {card.version}{note}")
     if (history := workspace / "models/history.csv").exists():  # a model that was adapted has none here
@@ -211,8 +217,8 @@ def why_nothing_is_asked(workspace: Path) -> str:
 
 def evaluate_model(model: Path, data: Path, plots: Path | None, own_statistics: bool = False) -> dict[str, Any]:
     """Any model directory on any labelled data; `own_statistics` as in `evaluate_data`."""
+    from flows.exchange.handed_out import hand_out_folder
     from flows.workspace import label_names
-    from wbc_model.cells.handed_out import hand_out_folder
     from wbc_model.evaluation.evaluate import evaluate_data, plot_frame
 
     if not data.exists():

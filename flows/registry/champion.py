@@ -57,7 +57,7 @@ def champions(workspace: Path) -> dict[str, Any]:
 
 def champions_text(result: dict[str, Any]) -> str:
     """What `champions` returns, for a terminal."""
-    lines = list(result["notes"])
+    lines = [*(rolled_back_text(result["rolled_back"]) if "rolled_back" in result else []), *result["notes"]]
     for one in result["versions"]:
         aliases = f" {' '.join(one['aliases'])}" if one["aliases"] else ""
         decision = {"promoted": "promoted", "refused": "not promoted"}.get(one["decision"], "no decision")
@@ -106,20 +106,48 @@ def reject(workspace: Path, version: str, reason: str, by: str = "") -> dict[str
     return {**champions(workspace), "rejected": version, "wrote": []}
 
 
-def roll_back(workspace: Path, reason: str, by: str = "") -> dict[str, Any]:
-    """A person withdraws the champion; the last one before it that nobody withdrew is champion again. Raises WbcError."""
+def roll_back(workspace: Path, reason: str, by: str = "", steps: int = 1) -> dict[str, Any]:
+    """A person takes the last `steps` champions back; the one before them is champion again. Those that were taken back before
+    count as no step. Raises WbcError, before anything changes, where there are not so many.
+
+    All that it leaves behind is withdrawn. The words come before the alias: the same command again finishes what a kill cut off.
+    """
     with hold_lock(workspace):
         tracker = _tracker(workspace)
         present = tracker.alias(CHAMPION)
         if present is None:
             raise WbcError("there is no champion to go back from")
-        before = _before(tracker, present)
-        card = tracker.fetch(before, workspace / FOLDER)
-        say(tracker, "withdrawn", present, reason, by)
-        say(tracker, "promoted", before, f"version {present} was withdrawn: {' '.join(reason.split())}", by)
-        tracker.set_alias(CHAMPION, before)
-    change = {"from": present, "to": before, "model": card.version}
+        finished = _said_by_a_killed_one(tracker, present, reason, by)
+        earlier = _earlier(tracker, present, finished)
+        _enough(tracker, present, earlier, steps)
+        behind, target = [present, *earlier[: steps - 1]], earlier[steps - 1]
+        for version in behind:  # a word names the model by its card: one without files is told of now
+            tracker.card(version)
+        card = tracker.fetch(target, workspace / FOLDER)
+        for version in behind:
+            if version not in finished:
+                say(tracker, "withdrawn", version, reason, by)
+        say(tracker, "promoted", target, f"{_versions(behind)} withdrawn: {' '.join(reason.split())}", by)
+        tracker.set_alias(CHAMPION, target)
+    change = {"from": present, "to": target, "model": card.version, "withdrawn": behind}
     return {**champions(workspace), "rolled_back": change, "wrote": [FOLDER]}
+
+
+def rolled_back_text(change: dict[str, Any]) -> list[str]:
+    """What a rollback changed, for a terminal: in the registry, in the files, and in a service."""
+    behind, last = change["withdrawn"], change["withdrawn"][0]
+    return [
+        f"version {change['to']} ({change['model']}) is champion in the place of version {change['from']}",
+        f"{_versions(behind)} withdrawn: no retraining brings {'it' if len(behind) == 1 else 'them'} back; "
+        f"`wbc champion --promote {last} --reason TEXT` does",
+        "changed: the alias champion in MLflow, and models/champion; a service that serves that folder follows within seconds",
+    ]
+
+
+def _versions(versions: list[str]) -> str:
+    """Versions in words, with the verb."""
+    names = " and ".join(filter(None, [", ".join(versions[:-1]), versions[-1]]))
+    return f"version {names} was" if len(versions) == 1 else f"versions {names} were"
 
 
 def _put(workspace: Path, tracker: "Tracker", version: str, present: str | None, reason: str, by: str) -> ModelCard:
@@ -140,22 +168,39 @@ def _known(tracker: "Tracker", version: str) -> None:
         raise WbcError(f"no version {version} is registered; `wbc champion` lists them (there are {', '.join(known) or 'none'})")
 
 
-def _before(tracker: "Tracker", present: str) -> str:
-    """The champion before `present`, passing over those that a person took back."""
+def _earlier(tracker: "Tracker", present: str, finished: set[str]) -> list[str]:
+    """The champions before `present`, the last first, without those that a person took back but for `finished`."""
     tags = {str(one.version): one.tags for one in tracker.versions()}
     words = {one.version: one.word for one in verdicts.verdicts(tracker) if one.word != "asked"}
-    seen, version = {present}, tags[present].get(BEFORE)
-    if version is None:
-        raise WbcError(f"version {present} was the first champion: there is none before it")
+    found, seen, version = [], {present}, tags[present].get(BEFORE)
     while version is not None and version not in seen and version in tags:
-        if words.get(version) not in ("withdrawn", "rejected"):
-            return version
+        if version in finished or words.get(version) not in ("withdrawn", "rejected"):
+            found.append(version)
         seen.add(version)
         version = tags[version].get(BEFORE)
-    raise WbcError(
-        f"every champion before version {present} was withdrawn or deleted: "
-        "`wbc champion --promote VERSION --reason TEXT` takes another"
-    )
+    return found
+
+
+def _said_by_a_killed_one(tracker: "Tracker", present: str, reason: str, by: str) -> set[str]:
+    """The versions that this very command has withdrawn already: it was killed before it moved the alias."""
+    said = {one.version: one for one in verdicts.verdicts(tracker) if one.word != "asked"}
+    same = {
+        version for version, one in said.items() if (one.word, one.reason, one.by) == ("withdrawn", " ".join(reason.split()), by)
+    }
+    return same if present in same else set()
+
+
+def _enough(tracker: "Tracker", present: str, earlier: list[str], steps: int) -> None:
+    """Raises WbcError, with what there is, where so many steps back lead nowhere."""
+    if 1 <= steps <= len(earlier):
+        return
+    if not earlier and BEFORE not in tracker.version_tags(present):
+        raise WbcError(f"version {present} was the first champion: there is none before it")
+    another = "`wbc champion --promote VERSION --reason TEXT` takes another"
+    if not earlier:
+        raise WbcError(f"every champion before version {present} was withdrawn or deleted: {another}")
+    listed = ", ".join(f"{number} leads to version {version}" for number, version in enumerate(earlier, 1))
+    raise WbcError(f"{steps} steps back from version {present} lead nowhere: {listed}; {another}")
 
 
 # --- the registry decides -----------------------------------------------------------------------------------------------

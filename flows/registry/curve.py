@@ -158,7 +158,7 @@ def write_curve(workspace: Path, rows: Sequence[dict[str, Any]]) -> int:
     """Write the table and the picture of these cycles; returns how many points rest on labels that were corrected since."""
     from wbc_model.evaluation.plots import plot_learning_curve
 
-    test = Pools.read(workspace / "data/pools").frames["test"]
+    test = Pools.read(workspace / "data/pools").named("test")
     marked = [row | {"out_of_date": out_of_date(row.get(SCORED), test)} for row in rows]
     table = pd.DataFrame(marked)[["cycle", "labels", "accuracy", "macro_f1", "strategy", "pools"]]
     for name in ("accuracy", "macro_f1"):

@@ -32,11 +32,11 @@ _HELD_OUT: Final[tuple[PoolName, ...]] = ("validation", "test")
 
 def corrected(workspace: Path, card: ModelCard) -> dict[PoolName, int]:
     """How many labels of each held-out pool differ by now from those that a card's numbers rest on; no pool without any."""
-    frames = Pools.read(workspace / "data/pools").frames
+    pools = Pools.read(workspace / "data/pools")
     counts: dict[PoolName, int] = {}
     for name in _HELD_OUT:
         if name in card.cells:
-            now = frames[name]
+            now = pools.named(name)
             counts[name] = int(card.cells[name].relabelled(now["sha256"].tolist(), now["label"].tolist()).sum())
     return {name: count for name, count in counts.items() if count}
 
@@ -75,7 +75,7 @@ def _candidate(workspace: Path) -> list[str]:
     if not path.exists():
         return []
     then = pd.read_csv(path, usecols=["sha256", "label"], dtype=str).set_index("sha256")["label"]
-    now = Pools.read(workspace / "data/pools").frames["test"].set_index("sha256")["label"]
+    now = Pools.read(workspace / "data/pools").named("test").set_index("sha256")["label"]
     both = then.index.intersection(now.index)
     count = int((then[both] != now[both]).sum())
     if not count:
@@ -100,10 +100,10 @@ def mark_history(workspace: Path) -> list[str]:
 def mark_runs(workspace: Path, tracker: "Tracker") -> int:
     """Tag the run of each cycle, by the test labels that it was scored on, with how many of them were corrected since; returns
     how many runs have such."""
-    test = Pools.read(workspace / "data/pools").frames["test"]
+    test = Pools.read(workspace / "data/pools").named("test")
     count = 0
     for run, then in tracker.scored_cells():
-        both = then.merge(test[["sha256", "label"]], on="sha256", suffixes=("_then", ""))
+        both = then.merge(test, on="sha256", suffixes=("_then", ""))
         others = int((both["label_then"] != both["label"]).sum())
         tracker.mark_run(run, RUN_MARK, others)
         count += others > 0

@@ -13,7 +13,8 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from flows.labels import QUEUE, awaited, export_cells, oracle_answers, record
+from flows.exchange.export import export_cells
+from flows.labels import QUEUE, awaited, choices, oracle_answers, record
 from flows.retraining.gate import read_log, test_pool_id
 from flows.state import label_cycle
 from wbc_model.cells.pools import Pools, update
@@ -56,8 +57,10 @@ def draw(workspace: Path, count: int) -> dict[str, Any]:
 
 
 def _units(pools: Pools, taken: set[str]) -> list[list[str]]:
-    """What can be drawn: single cells, and groups of which every cell waits and none is `taken`."""
+    """What can be drawn: single cells, and groups of which every cell waits and none is `taken`. Cells that are none of the five
+    classes neither count nor stand in the way."""
     cells = pools.table()
+    cells = cells[~cells["sha256"].isin(set(pools.none_of_five()["sha256"]))]
     free = (cells["pool"] == "unlabelled") & ~cells["sha256"].isin(taken)
     cells = cells.assign(unit=cells["group"].where(cells["group"] != "", cells["sha256"]), free=free)
     whole = cells.groupby("unit", sort=True)["free"].transform("all")
@@ -74,7 +77,7 @@ def waiting(workspace: Path) -> pd.DataFrame:
 
 def export(workspace: Path, out: Path, images: Path | None = None) -> int:
     """Write the drawn cells as `wbc labels export` writes the queue; `wbc labels import` takes their labels in."""
-    return export_cells(workspace, waiting(workspace), out, images)
+    return export_cells(workspace, waiting(workspace), out, choices(), images)
 
 
 # --- how worn the test pool is ------------------------------------------------------------------------------------------

@@ -17,6 +17,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flows.exchange.export import blank_sheet
+from flows.exchange.handed_out import hand_out, is_ours
 from flows.labels import QUEUE, awaited, import_labels, oracle_answers, read_queue, record, write_queue
 from flows.pipeline.dvc import PoolsVersion, check_git, commit_all, tag, version_pools
 from flows.pipeline.stages import decoded_cells, usable_pools
@@ -29,7 +31,6 @@ from wbc_model.acquisition.query import Question, query, score_pool
 from wbc_model.acquisition.queue import first_query
 from wbc_model.cells.conflicts import MACHINES
 from wbc_model.cells.decoded import DecodedCells
-from wbc_model.cells.handed_out import hand_out, is_ours
 from wbc_model.cells.ingest import ingest
 from wbc_model.cells.manifest import printable, read_cell, read_manifest, root_of
 from wbc_model.cells.pools import Pools, read_table
@@ -98,6 +99,11 @@ class Onboarding:
 
     def pools(self) -> Pools:
         return Pools.read(self.site / "data/pools")
+
+    def usable(self) -> Pools:
+        """The pools without what people call none of the five classes."""
+        pools = self.pools()
+        return pools.without(pools.out_of_use())
 
 
 def champion_of(workspace: Path) -> Path:
@@ -293,14 +299,14 @@ def _sheet(ctx: Onboarding, waiting: pd.DataFrame) -> Path:
     """The sheet of this round for people to fill in; one that they have begun to fill in stays as it is."""
     sheet = ctx.site / f"answers-{_round(ctx) + 1}.csv"
     if is_ours(sheet, ctx.site):
-        hand_out([(sheet, waiting.drop(columns="score").assign(label="", labelled_by="").to_csv(index=False))], ctx.site)
+        hand_out([(sheet, blank_sheet(waiting))], ctx.site)
     return sheet
 
 
 def _ask(ctx: Onboarding, missing: int, asked: int) -> bool:
     """Put the next round into the queue and take its answers from the oracle; False where people have to answer. A round that
     they answered in part goes on with that."""
-    done, how, frames = _round(ctx), ctx.params.onboard, ctx.pools().frames
+    done, how, frames = _round(ctx), ctx.params.onboard, ctx.usable().frames
     waiting = _waiting(ctx)
     if waiting.empty:
         count = min(missing, -(-asked // how.rounds))
@@ -331,10 +337,11 @@ def _ask(ctx: Onboarding, missing: int, asked: int) -> bool:
 
 
 def _people_answered(ctx: Onboarding) -> bool:
-    """Whether a person labelled a cell of the queue."""
-    labelled = ctx.pools().frames["labelled"]
-    by_people = labelled[~labelled["labelled_by"].isin(MACHINES)]
-    return bool(by_people["sha256"].isin(read_queue(ctx.site)["sha256"]).any())
+    """Whether a person labelled a cell of the queue, be it as none of the five classes."""
+    pools = ctx.pools()
+    labelled = pools.frames["labelled"]
+    by_people = {*labelled.loc[~labelled["labelled_by"].isin(MACHINES), "sha256"], *pools.none_of_five()["sha256"]}
+    return bool(by_people & set(read_queue(ctx.site)["sha256"]))
 
 
 def _home(ctx: Onboarding, pool: str, card: ModelCard) -> LabelledCells:
@@ -348,7 +355,7 @@ def _home(ctx: Onboarding, pool: str, card: ModelCard) -> LabelledCells:
 def _adapt(ctx: Onboarding) -> None:
     """Go on from the champion with the site's labelled cells, those of home, and the site's unlabelled ones."""
     network, card = load_model(ctx.champion)
-    frames = ctx.pools().frames
+    frames = ctx.usable().frames
     decoded = decoded_cells(ctx.site, card.input_size, card.view)
     home, validation = _home(ctx, "labelled", card), _home(ctx, "validation", card)
     site = LabelledCells.load(decoded, frames["labelled"]["sha256"].tolist(), frames["labelled"]["label"].tolist())
@@ -446,7 +453,7 @@ def _shift(ctx: Onboarding) -> dict[str, Any]:
 def _before_and_after(ctx: Onboarding) -> dict[str, Any]:
     """The champion and the adapted model on home's test pool and on the site's cells that were not asked for; there also the
     champion with the site's statistics."""
-    rest = ctx.pools().frames["unlabelled"]
+    rest = ctx.usable().frames["unlabelled"]
     oracle = ctx.site / "data/oracle.csv"
     known = dict(pd.read_csv(oracle, dtype=str).to_numpy()) if oracle.exists() else {}
     rest = rest[rest["sha256"].isin(set(known))].assign(label=lambda frame: frame["sha256"].map(known))

@@ -15,12 +15,12 @@ from typing import Any, Final
 
 import pandas as pd
 
+from flows.exchange.handed_out import hand_out, hand_out_folder
 from flows.pipeline.precision import slow_precision
 from flows.studies.data import Request, find_data, named_data, prepare
 from flows.studies.provenance import provenance
 from flows.studies.results import CACHE, claim
 from flows.studies.tracking import StudyTracking
-from wbc_model.cells.handed_out import hand_out, hand_out_folder
 from wbc_model.core.errors import WbcError
 from wbc_model.studies.study import HOME, Study, read_study, seeds_of, shown
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pandas as pd
 
+from flows.exchange.handed_out import adopt, hand_out_folder, refuse_foreign
 from flows.studies.provenance import provenance
 from flows.workspace import find_workspace, is_committed
-from wbc_model.cells.handed_out import adopt, hand_out_folder, refuse_foreign
 from wbc_model.core.lock import locked
 
 if TYPE_CHECKING:

@@ -145,7 +145,8 @@ def test_what_a_person_withdrew_stays_out_until_a_person_says_otherwise(site: Si
     assert site.ask().promoted
     assert site.version() == "2"
     answer = champion.roll_back(site.workspace, "it takes smudges for lymphocytes", "Ada")
-    assert answer["rolled_back"] == {"from": "2", "to": "1", "model": read_card(site.workspace / "models/champion").version}
+    model = read_card(site.workspace / "models/champion").version
+    assert answer["rolled_back"] == {"from": "2", "to": "1", "model": model, "withdrawn": ["2"]}
     assert site.version() == "1"
 
     again = site.ask()  # the same night, the same candidate
@@ -328,6 +329,94 @@ def test_a_rollback_passes_over_what_was_withdrawn(site: Site) -> None:
     assert site.version() == "1"
     with pytest.raises(WbcError, match="version 1 was the first champion"):
         champion.roll_back(site.workspace, "and one")
+
+
+def test_a_rollback_goes_back_any_number_of_steps(site: Site) -> None:
+    for seed in (1, 2, 3, 4, 5):
+        site.candidate(seed)
+        assert site.ask().promoted
+    answer = champion.roll_back(site.workspace, "blasts since the spring", "Ada", 3)
+    assert answer["rolled_back"]["withdrawn"] == ["5", "4", "3"]
+    assert (answer["rolled_back"]["from"], answer["rolled_back"]["to"], site.version()) == ("5", "2", "2")
+    text = champion.champions_text(answer).splitlines()
+    assert text[0] == f"version 2 ({read_card(site.workspace / 'models/champion').version}) is champion in the place of version 5"
+    assert text[1].startswith("versions 5, 4 and 3 were withdrawn: no retraining brings them back")
+    words = {one["version"]: one["word"] for one in answer["versions"]}
+    assert {version: word["word"] for version, word in words.items() if word} == {
+        "2": "promoted",
+        **dict.fromkeys(("3", "4", "5"), "withdrawn"),
+    }
+    for seed in (3, 4, 5):  # nor does the next retraining bring one of them back
+        site.candidate(seed)
+        refused = site.ask()
+        assert not refused.promoted
+        assert f"version {seed} was withdrawn by Ada" in refused.reason
+        assert site.version() == "2"
+    champion.promote(site.workspace, "4", "the blasts were ours")
+    assert site.version() == "4"
+    champion.roll_back(site.workspace, "no, they were not")
+    assert site.version() == "2", "the one that 4 took the place of"
+
+
+def test_a_rollback_that_leads_nowhere_says_what_there_is(site: Site) -> None:
+    for seed in (1, 2, 3):
+        site.candidate(seed)
+        site.ask()
+    ways = "1 leads to version 2, 2 leads to version 1; `wbc champion --promote VERSION"
+    for steps in (0, 3, 40):
+        with pytest.raises(WbcError, match=f"{steps} steps back from version 3 lead nowhere: {ways}"):
+            champion.roll_back(site.workspace, "too far", "Ada", steps)
+    assert site.version() == "3"
+    assert not verdicts(site.tracker), "nothing was said"
+    files = (site.workspace / "mlartifacts").rglob(WEIGHTS)
+    for path in [path for path in files if file_sha256(path) == site.tracker.version_tags("2")["wbc.weights_sha256"]]:
+        shutil.rmtree(path.parent)
+    with pytest.raises(WbcError, match="the files of version 2 cannot be had"):
+        champion.roll_back(site.workspace, "half", "Ada", 2)
+    assert (site.version(), verdicts(site.tracker)) == ("3", [])
+
+
+@pytest.mark.parametrize("survives", [1, 3, *(pytest.param(count, marks=pytest.mark.slow) for count in (0, 2))])
+def test_a_rollback_that_was_killed_is_finished_by_the_same_command(
+    site: Site, survives: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    for seed in (1, 2, 3, 4):
+        site.candidate(seed)
+        site.ask()
+    real, done = Tracker.tag_model, 0
+
+    def tag_model(self: Tracker, name: str, value: str) -> None:
+        nonlocal done
+        if done == survives:
+            raise Killed
+        done += 1
+        real(self, name, value)
+
+    monkeypatch.setattr(Tracker, "tag_model", tag_model)
+    with pytest.raises(Killed):
+        champion.roll_back(site.workspace, "misses blasts", "Ada", 3)
+    monkeypatch.undo()
+    assert site.tracker.alias("champion") == "4", "the alias comes last"
+    champion.roll_back(site.workspace, "misses blasts", "Ada", 3)
+    assert site.version() == "1"
+    words = {one.version: one.word for one in verdicts(site.tracker)}
+    assert words == {"1": "promoted", "2": "withdrawn", "3": "withdrawn", "4": "withdrawn"}
+
+
+def test_the_number_of_steps_is_read_from_the_command_line(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in (1, 2, 3):
+        site.candidate(seed)
+        site.ask()
+    monkeypatch.chdir(site.workspace)
+    run = functools.partial(CliRunner().invoke, app)
+    assert run(["champion", "2"]).exit_code == 2
+    assert "0 steps back from version 3 lead nowhere" in str(run(["champion", "--rollback", "0", "--reason", "x"]).exception)
+    done = run(["champion", "--rollback", "2", "--reason", "x", "--by", "Ada", "--json"])
+    assert json.loads(done.stdout)["rolled_back"]["withdrawn"] == ["3", "2"]
+    assert site.version() == "1"
 
 
 def test_a_refusal_is_not_remembered_when_the_rules_changed(site: Site) -> None:

@@ -37,16 +37,17 @@ PACKAGES = {
     "serving.page": "",
     "serving.http": ".contract .inference .security .formats .reports .labelling .upkeep .page wbc_model.core",
     "serving": ".contract .inference .security .reports .upkeep .http wbc_model.core",
-    "flows": "wbc_model wbc_model.core wbc_model.cells",
-    "flows.pipeline": ". serving.inference "
+    "flows.exchange": "wbc_model.core wbc_model.cells",
+    "flows": ".exchange serving.contract wbc_model wbc_model.core wbc_model.cells",
+    "flows.pipeline": ". .exchange serving.inference "
     "wbc_model wbc_model.core wbc_model.network wbc_model.cells wbc_model.evaluation wbc_model.acquisition wbc_model.training",
     "flows.registry": ". .pipeline serving.contract serving.inference "
     "wbc_model wbc_model.core wbc_model.network wbc_model.cells wbc_model.evaluation wbc_model.training",
-    "flows.retraining": ". .pipeline .registry wbc_model wbc_model.core wbc_model.rendering wbc_model.network wbc_model.cells "
-    "wbc_model.evaluation wbc_model.acquisition",
-    "flows.sites": ". .pipeline .registry "
+    "flows.retraining": ". .exchange .pipeline .registry "
+    "wbc_model wbc_model.core wbc_model.rendering wbc_model.network wbc_model.cells wbc_model.evaluation wbc_model.acquisition",
+    "flows.sites": ". .exchange .pipeline .registry "
     "wbc_model wbc_model.core wbc_model.network wbc_model.cells wbc_model.evaluation wbc_model.acquisition wbc_model.training",
-    "flows.studies": ". .pipeline "
+    "flows.studies": ". .exchange .pipeline "
     "wbc_model wbc_model.core wbc_model.rendering wbc_model.cells wbc_model.acquisition wbc_model.studies",
     "flows.cli": ". .pipeline .registry .retraining .sites .studies serving serving.contract serving.security serving.reports "
     "serving.upkeep wbc_model wbc_model.core wbc_model.cells wbc_model.acquisition",

@@ -10,12 +10,12 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
+from flows.exchange import handed_out
+from flows.exchange.handed_out import hand_out, is_ours
 from flows.pipeline.stages import evaluate_model
 from flows.studies import benchmark
 from flows.studies.data import Request
 from tests.code.test_benchmark import workspace as study_workspace
-from wbc_model.cells import handed_out
-from wbc_model.cells.handed_out import hand_out, is_ours
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
 from wbc_model.core.model_card import Architecture, ModelCard, Normalisation

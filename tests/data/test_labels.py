@@ -21,6 +21,7 @@ from flows.labels import (
     decide_all,
     export_queue,
     import_labels,
+    kinds,
     oracle_answers,
     read_log,
     read_queue,
@@ -206,8 +207,8 @@ def test_a_person_decides_on_any_cell_with_name_and_reason(workspace: Path, para
             decide(workspace, test_cell["path"], other, by, why, 1)
     with pytest.raises(WbcError, match="no cell of the pools"):
         decide(workspace, "nothing.png", other, "ada", "seen again", 1)
-    with pytest.raises(WbcError, match="'smudge' is not one of"):
-        decide(workspace, test_cell["path"], "smudge", "ada", "seen again", 1)
+    with pytest.raises(WbcError, match=r"'zebra' is not one of.*; none of the five classes are Band"):
+        decide(workspace, test_cell["path"], "zebra", "ada", "seen again", 1)
     result = decide(workspace, test_cell["sha256"][:8], f"{other}s", "ada", "seen again", 1)
     assert (result["new"], result["corrected"], result["held_out"]) == (1, 1, 1)
     after = Pools.read(workspace / "data/pools")
@@ -286,9 +287,13 @@ def test_label_studio_tasks_show_the_cell_and_come_back(workspace: Path, tmp_pat
         media, _, data = task["data"]["image"].partition(";base64,")
         assert media in ("data:image/png", "data:image/jpeg", "data:image/bmp")  # a browser shows no TIFF
         assert Image.open(io.BytesIO(base64.b64decode(data))).size == (16, 16)
+        assert (set(task), set(task["data"])) == ({"data"}, {"image", "sha256"}), "nobody is told what the model thinks"
+    export_queue(workspace, tmp_path / "open.json", with_predictions=True)
+    for task in json.loads((tmp_path / "open.json").read_text()):
         assert task["predictions"][0]["result"][0]["value"]["choices"] == ["Monocyte"]
+        assert task["data"]["reason"] == "unsure"
     config = (tmp_path / "tasks.xml").read_text()
-    assert all(f'value="{name}"' in config for name in CLASSES)
+    assert re.findall('Choice value="(.+)"', config) == [*CLASSES, *kinds(), "unsure"]
 
     def annotated(task: dict[str, object], label: str, **more: object) -> dict[str, object]:
         result = [{"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": [label]}}]
@@ -314,7 +319,8 @@ def test_label_studio_tasks_show_the_cell_and_come_back(workspace: Path, tmp_pat
     assert refused == {
         "place": "task 11",
         "sha256": tasks[4]["data"]["sha256"],
-        "reason": "Basophil and Monocyte were chosen; agree on one first",
+        "reason": "Basophil by label studio 7 and Monocyte by label studio 7 are given for this cell, "
+        "and no time says which came last; agree on one first",
     }
 
 
@@ -380,7 +386,7 @@ def test_a_sheet_as_spreadsheets_save_it(workspace: Path, tmp_path: Path, separa
     lines += [["", "", "", ""], [sha256s[2], "", "", ""], ["x", "Monocyte", "ada", "", "more"], [sha256s[3], "LYMs", "", ""]]
     (tmp_path / "given.tsv").write_text("\r\n".join(separator.join(line) for line in lines), encoding=encoding)
     result = import_labels(workspace, tmp_path / "given.tsv", 1, "ben")
-    assert (result["new"], [one["place"] for one in result["refused"]]) == (2, ["line 3", "line 6"])
+    assert (result["new"], result["unsure"], [one["place"] for one in result["refused"]]) == (2, 1, ["line 6"])
     assert read_log(workspace)[["label", "labelled_by"]].to_numpy().tolist() == [["Neutrophil", "ada"], ["Lymphocyte", "ben"]]
 
 
@@ -388,7 +394,8 @@ def test_what_somebody_filled_in_is_never_written_over(workspace: Path, tmp_path
     sheet = tmp_path / "ask.csv"
     export_queue(workspace, sheet, tmp_path / "cells")
     export_queue(workspace, sheet, tmp_path / "cells")  # nobody has touched them
-    filled = sheet.read_text().replace("unsure,Monocyte,0.5,,", "unsure,Monocyte,0.5,Basophil,ada", 1)
+    assert "Monocyte" not in sheet.read_text(), "nobody is told what the model thinks"
+    filled = sheet.read_text().replace(",1,,", ",1,Basophil,ada", 1)
     sheet.write_text(filled)
     with pytest.raises(WbcError, match=r"ask\.csv was not written here, or was changed since"):
         export_queue(workspace, sheet)
@@ -467,7 +474,7 @@ def test_before_there_is_a_model_colours_choose_whom_to_ask_about(tmp_path: Path
     assert set(labels) == set(CLASSES)
     assert set(queue["predicted"]) == {""}
     out = tmp_path / "tasks.json"
-    export_queue(root, out)
+    export_queue(root, out, with_predictions=True)
     tasks = json.loads(out.read_text())
     assert all("predictions" not in task and task["data"]["reason"].startswith("coloured unlike") for task in tasks)
     answers = tmp_path / "answers.csv"

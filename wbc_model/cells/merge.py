@@ -12,7 +12,7 @@ import pandas as pd
 
 from wbc_model.cells.conflicts import CONFLICTS, Conflict, conflicts_csv, read_conflicts, too_many
 from wbc_model.cells.manifest import printable, read_cell
-from wbc_model.cells.pools import COLUMNS, DRAWN, POOLS, Pools, now, read_table, sides, to_csv
+from wbc_model.cells.pools import COLUMNS, DRAWN, POOLS, Pools, now, read_table, sides, taken_out_as, to_csv
 from wbc_model.cells.rejections import CONFLICT, UNUSABLE, Rejection, read_rejections, rejections_csv
 from wbc_model.cells.split import choose_sides, reveal
 from wbc_model.core.classes import CLASSES
@@ -285,7 +285,10 @@ def _oracle(path: Path) -> dict[str, str]:
 
 def _existing(table: pd.DataFrame, oracle: dict[str, str]) -> dict[str, Present]:
     """The cells of the pools by sha256, with the label that is known of them, even if it is hidden."""
-    fields = table.assign(side=sides(table), labelled_by=table["labelled_by"].replace(["", DRAWN], "oracle"))
+    by, called = table["labelled_by"].replace(["", DRAWN], "oracle"), taken_out_as(table)
+    fields = table.assign(
+        side=sides(table), label=table["label"].where(called == "", called), labelled_by=by.where(called == "", "a person")
+    )
     return {
         sha256: Present(path, sha256, label or oracle.get(sha256, ""), group, side, existing=True, pool=pool, labelled_by=by)
         for path, sha256, label, group, side, pool, by in fields[

@@ -23,6 +23,10 @@ POOLS: Final = ("labelled", "unlabelled", "validation", "test")
 COLUMNS: Final = ["path", "label", "group", "sha256", "cycle", "labelled_by", "labelled_at", "source"]
 SIDES: Final = {"labelled": "train", "unlabelled": "train", "validation": "validation", "test": "test"}
 DRAWN: Final = "drawn for test"  # `labelled_by` of an unlabelled cell whose label will go to the test pool
+# How `labelled_by` begins for an unlabelled cell that people call none of the five classes, by the side that it came from; what
+# they call it follows.
+_NONE: Final = "none of the five"
+TAKEN_OUT: Final = {"train": f"{_NONE}: ", "validation": f"{_NONE}, of validation: ", "test": f"{_NONE}, of test: "}
 
 
 def now() -> str:
@@ -51,8 +55,22 @@ def _sorted(frame: pd.DataFrame) -> pd.DataFrame:
 
 def sides(cells: pd.DataFrame) -> "pd.Series[str]":
     """On which side of the line between training, validation and test each cell is (columns pool, labelled_by): a drawn one is on
-    that of the test already."""
-    return cells["pool"].map(SIDES).mask(cells["labelled_by"] == DRAWN, "test")
+    that of the test already, and one that was taken out on the side that it came from."""
+    found = cells["pool"].map(SIDES).mask(cells["labelled_by"] == DRAWN, "test")
+    out = cells.loc[(cells["pool"] == "unlabelled") & cells["labelled_by"].str.startswith(_NONE), "labelled_by"]
+    for side, mark in TAKEN_OUT.items():
+        found[out.index[out.str.startswith(mark)]] = side
+    return found
+
+
+def taken_out_as(cells: pd.DataFrame) -> "pd.Series[str]":
+    """What people call each unlabelled cell that is none of the five classes; empty for all others."""
+    found = pd.Series("", index=cells.index, dtype=object)
+    out = cells.loc[cells["labelled_by"].str.startswith(_NONE), "labelled_by"]
+    for mark in TAKEN_OUT.values():
+        marked = out[out.str.startswith(mark)]
+        found[marked.index] = marked.str.slice(len(mark))
+    return found
 
 
 def check_present(data: Path) -> None:
@@ -233,9 +251,9 @@ class Pools:
     def label(self, rows: pd.DataFrame, cycle: int) -> Self:
         """The pools after labels came in: `rows` has the columns sha256, label, labelled_by, labelled_at.
 
-        A cell that waited goes to the labelled pool, or to the test pool if it was drawn for that, with `cycle`; one that has a
-        label, in whatever pool, stays where it is and gets the new one. Raises WbcError on an unknown class, an unknown cell, or
-        two labels for one cell.
+        A cell that waited goes to the labelled pool with `cycle`, or to the test pool if it was drawn for that. One that was
+        taken out goes back to its side. One that has a label, in whatever pool, stays where it is and gets the new one. Raises
+        WbcError on an unknown class, an unknown cell, or two labels for one cell.
         """
         wrong = rows[~rows["label"].isin(CLASSES)]
         if len(wrong):
@@ -250,16 +268,52 @@ class Pools:
         missing = new.index.difference(pd.Index(self.table()["sha256"]))
         if len(missing):
             raise WbcError(f"cell {missing[0]} cannot be labelled: it is in no pool")
-        drawn = set(self.drawn()["sha256"])
+        waited = self.frames["unlabelled"]
+        side = sides(waited.assign(pool="unlabelled"))
         frames = {name: _relabelled(frame, new) for name, frame in self.frames.items()}
-        coming = frames["unlabelled"]["sha256"].isin(new.index)
-        labelled = _typed(frames["unlabelled"][coming].assign(cycle=cycle))
+        coming = waited["sha256"].isin(new.index)
+        labelled = _typed(frames["unlabelled"].assign(cycle=cycle))
         frames["unlabelled"] = frames["unlabelled"][~coming].reset_index(drop=True)
-        held_out = labelled["sha256"].isin(drawn)
-        for name, rows in (("labelled", labelled[~held_out]), ("test", labelled[held_out])):
+        for name, of in (("labelled", "train"), ("validation", "validation"), ("test", "test")):
+            rows = labelled[coming & (side == of)]
             if len(rows):
                 frames[name] = _sorted(pd.concat([frames[name], rows], ignore_index=True))
         return type(self)(frames)
+
+    def take_out(self, rows: pd.DataFrame) -> Self:
+        """The pools after people called cells none of the five classes: `rows` has sha256, label (what they are), labelled_at.
+
+        From whatever pool they lie in the unlabelled one then, without a label and marked; a label puts one back to its side.
+        Raises WbcError on a cell that no pool has.
+        """
+        new = rows.drop_duplicates("sha256", keep="last").set_index("sha256")
+        whole = self.table().set_index("sha256", drop=False)
+        missing = new.index.difference(whole.index)
+        if len(missing):
+            raise WbcError(f"cell {missing[0]} cannot be taken out: it is in no pool")
+        mark = sides(whole).map(TAKEN_OUT).reindex(new.index) + new["label"]
+        moved = whole.loc[new.index, COLUMNS].assign(label="", cycle=None, labelled_by=mark, labelled_at=new["labelled_at"])
+        rest = self.without(set(new.index))
+        unlabelled = _sorted(pd.concat([rest.frames["unlabelled"], _typed(moved)], ignore_index=True))
+        return type(self)({**rest.frames, "unlabelled": unlabelled})
+
+    def none_of_five(self) -> pd.DataFrame:
+        """The cells that people call none of the five classes: COLUMNS, `answer` (what they call it) and the `side` it came from.
+        They lie in the unlabelled pool; nobody asks about them and nothing learns from them."""
+        frame = self.frames["unlabelled"]
+        found = frame.assign(answer=taken_out_as(frame), side=sides(frame.assign(pool="unlabelled")))
+        return found[found["answer"] != ""].reset_index(drop=True)
+
+    def named(self, pool: str) -> pd.DataFrame:
+        """The cells of a pool, and those that were taken out of it, with what people call them: sha256, label."""
+        out = self.none_of_five()
+        out = out.loc[out["side"] == SIDES[pool], ["sha256", "answer"]].rename(columns={"answer": "label"})
+        return pd.concat([self.frames[pool][["sha256", "label"]], out], ignore_index=True)
+
+    def out_of_use(self) -> set[str]:
+        """The unlabelled cells that nothing may learn from, and that are not asked about: drawn for the test, or none of the
+        five."""
+        return set(self.drawn()["sha256"]) | set(self.none_of_five()["sha256"])
 
     def drawn(self) -> pd.DataFrame:
         """The unlabelled cells that were drawn for the test pool and await their label."""
@@ -267,9 +321,13 @@ class Pools:
         return frame[frame["labelled_by"] == DRAWN].reset_index(drop=True)
 
     def draw(self, sha256s: set[str]) -> Self:
-        """The pools with these unlabelled cells drawn for the test pool. Raises WbcError where a group would be split."""
+        """The pools with these unlabelled cells drawn for the test pool. What was taken out of their groups goes to that side.
+        Raises WbcError where a group would be split."""
         frame = self.frames["unlabelled"]
-        marked = frame.assign(labelled_by=frame["labelled_by"].mask(frame["sha256"].isin(sha256s), DRAWN))
+        drawn = frame["sha256"].isin(sha256s)
+        answer = taken_out_as(frame)
+        along = (answer != "") & (frame["group"] != "") & frame["group"].isin(set(frame.loc[drawn, "group"]))
+        marked = frame.assign(labelled_by=frame["labelled_by"].mask(drawn, DRAWN).mask(along, TAKEN_OUT["test"] + answer))
         pools = type(self)({**self.frames, "unlabelled": marked})
         pools.check()
         return pools

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from wbc_model.core.classes import CLASS_INDEX
+from wbc_model.core.classes import CLASS_INDEX, CLASSES
 
 _BYTES: Final = 5
 
@@ -63,12 +63,12 @@ class CellFilter(BaseModel):
         return known
 
     def relabelled(self, sha256s: Sequence[str], labels: Sequence[str]) -> NDArray[np.bool_]:
-        """Which of these cells (N,) are in the filter with another class than the one given here."""
+        """Which of these cells (N,) are in the filter with another class than the label given here, which may be none of them."""
         prefixes, classes = self._known()
         if not len(prefixes) or not len(sha256s):
             return np.zeros(len(sha256s), bool)
         wanted = _prefixes(sha256s)
         place = np.minimum(np.searchsorted(prefixes, wanted), len(prefixes) - 1)
-        other = classes[place] != np.array([CLASS_INDEX[label] for label in labels], np.uint8)
+        other = classes[place] != np.array([CLASS_INDEX.get(label, len(CLASSES)) for label in labels], np.uint8)
         result: NDArray[np.bool_] = (prefixes[place] == wanted) & other
         return result
