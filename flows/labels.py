@@ -215,14 +215,14 @@ class _Sorting:
                 self.refused.append(Refused(row["place"], row["sha256"], reason))
         return pd.DataFrame(kept, columns=[*COLUMNS[:4], "why"], dtype=str)
 
-    def _present(self) -> dict[str, dict[str, str]]:
+    def _present(self) -> dict[str, dict[Any, str]]:
         """What is known of each cell: its `side` and its label, be it none of the five, by whom and of when."""
         table = self.pools.table()
         table = table.assign(side=sides(table)).set_index("sha256")[["side", "label", "labelled_by", "labelled_at"]]
         called = standing(self.record).set_index("sha256")
         called = called.loc[called.index.isin(table.index), ["label", "labelled_by", "labelled_at"]]
         table.loc[called.index, list(called.columns)] = called
-        return {str(sha256): row for sha256, row in table.to_dict("index").items()}
+        return {str(sha256): dict(row) for sha256, row in table.to_dict("index").items()}
 
     def files(self, new: pd.DataFrame, cycle: int) -> dict[Path, str]:
         """The log and the record after these answers, those of them that grow. A class takes back what the record says."""
