@@ -7,6 +7,7 @@ of the group `dev`. The service, its store and its key live in a temporary folde
 """
 
 import argparse
+import contextlib
 import secrets
 import shutil
 import socket
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -54,9 +56,31 @@ def photograph(url: str, key: str, specimen: Path, out: Path) -> None:
         expect(page.locator("#cell-heat")).to_be_visible(timeout=60_000)
         page.screenshot(path=out)
         browser.close()
-    with Image.open(out) as image:
+    shrink(out)
+
+
+def shrink(picture: Path) -> None:
+    """Write a PNG again with COLOURS colours."""
+    with Image.open(picture) as image:
         few = image.convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE, kmeans=4, dither=Image.Dither.NONE)
-    few.save(out, optimize=True)
+    few.save(picture, optimize=True)
+
+
+@contextlib.contextmanager
+def served(model: Path, folder: Path, **settings: str) -> Iterator[str]:
+    """The address of a service with this model, its store in the folder; it is stopped in the end."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {"WBC_STORE_URL": f"sqlite:///{folder}/service.db", "HOME": str(folder), "PYTHONPATH": str(ROOT), **settings}
+    command = [sys.executable, "-m", "serving.run", "--model", str(model.resolve()), "--port", str(port)]
+    server = subprocess.Popen(command, env=environment, cwd=folder)
+    try:
+        _await_ready(f"http://127.0.0.1:{port}", server)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(30)
 
 
 def main() -> None:
@@ -68,21 +92,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=ROOT / "docs/images/page.png")
     given = parser.parse_args()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory() as name:
         folder, key = Path(name), secrets.token_urlsafe(16)
         draw_specimen(given.manifest, folder / "specimen", given.cells, given.seed)
-        settings = {"WBC_API_KEYS": key, "WBC_STORE_URL": f"sqlite:///{folder}/service.db", "HOME": name, "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-m", "serving.run", "--model", str(given.model.resolve()), "--port", str(port)]
-        server = subprocess.Popen(command, env=settings, cwd=folder)
-        try:
-            _await_ready(f"http://127.0.0.1:{port}", server)
-            photograph(f"http://127.0.0.1:{port}", key, folder / "specimen", given.out)
-        finally:
-            server.terminate()
-            server.wait(30)
+        with served(given.model, folder, WBC_API_KEYS=key) as url:
+            photograph(url, key, folder / "specimen", given.out)
     print(f"wrote {given.out}")
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from serving.contract.labelling import Way
@@ -56,6 +56,8 @@ def answer_several(
         for name, one in said.items():
             task = tasks[parsed(name)[1]]
             _take(session, row, task, cells[task.sha256], _Said(who, one, each, way))
+        if way == "sweep":
+            _leave_the_grid(session, row)
         return _how_far(session, row, tuple(sorted(cells)))
 
 
@@ -90,6 +92,12 @@ def _take(session: Session, row: Reader, task: Task, cell: Asked, said: _Said) -
     task.state, task.answered_at, task.answer, task.answer_id = "answered", moment, said.answer, new.id
     if task.kind in READ:
         settle(session, cell)
+
+
+def _leave_the_grid(session: Session, row: Reader) -> None:
+    """What the reader has not named of a grid is odd: it comes by itself, and the next grid is another one."""
+    here = (Task.queue_id == row.queue_id) & (Task.reader == row.reader) & (Task.state == "open") & Task.sweep.is_(True)
+    session.execute(update(Task).where(here).values(sweep=False))
 
 
 def _how_far(session: Session, row: Reader, cells: tuple[str, ...]) -> HowFar:

@@ -4,7 +4,7 @@
  * there is, else English. A key names a word in words/en.json by its path, such as "report.sign".
  */
 
-export const LANGUAGES = { en: "English", de: "Deutsch" };
+const LANGUAGES = { en: "English", de: "Deutsch" };
 const KEPT = "wbc-language";
 
 export const language = wanted().find((name) => Object.hasOwn(LANGUAGES, name)) ?? "en";
@@ -29,7 +29,7 @@ function chosen() {
 }
 
 /** Show the page in another language, now and whenever it is opened on this computer. */
-export function choose(name) {
+function choose(name) {
   const address = new URL(location);
   address.searchParams.delete("lang"); // it would go before what was chosen
   try {
@@ -39,6 +39,13 @@ export function choose(name) {
   }
   history.replaceState(history.state, "", address);
   location.reload();
+}
+
+/** Make `button` the way to the other language. */
+export function offer(button) {
+  const [other, name] = Object.entries(LANGUAGES).find(([one]) => one !== language);
+  Object.assign(button, { hidden: false, lang: other, textContent: name });
+  button.addEventListener("click", () => choose(other));
 }
 
 /** The words of a key. `{name}` in them is replaced by `values.name`, a number as the language writes it. Where there is a word for

@@ -3,7 +3,7 @@
 import { makeChoices, showCell, toggleHeat } from "./cell.js";
 import * as dialogs from "./dialogs.js";
 import { chosen, dropped } from "./files.js";
-import { choose, day, kind, language, LANGUAGES, listed, t, translate } from "./language.js";
+import { day, kind, listed, offer, t, translate } from "./language.js";
 import { guarded, notice, say } from "./notices.js";
 import { unshowable, want } from "./pictures.js";
 import * as report from "./report.js";
@@ -93,13 +93,6 @@ async function startAgain() {
 function signOut() {
   sessionStorage.clear();
   location.reload();
-}
-
-/** A button for the other language. */
-function offerLanguages() {
-  const [other, name] = Object.entries(LANGUAGES).find(([one]) => one !== language);
-  Object.assign(byId("language"), { hidden: false, lang: other, textContent: name });
-  byId("language").addEventListener("click", () => choose(other));
 }
 
 function clear() {
@@ -265,7 +258,7 @@ function listen() {
 }
 
 translate(document);
-offerLanguages();
+offer(byId("language"));
 service.keyFromAddress();
 byId("person").value = dialogs.person();
 service.onKeyNeeded(dialogs.key);

@@ -38,21 +38,24 @@ export function onKeyNeeded(ask) {
   askForKey = ask;
 }
 
-/** Take the key that the address ends with, as `wbc serve` prints it, and take it off the address. */
+/** Take the key that the address ends with, as `wbc serve` prints it, and take it off the address; tells whether there was one. */
 export function keyFromAddress() {
   const given = new URLSearchParams(location.hash.slice(1)).get("key");
-  if (!given) return;
-  sessionStorage.setItem(KEY, given);
+  if (!given) return false;
+  keepKey(given);
   history.replaceState(null, "", location.pathname + location.search);
+  return true;
 }
+
+export const keepKey = (key) => sessionStorage.setItem(KEY, key);
 
 /** A key for one deed. */
 export const deed = () => [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
-/** `deed` is needed for every method but GET. */
-async function call(path, { deed, ...options } = {}) {
+/** The answer to a call; `deed` is needed for every method but GET. */
+export async function call(path, { deed, ...options } = {}) {
   const repeatable = !options.method || deed !== undefined;
   for (let attempt = 1; ; attempt++) {
     const key = sessionStorage.getItem(KEY);
@@ -83,7 +86,8 @@ async function call(path, { deed, ...options } = {}) {
   }
 }
 
-const json = async (path, options) => (await call(path, options)).json();
+/** The same, read as JSON. */
+export const json = async (path, options) => (await call(path, options)).json();
 
 function images(files, fields = {}) {
   const form = new FormData();
@@ -91,6 +95,9 @@ function images(files, fields = {}) {
   for (const file of files) form.append("images", file, "cell"); // the file's name stays here
   return { method: "POST", body: form };
 }
+
+/** Whose key it is: its name, the person where it has one, its scopes. */
+export const me = () => json("v1/me");
 
 /** The model's card. */
 export const model = () => json("v1/model");

@@ -1,7 +1,7 @@
-"""The page for the morphologist: a closed list of files, read once when the service starts, served at `/` and under `/page/`.
+"""The pages: a closed list of files, read once when the service starts, served at `/`, `/label` and under `/page/`.
 
-It needs no key, since it holds nothing of a patient or of the site; what it then asks for under `/v1` does. Nothing else of the
-disk can be reached: a path is looked up in the list, never joined to a folder.
+They need no key, since they hold nothing of a patient or of the site; what they then ask for under `/v1` does. Nothing else of
+the disk can be reached: a path is looked up in the list, never joined to a folder.
 """
 
 import hashlib
@@ -16,6 +16,8 @@ from starlette.responses import Response
 
 FOLDER: Final = Path(__file__).parent
 INDEX: Final = "index.html"
+LABEL: Final = "label.html"
+ADDRESSES: Final = {INDEX: "/", LABEL: "/label"}  # of the documents; all else is under /page/
 MEDIA_TYPES: Final = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -25,25 +27,41 @@ MEDIA_TYPES: Final = {
 }
 FILES: Final = (
     INDEX,
+    LABEL,
     "page.css",
     "icon.svg",
+    "ahead.js",
+    "answers.js",
     "cell.js",
     "dialogs.js",
     "differential.js",
+    "disputes.js",
     "files.js",
     "gallery.js",
+    "kinds.js",
+    "label.css",
+    "label.js",
+    "labelling.js",
     "language.js",
+    "look.css",
+    "microscope.js",
     "notices.js",
     "page.js",
     "pictures.js",
+    "queue.js",
+    "reading.js",
+    "references.js",
     "report.js",
     "review.js",
+    "selection.js",
     "service.js",
     "sha256.js",
     "specimen.js",
+    "sweep.js",
     "tiles.js",
     "upload.js",
     "words.js",
+    "zoom.js",
     "words/de.json",
     "words/en.json",
 )
@@ -90,10 +108,10 @@ class StaticFile:
 
 
 def add_page(app: FastAPI) -> None:
-    """Add the routes of the page to the application; they are no part of its OpenAPI document."""
+    """Add the routes of the pages to the application; they are no part of its OpenAPI document."""
     for name in FILES:
         file = StaticFile.read(FOLDER / name)
-        app.add_route("/" if name == INDEX else f"/page/{name}", _route(file), include_in_schema=False)
+        app.add_route(ADDRESSES.get(name, f"/page/{name}"), _route(file), include_in_schema=False)
 
 
 def _route(file: StaticFile) -> Callable[[Request], Awaitable[Response]]:

@@ -168,13 +168,13 @@ def position(page: Page) -> tuple[int, int]:
     return round(left), round(top)
 
 
-def lose_answers(page: Page, which: Container[int], pattern: str = "*/v1/differential") -> None:
-    """Let these of the requests (from 1) reach the server, and their answers not the page."""
+def lose_answers(page: Page, which: Container[int], pattern: str = "*/v1/differential", method: str = "POST") -> None:
+    """Let these of the requests of a method (from 1) reach the server, and their answers not the page."""
     session, posts = page.context.new_cdp_session(page), [0]
 
     def answered(event: dict[str, Any]) -> None:
-        posts[0] += 1
-        if posts[0] in which:
+        posts[0] += event["request"]["method"] == method
+        if event["request"]["method"] == method and posts[0] in which:
             session.send("Fetch.failRequest", {"requestId": event["requestId"], "errorReason": "ConnectionReset"})
         else:
             session.send("Fetch.continueRequest", {"requestId": event["requestId"]})

@@ -368,6 +368,14 @@ def test_a_grid_holds_alike_cells_and_waits_until_it_is_answered(store: Store) -
     assert not {one.name for one in following} & {one.name for one in grid}
 
 
+def test_what_is_not_named_of_a_grid_comes_by_itself(light: Store) -> None:
+    asked(light, in_groups(60, 3))
+    named, odd = (grid := sweep_tasks(light, ADA, 15, site_of()))[3:], grid[:3]
+    answer_several(light, Who(ADA, "k"), {one.name: "Monocyte" for one in named}, site_of(), 12.0)
+    assert not {one.name for one in sweep_tasks(light, ADA, 15, site_of())} & {one.name for one in grid}
+    assert {one.name for one in odd} <= {one.name for one in next_tasks(light, ADA, 5, site_of())}
+
+
 def test_without_embeddings_there_is_no_grid(light: Store) -> None:
     assert sweep_tasks(light, ADA, 25, site_of()) == []
     asked(light, 5)

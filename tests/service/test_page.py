@@ -40,7 +40,7 @@ from test_keys_and_start import in_process
 from serving.contract.differential import Flag
 from serving.contract.schemas import REVIEW_REASONS, Delivery, ImageProblem, Status
 from serving.http.limits import Limits
-from serving.page.static import CONTENT_SECURITY_POLICY, FILES, FOLDER, INDEX, MEDIA_TYPES
+from serving.page.static import ADDRESSES, CONTENT_SECURITY_POLICY, FILES, FOLDER, MEDIA_TYPES
 from wbc_model.core.classes import CLASSES
 
 SPECIMEN = "24-118-0417"
@@ -50,7 +50,7 @@ IMPORT = re.compile(r'^import .* from "\./(.+)";$', re.MULTILINE)
 
 
 def path_of(name: str) -> str:
-    return "/" if name == INDEX else f"/page/{name}"
+    return ADDRESSES.get(name, f"/page/{name}")
 
 
 def source(name: str) -> str:
@@ -80,7 +80,17 @@ def test_every_file_is_served_with_its_type_and_policy(client: httpx.Client, nam
 
 
 @pytest.mark.parametrize(
-    "path", ["/page", "/page/", "/page/index.html", "/page/../page.py", "/page/%2e%2e/page.py", "/page/..%2fpage.py", "/page.py"]
+    "path",
+    [
+        "/page",
+        "/page/",
+        "/page/index.html",
+        "/page/label.html",
+        "/page/../page.py",
+        "/page/%2e%2e/page.py",
+        "/page/..%2fpage.py",
+        "/page.py",
+    ],
 )
 def test_nothing_else_of_the_disk_can_be_reached(client: httpx.Client, path: str) -> None:
     request = httpx.Request("GET", f"{client.base_url}".rstrip("/") + path)
@@ -125,7 +135,8 @@ def test_the_list_is_what_is_there_and_what_refers_to_each_other() -> None:
     asked = {*PAGES, *WORDS}
     for page in PAGES:
         for _, attributes in Tags(source(page)).found:
-            asked |= {str(attributes[name]).removeprefix("page/") for name in ("src", "href") if attributes.get(name)}
+            addresses = [str(attributes[name]) for name in ("src", "href") if attributes.get(name)]
+            asked |= {address.removeprefix("page/") for address in addresses if address.startswith("page/")}
     for name in FILES:
         asked |= set(IMPORT.findall(source(name)))
     assert asked == set(FILES)

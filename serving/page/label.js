@@ -1,0 +1,217 @@
+/** The page `/label`: people answer what the model asks. It brings one of four views on the screen, and says what stands in the way. */
+
+import * as answers from "./answers.js";
+import * as dialogs from "./dialogs.js";
+import * as disputes from "./disputes.js";
+import { offer, t, translate } from "./language.js";
+import * as microscope from "./microscope.js";
+import { guarded, notice, say } from "./notices.js";
+import { draw, queue, refresh } from "./queue.js";
+import * as reading from "./reading.js";
+import * as references from "./references.js";
+import * as service from "./service.js";
+import * as sweep from "./sweep.js";
+
+const ADJUDICATE = "adjudicate"; // the scope of whoever decides disputes
+const LOOK_AGAIN = 60_000; // ms until the page looks for new cells, while it shows none
+const byId = (id) => document.getElementById(id);
+
+const VIEWS = { read: reading, sweep, disputes };
+const MAIN = { read: "one", sweep: "sweep", disputes: "one" }; // the part of the document that a view fills
+
+let me = null; // whose key it is
+let view = "read";
+let acting = false; // whether a view is on the screen, and keys are its own
+
+// ---------------------------------------------------------------- begin
+
+async function begin() {
+  me = null;
+  references.forget();
+  try {
+    me = await service.me();
+    byId("reader").textContent = me.person ?? me.key;
+    byId("sign-out").hidden = false;
+    byId("to-disputes").hidden = !me.scopes.includes(ADJUDICATE);
+    if (!me.scopes.includes("label")) {
+      nothing("scope", { key: me.key, scopes: me.scopes.join(", ") });
+      return;
+    }
+    reading.begin(() => nothing("done"));
+    disputes.begin(() => nothing("agreed"));
+    sweep.begin(readOdd);
+    answers.begin(me.person ?? me.key, draw);
+    await refresh();
+    microscope.begin(queue.pixel_um);
+    listKeys();
+    await go();
+  } catch (failure) {
+    if (!(failure instanceof service.Failure)) throw failure;
+    stopped(failure);
+  }
+}
+
+/** Put the keys of the site's further kinds into the help. */
+function listKeys() {
+  const keys = queue.kinds.filter(({ key }) => /[a-z]/.test(key)).map(({ key }) => Object.assign(document.createElement("kbd"), { textContent: key }));
+  byId("help-further").replaceChildren(...keys.flatMap((key) => [key, " "]));
+}
+
+function stopped(failure) {
+  if (failure.kind === "no-store") nothing("store");
+  else if (failure.status === 401) nothing("key");
+  else nothing("failed", { why: failure.message });
+}
+
+// ---------------------------------------------------------------- views
+
+const ADDRESSES = { "#/sweep": "sweep", "#/disputes": "disputes" };
+
+/** Show the view that the address names. */
+async function go() {
+  VIEWS[view].leave?.();
+  view = ADDRESSES[location.hash] ?? "read";
+  for (const link of byId("views").querySelectorAll("a")) {
+    if (link.dataset.view === view) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  if (!me) return;
+  say("");
+  if (view === "disputes" && !me.scopes.includes(ADJUDICATE)) {
+    nothing("view", { scope: ADJUDICATE, key: me.key });
+    return;
+  }
+  if (!queue.queue) {
+    nothing("queue");
+    return;
+  }
+  show(MAIN[view]);
+  await guarded(VIEWS[view].enter);
+}
+
+function show(main) {
+  for (const each of document.querySelectorAll("main")) each.hidden = each.id !== main;
+  document.body.dataset.view = main === "nothing" ? "nothing" : view;
+  acting = main !== "nothing";
+  byId("round").hidden = !queue.queue || view === "disputes";
+}
+
+function readOdd(tasks) {
+  reading.readFirst(tasks);
+  location.hash = "#/";
+}
+
+/** Say why there is nothing to do, and what can be done. */
+function nothing(why, values = {}) {
+  const there = document.body.dataset.view === "nothing";
+  show("nothing");
+  const { disputed, left, next_step: next } = queue;
+  const others = why === "done" && left > 0; // the rest is with other readers
+  byId("nothing-heading").textContent = t(`label.nothing.${others ? "others" : why}.heading`, values);
+  byId("nothing-text").textContent = t(`label.nothing.${others ? "others" : why}.text`, { count: left, ...values });
+  byId("nothing-next").textContent = ["done", "agreed", "queue"].includes(why) && next ? t("label.nothing.next", { next }) : "";
+  byId("nothing-disputes").hidden = !(why === "done" && disputed && me?.scopes.includes(ADJUDICATE));
+  byId("nothing-key").hidden = !["key", "scope", "view"].includes(why);
+  byId("nothing-again").hidden = !["failed", "store", "queue", "done", "agreed"].includes(why);
+  byId("nothing-undo").hidden = why !== "done" || !queue.done;
+  if (!there) byId("nothing-heading").focus();
+}
+
+/** Look whether there is something to do by now. */
+async function lookAgain() {
+  if (!me?.scopes.includes("label")) {
+    await begin();
+    return;
+  }
+  try {
+    await refresh();
+    await go();
+  } catch (failure) {
+    if (!(failure instanceof service.Failure)) throw failure;
+    stopped(failure);
+  }
+}
+
+// ---------------------------------------------------------------- keys, buttons
+
+const inField = (element) => element.closest?.("input, textarea, select, dialog") && !element.matches("input[type=range], input[type=radio]");
+
+function pressed(event) {
+  if (event.key === "F1") {
+    event.preventDefault();
+    void dialogs.help();
+    return;
+  }
+  if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]") || inField(event.target)) return;
+  const action = actionOf(event.key, event.target);
+  if (!action) return;
+  event.preventDefault();
+  if (!event.repeat || "+-".includes(event.key)) action();
+}
+
+/** A control that has the focus keeps its arrows. */
+function actionOf(key, target) {
+  if (key.startsWith("Arrow") && target.closest("button, a, input")) return undefined;
+  if (!acting) return key === "u" && !byId("nothing-undo").hidden ? takeBack : undefined;
+  return VIEWS[view].actionOf?.(key);
+}
+
+/** Take the last answer back, where all is read. */
+function takeBack() {
+  show("one");
+  reading.undo();
+}
+
+async function signOut() {
+  if (answers.unsaved() && !(await dialogs.ask(t("label.leave.heading"), t("label.leave.text", { count: answers.unsaved() }), t("common.sign_out")))) return;
+  answers.forget();
+  sessionStorage.clear();
+  location.reload();
+}
+
+function leaving(event) {
+  if (answers.unsaved()) event.preventDefault();
+}
+
+function listen() {
+  document.addEventListener("keydown", pressed);
+  window.addEventListener("beforeunload", leaving);
+  window.addEventListener("hashchange", () => {
+    if (service.keyFromAddress()) void begin();
+    else void go();
+  });
+  for (const kind of ["unhandledrejection", "error"]) window.addEventListener(kind, failed);
+  const clicks = {
+    help: dialogs.help,
+    "sign-out": signOut,
+    undo: () => VIEWS[view].undo(),
+    reveal: disputes.reveal,
+    odd: sweep.readOdd,
+    "sweep-undo": sweep.undo,
+    "nothing-key": askForKey,
+    "nothing-again": lookAgain,
+    "nothing-undo": takeBack,
+  };
+  for (const [id, action] of Object.entries(clicks)) byId(id).addEventListener("click", () => void action());
+  setInterval(() => !document.hidden && !byId("nothing").hidden && me && void lookAgain(), LOOK_AGAIN);
+}
+
+async function askForKey() {
+  const given = await dialogs.key(false);
+  if (!given) return;
+  service.keepKey(given);
+  await begin();
+}
+
+function failed(event) {
+  console.error(event.reason ?? event.error);
+  say(t("common.failed"), true);
+}
+
+translate(document);
+offer(byId("language"));
+service.keyFromAddress();
+service.onKeyNeeded(dialogs.key);
+listen();
+notice("unsent", "");
+void begin();

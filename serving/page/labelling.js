@@ -1,0 +1,44 @@
+/** Calls of `/v1/labelling`: what is asked of people, and what they answer. A task is named by a word that says nothing of its cell. */
+
+import { call, json } from "./service.js";
+
+const BASE = "v1/labelling";
+const MOST = 100; // tasks a call
+const part = encodeURIComponent;
+
+/** The queue, the kinds with their keys, and how far the reader is. */
+export const state = () => json(BASE);
+
+/** The next tasks of the reader that are not answered. */
+export const tasks = (count) => some("tasks", count);
+
+/** Tasks whose cells are alike. */
+export const alike = (count) => some("sweep", count);
+
+async function some(which, count) {
+  const { tasks: found } = await json(`${BASE}/${which}?count=${Math.min(MOST, count)}`);
+  return found.map(({ task }) => ({ id: task }));
+}
+
+/** Cells on which two readers differ, or both are unsure; for a third. */
+export async function disputes() {
+  const found = (await json(`${BASE}/disputes`)).disputes;
+  return found.map(({ dispute, answers, opinion }) => ({ id: dispute, answers, opinion }));
+}
+
+export const references = async () => (await json(`${BASE}/references`)).references;
+
+const blob = async (path) => (await call(path)).blob();
+export const picture = (task) => blob(`${BASE}/tasks/${part(task)}/image`);
+export const disputedPicture = (dispute) => blob(`${BASE}/disputes/${part(dispute)}/image`);
+export const referencePicture = (id) => blob(`${BASE}/references/${id.split("/").map(part).join("/")}`);
+
+const write = (method, path, body, deed) =>
+  json(path, { method, headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), deed });
+
+export const answer = (task, body, deed) => write("PUT", `${BASE}/tasks/${part(task)}`, body, deed);
+export const answerSeveral = (body, deed) => write("PUT", `${BASE}/tasks`, body, deed);
+export const adjudicate = (dispute, body, deed) => write("PUT", `${BASE}/disputes/${part(dispute)}`, body, deed);
+
+/** Take back the last answer of this person that stands; resolves to its `task`, or to its `dispute`. */
+export const undo = (deed) => json(`${BASE}/undo`, { method: "POST", deed });

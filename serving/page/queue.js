@@ -1,0 +1,83 @@
+/** The queue that is read, as the service last told it and as the answers given here have changed it since: progress, pace, time left. */
+
+import * as answers from "./answers.js";
+import * as labelling from "./labelling.js";
+import { number, t } from "./language.js";
+
+const RECENT = 20; // answers that the pace is of
+const ENOUGH = 3; // answers given here until their pace is taken
+const byId = (id) => document.getElementById(id);
+
+/** What `GET /v1/labelling` answered. */
+export let queue = { queue: null, kinds: [], done: 0, left: 0, cells: 0, agreed: 0, disputed: 0, median_seconds: null };
+
+let paces = []; // seconds of the last answers
+
+/** Ask the service; the answers that are on their way count already. */
+export async function refresh() {
+  queue = await labelling.state();
+  count(answers.unsavedCells());
+}
+
+/** What the service told with an answer. It is of the past while others are on their way. */
+export function told({ done, left, disputed }) {
+  if (answers.unsaved()) return;
+  Object.assign(queue, { done, left, disputed });
+  draw();
+}
+
+/** So many cells are answered, or fewer where it is negative; with the seconds a cell took. */
+export function count(cells, seconds) {
+  queue.done = Math.max(0, queue.done + cells);
+  queue.left = Math.max(0, queue.left - cells);
+  if (seconds !== undefined) paces = [...paces, seconds].slice(-RECENT);
+  draw();
+}
+
+/** Seconds a cell, of this reader; undefined where nothing is known. */
+function pace() {
+  if (paces.length < ENOUGH) return queue.median_seconds ?? undefined;
+  const sorted = [...paces].sort((a, b) => a - b);
+  return sorted[sorted.length >> 1];
+}
+
+/** "38 of 100": how far the reader is. */
+export const place = () => t("label.place", { done: queue.done, all: queue.done + queue.left });
+
+export function draw() {
+  const { done, left } = queue;
+  byId("done").textContent = t("label.progress", { done, all: done + left });
+  byId("bar").max = Math.max(1, done + left);
+  byId("bar").value = done;
+  byId("pace").textContent = [paceInWords(), timeLeft()].filter(Boolean).join(" · ");
+  byId("next-step").textContent = queue.next_step ?? "";
+  byId("gain").textContent = queue.gain?.text ?? "";
+  drawSaved();
+}
+
+function paceInWords() {
+  const seconds = pace();
+  return seconds === undefined ? "" : t("label.pace", { seconds: number(seconds, { minimumFractionDigits: 1, maximumFractionDigits: 1 }) });
+}
+
+function timeLeft() {
+  const seconds = pace();
+  if (seconds === undefined || !queue.left) return "";
+  const minutes = Math.round((seconds * queue.left) / 60);
+  if (minutes < 1) return t("label.left_under");
+  return minutes < 90 ? t("label.left_minutes", { count: minutes }) : t("label.left_hours", { count: Math.round(minutes / 60) });
+}
+
+/** Whether all answers are with the service. */
+export function drawSaved() {
+  const waiting = answers.unsaved();
+  byId("saved").textContent = waiting ? t("label.waiting", { count: waiting }) : queue.done ? t("label.saved") : "";
+  byId("saved").classList.toggle("waits", waiting > 0);
+  byId("disputed").textContent = queue.disputed ? number(queue.disputed) : "";
+}
+
+/** The answers that one key gives for several cells at once: none of them is "unsure". */
+export const ofSeveral = () => queue.kinds.filter(({ answer }) => answer !== "unsure");
+
+/** The answer that a key gives; undefined where it gives none. */
+export const answerOf = (key) => queue.kinds.find((one) => one.key === key || one.key === key.toLowerCase())?.answer;

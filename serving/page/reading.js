@@ -1,0 +1,166 @@
+/** One cell at a time: a key answers, and the next cell is there. */
+
+import { Ahead, release } from "./ahead.js";
+import * as answers from "./answers.js";
+import { flash, makeKinds, showReferences } from "./kinds.js";
+import * as labelling from "./labelling.js";
+import { kind, t } from "./language.js";
+import * as microscope from "./microscope.js";
+import { say } from "./notices.js";
+import { answerOf, count, place, told } from "./queue.js";
+import { Failure } from "./service.js";
+
+const AGAIN = 3000; // ms
+const BEFORE = 20; // answers that can be taken back without asking for their picture
+const GONE = [404, 409]; // the status of a refusal after which the cell is not asked for
+const byId = (id) => document.getElementById(id);
+
+let ended = () => {}; // called when there is nothing left to read
+let given = []; // what was answered here: the entry that is sent, and its task
+let shown = null; // the task that is on the screen
+let here = false; // whether this view is
+let timer; // until the service is asked again, where it did not answer
+
+const ahead = new Ahead({ ask: labelling.tasks, load: labelling.picture, answered: answers.holds, came: (task) => shown === task && show() });
+
+/** Begin with another reader or queue; `onEnd()` is called when nothing is left to read. */
+export function begin(onEnd) {
+  ended = onEnd;
+  given = [];
+  shown = null;
+  ahead.tasks = [];
+  answers.listen("single", { confirmed: (_, answer) => told(answer), refused });
+  answers.listen("undo", { confirmed: undone, refused: (_, failure) => say(failure.message, true) });
+}
+
+/** Show the cell that is next. */
+export async function enter() {
+  here = true;
+  shown = null;
+  makeKinds(byId("kinds"), give);
+  byId("answer-heading").textContent = t("label.what");
+  byId("dispute").hidden = true;
+  ahead.again();
+  await next();
+  await showReferences(byId("kinds"));
+}
+
+/** Another view is shown. What was loaded ahead may be answered there. */
+export function leave() {
+  if (here) ahead.tasks = [];
+  here = false;
+}
+
+/** Read these tasks before all others. */
+export function readFirst(tasks) {
+  for (const task of [...tasks].reverse()) ahead.first(task);
+}
+
+async function next() {
+  clearTimeout(timer);
+  show();
+  try {
+    await ahead.fill(answers.unsaved());
+  } catch (failure) {
+    if (!(failure instanceof Failure)) throw failure;
+    if (!ahead.current) microscope.show(undefined, "", failure.message);
+    if (here && failure.unknown) timer = setTimeout(next, AGAIN);
+    return;
+  }
+  show();
+  if (ahead.current) return;
+  await answers.sent(); // what is refused comes back
+  show();
+  if (here && !ahead.current) ended();
+}
+
+function show() {
+  if (!here) return;
+  const task = ahead.current;
+  drawLast();
+  if (!task) {
+    shown = null;
+    microscope.show(undefined, "", t("label.looking"));
+    return;
+  }
+  if (shown === task && byId("picture").contains(task.image ?? null)) return;
+  shown = task;
+  const words = task.failure ? `${t("label.no_picture")} ${task.failure.message}` : t("label.picture_coming");
+  microscope.show(task.image, t("label.cell", { place: place() }), words);
+}
+
+/** Answer the cell that is looked at. */
+function give(answer) {
+  const task = ahead.current;
+  if (!task) return;
+  const seconds = microscope.seconds();
+  if (seconds === undefined) {
+    say(task.image ? t("label.too_soon") : t("label.not_seen"), true);
+    return;
+  }
+  const entry = { way: "single", id: task.id, answer, seconds: Math.round(1000 * seconds) / 1000 };
+  ahead.shift();
+  given.push({ entry, task });
+  if (given.length > BEFORE) release(given[given.length - 1 - BEFORE].task);
+  count(1, seconds);
+  show();
+  flash(byId("kinds"), answer);
+  say(t("label.answered", { kind: kind(answer), place: place() }));
+  answers.give(entry);
+  void next();
+}
+
+/** Take the last answer back, and look at its cell again. */
+export function undo() {
+  const last = given.pop();
+  if (!last) {
+    answers.takeBackLast(); // it was given on another day, or on another computer
+    return;
+  }
+  answers.takeBack(last.entry);
+  count(-1);
+  comeBack(last.task);
+  say(t("label.back", { kind: kind(last.entry.answer) }));
+}
+
+/** An answer that this page knows nothing more of was taken back: its cell is looked at again. */
+function undone(entry, { task }) {
+  if (entry.of !== null) return;
+  if (!task) {
+    location.hash = "#/disputes"; // it was about a disputed cell
+    return;
+  }
+  count(-1);
+  comeBack({ id: task });
+  say(t("label.back_other"));
+}
+
+function refused({ id, answer }, failure) {
+  const at = given.findIndex((one) => one.entry.id === id);
+  const [known] = at < 0 ? [undefined] : given.splice(at, 1);
+  count(-1);
+  const gone = GONE.includes(failure.status);
+  if (!gone) comeBack(known?.task ?? { id });
+  const words = [t("label.refused", { kind: kind(answer), why: failure.message }), !gone && t("label.refused_back")];
+  say(words.filter(Boolean).join(" "), true);
+}
+
+function comeBack(task) {
+  ahead.first(task);
+  ahead.again();
+  show();
+  void next();
+}
+
+function drawLast() {
+  const last = given.at(-1);
+  byId("last").textContent = last ? t("label.last", { kind: kind(last.entry.answer) }) : "";
+}
+
+/** What a key does here; undefined for one that does nothing. */
+export function actionOf(key) {
+  if (key === "u") return undo;
+  const answer = answerOf(key);
+  if (answer) return () => give(answer);
+  return microscope.actionOf(key);
+}
