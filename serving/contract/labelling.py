@@ -43,9 +43,7 @@ class _Request(BaseModel):
 
 AnAnswer = Annotated[str, Field(min_length=1, max_length=100, description="One of the `kinds` of `GET /v1/labelling`.")]
 TaskId = Annotated[str, Field(pattern=r"^[0-9a-f]{12}\.[1-9][0-9]{0,8}$", description="As `GET /v1/labelling/tasks` gave it.")]
-Seconds = Annotated[
-    float | int | None, Field(ge=0, le=LONGEST_LOOK, description="How long the reader looked, where it is known.")
-]
+Seconds = Annotated[float | None, Field(ge=0, le=LONGEST_LOOK, description="How long the reader looked, where it is known.")]
 
 
 class AnswerRequest(_Request):

@@ -11,7 +11,17 @@ from serving.contract.site import Site
 from serving.labelling.disputes import decide_again, name_of, refuse_unknown, stands
 from serving.labelling.errors import LeftTheQueue, NoAnswerToUndo, NotAsked
 from serving.labelling.settling import settle
-from serving.labelling.tasks import Who, cells_locked, count_unread, current_queue, locked_reader, now, open_queues, parsed
+from serving.labelling.tasks import (
+    Who,
+    cells_locked,
+    count_unread,
+    current_queue,
+    known_reader,
+    locked_reader,
+    now,
+    open_queues,
+    parsed,
+)
 from serving.reports.labelling_tables import READ, Answer, Asked, Reader, Task
 from serving.reports.store import Store
 
@@ -46,9 +56,9 @@ def answer_several(
     [queue_id] = queue_ids
     each = None if seconds is None else seconds / len(said)
     with store.writing() as session:
-        if session.get(Reader, (queue_id, who.reader)) is None:
+        row = known_reader(session, queue_id, who.reader)
+        if row is None:
             raise NotAsked
-        row = locked_reader(session, queue_id, who.reader)
         tasks = _tasks(session, row, [parsed(name)[1] for name in said])
         for one in said.values():
             refuse_unknown(one, site)

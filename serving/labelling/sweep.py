@@ -57,11 +57,8 @@ def sweep_tasks(store: Store, reader: str, count: int, site: Site) -> list[Given
         return []
     with store.writing() as session:
         row = locked_reader(session, queue.id, reader)
-        free_lapsed(session, queue.id)
-        for cell in _grid(session, row, known, count):
-            give(session, row, cell, "second" if cell.given else "first", sweep=True)
-        session.flush()
-        return open_tasks(session, queue.id, reader, count, sweep=True)
+        cells = _grid(session, row, known, count) or (_grid(session, row, known, count) if free_lapsed(session, row) else [])
+        return [give(session, row, cell, "second" if cell.given else "first", sweep=True) for cell in cells]
 
 
 def _grid(session: Session, row: Reader, known: Embeddings, count: int) -> list[Asked]:

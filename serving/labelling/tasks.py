@@ -4,7 +4,7 @@ A task that is not answered lapses after LAPSE, and its cell is free for others.
 is the first vacant one behind a place that is drawn for this reader and this task.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session, aliased
 
 from serving.contract.site import Site
 from serving.labelling.errors import NotAsked
-from serving.labelling.queue import place_of, share_of
+from serving.labelling.queue import COUNTED, place_of, share_of
 from serving.labelling.settling import settle
 from serving.reports.labelling_tables import READ, Asked, AskedImage, Queue, Reader, Task, TaskKind
 from serving.reports.store import IMAGE_KEYS, Store
@@ -70,15 +70,14 @@ def _has_something_left(session: Session, queue_id: str, reader: str) -> bool:
 
 def locked_reader(session: Session, queue_id: str, reader: str) -> Reader:
     """The reader's row, for this transaction alone: what one reader does at two windows happens one after the other."""
-    locked = select(Reader).where(Reader.queue_id == queue_id, Reader.reader == reader).with_for_update()
-    locked = locked.execution_options(populate_existing=True)
-    found = session.scalar(locked)
+    found = known_reader(session, queue_id, reader)
     if found is not None:
         return found
     dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
     row = {"queue_id": queue_id, "reader": reader, "number": 0, "answered": 0, "unread": 0, "counted_at": now() - COUNT_AGAIN}
     session.execute(dialect.insert(Reader).values(row).on_conflict_do_nothing())
-    return session.scalars(locked).one()
+    made = known_reader(session, queue_id, reader)
+    return made if made is not None else locked_reader(session, queue_id, reader)
 
 
 def count_unread(session: Session, row: Reader, exactly: bool = False) -> int:
@@ -104,23 +103,23 @@ def free_cells(queue_id: str, reader: str) -> ColumnElement[bool]:
 
 
 def next_tasks(store: Store, reader: str, count: int, site: Site) -> list[Given]:
-    """The reader's next `count` tasks that wait for an answer, the earliest given first; fewer where there are no more."""
-    with store.reading() as session:
+    """The reader's next `count` tasks that wait for an answer, the earliest given first; fewer where there are no more.
+
+    Only where no cell is free is it looked for tasks that have lapsed.
+    """
+    with store.writing() as session:
         queue = current_queue(session, reader)
         if queue is None:
             return []
-        found = open_tasks(session, queue.id, reader, count)
-    if len(found) == count:
-        return found
-    with store.writing() as session:
         row = locked_reader(session, queue.id, reader)
-        free_lapsed(session, queue.id)
-        _take_up_again(session, row)
-        waiting = len(open_tasks(session, queue.id, reader, count))
-        for _ in range(count - waiting):
-            if not _give_next(session, row, site):
-                break
-        return open_tasks(session, queue.id, reader, count)
+        found = open_tasks(session, queue.id, reader, count)
+        while len(found) < count and (task := _give_next(session, row, site)) is not None:
+            found.append(task)
+        if len(found) < count and free_lapsed(session, row):
+            found = open_tasks(session, queue.id, reader, count)
+            while len(found) < count and (task := _give_next(session, row, site)) is not None:
+                found.append(task)
+        return found
 
 
 def open_tasks(session: Session, queue_id: str, reader: str, count: int, sweep: bool = False) -> list[Given]:
@@ -131,36 +130,34 @@ def open_tasks(session: Session, queue_id: str, reader: str, count: int, sweep: 
     return [Given(f"{queue_id}.{number}", width, height) for number, width, height in rows]
 
 
-def _give_next(session: Session, row: Reader, site: Site) -> bool:
-    """Give the reader one more cell; False where there is none."""
+def _give_next(session: Session, row: Reader, site: Site) -> Given | None:
+    """Give the reader one more cell; None where there is none."""
     number = row.number + 1
     chance, settings = share_of("kind", row.queue_id, row.reader, number), site.labelling
     place = place_of(f"{row.queue_id} {row.reader}", str(number))
     if chance < settings.repeat_share and (cell := _to_repeat(session, row)) is not None:
-        give(session, row, cell, "repeat")
-        return True
+        return give(session, row, cell, "repeat")
     if settings.repeat_share <= chance < settings.repeat_share + settings.known_share:
         known = select(Asked).where(_known(row.queue_id, row.reader))
         if (cell := first_behind(session, known, place)) is not None:
-            give(session, row, cell, "known")
-            return True
+            return give(session, row, cell, "known")
     cell = first_behind(session, select(Asked).where(free_cells(row.queue_id, row.reader)), place)
-    if cell is None:
-        return False
-    give(session, row, cell, "second" if cell.given else "first")
-    return True
+    return None if cell is None else give(session, row, cell, "second" if cell.given else "first")
 
 
-def give(session: Session, row: Reader, cell: Asked, kind: TaskKind, sweep: bool = False) -> None:
+def give(session: Session, row: Reader, cell: Asked, kind: TaskKind, sweep: bool = False) -> Given:
     """Make the reader's next task of a cell that this transaction has locked, where it counts for the cell."""
     row.number += 1
     task = Task(queue_id=row.queue_id, reader=row.reader, number=row.number, sha256=cell.sha256, kind=kind)
     task.sweep, task.state, task.given_at = sweep, "open", now()
     session.add(task)
     if kind in READ:
-        settle(session, cell)
+        cell.given += 1
+        cell.vacant = cell.given < cell.readers_wanted
     else:
         row.unread += 1
+    session.flush()
+    return Given(f"{row.queue_id}.{row.number}", cell.width, cell.height)
 
 
 def first_behind(session: Session, query: Select[tuple[Asked]], place: int) -> Asked | None:
@@ -198,34 +195,46 @@ def _to_repeat(session: Session, row: Reader) -> Asked | None:
 # --- lapsing ----------------------------------------------------------------------------------------------------------------
 
 
-def free_lapsed(session: Session, queue_id: str) -> None:
-    """Let tasks lapse that were given too long ago; cells that others are at just now are left for the next time."""
-    old = select(Task).where(Task.queue_id == queue_id, Task.state == "open", Task.given_at < now() - LAPSE)
-    tasks = list(session.scalars(old.order_by(Task.given_at).limit(LAPSED_AT_A_TIME).with_for_update(skip_locked=True)))
-    if not tasks:
-        return
-    names = {task.sha256 for task in tasks}
-    query = select(Asked).where(Asked.queue_id == queue_id, Asked.sha256.in_(names)).order_by(Asked.sha256)
-    cells = {cell.sha256: cell for cell in session.scalars(query.with_for_update(skip_locked=True))}
+def free_lapsed(session: Session, row: Reader) -> bool:
+    """Let tasks of the reader's queue lapse that were given too long ago; returns whether any had, now or before.
+
+    The reader is given again what has lapsed of this reader's own and nobody else has taken. Cells that others are at just now
+    are left for the next time.
+    """
+    old = select(Task).where(Task.queue_id == row.queue_id, Task.state == "open", Task.given_at < now() - LAPSE)
+    old = old.where(Task.reader != row.reader).order_by(Task.given_at).limit(LAPSED_AT_A_TIME)
+    tasks = list(session.scalars(old.with_for_update(skip_locked=True)))
+    cells = _passed_over_if_held(session, row.queue_id, {task.sha256 for task in tasks})
     for task in tasks:
         if task.sha256 in cells:
             task.state = "lapsed"
     for cell in cells.values():
-        if cell.purpose in ("asked", "test"):
+        if cell.purpose in COUNTED:
             settle(session, cell)
+    return _take_up_again(session, row) or bool(tasks)
 
 
-def _take_up_again(session: Session, row: Reader) -> None:
-    """Give the reader again what has lapsed and nobody else was given meanwhile."""
+def _passed_over_if_held(session: Session, queue_id: str, names: Collection[str]) -> dict[str, Asked]:
+    if not names:
+        return {}
+    query = select(Asked).where(Asked.queue_id == queue_id, Asked.sha256.in_(names)).order_by(Asked.sha256)
+    found = session.scalars(query.with_for_update(skip_locked=True).execution_options(populate_existing=True))
+    return {cell.sha256: cell for cell in found}
+
+
+def _take_up_again(session: Session, row: Reader) -> bool:
+    """Give the reader again what has lapsed and nobody else was given meanwhile; returns whether there was such a task."""
     query = select(Task).join(Asked, _CELL_OF_TASK).where(Task.queue_id == row.queue_id, Task.reader == row.reader)
     query = query.where(Task.state == "lapsed", (Asked.vacant.is_(True)) | Task.kind.not_in(READ))
-    for task in session.scalars(query.order_by(Task.number).limit(LAPSED_AT_A_TIME)).all():
-        lock = select(Asked).where(Asked.queue_id == task.queue_id, Asked.sha256 == task.sha256)
-        cell = session.scalar(lock.with_for_update(skip_locked=True).execution_options(populate_existing=True))
+    tasks = session.scalars(query.order_by(Task.number).limit(LAPSED_AT_A_TIME)).all()
+    cells = _passed_over_if_held(session, row.queue_id, {task.sha256 for task in tasks})
+    for task in tasks:
+        cell = cells.get(task.sha256)
         if cell is not None and (cell.vacant or task.kind not in READ):
             task.state, task.given_at = "open", now()
             if task.kind in READ:
                 settle(session, cell)
+    return bool(tasks)
 
 
 # --- a task of a reader -----------------------------------------------------------------------------------------------------
@@ -259,7 +268,13 @@ def file_of(session: Session, queue_id: str, sha256: str) -> bytes:
 _CELL_OF_TASK: Final = (Asked.queue_id == Task.queue_id) & (Asked.sha256 == Task.sha256)
 
 
-def cells_locked(session: Session, queue_id: str, names: Sequence[str]) -> dict[str, Asked]:
+def known_reader(session: Session, queue_id: str, reader: str) -> Reader | None:
+    """As `locked_reader`; None where the reader was never given anything of the queue."""
+    query = select(Reader).where(Reader.queue_id == queue_id, Reader.reader == reader).with_for_update()
+    return session.scalar(query.execution_options(populate_existing=True))
+
+
+def cells_locked(session: Session, queue_id: str, names: Collection[str]) -> dict[str, Asked]:
     """Cells of a queue, for this transaction alone; always in one order, so that two who want the same wait for each other."""
     query = select(Asked).where(Asked.queue_id == queue_id, Asked.sha256.in_(names)).order_by(Asked.sha256)
     found = session.scalars(query.with_for_update().execution_options(populate_existing=True))

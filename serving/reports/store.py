@@ -39,6 +39,7 @@ IMAGE_KEYS: Final = "image_keys"  # where a session has the keys of the kept ima
 BUSY_SECONDS: Final = 30  # that a writer waits for another one
 READ_SECONDS: Final = 10  # that a reader waits for anything
 CONNECT_SECONDS: Final = 10
+POOL: Final = 20  # connections to PostgreSQL that are kept open; making one takes longer than most of what is asked over it
 HELD: Final = 0x7762635F68656C64  # "wbc_held": PostgreSQL's advisory lock of those who work with a store
 DRIVERS: Final = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
 
@@ -265,7 +266,12 @@ def _engine(url: URL) -> Engine:
     # hide_parameters: an error's traceback goes to the log, and the parameters hold specimen ids.
     if url.get_backend_name() != "sqlite":
         engine = create_engine(
-            url, hide_parameters=True, pool_pre_ping=True, pool_timeout=READ_SECONDS, connect_args=_POSTGRES_LIMITS
+            url,
+            hide_parameters=True,
+            pool_pre_ping=True,
+            pool_size=POOL,
+            pool_timeout=READ_SECONDS,
+            connect_args=_POSTGRES_LIMITS,
         )
         event.listen(engine, "handle_error", _without_values)
         event.listen(engine, "begin", _begin_postgres)

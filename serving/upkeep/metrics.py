@@ -25,6 +25,9 @@ OURS: Final = re.compile(r"/v1/reports/[0-9a-f]{32}(/cells/[0-9]{1,9}(/image|/un
 LABELLING: Final = re.compile(
     r"/v1/labelling(?P<rest>|/(tasks|undo|sweep|references|disputes|agreement)|/(tasks|disputes)/[^/]+(/image)?|/references/[^/]+)"
 )
+OUR_NAMES: Final = re.compile(  # of tasks, disputes and references
+    r"/v1/labelling/(tasks/[0-9a-f]{12}\.[0-9]{1,9}(/image)?|(disputes|references)/[0-9a-f]{12}\.[0-9a-f]{15}(/image)?)"
+)
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 ENDPOINTS: Final = (
     "/",
@@ -53,7 +56,8 @@ def endpoint(path: str) -> str:
 
 def call_of(method: str, path: str) -> str:
     """A call as the audit log names it: what a caller invents is left out, since it may be anything, a specimen's id too."""
-    return f"{method if method in METHODS else 'other'} {path if OURS.fullmatch(path) else endpoint(path)}"
+    ours = OURS.fullmatch(path) or OUR_NAMES.fullmatch(path)
+    return f"{method if method in METHODS else 'other'} {path if ours else endpoint(path)}"
 
 
 class Outbox:
