@@ -20,6 +20,7 @@ const CALLS = {
   undo: ({ deed }) => labelling.undo(deed),
 };
 
+const answered = new Set(); // tasks and disputes that were answered here, and whose answer stands
 let reader = "";
 let waiting = [];
 let sending = null; // resolves when nothing waits
@@ -37,6 +38,7 @@ export function begin(name, onChange) {
   reader = name;
   changed = onChange;
   waiting = kept().filter((entry) => entry.reader === reader);
+  for (const entry of waiting) if (entry.way !== "undo") note(entry);
   if (waiting.length) start();
 }
 
@@ -50,8 +52,8 @@ export const unsaved = () => waiting.length;
 /** How many cells they answer; those that are taken back count against it. */
 export const unsavedCells = () => waiting.reduce((sum, entry) => sum + (entry.way === "undo" ? -1 : idsOf(entry).length), 0);
 
-/** Whether this task was answered here, whatever the service knows of it. */
-export const holds = (id) => waiting.some((entry) => entry.way !== "undo" && idsOf(entry).includes(id));
+/** Whether this task was answered here, whatever the service said of it meanwhile: it may have been asked before it knew. */
+export const holds = (id) => answered.has(id);
 
 /** Resolves when everything is sent, or refused. */
 export const sent = () => sending ?? Promise.resolve();
@@ -60,11 +62,21 @@ export const sent = () => sending ?? Promise.resolve();
 export function give(entry) {
   Object.assign(entry, { reader, deed: service.deed() });
   waiting.push(entry);
+  note(entry);
   start();
+}
+
+function note(entry) {
+  for (const id of idsOf(entry)) answered.add(id);
+}
+
+function unnote(ids) {
+  for (const id of ids) answered.delete(id);
 }
 
 /** Take an answer back: it is not sent at all where it has not left, else the service undoes it. */
 export function takeBack(given) {
+  unnote(idsOf(given));
   const unsent = waiting.find((one) => one.deed === given.deed && !one.tried);
   if (unsent) waiting = waiting.filter((one) => one !== unsent);
   else for (const id of idsOf(given)) waiting.push({ way: "undo", of: id, reader, deed: service.deed() });
@@ -80,6 +92,7 @@ export function takeBackLast() {
 /** Forget what is not sent. */
 export function forget() {
   waiting = [];
+  answered.clear();
   keep();
 }
 
@@ -101,6 +114,7 @@ async function send() {
       failures = 0;
       notice("unsent", "");
       done(entry);
+      if (entry.way === "undo") unnote([answer.task, answer.dispute].filter((id) => !again(id)));
       views[entry.way]?.confirmed?.(entry, answer);
     } catch (failure) {
       if (!(failure instanceof service.Failure)) throw failure;
@@ -110,6 +124,9 @@ async function send() {
   }
   notice("unsent", "");
 }
+
+/** Whether what is taken back was answered again meanwhile. */
+const again = (id) => waiting.some((entry) => entry.way !== "undo" && idsOf(entry).includes(id));
 
 /** Whether the same call may succeed at another time. */
 const mayYetBe = ({ unknown, status, kind }) => unknown || [401, 429].includes(status) || kind === "idempotency-key-in-use";
@@ -124,6 +141,7 @@ async function pause(failure, failures) {
 
 function refuse(entry, failure) {
   const ids = idsOf(entry);
+  unnote(ids);
   done(entry);
   waiting = waiting.filter((one) => !(one.way === "undo" && ids.includes(one.of))); // there is nothing to take back
   keep();

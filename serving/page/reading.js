@@ -123,14 +123,14 @@ export function undo() {
   say(t("label.back", { kind: kind(last.entry.answer) }));
 }
 
-/** An answer that this page knows nothing more of was taken back: its cell is looked at again. */
-function undone(entry, { task }) {
-  if (entry.of !== null) return;
+/** An answer was taken back. Where this page did not know which it would be, its cell is looked at now. */
+function undone(entry, { task, dispute }) {
+  if ([task, dispute].includes(entry.of)) return;
   if (!task) {
     location.hash = "#/disputes"; // it was about a disputed cell
     return;
   }
-  count(-1);
+  if (entry.of === null) count(-1);
   comeBack({ id: task });
   say(t("label.back_other"));
 }

@@ -20,7 +20,7 @@ export class Zoom {
     this.#makeBar();
     this.#makeControls();
     frame.addEventListener("wheel", (event) => this.#wheel(event), { passive: false });
-    frame.addEventListener("dblclick", () => this.reset());
+    frame.addEventListener("dblclick", () => this.toggle());
     frame.addEventListener("pointerdown", (event) => this.#down(event));
     frame.addEventListener("pointermove", (event) => this.#move(event));
     for (const end of ["pointerup", "pointercancel", "pointerleave"]) frame.addEventListener(end, (event) => this.#up(event));
