@@ -125,7 +125,7 @@ export function undo() {
 
 /** An answer was taken back. Where this page did not know which it would be, its cell is looked at now. */
 function undone(entry, { task, dispute }) {
-  if ([task, dispute].includes(entry.of)) return;
+  if (entry.of === (task ?? dispute)) return;
   if (!task) {
     location.hash = "#/disputes"; // it was about a disputed cell
     return;

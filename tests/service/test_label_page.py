@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 from label_visits import LABELLING, NEXT_STEP, Readers, answer_all, asking, in_sight, name_cells, rendered, sit_down
-from page_visits import Visit, eventually, lose_answers, message
+from page_visits import eventually, lose_answers, message
 from playwright.sync_api import Browser, Page, Route, expect
 
-from serving.page.static import FOLDER
-
-COUNT = 90
+COUNT = 80
 PERSONS = {
     "ada": ("Dr Ada Lindgren", ("label",)),
     "bert": ("Bert Moreau", ("label",)),
@@ -27,9 +25,9 @@ ANSWERS = "**/v1/labelling/tasks/*"  # and not those of their images
 
 
 @pytest.fixture(scope="module")
-def readers(linear_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Readers]:
+def readers(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Readers]:
     """A server that asks about COUNT cells, each by two readers."""
-    with asking(linear_model, tmp_path_factory.mktemp("readers"), PERSONS, rendered(COUNT), SETTINGS) as running:
+    with asking(model_dir, tmp_path_factory.mktemp("readers"), PERSONS, rendered(COUNT), SETTINGS) as running:
         yield running
 
 
@@ -307,13 +305,3 @@ def test_the_page_speaks_german(browser: Browser, readers: Readers) -> None:
     page.keyboard.press("F1")
     expect(page.locator("#help-heading")).to_have_text("Tasten")
     page.context.close()
-
-
-def test_a_model_of_the_page_is_not_asked_for_anything_else(browser: Browser, readers: Readers) -> None:
-    """What the page asks for is its own files, the labelling, and who is there."""
-    visited: Visit = sit_down(browser, readers, "dora")
-    in_sight(visited.page)
-    paths = {re.sub(r"https?://[^/]+", "", one.url).split("?")[0] for one in visited.requests if not one.url.startswith("blob:")}
-    known = {f"/page/{path.relative_to(FOLDER).as_posix()}" for path in FOLDER.rglob("*")} | {"/label", "/v1/me"}
-    assert not [path for path in paths - known if not path.startswith("/v1/labelling")]
-    visited.page.context.close()

@@ -56,9 +56,9 @@ def read_them(page: Page, count: int, seconds: float) -> float:
 
 
 @pytest.mark.slow
-def test_a_hundred_cells_by_key_take_as_long_as_the_decisions(browser: Browser, linear_model: Path, tmp_path: Path) -> None:
+def test_a_hundred_cells_by_key_take_as_long_as_the_decisions(browser: Browser, model_dir: Path, tmp_path: Path) -> None:
     """The next cell is on the screen within 50 ms of the key, and the page adds less than 5 s to 100 decisions of 2 s."""
-    with asking(linear_model, tmp_path, PERSONS, cells(CELLS + 1), ONE_READER) as readers:
+    with asking(model_dir, tmp_path, PERSONS, cells(CELLS + 1), ONE_READER) as readers:
         page = sit_down(browser, readers, "ada").page
         in_sight(page)
         page.evaluate(WATCH)
