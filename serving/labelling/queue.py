@@ -127,6 +127,8 @@ def publish(store: Store, queue_id: str, notice: Notice, cells: Iterable[AskedCe
         queue.published_at = queue.published_at or now
         earlier = (Queue.workspace == notice.workspace) & (Queue.id != queue_id) & Queue.closed_at.is_(None)
         session.execute(update(Queue).where(earlier).values(closed_at=now))
+    if new:
+        store.look_at(Asked.__tablename__)
     return new
 
 

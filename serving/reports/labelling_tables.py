@@ -132,7 +132,8 @@ class Task(Base):
         one_of("state", TaskState),
         Index(None, "queue_id", "state", "given_at"),
         Index(None, "queue_id", "reader", "state", "number"),
-        Index(None, "sha256", "reader"),
+        Index(None, "sha256"),
+        Index(None, "reader", "sha256"),
     )
 
     queue_id: Mapped[str] = mapped_column(String(12), primary_key=True)

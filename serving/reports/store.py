@@ -157,6 +157,12 @@ class Store:
                         connection.exec_driver_sql(f"DROP FUNCTION IF EXISTS {table}_{guard}()")
             upgrade(connection, Base.metadata)
 
+    def look_at(self, *tables: str) -> None:
+        """Let the database look at tables that have just been filled, so that it finds good ways through them at once."""
+        if self.file is None:
+            with self._writer.begin() as connection:
+                connection.exec_driver_sql(f"ANALYZE {', '.join(tables)}")
+
     @contextmanager
     def held(self, alone: bool = False) -> Iterator[None]:
         """Say that this process works with the store, as a service does while it runs; with `alone`, that no other one does.

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from live import ROOT, clean_environment, form, free_port, of_class, serve_command, started
+from readers import asked, next_of, says
 from specimens import PERSON, SPECIMEN, reported, several, site
 from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
@@ -40,6 +41,8 @@ def places(store_url: str, tmp_path: Path) -> Places:
     of = site()
     sign(store, Action(reported(store, of, several("Neutrophil", 12)), PERSON), of)
     reported(store, of, several("Lymphocyte", 12))
+    asked(store, 2)
+    says(store, "Dr. Ada", str(next_of(store, "Dr. Ada")), "Monocyte")
     store.close()
     add_lines(tmp_path / "audit.jsonl", 2)
     return Places(store_url, tmp_path / "audit.jsonl", tmp_path / "service.keys")
@@ -95,7 +98,7 @@ def test_what_was_backed_up_comes_back_whole(places: Places, tmp_path: Path) -> 
     back = bring_back(tmp_path / "backup", places, replace=False)
     assert (back["aside"], back["newer"]) == (None, [])
     assert everything(places.store) == before
-    assert len(before["reports"]) == 2
+    assert (len(before["reports"]), len(before["asked_images"]), len(before["answers"])) == (2, 2, 1)
     assert verify(log_of(places)) == last
     assert list_keys(places.keys) == keys
     assert read_contents(tmp_path / "backup")["reports"] == 2  # restoring has changed nothing in it
@@ -103,6 +106,7 @@ def test_what_was_backed_up_comes_back_whole(places: Places, tmp_path: Path) -> 
     more = reported(store, site(), several("Monocyte", 12))  # the numbers go on behind those that came back
     correct(store, Action(more, PERSON), 0, "Basophil", site())
     assert sign(store, Action(more, PERSON), site()).status == "final"
+    says(store, "Dr. Ada", str(next_of(store, "Dr. Ada")), "Band")
     store.close()
     add_lines(log_of(places), 1)
     assert verify(log_of(places)).records == 3
@@ -129,6 +133,17 @@ def test_what_is_newer_is_not_overwritten_without_a_word(places: Places, tmp_pat
     bring_back(Path(back["aside"]), places, replace=False)  # and it is not lost
     assert everything(places.store) == before
     assert verify(log_of(places)).records == 3
+
+
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
+def test_answers_of_readers_are_not_overwritten_without_a_word(places: Places, tmp_path: Path) -> None:
+    back_up(places, tmp_path / "backup")
+    store = Store.open(places.store)
+    says(store, "Dr. Ada", str(next_of(store, "Dr. Ada")), "Band")
+    store.close()
+    with pytest.raises(WbcError, match="newer than the backup: 1 answers of readers are not in it"):
+        bring_back(tmp_path / "backup", places, replace=False)
+    assert len(everything(places.store)["answers"]) == 2
 
 
 @pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)

@@ -141,7 +141,8 @@ def _tasks() -> None:
         ),
         sa.PrimaryKeyConstraint("queue_id", "reader", "number", name=op.f("pk_tasks")),
     )
-    for columns in (["queue_id", "state", "given_at"], ["queue_id", "reader", "state", "number"], ["sha256", "reader"]):
+    by_cell = (["sha256"], ["reader", "sha256"])
+    for columns in (["queue_id", "state", "given_at"], ["queue_id", "reader", "state", "number"], *by_cell):
         op.create_index(op.f(f"ix_tasks_{'_'.join(columns)}"), "tasks", columns)
 
 
