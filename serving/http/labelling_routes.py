@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
+from serving.contract.agreement_schemas import Agreement
 from serving.contract.labelling import (
     MOST_TASKS,
     Answered,
@@ -41,7 +42,7 @@ from serving.http.preview import png
 from serving.http.report_routes import no_store
 from serving.http.running import running_of
 from serving.http.upload import read_json
-from serving.labelling import answers, disputes, references
+from serving.labelling import answers, comparison, disputes, references
 from serving.labelling.overview import overview
 from serving.labelling.queue import SHOWN_SIDE
 from serving.labelling.sweep import sweep_tasks
@@ -218,6 +219,17 @@ def reference_image(request: Request, reference: ReferenceName) -> Response:
     """A reference cell, as PNG. For keys that label or review."""
     any_of(request, "label", "review")
     return _png(references.reference_image(_store(request), reference))
+
+
+@router.get("/agreement", response_model=Agreement, dependencies=ANY_KEY)
+@heavy
+def reader_agreement(request: Request) -> Response:
+    """How far readers agree, what each takes which cells for, and who has how much to do. For keys that label or adjudicate.
+
+    Only whoever adjudicates is told how often each reader was right at known cells.
+    """
+    any_of(request, "label", LEAD)
+    return _json(comparison.agreement(_store(request), _site(request), LEAD in request.state.scopes))
 
 
 # --- a third person ---------------------------------------------------------------------------------------------------------
