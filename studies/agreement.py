@@ -11,6 +11,7 @@ Further scenarios break what the estimate assumes: a third person who errs, too,
 """
 
 import argparse
+import textwrap
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -217,14 +218,14 @@ def readme(results: pd.DataFrame, simulations: Sequence[int], notes: str) -> str
     lines = [columns.format("cells read by both")] + [line(rows, str(n)) for n, rows in main.groupby("n")]
     more = [columns.format("scenario")] + [line(rows, str(name)) for name, rows in broken.groupby("scenario", sort=False)]
     text = (
-        "# Limits of agreement, simulated\n\n"
-        f"`python studies/agreement.py --simulations {simulations[0]}`: how many per cent of the 95 % limits held the truth,\n"
-        "with the worst kind in brackets. After the semicolon: how wide the limits are in the mean; kappa and rates go to 1.\n"
-        f"Each line has {simulations[0]:,} simulations, with the seeds 0 to {simulations[0] - 1}. Rates are of rows of\n"
-        f"{MIN_OF_KIND} cells or more. `results.csv` has each kind, both ends, and the rows of fewer cells.\n\n"
+        f"`python studies/agreement.py --simulations {simulations[0]}`: how many per cent of the 95 % limits held the truth, "
+        "with the worst kind in brackets. After the semicolon: how wide the limits are in the mean; kappa and rates go to 1. Each "
+        f"line has {simulations[0]:,} simulations, with the seeds 0 to {simulations[0] - 1}. Rates are of rows of {MIN_OF_KIND} cells "
+        "or more. `results.csv` has each kind, both ends, and the rows of fewer cells."
     )
+    above = "# Limits of agreement, simulated\n\n" + textwrap.fill(text, 120) + "\n\n"
     wrong = f"What breaks the assumptions: {BROKEN_SIZE} cells read by both, {simulations[1]:,} simulations each.\n\n"
-    parts = [text + "\n".join(lines), "![held over n](coverage.png)", wrong + "\n".join(more), notes.strip()]
+    parts = [above + "\n".join(lines), "![held over n](coverage.png)", wrong + "\n".join(more), notes.strip()]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

@@ -1,0 +1,46 @@
+"""The next queue asks about cells that readers of the one before still have on their screens; on SQLite and on PostgreSQL."""
+
+from readers import QUEUE, asked, cell, next_of, reads_all, says, sha_of, site_of
+
+from serving.labelling.queue import Notice, agreed, close, progress, publish
+from serving.labelling.tasks import next_tasks
+from serving.reports.store import Store
+
+ADA, BEN = "Dr. Ada", "Dr. Ben"
+NEXT = "fedcba987654"
+
+
+def test_cells_that_wait_on_a_screen_are_asked_again_of_the_same_reader(store: Store) -> None:
+    asked(store, 6)
+    assert len(next_tasks(store, ADA, 4, site_of())) == 4
+    asked(store, 6, queue=NEXT)
+    assert len(reads_all(store, ADA, "Monocyte")) == 6
+    assert progress(store, "ward").agreed == 6
+
+
+def test_cells_that_wait_on_a_screen_are_free_for_others(store: Store) -> None:
+    asked(store, 6)
+    assert len(next_tasks(store, ADA, 4, site_of())) == 4
+    close(store, QUEUE)
+    asked(store, 6, queue=NEXT)
+    assert len(reads_all(store, BEN, "Monocyte")) == 6
+    assert progress(store, "ward").agreed == 6
+
+
+def test_an_answer_that_comes_late_counts_in_the_next_queue(store: Store) -> None:
+    asked(store, 1)
+    late = str(next_of(store, ADA))
+    asked(store, 1, queue=NEXT)
+    says(store, ADA, late, "Band")
+    assert (progress(store, "ward").agreed, next_of(store, BEN)) == (1, None)
+    assert {one.answer for one in agreed(store, "ward")} == {"Band"}
+
+
+def test_another_workspace_asks_the_same_person_about_the_same_cell(store: Store) -> None:
+    asked(store, 2)
+    assert len(reads_all(store, ADA, "Monocyte")) == 2
+    close(store, QUEUE)
+    publish(store, NEXT, Notice(workspace="other ward", cycle=1, model_version="m"), [cell(0), cell(1)], site_of())
+    assert len(reads_all(store, ADA, "Band")) == 2
+    assert {(one.sha256, one.answer) for one in agreed(store, "other ward")} == {(sha_of(0), "Band"), (sha_of(1), "Band")}
+    assert {one.answer for one in agreed(store, "ward")} == {"Monocyte"}
