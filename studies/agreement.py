@@ -217,11 +217,12 @@ def readme(results: pd.DataFrame, simulations: Sequence[int], notes: str) -> str
     main, broken = (results[(results["scenario"] == MAIN.name) == is_main] for is_main in (True, False))
     lines = [columns.format("cells read by both")] + [line(rows, str(n)) for n, rows in main.groupby("n")]
     more = [columns.format("scenario")] + [line(rows, str(name)) for name, rows in broken.groupby("scenario", sort=False)]
+    count = simulations[0]
     text = (
-        f"`python studies/agreement.py --simulations {simulations[0]}`: how many per cent of the 95 % limits held the truth, "
-        "with the worst kind in brackets. After the semicolon: how wide the limits are in the mean; kappa and rates go to 1. Each "
-        f"line has {simulations[0]:,} simulations, with the seeds 0 to {simulations[0] - 1}. Rates are of rows of {MIN_OF_KIND} cells "
-        "or more. `results.csv` has each kind, both ends, and the rows of fewer cells."
+        f"`python studies/agreement.py --simulations {count}`: how many per cent of the 95 % limits held the truth, with the "
+        "worst kind in brackets. After the semicolon: how wide the limits are in the mean; kappa and rates go to 1. Each line "
+        f"has {count:,} simulations, with the seeds 0 to {count - 1}. Rates are of rows of {MIN_OF_KIND} cells or more. "
+        "`results.csv` has each kind, both ends, and the rows of fewer cells."
     )
     above = "# Limits of agreement, simulated\n\n" + textwrap.fill(text, 120) + "\n\n"
     wrong = f"What breaks the assumptions: {BROKEN_SIZE} cells read by both, {simulations[1]:,} simulations each.\n\n"

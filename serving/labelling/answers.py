@@ -10,7 +10,7 @@ from serving.contract.labelling import Way
 from serving.contract.site import Site
 from serving.labelling.disputes import decide_again, name_of, refuse_unknown, stands
 from serving.labelling.errors import LeftTheQueue, NoAnswerToUndo, NotAsked
-from serving.labelling.settling import settle
+from serving.labelling.settling import settle, settle_elsewhere
 from serving.labelling.tasks import (
     Who,
     cells_locked,
@@ -22,7 +22,7 @@ from serving.labelling.tasks import (
     open_queues,
     parsed,
 )
-from serving.reports.labelling_tables import READ, Answer, Asked, Reader, Task
+from serving.reports.labelling_tables import READ, Answer, Asked, Queue, Reader, Task
 from serving.reports.store import Store
 
 
@@ -66,6 +66,9 @@ def answer_several(
         for name, one in said.items():
             task = tasks[parsed(name)[1]]
             _take(session, row, task, cells[task.sha256], _Said(who, one, each, way))
+        if session.get_one(Queue, queue_id).closed_at is not None:
+            for cell in cells.values():
+                settle_elsewhere(session, cell)
         if way == "sweep":
             _leave_the_grid(session, row)
         return _how_far(session, row, tuple(sorted(cells)))

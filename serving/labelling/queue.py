@@ -127,9 +127,23 @@ def publish(store: Store, queue_id: str, notice: Notice, cells: Iterable[AskedCe
         queue.published_at = queue.published_at or now
         earlier = (Queue.workspace == notice.workspace) & (Queue.id != queue_id) & Queue.closed_at.is_(None)
         session.execute(update(Queue).where(earlier).values(closed_at=now))
+        _free_unread(session, queue)
     if new:
         store.look_at(Asked.__tablename__)
     return new
+
+
+def _free_unread(session: Session, queue: Queue) -> None:
+    """Let the cells of a queue be free that readers were given in an earlier one and have not answered."""
+    session.flush()
+    elsewhere = (
+        select(Task.sha256)
+        .join(Queue, Queue.id == Task.queue_id)
+        .where(Queue.workspace == queue.workspace, Queue.id != queue.id, Task.state == "open", Task.kind.in_(READ))
+    )
+    cells = select(Asked).where(Asked.queue_id == queue.id, Asked.sha256.in_(elsewhere), Asked.purpose.in_(COUNTED))
+    for cell in session.scalars(cells.order_by(Asked.sha256).with_for_update(of=Asked)):
+        settle(session, cell)
 
 
 def _entitle(session: Session, queue_id: str, notice: Notice) -> None:

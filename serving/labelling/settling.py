@@ -37,10 +37,15 @@ def settled(answers: Sequence[str], least: int, adjudicated: str | None = None) 
 
 
 def readings(session: Session, cell: Asked) -> list[Task]:
-    """The tasks of a cell that count for it and have not lapsed, in all queues of its workspace, the earliest first."""
+    """The tasks of a cell that count for it, in all queues of its workspace, the earliest first.
+
+    They are those that were answered, and those that wait for an answer in a queue that is open: in a closed one nobody does.
+    """
     workspace = select(Queue.workspace).where(Queue.id == cell.queue_id).scalar_subquery()
+    waits = (Task.state == "open") & Queue.closed_at.is_(None)
     query = select(Task).join(Queue, Queue.id == Task.queue_id)
-    query = query.where(Task.sha256 == cell.sha256, Task.kind.in_(READ), Task.state != "lapsed", Queue.workspace == workspace)
+    query = query.where(Task.sha256 == cell.sha256, Task.kind.in_(READ), Queue.workspace == workspace)
+    query = query.where((Task.state == "answered") | waits)
     return list(session.scalars(query.order_by(Task.answered_at, Task.reader)))
 
 
@@ -57,3 +62,12 @@ def settle(session: Session, cell: Asked) -> None:
         cell.state, cell.answer, cell.how = now.state, now.answer, now.how
     asked = cell.purpose in ("asked", "test")
     cell.vacant = asked and cell.state == "open" and cell.given < cell.readers_wanted
+
+
+def settle_elsewhere(session: Session, cell: Asked) -> None:
+    """Let the same cell be what its readers said in the workspace's open queues, too: this one's queue was closed meanwhile."""
+    workspace = select(Queue.workspace).where(Queue.id == cell.queue_id).scalar_subquery()
+    query = select(Asked).join(Queue, Queue.id == Asked.queue_id)
+    query = query.where(Asked.sha256 == cell.sha256, Queue.workspace == workspace, Queue.closed_at.is_(None))
+    for same in session.scalars(query.where(Asked.purpose.in_(("asked", "test"))).with_for_update(of=Asked)):
+        settle(session, same)

@@ -94,8 +94,11 @@ def count_unread(session: Session, row: Reader, exactly: bool = False) -> int:
 
 
 def free_cells(queue_id: str, reader: str) -> ColumnElement[bool]:
-    """The cells of a queue that the reader could be given: vacant, and not given to this reader in any queue."""
-    had = exists().where(Task.sha256 == Asked.sha256, Task.reader == reader)
+    """The cells of a queue that the reader could be given: vacant, not given to this reader in it, nor read in an earlier one."""
+    workspace = select(Queue.workspace).where(Queue.id == queue_id).scalar_subquery()
+    ours = Task.queue_id.in_(select(Queue.id).where(Queue.workspace == workspace))
+    counts = (Task.queue_id == queue_id) | ((Task.state == "answered") & ours)
+    had = exists().where(Task.sha256 == Asked.sha256, Task.reader == reader, counts)
     return and_(Asked.queue_id == queue_id, Asked.vacant.is_(True), ~had)
 
 
