@@ -8,6 +8,9 @@ const FEW_PAIRS = 3; // so many are shown opened
 const MARGIN = 2; // percent of a drawing's width left free at both ends
 const TICKS = [-1, -0.8, -0.6, -0.4, -0.2, 0, 0.2, 0.4, 0.6, 0.8, 1];
 
+/** Show the view. */
+export const enter = () => show(document.getElementById("agreement"));
+
 /** Ask for the numbers, and fill `root` with them. */
 export async function show(root) {
   root.replaceChildren(made("p", t("label.agreement.coming"), "muted"));
@@ -195,7 +198,7 @@ function work({ readers, disputed, lead }) {
   const headings = columns.map((column) => t(`label.agreement.work.${column}`));
   const waiting = made("p", t("label.agreement.work.disputed", { count: disputed }));
   if (!rows.length) return section("work", waiting);
-  return section("work", table(t("label.agreement.work.heading"), headings, rows), waiting);
+  return section("work", table(t("label.agreement.work.reader"), headings, rows), waiting);
 }
 
 /** "18 of 20 (95 % limits 68 % to 99 %)", or that nothing was asked. */

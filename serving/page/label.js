@@ -1,5 +1,6 @@
 /** The page `/label`: people answer what the model asks. It brings one of four views on the screen, and says what stands in the way. */
 
+import * as agreement from "./agreement.js";
 import * as answers from "./answers.js";
 import * as dialogs from "./dialogs.js";
 import * as disputes from "./disputes.js";
@@ -16,8 +17,8 @@ const ADJUDICATE = "adjudicate"; // the scope of whoever decides disputes
 const LOOK_AGAIN = 60_000; // ms until the page looks for new cells, while it shows none
 const byId = (id) => document.getElementById(id);
 
-const VIEWS = { read: reading, sweep, disputes };
-const MAIN = { read: "one", sweep: "sweep", disputes: "one" }; // the part of the document that a view fills
+const VIEWS = { read: reading, sweep, disputes, agreement };
+const MAIN = { read: "one", sweep: "sweep", disputes: "one", agreement: "agreement" }; // the part of the document that a view fills
 
 let me = null; // whose key it is
 let view = "read";
@@ -65,7 +66,7 @@ function stopped(failure) {
 
 // ---------------------------------------------------------------- views
 
-const ADDRESSES = { "#/sweep": "sweep", "#/disputes": "disputes" };
+const ADDRESSES = { "#/sweep": "sweep", "#/disputes": "disputes", "#/agreement": "agreement" };
 
 /** Show the view that the address names. */
 async function go() {
@@ -81,7 +82,7 @@ async function go() {
     nothing("view", { scope: ADJUDICATE, key: me.key });
     return;
   }
-  if (!queue.queue) {
+  if (!queue.queue && view !== "agreement") {
     nothing("queue");
     return;
   }
@@ -93,7 +94,7 @@ function show(main) {
   for (const each of document.querySelectorAll("main")) each.hidden = each.id !== main;
   document.body.dataset.view = main === "nothing" ? "nothing" : view;
   acting = main !== "nothing";
-  byId("round").hidden = !queue.queue || view === "disputes";
+  byId("round").hidden = !queue.queue || ["disputes", "agreement"].includes(view);
 }
 
 function readOdd(tasks) {

@@ -26,6 +26,9 @@ export async function disputes() {
   return found.map(({ dispute, answers, opinion }) => ({ id: dispute, answers, opinion }));
 }
 
+/** How far readers agree, and who has how much to do. */
+export const agreement = () => json(`${BASE}/agreement`);
+
 export const references = async () => (await json(`${BASE}/references`)).references;
 
 const blob = async (path) => (await call(path)).blob();

@@ -30,6 +30,8 @@ FILES: Final = (
     LABEL,
     "page.css",
     "icon.svg",
+    "agreement.css",
+    "agreement.js",
     "ahead.js",
     "answers.js",
     "cell.js",
