@@ -52,3 +52,8 @@ Reason = Annotated[
     Field(min_length=1, max_length=200, pattern=NAME, description="Why, in a line; it stays with the report."),
     AfterValidator(trimmed),
 ]
+Remark = Annotated[
+    str,
+    Field(min_length=1, max_length=1000, pattern=NAME, description="What is said, in a line; it stays with the report."),
+    AfterValidator(trimmed),
+]

@@ -1,13 +1,13 @@
 """The JSON of reports: what the store holds, as the routes of serving/http/report_routes.py give and take it."""
 
 from datetime import datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from serving.contract.differential import Differential
-from serving.contract.names import By, Reason
-from serving.contract.schemas import Classified, Delivery, ModelName, Rejected, ReportState, Status
+from serving.contract.names import LINE, NAME, By, Reason, Remark, trimmed
+from serving.contract.schemas import Classified, Delivery, ModelName, Rejected, ReportState, Status, Step
 from serving.contract.specimen import HIGHEST_COUNT, LOWEST_COUNT, MOST_IMAGES, SPECIMEN_PATTERN
 
 Amend = Annotated[bool, Field(description="Needed where the report was signed: it must then be signed again.")]
@@ -102,6 +102,62 @@ class SignatureRequest(_Request):
     by: By | None = None
 
 
+class CommentRequest(_Request):
+    """A person says something of the report, or of one of its cells; it is in the record and in no result."""
+
+    text: Remark
+    index: Annotated[int, Field(ge=0, description="The cell that it is about, from 0.")] | None = None
+    by: By | None = None
+
+
+class OpinionRequest(_Request):
+    """A person asks another one for a second opinion."""
+
+    of: Annotated[str, Field(min_length=1, max_length=100, pattern=NAME, description="Who is asked."), AfterValidator(trimmed)]
+    note: Annotated[str, Field(max_length=1000, pattern=LINE, description="What the question is.")] = ""
+    by: By | None = None
+
+
+class OpinionAnswerRequest(_Request):
+    """Who was asked answers; a later answer stands beside the earlier one."""
+
+    text: Remark
+    by: By | None = None
+
+
+class TakenBackRequest(_Request):
+    """A person takes back that somebody was asked."""
+
+    by: By | None = None
+
+
+class PresenceRequest(_Request):
+    """Who looks at the report now, or has `left` it. It is kept in memory for a minute, and in no record."""
+
+    by: By | None = None
+    left: bool = False
+
+
+Shelf = Literal["to_do", "incomplete", "final", "amended", "withdrawn", "asked", "all"]
+SHELVES: Final[tuple[Shelf, ...]] = get_args(Shelf)
+
+
+class SearchRequest(_Request):
+    """Which reports are looked for. It is a body, since proxies log addresses, and a specimen's number must be in no log."""
+
+    shelf: Shelf = Field(
+        default="all",
+        description="`to_do` and `incomplete` wait for a signature; `asked` are those on which `person` was asked for an opinion "
+        "and has not answered.",
+    )
+    specimen: Annotated[str, Field(pattern=SPECIMEN_PATTERN, description="A part of the specimen number.")] | None = None
+    created_from: Annotated[AwareDatetime, Field(description="Made at this moment or later.")] | None = None
+    created_before: Annotated[AwareDatetime, Field(description="Made before this moment.")] | None = None
+    person: By | None = Field(default=None, description="Whose second opinions `asked` holds; by default the key's person.")
+    limit: Annotated[int, Field(ge=1, le=200)] = 50
+    before: str | None = Field(default=None, description="Only reports older than this one: `next` of the answer before.")
+
+
 class ReportCell(BaseModel):
     """One posted image: `result` is what the model said, `label` what it counts as now."""
 
@@ -160,6 +216,42 @@ class ReportMessage(BaseModel):
     error: str | None
 
 
+class ReportComment(BaseModel):
+    """What a person said of the report, or of the cell `index`; all of them stay."""
+
+    index: int | None
+    text: str
+    by: str
+    caller: str
+    at: datetime
+
+
+class OpinionStep(BaseModel):
+    """One step of a second opinion; all of them stay."""
+
+    step: Step
+    text: str
+    by: str
+    caller: str
+    at: datetime
+
+
+class ReportOpinion(BaseModel):
+    """A second opinion: who was asked, and every step since, the first one the question."""
+
+    id: int
+    of: str = Field(description="Who was asked.")
+    state: Literal["open", "answered", "taken_back"]
+    steps: list[OpinionStep]
+
+
+class Presence(BaseModel):
+    """Who else looks at the report now, and at which version it is."""
+
+    here: list[str]
+    version: int
+
+
 class ReportSummary(BaseModel):
     """A line of the list of reports."""
 
@@ -177,6 +269,9 @@ class ReportSummary(BaseModel):
     complete: bool
     withdrawn: bool
     signed_by: str | None = Field(description="Who signed it as it is; null while nobody has.")
+    comments: int
+    asked: list[str] = Field(description="Who was asked for a second opinion and has not answered.")
+    here: list[str] = Field(default_factory=list, description="Who looks at it now.")
 
 
 class ReportList(BaseModel):
@@ -184,6 +279,12 @@ class ReportList(BaseModel):
 
     reports: list[ReportSummary]
     next: str | None
+
+
+class Worklist(ReportList):
+    """The reports of a search, and how many of those that it finds each shelf has."""
+
+    counts: dict[Shelf, int]
 
 
 class ReportAnswer(ReportState):
@@ -202,6 +303,8 @@ class ReportAnswer(ReportState):
     changes: list[ReportChange]
     signatures: list[ReportSignature]
     messages: list[ReportMessage]
+    comments: list[ReportComment]
+    opinions: list[ReportOpinion]
 
 
 class ReportDelta(ReportState):
@@ -218,6 +321,8 @@ class ReportDelta(ReportState):
     changes: list[ReportChange] = Field(description="Only what the call added.")
     signature: ReportSignature | None = Field(description="The last one.")
     messages: list[ReportMessage]
+    comments: list[ReportComment] = Field(description="Only what the call added.")
+    opinions: list[ReportOpinion]
 
 
 def withdrawal(answer: ReportAnswer) -> str | None:

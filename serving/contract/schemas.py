@@ -29,6 +29,7 @@ REVIEW_REASONS: Final[tuple[Reason, ...]] = (AMBIGUOUS, NOT_A_LEUKOCYTE, SITE_UN
 ReportStatus = Literal["preliminary", "final", "amended"]  # as FHIR's DiagnosticReport.status names them
 Status = Literal["preliminary", "final", "amended", "withdrawn"]
 Delivery = Literal["pending", "delivered", "failed", "retired"]  # retired: a later message says what it should have said
+Step = Literal["asked", "answered", "taken_back"]  # of a second opinion
 Why = Literal["incomplete", "unreviewed", "rendered_model", "no_cells", "withdrawn", "signed"]
 
 

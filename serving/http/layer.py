@@ -150,7 +150,7 @@ class _Exchange:
             if self.status in REFUSED:
                 self.refused = self._running.refusals.count(self._address, self.status)
             return
-        if audit is None:
+        if audit is None or state.get("unrecorded"):
             return
         line = (caller, state["call"], self.status, state.get("images", ()), state.get("model"), body, state.get("person", ""))
         if state.get("intention"):

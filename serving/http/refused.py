@@ -13,6 +13,7 @@ from serving.reports.signing import withdrawn
 from serving.security import errors as security
 from serving.security.hosts import HOSTS
 from serving.security.keys import HEADER
+from serving.worklist import errors as worklist
 
 UNSIGNABLE: Final[dict[Why, str]] = {
     "incomplete": "Incomplete",
@@ -68,6 +69,12 @@ TABLE: Final[dict[type[Refused], Callable[[Any], Problem]]] = {
     labelling.NoSuchDispute: lambda error: Problem(404, "no-such-dispute", "No such dispute", str(error)),
     labelling.OwnReading: lambda error: Problem(403, "own-reading", "Own reading", str(error)),
     labelling.NoSuchReference: lambda error: Problem(404, "no-such-reference", "No such reference", str(error)),
+    worklist.NoSuchOpinion: lambda error: Problem(404, "no-such-opinion", "No such second opinion", str(error)),
+    worklist.AsksThemselves: lambda error: Problem(409, "asks-themselves", "Nobody else is asked", str(error)),
+    worklist.AskedAlready: lambda error: Problem(409, "asked-already", "Asked already", str(error)),
+    worklist.NotTheOneAsked: lambda error: Problem(409, "not-the-one-asked", "Another person was asked", str(error)),
+    worklist.TakenBackAlready: lambda error: Problem(409, "taken-back", "Taken back", str(error)),
+    worklist.AnsweredAlready: lambda error: Problem(409, "answered", "Answered", str(error)),
     security.UnknownKey: lambda error: Problem(
         401,
         "unauthorised",

@@ -38,6 +38,7 @@ from serving.http.report_routes import checked, no_store
 from serving.http.report_routes import router as reports_router
 from serving.http.running import Kept, Running, running_of
 from serving.http.upload import asked, busy, read_form
+from serving.http.worklist_routes import router as worklist_router
 from serving.inference.classify import Classifier, Seen
 from serving.inference.reading import Reading
 from serving.reports.answers import state
@@ -254,6 +255,7 @@ def _differential_response(answer: DifferentialAnswer, media_type: str, site: Si
     return Response(json.dumps(document), headers=headers, media_type=media_type)
 
 
+router.include_router(worklist_router)
 router.include_router(reports_router)
 router.include_router(preview_router)
 router.include_router(labelling_router)

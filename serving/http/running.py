@@ -27,6 +27,7 @@ from serving.upkeep.clock import Clock
 from serving.upkeep.deeds import Cleaned
 from serving.upkeep.metrics import process_metrics
 from serving.upkeep.retention import Retention
+from serving.worklist.presence import Looking
 
 _LOG = logging.getLogger("bentoml.wbc")  # BentoML sets up the log of what is called `bentoml`
 EARLIER_MODELS = 3  # in memory at most, beside the one that answers
@@ -91,6 +92,7 @@ class Running:
         self.refusals = audit.refusals if audit is not None else Refusals(forget=True)
         self.keys_in_use: set[tuple[str, str]] = set()  # callers and their Idempotency-Keys that are under way
         self.cleaned = Cleaned()
+        self.looking = Looking()
 
     @property
     def ready(self) -> bool:

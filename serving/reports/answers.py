@@ -5,12 +5,15 @@ from datetime import timedelta
 
 from serving.contract.differential import Differential
 from serving.contract.report_schemas import (
+    OpinionStep,
     ReportAnswer,
     ReportCell,
     ReportChange,
+    ReportComment,
     ReportCorrection,
     ReportDelta,
     ReportMessage,
+    ReportOpinion,
     ReportSignature,
     ReportSummary,
 )
@@ -18,7 +21,7 @@ from serving.contract.schemas import KeptImages, ModelName, ReportState, Status
 from serving.contract.site import Site
 from serving.reports.review import changed_cells
 from serving.reports.signing import blocked, complete, standing
-from serving.reports.tables import Cell, Change, Correction, Report
+from serving.reports.tables import Cell, Change, Comment, Correction, Opinion, Report
 
 
 def shown_status(report: Report) -> Status:
@@ -49,6 +52,8 @@ def summary(report: Report, sent_images: int) -> ReportSummary:
         complete=expected is None or sent_images >= expected,
         withdrawn=report.withdrawn_at is not None,
         signed_by=signer(report),
+        comments=len(report.comments),
+        asked=[one.of for one in opinions(report) if one.state == "open"],
     )
 
 
@@ -97,6 +102,8 @@ def whole(report: Report, site: Site) -> ReportAnswer:
         changes=[_change(one) for one in report.changes],
         signatures=[ReportSignature.model_validate(one, from_attributes=True) for one in report.signatures],
         messages=[ReportMessage.model_validate(one, from_attributes=True) for one in report.messages],
+        comments=[_comment(one) for one in report.comments],
+        opinions=opinions(report),
     )
 
 
@@ -117,7 +124,29 @@ def delta(report: Report, site: Site, cells: Iterable[int]) -> ReportDelta:
         changes=[_change(one) for one in report.changes if one.version == report.version],
         signature=None if last is None else ReportSignature.model_validate(last, from_attributes=True),
         messages=[ReportMessage.model_validate(one, from_attributes=True) for one in report.messages],
+        comments=[_comment(one) for one in report.comments if one.version == report.version],
+        opinions=opinions(report),
     )
+
+
+def opinions(report: Report) -> list[ReportOpinion]:
+    """The second opinions of a report, each with its steps in their order; the last step says how it stands."""
+    steps: dict[int, list[Opinion]] = {}
+    for one in report.opinions:
+        steps.setdefault(one.id if one.request is None else one.request, []).append(one)
+    return [
+        ReportOpinion(
+            id=request,
+            of=taken[0].asked,
+            state="open" if taken[-1].step == "asked" else taken[-1].step,
+            steps=[OpinionStep.model_validate(one, from_attributes=True) for one in taken],
+        )
+        for request, taken in steps.items()
+    ]
+
+
+def _comment(one: Comment) -> ReportComment:
+    return ReportComment(index=one.position, text=one.text, by=one.by, caller=one.caller, at=one.at)
 
 
 def _differential(report: Report) -> Differential:

@@ -83,6 +83,8 @@ def take_in(store: Store, reading: Reading, specimen: Specimen, site: Site) -> T
         changes=[],
         signatures=[],
         messages=[],
+        comments=[],
+        opinions=[],
     )
     report.cells = _cells(placed)
     report.differential = count_again(report, site, reading.false_alarms).model_dump(mode="json")

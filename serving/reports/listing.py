@@ -1,7 +1,7 @@
 """Which reports there are: by status, specimen number and model, the newest first."""
 
 from collections.abc import Iterator
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, Protocol
 
 from sqlalchemy import ColumnElement, Select, func, select
 from sqlalchemy.orm import defer, selectinload
@@ -19,6 +19,14 @@ _STATUSES: Final[dict[Wanted, tuple[ReportStatus, ...]]] = {
     "final": ("final",),
     "amended": ("amended",),
 }
+
+
+class Conditions(Protocol):
+    """What narrows a list of reports."""
+
+    def conditions(self) -> list[ColumnElement[bool]]:
+        """What SQL asks of each report."""
+        ...
 
 
 class Filter(NamedTuple):
@@ -50,14 +58,17 @@ class Filter(NamedTuple):
         return found
 
 
-def listed(store: Store, wanted: Filter, limit: int, before: str | None = None) -> tuple[list[tuple[Report, int]], str | None]:
+def listed(
+    store: Store, wanted: Conditions, limit: int, before: str | None = None
+) -> tuple[list[tuple[Report, int]], str | None]:
     """At most `limit` reports, each with how many images it has, and the id to give as `before` for those that follow.
 
     Raises NoSuchReport where `before` is no report.
     """
-    query: Select[tuple[Report, int]] = select(Report, _images()).where(*wanted.conditions())
+    query: Select[tuple[Report, int]] = select(Report, sent_images()).where(*wanted.conditions())
     query = query.order_by(Report.created_at.desc(), Report.id.desc())
-    query = query.options(selectinload(Report.signatures), defer(Report.confusion)).limit(limit + 1)
+    loaded = (selectinload(Report.signatures), selectinload(Report.comments), selectinload(Report.opinions))
+    query = query.options(*loaded, defer(Report.confusion)).limit(limit + 1)
     with store.reading() as session:
         if before is not None:
             last = session.get(Report, before)
@@ -87,5 +98,6 @@ def models_of_open_reports(store: Store) -> list[ModelName]:
         return [ModelName(name=name, version=version) for name, version in session.execute(query)]
 
 
-def _images() -> ColumnElement[int]:
+def sent_images() -> ColumnElement[int]:
+    """How many images of a report have come."""
     return select(func.count()).select_from(Cell).where(Cell.report_id == Report.id).correlate(Report).scalar_subquery()

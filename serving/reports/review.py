@@ -43,6 +43,8 @@ WHOLE = (
     selectinload(Report.changes),
     selectinload(Report.signatures),
     selectinload(Report.messages),
+    selectinload(Report.comments),
+    selectinload(Report.opinions),
 )
 MOST_NAMED: Final = 100  # earlier reports of a specimen number
 WITHDRAWAL = "withdrawal"  # what was changed

@@ -26,7 +26,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, column_property, mapped_column, relationship
 
-from serving.contract.schemas import Delivery, ReportStatus
+from serving.contract.schemas import Delivery, ReportStatus, Step
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -103,6 +103,8 @@ class Report(Base):
     signatures: Mapped[list["Signature"]] = relationship(order_by="Signature.id")
     changes: Mapped[list["Change"]] = relationship(order_by="Change.id")
     messages: Mapped[list["Message"]] = relationship(order_by="Message.id")
+    comments: Mapped[list["Comment"]] = relationship(order_by="Comment.id")
+    opinions: Mapped[list["Opinion"]] = relationship(order_by="Opinion.id")
 
 
 class KeptImage(Base):
@@ -200,6 +202,44 @@ class Change(Base):
     from_value: Mapped[Any | None] = mapped_column(JSON(none_as_null=True))
     to_value: Mapped[Any | None] = mapped_column(JSON(none_as_null=True))
     reason: Mapped[str]
+    by: Mapped[str]
+    caller: Mapped[str]
+    at: Mapped[datetime]
+    version: Mapped[int]
+
+
+class Comment(Base):
+    """What a person said of a report, or of the cell at `position`; never changed or deleted."""
+
+    __tablename__ = "comments"
+    __table_args__ = (Index(None, "report_id"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    report_id: Mapped[str] = mapped_column(ForeignKey("reports.id"))
+    position: Mapped[int | None]
+    text: Mapped[str]
+    by: Mapped[str]
+    caller: Mapped[str]
+    at: Mapped[datetime]
+    version: Mapped[int]
+
+
+class Opinion(Base):
+    """A step of a second opinion; never changed or deleted.
+
+    The first step asks the person `asked`. Every later one names the first in `request`: an answer of that person, or that the
+    request was taken back. `text` is the note or the answer.
+    """
+
+    __tablename__ = "opinions"
+    __table_args__ = (_one_of("step", Step), Index(None, "report_id"), Index(None, "asked"), Index(None, "request"))
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    report_id: Mapped[str] = mapped_column(ForeignKey("reports.id"))
+    request: Mapped[int | None]
+    step: Mapped[Step] = mapped_column(String(16))
+    asked: Mapped[str]
+    text: Mapped[str]
     by: Mapped[str]
     caller: Mapped[str]
     at: Mapped[datetime]

@@ -20,8 +20,11 @@ from serving.reports.store import Store
 if TYPE_CHECKING:
     from prometheus_client import Metric
 
-REPORT: Final = re.compile(r"/v1/reports/[^/]+(?P<rest>(/cells/[^/]+(/image|/undo)?|/signature|/withdrawal|/fhir|/report\.pdf)?)")
-OURS: Final = re.compile(r"/v1/reports/[0-9a-f]{32}(/cells/[0-9]{1,9}(/image|/undo)?|/signature|/withdrawal|/fhir|/report\.pdf)?")
+ONE: Final = r"/signature|/withdrawal|/fhir|/report\.pdf|/comments|/opinions|/presence"  # what a report has one of
+REPORT: Final = re.compile(rf"/v1/reports/[^/]+(?P<rest>(/cells/[^/]+(/image|/undo)?|/opinions/[^/]+(/answer)?|{ONE})?)")
+OURS: Final = re.compile(
+    rf"/v1/reports/[0-9a-f]{{32}}(/cells/[0-9]{{1,9}}(/image|/undo)?|/opinions/[0-9]{{1,9}}(/answer)?|{ONE})?"
+)
 LABELLING: Final = re.compile(
     r"/v1/labelling(?P<rest>|/(tasks|undo|sweep|references|disputes|agreement)|/(tasks|disputes)/[^/]+(/image)?|/references/[^/]+)"
 )
@@ -38,6 +41,7 @@ ENDPOINTS: Final = (
     "/v1/openapi.json",
     "/v1/preview",
     "/v1/reports",
+    "/v1/reports/search",
     "/metrics",
 )
 
@@ -51,7 +55,8 @@ def endpoint(path: str) -> str:
     found = REPORT.fullmatch(path)
     if found is None:
         return "other"
-    return "/v1/reports/{id}" + re.sub(r"/cells/[^/]+", "/cells/{index}", found["rest"])
+    rest = re.sub(r"/cells/[^/]+", "/cells/{index}", found["rest"])
+    return "/v1/reports/{id}" + re.sub(r"/opinions/[^/]+", "/opinions/{number}", rest)
 
 
 def call_of(method: str, path: str) -> str:

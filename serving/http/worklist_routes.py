@@ -1,0 +1,164 @@
+"""The routes of the worklist: search, comments, second opinions, and who looks at a report now."""
+
+from functools import partial
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path
+from sqlalchemy import select
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from serving.contract.report_schemas import (
+    CommentRequest,
+    OpinionAnswerRequest,
+    OpinionRequest,
+    Presence,
+    PresenceRequest,
+    ReportAnswer,
+    ReportDelta,
+    SearchRequest,
+    TakenBackRequest,
+    Worklist,
+)
+from serving.http.access import REVIEW, who
+from serving.http.report_routes import (
+    CHANGES,
+    IfMatch,
+    ReportId,
+    _action,
+    _body,
+    _change,
+    _changed,
+    _kept,
+    checked,
+)
+from serving.http.running import running_of
+from serving.reports.answers import summary
+from serving.reports.errors import NoSuchReport
+from serving.reports.listing import listed
+from serving.reports.store import Store
+from serving.reports.tables import Report
+from serving.worklist.comments import comment
+from serving.worklist.opinions import answer, ask, take_back
+from serving.worklist.presence import Looking
+from serving.worklist.search import Search
+
+JSON = "application/json"
+READS: dict[int | str, dict[str, Any]] = {number: CHANGES[number] for number in (408, 413, 415)}
+
+router = APIRouter(prefix="/reports", dependencies=REVIEW)
+Number = Annotated[int, Path(alias="number", description="The second opinion's `id`, as the report gives it.")]
+
+
+@router.post(
+    "/search",
+    response_model=Worklist,
+    responses=READS,
+    openapi_extra={"requestBody": _change(SearchRequest)["requestBody"]},
+)
+async def search_reports(request: Request) -> Response:
+    """Reports, the newest first, by a part of the specimen number and by date; it changes nothing."""
+    kept = _kept(request)
+    asked = await _body(request, SearchRequest)
+    wanted = Search(
+        shelf=asked.shelf,
+        specimen=asked.specimen,
+        created_from=asked.created_from,
+        created_before=asked.created_before,
+        person=request.state.person or asked.person,
+    )
+    before = None if asked.before is None else checked(asked.before)
+    found = await run_in_threadpool(_worklist, kept.store, running_of(request).looking, wanted, asked.limit, before)
+    return Response(found.model_dump_json(), media_type=JSON)
+
+
+def _worklist(store: Store, looking: Looking, wanted: Search, limit: int, before: str | None) -> Worklist:
+    found, following = listed(store, wanted, limit, before)
+    lines = [summary(report, images).model_copy(update={"here": looking.here(report.id)}) for report, images in found]
+    return Worklist(reports=lines, next=following, counts=wanted.counts(store))
+
+
+@router.put(
+    "/{id}/presence",
+    response_model=Presence,
+    responses=READS,
+    openapi_extra={"requestBody": _change(PresenceRequest)["requestBody"]},
+)
+async def look_at_report(request: Request, report_id: ReportId) -> Response:
+    """Say that a person looks at the report, or has left it: it is forgotten after 45 seconds, and stands in no record."""
+    store, looking = _kept(request).store, running_of(request).looking
+    request.state.unrecorded = True  # the audit log has who opened it; a line every 20 seconds says no more
+    asked = await _body(request, PresenceRequest)
+    name = request.state.person or asked.by or request.state.caller
+    version = await run_in_threadpool(_version, store, checked(report_id))
+    if asked.left:
+        looking.left(report_id, name)
+    else:
+        looking.looks(report_id, name)
+    others = [one for one in looking.here(report_id) if one != name]
+    return Response(Presence(here=others, version=version).model_dump_json(), media_type=JSON)
+
+
+def _version(store: Store, report_id: str) -> int:
+    with store.reading() as session:
+        version = session.scalar(select(Report.version).where(Report.id == report_id))
+    if version is None:
+        raise NoSuchReport
+    return version
+
+
+@router.post(
+    "/{id}/comments",
+    response_model=ReportAnswer | ReportDelta,
+    responses=CHANGES,
+    openapi_extra=_change(CommentRequest),
+)
+async def comment_report(request: Request, report_id: ReportId, if_match: IfMatch = None) -> Response:
+    """Say something of the report, or of one of its cells. It stays in the record, is in no result, and changes no signature."""
+    kept = _kept(request)
+    asked = await _body(request, CommentRequest)
+    action = _action(request, report_id, if_match, by=who(request, asked.by))
+    return await _changed(request, asked, partial(comment, kept.store, action, asked.text, asked.index))
+
+
+@router.post(
+    "/{id}/opinions",
+    response_model=ReportAnswer | ReportDelta,
+    responses=CHANGES,
+    openapi_extra=_change(OpinionRequest),
+)
+async def ask_for_opinion(request: Request, report_id: ReportId, if_match: IfMatch = None) -> Response:
+    """Ask another person for a second opinion. It is on that person's list until it is answered or taken back."""
+    kept = _kept(request)
+    asked = await _body(request, OpinionRequest)
+    action = _action(request, report_id, if_match, by=who(request, asked.by))
+    return await _changed(request, asked, partial(ask, kept.store, action, asked.of, asked.note))
+
+
+@router.post(
+    "/{id}/opinions/{number}/answer",
+    response_model=ReportAnswer | ReportDelta,
+    responses=CHANGES,
+    openapi_extra=_change(OpinionAnswerRequest),
+)
+async def answer_opinion(request: Request, report_id: ReportId, number: Number, if_match: IfMatch = None) -> Response:
+    """Who was asked answers; a further answer stands beside the first."""
+    kept = _kept(request)
+    asked = await _body(request, OpinionAnswerRequest)
+    action = _action(request, report_id, if_match, by=who(request, asked.by))
+    return await _changed(request, asked, partial(answer, kept.store, action, number, asked.text))
+
+
+@router.delete(
+    "/{id}/opinions/{number}",
+    response_model=ReportAnswer | ReportDelta,
+    responses=CHANGES,
+    openapi_extra=_change(TakenBackRequest),
+)
+async def take_opinion_back(request: Request, report_id: ReportId, number: Number, if_match: IfMatch = None) -> Response:
+    """Take back that a person was asked; both stay in the record."""
+    kept = _kept(request)
+    asked = await _body(request, TakenBackRequest)
+    action = _action(request, report_id, if_match, by=who(request, asked.by))
+    return await _changed(request, asked, partial(take_back, kept.store, action, number))
