@@ -116,12 +116,10 @@ def test_a_question_is_taken_back_and_asked_anew(store: Store) -> None:
     [asked] = opinions(ask(store, Action(report, PERSON), OTHER.by, "A blast?"))
     take_back(store, Action(report, THIRD), asked.id)  # whoever asked may be on leave
     assert found(store, shelf="asked", person=OTHER.by) == []
-    for again in (
-        lambda: take_back(store, Action(report, PERSON), asked.id),
-        lambda: answer(store, Action(report, OTHER), asked.id, "x"),
-    ):
-        with pytest.raises(TakenBackAlready):
-            again()
+    with pytest.raises(TakenBackAlready):
+        take_back(store, Action(report, PERSON), asked.id)
+    with pytest.raises(TakenBackAlready):
+        answer(store, Action(report, OTHER), asked.id, "x")
     with pytest.raises(NoSuchOpinion):
         answer(store, Action(report, OTHER), asked.id + 99, "x")
     states = [one.state for one in opinions(ask(store, Action(report, PERSON), OTHER.by, "Please after all"))]
@@ -217,11 +215,10 @@ def test_over_http_the_key_says_who_asks_and_who_answers(people: tuple[TestClien
     client, keys, _ = people
     client.headers["X-API-Key"] = keys["ward"]
     path = f"/v1/reports/{posted(client)['report_id']}"
-    sign_answer = client.post(f"{path}/comments", json={"text": "no name"}, headers={"If-Match": "*"})
-    assert_problem(sign_answer, 422, "bad-field")
-    assert_problem(
-        client.post(f"{path}/comments", json={"text": "x"}, **as_(keys, "ada", **{"If-Match": '"7"'})), 412, "changed-meanwhile"
-    )
+    nameless = client.post(f"{path}/comments", json={"text": "x"}, headers={"If-Match": "*"})
+    assert_problem(nameless, 422, "bad-field")
+    late = client.post(f"{path}/comments", json={"text": "x"}, **as_(keys, "ada", **{"If-Match": '"7"'}))
+    assert_problem(late, 412, "changed-meanwhile")
     asked = client.post(f"{path}/opinions", json={"of": "Dr. Bo", "note": "A blast?"}, **as_(keys, "ada")).json()
     number = asked["opinions"][0]["id"]
     mine = client.post("/v1/reports/search", json={"shelf": "asked"}, **as_(keys, "bo")).json()
