@@ -3,6 +3,7 @@
 import { kind, percent, t } from "./language.js";
 import { png } from "./pictures.js";
 import * as service from "./service.js";
+import { specimen } from "./specimen.js";
 import { confidence, laneOf, REVIEW, showPicture, UNUSABLE, write } from "./tiles.js";
 import { counted, reasons, rejected } from "./words.js";
 
@@ -14,11 +15,24 @@ let awaited = []; // who waits for a cell to come in sight
 let heated = false; // the heat map stays on from cell to cell, until it is switched off
 let drawsHeat = true; // until the service has answered without one
 let choices = []; // a class each, the last one for none of them
+let further = []; // the buttons of the site's further kinds
 
-/** The classes in the order of their keys, each with a button that calls `correct(label)`, and one for none of them (null). */
-export function makeChoices(classes, correct) {
+/** The classes in the order of their keys, each with a button that calls `correct(label)`, one for none of them (null), and one for
+ * each of the site's further kinds (`name`, `key`), which are counted beside the differential. */
+export function makeChoices(classes, kinds, correct) {
   choices = [...classes, null].map((name, index) => choice(name, name ? index + 1 : 0, correct));
   byId("cell-probabilities").replaceChildren(...choices.map(({ item }) => item));
+  further = kinds.map(({ name, key }) => {
+    const button = document.createElement("button");
+    const letter = document.createElement("kbd");
+    letter.textContent = key;
+    Object.assign(button, { type: "button", value: name });
+    button.setAttribute("aria-keyshortcuts", key);
+    button.append(letter, ` ${kind(name)}`);
+    button.addEventListener("click", () => correct(name));
+    return button;
+  });
+  byId("cell-further").replaceChildren(...further);
 }
 
 /** Show a cell; `failed` is called where its picture cannot be shown. Resolves as `toggleHeat`. */
@@ -33,6 +47,7 @@ export async function showCell(cell, failed) {
   write(byId("cell-why"), why(cell));
   byId("cell-why").classList.toggle("attention", laneOf(cell) === REVIEW || (usable && !cell.url));
   showTwin(result.twin ?? result.duplicate_of);
+  showComments(cell);
   showChoices(cell, usable);
   byId("accept").disabled = !usable || !cell.url;
   byId("heat").hidden = !drawsHeat || !usable || !cell.file;
@@ -54,6 +69,18 @@ function why(cell) {
 export function withoutPicture(cell) {
   if (cell.coming) return t("report.picture_coming");
   return t(cell.file ? "report.picture_unshowable" : "report.picture_missing");
+}
+
+/** What was said of this cell, and the field that asks whether a comment is about it. */
+export function showComments(cell = shown) {
+  const said = specimen.record?.comments.filter(({ index }) => index === cell?.index) ?? [];
+  const items = said.map(({ by, text }) => {
+    const item = document.createElement("li");
+    item.textContent = t("report.record.comment_by", { by, text });
+    return item;
+  });
+  byId("cell-comments").replaceChildren(...items);
+  write(byId("comment-about").querySelector("span"), cell ? t("report.record.about", { number: cell.index + 1 }) : "");
 }
 
 function showTwin(index) {
@@ -122,7 +149,12 @@ function choice(name, key, correct) {
 /** The model's probability of each class as a bar; the class that the cell counts as is pressed. */
 function showChoices(cell, usable) {
   byId("cell-probabilities").hidden = !usable;
+  byId("cell-further").hidden = !usable || !further.length;
   if (!usable) return;
+  for (const button of further) {
+    button.setAttribute("aria-pressed", String(cell.label === button.value));
+    button.disabled = !cell.url;
+  }
   for (const { name, button, bar, number } of choices) {
     button.setAttribute("aria-pressed", String(cell.label === name));
     button.disabled = !cell.url;

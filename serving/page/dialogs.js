@@ -29,10 +29,25 @@ export function key(refused) {
   return asking;
 }
 
+let owner = null; // whose key it is; null where it is a system's, and the person at the page gives a name
+
+/** The key is this person's (null: nobody's), who is asked for no name then. */
+export function setOwner(name) {
+  owner = name;
+  for (const input of document.querySelectorAll("input.who")) {
+    input.disabled = owned();
+    input.closest("label").hidden = owned();
+  }
+}
+
+/** Whether the key says who is at the page. */
+export const owned = () => owner !== null;
+
 /** The name of the person at the page; empty until it was given. */
-export const person = () => sessionStorage.getItem(NAME) ?? "";
+export const person = () => owner ?? sessionStorage.getItem(NAME) ?? "";
 
 export function setPerson(name) {
+  if (owned()) return;
   sessionStorage.setItem(NAME, name.trim());
   byId("person").value = name.trim();
 }
@@ -43,12 +58,29 @@ export async function ask(heading, text, yes, { name = false } = {}) {
   byId("ask-heading").textContent = heading;
   byId("ask-text").textContent = text;
   byId("ask-yes").textContent = yes;
-  byId("ask-name").hidden = !name;
-  input.required = name;
+  byId("ask-text").hidden = text === "";
+  byId("ask-name").hidden = !name || owned();
+  input.required = name && !owned();
   input.value = person();
   if (!(await shown(byId("ask-dialog")))) return false;
   if (name) setPerson(input.value);
   return !name || person() !== "";
+}
+
+/** Ask for a line to be said, with `of` also to whom; the `question` that it answers stands above it. Resolves to `of` and `text`, or
+ * null. */
+export async function tell({ heading, question = "", line, yes, of = false, needed = false }) {
+  for (const [id, text] of Object.entries({ heading, question, what: line, yes })) byId(`say-${id}`).textContent = text;
+  byId("say-question").hidden = question === "";
+  byId("say-of").hidden = !of;
+  byId("say-asked").required = of;
+  byId("say-asked").disabled = !of;
+  byId("say-text").required = needed;
+  byId("say-asked").value = byId("say-text").value = "";
+  byId("say-person").value = person();
+  if (!(await shown(byId("say-dialog")))) return null;
+  setPerson(byId("say-person").value);
+  return { of: byId("say-asked").value.trim(), text: byId("say-text").value.trim() };
 }
 
 /** Ask for what is right instead of what is `known` of the specimen; `state` says how many images have come. Resolves to the fields

@@ -8,7 +8,8 @@
  */
 
 import { kinds, t } from "./language.js";
-import { confidence, describe, laneOf, REVIEW, showPicture, tileOf, UNCOUNTED, UNUSABLE } from "./tiles.js";
+import { Selection } from "./selection.js";
+import { BESIDE, confidence, describe, laneOf, REVIEW, showPicture, tileOf, UNCOUNTED, UNUSABLE } from "./tiles.js";
 
 // These are in page.css, too.
 const HEAD = 38; // height of a lane's heading, and what is free below it
@@ -17,10 +18,17 @@ const SIDES = 28; // free at both sides of the lanes
 const AROUND = 0.5; // screens laid out before and after the one in view
 const CAPTION = 20; // a tile is so much higher than wide
 
+/** Whether the picture of a cell is drawn on its tile. */
+const drawn = ({ url, image }) => Boolean(url) && image.complete && image.naturalWidth > 0;
+
+/** Whether a person can have seen the cell on its tile: its picture is or was on the screen. */
+export const glimpsed = (cell) => (cell.glimpsed ||= cell.onScreen === true && drawn(cell));
+
 export class Gallery {
   /** `onFocus(cell)` when another cell is looked at, `onDrop(cell, lane)` when one was dragged to a lane, `onShow(cell)` when a
-   * tile comes into view for which there is no picture yet, `onFailed(cell, url)` when a picture cannot be shown. */
-  constructor(root, nav, { onFocus, onDrop, onShow, onFailed }) {
+   * tile comes into view for which there is no picture yet, `onFailed(cell, url)` when a picture cannot be shown,
+   * `onSelect(count)` when another number of cells is selected. */
+  constructor(root, nav, { onFocus, onDrop, onShow, onFailed, onSelect }) {
     Object.assign(this, { root, nav, onFocus, onDrop, onShow, onFailed });
     this.lanes = new Map();
     this.cellOf = new WeakMap(); // from a tile to its cell
@@ -32,6 +40,15 @@ export class Gallery {
     root.addEventListener("focusin", (event) => this.#focused(event.target.closest(".tile")));
     root.addEventListener("dragstart", (event) => this.#dragStarted(event));
     root.addEventListener("dragend", () => this.#dragEnded());
+    root.addEventListener("click", (event) => this.#clicked(event), true); // before the selection hears of it
+    this.selection = new Selection(root, {
+      tiles: () => this.order().map(({ tile }) => tile),
+      changed: () => onSelect(this.selection.size),
+      mark: (tile, is) => this.#mark(tile, is),
+      plain: false,
+      draws: (event) => !event.target.closest(".tile") && event.offsetX < root.clientWidth,
+    });
+    this.inView = new IntersectionObserver((entries) => this.#came(entries), { root, threshold: 0.6 });
   }
 
   /** Empty lanes for these classes. */
@@ -39,11 +56,15 @@ export class Gallery {
     this.classes = classes;
     this.waiting = new Map(); // how many cells of a class are in the review lane
     this.current = null;
+    this.plain = null; // the tile that was clicked last without a key
+    this.inView.disconnect();
+    this.selection.clear();
     this.lanes.clear();
     this.root.replaceChildren();
     this.nav.replaceChildren();
     this.#lane(REVIEW, t("report.lane.review"), "r");
     classes.forEach((name, index) => this.#lane(name, kinds(name), String(index + 1)));
+    this.#lane(BESIDE, t("report.lane.beside"), "");
     this.#lane(UNCOUNTED, t("report.lane.uncounted"), "0");
     this.#lane(UNUSABLE, t("report.lane.unusable"), "");
     this.#arrange();
@@ -65,7 +86,7 @@ export class Gallery {
     const [tiles, count] = [section.querySelector(".tiles"), section.querySelector(".count")];
     const lane = { id, section, chip, tiles, total, count, cells: [], shown: new Set(), top: 0, written: null };
     chip.addEventListener("click", () => this.#jump(lane));
-    if (id !== REVIEW && id !== UNUSABLE) for (const target of [section, chip]) this.#dropTarget(target, lane);
+    if (id !== REVIEW && id !== UNUSABLE && id !== BESIDE) for (const target of [section, chip]) this.#dropTarget(target, lane);
     this.lanes.set(id, lane);
     this.nav.append(chip);
     this.root.append(section);
@@ -76,6 +97,7 @@ export class Gallery {
     for (const cell of cells) {
       this.cellOf.set(tileOf(cell), cell);
       cell.tile.classList.add("off");
+      this.inView.observe(cell.tile);
       this.#enter(cell, null);
     }
     for (const lane of this.lanes.values()) {
@@ -144,8 +166,18 @@ export class Gallery {
     return cells[at + 1] ?? cells[at - 1] ?? this.order().find((other) => other !== cell) ?? cell;
   }
 
-  /** Move by an arrow key, Home or End. */
-  move(key) {
+  /** Move by an arrow key, Home or End; with `extend` all cells on the way are selected. */
+  move(key, extend = false) {
+    const from = this.current;
+    this.#go(key);
+    if (!extend || !from) return;
+    if (!this.selection.size) this.selection.toggle(from.tile); // where the selection begins
+    const order = this.order();
+    const ends = [order.indexOf(this.cellOf.get(this.selection.anchor)), order.indexOf(this.current)].sort((a, b) => a - b);
+    this.selection.set(order.slice(ends[0], ends[1] + 1).map(({ tile }) => tile));
+  }
+
+  #go(key) {
     const order = this.order();
     const at = Math.max(0, order.indexOf(this.current));
     let to;
@@ -224,7 +256,7 @@ export class Gallery {
       const { id, section, chip, tiles, total, count, cells } = lane;
       const more = id === REVIEW ? 0 : (this.waiting.get(id) ?? 0);
       const rows = Math.ceil(cells.length / this.columns);
-      const away = !cells.length && (id === REVIEW || id === UNCOUNTED || id === UNUSABLE);
+      const away = !cells.length && [REVIEW, BESIDE, UNCOUNTED, UNUSABLE].includes(id);
       lane.top = top + (away ? 0 : HEAD);
       top = lane.top + rows * this.row;
       const written = `${cells.length} ${more} ${rows * this.row}`;
@@ -287,6 +319,41 @@ export class Gallery {
 
   // ---------------------------------------------------------------- focus, mouse
 
+  /** The cells that are selected, in the order they are read; none where it is one only that is looked at. */
+  selected() {
+    return this.selection.size ? this.order().filter(({ tile }) => this.selection.has(tile)) : [];
+  }
+
+  /** Select all cells of the lane that is looked at. */
+  selectLane() {
+    if (this.current) this.selection.set(this.lanes.get(this.current.lane).cells.map(({ tile }) => tile));
+  }
+
+  /** A click alone looks at one cell; with a key it adds to that one. */
+  #clicked(event) {
+    const tile = event.target.closest(".tile");
+    if (this.selection.drew || !tile) return;
+    const { selection, plain } = this;
+    if (!event.shiftKey && !event.ctrlKey && !event.metaKey) {
+      if (selection.size) selection.clear();
+      this.plain = tile;
+    } else if (!selection.size && plain && plain !== tile) selection.toggle(plain);
+  }
+
+  #mark(tile, is) {
+    tile.classList.toggle("chosen", is);
+    tile.setAttribute("aria-selected", String(is || tile === this.current?.tile));
+  }
+
+  /** Tiles whose picture is on the screen: the cells have been seen here, if not large. */
+  #came(entries) {
+    for (const { target, isIntersecting } of entries) {
+      const cell = this.cellOf.get(target);
+      cell.onScreen = isIntersecting;
+      cell.glimpsed ||= isIntersecting && drawn(cell);
+    }
+  }
+
   #focused(tile) {
     const cell = tile && this.cellOf.get(tile);
     if (!cell) return;
@@ -302,7 +369,7 @@ export class Gallery {
     ]) {
       if (!one) continue;
       one.tile.tabIndex = is ? 0 : -1;
-      one.tile.setAttribute("aria-selected", String(is));
+      one.tile.setAttribute("aria-selected", String(is || this.selection.has(one.tile)));
     }
     this.current = cell;
   }

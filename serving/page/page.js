@@ -1,29 +1,34 @@
 /** The page: from a dropped folder to a signed report. The service counts; the page only asks it and shows what it answers. */
 
+import * as address from "./address.js";
 import { makeChoices, showCell, toggleHeat } from "./cell.js";
 import * as dialogs from "./dialogs.js";
 import { chosen, dropped } from "./files.js";
 import { day, kind, listed, offer, t, translate } from "./language.js";
 import { guarded, notice, say } from "./notices.js";
 import { unshowable, want } from "./pictures.js";
+import * as presence from "./presence.js";
+import { listenToRecord } from "./record.js";
 import * as report from "./report.js";
-import { decide, mayHold, saved, undo } from "./review.js";
+import { decide, decideSeveral, mayHold, saved, undo } from "./review.js";
 import * as service from "./service.js";
 import { makeGallery, newSpecimen, parts, specimen, usable } from "./specimen.js";
 import { laneOf, REVIEW, UNCOUNTED } from "./tiles.js";
 import * as upload from "./upload.js";
-import { images, lineOf } from "./words.js";
+import { images } from "./words.js";
+import { leaveWorklist, listenToWorklist, resetWorklist, showWorklist } from "./worklist.js";
 
 const MOVES = ["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "Home", "End"];
 
 const byId = (id) => document.getElementById(id);
 let classes = [];
+let further = []; // the site's further kinds: `name`, `key`
 let keepsReports = false;
 let ready; // resolves when the service has said what it is
 let acting = Promise.resolve(); // what the keys ask for is done in the order they were pressed
 let busy = 0; // how much of it is not done yet
 
-// ---------------------------------------------------------------- start
+// ---------------------------------------------------------------- begin
 
 async function begin() {
   await guarded(async () => {
@@ -32,67 +37,66 @@ async function begin() {
     byId("model-line").textContent = t("report.model", { version: card.version });
     byId("help-classes").textContent = t("report.help.correct", { classes: listed(classes.map(kind)) });
     notice("rendered", card.rendered ? t("report.rendered") : "");
-    makeChoices(classes, (label) => decide(parts.gallery.current, label));
-    await listOpenReports();
+    const me = await service.me();
+    dialogs.setOwner(me.person);
+    byId("owner").textContent = me.person ?? "";
+    byId("sign-out").hidden = false;
+    makeChoices(classes, further, choose);
+    await go();
   });
 }
 
-async function listOpenReports() {
-  const open = await service.reports("open");
-  keepsReports = open !== null;
-  listReports(t("report.open"), open ?? []);
+/** Show what the address names: the worklist or a report. */
+async function go() {
+  const id = address.reportId();
+  if (specimen.posting) {
+    address.replace(specimen.reportId);
+    say(t("report.note.reading"), true);
+    return;
+  }
+  await saved();
+  if (id && id === specimen.reportId) return;
+  if (!id || !(await opened(id))) await toWorklist();
 }
 
-/** The reports under the number that was typed, signed and withdrawn ones too. */
-async function findReports() {
-  const number = byId("specimen-id").value.trim();
-  if (!number || !keepsReports) return;
-  const found = (await service.reports("all", number)).filter((one) => one.specimen_id === number);
-  listReports(t("report.reports_of", { number }), found);
-  if (!found.length) say(t("report.none_of", { number }));
+/** Open a report; false where there is none. */
+async function opened(id) {
+  return (await guarded(async () => (await reopen(id), true))) ?? false;
 }
 
-function listReports(heading, found) {
-  const items = found.map((one) => {
-    const item = document.createElement("li");
-    const button = document.createElement("button");
-    button.type = "button";
-    const name = document.createElement("b");
-    name.textContent = one.specimen_id ?? t("report.no_number");
-    const detail = document.createElement("span");
-    detail.textContent = lineOf(one);
-    button.append(name, detail);
-    button.addEventListener("click", () => guarded(() => reopen(one.id)));
-    item.append(button);
-    return item;
-  });
-  byId("open-reports").hidden = !items.length;
-  byId("open-heading").textContent = heading;
-  byId("open-reports").querySelector("ul").replaceChildren(...items);
+async function toWorklist() {
+  if (address.reportId()) address.replace(null); // there is no such report, and the page has said so
+  if (document.body.dataset.view === "work") {
+    newSpecimen(classes);
+    clear();
+    byId("specimen-id").value = byId("wbc-count").value = "";
+  }
+  view("worklist");
+  keepsReports = (await guarded(showWorklist)) ?? keepsReports;
 }
 
 function view(name) {
   document.body.dataset.view = name;
-  byId("start").hidden = name !== "start";
+  byId("worklist").hidden = name !== "worklist";
   byId("work").hidden = name !== "work";
   byId("new").hidden = name !== "work";
+  if (name === "work") leaveWorklist();
+  else presence.look(null);
 }
 
-async function startAgain() {
+async function leaveReport() {
   await saved();
-  newSpecimen(classes);
-  byId("specimen-id").value = byId("wbc-count").value = "";
-  clear();
+  address.show(null);
   say("");
-  view("start");
-  byId("specimen-id").focus();
-  await guarded(listOpenReports);
+  await go();
+  byId("search-number").focus();
 }
 
 /** Forget the key and the name of this tab. */
 function signOut() {
+  presence.look(null);
   sessionStorage.clear();
-  location.reload();
+  location.assign(location.pathname + location.search);
 }
 
 function clear() {
@@ -112,7 +116,9 @@ async function take(found) {
   dialogs.setPerson(byId("person").value);
   clear();
   const [number, count] = [byId("specimen-id").value.trim(), byId("wbc-count").value.trim().replace(",", ".")];
-  if (!(await upload.begin(found, { specimen_id: number, wbc_count: count }, classes, keepsReports))) view("start");
+  const begun = await upload.begin(found, { specimen_id: number, wbc_count: count }, classes, keepsReports);
+  if (begun) resetWorklist();
+  else view("worklist");
 }
 
 /** Go on with a report that was begun before. */
@@ -122,11 +128,18 @@ async function reopen(id) {
   newSpecimen(classes, { reportId: id });
   clear();
   view("work");
+  presence.look(id);
   report.showReport(whole);
   const { complete, images: kept, expected_images: expected, sent_images: sent, withdrawn } = whole;
   if (!complete && !withdrawn) say(t("report.upload.incomplete", { sent, images: images(expected) }));
   else if (!kept.kept) say(t("report.upload.see"));
   else say(kept.delete_after ? t("report.images_until", { day: day(kept.delete_after) }) : "");
+}
+
+/** Somebody else has changed the report that is looked at. */
+function catchUp(version) {
+  const unsaved = [...specimen.cells.values()].some((cell) => cell.unsaved);
+  if (specimen.version && version > specimen.version && !unsaved && !specimen.posting) void guarded(report.readAgain);
 }
 
 // ---------------------------------------------------------------- keys, mouse, files
@@ -135,8 +148,8 @@ const inField = (element) => element.closest?.("input, textarea, select, dialog"
 
 /** Keys work everywhere but in fields and dialogs. */
 function pressed(event) {
-  if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]") || inField(event.target)) return;
-  const action = actionOf(event.key, event.target.closest("button, a, label, input") !== null);
+  if (event.altKey || document.querySelector("dialog[open]") || (inField(event.target) && event.key !== "F1")) return;
+  const action = event.ctrlKey || event.metaKey ? withControl(event) : actionOf(event, event.target.closest("button, a, label, input") !== null);
   if (!action) return;
   event.preventDefault();
   if (event.repeat && (busy || !mayRepeat(event.key))) return;
@@ -147,18 +160,53 @@ function pressed(event) {
     .finally(() => busy--);
 }
 
-const decides = (key) => key === "Enter" || /^[0-9]$/.test(key);
-const mayRepeat = (key) => MOVES.includes(key) || (decides(key) && mayHold(parts.gallery.current));
+const decides = (key) => key === "Enter" || /^[0-9]$/.test(key) || further.some((one) => one.key === key);
+const mayRepeat = (key) => MOVES.includes(key) || (decides(key) && !parts.gallery.selected().length && mayHold(parts.gallery.current));
+
+/** Let the cell that is looked at, or all that are selected, count as `label`. */
+function choose(label) {
+  const { gallery } = parts;
+  const selected = gallery.selected();
+  return selected.length ? decideSeveral(selected, label) : decide(gallery.current, label);
+}
+
+/** Accept what is looked at, or selected, as it is. */
+async function accept() {
+  const { gallery } = parts;
+  const selected = gallery.selected();
+  if (!selected.length) return decide(gallery.current, gallery.current.label);
+  return decideSeveral(selected);
+}
+
+/** With Control, `a` selects the lane; everything else is the browser's. */
+function withControl({ key, target }) {
+  const here = key.toLowerCase() === "a" && target.closest("#lanes") && parts.gallery.current;
+  return here ? () => parts.gallery.selectLane() : undefined;
+}
 
 /** What a key does; undefined for one that is the browser's. A control that has the focus keeps Enter and the arrows. */
-function actionOf(key, onControl) {
+function actionOf({ key, shiftKey }, onControl) {
   const { gallery } = parts;
   if (key === "F1") return () => void dialogs.help();
   if (document.body.dataset.view !== "work" || !gallery.current) return undefined;
-  if (/^[1-9]$/.test(key)) return classes[key - 1] && (() => decide(gallery.current, classes[key - 1]));
-  if (!onControl && MOVES.includes(key)) return () => gallery.move(key);
-  if (!onControl && key === "Enter") return () => decide(gallery.current, gallery.current.label);
-  return { 0: () => decide(gallery.current, null), u: undo, h: heat, r: toReview }[key.toLowerCase()];
+  if (/^[1-9]$/.test(key)) return classes[key - 1] && (() => choose(classes[key - 1]));
+  if (!onControl && MOVES.includes(key)) return () => move(key, shiftKey);
+  if (!onControl && key === "Enter") return accept;
+  if (key === "Escape" && gallery.selected().length) return () => gallery.selection.clear();
+  const other = further.find((one) => one.key === key.toLowerCase());
+  if (other) return () => choose(other.name);
+  return { 0: () => choose(null), u: undo, h: heat, r: toReview }[key.toLowerCase()];
+}
+
+function move(key, extend) {
+  const { gallery } = parts;
+  if (!extend && gallery.selected().length) gallery.selection.clear();
+  gallery.move(key, extend);
+}
+
+/** Where several cells are selected, the page says how many, and what a key would do. */
+function selected(count) {
+  notice("selected", count > 1 ? t("report.selected", { count }) : "");
 }
 
 function look(cell) {
@@ -185,12 +233,19 @@ function toReview() {
   else say(t("report.note.none_left"));
 }
 
+/** A tile was dragged to a lane; where it is one of those that are selected, all of them were. */
+function drop(cell, lane) {
+  const label = lane === UNCOUNTED ? null : lane;
+  const all = parts.gallery.selected();
+  return all.includes(cell) ? decideSeveral(all, label) : decide(cell, label);
+}
+
 async function filesDropped(event) {
   document.body.classList.remove("over");
   if (!event.dataTransfer.types.includes("Files")) return;
   event.preventDefault();
   const found = await dropped(event.dataTransfer);
-  if (document.body.dataset.view === "start") await take(found);
+  if (document.body.dataset.view === "worklist") await take(found);
   else if (specimen.reportId && !specimen.posting) await upload.again(found.files);
   else say(t("report.upload.finish_first"), true);
 }
@@ -237,24 +292,24 @@ function listen() {
   const clicks = {
     help: dialogs.help,
     "sign-out": signOut,
-    new: startAgain,
+    new: leaveReport,
     rest: upload.sendRest,
-    accept: () => decide(parts.gallery.current, parts.gallery.current.label),
+    accept,
     undo,
     heat,
     twin: () => parts.gallery.focus(specimen.cells.get(Number(byId("twin").value))),
     sign: report.sign,
     amend: report.amend,
     withdraw: report.withdraw,
+    reinstate: report.reinstate,
     pdf: () => report.download(service.pdf, "differential.pdf"),
     fhir: () => report.download(service.fhir, "differential.fhir.json"),
   };
   for (const [id, action] of Object.entries(clicks)) byId(id).addEventListener("click", action);
   byId("unit").addEventListener("change", report.drawAgain);
-  byId("details").addEventListener("submit", (event) => {
-    event.preventDefault();
-    void guarded(findReports);
-  });
+  byId("details").addEventListener("submit", (event) => event.preventDefault());
+  listenToWorklist();
+  listenToRecord();
 }
 
 translate(document);
@@ -262,12 +317,13 @@ offer(byId("language"));
 service.keyFromAddress();
 byId("person").value = dialogs.person();
 service.onKeyNeeded(dialogs.key);
+presence.onVersion(catchUp);
 parts.view = view;
-makeGallery(look, (cell, lane) => decide(cell, lane === UNCOUNTED ? null : lane));
+makeGallery(look, drop, selected);
 listen();
 listenToFiles();
 ready = begin();
 window.addEventListener("hashchange", () => {
-  service.keyFromAddress();
-  if (!classes.length) ready = begin();
+  if (service.keyFromAddress() || !classes.length) ready = begin();
+  else void go();
 });

@@ -4,6 +4,7 @@ import * as dialogs from "./dialogs.js";
 import { drawDifferential } from "./differential.js";
 import { moment, t } from "./language.js";
 import { guarded, notice, say } from "./notices.js";
+import { clearRecord, showRecord } from "./record.js";
 import { saved } from "./review.js";
 import * as service from "./service.js";
 import { specimen, takeOver } from "./specimen.js";
@@ -30,11 +31,27 @@ export function showReport(answer) {
     signature: answer.signatures ? (answer.signatures.at(-1) ?? null) : answer.signature,
     message: answer.messages.at(-1) ?? null,
   });
+  keepRecord(answer);
   if (answer.status !== "preliminary") specimen.amend = false;
   takeOver(answer.cells);
   write(byId("specimen-line"), specimen.number ? t("report.specimen", { number: specimen.number }) : "");
   showDifferential(answer.differential);
   if (answer.sent_images > specimen.cells.size && !specimen.posting) void guarded(readAgain); // somebody else has added some
+}
+
+/** A whole report has the whole record; the answer to a change has what was added to it. */
+function keepRecord(answer) {
+  const { record } = specimen;
+  const whole = answer.signatures !== undefined;
+  if (!whole && !record) return;
+  if (whole) specimen.record = { ...answer, cells: undefined };
+  else {
+    for (const kind of ["corrections", "changes", "comments"]) record[kind].push(...answer[kind]);
+    const { signature } = answer;
+    if (signature && record.signatures.at(-1)?.at !== signature.at) record.signatures.push(signature);
+    Object.assign(record, { opinions: answer.opinions, messages: answer.messages });
+  }
+  showRecord();
 }
 
 /** Read the whole report: the cells that the page does not know yet, and what others have changed. */
@@ -82,6 +99,7 @@ export function clear() {
   byId("unit").hidden = true;
   notice("site", "");
   notice("images", "");
+  clearRecord();
   showState();
 }
 
@@ -101,6 +119,7 @@ export function showState() {
   for (const id of ["pdf", "fhir"]) byId(id).disabled = !reportId || posting || nothing;
   byId("pdf").title = byId("fhir").title = nothing ? t("report.note.no_cell") : "";
   for (const id of ["amend", "withdraw"]) byId(id).hidden = !reportId || !state || state.withdrawn;
+  byId("reinstate").hidden = !state?.withdrawn;
   byId("amend").disabled = byId("withdraw").disabled = posting;
   showImages(state?.images);
 }
@@ -160,7 +179,9 @@ export async function sign() {
   const { differential } = specimen;
   const open = specimen.state.to_review ? ` ${t("report.ask.sign.open", { count: specimen.state.to_review })}` : "";
   const few = differential.kind === "too_few_cells" ? ` ${t("report.ask.sign.few")}` : "";
-  const text = t("report.ask.sign.text", { cells: cells(differential.cells) }) + open + few;
+  const asked = specimen.record?.opinions.filter(({ state }) => state === "open").map(({ of }) => of) ?? [];
+  const opinion = asked.length ? ` ${t("report.ask.sign.opinion", { of: asked.join(", ") })}` : "";
+  const text = t("report.ask.sign.text", { cells: cells(differential.cells) }) + open + few + opinion;
   if (!(await dialogs.ask(t("report.ask.sign.heading"), text, t("report.sign"), { name: true }))) return;
   if (!(await once("sign", service.sign, { by: dialogs.person() }))) return;
   say(t("report.said.signed"));
@@ -187,6 +208,13 @@ export async function withdraw() {
   if (!reason) return;
   const body = { reason, by: dialogs.person(), ...(signedOnce() && { amend: true }) };
   if (await once("withdraw", service.withdraw, body)) say(t("report.said.is_withdrawn"));
+}
+
+/** Take the withdrawal back: the report is open for a signature again. */
+export async function reinstate() {
+  const heading = t("report.reinstate");
+  const given = await dialogs.tell({ heading, line: t("common.reason"), yes: heading, needed: true });
+  if (given && (await once("reinstate", service.reinstate, { reason: given.text, by: dialogs.person() }))) say(t("report.said.reinstated"));
 }
 
 const signedOnce = () => specimen.signature !== null;

@@ -7,6 +7,7 @@
 
 import { seen, sightOf, withoutPicture } from "./cell.js";
 import * as dialogs from "./dialogs.js";
+import { glimpsed } from "./gallery.js";
 import { t } from "./language.js";
 import { guarded, say } from "./notices.js";
 import { readAgain, showReport } from "./report.js";
@@ -55,6 +56,29 @@ export async function decide(cell, label) {
   say(t(said, { number: cell.index + 1, was: counted(before.label), now: counted(label) }));
 }
 
+/** The same for several cells at once, without a `label` as what each of them is. Those that nobody can have seen are left as they
+ * are. */
+export async function decideSeveral(cells, label) {
+  const usables = cells.filter(usable);
+  const seenOnes = usables.filter(glimpsed);
+  if (!usables.length || !(await mayChange())) return;
+  const next = parts.gallery.after(usables.at(-1));
+  const group = {}; // they are taken back together
+  for (const cell of seenOnes) {
+    const now = label === undefined ? cell.label : label;
+    if (cell.seen && cell.label === now) continue;
+    const decision = { cell, before: { label: cell.label, seen: cell.seen }, label: now, of: null, group };
+    specimen.undo.push(decision);
+    change(decision, { label: now, seen: true });
+  }
+  parts.gallery.selection.clear();
+  parts.gallery.focus(cells.includes(next) ? parts.gallery.current : next);
+  const unseen = usables.length - seenOnes.length;
+  const left = unseen ? ` ${t("report.said.unseen", { count: unseen })}` : "";
+  const said = label === undefined ? "report.said.several_accepted" : "report.said.several";
+  say(t(said, { count: seenOnes.length, now: counted(label ?? null) }) + left, unseen > 0);
+}
+
 /** A cell that is looked at, or one that the mouse has taken by its tile, is decided only while its picture can be seen. */
 async function inView(cell) {
   const { gallery } = parts;
@@ -71,12 +95,17 @@ export async function undo() {
     return;
   }
   if (!(await mayChange())) return;
-  const last = specimen.undo.pop();
+  const last = specimen.undo.at(-1);
+  const together = last.group ? specimen.undo.filter(({ group }) => group === last.group) : [last];
+  for (const one of together.reverse()) {
+    specimen.undo.splice(specimen.undo.indexOf(one), 1);
+    change({ cell: one.cell, before: { label: one.cell.label, seen: one.cell.seen }, of: one }, one.before);
+  }
   const { cell, before } = last;
-  change({ cell, before: { label: cell.label, seen: cell.seen }, of: last }, before);
   parts.gallery.focus(cell);
   parts.look(cell);
-  say(t("report.said.back", { number: cell.index + 1, label: counted(before.label) }));
+  const several = together.length > 1;
+  say(several ? t("report.said.back_several", { count: together.length }) : t("report.said.back", { number: cell.index + 1, label: counted(before.label) }));
 }
 
 /** Show the change at once and send it; a change that the service refuses is taken back. */
@@ -93,6 +122,7 @@ function change(decision, now) {
 async function save() {
   while (queue.length) {
     const [decision] = queue;
+    await specimen.saying; // it makes a version that this one rests on
     try {
       const answer = await sent(decision);
       queue.shift();

@@ -114,24 +114,30 @@ export async function heatMap(file) {
   return answer.results[0].heat_map ?? undefined;
 }
 
+const written = (method, path, body, options) =>
+  json(path, { method, headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), deed: deed(), ...options });
+
 const reportPath = (id) => `v1/reports/${encodeURIComponent(id)}`;
 
-/** The newest reports of a status, of one specimen where its number is given; null where the service keeps none. */
-export async function reports(status, specimen) {
-  const query = new URLSearchParams({ status, ...(specimen && { specimen_id: specimen }) });
+/** Reports, the newest first, and how many each shelf has; null where the service keeps none. The number of a specimen is in the
+ * body: proxies log addresses. */
+export async function search(wanted) {
   try {
-    return (await json(`v1/reports?${query}`)).reports;
+    return await written("POST", "v1/reports/search", wanted);
   } catch (failure) {
     if (failure.kind === "no-store") return null;
     throw failure;
   }
 }
 
-/** Whoever changes a report must have seen its latest version; the service refuses others with 412. It answers what has changed. */
+/** Whoever changes a report must have seen its latest version; the service refuses others with 412. It answers what has changed.
+ * ANY version will do for what rests on none. */
+const ANY = "*";
+
 const change = (method, path, version, body, deed) =>
   json(path, {
     method,
-    headers: { "Content-Type": "application/json", "If-Match": `"${version}"`, Prefer: "return=minimal" },
+    headers: { "Content-Type": "application/json", "If-Match": version === ANY ? ANY : `"${version}"`, Prefer: "return=minimal" },
     body: JSON.stringify(body),
     deed,
   });
@@ -142,6 +148,14 @@ export const undo = (id, version, index, body, deed) => change("POST", `${report
 export const sign = (id, version, body, deed) => change("POST", `${reportPath(id)}/signature`, version, body, deed);
 export const amend = (id, version, body, deed) => change("PATCH", reportPath(id), version, body, deed);
 export const withdraw = (id, version, body, deed) => change("POST", `${reportPath(id)}/withdrawal`, version, body, deed);
+export const reinstate = (id, version, body, deed) => change("DELETE", `${reportPath(id)}/withdrawal`, version, body, deed);
+export const comment = (id, _, body, deed) => change("POST", `${reportPath(id)}/comments`, ANY, body, deed);
+export const askOpinion = (id, _, body, deed) => change("POST", `${reportPath(id)}/opinions`, ANY, body, deed);
+export const answerOpinion = (id, number, body, deed) => change("POST", `${reportPath(id)}/opinions/${number}/answer`, ANY, body, deed);
+export const takeOpinionBack = (id, number, body, deed) => change("DELETE", `${reportPath(id)}/opinions/${number}`, ANY, body, deed);
+
+/** Say that the report is looked at, or was `left`; who else looks at it, and its version. */
+export const present = (id, body) => written("PUT", `${reportPath(id)}/presence`, body, { keepalive: body.left === true });
 export const pdf = async (id) => (await call(`${reportPath(id)}/report.pdf`)).blob();
 export const fhir = async (id) => (await call(`${reportPath(id)}/fhir`)).blob();
 

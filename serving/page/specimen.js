@@ -22,6 +22,8 @@ function empty() {
     signature: null, // the last one
     message: null, // the last one to the hospital's system
     differential: null,
+    record: null, // what people did and said, whole
+    saying: null, // resolves when what was said has its answer
     cells: new Map(), // by their index in the report
     fields: {}, // specimen number, white cell count and number of images, as they are sent
     waiting: [], // batches that are not posted yet: their files, and the key of their deed
@@ -34,9 +36,9 @@ function empty() {
 /** What a specimen is shown in: the gallery, `look(cell)` for the cell that is looked at, `view(name)` for "start" or "work". */
 export const parts = { gallery: null, look: null, view: null };
 
-/** Make the gallery, with `look(cell)` for the cell that is looked at and `onDrop(cell, lane)`. */
-export function makeGallery(look, onDrop) {
-  const handlers = { onFocus: look, onDrop, onShow: want, onFailed: unshowable };
+/** Make the gallery, with `look(cell)` for the cell that is looked at, `onDrop(cell, lane)` and `onSelect(count)`. */
+export function makeGallery(look, onDrop, onSelect) {
+  const handlers = { onFocus: look, onDrop, onShow: want, onFailed: unshowable, onSelect };
   parts.gallery = new Gallery(byId("lanes"), byId("classes"), handlers);
   parts.look = look;
   onPicture((cell) => {

@@ -5,13 +5,15 @@ import { counted, reasons, rejected, short } from "./words.js";
 
 export const REVIEW = "review";
 export const UNCOUNTED = "uncounted";
+export const BESIDE = "beside"; // counted beside the differential, as one of the site's further kinds
 export const UNUSABLE = "unusable";
 
 /** The lane a cell belongs to. */
 export function laneOf(cell) {
   if (cell.result.status !== "ok") return UNUSABLE;
   if (cell.label === null) return UNCOUNTED;
-  return cell.result.review.required && !cell.seen ? REVIEW : cell.label;
+  if (cell.result.review.required && !cell.seen) return REVIEW;
+  return Object.hasOwn(cell.result.probabilities, cell.label) ? cell.label : BESIDE;
 }
 
 /** The probability that the model gave its own answer. */
@@ -47,7 +49,7 @@ export function describe(cell) {
   }
   const corrected = cell.label !== result.label;
   const sure = percent(confidence(cell));
-  const words = corrected ? t("report.caption.was", { label: short(result.label) }) : lane === REVIEW ? `${short(result.label)} ${sure}` : sure;
+  const words = lane === BESIDE ? kind(cell.label) : corrected ? t("report.caption.was", { label: short(result.label) }) : lane === REVIEW ? `${short(result.label)} ${sure}` : sure;
   write(caption, cell.seen && !corrected ? `${words} ✓` : words);
   const how = corrected ? "corrected" : lane === REVIEW ? "review" : cell.seen ? "accepted" : "untouched";
   const spoken = { cell: number, label: counted(cell.label), was: kind(result.label), share: sure, why: reasons(result).join(" ") };

@@ -4,10 +4,12 @@
  * be sent by the button, or at any time later by dropping the folder again: only what the report does not hold is sent.
  */
 
+import * as address from "./address.js";
 import * as dialogs from "./dialogs.js";
 import { batches } from "./files.js";
 import { moment, t } from "./language.js";
 import { guarded, notice, say } from "./notices.js";
+import * as presence from "./presence.js";
 import { readAgain, showDifferential, showReport, showState } from "./report.js";
 import * as service from "./service.js";
 import { sha256 } from "./sha256.js";
@@ -42,7 +44,7 @@ export async function begin({ files, others }, fields, classes, keepsReports) {
 }
 
 const sameNumber = async (number) =>
-  (await service.reports("all", number)).filter((report) => report.specimen_id === number && !report.withdrawn);
+  (await service.search({ specimen: number })).reports.filter((report) => report.specimen_id === number && !report.withdrawn);
 
 function askSecond(number, earlier) {
   const [last] = earlier;
@@ -88,6 +90,10 @@ export async function post(known = 0) {
 function took(answer, files, known) {
   const first = specimen.cells.size === 0;
   specimen.reportId = answer.report_id ?? null;
+  if (specimen.reportId) {
+    address.show(specimen.reportId);
+    presence.look(specimen.reportId);
+  }
   if (answer.report) Object.assign(specimen, { state: answer.report, version: answer.report.version, status: answer.report.status });
   takeInResults(answer.results, files, answer.positions);
   showDifferential(answer.differential);

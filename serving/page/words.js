@@ -1,6 +1,6 @@
 /** What the service says in constants, in words. */
 
-import { kind, listed, moment, t } from "./language.js";
+import { kind, listed, t } from "./language.js";
 
 /** Why a person must look at a cell: one sentence a reason. */
 export function reasons(result) {
@@ -45,10 +45,3 @@ export const status = (name) => t(`report.status.${name}`);
 
 /** How a report's message stands; nothing where there is none. */
 export const delivery = (message) => (message ? ` ${t(`report.delivery.${message.state}`)}` : "");
-
-/** A line about a report: how many cells it has, how it stands, since when. */
-export function lineOf(report) {
-  const { status: name, to_review: count } = report;
-  const how = name === "preliminary" ? t("report.line_review", { count }) : status(name).toLowerCase();
-  return t("report.line", { cells: cells(report.cells), progress: progress(report), how, when: moment(report.created_at) });
-}

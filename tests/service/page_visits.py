@@ -15,6 +15,7 @@ from wbc_model.rendering.cells import render_cells
 
 KEY = "a-key-of-the-ward"
 PERSON = "Dr. A. Lindgren"
+LARGE: dict[str, Any] = {"viewport": {"width": 1680, "height": 1200}}  # all of twelve cells are in view
 SHARES = {"Basophil": 0.01, "Eosinophil": 0.09, "Lymphocyte": 0.26, "Monocyte": 0.07, "Neutrophil": 0.57}
 
 
@@ -135,6 +136,20 @@ def begin(browser: Browser, server: Server, specimen: str, folder: Path, **optio
     page.set_input_files("#folder-input", folder)
     expect(message(page)).to_contain_text("read.", timeout=60_000)
     return visited
+
+
+def reopened(page: Page, specimen: str) -> None:
+    """Load the page again: it stays at the report."""
+    page.reload()
+    expect(page.locator("#specimen-line")).to_have_text(f"Specimen {specimen}")
+
+
+def line_of(page: Page, specimen: str, shelf: str = "all") -> Locator:
+    """The line of a specimen in the worklist, on one of its shelves."""
+    if page.locator("#work").is_visible():
+        page.click("#new")
+    page.click(f"[data-shelf={shelf}]")
+    return page.locator("#reports tr", has_text=specimen)
 
 
 def press(page: Page, *keys: str) -> None:

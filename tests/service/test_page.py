@@ -16,6 +16,7 @@ from conftest import CELLS
 from live import Server
 from page_visits import (
     KEY,
+    LARGE,
     PERSON,
     api_of,
     begin,
@@ -29,6 +30,7 @@ from page_visits import (
     message,
     position,
     press,
+    reopened,
     report_of,
     table,
     visit,
@@ -310,7 +312,7 @@ def test_from_a_dropped_folder_to_a_signed_report(browser: Browser, keeping: Ser
 
 
 def test_a_report_is_taken_up_again_after_a_reload(browser: Browser, forgetting: Server, tmp_path: Path) -> None:
-    visited = begin(browser, forgetting, "taken-up-again", draw(tmp_path / "slide", 12, seed=9))
+    visited = begin(browser, forgetting, "taken-up-again", draw(tmp_path / "slide", 12, seed=9), **LARGE)
     page = visited.page
     expect(page.locator("#differential-note")).to_have_text("12 cells: too few. A differential needs 100.")
     expect(page.locator("#report-note")).to_have_text("2 cells to review.")
@@ -318,9 +320,7 @@ def test_a_report_is_taken_up_again_after_a_reload(browser: Browser, forgetting:
     press(page, "1")
     expect(page.locator("#lane-Basophil")).to_contain_text("was")
     expect(page.locator("#report-note")).to_have_text("1 cell to review.")
-    page.reload()  # the key and the name stay while the tab is open
-    page.locator("#open-reports button", has_text="taken-up-again").click()
-    expect(page.locator("#specimen-line")).to_have_text("Specimen taken-up-again")
+    reopened(page, "taken-up-again")  # the key and the name stay while the tab is open
     expect(page.locator(f"#lane-Basophil #cell-{first - 1}")).to_be_attached()
     expect(page.locator(".no-picture .stand-in", has_text="no image")).to_have_count(13)  # every tile and the large one
     drop_folder(page, tmp_path / "slide")

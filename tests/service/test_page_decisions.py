@@ -5,7 +5,22 @@ from pathlib import Path
 
 import pytest
 from live import Server
-from page_visits import KEY, PERSON, api_of, begin, draw, drop_folder, eventually, focused, message, press, report_of, visit
+from page_visits import (
+    KEY,
+    LARGE,
+    PERSON,
+    api_of,
+    begin,
+    draw,
+    drop_folder,
+    eventually,
+    focused,
+    message,
+    press,
+    reopened,
+    report_of,
+    visit,
+)
 from PIL import Image
 from playwright.sync_api import Browser, Page, Route, expect
 
@@ -44,8 +59,7 @@ def test_undo_leaves_the_cell_as_nobody_had_touched_it(browser: Browser, keeping
     assert after["cells"] == before["cells"]
     assert after["to_review"] == before["to_review"] == 2
     assert [one["undo"] for one in after["corrections"]] == [False, True]
-    page.reload()
-    page.locator("#open-reports button", has_text=specimen).click()
+    reopened(page, specimen)
     expect(page.locator("#lane-review .tile")).to_have_count(2)
     page.context.close()
 
@@ -53,10 +67,9 @@ def test_undo_leaves_the_cell_as_nobody_had_touched_it(browser: Browser, keeping
 def test_nothing_is_decided_about_a_cell_that_is_not_shown(browser: Browser, forgetting: Server, tmp_path: Path) -> None:
     """The next day, where the site keeps no images: no key and no mouse decides, until the folder is dropped again."""
     folder = draw(tmp_path / "slide", 12, seed=9)
-    visited = begin(browser, forgetting, "not-shown", folder)
+    visited = begin(browser, forgetting, "not-shown", folder, **LARGE)
     page = visited.page
-    page.reload()
-    page.locator("#open-reports button", has_text="not-shown").click()
+    reopened(page, "not-shown")
     expect(page.locator("#lanes .no-picture .stand-in", has_text="no image")).to_have_count(12)
     expect(page.locator("#cell-why")).to_contain_text("nothing can be decided about a cell that is not shown")
     expect(page.locator("#accept")).to_be_disabled()
@@ -89,8 +102,7 @@ def test_images_that_the_service_keeps_come_back_after_a_reload(browser: Browser
             waiting.append(route)
 
     page.route("**/image", late)
-    page.reload()
-    page.locator("#open-reports button", has_text="kept").click()
+    reopened(page, "kept")
     expect(page.locator("#cell-why")).to_contain_text("Its picture is on its way.")
     press(page, "Enter")
     expect(message(page)).to_contain_text("is not shown. Its picture is on its way.")
@@ -117,8 +129,7 @@ def test_tiff_is_shown_and_decided_like_any_other(browser: Browser, keeping: Ser
     assert page.locator("#cell-image").evaluate("async (image) => { await image.decode(); return image.naturalWidth; }") == 96
     press(page, "Enter")
     expect(message(page)).to_contain_text("accepted")
-    page.reload()
-    page.locator("#open-reports button", has_text="tiff").click()
+    reopened(page, "tiff")
     expect(page.locator("#lanes .lane:not(#lane-unusable) .no-picture")).to_have_count(0)
     visited.check()
     page.context.close()
@@ -131,8 +142,7 @@ def test_the_page_says_that_images_were_deleted(
     store = Store.open(sqlite_url(tmp_path_factory.getbasetemp() / "keeping0" / "service.db"))
     assert delete_expired(store, 0, datetime.now(UTC)) >= 1
     store.close()
-    page.reload()
-    page.locator("#open-reports button", has_text="deleted").click()
+    reopened(page, "deleted")
     expect(page.locator("#notices")).to_contain_text("The service deleted the images of this report on ")
     page.context.close()
 
@@ -173,8 +183,7 @@ def test_while_the_picture_has_not_been_drawn_a_held_key_decides_nothing(
     visited = begin(browser, keeping, "held-blind", draw(tmp_path / "slide", 12, seed=9))
     page = visited.page
     page.route("**/image", lambda _: None)
-    page.reload()
-    page.locator("#open-reports button", has_text="held-blind").click()
+    reopened(page, "held-blind")
     expect(page.locator("#cell-why")).to_contain_text("Its picture is on its way.")
     hold(page, "Enter", 20)
     hold(page, "3", 20)

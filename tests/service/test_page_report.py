@@ -51,7 +51,7 @@ def test_a_wrong_number_is_put_right_with_a_reason(browser: Browser, keeping: Se
     page.context.close()
 
 
-def test_a_report_is_withdrawn_with_a_reason_and_nothing_in_it_changes_any_more(
+def test_a_report_is_withdrawn_with_a_reason_and_nothing_in_it_changes_until_it_is_taken_back(
     browser: Browser, keeping: Server, tmp_path: Path
 ) -> None:
     visited = begin(browser, keeping, "of-nobody", draw(tmp_path / "slide", 12, seed=9))
@@ -69,15 +69,11 @@ def test_a_report_is_withdrawn_with_a_reason_and_nothing_in_it_changes_any_more(
     assert len(visited.requests) == sent
     report = report_of(api_of(keeping), "of-nobody")
     assert (report["status"], report["changes"][0]["reason"]) == ("withdrawn", "Not this patient's slide")
-    page.click("#new")
-    expect(page.locator("#open-reports button", has_text="of-nobody")).to_have_count(0)
-    page.fill("#specimen-id", "of-nobody")
-    page.click("#find")
-    expect(page.locator("#open-heading")).to_have_text("Reports of specimen of-nobody")
-    expect(page.locator("#open-reports button")).to_contain_text("withdrawn")
-    page.fill("#specimen-id", "unheard-of")
+    page.click("#reinstate")
+    page.fill("#say-text", "It was this patient's after all")
     page.keyboard.press("Enter")
-    expect(message(page)).to_have_text("There is no report of specimen unheard-of.")
+    expect(page.locator("#status")).to_have_text("Not signed")
+    expect(page.locator("#history")).to_contain_text("took the withdrawal back: It was this patient's after all")
     visited.check()
     page.context.close()
 
@@ -91,7 +87,7 @@ def test_a_second_report_of_a_specimen_is_made_only_after_a_question(browser: Br
     expect(page.locator("#ask-text")).to_contain_text("There is a report of specimen twice already; the last one: 3 cells,")
     posts = len([one for one in visited.requests if one.method == "POST"])
     page.keyboard.press("Escape")
-    expect(page.locator("#start")).to_be_visible()
+    expect(page.locator("#worklist")).to_be_visible()
     assert len([one for one in visited.requests if one.method == "POST"]) == posts
     page.set_input_files("#folder-input", tmp_path / "other")
     expect(page.locator("#ask-dialog")).to_be_visible()
@@ -147,7 +143,7 @@ def test_images_none_of_which_can_be_used(browser: Browser, keeping: Server, tmp
     for key in ("Enter", "1", "u", "r", "ArrowRight", "h"):
         press(page, key)
     page.click("#new")
-    expect(page.locator("#start")).to_be_visible()
+    expect(page.locator("#worklist")).to_be_visible()
     visited.check("422 (Unprocessable")
     page.context.close()
 
@@ -197,7 +193,7 @@ def test_folders_without_an_image_and_services_that_refuse_are_told(browser: Bro
     page.fill("#wbc-count", "many")
     page.set_input_files("#folder-input", tmp_path / "slide")
     expect(message(page)).to_contain_text("'wbc_count' takes a number")
-    expect(page.locator("#start")).to_be_visible()
+    expect(page.locator("#worklist")).to_be_visible()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.png").write_bytes(b"no image")
     page.fill("#wbc-count", "")

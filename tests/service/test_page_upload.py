@@ -16,9 +16,11 @@ from page_visits import (
     draw,
     drop_folder,
     eventually,
+    line_of,
     lose_answers,
     message,
     press,
+    reopened,
     report_of,
     visit,
 )
@@ -134,7 +136,8 @@ def test_an_upload_that_broke_off_is_incomplete_until_the_rest_is_sent(
     page.unroute(POST)
     page.on("dialog", lambda dialog: dialog.accept())
     page.reload()
-    line = page.locator("#open-reports button", has_text=specimen)
+    expect(page.locator("#specimen-line")).to_have_text(f"Specimen {specimen}")
+    line = line_of(page, specimen, "incomplete")
     expect(line).to_contain_text("64 of 71 images")
     line.click()
     expect(message(page)).to_have_text("64 of 71 images have come. Drop the folder of this specimen to send the rest.")
@@ -185,8 +188,7 @@ def test_images_that_are_lost_for_good_can_be_written_off_with_a_reason(
     expect(message(page)).to_have_text("The service cannot be reached.", timeout=60_000)
     page.unroute(POST)
     page.on("dialog", lambda dialog: dialog.accept())
-    page.reload()
-    page.locator("#open-reports button", has_text="written-off").click()
+    reopened(page, "written-off")
     page.click("#amend")
     page.fill("#amend-images", "64")
     page.fill("#amend-reason", "Two files were damaged on the microscope's disk")
