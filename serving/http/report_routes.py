@@ -75,7 +75,7 @@ CHANGES: Final[dict[int | str, dict[str, Any]]] = {
 }
 ReportId = Annotated[str, Path(alias="id", description="The report's id, 32 hexadecimal digits.")]
 Index = Annotated[int, Path(description="The cell's place in the report, from 0.")]
-# Not declared as required: without it the answer is 428, not 422. `_change` writes it into the document.
+# Not declared as required: without it the answer is 428, not 422. `change_of` writes it into the document.
 IfMatch = Annotated[str | None, Header(alias="If-Match", include_in_schema=False)]
 
 
@@ -84,7 +84,8 @@ def no_store() -> Problem:
     return Problem(404, "no-store", "No store", "This service keeps no reports: WBC_STORE_URL is not set.")
 
 
-def _kept(request: Request) -> Kept:
+def kept_of(request: Request) -> Kept:
+    """What the service keeps; raises Problem 404 where it keeps nothing."""
     kept: Kept | None = request.app.state.running.kept
     if kept is None:
         raise no_store()
@@ -96,7 +97,9 @@ def _site(request: Request) -> Site:
     return site
 
 
-def _action(request: Request, report_id: str, if_match: str | None, *, by: str, amend: bool = False, reason: str = "") -> Action:
+def action_of(
+    request: Request, report_id: str, if_match: str | None, *, by: str, amend: bool = False, reason: str = ""
+) -> Action:
     """What a person asks of a report; raises Problem for a bad If-Match, NoSuchReport for what is no id."""
     expected = _expected(if_match)
     return Action(checked(report_id), Person(by, request.state.caller), expected, amend, reason)
@@ -110,7 +113,7 @@ def checked(report_id: str) -> str:
 
 
 def _find(request: Request, report_id: str) -> Report:
-    return find(_kept(request).store, checked(report_id))
+    return find(kept_of(request).store, checked(report_id))
 
 
 def _expected(if_match: str | None) -> int | None:
@@ -124,7 +127,7 @@ def _expected(if_match: str | None) -> int | None:
     return None if if_match == "*" else int(if_match.strip('"'))
 
 
-def _change(kind: type[BaseModel]) -> dict[str, Any]:
+def change_of(kind: type[BaseModel]) -> dict[str, Any]:
     """What the OpenAPI document says of a change: its body, which `read_json` reads, the version it needs, a short answer."""
     meaning = 'The version that the person saw, as the ETag of the report gave it, such as "3"; * for whichever is there.'
     header = {"name": "If-Match", "in": "header", "required": True, "description": meaning}
@@ -145,7 +148,7 @@ def _wants_little(request: Request) -> bool:
     return any(one.partition(";")[0].replace(" ", "") in ("return=minimal", 'return="minimal"') for one in preferences)
 
 
-async def _changed(
+async def changed(
     request: Request,
     asked: BaseModel,
     change: Callable[[], Report],
@@ -167,8 +170,8 @@ async def _changed(
 def _little_answer(report: Report, site: Site, cells: Sequence[int]) -> Response:
     headers = {"ETag": f'"{report.version}"', "Preference-Applied": "return=minimal"}
     # A signature changes no cell, whichever it is about.
-    changed = cells if report.status == "preliminary" else []
-    return Response(delta(report, site, changed).model_dump_json(), 200, headers, "application/json")
+    told = cells if report.status == "preliminary" else []
+    return Response(delta(report, site, told).model_dump_json(), 200, headers, "application/json")
 
 
 @router.get("", response_model=ReportList)
@@ -190,7 +193,7 @@ def reports(
 ) -> Response:
     """Reports, the newest first."""
     wanted = Filter(status, specimen_id, model, signed)
-    found, following = listed(_kept(request).store, wanted, limit, None if before is None else checked(before))
+    found, following = listed(kept_of(request).store, wanted, limit, None if before is None else checked(before))
     answer = ReportList(reports=[summary(report, images) for report, images in found], next=following)
     return Response(answer.model_dump_json(), media_type="application/json")
 
@@ -206,58 +209,58 @@ def report(request: Request, report_id: ReportId) -> Response:
     "/{id}/cells/{index}",
     response_model=ReportAnswer | ReportDelta,
     responses=CHANGES,
-    openapi_extra=_change(CorrectionRequest),
+    openapi_extra=change_of(CorrectionRequest),
 )
 async def correct_cell(request: Request, report_id: ReportId, index: Index, if_match: IfMatch = None) -> Response:
     """A person's class for a cell: corrects or confirms it. The differential is counted again."""
-    kept, site = _kept(request), _site(request)
+    kept, site = kept_of(request), _site(request)
     asked = await read_json(request, CorrectionRequest)
-    action = _action(request, report_id, if_match, by=who(request, asked.by), amend=asked.amend)
+    action = action_of(request, report_id, if_match, by=who(request, asked.by), amend=asked.amend)
     change = partial(correct, kept.store, action, index, asked.label, site)
-    return await _changed(request, asked, change, lambda _: [index])
+    return await changed(request, asked, change, lambda _: [index])
 
 
 @router.post(
     "/{id}/cells/{index}/undo",
     response_model=ReportAnswer | ReportDelta,
     responses=CHANGES,
-    openapi_extra=_change(UndoRequest),
+    openapi_extra=change_of(UndoRequest),
 )
 async def undo_correction(request: Request, report_id: ReportId, index: Index, if_match: IfMatch = None) -> Response:
     """Take back the last correction of a cell that stands. The cell is as it was before, and both stay in the record."""
-    kept, site = _kept(request), _site(request)
+    kept, site = kept_of(request), _site(request)
     asked = await read_json(request, UndoRequest)
-    action = _action(request, report_id, if_match, by=who(request, asked.by), amend=asked.amend)
+    action = action_of(request, report_id, if_match, by=who(request, asked.by), amend=asked.amend)
     change = partial(undo, kept.store, action, index, site)
-    return await _changed(request, asked, change, lambda _: [index])
+    return await changed(request, asked, change, lambda _: [index])
 
 
 @router.patch(
     "/{id}",
     response_model=ReportAnswer | ReportDelta,
     responses=CHANGES,
-    openapi_extra=_change(PatchRequest),
+    openapi_extra=change_of(PatchRequest),
 )
 async def put_report_right(request: Request, report_id: ReportId, if_match: IfMatch = None) -> Response:
     """Put right what was said of the specimen, with a reason; on a signed report this is an amendment."""
-    kept, site = _kept(request), _site(request)
+    kept, site = kept_of(request), _site(request)
     asked = await read_json(request, PatchRequest)
-    action = _action(request, report_id, if_match, by=who(request, asked.by), amend=asked.amend, reason=asked.reason)
-    return await _changed(request, asked, partial(put_right, kept.store, action, asked.given(), site))
+    action = action_of(request, report_id, if_match, by=who(request, asked.by), amend=asked.amend, reason=asked.reason)
+    return await changed(request, asked, partial(put_right, kept.store, action, asked.given(), site))
 
 
 @router.post(
     "/{id}/withdrawal",
     response_model=ReportAnswer | ReportDelta,
     responses=CHANGES,
-    openapi_extra=_change(WithdrawalRequest),
+    openapi_extra=change_of(WithdrawalRequest),
 )
 async def withdraw_report(request: Request, report_id: ReportId, if_match: IfMatch = None) -> Response:
     """Withdraw the report, with a reason: it stays in the record, and nothing in it can be changed unless this is taken back."""
-    kept = _kept(request)
+    kept = kept_of(request)
     asked = await read_json(request, WithdrawalRequest)
-    action = _action(request, report_id, if_match, by=who(request, asked.by), amend=asked.amend, reason=asked.reason)
-    answer = await _changed(request, asked, partial(withdraw, kept.store, action, _site(request)))
+    action = action_of(request, report_id, if_match, by=who(request, asked.by), amend=asked.amend, reason=asked.reason)
+    answer = await changed(request, asked, partial(withdraw, kept.store, action, _site(request)))
     if kept.sender is not None:
         kept.sender.wake()
     return answer
@@ -267,30 +270,30 @@ async def withdraw_report(request: Request, report_id: ReportId, if_match: IfMat
     "/{id}/withdrawal",
     response_model=ReportAnswer | ReportDelta,
     responses=CHANGES,
-    openapi_extra=_change(ReinstatementRequest),
+    openapi_extra=change_of(ReinstatementRequest),
 )
 async def reinstate_report(request: Request, report_id: ReportId, if_match: IfMatch = None) -> Response:
     """Take the withdrawal back, with a reason: the report is preliminary, and must be signed again where it was signed. Both
     stay in the record."""
-    kept = _kept(request)
+    kept = kept_of(request)
     asked = await read_json(request, ReinstatementRequest)
-    action = _action(request, report_id, if_match, by=who(request, asked.by), reason=asked.reason)
-    return await _changed(request, asked, partial(reinstate, kept.store, action))
+    action = action_of(request, report_id, if_match, by=who(request, asked.by), reason=asked.reason)
+    return await changed(request, asked, partial(reinstate, kept.store, action))
 
 
 @router.post(
     "/{id}/signature",
     response_model=ReportAnswer | ReportDelta,
     responses=CHANGES,
-    openapi_extra=_change(SignatureRequest),
+    openapi_extra=change_of(SignatureRequest),
 )
 async def sign_report(request: Request, report_id: ReportId, if_match: IfMatch = None) -> Response:
     """Sign the report as it is: final, or amended where it was signed before. Its HL7 message is on its way from then on."""
-    kept, site = _kept(request), _site(request)
+    kept, site = kept_of(request), _site(request)
     asked = await read_json(request, SignatureRequest)
-    action = _action(request, report_id, if_match, by=who(request, asked.by))
+    action = action_of(request, report_id, if_match, by=who(request, asked.by))
     change = partial(sign, kept.store, action, site)
-    answer = await _changed(request, asked, change, lambda signed: range(len(signed.cells)))
+    answer = await changed(request, asked, change, lambda signed: range(len(signed.cells)))
     if kept.sender is not None:
         kept.sender.wake()
     return answer
@@ -301,11 +304,11 @@ async def sign_report(request: Request, report_id: ReportId, if_match: IfMatch =
     response_model=ReportRemoval,
     dependencies=ADMIN,
     responses={number: CHANGES[number] for number in (408, 409, 410, 413, 415)},
-    openapi_extra={"requestBody": _change(RemovalRequest)["requestBody"]},
+    openapi_extra={"requestBody": change_of(RemovalRequest)["requestBody"]},
 )
 async def remove_report(request: Request, report_id: ReportId) -> Response:
     """Remove the report with its cells, images, signatures and messages, for good. Who removed it and why is kept."""
-    kept = _kept(request)
+    kept = kept_of(request)
     asked = await read_json(request, RemovalRequest)
     by = who(request, asked.by)
 
@@ -321,7 +324,7 @@ async def remove_report(request: Request, report_id: ReportId) -> Response:
 @heavy
 def cell_image(request: Request, report_id: ReportId, index: Index) -> Response:
     """A cell's image, drawn anew as PNG of 1024 pixels at most, where the site keeps images."""
-    with _kept(request).store.reading() as session:
+    with kept_of(request).store.reading() as session:
         files = images_of(session, checked(report_id), [index] if 0 <= index < MOST_IMAGES else [])
         if not files and session.get(Report, report_id) is None:
             raise NoSuchReport

@@ -26,14 +26,14 @@ from serving.http.report_routes import (
     CHANGES,
     IfMatch,
     ReportId,
-    _action,
-    _body,
-    _change,
-    _changed,
-    _kept,
+    action_of,
+    change_of,
+    changed,
     checked,
+    kept_of,
 )
 from serving.http.running import running_of
+from serving.http.upload import read_json
 from serving.reports.answers import summary
 from serving.reports.errors import NoSuchReport
 from serving.reports.listing import listed
@@ -55,12 +55,12 @@ Number = Annotated[int, Path(alias="number", description="The second opinion's `
     "/search",
     response_model=Worklist,
     responses=READS,
-    openapi_extra={"requestBody": _change(SearchRequest)["requestBody"]},
+    openapi_extra={"requestBody": change_of(SearchRequest)["requestBody"]},
 )
 async def search_reports(request: Request) -> Response:
     """Reports, the newest first, by a part of the specimen number and by date; it changes nothing."""
-    kept = _kept(request)
-    asked = await _body(request, SearchRequest)
+    kept = kept_of(request)
+    asked = await read_json(request, SearchRequest)
     wanted = Search(
         shelf=asked.shelf,
         specimen=asked.specimen,
@@ -83,13 +83,13 @@ def _worklist(store: Store, looking: Looking, wanted: Search, limit: int, before
     "/{id}/presence",
     response_model=Presence,
     responses=READS,
-    openapi_extra={"requestBody": _change(PresenceRequest)["requestBody"]},
+    openapi_extra={"requestBody": change_of(PresenceRequest)["requestBody"]},
 )
 async def look_at_report(request: Request, report_id: ReportId) -> Response:
     """Say that a person looks at the report, or has left it: it is forgotten after 45 seconds, and stands in no record."""
-    store, looking = _kept(request).store, running_of(request).looking
+    store, looking = kept_of(request).store, running_of(request).looking
     request.state.unrecorded = True  # the audit log has who opened it; a line every 20 seconds says no more
-    asked = await _body(request, PresenceRequest)
+    asked = await read_json(request, PresenceRequest)
     name = request.state.person or asked.by or request.state.caller
     version = await run_in_threadpool(_version, store, checked(report_id))
     if asked.left:
@@ -112,53 +112,53 @@ def _version(store: Store, report_id: str) -> int:
     "/{id}/comments",
     response_model=ReportAnswer | ReportDelta,
     responses=CHANGES,
-    openapi_extra=_change(CommentRequest),
+    openapi_extra=change_of(CommentRequest),
 )
 async def comment_report(request: Request, report_id: ReportId, if_match: IfMatch = None) -> Response:
     """Say something of the report, or of one of its cells. It stays in the record, is in no result, and changes no signature."""
-    kept = _kept(request)
-    asked = await _body(request, CommentRequest)
-    action = _action(request, report_id, if_match, by=who(request, asked.by))
-    return await _changed(request, asked, partial(comment, kept.store, action, asked.text, asked.index))
+    kept = kept_of(request)
+    asked = await read_json(request, CommentRequest)
+    action = action_of(request, report_id, if_match, by=who(request, asked.by))
+    return await changed(request, asked, partial(comment, kept.store, action, asked.text, asked.index))
 
 
 @router.post(
     "/{id}/opinions",
     response_model=ReportAnswer | ReportDelta,
     responses=CHANGES,
-    openapi_extra=_change(OpinionRequest),
+    openapi_extra=change_of(OpinionRequest),
 )
 async def ask_for_opinion(request: Request, report_id: ReportId, if_match: IfMatch = None) -> Response:
     """Ask another person for a second opinion. It is on that person's list until it is answered or taken back."""
-    kept = _kept(request)
-    asked = await _body(request, OpinionRequest)
-    action = _action(request, report_id, if_match, by=who(request, asked.by))
-    return await _changed(request, asked, partial(ask, kept.store, action, asked.of, asked.note))
+    kept = kept_of(request)
+    asked = await read_json(request, OpinionRequest)
+    action = action_of(request, report_id, if_match, by=who(request, asked.by))
+    return await changed(request, asked, partial(ask, kept.store, action, asked.of, asked.note))
 
 
 @router.post(
     "/{id}/opinions/{number}/answer",
     response_model=ReportAnswer | ReportDelta,
     responses=CHANGES,
-    openapi_extra=_change(OpinionAnswerRequest),
+    openapi_extra=change_of(OpinionAnswerRequest),
 )
 async def answer_opinion(request: Request, report_id: ReportId, number: Number, if_match: IfMatch = None) -> Response:
     """Who was asked answers; a further answer stands beside the first."""
-    kept = _kept(request)
-    asked = await _body(request, OpinionAnswerRequest)
-    action = _action(request, report_id, if_match, by=who(request, asked.by))
-    return await _changed(request, asked, partial(answer, kept.store, action, number, asked.text))
+    kept = kept_of(request)
+    asked = await read_json(request, OpinionAnswerRequest)
+    action = action_of(request, report_id, if_match, by=who(request, asked.by))
+    return await changed(request, asked, partial(answer, kept.store, action, number, asked.text))
 
 
 @router.delete(
     "/{id}/opinions/{number}",
     response_model=ReportAnswer | ReportDelta,
     responses=CHANGES,
-    openapi_extra=_change(TakenBackRequest),
+    openapi_extra=change_of(TakenBackRequest),
 )
 async def take_opinion_back(request: Request, report_id: ReportId, number: Number, if_match: IfMatch = None) -> Response:
     """Take back that a person was asked; both stay in the record."""
-    kept = _kept(request)
-    asked = await _body(request, TakenBackRequest)
-    action = _action(request, report_id, if_match, by=who(request, asked.by))
-    return await _changed(request, asked, partial(take_back, kept.store, action, number))
+    kept = kept_of(request)
+    asked = await read_json(request, TakenBackRequest)
+    action = action_of(request, report_id, if_match, by=who(request, asked.by))
+    return await changed(request, asked, partial(take_back, kept.store, action, number))

@@ -232,7 +232,7 @@ class Opinion(Base):
     """
 
     __tablename__ = "opinions"
-    __table_args__ = (_one_of("step", Step), Index(None, "report_id"), Index(None, "asked"), Index(None, "request"))
+    __table_args__ = (one_of("step", Step), Index(None, "report_id"), Index(None, "asked"), Index(None, "request"))
 
     id: Mapped[int] = mapped_column(primary_key=True)
     report_id: Mapped[str] = mapped_column(ForeignKey("reports.id"))

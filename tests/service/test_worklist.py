@@ -15,10 +15,9 @@ from test_reports import assert_problem, client_of, posted, sign
 from serving.contract.report_schemas import Shelf
 from serving.inference.classify import Classifier
 from serving.reports.answers import opinions, whole
-from serving.reports.changes import withdraw
 from serving.reports.errors import ChangedMeanwhile, NoSuchCell
 from serving.reports.listing import listed
-from serving.reports.review import Action, Person, correct, find
+from serving.reports.review import Action, Person, correct, find, withdraw
 from serving.reports.review import sign as sign_report
 from serving.reports.store import Store
 from serving.reports.tables import Report
