@@ -154,7 +154,7 @@ class SearchRequest(_Request):
     created_from: Annotated[AwareDatetime, Field(description="Made at this moment or later.")] | None = None
     created_before: Annotated[AwareDatetime, Field(description="Made before this moment.")] | None = None
     person: By | None = Field(default=None, description="Whose second opinions `asked` holds; by default the key's person.")
-    limit: Annotated[int, Field(ge=1, le=200)] = 50
+    limit: Annotated[int, Field(ge=1, le=200), BeforeValidator(_whole_number)] = 50
     before: str | None = Field(default=None, description="Only reports older than this one: `next` of the answer before.")
 
 

@@ -55,15 +55,12 @@ IF_MATCH: Final = r'^("[0-9]{1,9}"|[*])$'
 _ID: Final = re.compile(r"[0-9a-f]{32}")
 
 
-router = APIRouter(
-    prefix="/reports",
-    dependencies=REVIEW,
-    responses={
-        404: described("No such report; or this service keeps none"),
-        422: described("A parameter or a field that is missing, unknown or of the wrong kind"),
-        503: described("The store cannot be reached; try again"),
-    },
-)
+OF_REPORTS: Final[dict[int | str, dict[str, Any]]] = {
+    404: described("No such report; or this service keeps none"),
+    422: described("A parameter or a field that is missing, unknown or of the wrong kind"),
+    503: described("The store cannot be reached; try again"),
+}
+router = APIRouter(prefix="/reports", dependencies=REVIEW, responses=OF_REPORTS)
 CHANGES: Final[dict[int | str, dict[str, Any]]] = {
     408: described("The body did not arrive in time"),
     409: described("Not possible in the state that the report is in; `detail` says why"),

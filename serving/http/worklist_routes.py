@@ -24,6 +24,7 @@ from serving.contract.report_schemas import (
 from serving.http.access import REVIEW, who
 from serving.http.report_routes import (
     CHANGES,
+    OF_REPORTS,
     IfMatch,
     ReportId,
     action_of,
@@ -47,12 +48,12 @@ from serving.worklist.search import Search
 JSON = "application/json"
 READS: dict[int | str, dict[str, Any]] = {number: CHANGES[number] for number in (408, 413, 415)}
 
-router = APIRouter(prefix="/reports", dependencies=REVIEW)
+router = APIRouter(dependencies=REVIEW, responses=OF_REPORTS)
 Number = Annotated[int, Path(alias="number", description="The second opinion's `id`, as the report gives it.")]
 
 
 @router.post(
-    "/search",
+    "/worklist",
     response_model=Worklist,
     responses=READS,
     openapi_extra={"requestBody": change_of(SearchRequest)["requestBody"]},
@@ -80,7 +81,7 @@ def _worklist(store: Store, looking: Looking, wanted: Search, limit: int, before
 
 
 @router.put(
-    "/{id}/presence",
+    "/reports/{id}/presence",
     response_model=Presence,
     responses=READS,
     openapi_extra={"requestBody": change_of(PresenceRequest)["requestBody"]},
@@ -109,7 +110,7 @@ def _version(store: Store, report_id: str) -> int:
 
 
 @router.post(
-    "/{id}/comments",
+    "/reports/{id}/comments",
     response_model=ReportAnswer | ReportDelta,
     responses=CHANGES,
     openapi_extra=change_of(CommentRequest),
@@ -123,7 +124,7 @@ async def comment_report(request: Request, report_id: ReportId, if_match: IfMatc
 
 
 @router.post(
-    "/{id}/opinions",
+    "/reports/{id}/opinions",
     response_model=ReportAnswer | ReportDelta,
     responses=CHANGES,
     openapi_extra=change_of(OpinionRequest),
@@ -137,7 +138,7 @@ async def ask_for_opinion(request: Request, report_id: ReportId, if_match: IfMat
 
 
 @router.post(
-    "/{id}/opinions/{number}/answer",
+    "/reports/{id}/opinions/{number}/answer",
     response_model=ReportAnswer | ReportDelta,
     responses=CHANGES,
     openapi_extra=change_of(OpinionAnswerRequest),
@@ -151,7 +152,7 @@ async def answer_opinion(request: Request, report_id: ReportId, number: Number, 
 
 
 @router.delete(
-    "/{id}/opinions/{number}",
+    "/reports/{id}/opinions/{number}",
     response_model=ReportAnswer | ReportDelta,
     responses=CHANGES,
     openapi_extra=change_of(TakenBackRequest),

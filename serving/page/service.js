@@ -123,7 +123,7 @@ const reportPath = (id) => `v1/reports/${encodeURIComponent(id)}`;
  * body: proxies log addresses. */
 export async function search(wanted) {
   try {
-    return await written("POST", "v1/reports/search", wanted);
+    return await written("POST", "v1/worklist", wanted);
   } catch (failure) {
     if (failure.kind === "no-store") return null;
     throw failure;

@@ -41,7 +41,7 @@ ENDPOINTS: Final = (
     "/v1/openapi.json",
     "/v1/preview",
     "/v1/reports",
-    "/v1/reports/search",
+    "/v1/worklist",
     "/metrics",
 )
 

@@ -220,7 +220,7 @@ def test_over_http_the_key_says_who_asks_and_who_answers(people: tuple[TestClien
     assert_problem(late, 412, "changed-meanwhile")
     asked = client.post(f"{path}/opinions", json={"of": "Dr. Bo", "note": "A blast?"}, **as_(keys, "ada")).json()
     number = asked["opinions"][0]["id"]
-    mine = client.post("/v1/reports/search", json={"shelf": "asked"}, **as_(keys, "bo")).json()
+    mine = client.post("/v1/worklist", json={"shelf": "asked"}, **as_(keys, "bo")).json()
     assert [one["id"] for one in mine["reports"]] == [asked["id"]]
     assert (mine["counts"]["asked"], mine["reports"][0]["asked"]) == (1, ["Dr. Bo"])
     wrong = client.post(f"{path}/opinions/{number}/answer", json={"text": "Yes"}, **as_(keys, "ada"))
@@ -240,14 +240,14 @@ def test_a_search_is_paged_and_its_number_is_in_no_log(people: tuple[TestClient,
     client.headers["X-API-Key"] = keys["ward"]
     ids = [posted(client, specimen_id=f"26-PAGED-{at}")["report_id"] for at in range(3)]
     body = {"specimen": "paged", "limit": 2}
-    first = client.post("/v1/reports/search", json=body).json()
-    second = client.post("/v1/reports/search", json={**body, "before": first["next"]}).json()
+    first = client.post("/v1/worklist", json=body).json()
+    second = client.post("/v1/worklist", json={**body, "before": first["next"]}).json()
     assert [one["id"] for one in first["reports"] + second["reports"]] == ids[::-1]
     assert second["next"] is None
-    assert_problem(client.post("/v1/reports/search", json={"before": "0" * 32}), 404, "no-such-report")
-    assert_problem(client.post("/v1/reports/search", json={"created_from": "2026-11-20T10:00:00"}), 422, "bad-field")
+    assert_problem(client.post("/v1/worklist", json={"before": "0" * 32}), 404, "no-such-report")
+    assert_problem(client.post("/v1/worklist", json={"created_from": "2026-11-20T10:00:00"}), 422, "bad-field")
     assert "PAGED" not in log.read_text()
-    assert "POST /v1/reports/search" in log.read_text()
+    assert "POST /v1/worklist" in log.read_text()
 
 
 def test_presence_is_seen_by_others_and_is_in_no_record(people: tuple[TestClient, dict[str, str], Path]) -> None:
@@ -257,7 +257,7 @@ def test_presence_is_seen_by_others_and_is_in_no_record(people: tuple[TestClient
     path = f"/v1/reports/{report}/presence"
     assert client.put(path, json={}, **as_(keys, "ada")).json() == {"here": [], "version": 1}
     assert client.put(path, json={"by": "Nurse Joy"}).json()["here"] == ["Dr. Ada"]
-    line = client.post("/v1/reports/search", json={}).json()["reports"][0]
+    line = client.post("/v1/worklist", json={}).json()["reports"][0]
     assert line["here"] == ["Dr. Ada", "Nurse Joy"]
     client.put(path, json={"left": True}, **as_(keys, "ada"))
     assert client.put(path, json={"by": "Nurse Joy"}).json()["here"] == []
