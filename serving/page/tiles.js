@@ -43,7 +43,7 @@ export function describe(cell) {
   tile.draggable = lane !== UNUSABLE;
   const number = t("report.cell", { number: cell.index + 1 });
   if (lane === UNUSABLE) {
-    write(caption, t("report.caption.number", { number: cell.index + 1 }));
+    write(caption, number);
     tile.setAttribute("aria-label", t("report.spoken.unusable", { cell: number, why: rejected(result) }));
     return;
   }
@@ -52,7 +52,8 @@ export function describe(cell) {
   const words = lane === BESIDE ? kind(cell.label) : corrected ? t("report.caption.was", { label: short(result.label) }) : lane === REVIEW ? `${short(result.label)} ${sure}` : sure;
   write(caption, cell.seen && !corrected ? `${words} ✓` : words);
   const how = corrected ? "corrected" : lane === REVIEW ? "review" : cell.seen ? "accepted" : "untouched";
-  const spoken = { cell: number, label: counted(cell.label), was: kind(result.label), share: sure, why: reasons(result).join(" ") };
+  // What is to be read on the tile is part of its name, for whoever says aloud what to press.
+  const spoken = { cell: number, label: counted(cell.label), was: kind(result.label), caption: words, why: reasons(result).join(" ") };
   tile.setAttribute("aria-label", t(`report.spoken.${how}`, spoken));
 }
 
