@@ -272,7 +272,7 @@ async def model(request: Request) -> Response:
 async def me(request: Request) -> Response:
     """Whose key this is, and what it may do: by this a page knows who is signed in."""
     state = request.state
-    scopes = [scope for scope in SCOPES if scope in state.scopes]
+    scopes: list[str] = [scope for scope in SCOPES if scope in state.scopes]
     return Response(Me(key=state.caller, person=state.person or None, scopes=scopes).model_dump_json(), media_type=JSON)
 
 
