@@ -1,4 +1,6 @@
-"""News of a scheduled run, which nobody watches at a terminal: a line in a log, on stderr, and to whoever wants to be notified.
+"""News that nobody waits for at a terminal: a line in a log, on stderr, and to whoever wants to be notified.
+
+What went wrong in a scheduled run is told (`tell`), and that people are asked or a retraining goes on (`announce`).
 
 `schedule.notify` in params.yaml says who that is; WBC_NOTIFY takes precedence and need not be committed. It is the address of a
 webhook, which is sent `{"text": LINE, "workspace": NAME}`, as Slack, Mattermost and Teams take it. Or it is a notification block
@@ -20,23 +22,34 @@ from wbc_model.core.errors import WbcError
 from wbc_model.params import NOTIFY, read_params
 
 WBC_NOTIFY: Final = "WBC_NOTIFY"
-LOG: Final = ".wbc/logs/schedule.log"
+LOG: Final = ".wbc/logs/schedule.log"  # what went wrong: `wbc status` shows it
+NEWS: Final = ".wbc/logs/news.log"
 _SECONDS: Final = 15
 
 
 def tell(workspace: Path, line: str) -> None:
-    """Say one line in the workspace's log, on stderr and by notification. If one of these fails, the others are still said."""
+    """Say in one line what went wrong: in the workspace's log, on stderr and by notification. If one of these fails, the others
+    are still said."""
+    _say(workspace, line, LOG)
+
+
+def announce(workspace: Path, line: str) -> None:
+    """Say one line of news in the same three places; the log is that of news."""
+    _say(workspace, line, NEWS)
+
+
+def _say(workspace: Path, line: str, log: str) -> None:
     line = " ".join(line.split())
-    _write(workspace, line)
+    _write(workspace, line, log)
     try:
         _notify(workspace, line)
     except WbcError as error:
-        _write(workspace, f"nobody was notified: {error}")
+        _write(workspace, f"nobody was notified: {error}", LOG)
 
 
-def _write(workspace: Path, line: str) -> None:
+def _write(workspace: Path, line: str, name: str) -> None:
     print(f"wbc: {line}", file=sys.stderr, flush=True)
-    path = workspace / LOG
+    path = workspace / name
     with contextlib.suppress(OSError):  # a full disk, perhaps the very thing that is to be told
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8") as log:

@@ -37,7 +37,9 @@ class Busy(WbcError):
 class State:
     """A retraining: `key` names it; `params` is the hash of the parameters it began with; `after_cycle` the last cycle whose
     labels were there before; `cycle` (0, 1, ...) the one it is in. `rows` are finished cycles, `answers` labels that are on
-    their way into the label log, `status` running, waiting (for people) or done."""
+    their way into the label log, `status` running, waiting (for people) or done. At `asked_at` the present round's cells were
+    given to people as the `queue` of that name; both are empty before. `scheduled`: it goes on by itself when enough are
+    agreed."""
 
     key: str
     params: str
@@ -49,6 +51,9 @@ class State:
     rows: list[dict[str, Any]] = field(default_factory=list)
     answers: list[dict[str, str]] | None = None
     gate: dict[str, Any] | None = None
+    queue: str = ""
+    asked_at: str = ""
+    scheduled: bool = False
 
     @property
     def label_cycle(self) -> int:

@@ -35,6 +35,7 @@ GONE: Final = frozenset(
         "data.max_conflict_share",
         "checks.near_duplicate_bits",
         "checks.near_duplicate_correlation",
+        "checks.min_contrast",
         *(f"train.{name}" for name in ("weight_decay", "label_smoothing", "warmup_share", "patience", "rarity")),
         *(f"train.{name}" for name in ("lossnet_weight", "lossnet_margin", "hard_fraction", "hard_start_share")),
         *(f"train.{name}" for name in ("unlabelled_start_share", "pseudo_label_threshold")),
@@ -125,7 +126,6 @@ def _rising(bounds: list[float]) -> list[float]:
 
 class CheckParams(Section):
     brightness: Annotated[list[float], Field(min_length=2, max_length=2), AfterValidator(_rising)]
-    min_contrast: Annotated[float, Field(ge=0)]
     min_sharpness: Annotated[float, Field(ge=0)]
     max_quarantined_share: Share
     min_test_cells_per_class: Annotated[int, Field(ge=0)]
@@ -224,6 +224,7 @@ class ScheduleParams(Section):
     timezone: Timezone | None = None
     notify: Annotated[str, AfterValidator(_notify)] | None = None
     min_new_labels: Annotated[int, Field(ge=1)]
+    wait_hours: Annotated[float, Field(gt=0)] | None = None
 
 
 class Params(Section):

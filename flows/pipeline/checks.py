@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from flows.pipeline.data_docs import CHECKS_CSV, Check, Findings, Line, remember, write_page
-from wbc_model.cells.findings import REPEATS, describe, find
+from wbc_model.cells.findings import MIN_CONTRAST, REPEATS, describe, find
 from wbc_model.cells.pools import COLUMNS, POOLS, Pools, read_table, taken_out_as
 from wbc_model.cells.quality import measure_store
 from wbc_model.cells.rejections import Rejection, read_rejections, rejections_csv
@@ -193,7 +193,7 @@ def _images_are_usable(gxe: Any, checks: CheckParams) -> "list[Expectation]":
             column="brightness", min_value=low, max_value=high, meta={"what": f"the mean grey value is {low:g} to {high:g}"}
         ),
         gxe.ExpectColumnValuesToBeBetween(
-            column="contrast", min_value=checks.min_contrast, meta={"what": f"the contrast is {checks.min_contrast:g} or more"}
+            column="contrast", min_value=MIN_CONTRAST, meta={"what": f"the contrast is {MIN_CONTRAST:g} or more"}
         ),
         gxe.ExpectColumnValuesToBeBetween(
             column="sharpness",

@@ -46,6 +46,15 @@ def show_cycle(workspace: Path, retraining: str, row: Mapping[str, Any]) -> None
     )
 
 
+def show_waiting(workspace: Path, retraining: str, said: Sequence[str]) -> None:
+    """What a retraining waits for, what happens next and by whom, and what the labels are expected to gain."""
+    create_markdown_artifact(
+        "\n\n".join(["# Waiting for people", *said]) + "\n",
+        key=f"retrain-waiting-{workspace_name(workspace)}",
+        description=f"What retraining {retraining} waits for",
+    )
+
+
 def show_gate(workspace: Path, retraining: str, decision: Decision, rows: Sequence[Mapping[str, Any]]) -> None:
     """The gate's decision as a page: the reasons, the recalls, the confusion matrix and the learning curve."""
     create_markdown_artifact(

@@ -1,29 +1,41 @@
-"""The flows that `wbc schedule` serves; Prefect's runner imports them from here in a process for each run.
+"""The flows that `wbc schedule` and a work pool serve; each run is a process of its own, which imports them from here.
 
-What they are called at the server carries the workspace's name, which `wbc schedule` gives them.
+What `wbc schedule` calls them at the server carries the workspace's name. A retraining that waits for people suspends: its run
+holds no process, slot or worker, and the watch resumes it when enough cells are agreed, or the time is up.
 """
 
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from prefect import flow, runtime
+from prefect import flow, get_run_logger, runtime, suspend_flow_run
 
 from flows.guard import watch_flow
 from flows.labels import take_waiting
-from flows.notify import tell_failure
+from flows.notify import tell, tell_failure
+from flows.retraining import people
 from flows.retraining.prefect_api import (
     BY_SCHEDULE,
+    about_to_run,
+    drop_runs,
+    resume,
     retraining_flow,
     run_name,
+    suspended_runs,
 )
 from flows.retraining.run import check_before
-from flows.state import Busy, hold_lock, is_locked, new_labels, read_state
+from flows.state import Busy, State, hold_lock, is_locked, new_labels, read_state
 from wbc_model.cells.pools import Pools
+from wbc_model.core.errors import WbcError
 from wbc_model.params import read_params
+
+if TYPE_CHECKING:
+    from flows.retraining.flow import Outcome
 
 
 def retraining(workspace: Path, commit: bool) -> Any:
-    """The body of a scheduled run: one retraining, or nothing where one is running already; returns the run's state."""
+    """The body of a scheduled run: one retraining, or nothing where one is running already; returns the run's state. Where it
+    waits for people the run suspends."""
     from prefect.states import Cancelled
 
     from flows.retraining import flow as retrain
@@ -32,25 +44,81 @@ def retraining(workspace: Path, commit: bool) -> Any:
     try:
         with hold_lock(workspace):
             check_before(workspace, commit=commit)
-            return retrain.run_state(retrain.retraining(workspace, commit=commit))
+            outcome = retrain.retraining(workspace, commit=commit, scheduled=not _resumed())
     except Busy as busy:
         return Cancelled(name="Skipped", message=str(busy))
+    return _suspended(outcome) if outcome.status == "waiting" else retrain.run_state(outcome)
 
 
-def label_watch(workspace: Path) -> int:
-    """The body of the label trigger: asks for a retraining when enough labels have come; returns how many have."""
+def _resumed() -> bool:
+    """Whether this run was suspended and somebody resumed it, the watch or a person: it goes on with the answers that there
+    are."""
+    return bool(runtime.flow_run.run_count and runtime.flow_run.run_count > 1)
+
+
+def _suspended(outcome: "Outcome") -> Any:
+    """Suspend the run, once for each wait: another one that waits already is enough."""
+    from prefect.states import Cancelled
+
+    from flows.retraining.flow import run_state
+
+    if runtime.deployment.id is None:
+        return run_state(outcome)
+    mine = str(runtime.flow_run.id)
+    if others := [run for run in suspended_runs(str(runtime.deployment.id)) if str(run.id) != mine]:
+        return Cancelled(name="Waiting", message=f"the run {others[0].name} waits for people already: {outcome.next_step}")
+    get_run_logger().info(f"waiting for people: {outcome.next_step}")
+    return suspend_flow_run(key=f"{outcome.key}-{len(outcome.cycles)}-{runtime.flow_run.run_count}")
+
+
+def label_watch(workspace: Path, deployment: str = "") -> int:
+    """The body of the label trigger: takes in what people agreed on, and has a retraining go on or begin when that is enough;
+    returns how many new labels there are. `deployment` is that of the retraining; by default the one of `wbc schedule`."""
+    watch_flow()
+    deployment = deployment or f"{retraining_flow(workspace)}/{BY_SCHEDULE}"
+    take_waiting(workspace)
+    waits = _look(workspace)
+    count, state = new_labels(workspace), read_state(workspace)
+    if is_locked(workspace):
+        return count
+    suspended = suspended_runs(deployment)
+    if state is None or state.status != "waiting":
+        drop_runs(suspended, "the retraining that it waited with went on in another run")
+        if count >= read_params(workspace / "params.yaml").schedule.min_new_labels:
+            _ask_for_a_run(workspace, deployment, state)
+    elif waits:
+        if suspended:
+            resume(suspended[0])
+            drop_runs(suspended[1:], "another run goes on")
+        elif not about_to_run(deployment):  # the run that waited was killed, or the server is another one
+            _ask_for_a_run(workspace, deployment, state)
+    return count
+
+
+def _look(workspace: Path) -> str:
+    """Take what people agreed on, and let the page say what happens next; returns why a retraining that waits may go on. A store
+    that cannot be reached now is looked at again at the next watch."""
+    try:
+        people.take(workspace)
+        standing = people.stand(workspace, show=True)
+    except WbcError as error:
+        get_run_logger().warning(f"the people's answers were not looked at: {error}")
+        return ""
+    wait, state = standing.wait, read_state(workspace)
+    if wait is None or state is None:
+        return ""
+    if wait.overdue(datetime.now(UTC)) and people.note_overdue(workspace, state):
+        tell(workspace, f"{workspace.name}: the time for labelling is up, and no cell is agreed; {standing.line}")
+    return wait.ready(datetime.now(UTC))
+
+
+def _ask_for_a_run(workspace: Path, deployment: str, state: State | None) -> None:
+    """Ask for a run of the retraining. The same labels ask once only, however long it takes until the run begins."""
     from prefect.deployments import run_deployment
 
-    watch_flow()
-    take_waiting(workspace)
-    count = new_labels(workspace)
-    if count >= read_params(workspace / "params.yaml").schedule.min_new_labels and not is_locked(workspace):
-        state = read_state(workspace)
-        # The same labels ask once only, however long it takes until the run begins.
-        version = Pools.read(workspace / "data/pools").version()
-        key = f"{retraining_flow(workspace)}:{state.key if state else 'first'}:{version}"
-        run_deployment(f"{retraining_flow(workspace)}/{BY_SCHEDULE}", timeout=0, as_subflow=False, idempotency_key=key)
-    return count
+    version = Pools.read(workspace / "data/pools").version()
+    key = f"{deployment.partition('/')[0]}:{state.key if state else 'first'}:{version}"
+    run_deployment(deployment, timeout=0, as_subflow=False, idempotency_key=key)
 
 
 def _run_name() -> str:
@@ -68,6 +136,7 @@ def scheduled_flow(workspace: str, commit: bool = False) -> Any:
 
 
 @flow(name="label-watch", flow_run_name=_run_name, on_failure=[_failed], on_crashed=[_failed])
-def label_watch_flow(workspace: str) -> int:
-    """Ask for a retraining when enough new labels have come."""
-    return label_watch(Path(workspace))
+def label_watch_flow(workspace: str, retraining: str = "") -> int:
+    """Take in what people agreed on; have a retraining go on, or begin, when that is enough. `retraining` names its deployment
+    (FLOW/NAME) where `wbc schedule` does not serve it."""
+    return label_watch(Path(workspace), retraining)

@@ -27,6 +27,9 @@ from prefect.runtime import task_run
 from flows import labels
 from flows.descriptions import curve_table, gate_note, model_note
 from flows.identity import workspace_name
+from flows.labelling.waiting import waits_for
+from flows.labelling.worth import gain_tags
+from flows.notify import announce
 from flows.pipeline import dvc as versioning
 from flows.pipeline.dvc import PoolsVersion, StageFailed
 from flows.pipeline.installed import relink
@@ -36,8 +39,8 @@ from flows.registry import scores
 from flows.registry.champion import follow
 from flows.registry.curve import CURVE_CSV, CURVE_PNG, CYCLES, SCORED, begin_record, note_cycle, scored_cells, write_curve
 from flows.registry.verdicts import objection
-from flows.retraining import gate
-from flows.retraining.artifacts import ProgressBar, show_cycle, show_gate
+from flows.retraining import gate, people
+from flows.retraining.artifacts import ProgressBar, show_cycle, show_gate, show_waiting
 from flows.retraining.fresh_cells import note_cells, wear
 from flows.retraining.prefect_api import LEASE_SECONDS, end_dead_runs, gpu_limit, open_limit, retraining_flow, run_name
 from flows.state import State, hold_lock, last_cycle, note_learned, read_state
@@ -72,6 +75,8 @@ class Outcome:
     status: str
     cycles: list[dict[str, Any]] = field(default_factory=list)
     awaited: int = 0
+    next_step: str = ""  # what happens next, and by whom, where it waits
+    gain: dict[str, Any] | None = None  # what the labels are expected to gain that it waits for
     came: int = 0  # labels that came too late for the last training: the next begins with them
     gate: dict[str, Any] | None = None
     learning_curve: str = ""
@@ -167,7 +172,7 @@ def fill_pools(workspace: Path, progress: Progress) -> None:
 @_step("version_pools")
 def version_pools(ctx: Context) -> PoolsVersion:
     """Version the pools with DVC: the version that every stage of the cycle works on and is recorded under."""
-    came = labels.take_waiting(ctx.workspace)
+    came = people.take(ctx.workspace).new + labels.take_waiting(ctx.workspace)
     if came:
         ctx.progress.say(f"{counted(came, 'label')} came in the meantime: this cycle begins with them")
     return versioning.version_pools(ctx.workspace, (ctx.lock,))
@@ -254,6 +259,21 @@ def label(ctx: Context) -> bool:
     state.cycle += 1
     state.write(ctx.workspace)
     return True
+
+
+@_step("take_answers")
+def take_answers(ctx: Context) -> None:
+    """Take in what people have answered since: in the store of the service, and by files that waited."""
+    came = people.take(ctx.workspace)
+    labels.take_waiting(ctx.workspace)
+    if came.line:
+        ctx.progress.say(came.line)
+
+
+@_step("ask_people")
+def ask_people(ctx: Context, scheduled: bool) -> people.Standing:
+    """Publish the queue to the store of the service, where the page asks people; once for each round."""
+    return people.ask(ctx.workspace, ctx.state, ctx.params, scheduled)
 
 
 @_step("log_cycle")
@@ -400,7 +420,8 @@ def _carry_out(ctx: Context, run: str, version: str, decision: gate.Decision) ->
 
 
 def retrain_flow(root: Path, changes: Mapping[str, Any] | None = None, commit: bool = False, own_server: bool = False) -> Outcome:
-    """As `retraining`, as a run of the workspace's flow; one that waits for people is not recorded as Completed."""
+    """As `retraining`, typed by a person, as a run of the workspace's flow; one that waits for people is not recorded as
+    Completed."""
     kept: list[Outcome] = []
 
     @flow(name=retraining_flow(root), flow_run_name=lambda: run_name(root), validate_parameters=False)
@@ -424,8 +445,18 @@ def run_state(outcome: Outcome) -> "RunState[Any]":
     return Completed(message=f"gate: {(outcome.gate or {}).get('reason', '')}")
 
 
-def retraining(root: Path, changes: Mapping[str, Any] | None = None, commit: bool = False, own_server: bool = False) -> Outcome:
-    """One retraining of the workspace, begun or gone on with; `changes` are written into params.yaml first. Raises WbcError."""
+def retraining(
+    root: Path,
+    changes: Mapping[str, Any] | None = None,
+    commit: bool = False,
+    own_server: bool = False,
+    scheduled: bool = False,
+) -> Outcome:
+    """One retraining of the workspace, begun or gone on with; `changes` are written into params.yaml first. Raises WbcError.
+
+    One that waits for people goes on with the answers that there are. With `scheduled` it waits until they are enough, or its
+    time is up.
+    """
     context = FlowRunContext.get()
     progress = Progress(get_run_logger().info if context else lambda line: None)
     with hold_lock(root) as lock:
@@ -443,8 +474,8 @@ def retraining(root: Path, changes: Mapping[str, Any] | None = None, commit: boo
             progress.say(f"closed in MLflow: {counted(closed, 'run')} of retrainings that were killed")
         with ctx.tracker.running(ctx.parent_run):
             fingerprint_code(ctx)
-            labels.take_waiting(root)
-            outcome = _finish(ctx) if _go_on(ctx) and _cycles(ctx) else _waiting(ctx)
+            take_answers(ctx)
+            outcome = _finish(ctx) if _go_on(ctx, scheduled) and _cycles(ctx) else _waiting(ctx, scheduled)
         outcome.came = labels.take_waiting(root)
         return outcome
 
@@ -474,6 +505,8 @@ def _begin(workspace: Path, commit: bool, progress: Progress) -> State:
         old.commit = old.commit or commit
         return old
     versioning.check_git(workspace, commit)
+    if came := people.take_reports(workspace, params):
+        progress.say(came)
     begin_record(workspace)
     after = last_cycle(workspace)
     note_after_cycle(workspace, after)
@@ -496,15 +529,17 @@ def _goes_on(old: State, params: Params) -> bool:
     return not old.params.startswith(_SCHEME) or old.params == _digest(params)
 
 
-def _go_on(ctx: Context) -> bool:
-    """Whether a retraining that waited for people has got labels since."""
+def _go_on(ctx: Context, scheduled: bool) -> bool:
+    """Whether a retraining that waited for people has got labels since; a `scheduled` one, whether they are enough."""
     state = ctx.state
     if state.status != "waiting":
         return True
-    asked, missing = len(labels.read_queue(ctx.workspace)), len(labels.awaited(ctx.workspace))
-    if asked == missing:
+    wait = waits_for(ctx.workspace, state, ctx.params.schedule)
+    if not wait.answered or (scheduled and not wait.ready(datetime.now(UTC))):
         return False
-    ctx.progress.say(f"people have labelled {asked - missing} of {asked} cells")
+    ctx.progress.say(f"people have labelled {wait.answered} of {wait.asked} cells")
+    if scheduled:
+        announce(ctx.workspace, f"{ctx.workspace.name}: the retraining goes on: {wait.ready(datetime.now(UTC))}")
     state.status, state.cycle = "running", state.cycle + 1
     state.write(ctx.workspace)
     return True
@@ -554,15 +589,24 @@ def _one_cycle(ctx: Context) -> bool:
     return last
 
 
-def _waiting(ctx: Context) -> Outcome:
+def _waiting(ctx: Context, scheduled: bool) -> Outcome:
+    standing = ask_people(ctx, scheduled)
     waiting = len(labels.awaited(ctx.workspace))
-    ctx.tracker.wait(ctx.parent_run, _note(ctx, f"It waits for {counted(waiting, 'label')} of people."))
+    worth = standing.worth
+    said = [f"It waits for {counted(waiting, 'label')} of people.", standing.line, *([worth.text] if worth else [])]
+    ctx.tracker.wait(ctx.parent_run, _note(ctx, *said))
+    if worth is not None:
+        ctx.progress.say(worth.text)
+        ctx.tracker.tag_run(ctx.parent_run, gain_tags(worth))
+    show_waiting(ctx.workspace, ctx.state.key, said)
     return Outcome(
         workspace=str(ctx.workspace),
         key=ctx.state.key,
         status="waiting",
         cycles=_table(ctx.state),
         awaited=waiting,
+        next_step=standing.line,
+        gain=worth.to_dict() if worth else None,
         learning_curve=str(ctx.workspace / CURVE_PNG),
         wrote=["data/queue.csv", CURVE_CSV, CURVE_PNG, CYCLES],
     )

@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
 
 from flows.guard import FLOW, flow_token
 from flows.identity import workspace_name
@@ -26,8 +27,6 @@ from flows.workspace import bypass_proxies, environment, machine_name
 from wbc_model.core.errors import WbcError
 
 if TYPE_CHECKING:
-    from uuid import UUID
-
     from prefect.client.schemas.objects import FlowRun, State, StateType
 
 LEASE_SECONDS: Final = 60
@@ -279,6 +278,64 @@ def _runs(flows: Sequence[str], *types: "StateType") -> "list[FlowRun]":
             found += page
             if len(page) < 200:
                 return found
+
+
+def suspended_runs(deployment: str) -> "list[FlowRun]":
+    """The runs of a deployment (its id, or FLOW/NAME) that wait suspended, the oldest first; none where there is no such
+    deployment."""
+    from prefect.client.schemas.objects import StateType
+
+    found = _runs_of(deployment, StateType.PAUSED)
+    return sorted(found, key=lambda run: run.created or datetime.now(UTC))
+
+
+def about_to_run(deployment: str) -> bool:
+    """Whether a run of a deployment was resumed, or handed to a worker, and has not begun yet. A worker that is gone begins it
+    when it is back."""
+    from prefect.client.schemas.objects import StateType
+
+    return any(
+        run.state is not None and (run.state.name == "Resuming" or run.state.type == StateType.PENDING)
+        for run in _runs_of(deployment, StateType.SCHEDULED, StateType.PENDING)
+    )
+
+
+def resume(run: "FlowRun") -> None:
+    """Have a suspended run go on: it is scheduled for now. Nothing where somebody else has done so."""
+    from prefect.exceptions import NotPausedError
+    from prefect.flow_runs import resume_flow_run
+
+    with contextlib.suppress(NotPausedError):
+        resume_flow_run(run.id)
+
+
+def drop_runs(runs: "Sequence[FlowRun]", why: str) -> None:
+    """End suspended runs that nothing waits for any more."""
+    from prefect.states import Cancelled
+
+    for run in runs:
+        _force(run.id, Cancelled(name="Superseded", message=why))
+
+
+def _runs_of(deployment: str, *types: "StateType") -> "list[FlowRun]":
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import (
+        DeploymentFilter,
+        DeploymentFilterId,
+        FlowRunFilter,
+        FlowRunFilterState,
+        FlowRunFilterStateType,
+    )
+    from prefect.exceptions import ObjectNotFound
+
+    in_states = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=list(types))))
+    with get_client(sync_client=True) as client:
+        try:
+            id_ = client.read_deployment_by_name(deployment).id if "/" in deployment else UUID(deployment)
+        except ObjectNotFound:
+            return []
+        ours = DeploymentFilter(id=DeploymentFilterId(any_=[id_]))
+        return client.read_flow_runs(deployment_filter=ours, flow_run_filter=in_states, limit=200)
 
 
 def _force(run: "UUID", state: "State[Any]") -> None:

@@ -52,9 +52,11 @@ def outcome_text(outcome: "Outcome") -> str:
     lines = [buffer.getvalue().rstrip()]
     if outcome.status == "waiting":
         lines.append(
-            f"people must label {counted(outcome.awaited, 'cell')}: `wbc labels export FILE.csv` (or .json for Label Studio) "
-            "writes the cells, `wbc labels import FILE` takes the labels in, then `wbc retrain` goes on"
+            f"people must label {counted(outcome.awaited, 'cell')}: on the page /label of the service (`wbc serve`), or by files: "
+            "`wbc labels export FILE.csv` (.json for Label Studio) writes the cells, `wbc labels import FILE` takes the labels in"
         )
+        lines.append(f"next: {outcome.next_step}")
+        lines += [f"worth: {outcome.gain['text']}"] if outcome.gain else []
     if outcome.came:
         lines.append(f"{counted(outcome.came, 'label')} came while the model was trained: the next round begins with them")
     lines += _gate_lines(outcome.gate) if outcome.gate else []

@@ -1,4 +1,7 @@
-"""What people decided, as images and a manifest: the way of corrections back to `wbc ingest` and `wbc calibrate`."""
+"""What people decided, as images and a manifest: the way of corrections back to `wbc ingest` and `wbc calibrate`.
+
+A retraining takes the same decisions by itself where the site says so, and the cells that the service was unsure of.
+"""
 
 import csv
 from collections.abc import Iterator
@@ -37,6 +40,15 @@ class Decided(NamedTuple):
     position: int
 
 
+class Unsure(NamedTuple):
+    """A cell that the service wanted a person to look at, and nobody has decided on; `group` as in `Decided`."""
+
+    sha256: str
+    group: str
+    report: str
+    position: int
+
+
 class Exported(NamedTuple):
     """How many cells were written, and how many of them a person only `confirmed`.
 
@@ -61,7 +73,7 @@ def export(store: Store, out: Path, signed: bool = False) -> Exported:
     if out.exists():
         raise WbcError(f"{out} is there already: name a folder that is not, so that nothing in it is lost")
     found, none, no_image = [], 0, 0
-    for decided, kept in _decisions(store, signed):
+    for decided, kept in decisions(store, signed):
         if decided.label == "":
             none += 1
         elif not kept:
@@ -85,18 +97,10 @@ def _nothing(none: int, no_image: int, signed: bool) -> str:
     return f"no person has given a cell a label in {which}{left}: correct or confirm cells first"
 
 
-def _decisions(store: Store, signed: bool) -> Iterator[tuple[Decided, bool]]:
+def decisions(store: Store, signed: bool) -> Iterator[tuple[Decided, bool]]:
     """Each standing decision (`label` is empty where the cell was said to be none), and whether the image is kept; the earliest
     report first, one at a time."""
-    first_of: dict[str, str] = {}
-    with store.reading() as session:
-        ids = list(session.scalars(select(Report.id).where(Report.withdrawn_at.is_(None)).order_by(Report.created_at, Report.id)))
-    for id_ in ids:
-        with store.reading() as session:
-            report = session.get(Report, id_, options=WHOLE)
-        if report is None:
-            continue
-        group = first_of.setdefault(report.specimen_id, report.id) if report.specimen_id else report.id
+    for report, group in _reports(store):
         if signed and report.status == "preliminary":
             continue
         for position, decision in sorted(standing(report.corrections).items()):
@@ -106,6 +110,28 @@ def _decisions(store: Store, signed: bool) -> Iterator[tuple[Decided, bool]]:
             yield Decided(*decided), cell.has_image
 
 
+def unsure(store: Store) -> Iterator[Unsure]:
+    """The cells that the service wanted a person to look at, that nobody has decided on, and whose image is kept; those of reports
+    that are not withdrawn, signed or not."""
+    for report, group in _reports(store):
+        decided = standing(report.corrections)
+        for cell in report.cells:
+            if cell.label is not None and cell.has_image and cell.position not in decided and cell.result["review"]["required"]:
+                yield Unsure(cell.sha256, group, report.id, cell.position)
+
+
+def _reports(store: Store) -> Iterator[tuple[Report, str]]:
+    """The reports that are not withdrawn, the earliest first, one at a time, each with the first report of its specimen."""
+    first_of: dict[str, str] = {}
+    with store.reading() as session:
+        ids = list(session.scalars(select(Report.id).where(Report.withdrawn_at.is_(None)).order_by(Report.created_at, Report.id)))
+    for id_ in ids:
+        with store.reading() as session:
+            report = session.get(Report, id_, options=WHOLE)
+        if report is not None:
+            yield report, first_of.setdefault(report.specimen_id, report.id) if report.specimen_id else report.id
+
+
 def _write(store: Store, folder: Path, cells: list[Decided]) -> None:
     (folder / "images").mkdir()
     with (folder / MANIFEST).open("w", newline="", encoding="utf-8") as file:
@@ -113,13 +139,14 @@ def _write(store: Store, folder: Path, cells: list[Decided]) -> None:
         writer.writerow(COLUMNS)
         for cell in cells:
             with store.reading() as session:
-                path = _image(session, cell, folder)
+                path = write_image(session, cell, folder)
             moment = cell.at.isoformat(timespec="seconds")
             row = (path, cell.label, cell.group, cell.by, moment, cell.sha256, cell.model_label, cell.model_version, cell.report)
             writer.writerow(row)
 
 
-def _image(session: Session, cell: Decided, folder: Path) -> str:
+def write_image(session: Session, cell: Decided | Unsure, folder: Path) -> str:
+    """Write the kept file of a cell into `images/` of a folder, named by its content; returns its path there."""
     [data] = images_of(session, cell.report, [cell.position]).values()
     name = f"images/{cell.sha256}.{_ENDINGS[one_picture(data)]}"
     (folder / name).write_bytes(data)

@@ -23,6 +23,7 @@ from wbc_model.core.twins import BITS, CORRELATION, Crops, Pair, alike
 from wbc_model.params import CheckParams
 
 REPEATS: Final = ("duplicate", "label_conflict", "split_leak", "near_duplicate")
+MIN_CONTRAST: Final = 6.0  # standard deviation of the grey value under which a crop is blank
 SAME_PLACE: Final = 0.25  # crops whose centres are farther apart than this share of their side may be centred on two cells
 _RANK: Final = {"train": 0, "validation": 1, "test": 2}
 _BYTES: Final = ("view", "landmarks", "hashes")
@@ -51,7 +52,7 @@ def poor(cells: pd.DataFrame, checks: CheckParams) -> pd.Series:
     reasons = pd.Series("", index=cells.index, dtype=str)
     sound = cells["stored"] & (cells["damage"] == "")
     reasons[sound & (cells["sharpness"] < checks.min_sharpness)] = "blurred"
-    reasons[sound & ((cells["contrast"] < checks.min_contrast) | ~cells["brightness"].between(low, high))] = "blank"
+    reasons[sound & ((cells["contrast"] < MIN_CONTRAST) | ~cells["brightness"].between(low, high))] = "blank"
     reasons[sound & (cells[["width", "height"]].min(axis=1) < MIN_SIDE)] = "too_small"
     return reasons
 

@@ -1,0 +1,95 @@
+"""What people have agreed on in the store, taken out of it and into the label log."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pandas as pd
+
+from flows import labels
+from flows.identity import workspace_name
+from wbc_model.cells.conflicts import MACHINES
+
+if TYPE_CHECKING:
+    from flows.exchange.answers import Refused
+    from serving.labelling.queue import Agreed
+    from serving.reports.store import Store
+
+ON_THE_PAGE: Final = "on the page"  # how the reason begins of what came from the store
+_WHY: Final = {"one": ON_THE_PAGE, "two": f"{ON_THE_PAGE}: two readers agree", "adjudicated": f"{ON_THE_PAGE}: adjudicated"}
+
+
+@dataclass(frozen=True)
+class Came:
+    """What was taken out of the store: `labels` of the five classes that were new, cells that are `none` of the five, cells on
+    which the last word is `unsure`; and answers that the label log refused."""
+
+    labels: int = 0
+    none: int = 0
+    unsure: int = 0
+    refused: "list[Refused]" = field(default_factory=list)
+
+    @property
+    def new(self) -> int:
+        """Cells of which more is known now."""
+        return self.labels + self.none
+
+    @property
+    def line(self) -> str:
+        """In words; empty where nothing came."""
+        counts = {"labels": self.labels, "none of the five classes": self.none, "left unsure": self.unsure}
+        parts = [f"{count} {what}" for what, count in counts.items() if count]
+        first = f"{self.refused[0].sha256[:12]}: {self.refused[0].reason}" if self.refused else ""
+        parts += [f"{len(self.refused)} refused ({first})"] if first else []
+        return f"of the people's answers came: {', '.join(parts)}" if parts else ""
+
+
+def take_agreed(workspace: Path, store: "Store", cycle: int) -> Came:
+    """Take all that people have agreed on, or agree on otherwise since; cells that were labelled by a file leave the queue.
+
+    What is noted in the store as taken was written here before. Killed in between, it is taken again, which changes nothing.
+    """
+    from serving.labelling.queue import agreed, taken
+
+    name = workspace_name(workspace)
+    found = agreed(store, name)
+    came = _take(workspace, found, cycle) if found else Came()
+    taken(store, found)
+    leave(workspace, store)
+    return came
+
+
+def leave(workspace: Path, store: "Store") -> int:
+    """Take cells out of the store's queue that have a label by another way, such as a file; returns how many."""
+    from serving.labelling.queue import withdraw_cells
+
+    if not (workspace / "data/queue.csv").exists():
+        return 0
+    said = pd.concat([labels.read_log(workspace), labels.read_none_of_five(workspace)]).drop_duplicates("sha256", keep="last")
+    stay = set(labels.awaited(workspace)["sha256"]) | set(said.loc[said["why"].str.startswith(ON_THE_PAGE), "sha256"])
+    answered = [sha256 for sha256 in labels.read_queue(workspace)["sha256"] if sha256 not in stay]
+    return withdraw_cells(store, workspace_name(workspace), answered) if answered else 0
+
+
+def _take(workspace: Path, found: Sequence["Agreed"], cycle: int) -> Came:
+    from serving.contract.labelling import UNSURE
+
+    said = [one for one in found if one.answer != UNSURE]
+    rows = [[one.sha256, one.answer, _readers(one), _moment(one), _WHY[one.how]] for one in said]
+    unsure = len(found) - len(said)
+    if not rows:
+        return Came(unsure=unsure)
+    frame = pd.DataFrame(rows, columns=[*labels.COLUMNS[:4], "why"], dtype=str)
+    done = labels.take_in(workspace, frame, cycle)
+    return Came(done.new - done.none_of_five, done.none_of_five, unsure, done.refused)
+
+
+def _readers(one: "Agreed") -> str:
+    """Who gave a label, as the log has it; nobody is taken for a machine because of a name."""
+    names = " + ".join(one.readers)
+    return f"reader {names}" if names in MACHINES else names
+
+
+def _moment(one: "Agreed") -> str:
+    return str(one.at.strftime("%Y-%m-%dT%H:%M:%SZ"))

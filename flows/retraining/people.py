@@ -1,0 +1,149 @@
+"""A retraining and the people who label: it asks them, takes what they agreed on, and knows when it may go on.
+
+The files of `wbc labels` keep working beside the store: an answer counts whichever way it came.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from flows import labels
+from flows.identity import workspace_name
+from flows.labelling.agreed import Came, leave, take_agreed
+from flows.labelling.from_reports import take_from_reports
+from flows.labelling.publish import publish_queue, queue_id
+from flows.labelling.store import has_store, meeting_store
+from flows.labelling.waiting import Wait, deadline_of, next_step, waits_for
+from flows.labelling.worth import Worth, worth_of
+from flows.notify import announce
+from flows.progress import counted
+from flows.retraining import fresh_cells
+from flows.state import State, label_cycle, read_state
+from wbc_model.cells.pools import Pools
+from wbc_model.core.files import write_atomic
+from wbc_model.core.model_card import CARD, read_card
+from wbc_model.params import Params, read_params
+
+if TYPE_CHECKING:
+    from serving.labelling.queue import Progress
+    from serving.reports.store import Store
+
+_OVERDUE: Final = ".wbc/overdue"  # the queue whose readers were told that its time is up
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How labelling by people stands: what is waited for, how far they are, what the answers are worth, and the line that says
+    what happens next. `wait` is None where no retraining waits."""
+
+    wait: Wait | None
+    progress: "Progress | None"
+    worth: Worth | None
+    line: str
+
+
+def ask(workspace: Path, state: State, params: Params, scheduled: bool) -> Standing:
+    """Give the present round's cells to people, once, and say what happens next. Raises WbcError where the store cannot be
+    reached: the same command then asks again."""
+    from serving.contract.site import site_from_environment
+    from serving.labelling.queue import Notice, progress
+
+    name = queue_id(state.key, state.cycle)
+    first = state.queue != name
+    asked_at = datetime.now(UTC).isoformat(timespec="seconds") if first else state.asked_at
+    state.asked_at, state.scheduled = asked_at, scheduled
+    with meeting_store(workspace) as store:
+        deadline = deadline_of(state, params.schedule)
+        notice = Notice(workspace_name(workspace), state.after_cycle + state.cycle, _model(workspace), deadline)
+        if progress(store, notice.workspace).queue_id != name:
+            publish_queue(workspace, store, name, notice, fresh_cells.waiting(workspace), site_from_environment())
+        state.queue = name
+        state.write(workspace)
+        standing = _stand(workspace, state, params, store)
+        _show(store, name, standing)
+    if first:  # after the note of it: a kill may tell people twice, but never not at all
+        asked = standing.wait.asked if standing.wait else 0
+        announce(workspace, f"{workspace.name}: {counted(asked, 'cell')} await a label on the page /label; {standing.line}")
+    return standing
+
+
+def take(workspace: Path) -> Came:
+    """Take what people agreed on in the store into the label log; nothing where there is no store."""
+    if not has_store(workspace) or not Pools.exist(workspace / "data/pools"):
+        return Came()
+    with meeting_store(workspace) as store:
+        return take_agreed(workspace, store, label_cycle(workspace))
+
+
+def take_reports(workspace: Path, params: Params) -> str:
+    """Take corrections of signed reports and cells that the service was unsure of into the pools, where the site allows it
+    (`labelling.corrections_to_pools`); returns what came, in a line."""
+    from serving.contract.site import site_from_environment
+
+    if not site_from_environment().labelling.corrections_to_pools or not has_store(workspace):
+        return ""
+    with meeting_store(workspace) as store:
+        return take_from_reports(workspace, store, params, label_cycle(workspace)).line
+
+
+def leave_queue(workspace: Path) -> int:
+    """Take cells that have got a label by a file out of the store's queue; returns how many."""
+    if not has_store(workspace):
+        return 0
+    with meeting_store(workspace) as store:
+        return leave(workspace, store)
+
+
+def note_overdue(workspace: Path, state: State) -> bool:
+    """Note that people were told of the round's time being up; returns whether that is new."""
+    path = workspace / _OVERDUE
+    told = path.read_text(encoding="utf-8") if path.exists() else ""
+    if told == state.queue:
+        return False
+    write_atomic(path, state.queue)
+    return True
+
+
+def stand(workspace: Path, show: bool = False) -> Standing:
+    """How labelling stands now; with `show` the page of the service says it, too."""
+    state, params = read_state(workspace), read_params(workspace / "params.yaml")
+    if not has_store(workspace):
+        return _stand(workspace, state, params, None)
+    with meeting_store(workspace) as store:
+        standing = _stand(workspace, state, params, store)
+        if show and state is not None and state.queue:
+            _show(store, state.queue, standing)
+        return standing
+
+
+def _stand(workspace: Path, state: State | None, params: Params, store: "Store | None") -> Standing:
+    from serving.labelling.queue import progress
+
+    there = (workspace / "data/queue.csv").exists()
+    queue = labels.awaited(workspace) if there else None
+    worth = worth_of(workspace, params, queue) if queue is not None and len(queue) and state is not None and state.rows else None
+    seen = progress(store, workspace_name(workspace)) if store is not None else None
+    if state is None or state.status != "waiting" or not there:
+        return Standing(None, seen, worth, _not_waiting(state, params))
+    wait = waits_for(workspace, state, params.schedule)
+    return Standing(wait, seen, worth, next_step(wait, seen, state.scheduled))
+
+
+def _not_waiting(state: State | None, params: Params) -> str:
+    if state is None:
+        return "nobody is asked yet: `wbc retrain --annotator people` asks"
+    if state.status == "running":
+        return "the model is being trained: answers that come now begin its next round"
+    return f"no retraining waits for people; {params.schedule.min_new_labels} new labels begin the next one under `wbc schedule`"
+
+
+def _show(store: "Store", name: str, standing: Standing) -> None:
+    from serving.labelling.queue import say
+
+    say(store, name, standing.line, standing.worth.to_dict() if standing.worth else None)
+
+
+def _model(workspace: Path) -> str:
+    folder = workspace / "models/candidate"
+    return read_card(folder, verify=False).version if (folder / CARD).exists() else ""
