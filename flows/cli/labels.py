@@ -195,15 +195,21 @@ def _none_of_five(counts: Mapping[str, int]) -> list[str]:
 def labels_status_command(json_: Json = False) -> None:
     """How many labels there are, who gave them, how many are awaited."""
     from flows.labels import status
+    from flows.retraining.people import stand
 
     workspace = here()
-    result = status(workspace)
+    standing = stand(workspace)
+    worth = standing.worth.to_dict() if standing.worth else None
+    readers = vars(standing.progress) if standing.progress and standing.progress.queue_id else None
+    result = {**status(workspace), "next_step": standing.line, "gain": worth, "readers": readers}
     lines = [
         ", ".join(f"{name} {result[name]}" for name in ("labelled", "unlabelled", "validation", "test")),
         "labelled by: " + (", ".join(f"{name} {count}" for name, count in result["labelled_by"].items()) or "nobody"),
         "classes: " + ", ".join(f"{name} {count}" for name, count in result["classes"].items()),
         *_none_of_five(result["none_of_five"]),
         f"{result['awaited']} cells of the queue await a label",
+        *([worth["text"]] if worth else []),
+        f"what happens next: {result['next_step']}",
         *([f"{result['superseded']} labels were superseded by later ones"] * bool(result["superseded"])),
         *([f"{result['conflicts']} conflicts wait for a decision: `wbc labels decide`"] * bool(result["conflicts"])),
     ]

@@ -22,12 +22,11 @@ _WHY: Final = {"one": ON_THE_PAGE, "two": f"{ON_THE_PAGE}: two readers agree", "
 
 @dataclass(frozen=True)
 class Came:
-    """What was taken out of the store: `labels` of the five classes that were new, cells that are `none` of the five, cells on
-    which the last word is `unsure`; and answers that the label log refused."""
+    """What was taken out of the store: `labels` of the five classes that were new, cells that are `none` of the five; and the
+    answers that the label log refused."""
 
     labels: int = 0
     none: int = 0
-    unsure: int = 0
     refused: "list[Refused]" = field(default_factory=list)
 
     @property
@@ -38,7 +37,7 @@ class Came:
     @property
     def line(self) -> str:
         """In words; empty where nothing came."""
-        counts = {"labels": self.labels, "none of the five classes": self.none, "left unsure": self.unsure}
+        counts = {"labels": self.labels, "none of the five classes": self.none}
         parts = [f"{count} {what}" for what, count in counts.items() if count]
         first = f"{self.refused[0].sha256[:12]}: {self.refused[0].reason}" if self.refused else ""
         parts += [f"{len(self.refused)} refused ({first})"] if first else []
@@ -73,16 +72,10 @@ def leave(workspace: Path, store: "Store") -> int:
 
 
 def _take(workspace: Path, found: Sequence["Agreed"], cycle: int) -> Came:
-    from serving.contract.labelling import UNSURE
-
-    said = [one for one in found if one.answer != UNSURE]
-    rows = [[one.sha256, one.answer, _readers(one), _moment(one), _WHY[one.how]] for one in said]
-    unsure = len(found) - len(said)
-    if not rows:
-        return Came(unsure=unsure)
+    rows = [[one.sha256, one.answer, _readers(one), _moment(one), _WHY[one.how]] for one in found]
     frame = pd.DataFrame(rows, columns=[*labels.COLUMNS[:4], "why"], dtype=str)
     done = labels.take_in(workspace, frame, cycle)
-    return Came(done.new - done.none_of_five, done.none_of_five, unsure, done.refused)
+    return Came(done.new - done.none_of_five, done.none_of_five, done.refused)
 
 
 def _readers(one: "Agreed") -> str:

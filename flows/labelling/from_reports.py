@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import pandas as pd
 
 from flows import labels
+from flows.progress import counted
 from wbc_model.cells.pools import Pools, sides
 from wbc_model.cells.rejections import read_rejections
 from wbc_model.params import Params
@@ -39,7 +40,7 @@ class FromReports:
         if not self.cells and not self.labels:
             return ""
         left = f", {self.refused} refused (data/rejected.csv says of cells why)" if self.refused else ""
-        return f"from the service's reports came {self.cells} new cells and {self.labels} labels{left}"
+        return f"from the service's reports came {counted(self.cells, 'new cell')} and {counted(self.labels, 'label')}{left}"
 
 
 def take_from_reports(workspace: Path, store: "Store", params: Params, cycle: int) -> FromReports:

@@ -79,7 +79,7 @@ def _by_hand(wait: Wait) -> str:
 
 def _who(progress: "Progress") -> list[str]:
     """Who has how much to read, the most first; and what waits for the lead."""
-    left = sorted(((count, name) for name, count in progress.readers.items() if count), key=lambda one: (-one[0], one[1]))
+    left = sorted(((count, name) for name, count in progress.left.items() if count), key=lambda one: (-one[0], one[1]))
     named = [f"{name} has {count} to read" if not place else f"{name} {count}" for place, (count, name) in enumerate(left)]
     parts = [", ".join(named[:MOST_READERS]) + (f", {len(left) - MOST_READERS} more" if len(left) > MOST_READERS else "")]
     parts = parts if left else (["nobody has begun to read"] if not progress.readers and progress.open else [])

@@ -17,7 +17,6 @@ from flows.labelling.store import has_store, meeting_store
 from flows.labelling.waiting import Wait, deadline_of, next_step, waits_for
 from flows.labelling.worth import Worth, worth_of
 from flows.notify import announce
-from flows.progress import counted
 from flows.retraining import fresh_cells
 from flows.state import State, label_cycle, read_state
 from wbc_model.cells.pools import Pools
@@ -63,8 +62,7 @@ def ask(workspace: Path, state: State, params: Params, scheduled: bool) -> Stand
         standing = _stand(workspace, state, params, store)
         _show(store, name, standing)
     if first:  # after the note of it: a kill may tell people twice, but never not at all
-        asked = standing.wait.asked if standing.wait else 0
-        announce(workspace, f"{workspace.name}: {counted(asked, 'cell')} await a label on the page /label; {standing.line}")
+        announce(workspace, f"{workspace.name}: people are asked on the page /label: {standing.line}")
     return standing
 
 
