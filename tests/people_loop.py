@@ -208,7 +208,7 @@ def loop_at(folder: Path) -> Iterator[Loop]:
     (folder / "site.yaml").write_text(json.dumps({"labelling": labelling}))  # JSON is YAML
     with pytest_environment(IDENTITY):
         init_workspace(workspace)
-    set_params(workspace, QUICK | {"retrain.until": 0.4, "retrain.cycles": 1})
+    set_params(workspace, QUICK | {"retrain.until": 0.3, "retrain.cycles": 1})  # all that is revealed: one training
     data = write_cells(workspace / ".wbc/rendered", 130, seed=0, size=64)
     ingest(data, workspace / "data", read_params(workspace / "params.yaml"), source="rendered")
     loop = Loop(workspace, free_port(), free_port())

@@ -65,7 +65,8 @@ def next_command(workspace: Path) -> str:
     if waits["people"]:
         answered = waits["asked"] - waits["people"]
         on = f", or `wbc retrain` goes on with the {answered} that were given" if answered else ""
-        return f"`wbc labels export FILE.csv` writes the {waits['people']} cells that await a label{on}"
+        on_the_page = ", and the page /label shows them" if state is not None and state.queue else ""
+        return f"`wbc labels export FILE.csv` writes the {waits['people']} cells that await a label{on_the_page}{on}"
     if state is not None and state.status == "waiting":
         return "`wbc retrain` goes on: every cell that it asked about has its label"
     if waits["new_labels"] and site_of(workspace) is not None:

@@ -477,6 +477,8 @@ def retraining(
             take_answers(ctx)
             outcome = _finish(ctx) if _go_on(ctx, scheduled) and _cycles(ctx) else _waiting(ctx, scheduled)
         outcome.came = labels.take_waiting(root)
+        if state.queue:
+            people.stand(root, show=True)
         return outcome
 
 
@@ -542,6 +544,7 @@ def _go_on(ctx: Context, scheduled: bool) -> bool:
         announce(ctx.workspace, f"{ctx.workspace.name}: the retraining goes on: {wait.ready(datetime.now(UTC))}")
     state.status, state.cycle = "running", state.cycle + 1
     state.write(ctx.workspace)
+    people.stand(ctx.workspace, show=True)
     return True
 
 

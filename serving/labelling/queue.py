@@ -82,7 +82,8 @@ class Progress:
     """How far the readers of a workspace's newest queue are; all numbers but those of `readers` are of cells.
 
     `unsure` are those that a reader is unsure of, `second_waiting` those that only wait for a second reader. `readers` is the
-    number of tasks that each has answered. `queue_id` is empty where nothing was ever asked.
+    number of tasks that each has answered, `left` of those that each could still answer. `queue_id` is empty where nothing was
+    ever asked.
     """
 
     queue_id: str = ""
@@ -94,6 +95,7 @@ class Progress:
     unsure: int = 0
     second_waiting: int = 0
     readers: dict[str, int] = field(default_factory=dict)
+    left: dict[str, int] = field(default_factory=dict)
     deadline: datetime | None = None
     closed: bool = False
     next_step: str = ""
@@ -349,7 +351,8 @@ def progress(store: Store, workspace: str) -> Progress:
         states = states_of(session, queue.id)
         answered = (Task.queue_id == Asked.queue_id) & (Task.sha256 == Asked.sha256) & (Task.state == "answered")
         waits = (Asked.state == "open") & (Asked.readers_wanted > 1) & exists().where(answered)
-        readers = select(Reader.reader, Reader.answered).where(Reader.queue_id == queue.id).order_by(Reader.reader)
+        rows = select(Reader.reader, Reader.answered, Reader.unread).where(Reader.queue_id == queue.id)
+        readers = session.execute(rows.order_by(Reader.reader)).tuples().all()
         return Progress(
             queue_id=queue.id,
             cycle=queue.cycle,
@@ -359,7 +362,8 @@ def progress(store: Store, workspace: str) -> Progress:
             open=states["open"],
             unsure=_count(session, queue.id, exists().where(answered, Task.answer == UNSURE)),
             second_waiting=_count(session, queue.id, waits),
-            readers=dict(session.execute(readers).tuples().all()),
+            readers={reader: answered for reader, answered, _ in readers},
+            left={reader: unread for reader, _, unread in readers},
             deadline=queue.deadline,
             closed=queue.closed_at is not None,
             next_step=queue.next_step,

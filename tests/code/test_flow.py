@@ -352,6 +352,7 @@ def test_enough_new_labels_ask_for_a_retraining(whole: Whole, monkeypatch: pytes
     from flows.retraining.deployed import label_watch
 
     asked: list[str] = []
+    monkeypatch.setattr("flows.retraining.deployed.suspended_runs", lambda deployment: [])
     monkeypatch.setattr("prefect.deployments.run_deployment", lambda name, **named: asked.append(named["idempotency_key"]))
     workspace = whole.workspace
     cells = Pools.read(workspace / "data/pools").frames["unlabelled"].head(5)
