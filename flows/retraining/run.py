@@ -52,8 +52,8 @@ def outcome_text(outcome: "Outcome") -> str:
     lines = [buffer.getvalue().rstrip()]
     if outcome.status == "waiting":
         lines.append(
-            f"people must label {counted(outcome.awaited, 'cell')}: on the page /label of the service (`wbc serve`), or by files: "
-            "`wbc labels export FILE.csv` (.json for Label Studio) writes the cells, `wbc labels import FILE` takes the labels in"
+            f"people must label {counted(outcome.awaited, 'cell')}: on the page /label of the service ({_service(outcome)}), or in "
+            "files: `wbc labels export FILE.csv` (.json for Label Studio) writes the cells, `wbc labels import FILE` takes labels in"
         )
         lines.append(f"next: {outcome.next_step}")
         lines += [f"worth: {outcome.gain['text']}"] if outcome.gain else []
@@ -61,6 +61,11 @@ def outcome_text(outcome: "Outcome") -> str:
         lines.append(f"{counted(outcome.came, 'label')} came while the model was trained: the next round begins with them")
     lines += _gate_lines(outcome.gate) if outcome.gate else []
     return "\n".join([*lines, f"learning curve: {outcome.learning_curve}", f"wrote {', '.join(outcome.wrote)}"])
+
+
+def _service(outcome: "Outcome") -> str:
+    """How the service is started that shows the page; before the first champion it serves the model that asks."""
+    return "`wbc serve`" if (Path(outcome.workspace) / "models/champion").is_dir() else "`wbc serve --model models/candidate`"
 
 
 def _gate_lines(said: dict[str, Any]) -> list[str]:

@@ -111,8 +111,8 @@ def decisions(store: Store, signed: bool) -> Iterator[tuple[Decided, bool]]:
 
 
 def unsure(store: Store) -> Iterator[Unsure]:
-    """The cells that the service wanted a person to look at, that nobody has decided on, and whose image is kept; those of reports
-    that are not withdrawn, signed or not."""
+    """The cells that the service wanted a person to look at, that nobody has decided on, and whose image is kept. They are of
+    reports that are not withdrawn, signed or not."""
     for report, group in _reports(store):
         decided = standing(report.corrections)
         for cell in report.cells:

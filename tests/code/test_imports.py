@@ -44,7 +44,9 @@ PACKAGES = {
     "wbc_model wbc_model.core wbc_model.network wbc_model.cells wbc_model.evaluation wbc_model.acquisition wbc_model.training",
     "flows.registry": ". .pipeline serving.contract serving.inference "
     "wbc_model wbc_model.core wbc_model.network wbc_model.cells wbc_model.evaluation wbc_model.training",
-    "flows.retraining": ". .exchange .pipeline .registry "
+    "flows.labelling": ". .exchange .pipeline .registry serving.contract serving.labelling serving.reports serving.security "
+    "serving.upkeep wbc_model wbc_model.network wbc_model.cells wbc_model.evaluation wbc_model.acquisition",
+    "flows.retraining": ". .exchange .pipeline .registry .labelling serving.contract serving.labelling serving.reports "
     "wbc_model wbc_model.core wbc_model.rendering wbc_model.network wbc_model.cells wbc_model.evaluation wbc_model.acquisition",
     "flows.sites": ". .exchange .pipeline .registry "
     "wbc_model wbc_model.core wbc_model.network wbc_model.cells wbc_model.evaluation wbc_model.acquisition wbc_model.training",

@@ -40,7 +40,7 @@ class Server:
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     seen = Server()
     monkeypatch.setattr(deployed, "get_run_logger", lambda: SimpleNamespace(warning=seen.did.append, info=seen.did.append))
     monkeypatch.setattr(deployed, "suspended_runs", lambda name: seen.suspended)
@@ -52,7 +52,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr(deployed, "is_locked", lambda workspace: False)
     monkeypatch.setattr(deployed.Pools, "read", lambda path: SimpleNamespace(version=lambda: "v1"))
     monkeypatch.setattr(people, "take", lambda workspace: None)
-    yield seen
+    return seen
 
 
 def watch(

@@ -1,7 +1,6 @@
 """The flow's side of labelling by people: what it gives them, what it takes from them, when it goes on, and what it says."""
 
 import csv
-import io
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -26,7 +25,6 @@ from serving.reports.store import Store, sqlite_url
 from tests.pools import ingest
 from wbc_model.cells.pools import Pools
 from wbc_model.core.classes import CLASSES
-from wbc_model.core.errors import WbcError
 from wbc_model.params import read_params
 
 ROOT = Path(__file__).parents[2]
