@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import httpx
 import numpy as np
@@ -27,12 +27,12 @@ from PIL import Image
 
 from flows.state import read_state
 from flows.workspace import init_workspace, set_params
+from serving.contract.labelling import NOT_A_LEUKOCYTE
 from serving.contract.site import read_site
 from tests.pools import ingest
 from wbc_model.cells.pools import Pools, read_table
 from wbc_model.cells.store import ImageStore
 from wbc_model.core.classes import CLASSES
-from wbc_model.core.images import decode
 from wbc_model.params import read_params
 from wbc_model.rendering.cells import write_cells
 
@@ -63,8 +63,11 @@ class Reader:
     wrong: float
     off: int
 
-    def says(self, truth: str, chance: random.Random) -> str:
-        return CLASSES[(CLASSES.index(truth) + self.off) % len(CLASSES)] if chance.random() < self.wrong else truth
+    def says(self, cell: "Cell", chance: random.Random) -> str:
+        """What the reader says of a cell; what is no leukocyte nobody takes for one."""
+        if cell.answer not in CLASSES or chance.random() >= self.wrong:
+            return cell.answer
+        return CLASSES[(CLASSES.index(cell.answer) + self.off) % len(CLASSES)]
 
 
 @dataclass
@@ -206,7 +209,7 @@ def loop_at(folder: Path) -> Iterator[Loop]:
     workspace = folder / "site"
     labelling = read_site().labelling.model_copy(update=SHARES).model_dump()
     (folder / "site.yaml").write_text(json.dumps({"labelling": labelling}))  # JSON is YAML
-    with pytest_environment(IDENTITY):
+    with named(IDENTITY):
         init_workspace(workspace)
     set_params(workspace, QUICK | {"retrain.until": 0.3, "retrain.cycles": 1})  # all that is revealed: one training
     data = write_cells(workspace / ".wbc/rendered", 130, seed=0, size=64)
@@ -219,7 +222,7 @@ def loop_at(folder: Path) -> Iterator[Loop]:
 
 
 @contextlib.contextmanager
-def pytest_environment(more: dict[str, str]) -> Iterator[None]:
+def named(more: dict[str, str]) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in more}
     os.environ.update(more)
     try:
@@ -255,56 +258,131 @@ def listening() -> Iterator[tuple[str, list[dict[str, Any]]]]:
 # --- readers -----------------------------------------------------------------------------------------------------------------
 
 
+class Cell(NamedTuple):
+    """What a cell is, which no reader can see; `answer` is what a good reader says of it."""
+
+    sha256: str
+    answer: str
+
+
+Truth = dict[str, Cell]  # by what the image shows
+
+
 def shown(data: bytes) -> str:
     """A name of what an image shows: its pixels, however they are packed."""
     with Image.open(io.BytesIO(data)) as image:
         return hashlib.sha256(np.asarray(image.convert("RGB")).tobytes()).hexdigest()
 
 
-def truths(workspace: Path) -> dict[str, tuple[str, str]]:
-    """What the pixels of each cell of the training side are: its sha256 and its class, which readers cannot see."""
+def truth_of(workspace: Path, odd: str) -> Truth:
+    """The cells of the training side; the cell `odd` is taken for none of the five classes."""
     known = dict(read_table(workspace / "data/oracle.csv", ["sha256", "label"]).to_numpy())
-    labelled = Pools.read(workspace / "data/pools").frames["labelled"]
-    known |= dict(labelled[["sha256", "label"]].to_numpy())
-    found = {}
-    for sha256, data in ImageStore(workspace / "data/images").read(list(known)):
-        pixels = np.asarray(decode(data)[0].convert("RGB")).tobytes()
-        found[hashlib.sha256(pixels).hexdigest()] = (sha256, known[sha256])
-    return found
+    known |= dict(Pools.read(workspace / "data/pools").frames["labelled"][["sha256", "label"]].to_numpy())
+    known[odd] = NOT_A_LEUKOCYTE
+    images = ImageStore(workspace / "data/images").read(list(known))
+    return {shown(data): Cell(sha256, known[sha256]) for sha256, data in images}
 
 
-def read_all(loop: Loop, reader: Reader, known: dict[str, tuple[str, str]], odd: str, chance: random.Random) -> int:
-    """Answer every task that a reader is given, by HTTP; the cell `odd` is not a leukocyte. Returns how many there were."""
-    done = 0
-    with httpx.Client(base_url=loop.url, headers={"X-API-Key": reader.key}, timeout=60) as http:
-        while given := http.get("/v1/labelling/tasks", params={"count": 10}).raise_for_status().json()["tasks"]:
-            for task in given:
-                image = http.get(f"/v1/labelling/tasks/{task['task']}/image").raise_for_status().content
-                sha256, truth = known[shown(image)]
-                answer = "not a leukocyte" if sha256 == odd else reader.says(truth, chance)
-                body = {"answer": answer, "seconds": 1.5, "way": "single"}
-                http.put(f"/v1/labelling/tasks/{task['task']}", json=body).raise_for_status()
-                done += 1
-    return done
+# --- the whole of it ---------------------------------------------------------------------------------------------------------
+
+BLOCK: Final = """
+import sys
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
+told = {"subject": "{{subject}}", "body": "{{body}}"}
+CustomWebhookNotificationBlock(name="people", url=sys.argv[1], method="POST", json_data=told).save("people")
+"""
+ASKED: Final = 20  # and as many are enough: what comes later would come to the next round
 
 
-def adjudicate(loop: Loop, key: str, known: dict[str, tuple[str, str]]) -> int:
-    """Decide on every dispute by the truth; returns how many there were."""
-    done = 0
-    with httpx.Client(base_url=loop.url, headers={"X-API-Key": key}, timeout=60) as http:
-        while waiting := http.get("/v1/labelling/disputes").raise_for_status().json()["disputes"]:
-            for one in waiting:
-                image = http.get(f"/v1/labelling/disputes/{one['dispute']}/image").raise_for_status().content
-                http.put(f"/v1/labelling/disputes/{one['dispute']}", json={"answer": known[shown(image)][1]}).raise_for_status()
-                done += 1
-    return done
+def go_round(
+    folder: Path,
+    read: Callable[[Loop, Reader, Truth, random.Random], int],
+    adjudicate: Callable[[Loop, Reader, Truth], int],
+) -> None:
+    """Ask, restart, two readers, adjudication, resume, a kill, retrain, promote, serve. `read` has a reader answer all there is,
+    `adjudicate` the lead decide on all disputes."""
+    with loop_at(folder) as loop, listening() as (receiver, posted):
+        workspace = loop.workspace
+        assert json.loads(loop.wbc("retrain", "--json"))["gate"]["promoted"]
+        readers = [
+            Reader("Ada", loop.add_key("ada", "Ada", "label"), 0.3, 1),
+            Reader("Bo", loop.add_key("bo", "Bo", "label"), 0.2, 2),
+        ]
+        lead = Reader("Dr Lead", loop.add_key("lead", "Dr Lead", "label", "adjudicate", "classify"), 0.0, 0)
+        loop.start_service()
+        first = model_of(loop, lead)
+        loop.start_server()
+        subprocess.run([sys.executable, "-c", BLOCK, receiver], env=loop.environment, check=True)
+        people = {"retrain.annotator": "people", "retrain.ask": ASKED, "schedule.min_new_labels": ASKED}
+        set_params(workspace, {**people, "schedule.wait_hours": 48, "schedule.notify": "custom-webhook/people"})
+        loop.deploy()
+        loop.start_worker()
+        asked = _ask_and_restart(loop)
+        assert any("people are asked" in one["body"] for one in posted), posted
+
+        chance, odd = random.Random(3), min(asked)
+        truth = truth_of(workspace, odd)
+        counts = [read(loop, reader, truth, chance) for reader in readers]
+        assert min(counts) >= ASKED
+        assert adjudicate(loop, lead, truth) > 0
+        _goes_on_though_killed(loop)
+        assert any("the retraining goes on" in one["body"] for one in posted), posted
+        _what_was_learned(workspace, truth, asked, odd)
+        until(lambda: model_of(loop, lead) != first, 240)
+        until(lambda: not {kind for kind, _ in loop.states()} & {"PAUSED", "RUNNING", "FAILED"}, 300)
 
 
-def log_of(workspace: Path) -> pd.DataFrame:
-    """The label log as it is on disk."""
-    return pd.read_csv(workspace / "data/labels.csv", dtype=str, keep_default_na=False)
+def model_of(loop: Loop, lead: Reader) -> str:
+    """The version of the model that the service answers with."""
+    answer = httpx.get(f"{loop.url}/v1/model", headers={"X-API-Key": lead.key}, timeout=60)
+    return str(answer.json().get("version"))
+
+
+def _ask_and_restart(loop: Loop) -> set[str]:
+    """The queue is published and its run suspends, without a process; a kill of server and worker loses nothing. Returns the
+    cells that are asked for."""
+    workspace = loop.workspace
+    loop.do("deployment", "run", "retraining/process-march")
+    until(lambda: ("PAUSED", "Suspended") in loop.states(), 1200)
+    until(lambda: loop.flow_process() is None)
+    assert status_of(workspace) == "waiting"
+    said = json.loads(loop.wbc("labels", "status", "--json"))["next_step"]
+    assert said.startswith(f"0 of {ASKED} cells are agreed; nobody has begun to read; the retraining goes on at {ASKED}, or on ")
+    loop.kill("worker")
+    loop.kill("server")
+    loop.start_server()
+    assert loop.states()[-1] == ("PAUSED", "Suspended")
+    loop.start_worker()
+    return {line.split(",")[0] for line in (workspace / "data/queue.csv").read_text().splitlines()[1:]}
+
+
+def _goes_on_though_killed(loop: Loop) -> None:
+    """Enough is agreed: the watch resumes the run, which is killed in the middle; the retraining ends well all the same."""
+    workspace = loop.workspace
+    until(lambda: status_of(workspace) == "running" and loop.flow_process() is not None, 1200)
+    process = loop.flow_process()
+    assert process is not None
+    os.kill(process, signal.SIGKILL)
+    until(lambda: status_of(workspace) == "done", 1800)
+    state = read_state(workspace)
+    assert state is not None
+    assert state.gate is not None
+    assert state.gate["promoted"], state.gate
+
+
+def _what_was_learned(workspace: Path, truth: Truth, asked: set[str], odd: str) -> None:
+    """All that two people or a third agreed on is right, and was learned; what is none of the five was not."""
+    log = pd.read_csv(workspace / "data/labels.csv", dtype=str, keep_default_na=False)
+    given, right = log[log["why"].str.startswith("on the page")], dict(truth.values())
+    assert set(given["sha256"]) == asked - {odd}
+    assert (given["label"] == given["sha256"].map(right)).all()
+    assert {"Ada + Bo", "Dr Lead"} <= set(given["labelled_by"])
+    pools = Pools.read(workspace / "data/pools")
+    assert pools.none_of_five()["sha256"].tolist() == [odd]
+    assert asked - {odd} <= set(pools.frames["labelled"]["sha256"])
 
 
 def status_of(workspace: Path) -> str:
+    """What the last retraining of a workspace does."""
     state = read_state(workspace)
     return state.status if state else ""

@@ -51,11 +51,10 @@ def outcome_text(outcome: "Outcome") -> str:
     Console(file=buffer, width=100).print(table)
     lines = [buffer.getvalue().rstrip()]
     if outcome.status == "waiting":
-        lines.append(
-            f"people must label {counted(outcome.awaited, 'cell')}: on the page /label of the service ({_service(outcome)}), or in "
-            "files: `wbc labels export FILE.csv` (.json for Label Studio) writes the cells, `wbc labels import FILE` takes labels in"
-        )
-        lines.append(f"next: {outcome.next_step}")
+        cells = counted(outcome.awaited, "cell")
+        lines += [f"people must label {cells}: on the page /label of the service ({_service(outcome)}),"]
+        lines += ["or in files: `wbc labels export FILE.csv` (.json for Label Studio), then `wbc labels import FILE`"]
+        lines += [f"next: {outcome.next_step}"]
         lines += [f"worth: {outcome.gain['text']}"] if outcome.gain else []
     if outcome.came:
         lines.append(f"{counted(outcome.came, 'label')} came while the model was trained: the next round begins with them")
