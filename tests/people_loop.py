@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from flows.state import read_state
+from flows.state import is_locked, read_state
 from flows.workspace import init_workspace, set_params
 from serving.contract.labelling import NOT_A_LEUKOCYTE
 from serving.contract.site import read_site
@@ -170,13 +170,9 @@ class Loop:
         return httpx.post(f"{self.api}/{path}", json=query, timeout=60).json()
 
     def flow_process(self) -> int | None:
-        """The process that has the workspace, where it lives."""
-        path = self.workspace / ".wbc/retrain.lock"
-        try:
-            holder = int(json.loads(path.read_text())["pid"])
-            return holder if f"prefect.{'flow_engine'}" in Path(f"/proc/{holder}/cmdline").read_text() else None
-        except (OSError, ValueError, KeyError):
-            return None
+        """The process that has the workspace, where one has it."""
+        lock = self.workspace / ".wbc/retrain.lock"
+        return int(json.loads(lock.read_text())["pid"]) if is_locked(self.workspace) else None
 
     def add_key(self, name: str, person: str, *scopes: str) -> str:
         given = [part for scope in scopes for part in ("--scope", scope)]

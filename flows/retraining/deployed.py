@@ -7,8 +7,10 @@ holds no process, slot or worker, and the watch resumes it when enough cells are
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from prefect import flow, get_run_logger, runtime, suspend_flow_run
+from prefect.context import FlowRunContext
 
 from flows.guard import watch_flow
 from flows.labels import take_waiting
@@ -51,9 +53,10 @@ def retraining(workspace: Path, commit: bool) -> Any:
 
 
 def _resumed() -> bool:
-    """Whether this run was suspended and somebody resumed it, the watch or a person: it goes on with the answers that there
-    are."""
-    return bool(runtime.flow_run.run_count and runtime.flow_run.run_count > 1)
+    """Whether this run was suspended before and somebody resumed it, the watch or a person: it goes on with the answers that
+    there are."""
+    context = FlowRunContext.get()
+    return bool(context and context.flow_run and context.flow_run.empirical_policy.pause_keys)
 
 
 def _suspended(outcome: "Outcome") -> Any:
@@ -68,7 +71,7 @@ def _suspended(outcome: "Outcome") -> Any:
     if others := [run for run in suspended_runs(str(runtime.deployment.id)) if str(run.id) != mine]:
         return Cancelled(name="Waiting", message=f"the run {others[0].name} waits for people already: {outcome.next_step}")
     get_run_logger().info(f"waiting for people: {outcome.next_step}")
-    return suspend_flow_run(key=f"{outcome.key}-{len(outcome.cycles)}-{runtime.flow_run.run_count}")
+    return suspend_flow_run(key=uuid4().hex)  # a key that was used before suspends nothing
 
 
 def label_watch(workspace: Path, deployment: str = "") -> int:
@@ -84,7 +87,8 @@ def label_watch(workspace: Path, deployment: str = "") -> int:
     suspended = suspended_runs(deployment)
     if state is None or state.status != "waiting":
         drop_runs(suspended, "the retraining that it waited with went on in another run")
-        if count >= read_params(workspace / "params.yaml").schedule.min_new_labels:
+        killed = state is not None and state.status == "running" and state.scheduled  # what a person began goes on by a person
+        if killed or count >= read_params(workspace / "params.yaml").schedule.min_new_labels:
             _ask_for_a_run(workspace, deployment, state)
     elif waits:
         if suspended:

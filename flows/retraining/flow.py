@@ -461,7 +461,9 @@ def retraining(
     progress = Progress(get_run_logger().info if context else lambda line: None)
     with hold_lock(root) as lock:
         open_limit(own_server)
-        end_dead_runs([retraining_flow(root)], but=str(context.flow_run.id) if context and context.flow_run else "")
+        run = context.flow_run if context else None
+        deployment = str(run.deployment_id) if run and run.deployment_id else ""
+        end_dead_runs([retraining_flow(root)], but=str(run.id) if run else "", deployment=deployment)
         gate.mend(root / "models/champion")
         for line in filter(None, [*versioning.heal(root), *set_params(root, changes or {}), gone_line(root)]):
             progress.say(line)

@@ -231,13 +231,18 @@ def run_name(workspace: Path) -> str:
     return f"{workspace.resolve().name} {datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
 
 
-def end_dead_runs(flows: Sequence[str], but: str = "") -> int:
-    """Put the runs of these flows that still count as running, but were killed with their process, in the state Crashed; returns
-    how many. Only whoever knows that none of them runs may call this. `but` is the id of the run that asks."""
+def end_dead_runs(flows: Sequence[str], but: str = "", deployment: str = "") -> int:
+    """Put the runs of these flows that still count as running, but were killed with their process, in the state Crashed.
+
+    So it does with those of a `deployment` (its id). Returns how many. Only whoever knows that none of them runs may call this.
+    `but` is the id of the run that asks.
+    """
     from prefect.client.schemas.objects import StateType
     from prefect.states import Crashed
 
-    dead = [run for run in _runs(flows, StateType.RUNNING, StateType.PENDING, StateType.CANCELLING) if str(run.id) != but]
+    found = _runs(flows, StateType.RUNNING, StateType.PENDING, StateType.CANCELLING)
+    found += _runs_of(deployment, StateType.RUNNING, StateType.CANCELLING) if deployment else []
+    dead = list({run.id: run for run in found if str(run.id) != but}.values())
     for run in dead:
         _force(run.id, Crashed(message="its process was killed, and could not say so"))
     return len(dead)

@@ -171,7 +171,7 @@ def test_a_file_of_before_still_works_and_the_keys_that_went_are_named() -> None
     assert checked_params(before) == parse_params(TEXT)
     gone = gone_keys(before)
     assert len(gone) == len(GONE) - 1, "after_cycle is the program's own"
-    assert gone[:3] == ["data.max_conflict_share", "checks.near_duplicate_bits", "checks.near_duplicate_correlation"]
+    assert gone[:3] == ["data.max_conflict_share", "checks.min_contrast", "checks.near_duplicate_bits"]
     assert gone_keys(load_yaml(Path(__file__).parents[2] / "params.yaml")) == []
 
 

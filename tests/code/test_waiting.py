@@ -56,17 +56,21 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Server:
 
 
 def watch(
-    monkeypatch: pytest.MonkeyPatch, workspace: Path, wait: Wait | None, new: int = 0, status: str = "waiting"
-) -> list[str]:
+    monkeypatch: pytest.MonkeyPatch,
+    workspace: Path,
+    wait: Wait | None,
+    new: int = 0,
+    status: str = "waiting",
+    scheduled: bool = True,
+) -> None:
     """One look of the watch at a retraining in this state."""
     (workspace / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
-    state = State("key", "2-0", "2026-11-29T00:00:00+00:00", 0, False, status=status, queue="abc")
+    state = State("key", "2-0", "2026-11-29T00:00:00+00:00", 0, False, status=status, queue="abc", scheduled=scheduled)
     monkeypatch.setattr(deployed, "read_state", lambda path: state)
     monkeypatch.setattr(deployed, "new_labels", lambda path: new)
     standing = people.Standing(wait, None, None, "what happens next")
     monkeypatch.setattr(people, "stand", lambda path, show: standing)
     assert deployed.label_watch(workspace, "retraining/march") == new
-    return []
 
 
 ENOUGH, TOO_FEW = Wait(20, 17, 17), Wait(20, 16, 17)
@@ -105,10 +109,12 @@ def test_a_run_that_nothing_waits_for_is_ended_and_new_labels_begin_the_next(
     assert server.did == ["run retraining/march"]
 
 
-def test_a_killed_retraining_with_enough_labels_is_asked_for_again(
+def test_a_killed_run_goes_on_by_itself_and_what_a_person_stopped_does_not(
     server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    watch(monkeypatch, tmp_path, None, new=60, status="running")
+    watch(monkeypatch, tmp_path, None, new=1, status="running", scheduled=False)
+    assert server.did == []
+    watch(monkeypatch, tmp_path, None, new=1, status="running")
     assert server.did == ["run retraining/march"]
 
 
