@@ -136,7 +136,7 @@ def test_queries_and_exports_end_with_what_to_do_with_them(marked: Path, monkeyp
     pools = fill(marked)
     ask(marked, pools, 2)
     (marked / ".wbc").mkdir(exist_ok=True)
-    monkeypatch.setattr("flows.labels._with_bytes", lambda workspace, cells: iter(()))
+    monkeypatch.setattr("flows.exchange.export._with_bytes", lambda workspace, cells: iter(()))
     fill_in = "next: fill in its column label, then `wbc labels import ask.csv`"
     assert said(marked, monkeypatch, "labels", "export", "ask.csv")[-1] == fill_in
     studio = "next: in Label Studio take ask.xml for the labelling interface and import ask.json; "
