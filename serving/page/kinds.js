@@ -6,6 +6,8 @@ import { kind, t } from "./language.js";
 import { queue } from "./queue.js";
 import { references, row } from "./references.js";
 
+const UNSURE = "unsure";
+
 /** Fill `root`; `give(answer)` is called with what is pressed, `kinds` are the answers. */
 export function makeKinds(root, give, kinds = queue.kinds) {
   const groups = { classes: [], further: [], none: [] };
@@ -41,6 +43,7 @@ function button({ answer, key }, give) {
   name.className = "name";
   name.textContent = kind(answer);
   made.append(keyShown, name);
+  if (answer === UNSURE) made.title = t("label.help.unsure");
   made.addEventListener("click", () => give(answer));
   return made;
 }

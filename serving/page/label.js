@@ -189,6 +189,7 @@ function listen() {
     reveal: disputes.reveal,
     odd: sweep.readOdd,
     "sweep-undo": sweep.undo,
+    "sweep-zoom": sweep.zoom,
     "nothing-key": askForKey,
     "nothing-again": lookAgain,
     "nothing-undo": takeBack,

@@ -35,16 +35,14 @@ const address = async (id) => URL.createObjectURL(await labelling.referencePictu
 
 /** Small pictures of reference cells in a row, larger under the pointer. What they are is said beside them. */
 export function row(addresses) {
-  const pictures = addresses.map((url) => {
-    const image = new Image();
-    image.src = url;
-    image.alt = "";
-    image.draggable = false;
-    return image;
-  });
   const list = document.createElement("span");
   list.className = "references";
-  list.append(...pictures);
+  for (const url of addresses) {
+    const image = Object.assign(new Image(), { src: url, alt: "", draggable: false });
+    const frame = document.createElement("span");
+    frame.append(image);
+    list.append(frame);
+  }
   return list;
 }
 

@@ -189,9 +189,15 @@ function focusTile(at) {
   to.tile.focus();
 }
 
+/** Show the middle of each picture, or all of it. */
+export function zoom() {
+  byId("sweep-zoom").setAttribute("aria-pressed", String(byId("grid").classList.toggle("closer")));
+}
+
 /** What a key does here; undefined for one that does nothing. */
 export function actionOf(key) {
   if (key === "u") return undo;
+  if (key === "z") return zoom;
   if (key.startsWith("Arrow") && grid.length) return () => focusTile(0);
   const answer = answerOf(key);
   return answer && answer !== "unsure" ? () => give(answer) : undefined;

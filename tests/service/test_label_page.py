@@ -219,6 +219,9 @@ def test_alike_cells_are_named_together_and_the_odd_ones_by_themselves(browser: 
     expect(page.locator(".rectangle")).to_be_visible()
     page.mouse.up()
     expect(marked).to_have_count(8)  # 16, 17, 21 and 22, too
+    page.keyboard.press("z")
+    assert tiles.nth(5).locator("img").evaluate("image => image.getBoundingClientRect().width") > boxes[0]["width"] * 1.5
+    page.keyboard.press("z")
     tiles.nth(0).click()
     tiles.nth(16).focus()
     for key in (" ", "ArrowRight", " "):
@@ -289,6 +292,19 @@ def test_where_there_is_nothing_to_do_the_page_says_why(browser: Browser, reader
     expect(page.locator("#nothing-next")).to_have_text(f"Next: {NEXT_STEP}")
     page.evaluate("location.hash = '#/disputes'")
     expect(page.locator("#nothing-heading")).to_have_text("Not with this key")
+    page.evaluate("location.hash = '#/'")
+    state = page.evaluate(
+        "async (key) => (await fetch('v1/labelling', { headers: { 'X-API-Key': key } })).json()", readers.keys["fay"]
+    )
+    no_store = {"type": "urn:wbc:problem:no-store", "title": "No", "status": 404, "detail": "This service keeps nothing."}
+    page.route("**/v1/labelling", lambda route: _refuse(route, no_store), times=1)
+    page.reload()
+    expect(page.locator("#nothing-heading")).to_have_text("This service keeps nothing")
+    page.route("**/v1/labelling", lambda route: route.fulfill(json={**state, "queue": None, "left": 0}), times=1)
+    page.click("#nothing-again")
+    expect(page.locator("#nothing-heading")).to_have_text("Nothing is asked at the moment")
+    page.click("#nothing-again")
+    expect(page.locator("#nothing-heading")).to_have_text("You have read all your cells")
     page.click("#sign-out")
     expect(page.locator("#key-dialog")).to_be_visible()
     assert page.evaluate("sessionStorage.length") == 0
