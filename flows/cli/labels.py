@@ -48,6 +48,7 @@ def labels_import_command(
 ) -> None:
     """Take in answers that people gave; a later one supersedes an earlier. Exit code 3 when some rows were refused."""
     from flows.labels import import_labels
+    from flows.retraining.people import leave_queue
     from flows.state import label_cycle
 
     workspace = here()
@@ -58,6 +59,7 @@ def labels_import_command(
         *(f"  refused: {one['place']}: {one['reason']}" for one in result["refused"]),
         *_out_of_date(workspace, result),
         *_waits(result),
+        *filter(None, [leave_queue(workspace) if result["new"] else ""]),
         f"wrote {', '.join(result['wrote']) or 'nothing'}",
     ]
     emit(result, json_, "\n".join(lines), workspace)

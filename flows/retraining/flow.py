@@ -172,7 +172,7 @@ def fill_pools(workspace: Path, progress: Progress) -> None:
 @_step("version_pools")
 def version_pools(ctx: Context) -> PoolsVersion:
     """Version the pools with DVC: the version that every stage of the cycle works on and is recorded under."""
-    came = people.take(ctx.workspace).new + labels.take_waiting(ctx.workspace)
+    came = _from_the_page(ctx) + labels.take_waiting(ctx.workspace)
     if came:
         ctx.progress.say(f"{counted(came, 'label')} came in the meantime: this cycle begins with them")
     return versioning.version_pools(ctx.workspace, (ctx.lock,))
@@ -264,10 +264,21 @@ def label(ctx: Context) -> bool:
 @_step("take_answers")
 def take_answers(ctx: Context) -> None:
     """Take in what people have answered since: in the store of the service, and by files that waited."""
-    came = people.take(ctx.workspace)
+    _from_the_page(ctx)
     labels.take_waiting(ctx.workspace)
+
+
+def _from_the_page(ctx: Context) -> int:
+    """Take what people agreed on in the store of the service; returns how many answers were new. A store that cannot be reached
+    stops no training: its answers come to the next round."""
+    try:
+        came = people.take(ctx.workspace)
+    except WbcError as error:
+        ctx.progress.say(f"the people's answers were not looked at: {error}")
+        return 0
     if came.line:
         ctx.progress.say(came.line)
+    return came.new
 
 
 @_step("ask_people")

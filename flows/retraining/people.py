@@ -17,9 +17,11 @@ from flows.labelling.store import has_store, meeting_store
 from flows.labelling.waiting import Wait, deadline_of, next_step, waits_for
 from flows.labelling.worth import Worth, worth_of
 from flows.notify import announce
+from flows.progress import counted
 from flows.retraining import fresh_cells
-from flows.state import State, label_cycle, read_state
+from flows.state import State, is_locked, label_cycle, read_state
 from wbc_model.cells.pools import Pools
+from wbc_model.core.errors import WbcError
 from wbc_model.core.files import write_atomic
 from wbc_model.core.model_card import CARD, read_card
 from wbc_model.params import Params, read_params
@@ -85,12 +87,17 @@ def take_reports(workspace: Path, params: Params) -> str:
         return take_from_reports(workspace, store, params, label_cycle(workspace)).line
 
 
-def leave_queue(workspace: Path) -> int:
-    """Take cells that have got a label by a file out of the store's queue; returns how many."""
+def leave_queue(workspace: Path) -> str:
+    """Take cells that have got a label by a file out of the store's queue, so that nobody reads them in vain; returns what came
+    of it, in a line. The labels are in the log, whether the store can be reached or not."""
     if not has_store(workspace):
-        return 0
-    with meeting_store(workspace) as store:
-        return leave(workspace, store)
+        return ""
+    try:
+        with meeting_store(workspace) as store:
+            left = leave(workspace, store)
+    except WbcError as error:
+        return f"the page still asks about them, until the next retraining: {error}"
+    return f"{counted(left, 'cell')} left the queue of the page" if left else ""
 
 
 def note_overdue(workspace: Path, state: State) -> bool:
@@ -123,16 +130,18 @@ def _stand(workspace: Path, state: State | None, params: Params, store: "Store |
     worth = worth_of(workspace, params, queue) if queue is not None and len(queue) and state is not None and state.rows else None
     seen = progress(store, workspace_name(workspace)) if store is not None else None
     if state is None or state.status != "waiting" or not there:
-        return Standing(None, seen, worth, _not_waiting(state, params))
+        return Standing(None, seen, worth, _not_waiting(state, params, is_locked(workspace)))
     wait = waits_for(workspace, state, params.schedule)
     return Standing(wait, seen, worth, next_step(wait, seen, state.scheduled))
 
 
-def _not_waiting(state: State | None, params: Params) -> str:
+def _not_waiting(state: State | None, params: Params, at_work: bool) -> str:
     if state is None:
         return "nobody is asked yet: `wbc retrain --annotator people` asks"
-    if state.status == "running":
+    if state.status == "running" and at_work:
         return "the model is being trained: answers that come now begin its next round"
+    if state.status == "running":
+        return f"the retraining was interrupted: {'it goes on by itself' if state.scheduled else '`wbc retrain` goes on'}"
     return f"no retraining waits for people; {params.schedule.min_new_labels} new labels begin the next one under `wbc schedule`"
 
 

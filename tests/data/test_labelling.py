@@ -14,8 +14,10 @@ from sqlalchemy import select
 from flows.identity import workspace_name
 from flows.labelling.agreed import leave, take_agreed
 from flows.labelling.publish import REFERENCES, publish_queue, queue_id
+from flows.labelling.store import meeting_store
 from flows.labelling.waiting import Wait, next_step
 from flows.labels import QUEUE, awaited, read_log, read_queue, take_in
+from flows.retraining import people
 from serving.contract.site import Site, read_site
 from serving.labelling import answers
 from serving.labelling.queue import Notice, Progress, progress
@@ -193,6 +195,25 @@ def test_a_cell_that_a_file_labelled_leaves_the_queue_and_one_of_the_page_stays(
         states = {one.sha256: one.state for one in session.scalars(select(Asked).where(Asked.purpose == "asked"))}
     assert (states[by_file], states[by_page]) == ("withdrawn", "agreed")
     assert leave(workspace, store) == 0
+
+
+def test_an_import_takes_its_cells_off_the_page_and_needs_no_store_for_its_labels(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WBC_STORE_URL", raising=False)
+    by_file = read_queue(workspace)["sha256"].tolist()
+    given = pd.DataFrame({"sha256": by_file[:2], "label": "Basophil", "labelled_by": "Eve", "labelled_at": ""})
+    take_in(workspace, given, 1)
+    assert people.leave_queue(workspace) == "", "there is no store"
+    with meeting_store(workspace) as store:
+        published(workspace, store, site_with())
+    take_in(workspace, given.assign(sha256=by_file[2:4]), 1)
+    assert people.leave_queue(workspace) == "2 cells left the queue of the page"
+    assert people.leave_queue(workspace) == ""
+    monkeypatch.setenv("WBC_STORE_URL", "postgresql://nobody:secret@127.0.0.1:9/nothing")
+    line = people.leave_queue(workspace)
+    assert line.startswith("the page still asks about them, until the next retraining: the store 'nothing' on PostgreSQL")
+    assert "secret" not in line
 
 
 # --- when it goes on, and what it says ------------------------------------------------------------------------------------
