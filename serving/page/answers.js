@@ -23,6 +23,7 @@ const CALLS = {
 const answered = new Set(); // tasks and disputes that were answered here, and whose answer stands
 let reader = "";
 let waiting = [];
+let others = []; // what other readers of this tab could not send; it waits for them
 let sending = null; // resolves when nothing waits
 let wake = () => {}; // ends the pause before what could not be sent is sent again
 const views = {}; // who is told, by the way an answer was given
@@ -38,6 +39,7 @@ export function begin(name, onChange) {
   reader = name;
   changed = onChange;
   waiting = kept().filter((entry) => entry.reader === reader);
+  others = kept().filter((entry) => entry.reader !== reader);
   for (const entry of waiting) if (entry.way !== "undo") note(entry);
   if (waiting.length) start();
 }
@@ -135,7 +137,7 @@ async function pause(failure, failures) {
   notice("unsent", t("label.unsent", { count: waiting.length, why: failure.message }));
   await new Promise((resolve) => {
     wake = resolve;
-    setTimeout(resolve, PATIENCE[Math.min(failures, PATIENCE.length - 1)]);
+    if (failure.status !== 401) setTimeout(resolve, PATIENCE[Math.min(failures, PATIENCE.length - 1)]); // else when there is a key
   });
 }
 
@@ -154,7 +156,8 @@ function done(entry) {
 }
 
 function keep() {
-  if (waiting.length) sessionStorage.setItem(KEPT, JSON.stringify(waiting));
+  const all = [...others, ...waiting];
+  if (all.length) sessionStorage.setItem(KEPT, JSON.stringify(all));
   else sessionStorage.removeItem(KEPT);
   changed();
 }

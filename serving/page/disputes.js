@@ -101,7 +101,7 @@ function give(answer) {
   }
   ahead.shift();
   given.push(one);
-  one.entry = { way: "adjudicated", id: one.id, answer, seconds: Math.round(1000 * seconds) / 1000 };
+  one.entry = { way: "adjudicated", id: one.id, answer, seconds };
   disputed(-1);
   flash(byId("kinds"), answer);
   say(t("label.decided", { kind: kind(answer), count: queue.disputed }));

@@ -22,6 +22,7 @@ const MAIN = { read: "one", sweep: "sweep", disputes: "one", agreement: "agreeme
 
 let me = null; // whose key it is
 let view = "read";
+let signedIn = false; // whether the page is loaded again for another key: what is not sent stays in the tab
 let acting = false; // whether a view is on the screen, and keys are its own
 
 // ---------------------------------------------------------------- begin
@@ -38,7 +39,7 @@ async function begin() {
       nothing("scope", { key: me.key, scopes: me.scopes.join(", ") });
       return;
     }
-    reading.begin(() => nothing("done"));
+    reading.begin({ ended: () => nothing("done"), stopped });
     disputes.begin(() => nothing("agreed"));
     sweep.begin(readOdd);
     answers.begin(me.person ?? me.key, draw);
@@ -171,7 +172,7 @@ async function signOut() {
 }
 
 function leaving(event) {
-  if (answers.unsaved()) event.preventDefault();
+  if (answers.unsaved() && !signedIn) event.preventDefault();
 }
 
 function listen() {
@@ -202,7 +203,18 @@ async function askForKey() {
   const given = await dialogs.key(false);
   if (!given) return;
   service.keepKey(given);
-  await begin();
+  signedIn = true;
+  location.reload();
+}
+
+/** A key that is asked for in the middle may be another person's: the page begins anew. */
+async function newKey(refused) {
+  const given = await dialogs.key(refused);
+  if (!given || !me) return given;
+  service.keepKey(given);
+  signedIn = true;
+  location.reload();
+  return new Promise(() => {});
 }
 
 function failed(event) {
@@ -213,7 +225,7 @@ function failed(event) {
 translate(document);
 offer(byId("language"));
 service.keyFromAddress();
-service.onKeyNeeded(dialogs.key);
+service.onKeyNeeded(newKey);
 listen();
 notice("unsent", "");
 void begin();

@@ -7,6 +7,7 @@
 import { Zoom } from "./zoom.js";
 
 const GLANCE = 120; // ms
+const LONGEST = 3_600_000; // ms: whoever looks for longer was not there
 const byId = (id) => document.getElementById(id);
 
 let shown = null;
@@ -46,8 +47,8 @@ export function show(image, name, words = "") {
 /** Seconds that the picture has been in sight; undefined where a glance has not passed. */
 export function seconds() {
   if (since === null) return undefined;
-  const passed = performance.now() - since;
-  return passed < GLANCE ? undefined : passed / 1000;
+  const passed = Math.round(performance.now() - since);
+  return passed < GLANCE ? undefined : Math.min(passed, LONGEST) / 1000;
 }
 
 /** What a key does to the picture; undefined for a key of another. */

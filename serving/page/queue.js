@@ -20,7 +20,7 @@ export async function refresh() {
 }
 
 /** What the service told with an answer. It is of the past while others are on their way. */
-export function told({ done, left, disputed }) {
+export function progressed({ done, left, disputed }) {
   if (answers.unsaved()) return;
   Object.assign(queue, { done, left, disputed });
   draw();

@@ -7,7 +7,7 @@ import * as labelling from "./labelling.js";
 import { kind, t } from "./language.js";
 import * as microscope from "./microscope.js";
 import { say } from "./notices.js";
-import { answerOf, count, place, told } from "./queue.js";
+import { answerOf, count, place, progressed } from "./queue.js";
 import { Failure } from "./service.js";
 
 const AGAIN = 3000; // ms
@@ -15,7 +15,7 @@ const BEFORE = 20; // answers that can be taken back without asking for their pi
 const GONE = [404, 409]; // the status of a refusal after which the cell is not asked for
 const byId = (id) => document.getElementById(id);
 
-let ended = () => {}; // called when there is nothing left to read
+let told = {}; // `ended()` when there is nothing left to read, `stopped(failure)` when the service does not let the reader go on
 let given = []; // what was answered here: the entry that is sent, and its task
 let shown = null; // the task that is on the screen
 let here = false; // whether this view is
@@ -23,13 +23,13 @@ let timer; // until the service is asked again, where it did not answer
 
 const ahead = new Ahead({ ask: labelling.tasks, load: labelling.picture, answered: answers.holds, came: (task) => shown === task && show() });
 
-/** Begin with another reader or queue; `onEnd()` is called when nothing is left to read. */
-export function begin(onEnd) {
-  ended = onEnd;
+/** Begin with another reader or queue; `ended()` is called when nothing is left to read, `stopped(failure)` where it cannot go on. */
+export function begin(whom) {
+  told = whom;
   given = [];
   shown = null;
   ahead.tasks = [];
-  answers.listen("single", { confirmed: (_, answer) => told(answer), refused });
+  answers.listen("single", { confirmed: (_, answer) => progressed(answer), refused });
   answers.listen("undo", { confirmed: undone, refused: (_, failure) => say(failure.message, true) });
 }
 
@@ -61,17 +61,25 @@ async function next() {
   show();
   try {
     await ahead.fill(answers.unsaved());
+    if (!ahead.current) {
+      await answers.sent(); // what is refused comes back
+      ahead.again(); // and there may be more by now
+      await ahead.fill();
+    }
   } catch (failure) {
     if (!(failure instanceof Failure)) throw failure;
-    if (!ahead.current) microscope.show(undefined, "", failure.message);
-    if (here && failure.unknown) timer = setTimeout(next, AGAIN);
+    failed(failure);
     return;
   }
   show();
-  if (ahead.current) return;
-  await answers.sent(); // what is refused comes back
-  show();
-  if (here && !ahead.current) ended();
+  if (here && !ahead.current) told.ended();
+}
+
+function failed(failure) {
+  if (!here) return;
+  if (!failure.unknown) told.stopped(failure);
+  else timer = setTimeout(next, AGAIN);
+  if (!ahead.current) microscope.show(undefined, "", failure.message);
 }
 
 function show() {
@@ -98,7 +106,7 @@ function give(answer) {
     say(task.image ? t("label.too_soon") : t("label.not_seen"), true);
     return;
   }
-  const entry = { way: "single", id: task.id, answer, seconds: Math.round(1000 * seconds) / 1000 };
+  const entry = { way: "single", id: task.id, answer, seconds };
   ahead.shift();
   given.push({ entry, task });
   if (given.length > BEFORE) release(given[given.length - 1 - BEFORE].task);

@@ -6,7 +6,7 @@ import { flash, makeKinds } from "./kinds.js";
 import * as labelling from "./labelling.js";
 import { kind, t } from "./language.js";
 import { guarded, say } from "./notices.js";
-import { answerOf, count, ofSeveral, place, told } from "./queue.js";
+import { answerOf, count, ofSeveral, place, progressed } from "./queue.js";
 import { Selection } from "./selection.js";
 import * as service from "./service.js";
 
@@ -28,7 +28,7 @@ export function begin(onOdd) {
   handOver = onOdd;
   [odd, grid, later] = [[], [], []];
   last = null;
-  answers.listen("sweep", { confirmed: (_, answer) => told(answer), refused });
+  answers.listen("sweep", { confirmed: (_, answer) => progressed(answer), refused });
   selection ??= makeSelection();
 }
 

@@ -120,6 +120,8 @@ def test_a_bad_network_makes_nobody_wait_and_loses_nothing(browser: Browser, rea
     expect(page.locator("#saved")).to_have_text("2 answers on their way")
     expect(page.locator("#notices")).to_contain_text("not saved yet", timeout=10_000)
     assert done(readers, "bert") == 1
+    name_cells(page, "4", "u")  # which has not left yet, and never does
+    expect(page.locator("#saved")).to_have_text("2 answers on their way")
     page.reload()
     in_sight(page)
     expect(page.locator("#done")).to_have_text(f"3 of {COUNT} cells")
@@ -305,6 +307,15 @@ def test_where_there_is_nothing_to_do_the_page_says_why(browser: Browser, reader
     expect(page.locator("#nothing-heading")).to_have_text("Nothing is asked at the moment")
     page.click("#nothing-again")
     expect(page.locator("#nothing-heading")).to_have_text("You have read all your cells")
+
+    # A key that is taken away in the middle: the page asks who is there, and goes on for that person.
+    page.evaluate("location.hash = '#/'")
+    page.evaluate("sessionStorage.setItem('wbc-api-key', 'an old one')")
+    page.click("#nothing-again")
+    expect(page.locator("#key-refused")).to_be_visible()
+    page.fill("#key-input", readers.keys["dora"])
+    page.keyboard.press("Enter")
+    expect(page.locator("#reader")).to_have_text("Dora Weiss")
     page.click("#sign-out")
     expect(page.locator("#key-dialog")).to_be_visible()
     assert page.evaluate("sessionStorage.length") == 0
