@@ -117,7 +117,7 @@ def _agreed(answers: list[Answer], unsure: str) -> Answer | Refused | None:
     for one in answers:
         by_person.setdefault(one.by, []).append(one)
     last = [one for name, given in by_person.items() for one in (_last(given) if name else given)]
-    sure = [one for one in last if one.label != unsure]
+    sure = sorted((one for one in last if one.label != unsure), key=lambda one: one.by)
     if not sure:
         return None
     place = ", ".join(dict.fromkeys(one.place for one in sure))

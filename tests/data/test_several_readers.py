@@ -36,7 +36,7 @@ def one(given_: Given) -> tuple[str, str, str]:
 def test_those_who_agree_are_all_named(tmp_path: Path) -> None:
     later = "2026-11-23T10:00:00.5Z"
     found = read(tmp_path, annotation("Monocyte"), annotation("Monocyte", {"email": "ada@example.org"}, later))
-    assert one(found) == ("Monocyte", "label studio 1 + ada@example.org", "2026-11-23T10:00:00Z")
+    assert one(found) == ("Monocyte", "ada@example.org + label studio 1", "2026-11-23T10:00:00Z")
 
 
 def test_those_who_disagree_are_refused_with_both_names(tmp_path: Path) -> None:
@@ -97,6 +97,12 @@ def test_several_rows_of_one_cell_say_the_same_as_several_annotations(tmp_path: 
     assert refused.place == ("task 3" if form == "json" else "line 2, line 3")
     assert one(minimal(tmp_path, form, ada, ben | {"label": "Smudge", "annotator": 1}))[0] == "Smudge"
     assert minimal(tmp_path, form, ada | {"label": "unsure"}, {"annotator": 2}).unsure == 1
+
+
+def test_a_sheet_may_hold_whole_images(tmp_path: Path) -> None:
+    """Label Studio's CSV has the task's data in it, and so the image that we have put there."""
+    (tmp_path / "export.csv").write_text(f"image,label,sha256\ndata:image/png;base64,{'A' * 300_000},Monocyte,{CELL}\n")
+    assert one(read_answers(tmp_path / "export.csv", WORDS))[0] == "Monocyte"
 
 
 LABELS = st.sampled_from(["Monocyte", "Basophil", "Smudge", "unsure"])

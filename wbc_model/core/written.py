@@ -48,6 +48,8 @@ def decode_written(data: bytes, path: Path) -> str:
     return text
 
 
+# A field may hold a whole image, as in the CSV that Label Studio exports; 32 MiB of it are 43 MiB of text. Python allows 128 KiB.
+csv.field_size_limit(64 * 2**20)
 SEPARATORS: Final = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 
 
