@@ -18,7 +18,7 @@ from typing import Any, Final, Literal
 
 import pandas as pd
 
-from flows.exchange.answers import Refused
+from flows.exchange.answers import Disagreement, Refused
 from flows.exchange.export import export_cells
 from flows.exchange.given import Vocabulary, read_answers
 from flows.exchange.handed_out import hand_out, is_ours, move_aside, was_handed_out
@@ -28,7 +28,7 @@ from serving.contract.labelling import UNSURE, answers_of
 from serving.contract.site import site_from_environment
 from wbc_model.cells.conflicts import CONFLICTS, MACHINES, Conflict, conflicts_csv, open_conflicts, read_conflicts, settled
 from wbc_model.cells.none_of_five import RECORD, grown, read_record, standing
-from wbc_model.cells.pools import Pools, now, read_table, sides, to_csv, transaction
+from wbc_model.cells.pools import DRAWN, Pools, now, read_table, sides, to_csv, transaction
 from wbc_model.cells.rejections import quarantined
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
@@ -37,6 +37,7 @@ from wbc_model.core.lock import locked
 from wbc_model.core.written import read_sheet, read_written
 
 LOG: Final = "data/labels.csv"
+RECORD_FILE: Final = f"data/{RECORD}"
 _WAITING: Final = ".wbc/incoming"
 COLUMNS: Final = ["sha256", "label", "labelled_by", "labelled_at", "cycle", "why"]
 FIRST_COLUMNS: Final = COLUMNS[:5]  # of a log that was begun before labels could be superseded
@@ -51,7 +52,7 @@ class Taken:
     `new` counts those that were taken in, `none_of_five` those of them that are no class. `corrected` counts those that supersede
     a different label, `held_out` those of them in the validation or test pool. `known` counts labels that were there, `refused`
     lists the others. `pools` is the version of the pools afterwards. Where the labels wait, `waits_for` names who works on the
-    pools.
+    pools. `in_record`: the record of what is none of the five grew.
     """
 
     new: int
@@ -62,6 +63,7 @@ class Taken:
     pools: str
     waits_for: str = ""
     none_of_five: int = 0
+    in_record: bool = False
 
 
 def read_log(workspace: Path) -> pd.DataFrame:
@@ -79,7 +81,7 @@ def read_log(workspace: Path) -> pd.DataFrame:
 
 def read_none_of_five(workspace: Path) -> pd.DataFrame:
     """The record of the cells that people call none of the five classes, as text columns COLUMNS."""
-    return read_record(workspace / "data" / RECORD)
+    return read_record(workspace / RECORD_FILE)
 
 
 def kinds() -> tuple[str, ...]:
@@ -226,14 +228,16 @@ class _Sorting:
 
     def files(self, new: pd.DataFrame, cycle: int) -> dict[Path, str]:
         """The log and the record after these answers, those of them that grow. A class takes back what the record says."""
-        labels = new[new["label"].isin(CLASSES)]
-        others = new[~new["label"].isin(CLASSES) | new["sha256"].isin(self.no_class)]
+        labels, others = new[new["label"].isin(CLASSES)], new[self._of_the_record(new)]
         found: dict[Path, str] = {}
         if len(labels):
             found[self.workspace / LOG] = to_csv(pd.concat([self.log, labels.assign(cycle=str(cycle))[COLUMNS]]))
         if len(others):
-            found[self.workspace / "data" / RECORD] = grown(self.record, others, cycle)
+            found[self.workspace / RECORD_FILE] = grown(self.record, others, cycle)
         return found
+
+    def _of_the_record(self, new: pd.DataFrame) -> "pd.Series[bool]":
+        return ~new["label"].isin(CLASSES) | new["sha256"].isin(self.no_class)
 
     def check(self, all_or_nothing: bool) -> None:
         """Raises WbcError for the first row that was refused, where one spoils all."""
@@ -251,6 +255,7 @@ class _Sorting:
             pools=pools.version(),
             waits_for=waits_for,
             none_of_five=int((~new["label"].isin(CLASSES)).sum()),
+            in_record=bool(self._of_the_record(new).any()),
         )
 
     def _why_not(self, row: dict[Any, str], torn: bool) -> str | None:
@@ -311,7 +316,7 @@ def _behind(pools: Pools, log: pd.DataFrame, record: pd.DataFrame) -> pd.DataFra
 def _refuse_behind(workspace: Path, pools: Pools, log: pd.DataFrame, record: pd.DataFrame) -> None:
     behind = _behind(pools, log, record)
     if len(behind):
-        where = LOG if behind["label"].isin(CLASSES).any() else f"data/{RECORD}"
+        where = LOG if behind["label"].isin(CLASSES).any() else RECORD_FILE
         raise WbcError(
             f"{workspace / where} has {len(behind)} labels that the pools do not, as after a checkout of an older version: "
             "`dvc checkout` brings both to one version, or `wbc labels replay` takes these labels in"
@@ -376,12 +381,18 @@ def _decided(workspace: Path, labels: list[tuple[str, str]], by: str, why: str, 
     if len(torn):
         raise WbcError(f"cell {torn['sha256'].iloc[0]} has conflicts with more than one label: decide on it by itself first")
     taken = take_in(workspace, rows, cycle, decided=True, all_or_nothing=True)
-    wrote = [_WAITING] if taken.waits_for else [LOG, "data/pools"]
-    return {**_told(taken), "conflicts": len(conflicts(workspace)), "wrote": wrote}
+    return {**_told(taken), "conflicts": len(conflicts(workspace))}
 
 
 def _told(taken: Taken) -> dict[str, Any]:
-    return {**vars(taken), "refused": [vars(one) for one in taken.refused]}
+    """For `--json`, with the files that were written."""
+    files = [LOG] * (taken.new > taken.none_of_five) + [RECORD_FILE] * taken.in_record + ["data/pools"]
+    wrote = ([_WAITING] if taken.waits_for else files) if taken.new else []
+    return {**vars(taken), "refused": [_refusal(one) for one in taken.refused], "wrote": wrote}
+
+
+def _refusal(refused: Refused) -> dict[str, str]:
+    return {"place": refused.place, "sha256": refused.sha256, "reason": refused.reason}
 
 
 def _find(workspace: Path, cell: str) -> str:
@@ -469,11 +480,20 @@ def import_labels(workspace: Path, file: Path, cycle: int, annotator: str = "") 
     frame = pd.DataFrame(rows, columns=[*COLUMNS[:4], "why", "place"], dtype=str)
     taken = _told(take_in(workspace, frame, cycle))
     waiting = len(awaited(workspace)) if (workspace / "data/queue.csv").exists() else 0
-    files = [LOG] * (taken["new"] > taken["none_of_five"]) + [f"data/{RECORD}"] * bool(taken["none_of_five"])
-    wrote = ([_WAITING] if taken["waits_for"] else [*files, "data/pools"]) if taken["new"] else []
-    refusals = [*(vars(one) for one in given.refused), *taken["refused"]]
-    counts = {name: getattr(given, name) for name in STAY_ASKED}
-    return {"labels": len(frame), **taken, **counts, "refused": refusals, "cycle": cycle, "awaited": waiting, "wrote": wrote}
+    settled = _settled_since(workspace, given.refused)
+    refusals = [*(_refusal(one) for one in given.refused if one not in settled), *taken["refused"]]
+    counts = {name: getattr(given, name) for name in STAY_ASKED} | {"known": taken["known"] + len(settled)}
+    return {"labels": len(frame) + len(settled), **taken, **counts, "refused": refusals, "cycle": cycle, "awaited": waiting}
+
+
+def _settled_since(workspace: Path, refused: list[Refused]) -> list[Refused]:
+    """The disagreements on which a person has decided since: a project of Label Studio has all that was ever said in it."""
+    torn = [one for one in refused if isinstance(one, Disagreement) and one.at]
+    if not torn:
+        return []
+    cells = Pools.read(workspace / "data/pools").table().set_index("sha256")[["labelled_by", "labelled_at"]].to_dict("index")
+    now_said = {sha256: row["labelled_at"] for sha256, row in cells.items() if row["labelled_by"] not in {*MACHINES, DRAWN}}
+    return [one for one in torn if now_said.get(one.sha256, "") >= one.at]
 
 
 def _vocabulary(workspace: Path) -> Vocabulary:

@@ -10,6 +10,7 @@ import typer
 
 from flows.cli.command import Json, emit, here, labels_app, writing_here
 from flows.cli.data import conflict_lines
+from flows.progress import counted
 
 
 @labels_app.command("export")
@@ -69,19 +70,15 @@ def labels_import_command(
 
 def _beside_labels(result: Mapping[str, Any]) -> list[str]:
     """What came that is no new label of a class: other answers, corrections, and cells that nobody answered for."""
-    stay = {
-        "unsure": "cells that people are unsure of",
-        "skipped": "cells that were skipped",
-        "predicted": "cells of which only a model has said something, which is no answer",
-    }
-    asked = [f"{result[name]} {what}" for name, what in stay.items() if result[name]]
+    why = {"unsure": "somebody is unsure", "skipped": "skipped", "predicted": "only a model has spoken, which is no answer"}
+    asked = ", ".join(f"{result[name]} {words}" for name, words in why.items() if result[name])
     lines = {
-        f"{result['none_of_five']} are none of the five classes: they are out of use, and not asked again": result[
+        f"{counted(result['none_of_five'], 'cell')} none of the five classes: out of use, not asked again": result[
             "none_of_five"
         ],
         f"{result['corrected']} supersede another label, {result['held_out']} of them in validation or test": result["corrected"],
-        f"passed over: {', '.join(asked)}": asked,
-        "nothing changed: all of it is known": result["labels"] and result["labels"] == result["known"],
+        f"without an answer: {asked}": asked,
+        "nothing changed: all of it is known": result["labels"] and result["labels"] == result["known"] and not result["refused"],
     }
     return [line for line, there in lines.items() if there]
 
@@ -125,7 +122,7 @@ def labels_decide_command(
         emit({"conflicts": [vars(one) for one in waiting]}, json_, "\n".join(conflict_lines(waiting)) or "no conflict")
         return
     text = f"{result['new']} decided, {result['corrected']} labels changed; {result['conflicts']} conflicts wait"
-    text += "\nit is none of the five classes: it is out of use, and not asked again" if result["none_of_five"] else ""
+    text += "\nnone of the five classes: the cell is out of use, and not asked again" if result["none_of_five"] else ""
     lines = [text, *_out_of_date(workspace, result), *_waits(result), f"wrote {', '.join(result['wrote'])}"]
     emit(result, json_, "\n".join(lines), workspace)
 

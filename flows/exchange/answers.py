@@ -29,6 +29,13 @@ class Refused:
 
 
 @dataclass(frozen=True)
+class Disagreement(Refused):
+    """What several people say differently of one cell; `at`: when the last of them said it, empty where that is not known."""
+
+    at: str = ""
+
+
+@dataclass(frozen=True)
 class Passed:
     """A row or task that says nothing about its cell: somebody skipped it, or only a model has spoken."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from flows.exchange.answers import Answer, Passed, Refused, Said
+from flows.exchange.answers import Answer, Disagreement, Passed, Refused, Said
 from flows.exchange.label_studio import read_tasks
 from flows.exchange.sheet import SHEETS, read_rows
 from wbc_model.cells.conflicts import MACHINES
@@ -121,11 +121,11 @@ def _agreed(answers: list[Answer], unsure: str) -> Answer | Refused | None:
     if not sure:
         return None
     place = ", ".join(dict.fromkeys(one.place for one in sure))
-    if len({one.label for one in sure}) > 1:
-        return Refused(place, sure[0].sha256, _disagreement(sure))
-    names = " + ".join(dict.fromkeys(one.by for one in sure if one.by))
     at = max(one.at for one in sure)
     at = f"{at[:19]}Z" if at else ""
+    if len({one.label for one in sure}) > 1:
+        return Disagreement(place, sure[0].sha256, _disagreement(sure), at)
+    names = " + ".join(dict.fromkeys(one.by for one in sure if one.by))
     why = "; ".join(dict.fromkeys(one.why for one in sure if one.why))
     return replace(sure[0], place=place, by=names, at=at, why=why)
 

@@ -29,6 +29,7 @@ from flows.retraining import gate
 from flows.state import State
 from flows.tracking import COMPLETE, Tracker, open_tracker, packaged_digest
 from flows.workspace import note_after_cycle, set_params, template
+from serving.inference.champion import ChampionWatch
 from tests.pools import ingest
 from wbc_model.cells.pools import Pools
 from wbc_model.core.cell_filter import CellFilter
@@ -331,11 +332,29 @@ def test_a_rollback_passes_over_what_was_withdrawn(site: Site) -> None:
         champion.roll_back(site.workspace, "and one")
 
 
-def test_a_rollback_goes_back_any_number_of_steps(site: Site) -> None:
+class Opened:
+    """What a service loads, as far as this store of made-up models can be loaded."""
+
+    def __init__(self, directory: Path) -> None:
+        self.card = read_card(directory)
+
+    @classmethod
+    def open(cls, directory: Path) -> "Opened":
+        return cls(directory)
+
+
+def test_a_rollback_goes_back_any_number_of_steps(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in (1, 2, 3, 4, 5):
         site.candidate(seed)
         assert site.ask().promoted
+    served: list[str] = []
+    monkeypatch.setattr("serving.inference.champion.Classifier", Opened)
+    watch = ChampionWatch(site.workspace / "models/champion", lambda opened: served.append(opened.card.version))
+    watch.load()
     answer = champion.roll_back(site.workspace, "blasts since the spring", "Ada", 3)
+    for _ in range(2):  # a service looks every second, and takes in what has settled
+        watch.look()
+    assert served[1:] == [answer["rolled_back"]["model"]]
     assert answer["rolled_back"]["withdrawn"] == ["5", "4", "3"]
     assert (answer["rolled_back"]["from"], answer["rolled_back"]["to"], site.version()) == ("5", "2", "2")
     text = champion.champions_text(answer).splitlines()

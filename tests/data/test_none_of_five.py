@@ -194,6 +194,23 @@ def test_a_sheet_brings_answers_of_all_kinds(site: Path, tmp_path: Path) -> None
         decide(site, cells[1], "unsure", "Ada", "I do not know", 1)
 
 
+def test_a_disagreement_is_told_until_somebody_has_decided(site: Path, tmp_path: Path) -> None:
+    """A project of Label Studio exports all that was ever said in it, each time."""
+    first, *_ = read_queue(site)["sha256"]
+    lines = [f"{first},Monocyte,Ada,2026-11-22T10:00:00Z", f"{first},Smudge,Ben,2026-11-22T11:00:00Z"]
+    (tmp_path / "sheet.csv").write_text("\n".join(["sha256,label,labelled_by,labelled_at", *lines]) + "\n")
+    for _ in range(2):
+        result = import_labels(site, tmp_path / "sheet.csv", 1)
+        assert (result["labels"], result["known"], len(result["refused"])) == (0, 0, 1)
+    assert decide(site, first, "Smudge", "Cem", "both looked again", 1)["wrote"] == [f"data/{NONE}", "data/pools"]
+    result = import_labels(site, tmp_path / "sheet.csv", 1)
+    assert (result["labels"], result["known"], result["refused"]) == (1, 1, [])
+    assert decide(site, first, "Monocyte", "Cem", "once more", 1)["wrote"] == ["data/labels.csv", f"data/{NONE}", "data/pools"]
+    with (tmp_path / "sheet.csv").open("a") as sheet:
+        sheet.write(f"{first},Basophil,Ben,2026-11-22T12:00:00Z\n")
+    assert import_labels(site, tmp_path / "sheet.csv", 1)["refused"] == [], "said before the decision, be it a third thing"
+
+
 def test_a_site_s_own_word_for_a_class_comes_first(site: Path, tmp_path: Path) -> None:
     params = site / "params.yaml"
     params.write_text(params.read_text().replace("label_names: {}", "label_names: {band: Neutrophil}"))

@@ -101,7 +101,7 @@ def test_several_rows_of_one_cell_say_the_same_as_several_annotations(tmp_path: 
 
 def test_a_sheet_may_hold_whole_images(tmp_path: Path) -> None:
     """Label Studio's CSV has the task's data in it, and so the image that we have put there."""
-    (tmp_path / "export.csv").write_text(f"image,label,sha256\ndata:image/png;base64,{'A' * 300_000},Monocyte,{CELL}\n")
+    (tmp_path / "export.csv").write_text(f'image,label,sha256\n"data:image/png;base64,{"A" * 300_000}",Monocyte,{CELL}\n')
     assert one(read_answers(tmp_path / "export.csv", WORDS))[0] == "Monocyte"
 
 
