@@ -72,13 +72,12 @@ def _beside_labels(result: Mapping[str, Any]) -> list[str]:
     """What came that is no new label of a class: other answers, corrections, and cells that nobody answered for."""
     why = {"unsure": "somebody is unsure", "skipped": "skipped", "predicted": "only a model has spoken, which is no answer"}
     asked = ", ".join(f"{result[name]} {words}" for name, words in why.items() if result[name])
+    others, known = result["none_of_five"], result["labels"] and result["labels"] == result["known"] and not result["refused"]
     lines = {
-        f"{counted(result['none_of_five'], 'cell')} none of the five classes: out of use, not asked again": result[
-            "none_of_five"
-        ],
+        f"{counted(others, 'cell')} none of the five classes: out of use, not asked again": others,
         f"{result['corrected']} supersede another label, {result['held_out']} of them in validation or test": result["corrected"],
         f"without an answer: {asked}": asked,
-        "nothing changed: all of it is known": result["labels"] and result["labels"] == result["known"] and not result["refused"],
+        "nothing changed: all of it is known": known,
     }
     return [line for line, there in lines.items() if there]
 

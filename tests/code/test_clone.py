@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from flows.pipeline.dvc import TRACKED
 from tests.code.test_flow import environment
 from wbc_model.core.classes import CLASSES
 
@@ -39,8 +40,7 @@ def bring_back(folder: Path) -> None:
 
 def version(folder: Path, name: str) -> None:
     """What a retraining with --commit does before it trains."""
-    tracked = [f"data/{one}" for one in ("images", "pools", "labels.csv", "oracle.csv", "rejected.csv", "conflicts.csv")]
-    dvc(folder, "add", "-q", *(one for one in tracked if (folder / one).exists()))
+    dvc(folder, "add", "-q", *(one for one in TRACKED if (folder / one).exists()))
     run(folder, "git", "add", "-A", "data")
     run(folder, "git", "commit", "-qm", name)
     run(folder, "git", "tag", name)
@@ -128,3 +128,12 @@ def test_after_a_checkout_of_an_older_version_no_later_label_is_replayed_unasked
     log = pd.read_csv(workspace / "data/labels.csv")
     assert (log["sha256"].nunique(), log["label"].nunique(), log["why"].tolist()) == (1, 2, ["seen", "seen"])
     assert "1 labels were superseded by later ones" in wbc(workspace, "labels", "status")
+    # What is none of the five comes and goes with its version as labels do.
+    wbc(workspace, "labels", "decide", cells[2], "Smudge", "--by", "ada", "--why", "torn")
+    version(workspace, "pools-v4")
+    run(workspace, "git", "checkout", "-q", "pools-v3")
+    bring_back(workspace)
+    assert "data/none_of_five.csv has 1 labels that the pools do not" in wbc(workspace, "labels", "import", str(answers), code=1)
+    run(workspace, "git", "checkout", "-q", "pools-v4")
+    bring_back(workspace)
+    assert json.loads(wbc(workspace, "labels", "status", "--json"))["none_of_five"] == {"Smudge": 1}
