@@ -173,9 +173,13 @@ async def answer_tasks(request: Request) -> Response:
     """The reader's answers to several tasks at once, as from a grid: all are taken, or none."""
     store, asked = _store(request), await read_json(request, AnswersRequest)
     said = {one.task: one.answer for one in asked.answers}
-    if len(said) < len(asked.answers):
-        raise bad_field("answers", "answers: A task stands twice.")
-    take = partial(answers.answer_several, store, _who(request), said, _site(request), asked.seconds, asked.way)
+
+    def take() -> answers.HowFar:
+        far = answers.answer_several(store, _who(request), said, _site(request), asked.seconds, asked.way)
+        if len(said) < len(asked.answers):  # nothing is kept of what raises
+            raise bad_field("answers", "answers: A task stands twice.")
+        return far
+
     return await _answered(request, take, asked)
 
 
