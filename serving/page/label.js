@@ -95,7 +95,7 @@ function show(main) {
   for (const each of document.querySelectorAll("main")) each.hidden = each.id !== main;
   document.body.dataset.view = main === "nothing" ? "nothing" : view;
   acting = main !== "nothing";
-  byId("round").hidden = !queue.queue || ["disputes", "agreement"].includes(view);
+  byId("round").hidden = !queue.queue || !(queue.done + queue.left) || ["disputes", "agreement"].includes(view);
 }
 
 function readOdd(tasks) {
@@ -107,10 +107,10 @@ function readOdd(tasks) {
 function nothing(why, values = {}) {
   const there = document.body.dataset.view === "nothing";
   show("nothing");
-  const { disputed, left, next_step: next } = queue;
-  const others = why === "done" && left > 0; // the rest is with other readers
-  byId("nothing-heading").textContent = t(`label.nothing.${others ? "others" : why}.heading`, values);
-  byId("nothing-text").textContent = t(`label.nothing.${others ? "others" : why}.text`, { count: left, ...values });
+  const { disputed, done, left, next_step: next } = queue;
+  const words = why === "done" && left > 0 ? "others" : why === "done" && !done ? "none" : why; // who has the rest
+  byId("nothing-heading").textContent = t(`label.nothing.${words}.heading`, values);
+  byId("nothing-text").textContent = t(`label.nothing.${words}.text`, { count: left, ...values });
   byId("nothing-next").textContent = ["done", "agreed", "queue"].includes(why) && next ? t("label.nothing.next", { next }) : "";
   byId("nothing-disputes").hidden = !(why === "done" && disputed && me?.scopes.includes(ADJUDICATE));
   byId("nothing-key").hidden = !["key", "scope", "view"].includes(why);
