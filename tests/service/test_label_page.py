@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import axe
 import pytest
 from label_visits import LABELLING, NEXT_STEP, Readers, answer_all, asking, in_sight, name_cells, rendered, sit_down
 from page_visits import eventually, lose_answers, message
@@ -44,6 +45,13 @@ def answers_of(page: Page) -> list[str]:
 def done(readers: Readers, name: str) -> int:
     with readers.api(name) as api:
         return int(api.get(LABELLING).json()["done"])
+
+
+def check_access(page: Page) -> None:
+    """Those with a screen reader, a keyboard or weak eyes can use what is on the page, in both colour schemes."""
+    for scheme in ("dark", "light"):
+        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        assert axe.complaints(page) == [], scheme
 
 
 def test_a_reader_names_cells_by_key_and_nothing_leads(browser: Browser, readers: Readers) -> None:
@@ -100,6 +108,7 @@ def test_a_reader_names_cells_by_key_and_nothing_leads(browser: Browser, readers
     # Another day, another computer: it goes on, and the last answer can still be taken back.
     page = sit_down(browser, readers, "ada").page
     in_sight(page)
+    check_access(page)
     expect(page.locator("#done")).to_have_text(f"5 of {COUNT} cells")
     page.keyboard.press("u")
     expect(message(page)).to_have_text("Your last answer is taken back. Name the cell again.")
@@ -229,6 +238,7 @@ def test_alike_cells_are_named_together_and_the_odd_ones_by_themselves(browser: 
     for key in (" ", "ArrowRight", " "):
         page.keyboard.press(key)
     expect(heading).to_have_text("Name 20 cells, 5 marked")
+    check_access(page)
     page.keyboard.press("5")
     expect(message(page)).to_contain_text("20 cells are Neutrophil. 20 of ")
     eventually(lambda: done(readers, "emil") == 20)
@@ -267,6 +277,7 @@ def test_a_third_person_decides_and_sees_the_opinion_last(browser: Browser, read
     expect(page.locator("#opinion")).to_be_empty()
     page.keyboard.press("h")
     expect(page.locator("#opinion")).to_contain_text("64%")
+    check_access(page)
     disputed = int(page.locator("#disputed").inner_text())
     name_cells(page, "3")
     expect(message(page)).to_contain_text(f"Lymphocyte. {disputed - 1} cell")
@@ -283,6 +294,7 @@ def test_where_there_is_nothing_to_do_the_page_says_why(browser: Browser, reader
     page = sit_down(browser, readers, "ward").page
     expect(page.locator("#nothing-heading")).to_have_text("This key does not label")
     expect(page.locator("#nothing-text")).to_contain_text("classify, review")
+    check_access(page)
     page.click("#nothing-key")
     page.fill("#key-input", readers.keys["fay"])
     page.keyboard.press("Enter")
@@ -331,4 +343,10 @@ def test_the_page_speaks_german(browser: Browser, readers: Readers) -> None:
     expect(page.locator("#kinds .kind", has_text="Lymphozyt")).to_be_visible()
     page.keyboard.press("F1")
     expect(page.locator("#help-heading")).to_have_text("Tasten")
+    check_access(page)
+    page.keyboard.press("Escape")
+    page.set_viewport_size({"width": 390, "height": 844})
+    in_sight(page)
+    check_access(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.context.close()
