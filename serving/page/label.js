@@ -145,7 +145,7 @@ function pressed(event) {
     return;
   }
   if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]") || inField(event.target)) return;
-  const action = actionOf(event.key, event.target);
+  const action = actionOf(event.key.length === 1 ? event.key.toLowerCase() : event.key, event.target);
   if (!action) return;
   event.preventDefault();
   if (!event.repeat || "+-".includes(event.key)) action();

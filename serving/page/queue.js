@@ -3,15 +3,18 @@
 import * as answers from "./answers.js";
 import * as labelling from "./labelling.js";
 import { number, t } from "./language.js";
+import { Failure } from "./service.js";
 
 const RECENT = 20; // answers that the pace is of
 const ENOUGH = 3; // answers given here until their pace is taken
+const REFRESH = 10; // answers after which the service is asked again what happens next
 const byId = (id) => document.getElementById(id);
 
 /** What `GET /v1/labelling` answered. */
 export let queue = { queue: null, kinds: [], done: 0, left: 0, cells: 0, agreed: 0, disputed: 0, median_seconds: null };
 
 let paces = []; // seconds of the last answers
+let confirmed = 0; // answers since the page was opened
 
 /** Ask the service; the answers that are on their way count already. */
 export async function refresh() {
@@ -24,6 +27,16 @@ export function progressed({ done, left, disputed }) {
   if (answers.unsaved()) return;
   Object.assign(queue, { done, left, disputed });
   draw();
+  if (++confirmed % REFRESH === 0) void refreshSilently();
+}
+
+/** What happens next changes while readers answer. */
+async function refreshSilently() {
+  try {
+    await refresh();
+  } catch (failure) {
+    if (!(failure instanceof Failure)) throw failure; // the next time, then
+  }
 }
 
 /** So many cells are answered, or fewer where it is negative; with the seconds a cell took. */
@@ -80,4 +93,4 @@ export function drawSaved() {
 export const ofSeveral = () => queue.kinds.filter(({ answer }) => answer !== "unsure");
 
 /** The answer that a key gives; undefined where it gives none. */
-export const answerOf = (key) => queue.kinds.find((one) => one.key === key || one.key === key.toLowerCase())?.answer;
+export const answerOf = (key) => queue.kinds.find((one) => one.key === key)?.answer;
