@@ -51,7 +51,7 @@ def reference_image(store: Store, name: str) -> bytes:
     if len(queue_id) != 12 or len(place) != PLACE_DIGITS or not set(queue_id + place) <= set("0123456789abcdef"):
         raise NoSuchReference
     with store.reading() as session:
-        here = (Asked.queue_id == queue_id) & (Asked.place == int(place, 16))
+        here = (Asked.queue_id == queue_id) & (Asked.place == int(place, 16)) & Asked.purpose.in_((*COUNTED, "reference"))
         found = session.scalar(select(Asked.sha256).where(here, _agreed() | (Asked.purpose == "reference")))
         if found is None:
             raise NoSuchReference

@@ -56,7 +56,6 @@ class Asked(Base):
         Index(None, "queue_id", "vacant", "place"),
         Index(None, "queue_id", "purpose", "place"),
         Index(None, "queue_id", "state"),
-        Index(None, "queue_id", "place"),
         Index(None, "answer", "agreed_at"),
         Index(None, "sha256"),
     )

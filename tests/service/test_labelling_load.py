@@ -5,6 +5,7 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from random import Random
 from typing import NamedTuple
 
@@ -13,10 +14,13 @@ import pytest
 from databases import new_database
 from readers import PICTURE, QUEUE, asked, cell, site_of
 from sqlalchemy import func, select
+from test_labelling_properties import READERS, THIRD, Room
+from test_labelling_properties import check as check_record
 
 from serving.contract.labelling import UNSURE
 from serving.contract.site import Site
 from serving.labelling.answers import answer
+from serving.labelling.errors import NoSuchDispute
 from serving.labelling.overview import overview
 from serving.labelling.queue import agreed, progress
 from serving.labelling.tasks import Who, image_of, next_tasks
@@ -113,6 +117,31 @@ def test_one_reader_at_two_windows_is_given_nothing_twice(postgres: str) -> None
         found = set().union(*pool.map(window, range(4)))
     assert found == {f"{QUEUE}.{number}" for number in range(1, 6)}
     assert image_of(store, "Ada", min(found)) == PICTURE
+    store.close()
+
+
+def test_readers_who_change_their_minds_at_once_leave_a_record_that_is_whole(postgres: str) -> None:
+    """Answers, undoing and decisions of five people at random, on the same few cells; then the record is replayed."""
+    store = Store.open(new_database(postgres))
+    with pytest.MonkeyPatch.context() as patch:
+        room = Room(store, site_of(second=0.5), patch)
+
+        def acts(who: str) -> None:
+            chance = Random(who)
+            for _ in range(25):
+                said = chance.choice(["Monocyte", "Band", UNSURE])
+                if who == THIRD:
+                    with suppress(NoSuchDispute):  # somebody took an answer back meanwhile
+                        room.decide(chance.randrange(3), said)
+                    room.undo(who) if chance.random() < 0.3 else None
+                    continue
+                what = chance.choice(["ask", "say", "say", "say", "undo"])
+                room.step(what, who, *{"ask": [chance.randrange(1, 4)], "say": [chance.randrange(8), said], "undo": []}[what])
+
+        with ThreadPoolExecutor(5) as pool:
+            for run in [pool.submit(acts, who) for who in (*READERS, "Dan", THIRD)]:
+                run.result()
+        check_record(room)
     store.close()
 
 

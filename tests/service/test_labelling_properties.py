@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from serving.contract.labelling import UNSURE
 from serving.contract.site import Site
 from serving.labelling import answers, disputes, tasks
-from serving.labelling.errors import NoAnswerToUndo, OwnReading
+from serving.labelling.errors import NoAnswerToUndo, NoSuchDispute, OwnReading
 from serving.labelling.overview import overview
 from serving.labelling.queue import Notice, agreed, publish
 from serving.labelling.settling import settled
@@ -83,11 +83,13 @@ class Room:
 
     def decide(self, place: int, said: str) -> None:
         found = disputes.disputes(self.store, THIRD, 3, self.site)
-        if found:
-            disputes.decide(self.store, Who(THIRD, "k"), found[place % len(found)].name, said, self.site)
-            reader = sorted(self._readers_of(found[place % len(found)].name))[0]
-            with pytest.raises(OwnReading):
-                disputes.decide(self.store, Who(reader, "k"), found[place % len(found)].name, said, self.site)
+        if not found:
+            return
+        name = found[place % len(found)].name
+        disputes.decide(self.store, Who(THIRD, "k"), name, said, self.site)
+        for reader in self._readers_of(name):
+            with pytest.raises((OwnReading, NoSuchDispute)):
+                disputes.decide(self.store, Who(reader, "k"), name, said, self.site)
 
     def _readers_of(self, name: str) -> set[str]:
         with self.store.reading() as session:

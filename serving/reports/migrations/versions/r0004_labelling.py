@@ -80,7 +80,6 @@ def _cells() -> None:
         ["queue_id", "vacant", "place"],
         ["queue_id", "purpose", "place"],
         ["queue_id", "state"],
-        ["queue_id", "place"],
         ["answer", "agreed_at"],
         ["sha256"],
     ):
