@@ -25,6 +25,7 @@ import pytest
 from PIL import Image
 from prefect.tasks import Task
 
+from flows.labelling.store import meeting_store
 from flows.labels import read_log, waiting
 from flows.pipeline import dvc as versioning
 from flows.pipeline.package import PACKAGED_MODEL
@@ -33,6 +34,9 @@ from flows.retraining import gate
 from flows.state import new_labels, read_state
 from flows.tracking import packaged_digest
 from flows.workspace import set_params
+from serving.contract.site import read_site
+from serving.labelling.answers import answer
+from serving.labelling.tasks import Who, next_tasks
 from tests.pools import ingest
 from wbc_model.cells.pools import Pools
 from wbc_model.core.classes import CLASSES
@@ -248,11 +252,12 @@ def killer(monkeypatch: pytest.MonkeyPatch) -> Killer:
     monkeypatch.setattr(Task, "__call__", lambda self, *arguments, **named: self.fn(*arguments, **named))
     monkeypatch.setattr(versioning, "run_dvc", run_dvc)
     monkeypatch.setattr(versioning, "ensure_dvc", lambda workspace: None)
-    for name in ("open_limit", "end_dead_runs", "ProgressBar", "show_cycle", "show_gate"):
+    for name in ("open_limit", "end_dead_runs", "ProgressBar", "show_cycle", "show_gate", "show_waiting"):
         monkeypatch.setattr(retrain, name, Mock())
     monkeypatch.setattr(retrain, "concurrency", lambda *arguments, **named: contextlib.nullcontext())
     monkeypatch.setattr("wbc_model.evaluation.plots.plot_learning_curve", lambda *arguments: None)
     monkeypatch.setattr("flows.pipeline.stages.decoded_cells", lambda workspace, size, view: None)
+    monkeypatch.setattr("flows.labelling.publish._embeddings", lambda workspace, sha256s: {})
     monkeypatch.setattr("wbc_model.evaluation.evaluate.predict_directory", predicted)
     return killer
 
@@ -388,6 +393,47 @@ def test_people_are_awaited_and_the_next_run_goes_on(
     outcome = life()
     assert (outcome.status, [row["labels"] for row in outcome.cycles]) == ("done", [10, 13, 17])
     assert sorted(read_log(workspace)["cycle"].unique()) == ["1", "2"]
+
+
+def test_a_scheduled_one_waits_until_enough_is_agreed_on_the_page(
+    fresh: Path, killer: Killer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace, store = shutil.copytree(fresh, tmp_path / "site"), Store(killer)
+    set_params(workspace, {"retrain.annotator": "people", "schedule.min_new_labels": 3})
+    monkeypatch.setattr("flows.tracking.open_tracker", lambda workspace, params: store)
+    monkeypatch.delenv("WBC_STORE_URL", raising=False)
+    site = read_site()
+    once = {"second_reader_share": 0.0, "repeat_share": 0.0, "known_share": 0.0}
+    site = site.model_copy(update={"labelling": site.labelling.model_copy(update=once)})
+    monkeypatch.setattr("serving.contract.site.site_from_environment", lambda: site)
+
+    def life() -> retrain.Outcome:
+        return retrain.retraining(workspace, scheduled=True)
+
+    def read(count: int) -> None:
+        with meeting_store(workspace) as page:
+            for task in next_tasks(page, "Ada", count, site):
+                answer(page, Who("Ada", "ada"), task.name, "Monocyte", site)
+
+    outcome = life()
+    line = "0 of 4 cells are agreed; nobody has begun to read; the retraining goes on at 3"
+    assert (outcome.status, outcome.next_step) == ("waiting", line)
+    assert outcome.gain is not None
+    assert outcome.gain["text"].startswith("what the next labels gain cannot be said yet: 1 of at least 3 rounds")
+    read(2)
+    outcome = life()
+    assert (outcome.status, outcome.awaited, len(outcome.cycles)) == ("waiting", 2, 1)
+    assert outcome.next_step.startswith("2 of 4 cells are agreed; ")
+    read(1)
+    outcome = life()
+    assert (outcome.status, [row["labels"] for row in outcome.cycles]) == ("waiting", [10, 13]), "and the next round is asked"
+    assert set(read_log(workspace)["labelled_by"]) == {"Ada"}
+    news = (workspace / ".wbc/logs/news.log").read_text().splitlines()
+    assert [line[21:].split(":")[1].strip() for line in news] == [
+        "people are asked on the page /label",
+        "the retraining goes on",
+        "people are asked on the page /label",
+    ]
 
 
 def test_so_many_more_can_be_asked_for_when_the_share_is_reached(
