@@ -1,17 +1,22 @@
-"""Many readers at once on PostgreSQL: no answer is lost or double, and none waits long."""
+"""Many readers at once on PostgreSQL: no answer is lost or double, and none waits long; in one process, and over HTTP."""
 
 import itertools
+import os
+import secrets
 import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import httpx
 import numpy as np
 import pytest
 from databases import new_database
+from live import ROOT, Server, clean_environment, encode, free_port, serve_command, started
 from readers import PICTURE, QUEUE, asked, cell, site_of
 from sqlalchemy import func, select
 from test_labelling_properties import READERS, THIRD, Room
@@ -26,6 +31,8 @@ from serving.labelling.queue import agreed, progress
 from serving.labelling.tasks import Who, image_of, next_tasks
 from serving.reports.labelling_tables import Answer, Asked, Task
 from serving.reports.store import Store
+from serving.security.keys import add_key
+from wbc_model.rendering.cells import render_cells
 
 SITE = site_of(second=0.2, repeat=0.05, known=0.05)
 AHEAD = 4  # tasks that the page keeps ready
@@ -38,12 +45,13 @@ class Decision(NamedTuple):
     asking: float
 
 
-def queue_of(store: Store, cells: int) -> None:
-    """A queue with embeddings, and known cells among it."""
+def queue_of(store: Store, cells: int, picture: bytes = PICTURE) -> None:
+    """A queue with embeddings, and known cells among it; all have the same picture."""
     chance = np.random.default_rng(0)
     embeddings = chance.normal(size=(cells, 64)).astype(np.float16)
-    known = [cell(10**6 + number, purpose="known", truth="Monocyte") for number in range(cells // 20)]
-    asked(store, itertools.chain((cell(n, embedding=embeddings[n].tobytes()) for n in range(cells)), known), SITE)
+    known = [cell(10**6 + number, data=picture, purpose="known", truth="Monocyte") for number in range(cells // 20)]
+    unknown = (cell(number, data=picture, embedding=embeddings[number].tobytes()) for number in range(cells))
+    asked(store, itertools.chain(unknown, known), SITE)
 
 
 def read(store: Store, reader: str, site: Site, pause: float, most: int) -> list[Decision]:
@@ -166,3 +174,61 @@ def test_twenty_readers_in_a_queue_of_ten_thousand_do_not_wait(postgres: str, ca
     assert np.percentile(answering, 99) < 0.1
     assert np.percentile(asking, 99) < 0.1
     store.close()
+
+
+def read_page(server: Server, key: str, pause: float, most: int) -> list[tuple[float, float, float]]:
+    """A reader at the page: an answer, the next tasks, the picture that came new; returns the seconds of each."""
+    chance, spent, seen = Random(key), [], set[str]()
+    headers = {"X-API-Key": key}
+    with httpx.Client(base_url=f"{server.url}/v1/labelling/", headers=headers, timeout=30) as client:
+
+        def timed(method: str, path: str, **more: Any) -> tuple[float, httpx.Response]:
+            began = time.perf_counter()
+            answer = client.request(method, path, **more)
+            took = time.perf_counter() - began
+            assert answer.status_code == 200, answer.text
+            return took, answer
+
+        time.sleep(chance.random() * pause)
+        _, waiting = timed("GET", "tasks?count=4")
+        for _ in range(most):
+            tasks = [one["task"] for one in waiting.json()["tasks"]]
+            said = chance.choices(["Monocyte", "Lymphocyte", UNSURE], [90, 7, 3])[0]
+            deed = {"Idempotency-Key": secrets.token_hex(16)}
+            answering, _ = timed("PUT", f"tasks/{tasks[0]}", json={"answer": said, "seconds": 1.5}, headers=deed)
+            asking, waiting = timed("GET", "tasks?count=4")
+            new = next((one["task"] for one in waiting.json()["tasks"] if one["task"] not in seen), tasks[0])
+            seen.add(new)
+            looking, _ = timed("GET", f"tasks/{new}/image")
+            spent.append((answering, asking, looking))
+            time.sleep(pause * (0.5 + chance.random()))
+    return spent
+
+
+@pytest.mark.slow
+def test_twenty_readers_at_the_page_do_not_wait(
+    postgres: str, tmp_path: Path, linear_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same over HTTP: a real server with keys, the audit log, Idempotency-Keys and pictures of 320 px."""
+    url = new_database(postgres)
+    store, busy = Store.open(url), os.getloadavg()[0]
+    [rendered] = render_cells(1, 3, 320)
+    queue_of(store, 10_000, encode(rendered.pixels, "JPEG"))
+    keys = [add_key(tmp_path / "keys", f"reader-{n}", ["label"], f"Reader {n}") for n in range(20)]
+    environment = clean_environment(WBC_STORE_URL=url, WBC_API_KEYS_FILE=str(tmp_path / "keys"))
+    port = free_port()
+    with started(serve_command(linear_model, port), port, tmp_path, environment, ROOT) as server, ThreadPoolExecutor(20) as pool:
+        runs = [pool.submit(read_page, server, key, 2.0, 30) for key in keys]
+        spent = np.array([decision for run in runs for decision in run.result()])
+    check(store, 600)
+    figures = {
+        name: [round(1000 * float(np.percentile(spent[:, at], share)), 1) for share in (50, 99, 100)]
+        for at, name in enumerate(("answer", "next tasks", "picture"))
+    }
+    with capsys.disabled():
+        print(f"\nms at the median, p99 and most: {figures}")
+    store.close()
+    if busy > (os.cpu_count() or 1) / 2:
+        pytest.skip(f"nothing was lost; other work had the processors (load {busy:.1f}), so that times say nothing: {figures}")
+    assert np.percentile(spent[:, 0], 99) < 0.1
+    assert np.percentile(spent[:, 1], 99) < 0.1
