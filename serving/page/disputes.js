@@ -1,4 +1,4 @@
-/** Cells on which two readers differ: a third person sees both answers without names, and the model's opinion only when asked for. */
+/** Cells on which two readers differ: a third person sees both answers without names, and the model's opinion last. */
 
 import { Ahead } from "./ahead.js";
 import * as answers from "./answers.js";
@@ -16,7 +16,12 @@ let given = []; // disputes answered here, the last one at the end
 let shown = null;
 let here = false; // whether this view is on the screen
 
-const ahead = new Ahead({ ask: async () => labelling.disputes(), load: labelling.disputedPicture, answered: answers.holds, came: (one) => shown === one && show() });
+const ahead = new Ahead({
+  ask: async () => labelling.disputes(),
+  load: labelling.disputedPicture,
+  answered: answers.holds,
+  came: (one) => shown === one && show(),
+});
 
 /** `onEnd()` is called when nothing is disputed. */
 export function begin(onEnd) {
@@ -87,8 +92,12 @@ export function reveal() {
 function drawOpinion() {
   const { opinion, revealed } = ahead.current;
   byId("reveal").hidden = Boolean(revealed);
-  const words = opinion?.label ? t("label.opinion", { kind: kind(opinion.label), sure: percent(opinion.probability) }) : t("label.no_opinion");
-  byId("opinion").textContent = revealed ? words : "";
+  byId("opinion").textContent = revealed ? inWords(opinion) : "";
+}
+
+function inWords(opinion) {
+  if (!opinion) return t("label.no_opinion");
+  return t("label.opinion", { kind: kind(opinion.label), sure: opinion.probability === null ? "?" : percent(opinion.probability) });
 }
 
 function give(answer) {

@@ -1,10 +1,11 @@
-/** The page `/label`: people answer what the model asks. It brings one of four views on the screen, and says what stands in the way. */
+/** The page `/label`: people answer what the model asks. It shows one of four views, or says what stands in the way. */
 
 import * as agreement from "./agreement.js";
 import * as answers from "./answers.js";
 import * as dialogs from "./dialogs.js";
 import * as disputes from "./disputes.js";
 import { offer, t, translate } from "./language.js";
+import * as labelling from "./labelling.js";
 import * as microscope from "./microscope.js";
 import { guarded, notice, say } from "./notices.js";
 import { draw, queue, refresh } from "./queue.js";
@@ -55,8 +56,12 @@ async function begin() {
 
 /** Put the keys of the site's further kinds into the help. */
 function listKeys() {
-  const keys = queue.kinds.filter(({ key }) => /[a-z]/.test(key)).map(({ key }) => Object.assign(document.createElement("kbd"), { textContent: key }));
-  byId("help-further").replaceChildren(...keys.flatMap((key) => [key, " "]));
+  const shown = queue.kinds.filter(({ key }) => /[a-z]/.test(key)).map(({ key }) => {
+    const made = document.createElement("kbd");
+    made.textContent = key;
+    return made;
+  });
+  byId("help-further").replaceChildren(...shown.flatMap((key) => [key, " "]));
 }
 
 function stopped(failure) {
@@ -119,24 +124,30 @@ function nothing(why, values = {}) {
   if (!there) byId("nothing-heading").focus();
 }
 
-/** Look whether there is something to do by now. */
-async function lookAgain() {
+/** Look whether there is something to do by now; `quietly` where nobody has asked for it. */
+async function lookAgain({ quietly = false } = {}) {
   if (!me?.scopes.includes("label")) {
     await begin();
     return;
   }
   try {
     await refresh();
-    await go();
+    if (!quietly || (await somethingToDo())) await go();
   } catch (failure) {
     if (!(failure instanceof service.Failure)) throw failure;
     stopped(failure);
   }
 }
 
+async function somethingToDo() {
+  if (!queue.queue) return false;
+  const found = await (view === "disputes" ? labelling.disputes() : labelling.tasks(1));
+  return found.length > 0;
+}
+
 // ---------------------------------------------------------------- keys, buttons
 
-const inField = (element) => element.closest?.("input, textarea, select, dialog") && !element.matches("input[type=range], input[type=radio]");
+const inField = (element) => element.closest?.("input:not([type=range], [type=radio]), textarea, select, dialog");
 
 function pressed(event) {
   if (event.key === "F1") {
@@ -165,7 +176,8 @@ function takeBack() {
 }
 
 async function signOut() {
-  if (answers.unsaved() && !(await dialogs.ask(t("label.leave.heading"), t("label.leave.text", { count: answers.unsaved() }), t("common.sign_out")))) return;
+  const text = t("label.leave.text", { count: answers.unsaved() });
+  if (answers.unsaved() && !(await dialogs.ask(t("label.leave.heading"), text, t("common.sign_out")))) return;
   answers.forget();
   sessionStorage.clear();
   location.reload();
@@ -192,11 +204,11 @@ function listen() {
     "sweep-undo": sweep.undo,
     "sweep-zoom": sweep.zoom,
     "nothing-key": askForKey,
-    "nothing-again": lookAgain,
+    "nothing-again": () => lookAgain(),
     "nothing-undo": takeBack,
   };
   for (const [id, action] of Object.entries(clicks)) byId(id).addEventListener("click", () => void action());
-  setInterval(() => !document.hidden && !byId("nothing").hidden && me && void lookAgain(), LOOK_AGAIN);
+  setInterval(() => !document.hidden && !byId("nothing").hidden && me && void lookAgain({ quietly: true }), LOOK_AGAIN);
 }
 
 async function askForKey() {

@@ -1,4 +1,4 @@
-/** Calls of `/v1/labelling`: what is asked of people, and what they answer. A task is named by a word that says nothing of its cell. */
+/** Calls of `/v1/labelling`: what is asked of people, and what they answer. The name of a task says nothing of its cell. */
 
 import { call, json } from "./service.js";
 

@@ -1,4 +1,4 @@
-/** The queue that is read, as the service last told it and as the answers given here have changed it since: progress, pace, time left. */
+/** The queue that is read, as the service last told it and as answers have changed it since: progress, pace, time left. */
 
 import * as answers from "./answers.js";
 import * as labelling from "./labelling.js";
@@ -70,7 +70,8 @@ export function draw() {
 
 function paceInWords() {
   const seconds = pace();
-  return seconds === undefined ? "" : t("label.pace", { seconds: number(seconds, { minimumFractionDigits: 1, maximumFractionDigits: 1 }) });
+  const digits = { minimumFractionDigits: 1, maximumFractionDigits: 1 };
+  return seconds === undefined ? "" : t("label.pace", { seconds: number(seconds, digits) });
 }
 
 function timeLeft() {

@@ -21,9 +21,14 @@ let shown = null; // the task that is on the screen
 let here = false; // whether this view is
 let timer; // until the service is asked again, where it did not answer
 
-const ahead = new Ahead({ ask: labelling.tasks, load: labelling.picture, answered: answers.holds, came: (task) => shown === task && show() });
+const ahead = new Ahead({
+  ask: labelling.tasks,
+  load: labelling.picture,
+  answered: answers.holds,
+  came: (task) => shown === task && show(),
+});
 
-/** Begin with another reader or queue; `ended()` is called when nothing is left to read, `stopped(failure)` where it cannot go on. */
+/** Begin with another reader; `ended()` is called when nothing is left to read, `stopped(failure)` where it cannot go on. */
 export function begin(whom) {
   told = whom;
   given = [];

@@ -8,7 +8,7 @@ const OF_EACH = 4;
 
 let found; // a promise: the answers with the pictures of their reference cells
 
-/** The reference cells of each answer that has some, as a Map from the answer to addresses of pictures; empty where there are none. */
+/** The reference cells of each answer that has some: a Map from the answer to addresses of pictures. */
 export function references() {
   found ??= load();
   return found;

@@ -35,7 +35,11 @@ export function begin(onOdd) {
 function makeSelection() {
   const root = byId("grid");
   root.addEventListener("keydown", moved);
-  return new Selection(root, { tiles: () => grid.map(({ tile }) => tile), changed: draw, mark: (tile, is) => tile.setAttribute("aria-selected", String(is)) });
+  return new Selection(root, {
+    tiles: () => grid.map(({ tile }) => tile),
+    changed: draw,
+    mark: (tile, is) => tile.setAttribute("aria-selected", String(is)),
+  });
 }
 
 /** Show a grid. */

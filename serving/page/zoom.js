@@ -12,6 +12,9 @@ const MOST = 8;
 const BAR = 0.3; // of the frame's width that the scale bar takes at most
 const LENGTHS = [0.5, 1, 2, 5, 10, 20, 50, 100, 200]; // µm
 
+const SUN = "M8 1v2M8 13v2M1 8h2M13 8h2M3 3l1 1M12 12l1 1M3 13l1-1M12 4l1-1M8 5a3 3 0 1 0 0 6 3 3 0 0 0 0-6";
+const HALF = "M8 2a6 6 0 1 0 0 12ZM8 2a6 6 0 0 1 0 12";
+
 export class Zoom {
   /** `controls` is an empty element for the buttons and sliders. */
   constructor(frame, controls) {
@@ -109,8 +112,8 @@ export class Zoom {
       this.pointer = null;
       this.toggle();
     });
-    const brightness = this.#slider("brightness", t("label.brightness"), "M8 1v2M8 13v2M1 8h2M13 8h2M3 3l1.4 1.4M11.6 11.6 13 13M3 13l1.4-1.4M11.6 4.4 13 3M8 5a3 3 0 1 0 0 6 3 3 0 0 0 0-6");
-    const contrast = this.#slider("contrast", t("label.contrast"), "M8 2a6 6 0 1 0 0 12ZM8 2a6 6 0 0 1 0 12");
+    const brightness = this.#slider("brightness", t("label.brightness"), SUN);
+    const contrast = this.#slider("contrast", t("label.contrast"), HALF);
     this.controls.append(this.button, brightness, contrast);
   }
 

@@ -1,19 +1,23 @@
-"""A hundred cells by key: the page never makes a reader wait."""
+"""A hundred cells by key: the page never makes a reader wait, and a network that fails at random loses nothing."""
 
 import hashlib
+import random
+import re
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from label_visits import asking, in_sight, sit_down
+from label_visits import LABELLING, asking, in_sight, rendered, sit_down
 from page_visits import eventually
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, Route, expect
 from test_page_speed import FRAME_MS, work
 
 from serving.labelling.queue import AskedCell
 from tests.realdata import real_data
+from wbc_model.core.classes import CLASSES
 
 CELLS, SECONDS = 100, 2.0  # a decision takes SECONDS
 PERSONS = {"ada": ("Dr Ada Lindgren", ("label",))}
@@ -82,3 +86,48 @@ def test_a_hundred_cells_by_key_take_as_long_as_the_decisions(browser: Browser, 
     assert waits.sum() < 5000
     assert median < 50
     assert cost < FRAME_MS
+
+
+@pytest.mark.slow
+def test_a_network_that_fails_at_random_loses_no_answer(browser: Browser, model_dir: Path, tmp_path: Path) -> None:
+    """A third of the calls never arrive, and of a third the service's word is lost. Some answers are taken back, and the page is
+    loaded again."""
+    chance = random.Random(8)
+
+    def bad(route: Route) -> None:
+        fate = chance.random()
+        if fate < 1 / 3:
+            route.abort()
+            return
+        if fate < 2 / 3:
+            route.fetch()
+            route.abort()
+            return
+        route.continue_()
+
+    with asking(model_dir, tmp_path, PERSONS, rendered(60), ONE_READER) as readers:
+        page = sit_down(browser, readers, "ada").page
+        page.on("dialog", lambda dialog: dialog.accept())
+        in_sight(page)
+        page.route(re.compile(r"/v1/labelling/(tasks/[^/]+|undo)$"), bad)
+        expected: list[str] = []
+        for number in range(40):
+            if number == 25:
+                page.reload()
+            in_sight(page)
+            if number not in (0, 25, 26) and chance.random() < 0.2:
+                page.keyboard.press("u")
+                expected.pop()
+            else:
+                page.keyboard.press(str(1 + number % 5))
+                expected.append(CLASSES[number % 5])
+        hurry = "() => { window.dispatchEvent(new Event('online')); return !sessionStorage.getItem('wbc-label-answers'); }"
+        page.wait_for_function(hurry, timeout=120_000, polling=300)
+        with readers.api("ada") as api:
+            state = api.get(LABELLING).json()
+        assert state["done"] == len(expected)
+        said = readers.said("Dr Ada Lindgren")
+        standing = {sha256: answer for sha256, answer, _ in said}
+        assert Counter(answer for answer in standing.values() if answer) == Counter(expected)
+        expect(page.locator("#done")).to_have_text(f"{len(expected)} of 60 cells")
+        page.context.close()
