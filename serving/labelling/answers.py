@@ -136,6 +136,7 @@ def undo(store: Store, who: Who) -> Undone:
     Where the answer had superseded an earlier one, that one stands again; the task waits in any case. Raises NoAnswerToUndo.
     """
     with store.writing() as session:
+        _lock_where_something_stands(session, who.reader)
         last = _last_standing(session, who.reader)
         if last is None:
             raise NoAnswerToUndo
@@ -150,6 +151,12 @@ def undo(store: Store, who: Who) -> Undone:
             return Undone(None, name_of(cell), cell.sha256)
         _reopen(session, row, last, cell)
         return Undone(f"{last.queue_id}.{last.number}", None, cell.sha256)
+
+
+def _lock_where_something_stands(session: Session, reader: str) -> None:
+    """Only then it is looked again what that is: another window of this reader may be taking it back."""
+    if (last := _last_standing(session, reader)) is not None:
+        locked_reader(session, last.queue_id, reader)
 
 
 def _last_standing(session: Session, reader: str) -> Answer | None:

@@ -351,7 +351,7 @@ def progress(store: Store, workspace: str) -> Progress:
         states = states_of(session, queue.id)
         answered = (Task.queue_id == Asked.queue_id) & (Task.sha256 == Asked.sha256) & (Task.state == "answered")
         waits = (Asked.state == "open") & (Asked.readers_wanted > 1) & exists().where(answered)
-        rows = select(Reader.reader, Reader.answered, Reader.unread).where(Reader.queue_id == queue.id)
+        rows = select(Reader.reader, Reader.answered, Reader.unread).where(Reader.queue_id == queue.id, Reader.number > 0)
         readers = session.execute(rows.order_by(Reader.reader)).tuples().all()
         return Progress(
             queue_id=queue.id,

@@ -68,6 +68,12 @@ def _has_something_left(session: Session, queue_id: str, reader: str) -> bool:
     return session.scalar(waits.limit(1)) is not None or session.scalar(free.limit(1)) is not None
 
 
+def known_reader(session: Session, queue_id: str, reader: str) -> Reader | None:
+    """As `locked_reader`; None where the reader has no row, since this reader was never given anything of the queue."""
+    query = select(Reader).where(Reader.queue_id == queue_id, Reader.reader == reader).with_for_update()
+    return session.scalar(query.execution_options(populate_existing=True))
+
+
 def locked_reader(session: Session, queue_id: str, reader: str) -> Reader:
     """The reader's row, for this transaction alone: what one reader does at two windows happens one after the other."""
     found = known_reader(session, queue_id, reader)
@@ -126,6 +132,7 @@ def next_tasks(store: Store, reader: str, count: int, site: Site) -> list[Given]
 
 
 def open_tasks(session: Session, queue_id: str, reader: str, count: int, sweep: bool = False) -> list[Given]:
+    """The reader's first `count` tasks that wait for an answer; with `sweep` only those of a grid."""
     query = select(Task.number, Asked.width, Asked.height).join(Asked, _CELL_OF_TASK)
     query = query.where(Task.queue_id == queue_id, Task.reader == reader, Task.state == "open")
     query = query.where(Task.sweep.is_(True)) if sweep else query
@@ -269,12 +276,6 @@ def file_of(session: Session, queue_id: str, sha256: str) -> bytes:
 
 
 _CELL_OF_TASK: Final = (Asked.queue_id == Task.queue_id) & (Asked.sha256 == Task.sha256)
-
-
-def known_reader(session: Session, queue_id: str, reader: str) -> Reader | None:
-    """As `locked_reader`; None where the reader was never given anything of the queue."""
-    query = select(Reader).where(Reader.queue_id == queue_id, Reader.reader == reader).with_for_update()
-    return session.scalar(query.execution_options(populate_existing=True))
 
 
 def cells_locked(session: Session, queue_id: str, names: Collection[str]) -> dict[str, Asked]:

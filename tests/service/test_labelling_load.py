@@ -24,7 +24,7 @@ from test_labelling_properties import check as check_record
 
 from serving.contract.labelling import UNSURE
 from serving.contract.site import Site
-from serving.labelling.answers import answer
+from serving.labelling.answers import answer, undo
 from serving.labelling.errors import NoSuchDispute
 from serving.labelling.overview import overview
 from serving.labelling.queue import agreed, progress
@@ -125,6 +125,24 @@ def test_one_reader_at_two_windows_is_given_nothing_twice(postgres: str) -> None
         found = set().union(*pool.map(window, range(4)))
     assert found == {f"{QUEUE}.{number}" for number in range(1, 6)}
     assert image_of(store, "Ada", min(found)) == PICTURE
+    store.close()
+
+
+def test_two_windows_of_a_reader_take_back_two_answers(postgres: str) -> None:
+    store = Store.open(new_database(postgres))
+    asked(store, 8)
+    names = [one.name for one in next_tasks(store, "Ada", 8, site_of())]
+    for name in names:
+        answer(store, Who("Ada", "k"), name, "Band", site_of())
+    together = threading.Barrier(4)
+
+    def window(_: int) -> str | None:
+        together.wait()
+        return undo(store, Who("Ada", "k")).task
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sorted(map(str, pool.map(window, range(4)))) == sorted(names[4:])
+    assert overview(store, "Ada").done == 4
     store.close()
 
 
