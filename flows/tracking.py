@@ -470,6 +470,8 @@ def _scores(metrics: Mapping[str, Any]) -> dict[str, float]:
     scores = {f"test_{name}": metrics[name] for name in ("accuracy", "macro_f1", "balanced_accuracy", "ece")}
     for name, values in metrics["per_class"].items():
         scores |= {f"test_recall_{name}": values["recall"], f"test_precision_{name}": values["precision"]}
+    others = metrics.get("out_of_distribution", {}).get("none_of_five", {})
+    scores["none_of_five_flagged"] = others.get("flagged")  # of cells that are no class, how many the score finds
     return {name: float(value) for name, value in scores.items() if value is not None}
 
 

@@ -142,7 +142,7 @@ def evaluate(workspace: Path) -> dict[str, Any]:
     metrics = frame_metrics(frame)
     others = whole.without(quarantined(workspace / "data")).none_of_five()
     if len(others):  # what the out-of-distribution score is for
-        metrics["out_of_distribution"] = {"none_of_five": flagged_cells(candidate, decoded, others)}
+        metrics["out_of_distribution"] = flagged_cells(candidate, decoded, others, test)
     note = f" ({NOT_REAL})" if card.rendered else ""
     plot_frame(frame, metrics, workspace / "plots", f"Test pool, model {card.version}{note}")
     if (history := workspace / "models/history.csv").exists():  # a model that was adapted has none here

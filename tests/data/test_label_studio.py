@@ -29,7 +29,7 @@ from wbc_model.cells.pools import Pools
 from wbc_model.core.classes import CLASSES
 from wbc_model.params import read_params
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]  # the first time it is installed
 
 VERSION = "1.23.2"
 ADA, BEN = "ada@example.org", "ben@example.org"

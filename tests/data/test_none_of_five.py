@@ -378,6 +378,7 @@ def test_evaluate_says_how_many_of_them_the_score_flags(tmp_path: Path) -> None:
     for name in ("params.yaml", "dvc.yaml"):
         shutil.copyfile(template(name), root / name)
     manifest = pd.read_csv(write_cells(tmp_path / "cells", 160, seed=1, size=48)).drop(columns="group")
+    manifest = manifest.sample(frac=1, random_state=0, ignore_index=True)  # cells of each smear on each side
     manifest["split"] = ["train"] * 20 + ["val"] * 110 + ["test"] * 30
     rng = np.random.default_rng(0)
     for number in range(6):  # dirt, of which no nucleus can be found
@@ -392,7 +393,9 @@ def test_evaluate_says_how_many_of_them_the_score_flags(tmp_path: Path) -> None:
     whole = dict.fromkeys(pools(root).frames["validation"]["sha256"].iloc[:10], "Band")
     take_in(root, answered(dirt | whole), 1)
     evaluate(root)
-    found = json.loads((root / "metrics.json").read_text())["out_of_distribution"]["none_of_five"]
+    both = json.loads((root / "metrics.json").read_text())["out_of_distribution"]
+    found, false_alarms = both["none_of_five"], both["test"]
+    assert (false_alarms["n"], false_alarms["flagged"] < 0.5) == (30, True)
     assert (found["n"], found["by_answer"]["Artefact"]["n"], found["by_answer"]["Band"]["n"]) == (16, 6, 10)
     assert found["by_answer"]["Artefact"]["flagged"] == 1.0
     assert found["by_answer"]["Band"]["flagged"] < 0.5, "these are cells that the densities were made of"
