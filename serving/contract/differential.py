@@ -9,6 +9,7 @@ Two kinds of 95 % limits stand beside each percentage:
              classifier confuses the classes on this specimen as it did in the validation pool. See docs/decisions/016.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -94,6 +95,15 @@ class ClassShare(BaseModel):
         return self
 
 
+class FurtherCount(BaseModel):
+    """Cells that persons have named as one of the site's further kinds: they are beside the differential, not in it."""
+
+    count: int
+    per_100: float | None = Field(description="For each 100 `leukocytes`; null where there is none.")
+    printed: str = Field(description="`per_100` as it is printed; empty where it is null.")
+    loinc: str | None
+
+
 class Correction(BaseModel):
     """How `corrected` was found, or why it is null."""
 
@@ -115,6 +125,14 @@ class Differential(BaseModel):
     rendered: bool = Field(default=False, description="The model learned from drawn cells: nothing here is about a patient.")
     wbc_count: float | None = Field(description="As given with the request, in 10*3/uL.")
     classes: dict[str, ClassShare]
+    further: dict[str, FurtherCount] = Field(
+        default_factory=dict,
+        description="What was counted beside the differential, by the site's names.",
+    )
+    leukocytes: int | None = Field(
+        default=None,
+        description="What `further` is counted to: the cells of the differential, and the leukocytes beside it.",
+    )
     correction: Correction
     site: str
     reference_source: str
@@ -275,6 +293,8 @@ def how_reviewed(differential: Differential) -> str:
 class Circumstances:
     """What is known of a specimen's N cells beside the labels.
 
+    `further` are the names of the cells that are none of the classes, as persons have given them.
+
     `wbc_count` is in 10*3/uL. A person must still look at `to_review` of the cells. `by_person` (N,) says which labels a person
     gave, by default none. `site_unknown`: the images look like no site that the model was calibrated for, so they are not
     corrected. `rendered`: the model learned from drawn cells.
@@ -285,6 +305,7 @@ class Circumstances:
     by_person: Sequence[bool] | None = None
     site_unknown: bool = False
     rendered: bool = False
+    further: Sequence[str] = ()
 
 
 NOTHING_ELSE: Final = Circumstances()
@@ -306,6 +327,7 @@ def count_differential(
     if correction.applied and confusion is not None:
         corrected = _corrected(counts, true_shares(counts - person, person, confusion))
     enough = len(labels) >= site.minimum_cells
+    leukocytes = len(labels) + sum(kind.leukocyte for name in of.further if (kind := site.further_kind(name)))
     shares = zip(CLASSES, counts.tolist(), corrected, strict=True)
     return Differential(
         kind="differential" if enough else "too_few_cells",
@@ -318,11 +340,30 @@ def count_differential(
         rendered=of.rendered,
         wbc_count=of.wbc_count,
         classes={name: _share(name, count, len(labels), limits, site, of.wbc_count) for name, count, limits in shares},
+        further=_further(of.further, leukocytes, site),
+        leukocytes=leukocytes if of.further else None,
         correction=correction,
         site=site.name,
         reference_source=site.reference.source,
         critical_source=site.critical.source,
     )
+
+
+def _further(names: Sequence[str], leukocytes: int, site: Site) -> dict[str, FurtherCount]:
+    """The counts of the further kinds, in the site's order; those that the site has no longer come last."""
+    order = [kind.name for kind in site.labelling.further_kinds]
+    counts = Counter(names)
+    found: dict[str, FurtherCount] = {}
+    for name in sorted(counts, key=lambda one: (order.index(one) if one in order else len(order), one)):
+        per_100 = 100 * counts[name] / leukocytes if leukocytes else None
+        kind = site.further_kind(name)
+        found[name] = FurtherCount(
+            count=counts[name],
+            per_100=per_100,
+            printed="" if per_100 is None else f"{per_100:.{PERCENT_DIGITS}f}",
+            loinc=None if kind is None else kind.loinc,
+        )
+    return found
 
 
 def _note(cells: int, to_review: int, minimum: int) -> str:

@@ -20,8 +20,9 @@ class _Request(BaseModel):
 class CorrectionRequest(_Request):
     """A person's class for one cell."""
 
-    label: Literal["Basophil", "Eosinophil", "Lymphocyte", "Monocyte", "Neutrophil"] | None = Field(
-        description="The class; the one it has confirms it; null where the cell is none of the five and is not to be counted."
+    label: Annotated[str, Field(min_length=1, max_length=40)] | None = Field(
+        description="The class; the one it has confirms it. One of the site's further kinds (`GET /v1/site`), which is counted "
+        "beside the differential; null where the cell is not to be counted at all."
     )
     by: By | None = None
     amend: Amend = False

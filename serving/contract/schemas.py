@@ -172,6 +172,25 @@ class Me(BaseModel):
     scopes: list[str]
 
 
+class SiteKind(BaseModel):
+    """A further kind of the site: what a cell may be called beside the five classes, and by which key of the page."""
+
+    name: str
+    key: str
+    loinc: str | None
+    leukocyte: bool
+
+
+class SiteCard(BaseModel):
+    """What a page has to know of the site."""
+
+    name: str
+    language: str = Field(description="Of printed reports.")
+    minimum_cells: int
+    pixel_um: float | None = Field(description="Micrometres for each pixel of the images, where it is known.")
+    further_kinds: list[SiteKind]
+
+
 class ServedCard(ModelCard):
     """The card of the model that answers, with the names that its fields have had."""
 

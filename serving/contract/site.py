@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from serving.contract.labelling import NOT_A_LEUKOCYTE, RESERVED_KEYS, UNSURE
 from serving.contract.names import LINE, visible
 from serving.contract.specimen import HIGHEST_COUNT, MOST_IMAGES
+from serving.contract.words import Language
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
 from wbc_model.core.written import read_yaml
@@ -164,11 +165,15 @@ class KeepImages(_Section):
 
 
 class FurtherKind(_Section):
-    """What a reader may call a cell beside the five classes, by which key, and LOINC's term for it where there is one."""
+    """What a person may call a cell beside the five classes, by which key, and LOINC's term for it where there is one.
+
+    Reports count a `leukocyte` among the 100 that the further kinds are counted to.
+    """
 
     name: Annotated[Line, Field(min_length=1, max_length=40)]
     key: Annotated[str, Field(min_length=1, max_length=1)]
     loinc: str | None = None
+    leukocyte: bool = False
 
     @field_validator("name")
     @classmethod
@@ -224,6 +229,7 @@ class Site(_Section):
     """All settings of a site."""
 
     name: Annotated[Line, Field(min_length=1)]
+    language: Language
     minimum_cells: Annotated[int, Field(ge=1, le=MOST_IMAGES)]
     review_before_signature: Literal["marked", "all", "nothing"]
     reference: Reference
@@ -239,6 +245,10 @@ class Site(_Section):
     def _yes_or_no(cls, given: Any) -> Any:
         """`true` is the defaults, `false` keeps none."""
         return {True: {}, False: None}[given] if isinstance(given, bool) else given
+
+    def further_kind(self, name: str) -> FurtherKind | None:
+        """The site's further kind of this name; None where it has none, or none any more."""
+        return next((kind for kind in self.labelling.further_kinds if kind.name == name), None)
 
     @model_validator(mode="after")
     def _classes_are_known(self) -> Self:

@@ -35,6 +35,7 @@ SNOMED: Final = "http://snomed.info/sct"
 HL7: Final = "http://terminology.hl7.org/CodeSystem"
 PERCENT: Final = "%"
 THOUSANDS: Final = "10*3/uL"
+PER_100: Final = "/100{WBCs}"
 DECIMALS: Final = {PERCENT: 2, THOUSANDS: 3}  # of limits
 TEST_DATA: Final = {"system": f"{HL7}/v3-ActReason", "code": "HTEST", "display": "test health data"}
 INTERPRETATION: Final[dict[Flag, tuple[str, str]]] = {
@@ -199,6 +200,12 @@ def _observations(differential: Differential, site: Site, entries: _Entries) -> 
             code = _coded(LOINC, site.loinc.absolute[name], text=f"{name}s [#/volume] in Blood")
             measured = _measured(share.absolute, THOUSANDS, absent, differential.reference_source)
             yield f"{name} absolute", _observation(code, measured) | {"derivedFrom": [entries.reference(f"{name} percent")]}
+    for name, further in differential.further.items():
+        if not few and further.per_100 is not None:
+            text = f"{name}s/100 leukocytes in Blood, counted beside the differential"
+            code = {"text": text} if further.loinc is None else _coded(LOINC, further.loinc, text=text)
+            counted = {"code": {"text": "Cells counted of this kind"}, "valueInteger": further.count}
+            yield f"{name} further", _observation(code, {"valueQuantity": _quantity(float(further.printed), PER_100)}, [counted])
 
 
 def _observation(code: Json, measured: Json, components: list[Json] | None = None) -> Json:

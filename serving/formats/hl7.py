@@ -43,6 +43,7 @@ ESCAPES: Final = {"\\": "\\E\\", "|": "\\F\\", "^": "\\S\\", "&": "\\T\\", "~": 
 CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 PERCENT: Final = "%^percent^UCUM"
 ABSOLUTE: Final = "10*3/uL^thousand per microliter^UCUM"
+PER_100: Final = "/100{WBCs}^per 100 white blood cells^UCUM"
 
 
 class BadAcknowledgement(Exception):
@@ -165,6 +166,11 @@ def _observations(differential: Differential, site: Site) -> Iterator[_Observati
         if share.absolute is not None:
             code = f"{site.loinc.absolute[name]}^{name}s [#/volume] in Blood^LN"
             yield _Observation(code, ABSOLUTE, share.absolute.printed, *_limits(share.absolute, 2), share.absolute.flag)
+    for name, further in differential.further.items():
+        if further.loinc is not None and further.per_100 is not None:
+            code = f"{further.loinc}^{escape(name)}s/100 leukocytes in Blood^LN"
+            counted = f"{further.count} counted beside the differential, to {differential.leukocytes} leukocytes"
+            yield _Observation(code, PER_100, further.printed, counted, "", None)
 
 
 def _limits(of: ClassShare | AbsoluteCount, digits: int) -> tuple[str, str]:

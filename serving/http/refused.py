@@ -37,6 +37,7 @@ TABLE: Final[dict[type[Refused], Callable[[Any], Problem]]] = {
     ),
     reports.NoSuchCell: lambda error: Problem(404, "no-such-cell", "No such cell", str(error)),
     reports.RejectedCell: lambda error: Problem(409, "rejected-image", "Rejected image", str(error)),
+    reports.UnknownLabel: lambda error: bad_field("label", str(error)),
     reports.NothingToUndo: lambda error: Problem(409, "nothing-to-undo", "Nothing to undo", str(error)),
     reports.NothingToChange: lambda error: Problem(409, "nothing-to-change", "Nothing to change", str(error)),
     reports.AlreadySigned: lambda error: Problem(409, "signed", "Signed", SIGNED[error.asked]),

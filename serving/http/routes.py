@@ -25,6 +25,8 @@ from serving.contract.schemas import (
     ProblemDocument,
     Result,
     ServedCard,
+    SiteCard,
+    SiteKind,
 )
 from serving.contract.site import Site
 from serving.contract.specimen import FIELDS, REPORT_ID, Specimen, read_specimen
@@ -274,6 +276,21 @@ async def me(request: Request) -> Response:
     state = request.state
     scopes: list[str] = [scope for scope in SCOPES if scope in state.scopes]
     return Response(Me(key=state.caller, person=state.person or None, scopes=scopes).model_dump_json(), media_type=JSON)
+
+
+@router.get("/site", response_model=SiteCard, dependencies=ANY_KEY)
+async def site(request: Request) -> Response:
+    """What a page has to know of the site: its further kinds with their keys, and how large a pixel is."""
+    of = running_of(request).site
+    kinds = [SiteKind.model_validate(kind, from_attributes=True) for kind in of.labelling.further_kinds]
+    card = SiteCard(
+        name=of.name,
+        language=of.language,
+        minimum_cells=of.minimum_cells,
+        pixel_um=of.labelling.pixel_um,
+        further_kinds=kinds,
+    )
+    return Response(card.model_dump_json(), media_type=JSON)
 
 
 @router.get("/openapi.json", include_in_schema=False, dependencies=ANY_KEY)

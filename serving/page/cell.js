@@ -2,14 +2,17 @@
 
 import { kind, percent, t } from "./language.js";
 import { png } from "./pictures.js";
+import { strip } from "./references.js";
 import * as service from "./service.js";
 import { specimen } from "./specimen.js";
 import { confidence, laneOf, REVIEW, showPicture, UNUSABLE, write } from "./tiles.js";
 import { counted, reasons, rejected } from "./words.js";
+import { Zoom } from "./zoom.js";
 
 const PAUSE = 200; // ms that a cell must be looked at: a heat map costs the service as much as many images
 const byId = (id) => document.getElementById(id);
 let shown = null;
+let zoom = null;
 let inSight = null; // the cell whose picture has been on the screen for a frame: `cell`, its `url` and `since` when, in ms
 let awaited = []; // who waits for a cell to come in sight
 let heated = false; // the heat map stays on from cell to cell, until it is switched off
@@ -34,6 +37,18 @@ export function makeChoices(classes, kinds, correct) {
   });
   byId("cell-further").replaceChildren(...further);
 }
+
+/** Let the picture be looked at closer; `pixelUm` is the size of a pixel in micrometres, null where it is not known. */
+export function makeMicroscope(pixelUm) {
+  zoom ??= new Zoom(byId("cell-picture"), byId("cell-zoom"));
+  zoom.pixelUm = pixelUm;
+}
+
+/** Closer, or back to all of the picture. */
+export const toggleZoom = () => zoom.toggle();
+
+/** Reference cells of each of `answers`, where the service has some. */
+export const showReferences = (answers) => strip(byId("cell-references"), answers);
 
 /** Show a cell; `failed` is called where its picture cannot be shown. Resolves as `toggleHeat`. */
 export async function showCell(cell, failed) {
@@ -109,6 +124,7 @@ async function watch(cell) {
   await frame();
   await frame();
   if (shown !== cell || cell.url !== url) return;
+  zoom.changed(image);
   inSight = { cell, url, since: performance.now() };
   for (const resolve of awaited.splice(0)) resolve();
 }

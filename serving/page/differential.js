@@ -139,3 +139,33 @@ export function drawDifferential(container, differential, unit) {
   table.append(header, body);
   container.replaceChildren(table, legend(differential));
 }
+
+/** Show in `container` what was counted beside the differential: each kind, how many, and for each 100 leukocytes. */
+export function drawBeside(container, { further, leukocytes }) {
+  const names = Object.keys(further);
+  if (!names.length) {
+    container.replaceChildren();
+    return;
+  }
+  const heading = element("h3", t("report.further.heading"));
+  const table = element("table");
+  const head = element("tr");
+  for (const name of ["kind", "cells", "per_100"]) {
+    const cell = element("th", t(`report.further.${name}`, { leukocytes }));
+    cell.scope = "col";
+    head.append(cell);
+  }
+  const header = element("thead");
+  header.append(head);
+  const body = element("tbody");
+  for (const name of names) {
+    const { count, printed } = further[name];
+    const line = element("tr");
+    const title = element("th", kinds(name));
+    title.scope = "row";
+    line.append(title, element("td", String(count)), element("td", printed && rewritten(printed), "value"));
+    body.append(line);
+  }
+  table.append(header, body);
+  container.replaceChildren(heading, table);
+}

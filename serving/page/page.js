@@ -1,7 +1,7 @@
 /** The page: from a dropped folder to a signed report. The service counts; the page only asks it and shows what it answers. */
 
 import * as address from "./address.js";
-import { makeChoices, showCell, toggleHeat } from "./cell.js";
+import { makeChoices, makeMicroscope, showCell, showReferences, toggleHeat, toggleZoom } from "./cell.js";
 import * as dialogs from "./dialogs.js";
 import { chosen, dropped } from "./files.js";
 import { day, kind, listed, offer, t, translate } from "./language.js";
@@ -9,6 +9,7 @@ import { guarded, notice, say } from "./notices.js";
 import { unshowable, want } from "./pictures.js";
 import * as presence from "./presence.js";
 import { listenToRecord } from "./record.js";
+import { forget } from "./references.js";
 import * as report from "./report.js";
 import { decide, decideSeveral, mayHold, saved, undo } from "./review.js";
 import * as service from "./service.js";
@@ -26,6 +27,7 @@ let further = []; // the site's further kinds: `name`, `key`
 let keepsReports = false;
 let ready; // resolves when the service has said what it is
 let acting = Promise.resolve(); // what the keys ask for is done in the order they were pressed
+let several = false; // whether the page has said that several cells are selected
 let busy = 0; // how much of it is not done yet
 
 // ---------------------------------------------------------------- begin
@@ -37,13 +39,25 @@ async function begin() {
     byId("model-line").textContent = t("report.model", { version: card.version });
     byId("help-classes").textContent = t("report.help.correct", { classes: listed(classes.map(kind)) });
     notice("rendered", card.rendered ? t("report.rendered") : "");
+    const site = await service.site();
+    further = site.further_kinds;
+    byId("help-further").hidden = !further.length;
+    byId("help-further").querySelector("dt").replaceChildren(...further.map(({ key }) => keyOf(key)));
     const me = await service.me();
     dialogs.setOwner(me.person);
     byId("owner").textContent = me.person ?? "";
     byId("sign-out").hidden = false;
+    byId("to-label").hidden = !me.scopes.includes("label");
+    makeMicroscope(site.pixel_um);
     makeChoices(classes, further, choose);
     await go();
   });
+}
+
+function keyOf(key) {
+  const made = document.createElement("kbd");
+  made.textContent = key;
+  return made;
 }
 
 /** Show what the address names: the worklist or a report. */
@@ -96,6 +110,7 @@ async function leaveReport() {
 function signOut() {
   presence.look(null);
   sessionStorage.clear();
+  forget();
   location.assign(location.pathname + location.search);
 }
 
@@ -117,6 +132,7 @@ async function take(found) {
   clear();
   const [number, count] = [byId("specimen-id").value.trim(), byId("wbc-count").value.trim().replace(",", ".")];
   const begun = await upload.begin(found, { specimen_id: number, wbc_count: count }, classes, keepsReports);
+  if (begun && specimen.reportId) void showReferences([...classes, ...further.map(({ name }) => name)]);
   if (begun) resetWorklist();
   else view("worklist");
 }
@@ -130,6 +146,7 @@ async function reopen(id) {
   view("work");
   presence.look(id);
   report.showReport(whole);
+  void showReferences([...classes, ...further.map(({ name }) => name)]);
   const { complete, images: kept, expected_images: expected, sent_images: sent, withdrawn } = whole;
   if (!complete && !withdrawn) say(t("report.upload.incomplete", { sent, images: images(expected) }));
   else if (!kept.kept) say(t("report.upload.see"));
@@ -195,7 +212,7 @@ function actionOf({ key, shiftKey }, onControl) {
   if (key === "Escape" && gallery.selected().length) return () => gallery.selection.clear();
   const other = further.find((one) => one.key === key.toLowerCase());
   if (other) return () => choose(other.name);
-  return { 0: () => choose(null), u: undo, h: heat, r: toReview }[key.toLowerCase()];
+  return { 0: () => choose(null), u: undo, h: heat, r: toReview, z: toggleZoom }[key.toLowerCase()];
 }
 
 function move(key, extend) {
@@ -206,7 +223,9 @@ function move(key, extend) {
 
 /** Where several cells are selected, the page says how many, and what a key would do. */
 function selected(count) {
-  notice("selected", count > 1 ? t("report.selected", { count }) : "");
+  if (count > 1) say(t("report.selected", { count }));
+  else if (several) say("");
+  several = count > 1;
 }
 
 function look(cell) {

@@ -1,7 +1,7 @@
 /** The report as a whole: how it stands, its signature, its specimen number, its withdrawal, its documents. */
 
 import * as dialogs from "./dialogs.js";
-import { drawDifferential } from "./differential.js";
+import { drawBeside, drawDifferential } from "./differential.js";
 import { moment, t } from "./language.js";
 import { guarded, notice, say } from "./notices.js";
 import { clearRecord, showRecord } from "./record.js";
@@ -80,6 +80,7 @@ function draw(differential) {
   drawn = what;
   const absolute = Object.values(differential.classes).every((share) => share.absolute);
   byId("unit").hidden = !absolute;
+  drawBeside(byId("beside"), differential);
   drawDifferential(byId("differential-table"), differential, absolute ? unit() : "percent");
   const few = differential.kind === "too_few_cells";
   const said = { cells: cells(differential.cells), minimum: differential.minimum_cells };
@@ -95,7 +96,7 @@ export function drawAgain() {
 /** Nothing is shown of a specimen before. */
 export function clear() {
   drawn = "";
-  for (const id of ["differential-table", "differential-note", "report-note", "specimen-line"]) byId(id).replaceChildren();
+  for (const id of ["differential-table", "beside", "differential-note", "report-note", "specimen-line"]) byId(id).replaceChildren();
   byId("unit").hidden = true;
   notice("site", "");
   notice("images", "");

@@ -99,6 +99,9 @@ function images(files, fields = {}) {
 /** Whose key it is: its name, the person where it has one, its scopes. */
 export const me = () => json("v1/me");
 
+/** What the page has to know of the site: its further kinds with their keys, how large a pixel is. */
+export const site = () => json("v1/site");
+
 /** The model's card. */
 export const model = () => json("v1/model");
 

@@ -49,6 +49,17 @@ class RejectedCell(Refused):
 
 
 @dataclass(eq=False)
+class UnknownLabel(Refused):
+    """A cell is to count as `label`, which is neither a class nor one of the site's further kinds, `known`."""
+
+    label: str
+    known: Sequence[str]
+
+    def __str__(self) -> str:
+        return f"label: {self.label!r} is no class and none of the site's further kinds: give {', '.join(self.known)} or null."
+
+
+@dataclass(eq=False)
 class NothingToUndo(Refused):
     """No correction of the cell at `position` stands."""
 

@@ -30,12 +30,14 @@ from serving.reports.errors import (
     NotSignable,
     NotWithdrawn,
     RejectedCell,
+    UnknownLabel,
 )
 from serving.reports.messages import announce_signature, announce_withdrawal
 from serving.reports.repeats import site_unknown
 from serving.reports.signing import blocked, refuse_withdrawn, stand, standing, waiting
 from serving.reports.store import Store
 from serving.reports.tables import Cell, Change, Correction, Report, Signature
+from wbc_model.core.classes import CLASS_INDEX, CLASSES
 
 WHOLE = (
     selectinload(Report.cells),
@@ -103,9 +105,11 @@ def find(store: Store, report_id: str) -> Report:
 def correct(store: Store, action: Action, position: int, label: str | None, site: Site) -> Report:
     """Let a cell count as another class, as none (None), or confirm the one that it has; the differential is counted again.
 
-    Returns the report as it is then. Raises NoSuchReport, ChangedMeanwhile, NoSuchCell, RejectedCell, AlreadyWithdrawn, and
-    AlreadySigned unless it is an amendment.
+    One of the site's further kinds is counted beside it. Returns the report as it is then. Raises UnknownLabel, NoSuchReport,
+    ChangedMeanwhile, NoSuchCell, RejectedCell, AlreadyWithdrawn, and AlreadySigned unless it is an amendment.
     """
+    if label is not None and label not in CLASS_INDEX and site.further_kind(label) is None:
+        raise UnknownLabel(label, [*CLASSES, *(kind.name for kind in site.labelling.further_kinds)])
     with store.writing() as session:
         report = locked(session, action.report_id, action.expected)
         cell = _counted(report, position)
@@ -178,13 +182,14 @@ def count_again(report: Report, site: Site, false_alarms: float | None = None) -
     With the model's `false_alarms` it is asked again whether the site is unknown; a report that earned this mark keeps it.
     """
     decided = standing(report.corrections)
-    counted = [cell for cell in report.cells if cell.label is not None]
+    counted = [cell for cell in report.cells if cell.label in CLASS_INDEX]
     circumstances = Circumstances(
         wbc_count=report.wbc_count,
         to_review=len(waiting(counted, decided, site)),
         by_person=[cell.position in decided for cell in counted],
         site_unknown=report.differential["site_unknown"] or site_unknown([cell.result for cell in report.cells], false_alarms),
         rendered=report.rendered,
+        further=[cell.label for cell in report.cells if cell.label is not None and cell.label not in CLASS_INDEX],
     )
     confusion = None if report.confusion is None else np.array(report.confusion, np.int64)
     return count_differential([str(cell.label) for cell in counted], confusion, site, circumstances)

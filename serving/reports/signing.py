@@ -10,6 +10,7 @@ from serving.contract.site import Site
 from serving.reports.errors import AlreadySigned, AlreadyWithdrawn
 from serving.reports.store import Store
 from serving.reports.tables import Cell, Correction, Report
+from wbc_model.core.classes import CLASS_INDEX
 
 
 def stand(corrections: Iterable[Correction]) -> list[Correction]:
@@ -50,7 +51,7 @@ def blocked(report: Report, site: Site) -> list[Block]:
         sent, expected = len(report.cells), report.expected_images
         detail = f"{sent} of {expected} images have come. Send the rest, or put the number right (PATCH, expected_images)."
         found.append(Block(kind="incomplete", detail=detail))
-    if all(cell.label is None for cell in report.cells):
+    if not any(cell.label in CLASS_INDEX for cell in report.cells):
         found.append(Block(kind="no_cells", detail="No image of the report counts as a cell; there is nothing to sign."))
     if report.rendered:
         found.append(Block(kind="rendered_model", detail=RENDERED))

@@ -17,6 +17,7 @@ from serving.reports.review import WHOLE
 from serving.reports.signing import standing
 from serving.reports.store import Store
 from serving.reports.tables import Report
+from wbc_model.core.classes import CLASS_INDEX
 from wbc_model.core.errors import WbcError
 from wbc_model.core.files import building
 from wbc_model.core.structure import one_picture
@@ -52,8 +53,8 @@ class Unsure(NamedTuple):
 class Exported(NamedTuple):
     """How many cells were written, and how many of them a person only `confirmed`.
 
-    The others were left out. `none`: a person counts them as none of the classes. `no_image`: their image is not kept.
-    `superseded`: there is a later decision on their file.
+    The others were left out. `none`: a person counts them as none of the classes, or as one of the site's further kinds.
+    `no_image`: their image is not kept. `superseded`: there is a later decision on their file.
     """
 
     cells: int
@@ -98,15 +99,18 @@ def _nothing(none: int, no_image: int, signed: bool) -> str:
 
 
 def decisions(store: Store, signed: bool) -> Iterator[tuple[Decided, bool]]:
-    """Each standing decision (`label` is empty where the cell was said to be none), and whether the image is kept; the earliest
-    report first, one at a time."""
+    """Each standing decision, and whether the image is kept; the earliest report first, one at a time.
+
+    `label` is empty where the cell was said to be none of the classes.
+    """
     for report, group in _reports(store):
         if signed and report.status == "preliminary":
             continue
         for position, decision in sorted(standing(report.corrections).items()):
             cell = report.cells[position]
             said, version = cell.result["label"], report.model_version
-            decided = (cell.sha256, decision.to_label or "", group, decision.by, decision.at, said, version, report.id, position)
+            label = decision.to_label if decision.to_label in CLASS_INDEX else ""
+            decided = (cell.sha256, str(label), group, decision.by, decision.at, said, version, report.id, position)
             yield Decided(*decided), cell.has_image
 
 

@@ -41,6 +41,7 @@ ENDPOINTS: Final = (
     "/v1/openapi.json",
     "/v1/preview",
     "/v1/reports",
+    "/v1/site",
     "/v1/worklist",
     "/metrics",
 )

@@ -264,7 +264,7 @@ def test_several_cells_are_selected_named_by_one_key_and_taken_back(browser: Bro
     tiles.nth(5).click(modifiers=["ControlOrMeta"])
     picked = [ids[0], *ids[2:4], ids[5]]
     assert chosen(page) == picked
-    expect(page.locator("#notice-selected")).to_contain_text("4 cells are selected")
+    expect(message(page)).to_contain_text("4 cells are selected")
     press(page, "3")
     expect(message(page)).to_have_text("4 cells: Lymphocyte.")
     api = api_of(ward.server)
@@ -322,6 +322,35 @@ def test_a_rectangle_selects_and_what_was_never_shown_is_left_as_it_is(browser: 
     )
     assert 0 < len(decided) < count
     assert decided <= set(drawn)
+    page.context.close()
+
+
+def test_a_cell_of_a_further_kind_is_counted_beside_the_differential(browser: Browser, ward: Ward, tmp_path: Path) -> None:
+    visited = begin(browser, ward.server, "26-BESIDE", draw(tmp_path / "slide", 12, seed=9), **LARGE)
+    page = visited.page
+    number = focused(page)["number"]
+    press(page, "e")
+    expect(message(page)).to_contain_text("→ Erythroblast.")
+    expect(page.locator(f"#lane-beside #cell-{number - 1} .caption")).to_have_text("Erythroblast ✓")
+    expect(page.locator("#beside tbody tr")).to_have_text("Erythroblasts19.1")  # 1 to 11 leukocytes
+    expect(page.locator("#differential-note")).to_contain_text("11 cells")
+    page.locator(f"#cell-{number - 1}").click()
+    page.locator("#cell-further button", has_text="Band").click()
+    expect(page.locator("#beside tbody tr")).to_have_text("Band neutrophils18.3")  # a band is a leukocyte: 1 to 12
+    page.locator(f"#cell-{number - 1}").click()
+    assert page.locator("#cell-further [aria-pressed=true]").inner_text().endswith("Band neutrophil")
+    press(page, "u", "u")
+    expect(page.locator("#beside")).to_be_empty()
+    expect(page.locator("#lane-beside")).to_be_hidden()
+
+    # Closer by key and by wheel, and back: the picture is the same.
+    frame = page.locator("#cell-picture")
+    page.locator("#lanes .tile[tabindex='0']").focus()
+    press(page, "z")
+    assert float(frame.evaluate("(one) => one.style.getPropertyValue('--zoom')")) > 2
+    press(page, "z")
+    assert float(frame.evaluate("(one) => one.style.getPropertyValue('--zoom')")) == 1
+    visited.check()
     page.context.close()
 
 
