@@ -9,6 +9,7 @@ from serving.contract.differential import Differential
 from serving.contract.names import LINE, NAME, By, Reason, Remark, trimmed
 from serving.contract.schemas import Classified, Delivery, ModelName, Rejected, ReportState, Status, Step
 from serving.contract.specimen import HIGHEST_COUNT, LOWEST_COUNT, MOST_IMAGES, SPECIMEN_PATTERN
+from wbc_model.core.classes import CLASSES
 
 Amend = Annotated[bool, Field(description="Needed where the report was signed: it must then be signed again.")]
 
@@ -20,7 +21,7 @@ class _Request(BaseModel):
 class CorrectionRequest(_Request):
     """A person's class for one cell."""
 
-    label: Annotated[str, Field(min_length=1, max_length=40)] | None = Field(
+    label: Annotated[str, Field(min_length=1, max_length=40, examples=list(CLASSES))] | None = Field(
         description="The class; the one it has confirms it. One of the site's further kinds (`GET /v1/site`), which is counted "
         "beside the differential; null where the cell is not to be counted at all."
     )
