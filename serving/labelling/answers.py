@@ -12,6 +12,7 @@ from serving.labelling.disputes import decide_again, name_of, refuse_unknown, st
 from serving.labelling.errors import LeftTheQueue, NoAnswerToUndo, NotAsked
 from serving.labelling.settling import settle, settle_elsewhere
 from serving.labelling.tasks import (
+    LAPSE,
     Who,
     cells_locked,
     count_unread,
@@ -133,6 +134,7 @@ class Undone(NamedTuple):
 def undo(store: Store, who: Who) -> Undone:
     """Take back the reader's last answer that stands, in the newest queue that has one; both stay in the record.
 
+    In a queue that has closed an answer can be taken back for as long as a task would wait for one.
     Where the answer had superseded an earlier one, that one stands again; the task waits in any case. Raises NoAnswerToUndo.
     """
     with store.writing() as session:
@@ -166,7 +168,9 @@ def _last_standing(session: Session, reader: str) -> Answer | None:
         query = select(Answer).where(Answer.queue_id == queue_id, Answer.reader == reader, stands())
         if (found := session.scalar(query.order_by(Answer.id.desc()).limit(1))) is not None:
             return found
-    return None
+    just = (Queue.closed_at.is_not(None)) & (Answer.at > now() - LAPSE)
+    query = select(Answer).join(Queue, Queue.id == Answer.queue_id).where(Answer.reader == reader, just, stands())
+    return session.scalar(query.order_by(Answer.id.desc()).limit(1))
 
 
 def _reopen(session: Session, row: Reader, last: Answer, cell: Asked) -> None:
@@ -181,3 +185,5 @@ def _reopen(session: Session, row: Reader, last: Answer, cell: Asked) -> None:
         row.unread += 1
     if task.kind in READ:
         settle(session, cell)
+        if session.get_one(Queue, last.queue_id).closed_at is not None:
+            settle_elsewhere(session, cell)

@@ -57,8 +57,8 @@ const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 /** The answer to a call; `deed` is needed for every method but GET. */
 export async function call(path, { deed, ...options } = {}) {
   const repeatable = !options.method || deed !== undefined;
+  let key = sessionStorage.getItem(KEY); // of whoever began: another person's, given meanwhile, is not for this call
   for (let attempt = 1; ; attempt++) {
-    const key = sessionStorage.getItem(KEY);
     const headers = { ...options.headers, ...(key && { "X-API-Key": key }), ...(deed && { "Idempotency-Key": deed }) };
     let response;
     try {
@@ -74,7 +74,8 @@ export async function call(path, { deed, ...options } = {}) {
     if (response.status === 401) {
       const given = await askForKey(key !== null);
       if (!given) throw new Failure(401, t("common.needs_key"));
-      sessionStorage.setItem(KEY, given);
+      keepKey(given);
+      key = given;
       attempt = 0;
       continue;
     }

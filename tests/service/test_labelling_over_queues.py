@@ -1,9 +1,13 @@
 """The next queue asks about cells that readers of the one before still have on their screens; on SQLite and on PostgreSQL."""
 
-from readers import QUEUE, asked, cell, next_of, reads_all, says, sha_of, site_of
+import pytest
+from readers import PICTURE, QUEUE, asked, cell, next_of, reads_all, says, sha_of, site_of
 
-from serving.labelling.queue import Notice, agreed, close, progress, publish
-from serving.labelling.tasks import next_tasks
+from serving.labelling import answers as answers_module
+from serving.labelling.answers import undo
+from serving.labelling.errors import NoAnswerToUndo
+from serving.labelling.queue import Notice, agreed, close, progress, publish, taken
+from serving.labelling.tasks import LAPSE, Who, image_of, next_tasks, now
 from serving.reports.store import Store
 
 ADA, BEN = "Dr. Ada", "Dr. Ben"
@@ -44,3 +48,20 @@ def test_another_workspace_asks_the_same_person_about_the_same_cell(store: Store
     assert len(reads_all(store, ADA, "Band")) == 2
     assert {(one.sha256, one.answer) for one in agreed(store, "other ward")} == {(sha_of(0), "Band"), (sha_of(1), "Band")}
     assert {one.answer for one in agreed(store, "ward")} == {"Monocyte"}
+
+
+def test_the_last_answer_can_be_taken_back_just_after_its_queue_was_closed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last wanted answer closes a queue, and it is the one of which somebody thinks better."""
+    asked(store, 1)
+    task = str(next_of(store, ADA))
+    says(store, ADA, task, "Band")
+    taken(store, agreed(store, "ward"))
+    asked(store, [cell(1)], queue=NEXT)
+    assert undo(store, Who(ADA, "key")).task == task
+    assert image_of(store, ADA, task) == PICTURE
+    says(store, ADA, task, "Monocyte")
+    assert [(one.sha256, one.answer, one.changed) for one in agreed(store, "ward")] == [(sha_of(0), "Monocyte", True)]
+    moment = now()
+    monkeypatch.setattr(answers_module, "now", lambda: moment + LAPSE)
+    with pytest.raises(NoAnswerToUndo):
+        undo(store, Who(ADA, "key"))
