@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import httpx
-import numpy as np
 import pandas as pd
 from PIL import Image
 
@@ -205,7 +204,7 @@ def loop_at(folder: Path) -> Iterator[Loop]:
     workspace = folder / "site"
     labelling = read_site().labelling.model_copy(update=SHARES).model_dump()
     (folder / "site.yaml").write_text(json.dumps({"labelling": labelling}))  # JSON is YAML
-    with named(IDENTITY):
+    with known_as(IDENTITY):
         init_workspace(workspace)
     set_params(workspace, QUICK | {"retrain.until": 0.3, "retrain.cycles": 1})  # all that is revealed: one training
     data = write_cells(workspace / ".wbc/rendered", 130, seed=0, size=64)
@@ -218,7 +217,7 @@ def loop_at(folder: Path) -> Iterator[Loop]:
 
 
 @contextlib.contextmanager
-def named(more: dict[str, str]) -> Iterator[None]:
+def known_as(more: dict[str, str]) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in more}
     os.environ.update(more)
     try:
@@ -267,7 +266,12 @@ Truth = dict[str, Cell]  # by what the image shows
 def shown(data: bytes) -> str:
     """A name of what an image shows: its pixels, however they are packed."""
     with Image.open(io.BytesIO(data)) as image:
-        return hashlib.sha256(np.asarray(image.convert("RGB")).tobytes()).hexdigest()
+        return named(image.convert("RGB").tobytes())
+
+
+def named(pixels: bytes) -> str:
+    """A name of red, green and blue of all pixels."""
+    return hashlib.sha256(pixels).hexdigest()
 
 
 def truth_of(workspace: Path, odd: str) -> Truth:
