@@ -61,6 +61,13 @@ def next_step(wait: Wait, progress: "Progress | None", scheduled: bool, now: dat
     return "; ".join([*parts, _by_itself(wait, now) if scheduled else _by_hand(wait)])
 
 
+def said_on_the_page(wait: Wait, line: str, scheduled: bool) -> str:
+    """What the page shows of `line`. Where a watch repeats it each minute it is the same; else only what stays true."""
+    if scheduled:
+        return line
+    return f"somebody starts the retraining with `wbc retrain`; {wait.enough} of {counted(wait.asked, 'agreed cell')} are enough"
+
+
 def _by_itself(wait: Wait, now: datetime) -> str:
     if wait.answered >= wait.enough:
         return "the retraining goes on now"

@@ -14,7 +14,7 @@ from flows.labelling.agreed import Came, leave, take_agreed
 from flows.labelling.from_reports import take_from_reports
 from flows.labelling.publish import publish_queue, queue_id
 from flows.labelling.store import has_store, meeting_store
-from flows.labelling.waiting import Wait, deadline_of, next_step, waits_for
+from flows.labelling.waiting import Wait, deadline_of, next_step, said_on_the_page, waits_for
 from flows.labelling.worth import Worth, worth_of
 from flows.notify import announce
 from flows.progress import counted
@@ -62,7 +62,7 @@ def ask(workspace: Path, state: State, params: Params, scheduled: bool) -> Stand
         state.queue = name
         state.write(workspace)
         standing = _stand(workspace, state, params, store)
-        _show(store, name, standing)
+        _show(store, state, standing)
     if first:  # after the note of it: a kill may tell people twice, but never not at all
         announce(workspace, f"{workspace.name}: people are asked on the page /label: {standing.line}")
     return standing
@@ -118,7 +118,7 @@ def stand(workspace: Path, show: bool = False) -> Standing:
     with meeting_store(workspace) as store:
         standing = _stand(workspace, state, params, store)
         if show and state is not None and state.queue:
-            _show(store, state.queue, standing)
+            _show(store, state, standing)
         return standing
 
 
@@ -145,10 +145,11 @@ def _not_waiting(state: State | None, params: Params, at_work: bool) -> str:
     return f"no retraining waits for people; {params.schedule.min_new_labels} new labels begin the next one under `wbc schedule`"
 
 
-def _show(store: "Store", name: str, standing: Standing) -> None:
+def _show(store: "Store", state: State, standing: Standing) -> None:
     from serving.labelling.queue import say
 
-    say(store, name, standing.line, standing.worth.to_dict() if standing.worth else None)
+    line = said_on_the_page(standing.wait, standing.line, state.scheduled) if standing.wait else standing.line
+    say(store, state.queue, line, standing.worth.to_dict() if standing.worth else None)
 
 
 def _model(workspace: Path) -> str:

@@ -15,7 +15,7 @@ from flows.identity import workspace_name
 from flows.labelling.agreed import leave, take_agreed
 from flows.labelling.publish import REFERENCES, publish_queue, queue_id
 from flows.labelling.store import meeting_store
-from flows.labelling.waiting import Wait, next_step
+from flows.labelling.waiting import Wait, next_step, said_on_the_page
 from flows.labels import QUEUE, awaited, read_log, read_queue, take_in
 from flows.retraining import people
 from serving.contract.site import Site, read_site
@@ -269,6 +269,14 @@ BUSY = Progress("q", 0, 400, 120, 3, 200, left={"Bo": 12, "Ada": 40, "Cy": 0})
 )
 def test_one_line_says_what_happens_next_and_by_whom(wait: Wait, seen: Progress | None, scheduled: bool, line: str) -> None:
     assert next_step(wait, seen, scheduled, NOW) == line
+
+
+def test_the_page_repeats_the_line_only_where_somebody_repeats_it_each_minute() -> None:
+    wait = Wait(20, 3, 15)
+    line = next_step(wait, BUSY, True, NOW)
+    assert said_on_the_page(wait, line, True) == line
+    later = "somebody starts the retraining with `wbc retrain`; 15 of 20 agreed cells are enough"
+    assert said_on_the_page(wait, line, False) == later
 
 
 def test_a_crowd_of_readers_keeps_the_line_short() -> None:
