@@ -36,6 +36,7 @@ def seated(browser: Browser, loop: Loop, reader: Reader, view: str = "") -> Iter
     expect(page.locator("#reader")).to_have_text(reader.name, timeout=30_000)
     if view:
         page.evaluate("view => { location.hash = view; }", view)
+        expect(page.locator("body")).to_have_attribute("data-view", view.removeprefix("#/"), timeout=30_000)
     yield page
     context.close()
 
