@@ -307,6 +307,10 @@ def test_it_stands_in_no_group_s_way_to_the_test_pool(site: Path) -> None:
     assert fresh_cells.draw(site, len(pairs))["drawn"] == len(pairs), "each of the others"
     assert set(pools(site).drawn()["sha256"]) == {other for _, other in pairs}
     assert set(pools(site).none_of_five()["side"]) == {"test"}
+    _, drawn = pairs[1]
+    take_in(site, answered({drawn: "Blast"}), 1)
+    assert drawn not in set(fresh_cells.waiting(site)["sha256"]), "what was drawn may be no class, too"
+    assert set(pools(site).none_of_five()["side"]) == {"test"}
     one, other = pairs[0]
     take_in(site, answered({other: "Basophil"}), 1)
     decide(site, one, "Monocyte", "Ada", "not smudged so badly", 1)
