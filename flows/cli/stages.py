@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from flows.cli.command import Json, app, emit, follow, rows_used, run_stage, scores_text
+from flows.progress import counted
 
 Statistics = Literal["model", "data"]
 
@@ -105,7 +106,18 @@ def evaluate_command(
 
     result = run_stage("evaluate", body)
     following = "next: `wbc query` asks for the labels that help most; `wbc retrain` does all of it, and asks the gate"
-    emit(result, json_, scores_text(result) + f"\nwrote {', '.join(result['wrote'])}\n{following}")
+    lines = [scores_text(result), *_flagged(result.get("out_of_distribution", {})), f"wrote {', '.join(result['wrote'])}"]
+    emit(result, json_, "\n".join([*lines, following]))
+
+
+def _flagged(found: dict[str, Any]) -> list[str]:
+    """What the out-of-distribution score makes of cells that people call none of the five classes, beside the test pool's."""
+    others, test = found.get("none_of_five", {}), found.get("test", {})
+    if "flagged" not in others:
+        return []
+    low, high = others["interval"]
+    share = f"{others['flagged']:.0%} ({low:.0%} to {high:.0%}) of {counted(others['n'], 'cell')}"
+    return [f"out-of-distribution score: flags {share} none of the five classes, and {test['flagged']:.0%} of the test pool's"]
 
 
 @app.command("query")
