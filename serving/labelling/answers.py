@@ -12,6 +12,7 @@ from serving.labelling.disputes import decide_again, name_of, refuse_unknown, st
 from serving.labelling.errors import LeftTheQueue, NoAnswerToUndo, NotAsked
 from serving.labelling.settling import settle, settle_elsewhere
 from serving.labelling.tasks import (
+    CELL_OF_TASK,
     LAPSE,
     Who,
     cells_locked,
@@ -60,19 +61,17 @@ def answer_several(
         row = known_reader(session, queue_id, who.reader)
         if row is None:
             raise NotAsked
-        tasks = _tasks(session, row, [parsed(name)[1] for name in said])
+        asked = _asked(session, row, [parsed(name)[1] for name in said])
         for one in said.values():
             refuse_unknown(one, site)
-        cells = cells_locked(session, queue_id, [task.sha256 for task in tasks.values()])
         for name, one in said.items():
-            task = tasks[parsed(name)[1]]
-            _take(session, row, task, cells[task.sha256], _Said(who, one, each, way))
-        if session.get_one(Queue, queue_id).closed_at is not None:
-            for cell in cells.values():
+            task, cell, closed = asked[parsed(name)[1]]
+            _take(session, row, task, cell, _Said(who, one, each, way))
+            if closed:
                 settle_elsewhere(session, cell)
         if way == "sweep":
             _leave_the_grid(session, row)
-        return _how_far(session, row, tuple(sorted(cells)))
+        return _how_far(session, row, tuple(sorted(one.cell.sha256 for one in asked.values())))
 
 
 class _Said(NamedTuple):
@@ -82,9 +81,19 @@ class _Said(NamedTuple):
     way: Way
 
 
-def _tasks(session: Session, row: Reader, numbers: Sequence[int]) -> dict[int, Task]:
-    query = select(Task).where(Task.queue_id == row.queue_id, Task.reader == row.reader, Task.number.in_(numbers))
-    found = {task.number: task for task in session.scalars(query.execution_options(populate_existing=True))}
+class _Asked(NamedTuple):
+    task: Task
+    cell: Asked
+    closed: bool
+
+
+def _asked(session: Session, row: Reader, numbers: Sequence[int]) -> dict[int, _Asked]:
+    """By number, the reader's tasks with their cells, which are then for this transaction alone, as `cells_locked` has them;
+    and whether their queue was closed meanwhile. Raises NotAsked."""
+    query = select(Task, Asked, Queue.closed_at.is_not(None)).join(Asked, CELL_OF_TASK).join(Queue, Queue.id == Task.queue_id)
+    query = query.where(Task.queue_id == row.queue_id, Task.reader == row.reader, Task.number.in_(numbers))
+    locked = query.order_by(Asked.sha256).with_for_update(of=Asked).execution_options(populate_existing=True)
+    found = {task.number: _Asked(task, cell, closed) for task, cell, closed in session.execute(locked).tuples()}
     if set(found) != set(numbers):
         raise NotAsked
     return found

@@ -23,6 +23,7 @@ LAPSE: Final = timedelta(minutes=30)
 REPEAT_AFTER: Final = 10  # tasks between a cell and its repetition, at least
 COUNT_AGAIN: Final = timedelta(seconds=10)  # after which what is left for a reader is counted, not carried on
 LAPSED_AT_A_TIME: Final = 50
+CELL_OF_TASK: Final = (Asked.queue_id == Task.queue_id) & (Asked.sha256 == Task.sha256)
 
 
 class Who(NamedTuple):
@@ -133,7 +134,7 @@ def next_tasks(store: Store, reader: str, count: int, site: Site) -> list[Given]
 
 def open_tasks(session: Session, queue_id: str, reader: str, count: int, sweep: bool = False) -> list[Given]:
     """The reader's first `count` tasks that wait for an answer; with `sweep` only those of a grid."""
-    query = select(Task.number, Asked.width, Asked.height).join(Asked, _CELL_OF_TASK)
+    query = select(Task.number, Asked.width, Asked.height).join(Asked, CELL_OF_TASK)
     query = query.where(Task.queue_id == queue_id, Task.reader == reader, Task.state == "open")
     query = query.where(Task.sweep.is_(True)) if sweep else query
     rows = session.execute(query.order_by(Task.number).limit(count))
@@ -192,7 +193,7 @@ def _to_repeat(session: Session, row: Reader) -> Asked | None:
     repeated = exists().where(
         again.queue_id == Task.queue_id, again.reader == Task.reader, again.sha256 == Task.sha256, again.kind == "repeat"
     )
-    query = select(Task.sha256).join(Asked, _CELL_OF_TASK).where(Asked.state != "withdrawn", ~repeated)
+    query = select(Task.sha256).join(Asked, CELL_OF_TASK).where(Asked.state != "withdrawn", ~repeated)
     query = query.where(Task.queue_id == row.queue_id, Task.reader == row.reader, Task.number <= last)
     query = query.where(Task.kind.in_(READ), Task.state == "answered").order_by(Task.number).limit(1)
     begin = 1 + int(share_of("repeat", row.queue_id, row.reader, row.number) * max(last, 1))
@@ -234,7 +235,7 @@ def _passed_over_if_held(session: Session, queue_id: str, names: Collection[str]
 
 def _take_up_again(session: Session, row: Reader) -> bool:
     """Give the reader again what has lapsed and nobody else was given meanwhile; returns whether there was such a task."""
-    query = select(Task).join(Asked, _CELL_OF_TASK).where(Task.queue_id == row.queue_id, Task.reader == row.reader)
+    query = select(Task).join(Asked, CELL_OF_TASK).where(Task.queue_id == row.queue_id, Task.reader == row.reader)
     query = query.where(Task.state == "lapsed", (Asked.vacant.is_(True)) | Task.kind.not_in(READ))
     tasks = session.scalars(query.order_by(Task.number).limit(LAPSED_AT_A_TIME)).all()
     cells = _passed_over_if_held(session, row.queue_id, {task.sha256 for task in tasks})
@@ -273,9 +274,6 @@ def file_of(session: Session, queue_id: str, sha256: str) -> bytes:
     image = session.get_one(AskedImage, (queue_id, sha256))
     data = bytes(image.data)
     return data if image.key is None else bytes(session.info[IMAGE_KEYS].named(image.key).open(data, sha256))
-
-
-_CELL_OF_TASK: Final = (Asked.queue_id == Task.queue_id) & (Asked.sha256 == Task.sha256)
 
 
 def cells_locked(session: Session, queue_id: str, names: Collection[str]) -> dict[str, Asked]:
