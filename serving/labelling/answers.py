@@ -65,8 +65,9 @@ def answer_several(
         for one in said.values():
             refuse_unknown(one, site)
         for name, one in said.items():
-            task, cell, closed = asked[parsed(name)[1]]
+            task, cell, _ = asked[parsed(name)[1]]
             _take(session, row, task, cell, _Said(who, one, each, way))
+        for _, cell, closed in asked.values():
             if closed:
                 settle_elsewhere(session, cell)
         if way == "sweep":
@@ -88,8 +89,10 @@ class _Asked(NamedTuple):
 
 
 def _asked(session: Session, row: Reader, numbers: Sequence[int]) -> dict[int, _Asked]:
-    """By number, the reader's tasks with their cells, which are then for this transaction alone, as `cells_locked` has them;
-    and whether their queue was closed meanwhile. Raises NotAsked."""
+    """By number, the reader's tasks with their cells, and whether their queue was closed meanwhile; raises NotAsked.
+
+    The cells are then for this transaction alone, and in the order of `cells_locked`.
+    """
     query = select(Task, Asked, Queue.closed_at.is_not(None)).join(Asked, CELL_OF_TASK).join(Queue, Queue.id == Task.queue_id)
     query = query.where(Task.queue_id == row.queue_id, Task.reader == row.reader, Task.number.in_(numbers))
     locked = query.order_by(Asked.sha256).with_for_update(of=Asked).execution_options(populate_existing=True)
