@@ -41,6 +41,7 @@ class Worth:
             "text": self.text,
             "labels": gain.more,
             "points": gain.points,
+            "least": MIN_POINTS,
             **numbers,
             "may_pause": pause,
             "expected_wrong": wrong,

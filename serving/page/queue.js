@@ -64,8 +64,17 @@ export function draw() {
   byId("bar").value = done;
   byId("pace").textContent = [paceInWords(), timeLeft()].filter(Boolean).join(" · ");
   byId("next-step").textContent = queue.next_step ?? "";
-  byId("gain").textContent = queue.gain?.text ?? "";
+  byId("gain").textContent = gainInWords(queue.gain);
   drawSaved();
+}
+
+/** What the next labels are expected to gain; a gain that the retraining gave without numbers has its own text. */
+function gainInWords(gain) {
+  if (gain?.points === undefined) return gain?.text ?? "";
+  if (gain.expected === null) return t("label.gain.unknown", gain);
+  const points = (share) => number(100 * share, { minimumFractionDigits: 1, maximumFractionDigits: 1 });
+  const shown = Object.fromEntries(["expected", "low", "high"].map((name) => [name, points(gain[name])]));
+  return t(`label.gain.${gain.may_pause ? "pause" : "on"}`, { labels: gain.labels, ...shown });
 }
 
 function paceInWords() {

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import axe
 import pytest
-from label_visits import LABELLING, NEXT_STEP, Readers, answer_all, asking, in_sight, name_cells, rendered, sit_down
+from label_visits import LABELLING, NEXT_STEP, QUEUE, Readers, answer_all, asking, in_sight, name_cells, rendered, sit_down
 from page_visits import eventually, lose_answers, message
 from playwright.sync_api import Browser, Page, Route, expect
+
+from serving.labelling.queue import say
 
 COUNT = 80
 PERSONS = {
@@ -348,3 +350,21 @@ def test_the_page_speaks_german(browser: Browser, readers: Readers) -> None:
     check_access(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.context.close()
+
+
+def test_what_the_next_labels_gain_is_said_in_the_readers_language(browser: Browser, readers: Readers) -> None:
+    gain = {"text": "in English", "labels": 20, "points": 4, "least": 3, "may_pause": False, "expected": 0.0081}
+    say(readers.store, QUEUE, NEXT_STEP, {**gain, "low": 0.001, "high": 0.02})
+    english, german = (sit_down(browser, readers, "fay", locale=locale).page for locale in ("en-GB", "de-DE"))
+    rise = "20 more labels are expected to raise the accuracy by 0.8 points (95 % limits 0.1 to 2.0): worth going on."
+    expect(english.locator("#gain")).to_have_text(rise)
+    expect(german.locator("#gain")).to_contain_text("um 0,8 Punkte (95-%-Grenzen 0,1 bis 2,0): Es lohnt sich.")
+    say(readers.store, QUEUE, NEXT_STEP, {**gain, "expected": None, "low": None, "high": None, "points": 1})
+    german.reload()
+    expect(german.locator("#gain")).to_contain_text("1 von mindestens 3 Runden")
+    say(readers.store, QUEUE, NEXT_STEP, None)
+    german.reload()
+    expect(german.locator("#reader")).to_have_text("Fay Odum")
+    expect(german.locator("#gain")).to_be_empty()
+    for page in (english, german):
+        page.context.close()
