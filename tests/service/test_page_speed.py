@@ -50,7 +50,7 @@ def test_a_decision_takes_less_than_a_frame(browser: Browser, keeping: Server, t
 @pytest.mark.slow
 def test_a_decision_among_a_thousand_cells_takes_less_than_a_frame(browser: Browser, keeping: Server, tmp_path: Path) -> None:
     page = begin(browser, keeping, "thousand", draw(tmp_path / "slide", 1000, seed=92)).page
-    expect(message(page)).to_have_text("1000 images read.", timeout=120_000)
+    expect(message(page)).to_have_text("1,000 images read.", timeout=120_000)
     assert page.locator(".tile").count() == 1000
     costs = cost_of_decisions(page, 100)
     print(f"1,000 cells: {np.median(costs):.1f} ms a decision (median), {costs.max():.1f} ms the longest")
