@@ -103,7 +103,9 @@ class _Page(FPDF):
         self.multi_cell(0, size * 0.5, self.shown(text), align="L", new_x=XPos.LMARGIN, new_y=YPos.NEXT)
 
     def heading(self, text: str) -> None:
-        """A heading with room above it."""
+        """A heading with room above it; it does not stand alone at the foot of a page."""
+        if self.will_page_break(22):
+            self.add_page()
         self.ln(4)
         self.write_line(text, 10.5, bold=True)
         self.ln(1.5)

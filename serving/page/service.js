@@ -52,6 +52,14 @@ export const keepKey = (key) => sessionStorage.setItem(KEY, key);
 /** A key for one deed. */
 export const deed = () => [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 
+/** Why the service refuses: in the words of the page where it has some for that, else in the service's own. */
+function said(problem, status) {
+  const kind = (problem.type ?? "").replace(PROBLEM, "");
+  const key = `common.problem.${kind}`;
+  const words = t(key);
+  return (words === key ? problem.detail : words) || t("common.answered", { status: String(status) });
+}
+
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 /** The answer to a call; `deed` is needed for every method but GET. */
@@ -80,7 +88,7 @@ export async function call(path, { deed, ...options } = {}) {
       continue;
     }
     const problem = await response.json().catch(() => ({}));
-    const failure = new Failure(response.status, problem.detail || t("common.answered", { status: String(response.status) }), problem);
+    const failure = new Failure(response.status, said(problem, response.status), problem);
     const later = BUSY.includes(response.status) || failure.kind === "idempotency-key-in-use";
     if (!later || !repeatable || attempt === PATIENCE) throw failure;
     await pause(1000 * Number(response.headers.get("retry-after")) || AGAIN);

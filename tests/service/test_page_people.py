@@ -368,6 +368,11 @@ def test_in_german_words_numbers_and_days_are_german(browser: Browser, ward: War
     expect(page.locator("#differential-table tbody tr").first).to_contain_text(",")
     assert not page.locator("#differential-table tbody").inner_text().count(".")
     expect(page.locator("#history")).to_contain_text("Befund angelegt")
+    address = page.url
+    page.goto(f"{ward.server.url}/#/report/{'0' * 32}")
+    expect(message(page)).to_have_text("Es gibt keinen Befund mit dieser Kennung.")
+    page.goto(address)
+    expect(page.locator("#specimen-line")).to_have_text("Probe 26-DEUTSCH")
     page.click("#language")
     expect(page.locator("h1")).to_have_text("White cell differential")
     expect(page.locator("#specimen-line")).to_have_text("Specimen 26-DEUTSCH")  # it stays where it was
