@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -112,7 +113,10 @@ def in_sight(page: Page) -> None:
 
 
 def name_cells(page: Page, *keys: str) -> None:
-    """Press keys, each when its cell is in sight."""
+    """Press keys, each when its cell is in sight; once more where a busy computer shows it later than a person would think."""
     for key in keys:
         in_sight(page)
         page.keyboard.press(key)
+        while re.match("Too soon|Nothing can be said", page.locator("#message").inner_text()):
+            in_sight(page)
+            page.keyboard.press(key)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from label_visits import LABELLING, asking, in_sight, rendered, sit_down
+from label_visits import LABELLING, asking, in_sight, name_cells, rendered, sit_down
 from page_visits import eventually
 from playwright.sync_api import Browser, Page, Route, expect
 from test_page_speed import FRAME_MS, work
@@ -114,12 +114,11 @@ def test_a_network_that_fails_at_random_loses_no_answer(browser: Browser, model_
         for number in range(40):
             if number == 25:
                 page.reload()
-            in_sight(page)
             if number not in (0, 25, 26) and chance.random() < 0.2:
-                page.keyboard.press("u")
+                name_cells(page, "u")
                 expected.pop()
             else:
-                page.keyboard.press(str(1 + number % 5))
+                name_cells(page, str(1 + number % 5))
                 expected.append(CLASSES[number % 5])
         hurry = "() => { window.dispatchEvent(new Event('online')); return !sessionStorage.getItem('wbc-label-answers'); }"
         page.wait_for_function(hurry, timeout=120_000, polling=300)
