@@ -174,6 +174,36 @@ def test_runs_that_were_killed_or_missed_are_put_right(server: str) -> None:
     assert not state[planned[0]].is_completed()  # type: ignore[union-attr]
 
 
+def test_a_suspended_run_is_found_resumed_and_dropped_by_its_deployment(server: str) -> None:
+    from prefect import flow
+    from prefect.client.orchestration import get_client
+    from prefect.states import Running, Suspended
+
+    @flow(name="retraining-of-march")
+    def waits() -> None: ...
+
+    with get_client(sync_client=True) as client:
+        made = [client.create_deployment(client.create_flow(waits), name=name) for name in ("by-schedule", "another")]
+        runs = [client.create_flow_run_from_deployment(made[0]) for _ in range(2)]
+        other = client.create_flow_run_from_deployment(made[1])
+        for run in (*runs, other):
+            client.set_flow_run_state(run.id, Running(), force=True)
+            client.set_flow_run_state(run.id, Suspended(pause_key=str(run.id)))
+        name = "retraining-of-march/by-schedule"
+        found = prefect_api.suspended_runs(name)
+        assert [run.id for run in found] == [run.id for run in runs], "the oldest first, and none of another deployment"
+        assert [run.id for run in prefect_api.suspended_runs(str(made[0]))] == [run.id for run in runs]
+        assert prefect_api.suspended_runs("retraining-of-march/never-deployed") == []
+        assert not prefect_api.about_to_run(name)
+        prefect_api.resume(found[0])
+        prefect_api.resume(found[0])  # somebody was quicker
+        assert prefect_api.about_to_run(name)
+        prefect_api.drop_runs(found[1:], "another run goes on")
+        assert prefect_api.suspended_runs(name) == []
+        states = [client.read_flow_run(run.id).state for run in (*runs, other)]
+    assert [state.name for state in states] == ["Resuming", "Superseded", "Suspended"]  # type: ignore[union-attr]
+
+
 def test_a_failure_is_told_by_a_notification_block_of_prefects(
     server: str, marked: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
