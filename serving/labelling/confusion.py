@@ -1,10 +1,10 @@
 """What each reader takes which cells for: an estimate after Dawid and Skene (Applied Statistics 1979). Pure functions.
 
 The true kind of most cells is not known. It is a hidden variable here, and each reader answers by a row of probabilities for
-each true kind, whatever others say. Where the truth is known (known cells, adjudicated ones) it is used. Gibbs sampling draws
-the hidden kinds, the readers' rows and the kinds' shares in turn. The limits are quantiles of these draws. So they hold what the
-hidden kinds leave open, which limits of a maximum would not. docs/decisions/057 says why, studies/agreement how often they hold
-the truth.
+each true kind, whatever others say. Of known cells the truth is used. A third person who decides is one more reader, who is
+expected to be right nearly always. Gibbs sampling draws the hidden kinds, the readers' rows and the kinds' shares in turn. The
+limits are quantiles of these draws. So they hold what the hidden kinds leave open, which limits of a maximum would not.
+docs/decisions/057 says why, studies/agreement how often they hold the truth.
 
 Cells with a single answer are used too. Else a second reading that an `unsure` caused would make readers look unsure.
 """
@@ -30,6 +30,9 @@ BURN_IN: Final = 30
 KEPT: Final = 100
 SEED: Final = 0
 RIGHT, WRONG = 2.0, 1.0  # imagined cells in a row that were answered rightly, and that were not: few, and tried out
+THIRD_RIGHT, THIRD_WRONG = 30.0, 1.0  # the same for the third person; what disagreements alone leave open is settled by these
+THIRD: Final = ""  # stands for whoever decides, as a reader after all others
+THIRD_VOTES: Final = 3  # of readers, where the chains start
 NONE: Final = -1
 
 
@@ -67,12 +70,11 @@ class ReaderConfusion:
 class _Table:
     """Cells with the same answers and truth are one row: `given` (P, R) and `truth` (P,) are numbers of answers, or NONE.
 
-    `asked` (P,) says whether the truth of such a cell tells of the kinds' shares; those of known cells were chosen.
+    The third person is the last of the R readers. Known cells were chosen: they tell nothing of the kinds' shares.
     """
 
     given: Counts
     truth: Counts
-    asked: NDArray[np.bool_]
     cells: Counts
     kinds: int
     answers: int
@@ -90,8 +92,8 @@ def dawid_skene(
 ) -> dict[str, ReaderConfusion]:
     """The confusion of each reader, whole; the same input gives the same output.
 
-    `readings` holds one answer for each cell and reader. `adjudicated` has the answer of a third person by cell, and is taken
-    as the truth where it is one of the `kinds`. `unsure` is an answer that is no kind. Kinds that nobody named are left out.
+    `readings` holds one answer for each cell and reader. `adjudicated` has by cell what a third person decided; it is nearly
+    always right, and need not be. `unsure` is an answer that is no kind. Kinds that nobody named are left out.
     The result is empty where fewer than two answers were used. Raises KeyError at an answer that is no kind and not `unsure`.
     """
     readers = sorted({reading.reader for reading in readings})
@@ -100,7 +102,8 @@ def dawid_skene(
     answers = [*used, unsure] if unsure in named else used
     if not used or len(answers) < 2:
         return {}
-    rates, cells = _sampled(_table(readings, adjudicated, readers, used, answers))
+    decided = [Reading(cell, THIRD, answer) for cell, answer in adjudicated.items()]
+    rates, cells = _sampled(_table([*readings, *decided], [*readers, THIRD], used, answers))
     counts = compared(readings, adjudicated)
     rows = [[_row(kind, rates[:, at, who], float(cells[at, who])) for at, kind in enumerate(used)] for who in range(len(readers))]
     return {reader: ReaderConfusion(tuple(answers), tuple(rows[who]), counts[reader]) for who, reader in enumerate(readers)}
@@ -121,13 +124,7 @@ def _row(truth: str, rates: Floats, cells: float) -> Row:
     return Row(truth, cells, tuple(middle.tolist()), tuple(low.tolist()), tuple(high.tolist()))
 
 
-def _table(
-    readings: Iterable[Reading],
-    adjudicated: Mapping[str, str],
-    readers: Sequence[str],
-    kinds: Sequence[str],
-    answers: Sequence[str],
-) -> _Table:
+def _table(readings: Iterable[Reading], readers: Sequence[str], kinds: Sequence[str], answers: Sequence[str]) -> _Table:
     column = {reader: at for at, reader in enumerate(readers)}
     number = {answer: at for at, answer in enumerate(answers)}
     kind = {name: at for at, name in enumerate(kinds)}
@@ -135,11 +132,11 @@ def _table(
     for one in readings:
         cells.setdefault((one.cell, one.truth), [NONE] * len(readers))[column[one.reader]] = number[one.answer]
     alike: Counter[tuple[int, ...]] = Counter()
-    for (cell, truth), given in cells.items():
-        alike[(*given, kind.get(truth or adjudicated.get(cell, ""), NONE), not truth)] += 1
+    for (_, truth), given in cells.items():
+        alike[(*given, kind[truth] if truth else NONE)] += 1
     rows = np.array(sorted(alike), np.int64)
     number_of_cells = np.array([alike[pattern] for pattern in sorted(alike)], np.int64)
-    return _Table(rows[:, :-2], rows[:, -2], rows[:, -1].astype(bool), number_of_cells, len(kinds), len(answers))
+    return _Table(rows[:, :-1], rows[:, -1], number_of_cells, len(kinds), len(answers))
 
 
 def _sampled(table: _Table) -> tuple[Floats, Floats]:
@@ -150,7 +147,6 @@ def _sampled(table: _Table) -> tuple[Floats, Floats]:
     said = (table.given[:, :, None] == np.arange(table.answers)).reshape(len(table.given), -1).astype(np.float64)
     given_truth = (table.truth[:, None] == np.arange(table.kinds)) * table.cells[:, None]
     known = (given_truth.T @ said).reshape(table.kinds, readers, table.answers) + _prior(table)
-    known_shares = given_truth[table.asked].sum(axis=0) + 1 / table.kinds
     said, cells = said[hidden], table.cells[hidden]
     rates = _dirichlet(rng, np.broadcast_to(known + _majority(table, said), (CHAINS, *known.shape)))
     shares = np.full((CHAINS, table.kinds), 1 / table.kinds)
@@ -163,22 +159,26 @@ def _sampled(table: _Table) -> tuple[Floats, Floats]:
         drawn = rng.multinomial(np.broadcast_to(cells, (CHAINS, len(cells))), odds.transpose(0, 2, 1)).transpose(0, 2, 1)
         seen = known + (drawn @ said).reshape(rates.shape)
         rates = _dirichlet(rng, seen)
-        shares = _dirichlet(rng, known_shares + drawn.sum(axis=2))
+        shares = _dirichlet(rng, drawn.sum(axis=2) + 1 / table.kinds)
         if step >= BURN_IN:
             draws[step - BURN_IN] = rates
-            total += (seen.sum(axis=-1).mean(axis=0) - RIGHT - WRONG) / KEPT
+            total += (seen - _prior(table)).sum(axis=-1).mean(axis=0) / KEPT
     return draws.reshape(-1, *known.shape), total
 
 
 def _prior(table: _Table) -> Floats:
-    """Imagined answers (K, 1, A) in each row: right ones, and wrong ones in equal parts."""
+    """Imagined answers (K, R, A) in each row: right ones, and wrong ones in equal parts; of the third person more."""
     right = np.eye(table.kinds, table.answers)
-    return (RIGHT * right + WRONG * (1 - right) / (table.answers - 1))[:, None]
+    wrong = (1 - right) / (table.answers - 1)
+    prior: Floats = np.repeat((RIGHT * right + WRONG * wrong)[:, None], table.given.shape[1], axis=1)
+    prior[:, -1] = THIRD_RIGHT * right + THIRD_WRONG * wrong
+    return prior
 
 
 def _majority(table: _Table, said: Floats) -> Floats:
-    """Answers (K, R, A) to the hidden cells, each under the kind that most of its readers named: where the chains start."""
-    votes = said.reshape(len(said), -1, table.answers)[:, :, : table.kinds].sum(axis=1)
+    """Answers (K, R, A) to the hidden cells, each under the kind with the most votes: where the chains start."""
+    by_reader = said.reshape(len(said), -1, table.answers)[:, :, : table.kinds]
+    votes = by_reader.sum(axis=1) + (THIRD_VOTES - 1) * by_reader[:, -1]
     kind = (votes.argmax(axis=1)[:, None] == np.arange(table.kinds)) * (votes.sum(axis=1) > 0)[:, None]
     cells = table.cells[table.truth == NONE]
     answers: Floats = ((kind * cells[:, None]).T @ said).reshape(table.kinds, -1, table.answers)
