@@ -7,7 +7,7 @@ In each simulation two readers err in 2 to 20 % of the cells of a kind, most oft
 and so is each that one of them calls unsure. A third person settles what differs. 5 % of a reader's tasks are known cells.
 `n` is the number of cells that were drawn to be read by both. The seeds are the numbers of the simulations.
 
-Further scenarios break what the estimate assumes: a third person who errs, too, and hard cells that make both readers err.
+Further scenarios are harder to estimate: a third person who errs, too, and hard cells that make both readers err.
 """
 
 import argparse
@@ -51,7 +51,7 @@ LEAST, MOST = 0.02, 0.20  # a reader's error rates
 SECOND, KNOWN = 0.2, 0.05  # shares of the cells that are read twice, and of a reader's tasks that are known cells
 HARD: Final = 0.1  # of the cells, in the scenario that has hard ones
 SIZES: Final = (50, 100, 200, 500, 1000, 2000)
-BROKEN_SIZE: Final = 500
+HARDER_SIZE: Final = 500
 AIM: Final = (0.93, 0.99)
 FEW: Final = " (too few cells)"
 FILES: Final = ("README.md", "results.csv", "coverage.png")
@@ -74,7 +74,7 @@ class Scenario:
 
 
 MAIN: Final = Scenario("as assumed")
-BROKEN: Final = (
+HARDER: Final = (
     Scenario("third errs 2 %", third=0.02),
     Scenario("third errs 5 %", third=0.05),
     Scenario("hard cells", harder=5.0),
@@ -214,9 +214,9 @@ def line(table: pd.DataFrame, name: str) -> str:
 def readme(results: pd.DataFrame, simulations: Sequence[int], notes: str) -> str:
     """README.md from the table, and what people noted in NOTES.md."""
     columns = "| {} | " + " | ".join(COLUMNS) + " |\n|" + "---|" * (1 + len(COLUMNS))
-    main, broken = (results[(results["scenario"] == MAIN.name) == is_main] for is_main in (True, False))
+    main, others = (results[(results["scenario"] == MAIN.name) == is_main] for is_main in (True, False))
     lines = [columns.format("cells read by both")] + [line(rows, str(n)) for n, rows in main.groupby("n")]
-    more = [columns.format("scenario")] + [line(rows, str(name)) for name, rows in broken.groupby("scenario", sort=False)]
+    more = [columns.format("scenario")] + [line(rows, str(name)) for name, rows in others.groupby("scenario", sort=False)]
     count = simulations[0]
     text = (
         f"`python studies/agreement.py --simulations {count}`: how many per cent of the 95 % limits held the truth, with the "
@@ -225,8 +225,8 @@ def readme(results: pd.DataFrame, simulations: Sequence[int], notes: str) -> str
         "`results.csv` has each kind, both ends, and the rows of fewer cells."
     )
     above = "# Limits of agreement, simulated\n\n" + textwrap.fill(text, 120) + "\n\n"
-    wrong = f"What breaks the assumptions: {BROKEN_SIZE} cells read by both, {simulations[1]:,} simulations each.\n\n"
-    parts = [above + "\n".join(lines), "![held over n](coverage.png)", wrong + "\n".join(more), notes.strip()]
+    harder = f"Harder to estimate: {HARDER_SIZE} cells read by both, {simulations[1]:,} simulations each.\n\n"
+    parts = [above + "\n".join(lines), "![held over n](coverage.png)", harder + "\n".join(more), notes.strip()]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -260,7 +260,7 @@ def main() -> None:
     try:
         claim([given.out / name for name in FILES], find_workspace())
         rows = [row for n in SIZES for row in measured(n, MAIN, given.simulations)]
-        rows += [row for scenario in BROKEN for row in measured(BROKEN_SIZE, scenario, fewer)]
+        rows += [row for scenario in HARDER for row in measured(HARDER_SIZE, scenario, fewer)]
         results = pd.DataFrame(rows)
         notes = (given.out / "NOTES.md").read_text() if (given.out / "NOTES.md").exists() else ""
         with publishing(given.out) as folder:
