@@ -15,6 +15,7 @@ from serving.http.refused import TABLE, problem_of
 from serving.labelling import errors as labelling
 from serving.reports import errors as reports
 from serving.security import errors as security
+from serving.worklist import errors as worklist
 
 ROOM = Path(str(serving.__file__)).parent
 REPORT = "0123456789abcdef0123456789abcdef"
@@ -143,6 +144,55 @@ ANSWERS: list[tuple[Refused, tuple[int, str, str], str, dict[str, Any], dict[str
         (413, "too-large", "Request too large"),
         "A report holds at most 4096 images.",
         {"limit": 4096},
+        {},
+    ),
+    (
+        reports.UnknownLabel("Thing", ["Basophil", "Band"]),
+        (422, "bad-field", "Field not accepted"),
+        "label: 'Thing' is no class and none of the site's further kinds: give Basophil, Band or null.",
+        {"field": "label"},
+        {},
+    ),
+    (
+        worklist.NoSuchOpinion(3),
+        (404, "no-such-opinion", "No such second opinion"),
+        "Nobody was asked for a second opinion 3 on this report.",
+        {},
+        {},
+    ),
+    (
+        worklist.AsksThemselves(),
+        (409, "asks-themselves", "Nobody else is asked"),
+        "A second opinion is another person's: ask somebody else, or write a comment.",
+        {},
+        {},
+    ),
+    (
+        worklist.AskedAlready("Dr. Ben"),
+        (409, "asked-already", "Asked already"),
+        "Dr. Ben was asked already and has not answered: take that back first, or write a comment.",
+        {},
+        {},
+    ),
+    (
+        worklist.NotTheOneAsked("Dr. Ben"),
+        (409, "not-the-one-asked", "Another person was asked"),
+        "Dr. Ben was asked, and nobody else can answer: write a comment, or take the question back and ask another one.",
+        {},
+        {},
+    ),
+    (
+        worklist.TakenBackAlready(),
+        (409, "taken-back", "Taken back"),
+        "The question was taken back: ask again, or write a comment.",
+        {},
+        {},
+    ),
+    (
+        worklist.AnsweredAlready(),
+        (409, "answered", "Answered"),
+        "It was answered, and an answer stays in the record: who gave it can give a further one.",
+        {},
         {},
     ),
     (
