@@ -122,9 +122,10 @@ def _png(data: bytes) -> Response:
 # --- readers ----------------------------------------------------------------------------------------------------------------
 
 
-@router.get("", response_model=LabellingState, dependencies=LABEL)
+@router.get("", response_model=LabellingState, dependencies=ANY_KEY)
 def labelling(request: Request) -> Response:
-    """How far the labelling is, for this reader; and by which keys what can be said."""
+    """How far the labelling is, for this reader or for whoever adjudicates; and by which keys what can be said."""
+    any_of(request, "label", LEAD)
     who, site = _who(request), _site(request)
     seen = overview(_store(request), who.reader)
     queue = seen.queue
@@ -191,9 +192,10 @@ async def _answered(request: Request, take: Callable[[], answers.HowFar], asked:
     return await carry_out(request, work, asked.model_dump_json())
 
 
-@router.post("/undo", response_model=Undone, dependencies=LABEL, responses=WRITES, openapi_extra=_takes(None))
+@router.post("/undo", response_model=Undone, dependencies=ANY_KEY, responses=WRITES, openapi_extra=_takes(None))
 async def undo(request: Request) -> Response:
-    """Take back this reader's last answer that stands: its task waits again. Both stay in the record."""
+    """Take back this person's last answer or decision that stands: it waits again. Both stay in the record."""
+    any_of(request, "label", LEAD)
     store, who = _store(request), _who(request)
 
     def work() -> Done:

@@ -35,8 +35,9 @@ async function begin() {
     me = await service.me();
     byId("reader").textContent = me.person ?? me.key;
     byId("sign-out").hidden = false;
-    byId("to-disputes").hidden = !me.scopes.includes(ADJUDICATE);
-    if (!me.scopes.includes("label")) {
+    byId("to-disputes").hidden = !adjudicates();
+    for (const link of ["to-read", "to-sweep"]) byId(link).hidden = !labels();
+    if (!labels() && !adjudicates()) {
       nothing("scope", { key: me.key, scopes: me.scopes.join(", ") });
       return;
     }
@@ -53,6 +54,9 @@ async function begin() {
     stopped(failure);
   }
 }
+
+const labels = () => me.scopes.includes("label");
+const adjudicates = () => me.scopes.includes(ADJUDICATE);
 
 /** Put the keys of the site's further kinds into the help. */
 function listKeys() {
@@ -78,13 +82,14 @@ const ADDRESSES = { "#/sweep": "sweep", "#/disputes": "disputes", "#/agreement":
 async function go() {
   VIEWS[view].leave?.();
   view = ADDRESSES[location.hash] ?? "read";
+  if (me && !labels() && ["read", "sweep"].includes(view)) view = "disputes"; // all that such a key can do here
   for (const link of byId("views").querySelectorAll("a")) {
     if (link.dataset.view === view) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
   if (!me) return;
   say("");
-  if (view === "disputes" && !me.scopes.includes(ADJUDICATE)) {
+  if (view === "disputes" && !adjudicates()) {
     nothing("view", { scope: ADJUDICATE, key: me.key });
     return;
   }
@@ -117,7 +122,7 @@ function nothing(why, values = {}) {
   byId("nothing-heading").textContent = t(`label.nothing.${words}.heading`, values);
   byId("nothing-text").textContent = t(`label.nothing.${words}.text`, { count: left, ...values });
   byId("nothing-next").textContent = ["done", "agreed", "queue"].includes(why) && next ? t("label.nothing.next", { next }) : "";
-  byId("nothing-disputes").hidden = !(why === "done" && disputed && me?.scopes.includes(ADJUDICATE));
+  byId("nothing-disputes").hidden = !(why === "done" && disputed && me && adjudicates());
   byId("nothing-key").hidden = !["key", "scope", "view"].includes(why);
   byId("nothing-again").hidden = !["failed", "store", "queue", "done", "agreed"].includes(why);
   byId("nothing-undo").hidden = why !== "done" || !queue.done;
@@ -126,7 +131,7 @@ function nothing(why, values = {}) {
 
 /** Look whether there is something to do by now; `quietly` where nobody has asked for it. */
 async function lookAgain({ quietly = false } = {}) {
-  if (!me?.scopes.includes("label")) {
+  if (!me || (!labels() && !adjudicates())) {
     await begin();
     return;
   }

@@ -17,7 +17,7 @@ COUNT = 80
 PERSONS = {
     "ada": ("Dr Ada Lindgren", ("label",)),
     "bert": ("Bert Moreau", ("label",)),
-    "cleo": ("Cleo Sand", ("label", "adjudicate")),
+    "cleo": ("Cleo Sand", ("adjudicate",)),
     "dora": ("Dora Weiss", ("label",)),
     "emil": ("Emil Berg", ("label",)),
     "fay": ("Fay Odum", ("label",)),

@@ -32,6 +32,7 @@ PEOPLE = {
     "ada": ("Dr. Ada", ["label", "review"]),
     "ben": ("Dr. Ben", ["label"]),
     "eve": ("Dr. Eve", ["label", "adjudicate"]),
+    "judge": ("Dr. Jo", ["adjudicate"]),
     "robot": ("", ["label"]),
     "ward": ("", ["classify"]),
     "reviewer": ("Dr. Rue", ["review"]),
@@ -200,8 +201,14 @@ def test_what_cannot_be_answered_says_why(desk: Desk) -> None:
 
 def test_each_call_asks_for_its_scope(desk: Desk) -> None:
     asked(desk.store, 1, TWO)
-    labels, decides = {"ada", "ben", "eve", "robot"}, {"eve"}
-    allowed = {"": labels, "/tasks": labels, "/sweep": labels, "/disputes": decides, "/references": labels | {"reviewer"}}
+    labels, decides = {"ada", "ben", "eve", "robot"}, {"eve", "judge"}
+    allowed = {
+        "": labels | decides,
+        "/tasks": labels,
+        "/sweep": labels,
+        "/disputes": decides,
+        "/references": labels | {"reviewer"},
+    }
     for path, who in allowed.items():
         for name in PEOPLE:
             assert desk.call(name, "GET", path).status_code == (200 if name in who else 403), (path, name)
