@@ -10,7 +10,7 @@ from serving.contract.site import Site
 from serving.labelling.errors import LeftTheQueue, NoSuchDispute, OwnReading, UnknownKind
 from serving.labelling.queue import COUNTED, PLACE_DIGITS
 from serving.labelling.settling import readings, settle
-from serving.labelling.tasks import Who, cells_locked, file_of, now, open_queues
+from serving.labelling.tasks import Who, cells_locked, file_of, now
 from serving.reports.labelling_tables import READ, Answer, Asked, Queue, Task
 from serving.reports.store import Store
 
@@ -33,7 +33,11 @@ def name_of(cell: Asked) -> str:
 
 
 def disputes(store: Store, person: str, count: int, site: Site) -> list[Dispute]:
-    """The next disputes that this person may decide, those of the queues that are open; not those that the person has read."""
+    """The next disputes that this person may decide; not those of cells that the person has read.
+
+    A queue that has closed leaves its disputes behind: what two readers said is not lost because the model went on. A cell that
+    a later queue of the workspace asks about is decided there.
+    """
     order = {answer: place for place, answer in enumerate(answers_of(site))}
     with store.reading() as session:
         undecided, left, found = _for(session, person), _left(session, person), []
@@ -50,11 +54,15 @@ def _left(session: Session, person: str) -> int:
 
 
 def _for(session: Session, person: str) -> ColumnElement[bool]:
-    queues = [queue.id for queue in open_queues(session)]
+    later, again = aliased(Queue), aliased(Asked)
+    follows = and_(later.id == again.queue_id, later.workspace == Queue.workspace, later.published_at > Queue.published_at)
+    asked_again = exists().where(again.sha256 == Asked.sha256, follows).correlate(Asked, Queue)
+    here = exists().where(Queue.id == Asked.queue_id, ~asked_again).correlate(Asked)
     read = exists().where(Task.sha256 == Asked.sha256, Task.reader == person, Task.kind.in_(READ), Task.state == "answered")
     same = and_(Answer.queue_id == Asked.queue_id, Answer.sha256 == Asked.sha256, Answer.way == "adjudicated")
     passed = exists().where(same, Answer.reader == person, stands())
-    return and_(Asked.queue_id.in_(queues), Asked.state == "disputed", ~read, ~passed)
+    queues = select(Queue.id).where(Queue.published_at.is_not(None))  # by whose names the cells have an index
+    return and_(Asked.queue_id.in_(queues), Asked.state == "disputed", here, ~read, ~passed)
 
 
 def stands() -> ColumnElement[bool]:

@@ -93,7 +93,7 @@ async function go() {
     nothing("view", { scope: ADJUDICATE, key: me.key });
     return;
   }
-  if (!queue.queue && view !== "agreement") {
+  if (!queue.queue && !["agreement", "disputes"].includes(view)) {
     nothing("queue");
     return;
   }
@@ -145,7 +145,7 @@ async function lookAgain({ quietly = false } = {}) {
 }
 
 async function somethingToDo() {
-  if (!queue.queue) return false;
+  if (!queue.queue && view !== "disputes") return false; // disputes outlive their queue
   const found = await (view === "disputes" ? labelling.disputes() : labelling.tasks(1));
   return found.length > 0;
 }

@@ -5,6 +5,7 @@ from readers import PICTURE, QUEUE, asked, cell, next_of, reads_all, says, sha_o
 
 from serving.labelling import answers as answers_module
 from serving.labelling.answers import undo
+from serving.labelling.disputes import decide, disputes
 from serving.labelling.errors import NoAnswerToUndo
 from serving.labelling.queue import Notice, agreed, close, progress, publish, taken
 from serving.labelling.tasks import LAPSE, Who, image_of, next_tasks, now
@@ -38,6 +39,19 @@ def test_an_answer_that_comes_late_counts_in_the_next_queue(store: Store) -> Non
     says(store, ADA, late, "Band")
     assert (progress(store, "ward").agreed, next_of(store, BEN)) == (1, None)
     assert {one.answer for one in agreed(store, "ward")} == {"Band"}
+
+
+def test_a_dispute_outlives_its_queue_and_is_decided_where_its_cell_was_asked_last(store: Store) -> None:
+    both = site_of(second=1.0)
+    asked(store, 2, both)
+    for reader, said in ((ADA, "Monocyte"), (BEN, "Band")):
+        reads_all(store, reader, said, both)
+    asked(store, [cell(0)], both, queue=NEXT)
+    found = {one.name.partition(".")[0]: one.name for one in disputes(store, "Dr. Eve", 9, both)}
+    assert set(found) == {QUEUE, NEXT}, "the cell that is not asked again is decided in the queue that has closed"
+    assert [one.left for one in disputes(store, "Dr. Eve", 9, both)] == [2, 2]
+    assert decide(store, Who("Dr. Eve", "key"), found[QUEUE], "Monocyte", both).left == 1
+    assert [(one.sha256, one.answer, one.how) for one in agreed(store, "ward")] == [(sha_of(1), "Monocyte", "adjudicated")]
 
 
 def test_another_workspace_asks_the_same_person_about_the_same_cell(store: Store) -> None:
