@@ -243,7 +243,7 @@ def test_every_answer_has_its_line_and_a_deed_its_intention_before(service: Serv
     client.get("/v1/reports/S-4711")
     correct(client, report, 0, "Monocyte", '"9"')
     correct(client, report, 99, "Monocyte", "*")
-    client.put(f"{url}/cells/0", json={"label": "Platelet", **DOCTOR}, headers={"If-Match": "*"})
+    client.put(f"{url}/cells/0", json={"label": "Thrombocyte", **DOCTOR}, headers={"If-Match": "*"})
     sign(client, report, "*")
     sign(client, report, "*")
     client.get(f"{url}/report.pdf")
