@@ -1,6 +1,7 @@
 """A hundred cells by key: the page never makes a reader wait, and a network that fails at random loses nothing."""
 
 import hashlib
+import os
 import random
 import re
 import time
@@ -64,9 +65,10 @@ def read_them(page: Page, count: int, seconds: float) -> float:
 def test_a_hundred_cells_by_key_take_as_long_as_the_decisions(browser: Browser, model_dir: Path, tmp_path: Path) -> None:
     """The next cell is on the screen within 50 ms of the key, and the page adds less than 5 s to 100 decisions of 2 s.
 
-    What a computer that is busy otherwise adds is not the page's: the median is judged by the clock, and the page's work by the
-    time of the processor.
+    What a computer that is busy otherwise adds is not the page's: there the median is judged by the clock, and the page's work by
+    the time of the processor.
     """
+    busy = os.getloadavg()[0] > (os.cpu_count() or 1) / 2
     with asking(model_dir, tmp_path, PERSONS, cells(CELLS + 1), ONE_READER) as readers:
         page = sit_down(browser, readers, "ada").page
         in_sight(page)
@@ -84,7 +86,7 @@ def test_a_hundred_cells_by_key_take_as_long_as_the_decisions(browser: Browser, 
     print(f"the next cell after {median:.0f} ms (median), {most:.0f} ms (95 %), {longest:.0f} ms (longest)")
     assert took < 240
     assert waits.sum() < 5000
-    assert median < 50
+    assert (median if busy else most) < 50
     assert cost < FRAME_MS
 
 
