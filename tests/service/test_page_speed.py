@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from live import Server
-from page_visits import begin, draw, focused, message
+from page_visits import begin, draw, eventually, focused, message
 from playwright.sync_api import Browser, CDPSession, Page, expect
 from test_page_decisions import hold
 
@@ -107,7 +107,9 @@ def test_four_hundred_cells_without_stutter(browser: Browser, keeping: Server, t
     seen, steps, before = set(), 400, work(session)
     for step in range(steps):
         if step % 10 == 9:
+            here = focused(page)["number"]
             page.keyboard.press(str(1 + step % 5))
+            eventually(lambda here=here: focused(page)["number"] != here)  # it waits until the cell has been in sight
         page.keyboard.press("ArrowRight")
         seen.add(focused(page)["number"])
     assert len(seen) > 350
