@@ -65,7 +65,8 @@ def leave(workspace: Path, store: "Store") -> int:
 
     if not (workspace / "data/queue.csv").exists():
         return 0
-    said = pd.concat([labels.read_log(workspace), labels.read_none_of_five(workspace)]).drop_duplicates("sha256", keep="last")
+    said = pd.concat([labels.read_log(workspace), labels.read_none_of_five(workspace)])
+    said = said.sort_values("labelled_at", kind="stable").drop_duplicates("sha256", keep="last")
     stay = set(labels.awaited(workspace)["sha256"]) | set(said.loc[said["why"].str.startswith(ON_THE_PAGE), "sha256"])
     answered = [sha256 for sha256 in labels.read_queue(workspace)["sha256"] if sha256 not in stay]
     return withdraw_cells(store, workspace_name(workspace), answered) if answered else 0
