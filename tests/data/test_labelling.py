@@ -197,6 +197,21 @@ def test_a_cell_that_a_file_labelled_leaves_the_queue_and_one_of_the_page_stays(
     assert leave(workspace, store) == 0
 
 
+def test_a_class_from_a_file_after_none_of_the_five_on_the_page_takes_the_cell_off_the_page(
+    workspace: Path, store: Store
+) -> None:
+    reading = published(workspace, store, site_with())
+    [task] = next_tasks(store, "Ada", 1, reading.site)
+    answers.answer(store, Who("Ada", "a"), task.name, "Smudge", reading.site)
+    assert take_agreed(workspace, store, 1).none == 1
+    [said] = [one for one in cells_of(store, "asked") if one.state == "agreed"]
+    rows = pd.DataFrame(
+        [[said.sha256, "Basophil", "Eve", "2099-01-01T00:00:00Z"]], columns=["sha256", "label", "labelled_by", "labelled_at"]
+    )
+    take_in(workspace, rows, 1)
+    assert leave(workspace, store) == 1
+
+
 def test_an_import_takes_its_cells_off_the_page_and_needs_no_store_for_its_labels(
     workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
