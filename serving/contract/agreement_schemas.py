@@ -71,5 +71,6 @@ class Agreement(BaseModel):
     pairs: list[PairAgreement]
     readers: list[ReaderAgreement]
     disputed: int = Field(description="Cells that wait for a third person.")
+    unnamed: int = Field(description="Cells that nobody can name.")
     needed_for_confusion: int
     lead: bool

@@ -97,6 +97,14 @@ class OpenQueue(BaseModel):
     deadline: datetime | None
 
 
+class Next(BaseModel):
+    """A part of what happens next. `code` says what; the other members are its numbers and names."""
+
+    model_config = ConfigDict(extra="allow")
+
+    code: str
+
+
 class LabellingState(BaseModel):
     """How far the labelling is, for one reader; `queue` is null while nothing is asked."""
 
@@ -110,8 +118,10 @@ class LabellingState(BaseModel):
     cells: int = Field(description="Cells that are asked for.")
     agreed: int
     disputed: int
+    unnamed: int = Field(description="Cells that nobody can name.")
     median_seconds: float | None
     next_step: str = Field(description="What happens next, and by whom; in one line.")
+    next_parts: list[Next] | None = Field(description="The same in parts, where the flow has said it so.")
     gain: dict[str, Any] | None = Field(description="What the next labels are expected to gain, where the flow has said it.")
 
 
@@ -142,6 +152,26 @@ class Undone(BaseModel):
 
     task: str | None
     dispute: str | None = None
+
+
+class SaidBefore(BaseModel):
+    """An answer of this person to a task, or a decision on a dispute, that stands."""
+
+    id: int
+    task: str | None
+    dispute: str | None
+    answer: str
+    at: datetime
+    way: Literal["single", "sweep", "adjudicated"]
+    image: bool = Field(description="Whether the picture of the cell is still kept.")
+    left: bool = Field(description="Whether the cell is not to be named any more.")
+
+
+class AnswerList(BaseModel):
+    """What a person has said, the latest first; `next` is the `before` of those that follow, null where there are none."""
+
+    answers: list[SaidBefore]
+    next: int | None
 
 
 class ReferenceGroup(BaseModel):

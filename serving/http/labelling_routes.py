@@ -17,18 +17,21 @@ from serving.contract.agreement_schemas import Agreement
 from serving.contract.labelling import (
     MOST_TASKS,
     Answered,
+    AnswerList,
     AnswerRequest,
     AnswersRequest,
     Decided,
     DecisionRequest,
     DisputeList,
     LabellingState,
+    Next,
     OpenQueue,
     Opinion,
     ReaderDispute,
     ReaderTask,
     ReferenceGroup,
     ReferenceList,
+    SaidBefore,
     TaskList,
     Undone,
     kinds_of,
@@ -42,7 +45,7 @@ from serving.http.preview import png
 from serving.http.report_routes import no_store
 from serving.http.running import running_of
 from serving.http.upload import read_json
-from serving.labelling import answers, comparison, disputes, references
+from serving.labelling import answers, comparison, disputes, history, references
 from serving.labelling.overview import overview
 from serving.labelling.queue import SHOWN_SIDE
 from serving.labelling.sweep import sweep_tasks
@@ -140,8 +143,10 @@ def labelling(request: Request) -> Response:
         cells=seen.cells,
         agreed=seen.agreed,
         disputed=seen.disputed,
+        unnamed=seen.unnamed,
         median_seconds=seen.median_seconds,
         next_step="" if queue is None else queue.next_step,
+        next_parts=None if queue is None or queue.next_parts is None else [Next(**part) for part in queue.next_parts],
         gain=None if queue is None else queue.gain,
     )
     return _json(state)
@@ -196,13 +201,42 @@ async def _answered(request: Request, take: Callable[[], answers.HowFar], asked:
 async def undo(request: Request) -> Response:
     """Take back this person's last answer or decision that stands: it waits again. Both stay in the record."""
     any_of(request, "label", LEAD)
-    store, who = _store(request), _who(request)
+    return await _undone(request, partial(answers.undo, _store(request), _who(request)))
 
+
+async def _undone(request: Request, take_back: Callable[[], answers.Undone]) -> Response:
     def work() -> Done:
-        back = answers.undo(store, who)
+        back = take_back()
         return Done(_json(Undone(task=back.task, dispute=back.dispute)), [back.cell])
 
     return await carry_out(request, work)
+
+
+@router.delete("/tasks/{task}", response_model=Undone, dependencies=LABEL, responses=WRITES, openapi_extra=_takes(None))
+async def take_answer_back(request: Request, task: TaskName) -> Response:
+    """Take back what this reader said last of a task, whenever that was. Both stay in the record."""
+    return await _undone(request, partial(answers.take_back_answer, _store(request), _who(request), task))
+
+
+@router.delete(
+    "/disputes/{dispute}", response_model=Undone, dependencies=ADJUDICATE, responses=WRITES, openapi_extra=_takes(None)
+)
+async def take_decision_back(request: Request, dispute: DisputeName) -> Response:
+    """Take back what this person decided on a dispute, whenever that was. Both stay in the record."""
+    return await _undone(request, partial(answers.take_back_decision, _store(request), _who(request), dispute))
+
+
+@router.get("/answers", response_model=AnswerList, dependencies=ANY_KEY)
+def given_answers(
+    request: Request,
+    count: Annotated[int, Query(ge=1, le=MOST_TASKS)] = 24,
+    before: Annotated[int | None, Query(ge=1, description="The `next` of the list before.")] = None,
+) -> Response:
+    """What this person has said, the latest first: answers to tasks, and decisions on disputes, that stand."""
+    any_of(request, "label", LEAD)
+    found = history.said(_store(request), _who(request).reader, count + 1, before)
+    shown = [SaidBefore.model_validate(one._asdict()) for one in found[:count]]
+    return _json(AnswerList(answers=shown, next=shown[-1].id if len(found) > count else None))
 
 
 @router.get("/sweep", response_model=TaskList, dependencies=LABEL)
@@ -242,9 +276,11 @@ def reader_agreement(request: Request) -> Response:
 
 
 @router.get("/disputes", response_model=DisputeList, dependencies=ADJUDICATE)
-def disputed_cells(request: Request) -> Response:
+def disputed_cells(
+    request: Request, unnamed: Annotated[bool, Query(description="Those that nobody could name so far, in their place.")] = False
+) -> Response:
     """The next cells that readers disagree about, or are both unsure of; not those that this person has read."""
-    found = disputes.disputes(_store(request), _who(request).reader, DISPUTES, _site(request))
+    found = disputes.disputes(_store(request), _who(request).reader, DISPUTES, _site(request), unnamed)
     return _json(DisputeList(disputes=[_dispute(one) for one in found]))
 
 
@@ -269,7 +305,7 @@ def dispute_image(request: Request, dispute: DisputeName) -> Response:
     openapi_extra=_takes(DecisionRequest),
 )
 async def decide_dispute(request: Request, dispute: DisputeName) -> Response:
-    """A third person's word on a cell; a later one supersedes it. `unsure` leaves the cell to somebody else."""
+    """A third person's word on a cell; a later one supersedes it. `unsure` says that nobody can name it."""
     store, site, who = _store(request), _site(request), _who(request)
     asked = await read_json(request, DecisionRequest)
 

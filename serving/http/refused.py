@@ -28,7 +28,12 @@ SIGNED: Final = {
     "withdraw": "The report was signed. To withdraw it, send `amend: true`; who has received it must be told.",
     "add cells": "The report was signed; cells cannot be added to it. Make a new one.",
 }
-LEFT: Final = {"labelled": "Labelled meanwhile", "held-out": "Validation or test cell", "quarantined": "Quarantined"}
+LEFT: Final = {
+    "labelled": "Labelled meanwhile",
+    "held-out": "Validation or test cell",
+    "quarantined": "Quarantined",
+    "removed": "Removed",
+}
 ENOUGH: Final = f"Send only those that it does not hold, or put {EXPECTED_IMAGES} right with PATCH."
 TABLE: Final[dict[type[Refused], Callable[[Any], Problem]]] = {
     reports.NoSuchReport: lambda error: Problem(404, "no-such-report", "No such report", str(error)),
@@ -69,6 +74,7 @@ TABLE: Final[dict[type[Refused], Callable[[Any], Problem]]] = {
     labelling.NoAnswerToUndo: lambda error: Problem(409, "nothing-to-undo", "Nothing to undo", str(error)),
     labelling.NoSuchDispute: lambda error: Problem(404, "no-such-dispute", "No such dispute", str(error)),
     labelling.OwnReading: lambda error: Problem(403, "own-reading", "Own reading", str(error)),
+    labelling.NoImage: lambda error: Problem(404, "no-image", "Image not kept", str(error)),
     labelling.NoSuchReference: lambda error: Problem(404, "no-such-reference", "No such reference", str(error)),
     worklist.NoSuchOpinion: lambda error: Problem(404, "no-such-opinion", "No such second opinion", str(error)),
     worklist.AsksThemselves: lambda error: Problem(409, "asks-themselves", "Nobody else is asked", str(error)),

@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from sqlalchemy import func, select, update
+from sqlalchemy import ColumnElement, func, select, update
 from sqlalchemy.orm import Session
 
 from serving.contract.labelling import Way
 from serving.contract.site import Site
-from serving.labelling.disputes import decide_again, name_of, refuse_unknown, stands
+from serving.labelling.disputes import name_of, named, refuse_unknown
 from serving.labelling.errors import LeftTheQueue, NoAnswerToUndo, NotAsked
-from serving.labelling.settling import settle, settle_elsewhere
+from serving.labelling.settling import judge, settle, settle_elsewhere, stands
 from serving.labelling.tasks import (
     CELL_OF_TASK,
     LAPSE,
@@ -154,17 +154,55 @@ def undo(store: Store, who: Who) -> Undone:
         last = _last_standing(session, who.reader)
         if last is None:
             raise NoAnswerToUndo
-        row = locked_reader(session, last.queue_id, who.reader)
-        cell = cells_locked(session, last.queue_id, [last.sha256])[last.sha256]
-        back = Answer(queue_id=last.queue_id, sha256=last.sha256, reader=who.reader, caller=who.caller, answer="")
-        back.at, back.number, back.way, back.undoes = now(), last.number, last.way, last.id
-        session.add(back)
-        session.flush()
-        if last.number is None:
-            decide_again(session, cell)
-            return Undone(None, name_of(cell), cell.sha256)
-        _reopen(session, row, last, cell)
-        return Undone(f"{last.queue_id}.{last.number}", None, cell.sha256)
+        return _take_back(session, who, last)
+
+
+def take_back_answer(store: Store, who: Who, name: str) -> Undone:
+    """Take back what the reader said last of a task, whenever that was; both stay in the record.
+
+    Raises NotAsked where it is no task of this reader, and NoAnswerToUndo where none of the answers to it stands.
+    """
+    queue_id, number = parsed(name)
+    with store.writing() as session:
+        if known_reader(session, queue_id, who.reader) is None:
+            raise NotAsked
+        return _take_back_of(session, who, (Answer.queue_id == queue_id) & (Answer.number == number))
+
+
+def take_back_decision(store: Store, who: Who, name: str) -> Undone:
+    """Take back what a third person decided on a dispute, whenever that was; both stay in the record.
+
+    Raises NoSuchDispute, and NoAnswerToUndo where no decision of this person on it stands.
+    """
+    with store.writing() as session:
+        cell = named(session, name)
+        locked_reader(session, cell.queue_id, who.reader)
+        here = (Answer.queue_id == cell.queue_id) & (Answer.sha256 == cell.sha256) & Answer.number.is_(None)
+        return _take_back_of(session, who, here)
+
+
+def _take_back_of(session: Session, who: Who, which: ColumnElement[bool]) -> Undone:
+    query = select(Answer).where(which, Answer.reader == who.reader, stands())
+    last = session.scalar(query.order_by(Answer.id.desc()).limit(1))
+    if last is None:
+        raise NoAnswerToUndo
+    return _take_back(session, who, last)
+
+
+def _take_back(session: Session, who: Who, last: Answer) -> Undone:
+    row = locked_reader(session, last.queue_id, who.reader)
+    cell = cells_locked(session, last.queue_id, [last.sha256])[last.sha256]
+    back = Answer(queue_id=last.queue_id, sha256=last.sha256, reader=who.reader, caller=who.caller, answer="")
+    back.at, back.number, back.way, back.undoes = now(), last.number, last.way, last.id
+    session.add(back)
+    session.flush()
+    if last.number is None:
+        judge(session, cell)
+        if session.get_one(Queue, last.queue_id).closed_at is not None:
+            settle_elsewhere(session, cell)
+        return Undone(None, name_of(cell), cell.sha256)
+    _reopen(session, row, last, cell)
+    return Undone(f"{last.queue_id}.{last.number}", None, cell.sha256)
 
 
 def _lock_where_something_stands(session: Session, reader: str) -> None:

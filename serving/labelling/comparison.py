@@ -1,5 +1,6 @@
 """How far readers agree, in numbers: what they said becomes the answer of `GET /v1/labelling/agreement`."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
@@ -36,13 +37,14 @@ def agreement(store: Store, site: Site, lead: bool) -> Agreement:
         queue = session.scalar(newest.limit(1))
         readings = Readings() if queue is None else readings_of(session, queue.workspace)
         progress = {} if queue is None else _progress(session, queue)
-        disputed = 0 if queue is None else states_of(session, queue.id)["disputed"]
+        states = Counter[str]() if queue is None else states_of(session, queue.id)
     kinds = _kinds(readings, site)
     return Agreement(
         workspace=None if queue is None else queue.workspace,
         pairs=pairs(readings, kinds),
         readers=readers(readings, progress, kinds, lead),
-        disputed=disputed,
+        disputed=states["disputed"],
+        unnamed=states["unnamed"],
         needed_for_confusion=MIN_COMPARED,
         lead=lead,
     )

@@ -1,17 +1,20 @@
-"""Cells that readers disagree about, or that both are unsure of: a third person decides, and sees the answers without names."""
+"""Cells that readers disagree about, or that both are unsure of: a third person decides, and sees the answers without names.
+
+A third person who is unsure, too, says that nobody can name the cell. It then waits for nobody, and can be named all the same.
+"""
 
 from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, Select, and_, exists, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
-from serving.contract.labelling import UNSURE, answers_of
+from serving.contract.labelling import answers_of
 from serving.contract.site import Site
 from serving.labelling.errors import LeftTheQueue, NoSuchDispute, OwnReading, UnknownKind
 from serving.labelling.queue import COUNTED, PLACE_DIGITS
-from serving.labelling.settling import readings, settle
+from serving.labelling.settling import judge, readings, settle_elsewhere
 from serving.labelling.tasks import Who, cells_locked, file_of, now
-from serving.reports.labelling_tables import READ, Answer, Asked, Queue, Task
+from serving.reports.labelling_tables import READ, Answer, Asked, AskedImage, Queue, Task
 from serving.reports.store import Store
 
 
@@ -32,15 +35,16 @@ def name_of(cell: Asked) -> str:
     return f"{cell.queue_id}.{cell.place:0{PLACE_DIGITS}x}"
 
 
-def disputes(store: Store, person: str, count: int, site: Site) -> list[Dispute]:
-    """The next disputes that this person may decide; not those of cells that the person has read.
+def disputes(store: Store, person: str, count: int, site: Site, unnamed: bool = False) -> list[Dispute]:
+    """The next disputes that this person may decide; not those of cells that the person has read. With `unnamed` they are the
+    cells that nobody could name so far.
 
     A queue that has closed leaves its disputes behind: what two readers said is not lost because the model went on. A cell that
     a later queue of the workspace asks about is decided there.
     """
     order = {answer: place for place, answer in enumerate(answers_of(site))}
     with store.reading() as session:
-        undecided, left, found = _for(session, person), _left(session, person), []
+        undecided, left, found = _for(session, person, unnamed), _left(session, person, unnamed), []
         for cell in session.scalars(select(Asked).where(undecided).order_by(Asked.place).limit(count)):
             said = [str(task.answer) for task in readings(session, cell) if task.state == "answered"]
             said.sort(key=lambda answer: (order.get(answer, len(order)), answer))
@@ -49,34 +53,25 @@ def disputes(store: Store, person: str, count: int, site: Site) -> list[Dispute]
     return found
 
 
-def _left(session: Session, person: str) -> int:
-    return session.scalar(select(func.count()).select_from(Asked).where(_for(session, person))) or 0
+def _left(session: Session, person: str, unnamed: bool = False) -> int:
+    return session.scalar(select(func.count()).select_from(Asked).where(_for(session, person, unnamed))) or 0
 
 
-def _for(session: Session, person: str) -> ColumnElement[bool]:
+def _for(session: Session, person: str, unnamed: bool) -> ColumnElement[bool]:
     later, again = aliased(Queue), aliased(Asked)
     follows = and_(later.id == again.queue_id, later.workspace == Queue.workspace, later.published_at > Queue.published_at)
     asked_again = exists().where(again.sha256 == Asked.sha256, follows).correlate(Asked, Queue)
     here = exists().where(Queue.id == Asked.queue_id, ~asked_again).correlate(Asked)
     read = exists().where(Task.sha256 == Asked.sha256, Task.reader == person, Task.kind.in_(READ), Task.state == "answered")
-    same = and_(Answer.queue_id == Asked.queue_id, Answer.sha256 == Asked.sha256, Answer.way == "adjudicated")
-    passed = exists().where(same, Answer.reader == person, stands())
+    seen = exists().where(AskedImage.queue_id == Asked.queue_id, AskedImage.sha256 == Asked.sha256)
     queues = select(Queue.id).where(Queue.published_at.is_not(None))  # by whose names the cells have an index
-    return and_(Asked.queue_id.in_(queues), Asked.state == "disputed", here, ~read, ~passed)
-
-
-def stands() -> ColumnElement[bool]:
-    """That an answer is no undo and was not undone."""
-    later = aliased(Answer)
-    return and_(Answer.undoes.is_(None), ~exists().where(later.undoes == Answer.id))
+    return and_(Asked.queue_id.in_(queues), Asked.state == ("unnamed" if unnamed else "disputed"), here, ~read, seen)
 
 
 def dispute_image(store: Store, name: str) -> bytes:
     """The file of a dispute's cell; raises NoSuchDispute."""
     with store.reading() as session:
-        cell = session.scalar(_named(name))
-        if cell is None:
-            raise NoSuchDispute
+        cell = named(session, name)
         return file_of(session, cell.queue_id, cell.sha256)
 
 
@@ -88,14 +83,12 @@ class Decided(NamedTuple):
 
 
 def decide(store: Store, who: Who, name: str, said: str, site: Site, seconds: float | None = None) -> Decided:
-    """Let a third person decide. A later decision supersedes. `unsure` leaves the cell to somebody else.
+    """Let a third person decide. A later decision supersedes. `unsure` says that nobody can name the cell.
 
     Raises UnknownKind, NoSuchDispute where there is nothing to decide, OwnReading, and LeftTheQueue.
     """
     with store.writing() as session:
-        found = session.scalar(_named(name))
-        if found is None:
-            raise NoSuchDispute
+        found = named(session, name)
         refuse_unknown(said, site)
         cell = cells_locked(session, found.queue_id, [found.sha256])[found.sha256]
         if cell.withdrawn is not None:
@@ -107,7 +100,9 @@ def decide(store: Store, who: Who, name: str, said: str, site: Site, seconds: fl
         new = Answer(queue_id=cell.queue_id, sha256=cell.sha256, reader=who.reader, caller=who.caller, answer=said)
         new.seconds, new.at, new.way = seconds, now(), "adjudicated"
         session.add(new)
-        decide_again(session, cell)
+        judge(session, cell)
+        if session.get_one(Queue, cell.queue_id).closed_at is not None:
+            settle_elsewhere(session, cell)
         return Decided(cell.sha256, _left(session, who.reader))
 
 
@@ -118,14 +113,12 @@ def refuse_unknown(said: str, site: Site) -> None:
         raise UnknownKind(said, known)
 
 
-def decide_again(session: Session, cell: Asked) -> None:
-    """Let a cell be what the last decision that stands says; where that is none, or `unsure`, the readers' answers count."""
-    session.flush()
-    query = select(Answer).where(Answer.queue_id == cell.queue_id, Answer.sha256 == cell.sha256, Answer.way == "adjudicated")
-    word = session.scalar(query.where(stands()).order_by(Answer.id.desc()).limit(1))
-    decided = word is not None and word.answer != UNSURE
-    cell.adjudicated, cell.adjudicated_by = (word.answer, word.reader) if word is not None and decided else (None, None)
-    settle(session, cell)
+def named(session: Session, name: str) -> Asked:
+    """The cell of a dispute, decided or not; raises NoSuchDispute."""
+    cell = session.scalar(_named(name))
+    if cell is None:
+        raise NoSuchDispute
+    return cell
 
 
 def _named(name: str) -> Select[tuple[Asked]]:

@@ -11,6 +11,7 @@ _LEFT: Final[dict[Why, str]] = {
     "labelled": "The cell was labelled by another way meanwhile; nobody asks about it any more.",
     "held-out": "The cell is one of the validation or test cells; an answer here would be learned from by mistake.",
     "quarantined": "The cell is quarantined and must not be used; nobody asks about it any more.",
+    "removed": "The cell was removed with its report; nobody asks about it any more.",
 }
 
 
@@ -65,6 +66,14 @@ class OwnReading(Refused):
 
     def __str__(self) -> str:
         return "You have read this cell yourself; a third person decides."
+
+
+@dataclass(eq=False)
+class NoImage(Refused):
+    """The image of the cell is not kept any more."""
+
+    def __str__(self) -> str:
+        return "The image of this cell is not kept any more: its queue was closed long ago, or its report removed."
 
 
 @dataclass(eq=False)

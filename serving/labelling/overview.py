@@ -23,6 +23,7 @@ class Overview(NamedTuple):
     cells: int = 0
     agreed: int = 0
     disputed: int = 0
+    unnamed: int = 0
     median_seconds: float | None = None
 
 
@@ -38,7 +39,8 @@ def overview(store: Store, reader: str) -> Overview:
         row = locked_reader(session, queue.id, reader)
         left = count_unread(session, row, exactly=True)
         done = row.answered
-    return Overview(queue, done, left, sum(states.values()), states["agreed"], states["disputed"], pace)
+    counts = (states["agreed"], states["disputed"], states["unnamed"])
+    return Overview(queue, done, left, sum(states.values()), *counts, pace)
 
 
 def _pace(session: Session, queue_id: str, reader: str) -> float | None:

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from serving.contract.labelling import UNSURE, answers_of
 from serving.contract.site import Site
-from serving.labelling.settling import settle
+from serving.labelling.settling import judge, settle
 from serving.reports.kept_images import key_of
 from serving.reports.labelling_tables import READ, Asked, AskedImage, How, Purpose, Queue, Reader, Task, Why
 from serving.reports.store import Store
@@ -59,6 +59,7 @@ class Notice:
     deadline: datetime | None = None
     gain: dict[str, Any] | None = None
     next_step: str = ""
+    next_parts: list[dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,9 @@ class Agreed:
 class Progress:
     """How far the readers of a workspace's newest queue are; all numbers but those of `readers` are of cells.
 
-    `unsure` are those that a reader is unsure of, `second_waiting` those that only wait for a second reader. `readers` is the
-    number of tasks that each has answered, `left` of those that each could still answer. `queue_id` is empty where nothing was
-    ever asked.
+    `unsure` are those that a reader is unsure of, `second_waiting` those that only wait for a second reader. `unnamed` are those
+    that nobody can name, `removed` those that left with a report that was removed. `readers` is the number of tasks that each has
+    answered, `left` of those that each could still answer. `queue_id` is empty where nothing was ever asked.
     """
 
     queue_id: str = ""
@@ -94,6 +95,8 @@ class Progress:
     open: int = 0
     unsure: int = 0
     second_waiting: int = 0
+    unnamed: int = 0
+    removed: int = 0
     readers: dict[str, int] = field(default_factory=dict)
     left: dict[str, int] = field(default_factory=dict)
     deadline: datetime | None = None
@@ -156,7 +159,8 @@ def _entitle(session: Session, queue_id: str, notice: Notice) -> None:
         queue = Queue(id=queue_id, workspace=notice.workspace)
         session.add(queue)
     queue.cycle, queue.model_version, queue.deadline = notice.cycle, notice.model_version, notice.deadline
-    queue.gain, queue.next_step, queue.closed_at = notice.gain, notice.next_step, None
+    queue.gain, queue.closed_at = notice.gain, None
+    queue.next_step, queue.next_parts = notice.next_step, notice.next_parts
 
 
 def _batches(cells: Iterable[AskedCell]) -> Iterator[list[AskedCell]]:
@@ -188,7 +192,7 @@ def _put_in(session: Session, queue_id: str, cells: Sequence[AskedCell], key: Im
         session.add(AskedImage(queue_id=queue_id, sha256=cell.sha256, key=name, data=data, embedding=cell.embedding))
     for row in rows:
         if row.sha256 in read_before and row.purpose in COUNTED:
-            settle(session, row)
+            judge(session, row)
     return len(new)
 
 
@@ -332,10 +336,14 @@ def close(store: Store, queue_id: str) -> None:
         session.execute(update(Queue).where(still).values(closed_at=datetime.now(UTC)))
 
 
-def say(store: Store, queue_id: str, next_step: str, gain: dict[str, Any] | None) -> None:
-    """Let the page show what happens next, and what the next labels are expected to gain."""
+def say(
+    store: Store, queue_id: str, next_step: str, gain: dict[str, Any] | None, parts: list[dict[str, Any]] | None = None
+) -> None:
+    """Let the page show what happens next, and what the next labels are expected to gain. `parts` are what `next_step` says: each
+    has a `code` and its numbers, so that a page can say it in its own language."""
     with store.writing() as session:
-        session.execute(update(Queue).where(Queue.id == queue_id).values(next_step=next_step, gain=gain))
+        values = {"next_step": next_step, "gain": gain, "next_parts": parts}
+        session.execute(update(Queue).where(Queue.id == queue_id).values(values))
 
 
 # --- how far -----------------------------------------------------------------------------------------------------------------
@@ -362,6 +370,8 @@ def progress(store: Store, workspace: str) -> Progress:
             open=states["open"],
             unsure=_count(session, queue.id, exists().where(answered, Task.answer == UNSURE)),
             second_waiting=_count(session, queue.id, waits),
+            unnamed=states["unnamed"],
+            removed=_count(session, queue.id, Asked.withdrawn == "removed"),
             readers={reader: answered for reader, answered, _ in readers},
             left={reader: unread for reader, _, unread in readers},
             deadline=queue.deadline,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from serving.contract.labelling import UNSURE
 from serving.labelling.confusion import Reading
 from serving.reports.labelling_tables import Asked, Queue, Task
 
@@ -67,7 +68,7 @@ def gathered(rows: Iterable[tuple[str, str, str, str, str, str, str | None]]) ->
             continue  # asked again in a later queue
         first[cell, reader] = answer
         readings.blind.append(Reading(cell, reader, answer, truth if kind == "known" else ""))
-        if adjudicated is not None:
+        if adjudicated is not None and adjudicated != UNSURE:
             readings.adjudicated[cell] = adjudicated
     for cell, reader, answer in repeats:
         if (cell, reader) in first:

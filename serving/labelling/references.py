@@ -10,7 +10,7 @@ from serving.contract.site import Site
 from serving.labelling.errors import NoSuchReference
 from serving.labelling.queue import COUNTED, PLACE_DIGITS
 from serving.labelling.tasks import file_of
-from serving.reports.labelling_tables import Asked, Queue, Task
+from serving.reports.labelling_tables import Asked, AskedImage, Queue, Task
 from serving.reports.store import Store
 
 EACH: Final = 6  # cells of a kind
@@ -30,15 +30,21 @@ def _of(session: Session, answer: str, reader: str) -> list[str]:
         Task.sha256 == Asked.sha256, Task.reader == reader, Task.queue_id == Queue.id, Queue.closed_at.is_(None)
     )
     ours = select(Asked.queue_id, Asked.place).join(Queue, Queue.id == Asked.queue_id)
-    ours = ours.where(_agreed(), Asked.answer == answer, ~mine).order_by(Asked.agreed_at.desc(), Asked.sha256).limit(EACH)
+    ours = (
+        ours.where(_agreed(), Asked.answer == answer, ~mine, _kept()).order_by(Asked.agreed_at.desc(), Asked.sha256).limit(EACH)
+    )
     found = [_name(*one) for one in session.execute(ours).tuples()]
-    published = select(Asked.queue_id, Asked.place).where(Asked.purpose == "reference", Asked.answer == answer)
+    published = select(Asked.queue_id, Asked.place).where(Asked.purpose == "reference", Asked.answer == answer, _kept())
     published = published.order_by(Asked.sha256, Asked.queue_id).limit(EACH - len(found))
     return found + [_name(*one) for one in session.execute(published).tuples()]
 
 
 def _agreed() -> ColumnElement[bool]:
     return (Asked.state == "agreed") & Asked.purpose.in_(COUNTED)
+
+
+def _kept() -> ColumnElement[bool]:
+    return exists().where(AskedImage.queue_id == Asked.queue_id, AskedImage.sha256 == Asked.sha256)
 
 
 def _name(queue_id: str, place: int) -> str:

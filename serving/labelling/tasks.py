@@ -13,7 +13,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session, aliased
 
 from serving.contract.site import Site
-from serving.labelling.errors import NotAsked
+from serving.labelling.errors import NoImage, NotAsked
 from serving.labelling.queue import COUNTED, place_of, share_of
 from serving.labelling.settling import settle
 from serving.reports.labelling_tables import READ, Asked, AskedImage, Queue, Reader, Task, TaskKind
@@ -144,16 +144,23 @@ def open_tasks(session: Session, queue_id: str, reader: str, count: int, sweep: 
 def _give_next(session: Session, row: Reader, site: Site) -> Given | None:
     """Give the reader one more cell; None where there is none."""
     number = row.number + 1
-    chance, settings = share_of("kind", row.queue_id, row.reader, number), site.labelling
-    place = place_of(f"{row.queue_id} {row.reader}", str(number))
-    if chance < settings.repeat_share and (cell := _to_repeat(session, row)) is not None:
+    place, measure = place_of(f"{row.queue_id} {row.reader}", str(number)), measured_by(row, number, site)
+    if measure == "repeat" and (cell := _to_repeat(session, row)) is not None:
         return give(session, row, cell, "repeat")
-    if settings.repeat_share <= chance < settings.repeat_share + settings.known_share:
-        known = select(Asked).where(_known(row.queue_id, row.reader))
+    if measure == "known":
+        known = select(Asked).where(known_cells(row.queue_id, row.reader))
         if (cell := first_behind(session, known, place)) is not None:
             return give(session, row, cell, "known")
     cell = first_behind(session, select(Asked).where(free_cells(row.queue_id, row.reader)), place)
     return None if cell is None else give(session, row, cell, "second" if cell.given else "first")
+
+
+def measured_by(row: Reader, number: int, site: Site) -> TaskKind | None:
+    """Whether the reader's task of this number is to measure the reader: by a repetition, or by a cell that is known."""
+    chance, settings = share_of("kind", row.queue_id, row.reader, number), site.labelling
+    if chance < settings.repeat_share:
+        return "repeat"
+    return "known" if chance < settings.repeat_share + settings.known_share else None
 
 
 def give(session: Session, row: Reader, cell: Asked, kind: TaskKind, sweep: bool = False) -> Given:
@@ -181,26 +188,31 @@ def first_behind(session: Session, query: Select[tuple[Asked]], place: int) -> A
     return None
 
 
-def _known(queue_id: str, reader: str) -> ColumnElement[bool]:
+def known_cells(queue_id: str, reader: str) -> ColumnElement[bool]:
+    """The cells of a queue whose kind is known, and that the reader has not had."""
     had = exists().where(Task.sha256 == Asked.sha256, Task.reader == reader)
     return and_(Asked.queue_id == queue_id, Asked.purpose == "known", ~had)
 
 
 def _to_repeat(session: Session, row: Reader) -> Asked | None:
-    """A cell that the reader has named some tasks ago, and was not yet asked about again; which one is drawn."""
-    last = row.number - REPEAT_AFTER
+    """A cell that can be asked about again; which one is drawn."""
+    query = repeatable(row).order_by(Task.number).limit(1)
+    begin = 1 + int(share_of("repeat", row.queue_id, row.reader, row.number) * max(row.number - REPEAT_AFTER, 1))
+    for part in (Task.number >= begin, Task.number < begin):
+        if (sha256 := session.scalar(query.where(part))) is not None:
+            return session.get_one(Asked, (row.queue_id, sha256))
+    return None
+
+
+def repeatable(row: Reader) -> Select[tuple[str]]:
+    """The cells that the reader has named some tasks ago, and was not yet asked about again."""
     again = aliased(Task)
     repeated = exists().where(
         again.queue_id == Task.queue_id, again.reader == Task.reader, again.sha256 == Task.sha256, again.kind == "repeat"
     )
     query = select(Task.sha256).join(Asked, CELL_OF_TASK).where(Asked.state != "withdrawn", ~repeated)
-    query = query.where(Task.queue_id == row.queue_id, Task.reader == row.reader, Task.number <= last)
-    query = query.where(Task.kind.in_(READ), Task.state == "answered").order_by(Task.number).limit(1)
-    begin = 1 + int(share_of("repeat", row.queue_id, row.reader, row.number) * max(last, 1))
-    for part in (Task.number >= begin, Task.number < begin):
-        if (sha256 := session.scalar(query.where(part))) is not None:
-            return session.get_one(Asked, (row.queue_id, sha256))
-    return None
+    query = query.where(Task.queue_id == row.queue_id, Task.reader == row.reader, Task.number <= row.number - REPEAT_AFTER)
+    return query.where(Task.kind.in_(READ), Task.state == "answered")
 
 
 # --- lapsing ----------------------------------------------------------------------------------------------------------------
@@ -270,8 +282,11 @@ def image_of(store: Store, reader: str, name: str) -> bytes:
 
 
 def file_of(session: Session, queue_id: str, sha256: str) -> bytes:
-    """The file of a cell of a queue. Raises WbcError where it is encrypted with a key that is not there."""
-    image = session.get_one(AskedImage, (queue_id, sha256))
+    """The file of a cell of a queue. Raises NoImage where it is not kept any more, and WbcError where it is encrypted with a key
+    that is not there."""
+    image = session.get(AskedImage, (queue_id, sha256))
+    if image is None:
+        raise NoImage
     data = bytes(image.data)
     return data if image.key is None else bytes(session.info[IMAGE_KEYS].named(image.key).open(data, sha256))
 

@@ -1,7 +1,7 @@
-"""The images of a report that the store keeps, and what their cells are known again by.
+"""The images of a report that the store keeps, and what their cells are known again by; and when images of queues are deleted.
 
-Here alone they are put in, taken out and deleted. A fingerprint holds a small grey picture of its cell: it is kept as long as the
-image, and encrypted where the image is.
+Here alone they are put in, taken out and deleted; those of queues are put in with their cells. A fingerprint holds a small grey
+picture of its cell: it is kept as long as the image, and encrypted where the image is.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, delete, exists, select, true, update
 from sqlalchemy.orm import Session
 
 from serving.contract.site import Site
-from serving.reports.labelling_tables import AskedImage
+from serving.reports.labelling_tables import Asked, AskedImage, Queue
 from serving.reports.store import IMAGE_KEYS, Store
 from serving.reports.tables import Cell, KeptImage, Report
 from serving.security.image_key import IMAGE_KEY_FILE, MAKE, ImageKey, ImageKeys
@@ -119,6 +119,29 @@ def _delete(store: Store, which: ColumnElement[bool], now: datetime) -> int:
         deleted += len(ids)
         if len(ids) < REPORTS_AT_A_TIME:
             return deleted
+
+
+def delete_of_closed_queues(store: Store, days: int, now: datetime) -> int:
+    """Delete the images of all queues that were closed more than so many days before `now`; returns how many queues that were.
+    What readers said of the cells stays."""
+    has_images = exists().where(AskedImage.queue_id == Queue.id)
+    with store.reading() as session:
+        expired = list(session.scalars(select(Queue.id).where(Queue.closed_at < now - timedelta(days=days), has_images)))
+    for queue_id in expired:
+        with store.writing() as session:
+            still = select(Queue.id).where(Queue.id == queue_id, Queue.closed_at.is_not(None))  # it may have been opened again
+            session.execute(delete(AskedImage).where(AskedImage.queue_id.in_(still)))
+    return len(expired)
+
+
+def let_cells_leave(session: Session, report: Report) -> None:
+    """Delete the images of a report's cells from the queues that they came into, and let the cells leave them, since the report
+    is removed. What readers said of them stays: it names neither a report nor a specimen."""
+    elsewhere = select(Cell.sha256).where(Cell.report_id != report.id)
+    cells = select(Cell.sha256).where(Cell.report_id == report.id, Cell.sha256.not_in(elsewhere))
+    session.execute(delete(AskedImage).where(AskedImage.sha256.in_(cells)))
+    leaves = {"state": "withdrawn", "withdrawn": "removed", "vacant": False, "answer": None, "how": None, "agreed_at": None}
+    session.execute(update(Asked).where(Asked.sha256.in_(cells)).values(leaves))
 
 
 _OF_CELL: Final = (KeptImage.report_id == Cell.report_id) & (KeptImage.position == Cell.position)

@@ -13,8 +13,8 @@ from sqlalchemy.orm import Mapped, mapped_column
 from serving.reports.tables import Base, one_of
 
 Purpose = Literal["asked", "test", "known", "reference"]
-Why = Literal["labelled", "held-out", "quarantined"]  # a cell left without its readers
-CellState = Literal["open", "disputed", "agreed", "withdrawn"]
+Why = Literal["labelled", "held-out", "quarantined", "removed"]  # a cell left without its readers
+CellState = Literal["open", "disputed", "agreed", "unnamed", "withdrawn"]
 How = Literal["one", "two", "adjudicated"]
 TaskKind = Literal["first", "second", "repeat", "known"]
 TaskState = Literal["open", "answered", "lapsed"]
@@ -37,6 +37,7 @@ class Queue(Base):
     deadline: Mapped[datetime | None]
     gain: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     next_step: Mapped[str] = mapped_column(default="")
+    next_parts: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON(none_as_null=True))
 
 
 class Asked(Base):
@@ -44,7 +45,8 @@ class Asked(Base):
 
     `place` is its place in a shuffled order, made of queue and cell. `readers_least` readers are wanted whatever they say, and
     `readers_wanted` by what they said. `given` are the tasks that count for it and have not lapsed. It is `vacant` while one
-    more reader could be given it. `taken_answer` is what the flow has taken out.
+    more reader could be given it. `taken_answer` is what the flow has taken out. A cell is `unnamed` where a third person is
+    `unsure`, too: nobody can name it, and nobody is asked about it.
     """
 
     __tablename__ = "asked_cells"

@@ -85,7 +85,7 @@ class Store:
         try:
             if parsed.get_backend_name() == "sqlite":
                 _use_wal(engine)
-            with store._writer.begin() as connection:
+            with store._upgrading() as connection:
                 if parsed.get_backend_name() == "postgresql":
                     connection.exec_driver_sql("SET LOCAL statement_timeout = 0")  # large tables take their time
                 upgrade(connection, Base.metadata)
@@ -131,6 +131,20 @@ class Store:
     def file(self) -> Path | None:
         """The SQLite file; None for PostgreSQL."""
         return Path(str(self._engine.url.database)) if self._engine.dialect.name == "sqlite" else None
+
+    @contextmanager
+    def _upgrading(self) -> Iterator[Connection]:
+        """A connection in one write transaction, in which SQLite lets a table be made anew that others point to."""
+        with self._writer.connect() as connection:
+            raw = connection.connection.driver_connection
+            if isinstance(raw, sqlite3.Connection):  # within a transaction this would have no effect
+                raw.execute("PRAGMA foreign_keys = OFF")
+            try:
+                with connection.begin():
+                    yield connection
+            finally:
+                if isinstance(raw, sqlite3.Connection):
+                    raw.execute("PRAGMA foreign_keys = ON")
 
     @contextmanager
     def snapshot(self) -> Iterator[Connection]:

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from serving.contract.names import NAME, trimmed
 from serving.reports.errors import NoSuchReport
+from serving.reports.kept_images import let_cells_leave
 from serving.reports.store import Store
 from serving.reports.tables import Base, Deed, Removal, Report
 from serving.security.audit import AuditLog, InUse, outcome
@@ -35,7 +36,8 @@ def reports_of(store: Store, specimen_id: str) -> list[str]:
 
 
 def remove(store: Store, report_id: str, by: str, reason: str) -> Removal:
-    """Remove a report with its cells, images, signatures and messages, in one transaction; returns the record of it.
+    """Remove a report with its cells, images, signatures and messages, in one transaction; returns the record of it. Its cells
+    leave the queues that readers are asked from, and their images with them.
 
     Answers that were kept for a repetition of a call and that speak of the report are GONE. Raises NoSuchReport.
     """
@@ -48,6 +50,7 @@ def remove(store: Store, report_id: str, by: str, reason: str) -> Removal:
             session.connection().exec_driver_sql("PRAGMA secure_delete = ON")  # what is deleted is overwritten with zeros
         removal = Removal(report_id=report_id, reason=reason, by=by, at=datetime.now(UTC))
         session.add(removal)
+        let_cells_leave(session, report)
         session.flush()  # the database deletes what people did only after this
         for table in reversed(Base.metadata.sorted_tables):
             if table.name != Removal.__tablename__ and "report_id" in table.columns:

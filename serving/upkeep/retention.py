@@ -1,4 +1,7 @@
-"""The job that deletes kept images after the time that the site states: when the service starts, and once an hour."""
+"""The job that deletes kept images after the time that the site states: when the service starts, and once an hour.
+
+An image of a report is kept from the making of the report on, one of a queue from the closing of the queue on.
+"""
 
 import logging
 import threading
@@ -7,7 +10,7 @@ from typing import Final
 from sqlalchemy.exc import SQLAlchemyError
 
 from serving.contract.site import KeepImages
-from serving.reports.kept_images import delete_all, delete_expired
+from serving.reports.kept_images import delete_all, delete_expired, delete_of_closed_queues
 from serving.reports.store import Store, reason_of
 from serving.upkeep.clock import Clock
 
@@ -17,8 +20,9 @@ log = logging.getLogger("bentoml.wbc")  # BentoML sets up the log of what is cal
 
 
 class Retention:
-    """A thread that deletes the images of reports that are older than `keep.days`, or all where the site keeps none; a store
-    that cannot be written is one line in the log, and the next hour is another chance."""
+    """A thread that deletes the images of reports that are older than `keep.days`, or all where the site keeps none, and those
+    of queues that have been closed for so long. A store that cannot be written is one line in the log, and the next hour is
+    another chance."""
 
     def __init__(self, store: Store, keep: KeepImages | None, clock: Clock) -> None:
         self._store = store
@@ -42,6 +46,12 @@ class Retention:
             days = self._keep.days
             if deleted := delete_expired(self._store, days, self._clock.now()):
                 log.info("the images of %d reports were deleted: they were kept for %d days", deleted, days)
+        self._sweep_queues()
+
+    def _sweep_queues(self) -> None:
+        days = 0 if self._keep is None else self._keep.days
+        if days is not None and (deleted := delete_of_closed_queues(self._store, days, self._clock.now())):
+            log.info("the images of %d queues of readers were deleted: they were kept for %d days after the last", deleted, days)
 
     def _run(self) -> None:
         while True:

@@ -138,8 +138,10 @@ def check(room: Room) -> None:
 
 def check_cell(one: Asked, said: list[str], last: list[str], given: list[Task]) -> None:
     """By words of our own, not by those of the rule: enough readers, no other voice, or a third person's."""
-    third = last[0] if last and last[0] != UNSURE else None
-    if one.state == "agreed":
+    third = last[0] if last else None
+    if third == UNSURE:
+        assert (one.state, one.answer, one.how) == ("unnamed", None, None)
+    elif one.state == "agreed":
         enough = len(said) >= one.readers_least and set(said) == {one.answer} and one.answer != UNSURE
         assert third == one.answer or (third is None and enough)
         assert one.how == ("adjudicated" if third else "one" if len(said) == 1 else "two")
@@ -175,7 +177,7 @@ def test_whatever_readers_do_a_cell_is_what_the_record_says(
             assert overview(light, reader).left == left
 
 
-@given(st.lists(SAID, max_size=4), st.integers(1, 2), st.sampled_from([None, "Band"]))
+@given(st.lists(SAID, max_size=4), st.integers(1, 2), st.sampled_from([None, "Band", UNSURE]))
 def test_the_rule_knows_no_order_and_needs_enough(said: list[str], least: int, third: str | None) -> None:
     found = settled(said, least, third)
     for other in itertools.permutations(said):
@@ -185,4 +187,5 @@ def test_the_rule_knows_no_order_and_needs_enough(said: list[str], least: int, t
         assert set(said) == {found.answer}
     if UNSURE in said:
         assert found.wanted == 2
+    assert (found.state == "unnamed") == (third == UNSURE)
     assert (found.answer is not None) == (found.state == "agreed") == (found.how is not None)

@@ -1,31 +1,40 @@
 """The labelling's store: who is given which cell, what stands, what is agreed; on SQLite and on a real PostgreSQL."""
 
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from readers import NOTICE, PICTURE, QUEUE, asked, cell, in_groups, next_of, reads_all, says, sha_of, site_of
+from specimens import SPECIMEN, reported, several
 from sqlalchemy import select, text
 from sqlalchemy.exc import DBAPIError
 
 from serving.contract.labelling import NOT_A_LEUKOCYTE, UNSURE
 from serving.contract.site import KeepImages
+from serving.labelling import answers as answers_module
 from serving.labelling import tasks as tasks_module
-from serving.labelling.answers import answer_several, undo
-from serving.labelling.disputes import decide, disputes
-from serving.labelling.errors import LeftTheQueue, NoAnswerToUndo, NoSuchDispute, NotAsked, OwnReading, UnknownKind
+from serving.labelling.answers import answer_several, take_back_answer, take_back_decision, undo
+from serving.labelling.disputes import decide, dispute_image, disputes
+from serving.labelling.errors import LeftTheQueue, NoAnswerToUndo, NoImage, NoSuchDispute, NotAsked, OwnReading, UnknownKind
+from serving.labelling.history import said
 from serving.labelling.overview import overview
 from serving.labelling.queue import Notice, agreed, close, progress, publish, say, taken, withdraw_cells
+from serving.labelling.readings import Readings, readings_of
 from serving.labelling.references import reference_image, references
 from serving.labelling.sweep import sweep_tasks
 from serving.labelling.tasks import LAPSE, Who, image_of, next_tasks
-from serving.reports.labelling_tables import Answer, Asked, AskedImage, Task
+from serving.reports.kept_images import delete_of_closed_queues
+from serving.reports.labelling_tables import READ, Answer, Asked, AskedImage, Queue, Reader, Task
 from serving.reports.store import Store, sqlite_url
+from serving.reports.tables import Cell
 from serving.security.image_key import ImageKey, ImageKeys
+from serving.upkeep.removal import remove
 from wbc_model.core.errors import WbcError
 
 ADA, BEN, EVE = "Dr. Ada", "Dr. Ben", "Dr. Eve"
+NEXT = "fedcba987654"
 TWO = site_of(second=1.0)
 
 
@@ -38,6 +47,11 @@ def light(tmp_path: Path) -> Store:
 def cell_of(store: Store, number: int = 0, queue: str = QUEUE) -> Asked:
     with store.reading() as session:
         return session.get_one(Asked, (queue, sha_of(number)))
+
+
+def readings_in(store: Store) -> Readings:
+    with store.reading() as session:
+        return readings_of(session, "ward")
 
 
 def sha_of_task(store: Store, reader: str, task: str) -> str:
@@ -209,10 +223,148 @@ def test_a_third_person_decides_and_sees_no_names(store: Store) -> None:
     assert [found.answer for found in agreed(store, "ward")] == ["Blast"]
     assert undo(store, eve).dispute == one.name
     assert [found.answer for found in agreed(store, "ward")] == ["Monocyte"]
-    decide(store, eve, one.name, UNSURE, TWO)
+
+
+def test_what_a_third_person_cannot_name_waits_for_nobody_and_can_be_named_all_the_same(store: Store) -> None:
+    eve, fay = Who(EVE, "k"), Who("Dr. Fay", "k")
+    asked(store, 2, TWO)
+    reads_all(store, ADA, "Monocyte", TWO)
+    reads_all(store, BEN, UNSURE, TWO)
+    name = next(one.name for one in disputes(store, EVE, 3, TWO) if one.name.endswith(f"{cell_of(store).place:015x}"))
+    assert decide(store, eve, name, UNSURE, TWO).left == 1
+    assert (cell_of(store).state, cell_of(store).answer, cell_of(store).vacant) == ("unnamed", None, False)
     assert agreed(store, "ward") == []
-    assert disputes(store, EVE, 3, TWO) == [], "somebody else may know"
-    assert len(disputes(store, "Dr. Fay", 3, TWO)) == 1
+    assert name not in {one.name for one in disputes(store, "Dr. Fay", 3, TWO)}
+    assert [one.name for one in disputes(store, "Dr. Fay", 3, TWO, unnamed=True)] == [name]
+    far, seen = progress(store, "ward"), overview(store, EVE)
+    assert (far.unnamed, far.disputed, seen.unnamed, seen.cells, seen.disputed) == (1, 1, 1, 2, 1)
+    assert "unsure" not in readings_in(store).adjudicated.values()
+
+    # Whoever knows better says so; and takes it back, and so does the first.
+    decide(store, fay, name, "Blast", TWO)
+    assert [one.answer for one in agreed(store, "ward")] == ["Blast"]
+    assert undo(store, fay).dispute == name
+    assert cell_of(store).state == "unnamed"
+    assert take_back_decision(store, eve, name) == (None, name, sha_of(0))
+    assert cell_of(store).state == "disputed"
+    with pytest.raises(NoAnswerToUndo):
+        take_back_decision(store, eve, name)
+
+
+def test_what_nobody_could_name_is_not_asked_again_by_the_next_queue(store: Store) -> None:
+    eve = Who(EVE, "k")
+    asked(store, 1, TWO)
+    for reader in (ADA, BEN):
+        reads_all(store, reader, UNSURE, TWO)
+    [one] = disputes(store, EVE, 3, TWO)
+    decide(store, eve, one.name, UNSURE, TWO)
+    asked(store, 1, TWO, queue=NEXT)
+    assert (cell_of(store, queue=NEXT).state, next_of(store, "Dr. Fay", TWO)) == ("unnamed", None)
+    assert disputes(store, "Dr. Fay", 3, TWO) == []
+    [again] = disputes(store, "Dr. Fay", 3, TWO, unnamed=True)
+    assert again.name.startswith(NEXT)
+    assert take_back_decision(store, eve, one.name).dispute == one.name
+    assert cell_of(store, queue=NEXT).state == "disputed", "taken back where it was said, it waits where it is asked now"
+
+
+def test_what_somebody_said_is_found_again_and_taken_back_at_any_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    site, ada = site_of(repeat=0.4), Who(ADA, "k")
+    asked(store, 30, site)
+    tasks = reads_all(store, ADA, "Platelet", site)
+    with store.reading() as session:
+        counted = [f"{QUEUE}.{task.number}" for task in session.scalars(select(Task).order_by(Task.number)) if task.kind in READ]
+    assert len(tasks) > len(counted) == 30, "a repetition decides nothing, and is not shown"
+    says(store, ADA, counted[3], "Monocyte", site)
+    assert [one.task for one in said(store, ADA, 2)] == [counted[3], counted[29]]
+    listed = said(store, ADA, 100)
+    assert (len(listed), {one.answer for one in listed[1:]}, listed[0].answer) == (30, {"Platelet"}, "Monocyte")
+    assert [one.id for one in said(store, ADA, 5, listed[10].id)] == [one.id for one in listed[11:16]]
+    assert said(store, BEN, 5) == []
+
+    close(store, QUEUE)
+    monkeypatch.setattr(answers_module, "now", lambda: datetime.now(UTC) + 100 * LAPSE)
+    with pytest.raises(NoAnswerToUndo):
+        undo(store, ada)
+    assert take_back_answer(store, ada, counted[5]).task == counted[5]
+    assert len(agreed(store, "ward")) == 29
+    assert counted[5] not in {one.task for one in said(store, ADA, 100)}
+    with pytest.raises(NoAnswerToUndo):
+        take_back_answer(store, ada, counted[5])
+    for who, name in ((Who(BEN, "k"), counted[5]), (ada, "nothing")):
+        with pytest.raises(NotAsked):
+            take_back_answer(store, who, name)
+    says(store, ADA, counted[5], "Band", site)
+    assert "Band" in {one.answer for one in agreed(store, "ward")}
+
+
+def test_a_sweep_measures_its_reader_as_single_reading_does(light: Store) -> None:
+    site = site_of(repeat=0.2, known=0.2)
+    many = in_groups(120, 2)
+    known = [replace(one, purpose="known", truth="Band", reason="known") for one in many[:20]]
+    asked(light, [*known, *many[20:]], site)
+    kinds = Counter[str]()
+    while grid := sweep_tasks(light, ADA, 25, site):
+        with light.reading() as session:
+            given = [session.get_one(Task, (QUEUE, ADA, int(one.name[13:]))) for one in grid]
+        assert len({task.sha256 for task in given}) == len(grid)
+        assert {task.kind for task in given} - {"known", "repeat"}, "never all of them"
+        kinds.update(task.kind for task in given)
+        far = answer_several(light, Who(ADA, "k"), {one.name: "Band" for one in grid}, site)
+        assert far.left == overview(light, ADA).left
+    assert kinds["first"] == 100
+    assert 10 <= kinds["known"] <= 20
+    assert 10 <= kinds["repeat"] <= 50
+    found = readings_in(light)
+    assert (len(found.known[ADA]), len(found.twice[ADA])) == (kinds["known"], kinds["repeat"])
+    assert len(agreed(light, "ward")) == 100
+
+
+def test_the_cells_of_a_removed_report_leave_the_queues(store: Store) -> None:
+    removed, other = (reported(store, results=several("Neutrophil", 2)) for _ in range(2))
+    with store.reading() as session:
+        of = {one: list(session.scalars(select(Cell.sha256).where(Cell.report_id == one))) for one in (removed, other)}
+    cells = [replace(cell(number), sha256=name) for number, name in enumerate([*of[removed], *of[other]])]
+    asked(store, cells)
+    task, *_ = tasks = [one.name for one in next_tasks(store, ADA, 4, site_of())]
+    says(store, ADA, task, "Monocyte")
+    close(store, QUEUE)
+    asked(store, [*cells, replace(cells[0], sha256=sha_of(7), purpose="reference", truth="Band")], queue=NEXT)
+    remove(store, removed, "Dr. Ada", "asked for")
+    with store.reading() as session:
+        images = set(session.scalars(select(AskedImage.sha256)))
+        states = {(one.sha256, one.state, one.withdrawn) for one in session.scalars(select(Asked)) if one.sha256 in of[removed]}
+        people = [list(session.execute(table.__table__.select())) for table in (Queue, Asked, Task, Answer, Reader)]
+    assert images == {*of[other], sha_of(7)}
+    assert states == {(sha256, "withdrawn", "removed") for sha256 in of[removed]}
+    assert removed not in str(people)
+    assert SPECIMEN not in str(people)
+    far = progress(store, "ward")
+    assert (far.cells, far.removed) == (2, 2)
+    gone = next(one for one in tasks if sha_of_task(store, ADA, one) in of[removed])
+    with pytest.raises(LeftTheQueue, match="removed with its report"):
+        says(store, ADA, gone, "Band")
+    assert {sha_of_task(store, ADA, one) for one in reads_all(store, ADA, "Band")} <= set(of[other])
+
+
+def test_the_images_of_a_queue_go_after_their_time_and_the_answers_stay(store: Store) -> None:
+    asked(store, [cell(0), cell(1), cell(2), cell(9, purpose="reference", truth="Band")], TWO)
+    first = reads_all(store, ADA, "Monocyte", TWO)
+    reads_all(store, BEN, "Band", TWO)
+    [dispute, *_] = disputes(store, EVE, 3, TWO)
+    moment = datetime.now(UTC)
+    assert delete_of_closed_queues(store, 0, moment + timedelta(days=9)) == 0, "it is open"
+    close(store, QUEUE)
+    assert delete_of_closed_queues(store, 90, moment + timedelta(days=89)) == 0
+    assert len(references(store, EVE, TWO)["Band"]) == 1
+    assert [delete_of_closed_queues(store, 90, moment + timedelta(days=91)) for _ in range(2)] == [1, 0]
+    with store.reading() as session:
+        assert list(session.scalars(select(AskedImage.sha256))) == []
+        assert len(list(session.scalars(select(Answer)))) == 6
+    assert (references(store, EVE, TWO)["Band"], disputes(store, EVE, 3, TWO)) == ([], [])
+    for look in (lambda: image_of(store, ADA, first[0]), lambda: dispute_image(store, dispute.name)):
+        with pytest.raises(NoImage):
+            look()
+    assert [one.image for one in said(store, ADA, 1)] == [False]
 
 
 def test_what_is_not_in_dispute_is_not_decided(light: Store) -> None:

@@ -252,6 +252,20 @@ ANSWERS: list[tuple[Refused, tuple[int, str, str], str, dict[str, Any], dict[str
         {},
     ),
     (
+        labelling.LeftTheQueue("removed"),
+        (409, "removed", "Removed"),
+        "The cell was removed with its report; nobody asks about it any more.",
+        {},
+        {},
+    ),
+    (
+        labelling.NoImage(),
+        (404, "no-image", "Image not kept"),
+        "The image of this cell is not kept any more: its queue was closed long ago, or its report removed.",
+        {},
+        {},
+    ),
+    (
         labelling.NoSuchReference(),
         (404, "no-such-reference", "No such reference"),
         "There is no such reference cell.",

@@ -4,6 +4,7 @@ import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from serving.contract.specimen import Specimen
 from serving.reports.errors import AlreadySigned, ChangedMeanwhile, NoSuchCell, NotSignable, RejectedCell
 from serving.reports.intake import take_in
 from serving.reports.kept_images import images_of
+from serving.reports.labelling_tables import AskedImage
 from serving.reports.review import Action, changed_cells, correct, find, sign, undo
 from serving.reports.store import Store, sqlite_url
 from serving.reports.tables import Base, KeptImage, Message, Removal, Report
@@ -70,7 +72,7 @@ def test_processes_that_open_an_empty_store_at_once_wait_for_each_other(store_ur
 def test_a_store_of_a_newer_version_is_refused_in_one_line(store: Store, store_url: str) -> None:
     with store.writing() as session:
         session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    with pytest.raises(WbcError, match=r"newer version.*9999.*0005") as refused:
+    with pytest.raises(WbcError, match=r"newer version.*9999.*0006") as refused:
         Store.open(store_url)
     assert "\n" not in str(refused.value)
 
@@ -318,16 +320,16 @@ def test_a_file_that_is_no_database_is_refused_in_one_line(tmp_path: Path) -> No
         Store.open(sqlite_url(tmp_path))
 
 
+WHEN = "'2026-01-01 00:00:00+00:00'"
+
+
+def _image(url: str) -> str:
+    return "x'696d616765'" if url.startswith("sqlite") else "'\\x696d616765'"
+
+
 def _at_0001(url: str) -> None:
     """A store as the first version made it, with a signed and sent report."""
-    engine = create_engine(make_url(url).set(drivername="sqlite" if url.startswith("sqlite") else "postgresql+psycopg"))
-    config = Config()
-    config.set_main_option("script_location", str(ROOT / "serving/reports/migrations"))
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0001")
-    image = "x'696d616765'" if engine.dialect.name == "sqlite" else "'\\x696d616765'"
-    when = "'2026-01-01 00:00:00+00:00'"
+    image, when = _image(url), WHEN
     rows = (
         f"INSERT INTO reports VALUES ('{REPORT}', 3, 'final', 'S-1', NULL, 'wbc', 'v1', NULL, '{{}}', {when}, {when})",
         f"INSERT INTO cells VALUES ('{REPORT}', 0, '{'a' * 64}', '{{}}', 'Monocyte', {image})",
@@ -335,6 +337,17 @@ def _at_0001(url: str) -> None:
         f"INSERT INTO signatures VALUES (1, '{REPORT}', 'final', '{{}}', 'Ada', 'local', {when}, 3)",
         f"INSERT INTO outbox VALUES (7, '{REPORT}', 'C1', 'MSH', 'failed', 1, 0, {when}, {when}, NULL, 'AE')",
     )
+    _at(url, "0001", rows)
+
+
+def _at(url: str, revision: str, rows: Sequence[str]) -> None:
+    """A store as an earlier version made it, with these rows."""
+    engine = create_engine(make_url(url).set(drivername="sqlite" if url.startswith("sqlite") else "postgresql+psycopg"))
+    config = Config()
+    config.set_main_option("script_location", str(ROOT / "serving/reports/migrations"))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
     with engine.begin() as connection:
         for row in rows:
             connection.exec_driver_sql(row)
@@ -352,6 +365,36 @@ def test_a_store_of_the_first_version_keeps_what_it_has(store_url: str) -> None:
     with store.writing() as session:
         assert images_of(session, REPORT, [0]) == {0: b"image"}
         session.get_one(Message, 7).state = "retired"
+    store.close()
+
+
+def test_a_store_of_before_keeps_its_queues_with_their_images_and_answers(store_url: str) -> None:
+    """SQLite makes the table of cells anew, which images and answers point to."""
+    queue, cell = "0123456789ab", "a" * 64
+    yes, no = ("1", "0") if store_url.startswith("sqlite") else ("true", "false")
+    place = f"5, 1, 'uncertain', 'asked', '', 'Band', 0.5, 40, 40, 1, 1, 1, 'agreed', {no}, NULL, NULL, NULL"
+    rows = (
+        f"INSERT INTO queues VALUES ('{queue}', 'ward', 1, 'm', {WHEN}, NULL, NULL, NULL, 'soon')",
+        f"INSERT INTO asked_cells VALUES ('{queue}', '{cell}', {place}, 'Band', 'one', {WHEN}, NULL, NULL)",
+        f"INSERT INTO asked_images VALUES ('{queue}', '{cell}', NULL, {_image(store_url)}, NULL)",
+        f"INSERT INTO readers VALUES ('{queue}', 'Ada', 1, 1, 0, {WHEN})",
+        f"INSERT INTO tasks VALUES ('{queue}', 'Ada', 1, '{cell}', 'first', {yes}, 'answered', {WHEN}, {WHEN}, 'Band', 1)",
+        f"INSERT INTO answers VALUES (1, '{queue}', '{cell}', 'Ada', 'key', 'Band', 1.5, {WHEN}, 1, 'sweep', NULL)",
+    )
+    _at(store_url, "0005", rows)
+    store = Store.open(store_url)
+    with store.reading() as session:
+        counts = {name: len(session.execute(text(f"SELECT * FROM {name}")).all()) for name in Base.metadata.tables}
+        assert {name: count for name, count in counts.items() if count} == dict.fromkeys(
+            ("queues", "asked_cells", "asked_images", "readers", "tasks", "answers"), 1
+        )
+        assert session.get_one(AskedImage, (queue, cell)).data == b"image"
+    for statement in ("UPDATE asked_cells SET state = 'unnamed'", "UPDATE asked_cells SET withdrawn = 'removed'"):
+        with store.writing() as session:
+            session.execute(text(statement))
+    for statement in ("UPDATE asked_cells SET state = 'lost'", f"UPDATE tasks SET sha256 = '{'b' * 64}'"):
+        with pytest.raises(DBAPIError), store.writing() as session:
+            session.execute(text(statement))
     store.close()
 
 
