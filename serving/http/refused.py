@@ -105,5 +105,10 @@ def _another_number(detail: str) -> Problem:
 
 
 def problem_of(error: Refused) -> Problem:
-    """The answer to what the domain refuses."""
-    return TABLE[type(error)](error)
+    """The answer to what the domain refuses. The facts of the error are members of the document, so that a page can say it in its
+    own language."""
+    problem = TABLE[type(error)](error)
+    for name, fact in vars(error).items():
+        if isinstance(fact, int | float | str):
+            problem.document.setdefault(name, fact)
+    return problem

@@ -1,4 +1,4 @@
-"""What a person has said so far, the latest first, so that it can be looked at again, said otherwise or taken back at any time.
+"""What a person has said so far, the latest first: it can be said otherwise or be taken back at any time.
 
 Cells that were given to measure the reader are left out: what was said of them decides nothing.
 """
@@ -45,7 +45,8 @@ def said(store: Store, person: str, count: int, before: int | None = None) -> li
 def _said(answer: Answer, cell: Asked, image: bool) -> Said:
     task = None if answer.number is None else f"{answer.queue_id}.{answer.number}"
     dispute = name_of(cell) if answer.number is None else None
-    return Said(answer.id, task, dispute, answer.answer, answer.at, answer.way, image, cell.withdrawn is not None)
+    what = (answer.id, task, dispute, answer.answer, answer.at, answer.way)
+    return Said(*what, image=image, left=cell.withdrawn is not None)
 
 
 def _counts() -> ColumnElement[bool]:

@@ -52,12 +52,13 @@ export const keepKey = (key) => sessionStorage.setItem(KEY, key);
 /** A key for one deed. */
 export const deed = () => [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 
-/** Why the service refuses: in the words of the page where it has some for that, else in the service's own. */
+/** Why the service refuses: in the words of the page, filled with what the service says of it; in the service's own where the page
+ * has none, or not all that they need. */
 function said(problem, status) {
   const kind = (problem.type ?? "").replace(PROBLEM, "");
   const key = `common.problem.${kind}`;
-  const words = t(key);
-  return (words === key ? problem.detail : words) || t("common.answered", { status: String(status) });
+  const words = t(key, problem);
+  return (words === key || /\{\w+\}/.test(words) ? problem.detail : words) || t("common.answered", { status: String(status) });
 }
 
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));

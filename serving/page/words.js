@@ -23,9 +23,11 @@ export const counted = (label) => (label === null ? t("report.not_counted") : ki
 
 const BLOCKED = ["incomplete", "rendered_model", "no_cells"];
 
-/** Why a report cannot be signed; what has no words here is said in the service's. */
-export const why = ({ kind: name, detail }, state) =>
-  BLOCKED.includes(name) ? t(`report.blocked.${name}`, { sent: state.sent_images, images: images(state.expected_images) }) : detail;
+/** Why a report cannot be signed. */
+export const why = ({ kind: name }, state) =>
+  BLOCKED.includes(name)
+    ? t(`report.blocked.${name}`, { sent: state.sent_images, images: images(state.expected_images) })
+    : t(`common.problem.${name.replace("_", "-")}`);
 
 export const cells = (count) => t("report.count.cells", { count });
 export const images = (count) => t("report.count.images", { count });

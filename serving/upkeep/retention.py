@@ -20,9 +20,9 @@ log = logging.getLogger("bentoml.wbc")  # BentoML sets up the log of what is cal
 
 
 class Retention:
-    """A thread that deletes the images of reports that are older than `keep.days`, or all where the site keeps none, and those
-    of queues that have been closed for so long. A store that cannot be written is one line in the log, and the next hour is
-    another chance."""
+    """A thread that deletes the images of reports that are older than `keep.days`, or all where the site keeps none. Images of
+    queues go when these have been closed for so long. A store that cannot be written is one line in the log, and the next hour
+    is another chance."""
 
     def __init__(self, store: Store, keep: KeepImages | None, clock: Clock) -> None:
         self._store = store

@@ -58,7 +58,7 @@ def reader_of(found: dict[str, Any], name: str) -> dict[str, Any]:
 
 def test_nothing_was_asked(desks: Callable[[Site], Desk]) -> None:
     found = desks(site_of()).get("ada", "/agreement")
-    nothing: dict[str, Any] = {"workspace": None, "pairs": [], "readers": [], "disputed": 0, "lead": False}
+    nothing: dict[str, Any] = {"workspace": None, "pairs": [], "readers": [], "disputed": 0, "unnamed": 0, "lead": False}
     assert found == {**nothing, "needed_for_confusion": MIN_COMPARED}
 
 

@@ -356,6 +356,8 @@ def test_what_is_answered(
     status, kind, title = named
     problem = problem_of(error)
     document = {"type": f"urn:wbc:problem:{kind}", "title": title, "status": status, "detail": detail, **members}
+    facts = {name: fact for name, fact in vars(error).items() if isinstance(fact, int | float | str)}
+    assert all(document.setdefault(name, fact) == fact for name, fact in facts.items()), "none of them is another member's name"
     assert list(problem.document.items()) == list(document.items())
     assert (problem.status, problem.headers) == (status, headers)
     assert str(error).endswith("."), "a line for the command line, too"

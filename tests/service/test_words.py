@@ -1,5 +1,6 @@
 """The words of the pages and of the PDF: each language has all of them, none is missing where it is named, none is left over."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from serving.http.refused import LEFT, TABLE, UNSIGNABLE
 from serving.page.static import FILES, FOLDER
 from wbc_model.core.classes import CLASSES
 
@@ -71,6 +73,19 @@ def test_every_word_that_is_named_is_there_and_none_is_left_over() -> None:
             used |= found
     left = [key for key in ENGLISH if key not in used and key.partition(".")[0] not in NAMED_BY_DATA]
     assert not left, f"nothing names {', '.join(left)}"
+
+
+def test_every_refusal_of_the_service_has_words_in_every_language() -> None:
+    """A page says them by the code of the problem, and not by the service's English line."""
+    named = re.compile(r"Problem\(\s*\w+,\s*\"([a-z-]+)\"")
+    codes = {code for path in FOLDER.parent.rglob("*.py") for code in named.findall(path.read_text(encoding="utf-8"))}
+    codes |= {*LEFT, *(kind.replace("_", "-") for kind in UNSIGNABLE)}
+    assert len(codes) > 50
+    for language in LANGUAGES:
+        assert words(language)["common"]["problem"].keys() == codes
+    places = {name for kind in words("en")["common"]["problem"].values() for name in re.findall(r"\{(\w+)\}", kind)}
+    facts = {field.name for error in TABLE for field in dataclasses.fields(error)}
+    assert places <= facts | {"limit", "field", "parameter"}, "what the service does not say cannot be filled in"
 
 
 def test_the_classes_have_words_in_every_language() -> None:
