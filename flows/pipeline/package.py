@@ -20,7 +20,7 @@ import serving
 import wbc_model
 from wbc_model.core.errors import WbcError
 from wbc_model.core.files import building
-from wbc_model.core.model_card import CARD, INT8, ONNX, README, WEIGHTS, ModelCard, read_card
+from wbc_model.core.model_card import CARD, INT8, ONNX, README, REFERENCE, WEIGHTS, ModelCard, read_card
 from wbc_model.params import read_params
 
 MODEL_FILES: Final = (WEIGHTS, ONNX, CARD, README)
@@ -109,7 +109,7 @@ def _stage(source: Path, model_dir: Path, card: ModelCard, metrics: dict[str, An
     shutil.copytree(learner / "core", source / "wbc_model/core", ignore=ignore)
     shutil.copyfile(learner / "__init__.py", source / "wbc_model/__init__.py")
     (source / "model").mkdir()
-    for name in (*MODEL_FILES, *(name for name in INT8 if name in card.sha256)):
+    for name in (*MODEL_FILES, *(name for name in (*INT8, REFERENCE) if name in card.sha256)):
         shutil.copyfile(model_dir / name, source / "model" / name)
     shutil.copyfile(model_dir / README, source / README)
     if metrics is not None:

@@ -51,6 +51,7 @@ def _newest_label(pools: Pools) -> str:
 
 def train(workspace: Path) -> dict[str, Any]:
     """Train on the labelled pool, calibrate on the validation pool: `models/candidate`, `models/history.csv`."""
+    from wbc_model.evaluation.reference import measured_reference
     from wbc_model.training.labelled import LabelledCells, check_trainable
     from wbc_model.training.pretrain import pretrained
     from wbc_model.training.pseudo_labels import UnlabelledCells
@@ -77,9 +78,11 @@ def train(workspace: Path) -> dict[str, Any]:
         training.fit()
         return {}
     network = training.fit(noted(workspace, said.validated), said.updated)
-    card = calibrated_card(network, validation, params, decoded.appearance(validation.sha256s))
+    shown = decoded.appearance(validation.sha256s)
+    card = calibrated_card(network, validation, params, shown)
     card = _provenance(card, pools, whole.version())
-    card = save_model(workspace / "models/candidate", network, card)
+    reference = measured_reference(network, card, validation.images, shown)
+    card = save_model(workspace / "models/candidate", network, card, reference)
     history = pd.DataFrame(training.progress.history)
     write_atomic(workspace / "models/history.csv", history.drop(columns="images_per_second").to_csv(index=False))
     checkpoint.unlink(missing_ok=True)

@@ -20,19 +20,20 @@ from wbc_model.core.cell_filter import CellFilter
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
 from wbc_model.core.files import building
-from wbc_model.core.model_card import CARD, INT8, ONNX, README, WEIGHTS, ModelCard, read_card
+from wbc_model.core.model_card import CARD, INT8, ONNX, README, REFERENCE, WEIGHTS, ModelCard, read_card
 from wbc_model.core.probabilities import softmax
 from wbc_model.evaluation.calibrate import FOLDS, MIN_CELLS, calibrated_temperature, conformal_threshold, fit_out_of_distribution
 from wbc_model.evaluation.evaluate import BATCH, labelled_looks
 from wbc_model.evaluation.leakage import digests
 from wbc_model.evaluation.metrics import classification_metrics
-from wbc_model.network.model_directory import load_model, write_card
+from wbc_model.evaluation.reference import reference_of
+from wbc_model.network.model_directory import load_model, with_reference, write_card
 from wbc_model.network.predict import Predictions, predict
 
 Labels = NDArray[np.int64]
 Sets = NDArray[np.bool_]
 VERSION_DIGITS: Final = 6
-MODEL_FILES: Final = (WEIGHTS, ONNX, CARD, README, *INT8)
+MODEL_FILES: Final = (WEIGHTS, ONNX, CARD, README, REFERENCE, *INT8)
 
 
 def calibrate(model: Path, data: Path, out: Path) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def calibrate(model: Path, data: Path, out: Path) -> dict[str, Any]:
     rows = manifest[manifest["split"] == "val"] if (manifest["split"] == "val").any() else manifest
     views, appearance, labels = labelled_looks(rows, root_of(data), card.input_size, card.view)
     _check(labels, data)
-    seen = predict(network, [views[start : start + BATCH] for start in range(0, len(views), BATCH)])
+    seen = predict(network, [views[start : start + BATCH] for start in range(0, len(views), BATCH)], embeddings=True)
     new = _calibrated(card, seen, labels, appearance, data)
     used = digests(rows[rows["label"].isin(CLASSES)], root_of(data))
     fitted = CellFilter.of(used["sha256"].tolist(), used["label"].tolist())
@@ -58,6 +59,7 @@ def calibrate(model: Path, data: Path, out: Path) -> dict[str, Any]:
     new = new.model_copy(update={"cells": {**card.cells, "validation": fitted}})
     with building(out) as folder:
         shutil.copytree(model, folder, dirs_exist_ok=True)
+        new = with_reference(folder, new, reference_of(new, views, appearance, seen))
         write_card(folder, new)
         _refuse_other(out, folder, new)
     old_sets = prediction_sets(softmax(seen.logits, card.temperature), card.conformal_threshold)

@@ -42,8 +42,10 @@ from wbc_model.core.files import write_atomic
 from wbc_model.core.model_card import ModelCard, read_card
 from wbc_model.core.out_of_distribution import OutOfDistribution
 from wbc_model.core.probabilities import softmax
+from wbc_model.core.reference import Reference
 from wbc_model.evaluation.calibrate import fit_out_of_distribution
 from wbc_model.evaluation.metrics import classification_metrics
+from wbc_model.evaluation.reference import MOST, measured_reference
 from wbc_model.network.batch_norm_statistics import MIN_CELLS, some_cells
 from wbc_model.network.model_directory import load_model, save_model
 from wbc_model.network.predict import Predictions, predict
@@ -389,7 +391,8 @@ def _adapt(ctx: Onboarding) -> None:
     # somebody has others (flows/sites/calibration.py).
     scores = _site_scores(ctx, site_model, decoded)
     whose = f"home's validation pool; out-of-distribution scores by the cells of {ctx.site.name}"
-    save_model(ctx.adapted, site_model, new.model_copy(update={**facts, "out_of_distribution": scores, "calibrated_on": whose}))
+    new = new.model_copy(update={**facts, "out_of_distribution": scores, "calibrated_on": whose})
+    save_model(ctx.adapted, site_model, new, _site_reference(ctx, site_model, new, decoded))
     checkpoint.unlink(missing_ok=True)
 
 
@@ -402,6 +405,12 @@ def _site_scores(ctx: Onboarding, network: AttentionResNet18, decoded: DecodedCe
     sha256s = ctx.pools().table()["sha256"].sort_values().tolist()
     seen = predict(network, decoded.batches(sha256s, VALIDATION_BATCH))
     return fit_out_of_distribution(seen, seen.logits.argmax(axis=1), decoded.appearance(sha256s))
+
+
+def _site_reference(ctx: Onboarding, network: AttentionResNet18, card: ModelCard, decoded: DecodedCells) -> Reference | None:
+    """What served cells are compared with: the site's own, some of which the adapted network learned from."""
+    sha256s = ctx.pools().table()["sha256"].sort_values().tolist()[:MOST]
+    return measured_reference(network, card, decoded.read(sha256s), decoded.appearance(sha256s))
 
 
 def _held_back(

@@ -36,6 +36,7 @@ from wbc_model.core.images import decode, large_enough, look_at, shown_scale
 from wbc_model.core.model_card import ModelCard, read_card
 from wbc_model.core.out_of_distribution import cell_score, site_score
 from wbc_model.core.probabilities import softmax
+from wbc_model.core.reference import Axes, describe, read_reference
 from wbc_model.core.twins import fingerprint
 
 # bf16 moves a logit by a few hundredths. That cannot be seen in a probability of 0.9 or more, but it can turn a near tie; so
@@ -49,10 +50,14 @@ DECODE_SECONDS: Final = 20.0
 
 
 class Seen(NamedTuple):
-    """What is said of one file, and by what its cell is known again (wbc_model/core/twins.py): None where it was rejected."""
+    """What is said of one file, and by what its cell is known again (wbc_model/core/twins.py): None where it was rejected.
+
+    `measures` (WIDTH,) of wbc_model/core/reference.py are there where the service is watched.
+    """
 
     result: Result
     fingerprint: bytes | None
+    measures: NDArray[np.float32] | None = None
 
 
 class Budget:
@@ -78,9 +83,11 @@ class Budget:
 class Classifier:
     """A model, its engine and the threads that use it."""
 
-    def __init__(self, card: ModelCard, engine: Engine, threads: int) -> None:
+    def __init__(self, card: ModelCard, engine: Engine, threads: int, axes: Axes | None = None) -> None:
         self.card = card
         self.engine = engine
+        self.axes = axes  # of the embedding; None for a model that was made without a reference
+        self.watched = False  # whether what is seen of cells is measured too
         self.model = ModelName(name=card.name, version=card.version)
         self.confusion = card_confusion(card)
         self._threads = threads
@@ -90,8 +97,8 @@ class Classifier:
     def open(cls, directory: Path) -> "Classifier":
         """Check and load a model directory; raises WbcError in one clear line."""
         card = read_card(directory)
-        threads = thread_count()
-        return cls(card, open_engine(directory, card, threads), threads)
+        threads, reference = thread_count(), read_reference(directory, card)
+        return cls(card, open_engine(directory, card, threads), threads, None if reference is None else reference.axes)
 
     def close(self) -> None:
         """Let the threads finish what they do and end them."""
@@ -140,13 +147,14 @@ class Classifier:
             answer = self.infer(np.stack(pixels))
             probabilities = softmax(answer.logits, self.card.temperature)
             reasons = self._reasons(answer, np.stack(shown))
+            measured = self._measured(np.stack(pixels), np.stack(shown), answer)
             for row, place in enumerate(places):
                 loss = float(answer.predicted_loss[row])
                 result = self._classified(probabilities[row], loss, reasons[row], digests[place])
                 if explain:
                     hot = heat(pixels[row], self.engine, int(probabilities[row].argmax()))
                     result.heat_map = base64.b64encode(heat_map(pixels[row], hot)).decode()
-                found[place] = Seen(result, prints[row])
+                found[place] = Seen(result, prints[row], measured[row])
         return [seen for seen in found if seen is not None]
 
     def infer(self, images: NDArray[np.uint8]) -> Answer:
@@ -155,8 +163,16 @@ class Classifier:
         unsure = np.flatnonzero(softmax(answer.logits, self.card.temperature).max(axis=1) < SURE)
         if self.engine.reduced and len(unsure):
             exact: Answer = self.engine.infer(images[unsure], exact=True)
-            answer.logits[unsure], answer.predicted_loss[unsure] = exact
+            answer.logits[unsure], answer.predicted_loss[unsure] = exact.logits, exact.predicted_loss
         return answer
+
+    def _measured(
+        self, views: NDArray[np.uint8], appearance: NDArray[np.float64], answer: Answer
+    ) -> Sequence[NDArray[np.float32] | None]:
+        """The measures of each cell, or None of each where nobody watches."""
+        if not self.watched:
+            return [None] * len(views)
+        return list(describe(self.card, views, appearance, answer.logits, answer.embedding, self.axes))
 
     def _reasons(self, answer: Answer, appearance: NDArray[np.float64]) -> list[list[Reason]]:
         """Per cell the reasons for review beside an ambiguous prediction set; none where the card has no thresholds."""

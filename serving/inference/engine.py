@@ -16,13 +16,15 @@ from wbc_model.core.model_card import INT8, ONNX, ModelCard
 
 ENGINES: Final = ("auto", "openvino", "torch")
 MAX_THREADS: Final = 16
+OUTPUTS: Final = ("logits", "predicted_loss", "embedding")  # of a graph; older ones lack the last
 
 
 class Answer(NamedTuple):
-    """`logits` (N, classes) and `predicted_loss` (N,), float32."""
+    """`logits` (N, classes), `predicted_loss` (N,) and `embedding` (N, 512), float32; an older model gives no embedding."""
 
     logits: NDArray[np.float32]
     predicted_loss: NDArray[np.float32]
+    embedding: NDArray[np.float32] | None = None
 
 
 class Engine(Protocol):
@@ -65,6 +67,7 @@ class OpenVinoEngine:
         core = silent_openvino().Core()
         model = _read(core, directory / ONNX)
         has_int8 = (directory / INT8[0]).exists()
+        self._outputs = [name for name in OUTPUTS if name in _outputs_of(model)]  # those of the int8 graph, which is made of it
         bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self.reduced = bf16 or has_int8
         try:
@@ -81,7 +84,7 @@ class OpenVinoEngine:
         request = free.get()
         try:
             request.infer({"images": images}, share_inputs=True)
-            return Answer(request.get_tensor("logits").data.copy(), request.get_tensor("predicted_loss").data.copy())
+            return Answer(*(request.get_tensor(name).data.copy() for name in self._outputs))
         finally:
             free.put(request)
 
@@ -91,10 +94,14 @@ def _read(core: Any, path: Path) -> Any:
         model = core.read_model(path)
     except RuntimeError as error:
         raise WbcError(f"{path}: OpenVINO cannot read it: {_first_line(error)}") from None
-    outputs = {name for output in model.outputs for name in output.names}
+    outputs = _outputs_of(model)
     if not {"logits", "predicted_loss"} <= outputs:
         raise WbcError(f"{path}: outputs are {sorted(outputs)}, `logits` and `predicted_loss` are needed")
     return model
+
+
+def _outputs_of(model: Any) -> set[str]:
+    return {name for output in model.outputs for name in output.names}
 
 
 def _requests(core: Any, model: Any, precision: str, threads: int) -> "queue.SimpleQueue[Any]":
@@ -139,7 +146,7 @@ class TorchEngine:
         with self._lock, torch.inference_mode(), torch.autocast(self._device.type, torch.bfloat16, enabled=not exact):
             batch = torch.from_numpy(images).to(self._device).permute(0, 3, 1, 2).float() / 255
             output = self._network(batch)
-            return Answer(output.logits.float().cpu().numpy(), output.predicted_loss.float().cpu().numpy())
+            return Answer(*(getattr(output, name).float().cpu().numpy() for name in OUTPUTS))
 
 
 def has_gpu() -> bool:

@@ -43,11 +43,12 @@ def test_torch_and_onnx_agree(attention: str, lossnet: bool, norm: str, tmp_path
     assert read == saved
     assert sorted(p.name for p in (tmp_path / "model").iterdir()) == sorted([WEIGHTS, ONNX, CARD, README])
     images = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
-    ours = predict(network, [images[:2], images[2:]])
+    ours = predict(network, [images[:2], images[2:]], embeddings=True)
     compiled = openvino.Core().compile_model(tmp_path / "model" / ONNX, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     theirs = compiled(images)
     np.testing.assert_allclose(ours.logits, theirs["logits"], atol=1e-4)
     np.testing.assert_allclose(ours.predicted_loss, theirs["predicted_loss"], atol=1e-4)
+    np.testing.assert_allclose(ours.embedding, theirs["embedding"], atol=1e-3)
     if not lossnet:
         assert not ours.predicted_loss.any()
 

@@ -10,24 +10,27 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from wbc_model.core.files import building, file_sha256, write_atomic
-from wbc_model.core.model_card import CARD, ONNX, README, WEIGHTS, ModelCard, read_card
+from wbc_model.core.model_card import CARD, ONNX, README, REFERENCE, WEIGHTS, ModelCard, read_card
+from wbc_model.core.reference import Reference
 from wbc_model.network.resnet import AttentionResNet18
 
 
 class _Served(nn.Module):
-    """The graph that is served: uint8 images (N, S, S, 3) to logits and predicted loss, normalisation inside."""
+    """The graph that is served: uint8 images (N, S, S, 3) to logits, predicted loss and embedding, normalisation
+    inside."""
 
     def __init__(self, network: AttentionResNet18) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         output = self.network(images.permute(0, 3, 1, 2).float() / 255)
-        return output.logits, output.predicted_loss
+        return output.logits, output.predicted_loss, output.embedding
 
 
 def export_onnx(network: AttentionResNet18, size: int, path: Path) -> None:
-    """Write the network as ONNX with a dynamic batch: `images` uint8 to `logits` and `predicted_loss` float32."""
+    """Write the network as ONNX with a dynamic batch: `images` uint8 to `logits`, `predicted_loss` and `embedding` float32."""
+    outputs = ["logits", "predicted_loss", "embedding"]
     served = _Served(network).eval()
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     with warnings.catch_warnings():
@@ -38,9 +41,9 @@ def export_onnx(network: AttentionResNet18, size: int, path: Path) -> None:
             (example,),
             str(path),
             input_names=["images"],
-            output_names=["logits", "predicted_loss"],
+            output_names=outputs,
             dynamo=False,
-            dynamic_axes={name: {0: "batch"} for name in ("images", "logits", "predicted_loss")},
+            dynamic_axes={name: {0: "batch"} for name in ("images", *outputs)},
             opset_version=18,
         )
     onnx.checker.check_model(str(path), full_check=True)
@@ -154,7 +157,7 @@ def _percent(value: float | None) -> str:
     return "–" if value is None else f"{value:.1%}"
 
 
-def save_model(directory: Path, network: AttentionResNet18, card: ModelCard) -> ModelCard:
+def save_model(directory: Path, network: AttentionResNet18, card: ModelCard, reference: Reference | None = None) -> ModelCard:
     """Write a whole model directory in the place of an older one; returns the card with the files' digests."""
     with building(directory) as temporary:
         network = network.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
@@ -162,8 +165,20 @@ def save_model(directory: Path, network: AttentionResNet18, card: ModelCard) -> 
         export_onnx(network, card.input_size, temporary / ONNX)
         digests = {name: file_sha256(temporary / name) for name in (WEIGHTS, ONNX)}
         card = card.model_copy(update={"sha256": digests, "version": card.version or digests[WEIGHTS][:12]})
+        card = with_reference(temporary, card, reference)
         write_card(temporary, card)
     return card
+
+
+def with_reference(directory: Path, card: ModelCard, reference: Reference | None) -> ModelCard:
+    """Have this reference, or none, in a model directory; returns its card, which is not written yet."""
+    digests = {name: digest for name, digest in card.sha256.items() if name != REFERENCE}
+    if reference is None:
+        (directory / REFERENCE).unlink(missing_ok=True)
+    else:
+        reference.write(directory / REFERENCE)
+        digests[REFERENCE] = file_sha256(directory / REFERENCE)
+    return card.model_copy(update={"sha256": digests})
 
 
 def write_card(directory: Path, card: ModelCard) -> None:
