@@ -2,10 +2,10 @@
 
 weights.safetensors   the network's parameters
 model.onnx            uint8 images (N, size, size, 3) named `images` to float32 `logits` (N, classes) and
-                      `predicted_loss` (N,); normalisation is inside the graph. `embedding` (N, 512) too, but of older models
+                      `predicted_loss` (N,); normalisation is inside the graph. Newer ones give `embedding` (N, 512).
 model.json            this card
 README.md             the card for a clinician
-reference.npz         a few numbers of each cell that the model was chosen by; older models have none
+reference.npz         a few numbers of each cell that the model was chosen by; older models have none.
 model-int8.xml, .bin  where it passed the gate of flows/pipeline/quantise.py: the graph in int8, which answers first in its place
 """
 
