@@ -3,11 +3,11 @@ compared.
 
 NumPy only. A cell is described by these measures, by the same code in training and serving:
 
-    class        index of the class that the model names
-    doubt        the two out-of-distribution scores (wbc_model/core/out_of_distribution.py); NaN where the card has none
-    stain        optical density of the view's mean colour, red, green and blue
-    sharpness    logarithm of the variance of the Laplacian in the middle of the view
-    embedding    the network's embedding on the principal axes of the reference cells; NaN where model.onnx gives none
+    class        index of the class that the model names.
+    doubt        the two out-of-distribution scores; NaN where the card has none.
+    stain        optical density of the view's mean colour, red, green and blue.
+    sharpness    logarithm of the variance of the Laplacian in the middle of the view.
+    embedding    the network's embedding on the principal axes of the reference cells; NaN where model.onnx gives none.
 """
 
 import zipfile
