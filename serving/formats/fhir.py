@@ -3,12 +3,16 @@
 Its resources refer to each other by urn:uuid, so it is complete in itself. It says nothing of a patient. The specimen number,
 where there is one, is all that links it to anybody. Below the minimum of cells an Observation has the reason in place of a value:
 no receiver can file a percentage that must not be reported.
+
+`bundle` makes a collection. `transaction` makes of it what a FHIR server stores by one POST (R4, http.html#transaction): each
+resource is put under the id that it has in every Bundle of the report, so that an amendment updates what is there.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal, NamedTuple, cast
 from uuid import UUID, uuid4, uuid5
 
 from serving.contract.differential import (
@@ -51,20 +55,40 @@ REPORTS: Final = UUID("6f0dd8c4-2b0f-5f0a-9c55-0d6c1a7d3b52")  # the namespace o
 class _Entries:
     """The Bundle's resources by a name that is theirs within it, and the urn:uuid of each."""
 
-    def __init__(self, report_id: str | None) -> None:
+    def __init__(self, report_id: str | None, rendered: bool) -> None:
         self._namespace = uuid5(REPORTS, report_id) if report_id else uuid4()
-        self._resources: dict[str, Json] = {}
+        self._alone = report_id is None or rendered  # what is marked as test data is nothing that real reports share
+        self._resources: dict[str, tuple[UUID, Json]] = {}
 
     def reference(self, name: str) -> Json:
-        return {"reference": uuid5(self._namespace, name).urn}
+        """The reference to a resource that was added; with its type, by which receivers check it without following it."""
+        identity, resource = self._resources[name]
+        return {"reference": identity.urn, "type": resource["resourceType"]}
 
     def add(self, name: str, resource: Json) -> Json:
         """Take a resource in and return the reference to it."""
-        self._resources[name] = resource
+        self._resources[name] = uuid5(self._namespace, name), resource
+        return self.reference(name)
+
+    def add_shared(self, name: str, resource: Json) -> Json:
+        """As `add`, for what is the same in several reports: its identity is what it says."""
+        if self._alone:
+            return self.add(name, resource)
+        self._resources[name] = uuid5(REPORTS, json.dumps(resource, sort_keys=True)), resource
         return self.reference(name)
 
     def listed(self) -> list[Json]:
-        return [{"fullUrl": self.reference(name)["reference"], "resource": it} for name, it in self._resources.items()]
+        return [{"fullUrl": identity.urn, "resource": resource} for identity, resource in self._resources.values()]
+
+
+class GivenUp(NamedTuple):
+    """Of what a report had Observations at an earlier time; what it still has may be among it."""
+
+    absolute: bool = False
+    further: tuple[str, ...] = ()
+
+
+NOTHING: Final = GivenUp()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +96,8 @@ class Reported:
     """What a Bundle says beside the differential.
 
     `issued` carries its time zone. `performer` is the person who signed, None where nobody has. `withdrawn` says of a withdrawn
-    report who withdrew it and why. With a `report_id` the resources keep their identity from one Bundle to the next.
+    report who withdrew it and why. With a `report_id` the resources keep their identity from one Bundle to the next. `given_up`
+    says of what Observations were made once and are no longer: absolute counts, and further kinds by their names.
     """
 
     model: ModelName
@@ -82,13 +107,14 @@ class Reported:
     performer: str | None = None
     report_id: str | None = None
     withdrawn: str | None = None
+    given_up: GivenUp = NOTHING
 
 
 def bundle(differential: Differential, of: Reported, site: Site) -> Json:
     """The Bundle as plain JSON. Raises ValueError where the time of issue has no time zone."""
     if of.issued.tzinfo is None:
         raise ValueError("issued: a FHIR instant has a time zone")
-    entries = _Entries(of.report_id)
+    entries = _Entries(of.report_id, differential.rendered)
     instant = of.issued.isoformat(timespec="milliseconds")
     report: Json = {"resourceType": "DiagnosticReport", "status": of.status, "issued": instant}
     entries.add("report", report)  # the first entry; filled in below, when there is something to refer to
@@ -100,7 +126,7 @@ def bundle(differential: Differential, of: Reported, site: Site) -> Json:
     }
     about |= {
         "category": [_coded(f"{HL7}/observation-category", "laboratory")],
-        "device": entries.add("device", _device(of.model)),
+        "device": entries.add_shared("device", _device(of.model)),
     }
     if of.specimen_id is not None:
         about["specimen"] = entries.add("specimen", _specimen(of.specimen_id, site))
@@ -122,6 +148,54 @@ def bundle(differential: Differential, of: Reported, site: Site) -> Json:
         for resource in (document, *(entry["resource"] for entry in entries.listed())):
             resource["meta"] = {"security": [TEST_DATA]}  # on each resource, by which receivers know it on its own
     return document
+
+
+def transaction(differential: Differential, of: Reported, site: Site) -> Json:
+    """The Bundle as a transaction, by which a FHIR server makes or updates all of its resources, or none.
+
+    What the report had once and has no longer is marked `entered-in-error`: a server would go on showing it. Raises ValueError as
+    `bundle`, and without a `report_id`, by which the resources are known again.
+    """
+    if of.report_id is None:
+        raise ValueError("report_id: without one the resources would be new ones at each call")
+    document = bundle(differential, of, site)
+    document["type"] = "transaction"
+    document["entry"] += _taken_back(document, differential, of, site)
+    places = {entry["fullUrl"]: f"{entry['resource']['resourceType']}/{UUID(entry['fullUrl'])}" for entry in document["entry"]}
+    for entry in document["entry"]:
+        resource, url = entry["resource"], places[entry["fullUrl"]]
+        entry["resource"] = {"resourceType": resource["resourceType"], "id": url.partition("/")[2], **_led_to(resource, places)}
+        entry["request"] = {"method": "PUT", "url": url}
+    return document
+
+
+def _led_to(node: Any, places: dict[str, str]) -> Any:
+    """The same JSON with each reference led to where the server will have the resource."""
+    if isinstance(node, list):
+        return [_led_to(item, places) for item in node]
+    if not isinstance(node, dict):
+        return node
+    return {name: places[value] if name == "reference" else _led_to(value, places) for name, value in node.items()}
+
+
+def _taken_back(document: Json, differential: Differential, of: Reported, site: Site) -> list[Json]:
+    """An entry for each Observation that the report had once and that is not in the Bundle."""
+    codes = {f"{name} further": _further_code(name, _term(name, site)) for name in of.given_up.further}
+    if of.given_up.absolute:
+        codes |= {f"{name} absolute": _absolute_code(name, site) for name in differential.classes}
+    marked = {"status": "entered-in-error", "note": [{"text": "No longer part of the report."}]}
+    marked |= {"meta": document["meta"]} if "meta" in document else {}
+    here, namespace = {entry["fullUrl"] for entry in document["entry"]}, uuid5(REPORTS, str(of.report_id))
+    found = [
+        {"fullUrl": uuid5(namespace, name).urn, "resource": {"resourceType": "Observation", "code": code, **marked}}
+        for name, code in codes.items()
+    ]
+    return [entry for entry in found if entry["fullUrl"] not in here]
+
+
+def _term(name: str, site: Site) -> str | None:
+    kind = site.further_kind(name)
+    return None if kind is None else kind.loinc
 
 
 def status_of(status: str, signed: bool) -> Status:
@@ -181,9 +255,9 @@ def _specimen(specimen_id: str, site: Site) -> Json:
 
 def _performers(entries: _Entries, person: str | None, site: Site) -> Iterator[Json]:
     if visible(site.identifiers.facility):
-        yield entries.add("facility", {"resourceType": "Organization", "name": site.identifiers.facility})
+        yield entries.add_shared("facility", {"resourceType": "Organization", "name": site.identifiers.facility})
     if person is not None and visible(person):  # a store may hold a name of blanks from before these were refused
-        yield entries.add("person", {"resourceType": "Practitioner", "name": [{"text": person}]})
+        yield entries.add_shared("person", {"resourceType": "Practitioner", "name": [{"text": person}]})
 
 
 def _observations(differential: Differential, site: Site, entries: _Entries) -> Iterator[tuple[str, Json]]:
@@ -197,15 +271,23 @@ def _observations(differential: Differential, site: Site, entries: _Entries) -> 
         yield f"{name} percent", _observation(code, measured, [counted])
     for name, share in differential.classes.items():
         if share.absolute is not None:
-            code = _coded(LOINC, site.loinc.absolute[name], text=f"{name}s [#/volume] in Blood")
+            code = _absolute_code(name, site)
             measured = _measured(share.absolute, THOUSANDS, absent, differential.reference_source)
             yield f"{name} absolute", _observation(code, measured) | {"derivedFrom": [entries.reference(f"{name} percent")]}
     for name, further in differential.further.items():
         if not few and further.per_100 is not None:
-            text = f"{name}s/100 leukocytes in Blood, counted beside the differential"
-            code = {"text": text} if further.loinc is None else _coded(LOINC, further.loinc, text=text)
+            code = _further_code(name, further.loinc)
             counted = {"code": {"text": "Cells counted of this kind"}, "valueInteger": further.count}
             yield f"{name} further", _observation(code, {"valueQuantity": _quantity(float(further.printed), PER_100)}, [counted])
+
+
+def _absolute_code(name: str, site: Site) -> Json:
+    return _coded(LOINC, site.loinc.absolute[name], text=f"{name}s [#/volume] in Blood")
+
+
+def _further_code(name: str, loinc: str | None) -> Json:
+    text = f"{name}s/100 leukocytes in Blood, counted beside the differential"
+    return {"text": text} if loinc is None else _coded(LOINC, loinc, text=text)
 
 
 def _observation(code: Json, measured: Json, components: list[Json] | None = None) -> Json:

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Header, Path, Query
 from pydantic import BaseModel
@@ -48,6 +48,7 @@ from serving.reports.listing import Filter, Wanted, listed
 from serving.reports.review import Action, Person, correct, find, put_right, reinstate, sign, undo, withdraw
 from serving.reports.tables import Report
 from serving.upkeep.removal import remove
+from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import ImageRejected
 
 IMAGE_SIDE: Final = 1024
@@ -339,7 +340,14 @@ def cell_image(request: Request, report_id: ReportId, index: Index) -> Response:
     response_class=Response,
 )
 @heavy
-def report_fhir(request: Request, report_id: ReportId) -> Response:
+def report_fhir(
+    request: Request,
+    report_id: ReportId,
+    bundle: Annotated[
+        Literal["collection", "transaction"],
+        Query(description="`transaction`: as a FHIR server stores it, by one POST; an amendment updates the same resources."),
+    ] = "collection",
+) -> Response:
     """The report as a FHIR R4 Bundle."""
     found = _find(request, report_id)
     answer = whole(found, _site(request))
@@ -351,9 +359,18 @@ def report_fhir(request: Request, report_id: ReportId) -> Response:
         performer=answer.signed_by,
         report_id=answer.id,
         withdrawn=withdrawal(answer),
+        given_up=_given_up(answer),
     )
-    document = fhir.bundle(answer.differential, reported, _site(request))
+    make = fhir.transaction if bundle == "transaction" else fhir.bundle
+    document = make(answer.differential, reported, _site(request))
     return Response(json.dumps(document), headers={"ETag": f'"{answer.version}"'}, media_type=fhir.MEDIA_TYPE)
+
+
+def _given_up(answer: ReportAnswer) -> fhir.GivenUp:
+    """Of what a Bundle of the report may have had Observations before, signed or not: its record says it."""
+    absolute = any(change.what == "wbc_count" and change.from_value is not None for change in answer.changes)
+    named = {label for one in answer.corrections for label in (one.from_label, one.to_label) if label is not None}
+    return fhir.GivenUp(absolute, tuple(sorted(named - set(CLASSES))))
 
 
 @router.get("/{id}/report.pdf", responses={200: {"content": {"application/pdf": {}}}}, response_class=Response)

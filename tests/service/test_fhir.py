@@ -12,7 +12,7 @@ from tiny_model import CONFUSION
 from serving.contract.differential import Circumstances, Differential, count_differential
 from serving.contract.schemas import ModelName
 from serving.contract.site import Site, read_site
-from serving.formats.fhir import Reported, bundle
+from serving.formats.fhir import GivenUp, Reported, bundle, transaction
 from wbc_model.core.classes import CLASSES
 
 SITE = read_site()
@@ -112,6 +112,71 @@ def test_the_device_is_the_model_and_the_specimen_its_number() -> None:
         assert urls[observation["specimen"]["reference"]] == specimen
 
 
+def typed_references(node: Any) -> list[tuple[str, str]]:
+    if isinstance(node, list):
+        return [found for item in node for found in typed_references(item)]
+    if not isinstance(node, dict):
+        return []
+    own = [(node["reference"], node["type"])] if "reference" in node else []
+    return own + [found for item in node.values() for found in typed_references(item)]
+
+
+def test_every_reference_names_its_type() -> None:
+    made = document(counted(), performer="Dr A", status="final", report_id="r-1")
+    kinds = {entry["fullUrl"]: entry["resource"]["resourceType"] for entry in made["entry"]}
+    assert typed_references(made) == [(url, kinds[url]) for url in references(made)]
+
+
+def stored(differential: Differential, **changes: Any) -> dict[str, dict[str, Any]]:
+    """What a server has after the POST of a transaction, by Type/id."""
+    values: dict[str, Any] = {"specimen_id": "S-1", "issued": ISSUED, "status": "final", "report_id": "r-1"} | changes
+    made = transaction(differential, Reported(model=ModelName(name="wbc", version="7"), **values), SITE)
+    assert Bundle.model_validate_json(json.dumps(made)).type == "transaction"
+    resources = {entry["request"]["url"]: entry["resource"] for entry in made["entry"]}
+    assert len(resources) == len(made["entry"])
+    assert {entry["request"]["method"] for entry in made["entry"]} == {"PUT"}
+    assert set(references(made)) <= set(resources), "what is referred to is where the server has it"
+    return resources
+
+
+def test_a_transaction_puts_each_resource_where_the_next_one_does() -> None:
+    first, amended = stored(counted()), stored(counted(wbc=6.0), status="amended", performer="Dr B")
+    assert set(first) <= set(amended)
+    assert {url: f"{it['resourceType']}/{it['id']}" for url, it in first.items()} == {url: url for url in first}
+    statuses = {it["status"] for url, it in amended.items() if url.startswith(("Observation", "DiagnosticReport"))}
+    assert statuses == {"amended"}
+    assert {url.partition("/")[0] for url in set(amended) - set(first)} == {"Practitioner"}
+    other = stored(counted(), report_id="r-2", specimen_id="S-2")
+    assert {url.partition("/")[0] for url in set(other) & set(first)} == {"Device"}, "of the same model"
+    with pytest.raises(ValueError, match="report_id"):
+        stored(counted(), report_id=None)
+
+
+def test_what_a_report_has_no_longer_is_marked_at_the_server() -> None:
+    first = stored(counted())
+    later = stored(counted(wbc=None), status="amended", given_up=GivenUp(absolute=True, further=("Band",)))
+    assert set(first) <= set(later)
+    gone = [it for it in later.values() if it.get("status") == "entered-in-error"]
+    assert len(gone) == 6
+    assert all("valueQuantity" not in it for it in gone)
+    assert {it["id"] for it in gone}.isdisjoint(
+        url.partition("/")[2] for url in references(later["DiagnosticReport/" + report_id(later)])
+    )
+    assert [it["status"] for it in stored(counted(), given_up=GivenUp(absolute=True)).values() if "status" in it].count(
+        "final"
+    ) == 11
+
+
+def report_id(resources: dict[str, dict[str, Any]]) -> str:
+    return next(it["id"] for it in resources.values() if it["resourceType"] == "DiagnosticReport")
+
+
+def test_drawn_cells_change_nothing_that_real_reports_share() -> None:
+    drawn = counted().model_copy(update={"rendered": True})
+    assert not set(stored(drawn)) & set(stored(counted(), report_id="r-2"))
+    assert all("meta" in it for it in stored(drawn, given_up=GivenUp(further=("Band",))).values())
+
+
 def test_nothing_is_made_up_about_a_patient() -> None:
     made = document(counted(), specimen_id=None)
     assert not resources(made, "Specimen")
@@ -157,7 +222,8 @@ def test_a_report_keeps_its_identity_and_two_requests_have_two() -> None:
     assert resources(first, "DiagnosticReport")[0]["identifier"] == [{"value": "r-1"}]
     urls = [{entry["fullUrl"] for entry in document(counted(), **more)["entry"]} for more in ({}, {}, {"report_id": "r-2"})]
     assert not urls[0] & urls[1]
-    assert not urls[2] & {entry["fullUrl"] for entry in first["entry"]}
+    [device] = [entry["fullUrl"] for entry in first["entry"] if entry["resource"]["resourceType"] == "Device"]
+    assert urls[2] & {entry["fullUrl"] for entry in first["entry"]} == {device}, "the same model, at a server one device"
 
 
 def test_an_instant_has_a_time_zone() -> None:

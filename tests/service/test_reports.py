@@ -350,7 +350,7 @@ def run_document(server: Server, folder: Path) -> None:
     """All lines of docs/reports.md with a call, as they stand, but for the address and the key."""
     blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "docs/reports.md").read_text(), re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines() if "curl" in line]
-    assert len(lines) == 10
+    assert len(lines) == 11
     (folder / "cells").mkdir()
     for number, label in enumerate(("Neutrophil", "Lymphocyte", "Monocyte"), 1):
         (folder / f"cells/{number}.png").write_bytes(of_class(label))
@@ -360,7 +360,8 @@ def run_document(server: Server, folder: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert '"status":"final"' in done.stdout
     assert (folder / "report.pdf").read_bytes().startswith(b"%PDF-")
-    assert json.loads((folder / "bundle.json").read_text())["resourceType"] == "Bundle"
+    kinds = [json.loads((folder / f"{name}.json").read_text())["type"] for name in ("bundle", "transaction")]
+    assert kinds == ["collection", "transaction"]
 
 
 @pytest.mark.slow

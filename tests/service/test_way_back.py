@@ -181,6 +181,27 @@ def test_a_signed_report_is_withdrawn_as_an_amendment(client: TestClient) -> Non
     assert bundle.json()["entry"][0]["resource"]["status"] == "entered-in-error"
 
 
+def test_an_amendment_updates_at_a_server_what_the_report_made_there(own: TestClient) -> None:
+    """Observations that the report has no longer are named too, from its record alone: of counts, and of further kinds."""
+    report = posted(own, wbc_count="7.5")["report_id"]
+    correct(own, report, 0, "Band", "*")
+
+    def stored() -> dict[str, str]:
+        answer = own.get(f"/v1/reports/{report}/fhir?bundle=transaction")
+        assert Bundle.model_validate_json(answer.text).type == "transaction"
+        assert answer.headers["etag"] == f'"{report_of(own, report)["version"]}"'
+        return {entry["request"]["url"]: entry["resource"].get("status") for entry in answer.json()["entry"]}
+
+    first = stored()
+    patch(own, report, wbc_count=None)
+    undone(own, report, 0)
+    second = stored()
+    assert set(second) == set(first)
+    gone = [status for url, status in second.items() if url.startswith("Observation")].count("entered-in-error")
+    assert gone == 6, "five counts and the bands"
+    assert_problem(own.get(f"/v1/reports/{report}/fhir?bundle=batch"), 422, "bad-parameter")
+
+
 def test_a_withdrawal_is_taken_back_and_both_stay_in_the_record(own: TestClient) -> None:
     report = posted(own)["report_id"]
     before = report_of(own, report)
