@@ -50,7 +50,7 @@ def place(seen: Sequence[Seen], before: Held = NOTHING, repetition: bool = False
     report holds then gets no place of its own.
     """
     placed, usable = Placed([], [], []), dict(before.usable)
-    for number, (result, _) in enumerate(seen):
+    for number, result in enumerate(one.result for one in seen):
         first, known = usable.get(result.sha256), before.places.get(result.sha256)
         answered = result if first is None or isinstance(result, Rejected) else _duplicate(result, first)
         if repetition and known is not None and isinstance(answered, Rejected):
