@@ -133,6 +133,13 @@ class Loop:
     def start_worker(self) -> None:
         self.start("worker", "prefect", "worker", "start", "--pool", "wbc", "--type", "process")
 
+    def start_schedule(self) -> None:
+        """`wbc schedule`, which retrains when it is asked to, and looks for labels every few seconds."""
+        log = self.workspace.parent / "schedule.log"
+        before = log.stat().st_size if log.exists() else 0
+        self.start("schedule", "flows.cli", "schedule", "--every", "86400", "--watch", "10")
+        until(lambda: b"stop with Ctrl-C" in log.read_bytes()[before:], 240)
+
     def start_service(self) -> None:
         self.start("service", "flows.cli", "serve", "--port", str(self.service))
         until(lambda: answers(f"{self.url}/readyz"), 240)
@@ -162,8 +169,8 @@ class Loop:
         runs = self.post("flow_runs/filter", sort="START_TIME_ASC")
         return [run for run in runs if flows[run["flow_id"]] == flow and run["start_time"]]
 
-    def states(self) -> list[tuple[str, str]]:
-        return [(run["state_type"], run["state_name"]) for run in self.runs()]
+    def states(self, flow: str = "retraining") -> list[tuple[str, str]]:
+        return [(run["state_type"], run["state_name"]) for run in self.runs(flow)]
 
     def post(self, path: str, **query: Any) -> Any:
         return httpx.post(f"{self.api}/{path}", json=query, timeout=60).json()

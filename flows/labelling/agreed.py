@@ -10,6 +10,8 @@ import pandas as pd
 from flows import labels
 from flows.identity import workspace_name
 from wbc_model.cells.conflicts import MACHINES
+from wbc_model.cells.pools import Pools
+from wbc_model.cells.rejections import quarantined
 
 if TYPE_CHECKING:
     from flows.exchange.answers import Refused
@@ -45,7 +47,7 @@ class Came:
 
 
 def take_agreed(workspace: Path, store: "Store", cycle: int) -> Came:
-    """Take all that people have agreed on, or agree on otherwise since; cells that were labelled by a file leave the queue.
+    """Take all that people have agreed on, or agree on otherwise since; cells that need no answer any more leave the queue.
 
     What is noted in the store as taken was written here before. Killed in between, it is taken again, which changes nothing.
     """
@@ -60,16 +62,21 @@ def take_agreed(workspace: Path, store: "Store", cycle: int) -> Came:
 
 
 def leave(workspace: Path, store: "Store") -> int:
-    """Take cells out of the store's queue that have a label by another way, such as a file; returns how many."""
-    from serving.labelling.queue import withdraw_cells
+    """Take cells out of the store's open queues that nobody need name any more: those with a label by another way, such as a
+    file or the oracle, and those without one that the data checks took out of use. Returns how many."""
+    from serving.labelling.queue import asked_now, withdraw_cells
 
-    if not (workspace / "data/queue.csv").exists():
+    name = workspace_name(workspace)
+    asked = set(asked_now(store, name))
+    if not asked:
         return 0
+    pools = Pools.read(workspace / "data/pools")
+    unknown = asked & set(pools.frames["unlabelled"]["sha256"]) - set(pools.none_of_five()["sha256"])
     said = pd.concat([labels.read_log(workspace), labels.read_none_of_five(workspace)])
     said = said.sort_values("labelled_at", kind="stable").drop_duplicates("sha256", keep="last")
-    stay = set(labels.awaited(workspace)["sha256"]) | set(said.loc[said["why"].str.startswith(ON_THE_PAGE), "sha256"])
-    answered = [sha256 for sha256 in labels.read_queue(workspace)["sha256"] if sha256 not in stay]
-    return withdraw_cells(store, workspace_name(workspace), answered) if answered else 0
+    by_page = set(said.loc[said["why"].str.startswith(ON_THE_PAGE), "sha256"])
+    left = withdraw_cells(store, name, asked - unknown - by_page)
+    return left + withdraw_cells(store, name, unknown & quarantined(workspace / "data"), "quarantined")
 
 
 def _take(workspace: Path, found: Sequence["Agreed"], cycle: int) -> Came:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from flows import labels
 from flows.progress import counted
 from flows.state import State
+from wbc_model.cells.rejections import quarantined
 from wbc_model.params import ScheduleParams
 
 if TYPE_CHECKING:
@@ -39,9 +40,11 @@ class Wait:
 
 
 def waits_for(workspace: Path, state: State, schedule: ScheduleParams) -> Wait:
-    """What a retraining in this state waits for: the cells of the last query, whichever way their answers come."""
-    asked, missing = len(labels.read_queue(workspace)), len(labels.awaited(workspace))
-    return Wait(asked, asked - missing, min(schedule.min_new_labels, asked), deadline_of(state, schedule))
+    """What a retraining in this state waits for: the cells of the last query, whichever way their answers come. Those that the
+    data checks took out of use since are waited for no longer."""
+    queue, missing = labels.read_queue(workspace), set(labels.awaited(workspace)["sha256"])
+    asked = len(queue) - len(missing & quarantined(workspace / "data"))
+    return Wait(asked, len(queue) - len(missing), min(schedule.min_new_labels, asked), deadline_of(state, schedule))
 
 
 def deadline_of(state: State, schedule: ScheduleParams) -> datetime | None:

@@ -111,6 +111,8 @@ def _look(workspace: Path) -> str:
     wait, state = standing.wait, read_state(workspace)
     if wait is None or state is None:
         return ""
+    if not state.scheduled:  # a person asked; from now on the watch has it go on
+        people.goes_on_by_itself(workspace)
     if wait.overdue(datetime.now(UTC)) and people.note_overdue(workspace, state):
         tell(workspace, f"{workspace.name}: the time for labelling is up, and no cell is agreed; {standing.line}")
     return wait.ready(datetime.now(UTC))

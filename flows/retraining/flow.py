@@ -90,6 +90,8 @@ class Outcome:
 class Context:
     """What the tasks of one retraining share. Not a dataclass: Prefect looks into those and hands copies on."""
 
+    by_itself = False  # a deployment's run: nobody has to type anything for it to go on
+
     def __init__(self, workspace: Path, state: State, params: Params, lock: int, progress: Progress, tracker: "Tracker") -> None:
         self.workspace, self.state, self.params, self.lock = workspace, state, params, lock
         self.progress, self.tracker = progress, tracker
@@ -282,9 +284,9 @@ def _from_the_page(ctx: Context) -> int:
 
 
 @_step("ask_people")
-def ask_people(ctx: Context, scheduled: bool) -> people.Standing:
+def ask_people(ctx: Context) -> people.Standing:
     """Publish the queue to the store of the service, where the page asks people; once for each round."""
-    return people.ask(ctx.workspace, ctx.state, ctx.params, scheduled)
+    return people.ask(ctx.workspace, ctx.state, ctx.params, ctx.by_itself)
 
 
 @_step("log_cycle")
@@ -483,15 +485,15 @@ def retraining(
         from flows.tracking import open_tracker
 
         ctx = Context(root, state, params, lock, progress, open_tracker(root, params))
+        ctx.by_itself = scheduled or bool(deployment)
         if closed := ctx.tracker.close_abandoned(state.key):
             progress.say(f"closed in MLflow: {counted(closed, 'run')} of retrainings that were killed")
         with ctx.tracker.running(ctx.parent_run):
             fingerprint_code(ctx)
             take_answers(ctx)
-            outcome = _finish(ctx) if _go_on(ctx, scheduled) and _cycles(ctx) else _waiting(ctx, scheduled)
+            outcome = _finish(ctx) if _go_on(ctx, scheduled) and _cycles(ctx) else _waiting(ctx)
         outcome.came = labels.take_waiting(root)
-        if state.queue:
-            people.stand(root, show=True)
+        people.show(root)
         return outcome
 
 
@@ -517,8 +519,13 @@ def _begin(workspace: Path, commit: bool, progress: Progress) -> State:
     labels.check_replayed(workspace)
     if old is not None and old.status != "done" and _goes_on(old, params):
         progress.say(f"going on with retraining {old.key}, cycle {old.after_cycle + old.cycle}")
+        for row in old.rows:
+            if old.status == "waiting" or row["cycle"] < old.after_cycle + old.cycle:  # what comes now has its line later
+                progress.row(row)
         old.commit = old.commit or commit
         return old
+    if old is not None and old.status != "done":
+        progress.say(f"retraining {old.key} ends here: params.yaml was changed since. Its labels stay, and a new one begins")
     versioning.check_git(workspace, commit)
     if came := people.take_reports(workspace, params):
         progress.say(came)
@@ -547,17 +554,20 @@ def _goes_on(old: State, params: Params) -> bool:
 def _go_on(ctx: Context, scheduled: bool) -> bool:
     """Whether a retraining that waited for people has got labels since; a `scheduled` one, whether they are enough."""
     state = ctx.state
-    if state.status != "waiting":
-        return True
-    wait = waits_for(ctx.workspace, state, ctx.params.schedule)
-    if not wait.answered or (scheduled and not wait.ready(datetime.now(UTC))):
-        return False
-    ctx.progress.say(f"people have labelled {wait.answered} of {wait.asked} cells")
-    if scheduled:
-        announce(ctx.workspace, f"{ctx.workspace.name}: the retraining goes on: {wait.ready(datetime.now(UTC))}")
-    state.status, state.cycle = "running", state.cycle + 1
+    if state.status == "waiting":
+        if not (ctx.workspace / "data/queue.csv").exists():
+            ctx.progress.say("data/queue.csv is gone: this round's question is made again")
+        else:
+            wait = waits_for(ctx.workspace, state, ctx.params.schedule)
+            if not wait.answered or (scheduled and not wait.ready(datetime.now(UTC))):
+                return False
+            ctx.progress.say(f"people have labelled {wait.answered} of {wait.asked} cells")
+            if scheduled:
+                announce(ctx.workspace, f"{ctx.workspace.name}: the retraining goes on: {wait.ready(datetime.now(UTC))}")
+            state.cycle += 1
+    state.status, state.scheduled = "running", ctx.by_itself
     state.write(ctx.workspace)
-    people.stand(ctx.workspace, show=True)
+    people.show(ctx.workspace)
     return True
 
 
@@ -605,8 +615,8 @@ def _one_cycle(ctx: Context) -> bool:
     return last
 
 
-def _waiting(ctx: Context, scheduled: bool) -> Outcome:
-    standing = ask_people(ctx, scheduled)
+def _waiting(ctx: Context) -> Outcome:
+    standing = ask_people(ctx)
     waiting = len(labels.awaited(ctx.workspace))
     worth = standing.worth
     said = [f"It waits for {counted(waiting, 'label')} of people.", standing.line, *([worth.text] if worth else [])]

@@ -3,6 +3,7 @@
 The files of `wbc labels` keep working beside the store: an answer counts whichever way it came.
 """
 
+import contextlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,8 +20,9 @@ from flows.labelling.worth import Worth, worth_of
 from flows.notify import announce
 from flows.progress import counted
 from flows.retraining import fresh_cells
-from flows.state import State, is_locked, label_cycle, read_state
+from flows.state import Busy, State, hold_lock, is_locked, label_cycle, read_state
 from wbc_model.cells.pools import Pools
+from wbc_model.cells.rejections import quarantined
 from wbc_model.core.errors import WbcError
 from wbc_model.core.files import write_atomic
 from wbc_model.core.model_card import CARD, read_card
@@ -44,20 +46,24 @@ class Standing:
     line: str
 
 
-def ask(workspace: Path, state: State, params: Params, scheduled: bool) -> Standing:
-    """Give the present round's cells to people, once, and say what happens next. Raises WbcError where the store cannot be
-    reached: the same command then asks again."""
+def ask(workspace: Path, state: State, params: Params, by_itself: bool) -> Standing:
+    """Give the present round's cells to people, once, and say what happens next. What the queue has got since comes too, as after
+    a `dvc repro`. Raises WbcError where the store cannot be reached: the same command then asks again.
+
+    `by_itself`: nobody has to type it for the retraining to go on. A person who looks in on a round changes nothing about that.
+    """
     from serving.contract.site import site_from_environment
-    from serving.labelling.queue import Notice, progress
+    from serving.labelling.queue import Notice, asked_now, progress
 
     name = queue_id(state.key, state.cycle)
     first = state.queue != name
     asked_at = datetime.now(UTC).isoformat(timespec="seconds") if first else state.asked_at
-    state.asked_at, state.scheduled = asked_at, scheduled
+    state.asked_at, state.scheduled = asked_at, by_itself or (state.scheduled and not first)
     with meeting_store(workspace) as store:
         deadline = deadline_of(state, params.schedule)
         notice = Notice(workspace_name(workspace), state.after_cycle + state.cycle, _model(workspace), deadline)
-        if progress(store, notice.workspace).queue_id != name:
+        new = progress(store, notice.workspace).queue_id != name
+        if new or not _to_name(workspace) <= set(asked_now(store, notice.workspace)):
             publish_queue(workspace, store, name, notice, fresh_cells.waiting(workspace), site_from_environment())
         state.queue = name
         state.write(workspace)
@@ -66,6 +72,10 @@ def ask(workspace: Path, state: State, params: Params, scheduled: bool) -> Stand
     if first:  # after the note of it: a kill may tell people twice, but never not at all
         announce(workspace, f"{workspace.name}: people are asked on the page /label: {standing.line}")
     return standing
+
+
+def _to_name(workspace: Path) -> set[str]:
+    return set(labels.awaited(workspace)["sha256"]) - quarantined(workspace / "data")
 
 
 def take(workspace: Path) -> Came:
@@ -117,9 +127,28 @@ def stand(workspace: Path, show: bool = False) -> Standing:
         return _stand(workspace, state, params, None)
     with meeting_store(workspace) as store:
         standing = _stand(workspace, state, params, store)
-        if show and state is not None and state.queue:
+        if show and state is not None:
             _show(store, state, standing)
         return standing
+
+
+def goes_on_by_itself(workspace: Path) -> None:
+    """Note that the retraining which waits here goes on by itself, as a watch looks after it; not while somebody is at work."""
+    with contextlib.suppress(Busy), hold_lock(workspace, "the watch for labels"):
+        state = read_state(workspace)
+        if state is not None and state.status == "waiting" and not state.scheduled:
+            state.scheduled = True
+            state.write(workspace)
+
+
+def show(workspace: Path) -> None:
+    """Take cells that need no answer any more off the page, and let it say what happens next. Where the store cannot be reached
+    there is no page, and no training stops for it."""
+    with contextlib.suppress(WbcError):
+        if has_store(workspace):
+            with meeting_store(workspace) as store:
+                leave(workspace, store)
+            stand(workspace, show=True)
 
 
 def _stand(workspace: Path, state: State | None, params: Params, store: "Store | None") -> Standing:
@@ -138,6 +167,8 @@ def _stand(workspace: Path, state: State | None, params: Params, store: "Store |
 def _not_waiting(state: State | None, params: Params, at_work: bool) -> str:
     if state is None:
         return "nobody is asked yet: `wbc retrain --annotator people` asks"
+    if state.status == "waiting":
+        return "data/queue.csv is gone: `wbc retrain` asks again"
     if state.status == "running" and at_work:
         return "the model is being trained: answers that come now begin its next round"
     if state.status == "running":
@@ -146,10 +177,13 @@ def _not_waiting(state: State | None, params: Params, at_work: bool) -> str:
 
 
 def _show(store: "Store", state: State, standing: Standing) -> None:
+    """Say it over the queue that people see, be it of this retraining or of one before."""
     from serving.labelling.queue import say
 
+    if standing.progress is None or standing.progress.closed or not standing.progress.queue_id:
+        return
     line = said_on_the_page(standing.wait, standing.line, state.scheduled) if standing.wait else standing.line
-    say(store, state.queue, line, standing.worth.to_dict() if standing.worth else None)
+    say(store, standing.progress.queue_id, line, standing.worth.to_dict() if standing.worth else None)
 
 
 def _model(workspace: Path) -> str:

@@ -1,6 +1,5 @@
 """`wbc retrain`: the flow once, now, in this process."""
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,17 +38,8 @@ def check_before(workspace: Path, changes: dict[str, Any] | None = None, commit:
 
 
 def outcome_text(outcome: "Outcome") -> str:
-    """The table of cycles, the gate's word and what was written, for a terminal."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("cycle", "labels", "accuracy", "macro-F1", "seconds", "pools")
-    for row in outcome.cycles:
-        scores = [f"{row['accuracy']:.2%}", f"{row['macro_f1']:.2%}", f"{row['seconds']:.1f}"]
-        table.add_row(str(row["cycle"]), str(row["labels"]), *scores, str(row["pools"]))
-    buffer = io.StringIO()
-    Console(file=buffer, width=100).print(table)
-    lines = [buffer.getvalue().rstrip()]
+    """What people must do, the gate's word and what was written; each cycle was a line on stderr when it ended."""
+    lines = []
     if outcome.status == "waiting":
         cells = counted(outcome.awaited, "cell")
         lines += [f"people must label {cells}: on the page /label of the service ({_service(outcome)}),"]

@@ -296,6 +296,15 @@ def taken(store: Store, agreed: Sequence[Agreed]) -> None:
             session.execute(update(Asked).where(same, Asked.state == "agreed").values(values))
 
 
+def asked_now(store: Store, workspace: str) -> list[str]:
+    """The cells that stand in a workspace's open queues for readers to name, be they agreed on or not; withdrawn ones do not."""
+    open_ones = (Queue.workspace == workspace) & Queue.closed_at.is_(None) & Queue.published_at.is_not(None)
+    here = open_ones & Asked.purpose.in_(COUNTED) & (Asked.state != "withdrawn")
+    with store.reading() as session:
+        query = select(Asked.sha256).join(Queue, Queue.id == Asked.queue_id).where(here)
+        return list(session.scalars(query.order_by(Asked.sha256)))
+
+
 def withdraw_cells(store: Store, workspace: str, sha256s: Iterable[str], why: Why = "labelled") -> int:
     """Let cells leave the open queues of a workspace, since they are not to be named any more; returns how many left.
 

@@ -25,6 +25,7 @@ import pytest
 from PIL import Image
 from prefect.tasks import Task
 
+from flows.identity import workspace_name
 from flows.labelling.store import meeting_store
 from flows.labels import read_log, waiting
 from flows.pipeline import dvc as versioning
@@ -36,6 +37,7 @@ from flows.tracking import packaged_digest
 from flows.workspace import set_params
 from serving.contract.site import read_site
 from serving.labelling.answers import answer
+from serving.labelling.queue import asked_now, progress
 from serving.labelling.tasks import Who, next_tasks
 from tests.pools import ingest
 from wbc_model.cells.pools import Pools
@@ -393,6 +395,44 @@ def test_people_are_awaited_and_the_next_run_goes_on(
     outcome = life()
     assert (outcome.status, [row["labels"] for row in outcome.cycles]) == ("done", [10, 13, 17])
     assert sorted(read_log(workspace)["cycle"].unique()) == ["1", "2"]
+
+
+@pytest.mark.slow
+def test_a_queue_that_goes_and_parameters_that_change_while_people_are_asked(
+    fresh: Path, killer: Killer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace, store = shutil.copytree(fresh, tmp_path / "site"), Store(killer)
+    set_params(workspace, {"retrain.annotator": "people"})
+    monkeypatch.setattr("flows.tracking.open_tracker", lambda workspace, params: store)
+    monkeypatch.delenv("WBC_STORE_URL", raising=False)
+
+    def on_the_page() -> set[str]:
+        with meeting_store(workspace) as page:
+            return set(asked_now(page, workspace_name(workspace)))
+
+    first = retrain.retraining(workspace)
+    asked = set(pd.read_csv(workspace / "data/queue.csv")["sha256"])
+    assert on_the_page() == asked
+    (workspace / "data/queue.csv").unlink()
+    again = retrain.retraining(workspace)
+    assert (again.status, again.key, len(again.cycles)) == ("waiting", first.key, 1)
+    assert "data/queue.csv is gone: this round's question is made again" in capsys.readouterr().err
+    assert on_the_page() == asked
+
+    set_params(workspace, {"seed": 5})
+    other = retrain.retraining(workspace)
+    assert (other.status, len(other.cycles)) == ("waiting", 1)
+    assert other.key != first.key
+    said = f"retraining {first.key} ends here: params.yaml was changed since. Its labels stay, and a new one begins"
+    assert said in capsys.readouterr().err
+    assert on_the_page() == asked, "asked again by the new one"
+
+    set_params(workspace, {"retrain.annotator": "oracle"})
+    assert retrain.retraining(workspace).status == "done"
+    assert not on_the_page() & set(Pools.read(workspace / "data/pools").frames["labelled"]["sha256"])
+    with meeting_store(workspace) as page:
+        line = progress(page, workspace_name(workspace)).next_step
+    assert line.startswith("no retraining waits for people; "), "and none promises that it does"
 
 
 def test_a_scheduled_one_waits_until_enough_is_agreed_on_the_page(

@@ -1,6 +1,7 @@
 """The flow's side of labelling by people: what it gives them, what it takes from them, when it goes on, and what it says."""
 
 import csv
+import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,11 +17,12 @@ from flows.labelling.agreed import leave, take_agreed
 from flows.labelling.publish import REFERENCES, publish_queue, queue_id
 from flows.labelling.store import meeting_store
 from flows.labelling.waiting import Wait, next_step, said_on_the_page
-from flows.labels import QUEUE, awaited, read_log, read_queue, take_in
+from flows.labels import QUEUE, Taken, awaited, read_log, read_queue, take_in, take_waiting
 from flows.retraining import people
+from flows.state import State, new_labels, note_learned, read_state
 from serving.contract.site import Site, read_site
 from serving.labelling import answers
-from serving.labelling.queue import Notice, Progress, progress
+from serving.labelling.queue import Notice, Progress, asked_now, progress
 from serving.labelling.tasks import Who, image_of, next_tasks
 from serving.reports.labelling_tables import Asked
 from serving.reports.store import Store, sqlite_url
@@ -39,9 +41,10 @@ def site_with(**shares: float) -> Site:
     return site.model_copy(update={"labelling": site.labelling.model_copy(update=NOBODY_TWICE | shares)})
 
 
-@pytest.fixture
-def workspace(tmp_path: Path) -> Path:
-    """Sixty cells of noise: twenty of them labelled, twenty waiting, eight of these asked about."""
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A hundred cells of noise, twenty of which wait; eight of these are asked about."""
+    tmp_path = tmp_path_factory.mktemp("labelling")
     rng, rows = np.random.default_rng(0), []
     for number in range(100):
         name = f"{number}.png"
@@ -59,6 +62,11 @@ def workspace(tmp_path: Path) -> Path:
     queue = waiting[["sha256", "path"]].head(8).assign(score="1.0", reason="unsure", predicted="Monocyte", probability="0.5")
     queue.assign(rank=range(1, 9))[QUEUE].to_csv(root / "data/queue.csv", index=False)
     return root
+
+
+@pytest.fixture
+def workspace(filled: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(filled, tmp_path / "site"))
 
 
 @pytest.fixture
@@ -229,6 +237,120 @@ def test_an_import_takes_its_cells_off_the_page_and_needs_no_store_for_its_label
     line = people.leave_queue(workspace)
     assert line.startswith("the page still asks about them, until the next retraining: the store 'nothing' on PostgreSQL")
     assert "secret" not in line
+
+
+# --- in the wrong order ---------------------------------------------------------------------------------------------------
+
+
+KEY = "20261129-120000-000"
+
+
+def waiting(workspace: Path, **more: bool) -> State:
+    """A retraining that waits for people."""
+    state = State(KEY, "2-0", "2026-11-29T12:00:00+00:00", 0, False, status="waiting", **more)  # type: ignore[arg-type]
+    state.write(workspace)
+    return state
+
+
+def asked_of_people(workspace: Path, by_itself: bool = False, **more: bool) -> people.Standing:
+    """Ask as a retraining does, in the workspace's own store."""
+    return people.ask(workspace, waiting(workspace, **more), read_params(workspace / "params.yaml"), by_itself)
+
+
+def on_the_page(workspace: Path) -> set[str]:
+    with meeting_store(workspace) as store:
+        return set(asked_now(store, workspace_name(workspace)))
+
+
+def labelled(workspace: Path, sha256s: list[str], label: str, by: str = "Eve") -> Taken:
+    rows = pd.DataFrame({"sha256": sha256s, "label": label, "labelled_by": by, "labelled_at": ""})
+    return take_in(workspace, rows, 1)
+
+
+def test_labels_that_came_before_the_question_count_and_nobody_is_asked_again(workspace: Path) -> None:
+    asked = read_queue(workspace)["sha256"].tolist()
+    labelled(workspace, asked[:3], "Basophil")
+    standing = asked_of_people(workspace)
+    assert standing.wait == Wait(8, 3, 8)
+    assert on_the_page(workspace) == set(asked[3:])
+    labelled(workspace, asked[3:], "Basophil")
+    people.show(workspace)
+    assert on_the_page(workspace) == set()
+    assert people.stand(workspace).line == "8 of 8 cells are agreed; that is enough: `wbc retrain` goes on"
+
+
+def test_a_label_that_waited_for_the_end_of_a_training_takes_its_cell_off_the_page(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked_of_people(workspace)
+    cell = read_queue(workspace)["sha256"].iloc[0]
+    with monkeypatch.context() as patch:
+        patch.setattr("flows.labels.at_work", lambda root: "a retraining (pid 1)")
+        assert labelled(workspace, [cell], "Basophil").waits_for
+        people.show(workspace)
+        assert cell in on_the_page(workspace), "nothing is known of it yet"
+    assert take_waiting(workspace) == 1
+    people.show(workspace)
+    assert cell not in on_the_page(workspace)
+
+
+def test_a_question_of_before_loses_the_cells_that_the_oracle_has_named_since(workspace: Path) -> None:
+    """As where params.yaml was changed, and another retraining began with the oracle."""
+    asked_of_people(workspace)
+    asked = read_queue(workspace)["sha256"].tolist()
+    (workspace / "data/queue.csv").unlink()
+    labelled(workspace, asked[:2], "Basophil", "oracle")
+    waiting(workspace, scheduled=False)
+    people.show(workspace)
+    assert on_the_page(workspace) == set(asked[2:])
+    assert people.stand(workspace).line == "data/queue.csv is gone: `wbc retrain` asks again"
+    with meeting_store(workspace) as store:
+        assert progress(store, workspace_name(workspace)).next_step == "data/queue.csv is gone: `wbc retrain` asks again"
+
+
+def test_a_cell_that_the_checks_take_out_is_waited_for_no_longer(workspace: Path) -> None:
+    asked_of_people(workspace)
+    gone, *others = read_queue(workspace)["sha256"].tolist()
+    with (workspace / "data/quarantine.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["path", "sha256", "reason", "detail"], ["0.png", gone, "blank", ""]])
+    people.show(workspace)
+    assert on_the_page(workspace) == set(others)
+    assert people.stand(workspace).wait == Wait(7, 0, 7)
+
+
+def test_a_queue_that_was_made_anew_is_put_to_people_too(workspace: Path) -> None:
+    """As after `dvc repro` or `wbc query` while a retraining waits: the round is the same, its cells are others."""
+    asked_of_people(workspace, by_itself=True)
+    before = read_queue(workspace)
+    unlabelled = Pools.read(workspace / "data/pools").frames["unlabelled"]
+    others = unlabelled[~unlabelled["sha256"].isin(before["sha256"])].head(8)
+    made = before.assign(sha256=others["sha256"].to_numpy(), path=others["path"].to_numpy())
+    made.to_csv(workspace / "data/queue.csv", index=False)
+    state = read_state(workspace)
+    assert state is not None
+    people.ask(workspace, state, read_params(workspace / "params.yaml"), False)
+    assert on_the_page(workspace) == set(before["sha256"]) | set(made["sha256"])
+    assert state.scheduled, "a person who looks in on it does not stop the watch"
+    state.cycle += 1
+    people.ask(workspace, state, read_params(workspace / "params.yaml"), False)
+    assert not state.scheduled, "the next round is that of who asks it"
+    people.goes_on_by_itself(workspace)
+    assert (after := read_state(workspace)) is not None
+    assert after.scheduled
+
+
+def test_a_label_that_changes_after_the_resume_is_the_next_rounds(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked_of_people(workspace)
+    cell = read_queue(workspace)["sha256"].iloc[0]
+    labelled(workspace, [cell], "Basophil", "Ada")
+    note_learned(workspace, Pools.read(workspace / "data/pools"))
+    with monkeypatch.context() as patch:
+        patch.setattr("flows.labels.at_work", lambda root: "a retraining (pid 1)")
+        labelled(workspace, [cell], "Monocyte", "Dr Lead")
+        assert new_labels(workspace) == 0, "the training works on the pools as they are"
+    take_waiting(workspace)
+    assert new_labels(workspace) == 1
+    assert read_log(workspace)["label"].tolist() == ["Basophil", "Monocyte"]
 
 
 # --- when it goes on, and what it says ------------------------------------------------------------------------------------

@@ -1,12 +1,26 @@
-"""The loop of people and model on a worker of Prefect's, killed in its middle; the readers speak HTTP."""
+"""The loop of people and model on a worker of Prefect's and under `wbc schedule`, killed in its middle; readers speak HTTP, or to
+the store itself."""
 
+import hashlib
 import random
+import time
 from pathlib import Path
 
 import httpx
+import pandas as pd
 import pytest
 
-from tests.people_loop import Loop, Reader, Truth, go_round, shown
+from flows.identity import workspace_name
+from flows.labelling.store import meeting_store
+from flows.retraining.prefect_api import retraining_flow
+from flows.state import read_state
+from flows.workspace import set_params
+from serving.contract.site import read_site
+from serving.labelling.answers import answer
+from serving.labelling.queue import progress
+from serving.labelling.tasks import Who, image_of, next_tasks
+from tests.people_loop import ASKED, Loop, Reader, Truth, go_round, loop_at, shown, status_of, until
+from wbc_model.cells.pools import Pools, read_table
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
@@ -39,3 +53,71 @@ def adjudicate(loop: Loop, lead: Reader, truth: Truth) -> int:
 
 def test_people_label_on_the_service_and_a_worker_goes_on_with_it(tmp_path: Path) -> None:
     go_round(tmp_path, read_all, adjudicate)
+
+
+def reads(loop: Loop, name: str) -> int:
+    """A person names all cells rightly, in the store, while no service need run; returns how many there were."""
+    truth, done = dict(read_table(loop.workspace / "data/oracle.csv", ["sha256", "label"]).to_numpy()), 0
+    labelled = Pools.read(loop.workspace / "data/pools").frames["labelled"]
+    truth |= dict(labelled[["sha256", "label"]].to_numpy())  # known cells stand among those that are asked for
+    site = read_site(loop.workspace.parent / "site.yaml")
+    with meeting_store(loop.workspace) as store:
+        while given := next_tasks(store, name, 5, site):
+            for task in given:
+                cell = hashlib.sha256(image_of(store, name, task.name)).hexdigest()
+                answer(store, Who(name, name), task.name, truth[cell], site)
+                done += 1
+    return done
+
+
+def test_a_scheduled_retraining_waits_without_a_process_and_outlives_server_and_schedule(tmp_path: Path) -> None:
+    """Both are killed while it waits, people go on meanwhile, and after the restart it goes on by itself."""
+    with loop_at(tmp_path) as loop:
+        workspace = loop.workspace
+        people = {"retrain.annotator": "people", "retrain.ask": ASKED, "schedule.min_new_labels": ASKED}
+        set_params(workspace, people)
+        flow = retraining_flow(workspace)
+        loop.start_server()
+        loop.start_schedule()
+        loop.do("deployment", "run", f"{flow}/by-schedule")
+        until(lambda: loop.states(flow) == [("PAUSED", "Suspended")], 1200)
+        until(lambda: loop.flow_process() is None)
+        asked = read_state(workspace)
+        assert asked is not None
+        loop.do("deployment", "run", f"{flow}/by-schedule")  # the cron comes round meanwhile
+        until(lambda: ("CANCELLED", "Waiting") in loop.states(flow), 300)
+        assert reads(loop, "Ada") >= ASKED
+        watched = len(loop.runs(f"label-watch-{workspace_name(workspace)}"))
+        until(lambda: len(loop.runs(f"label-watch-{workspace_name(workspace)}")) > watched + 1, 300)
+        assert status_of(workspace) == "waiting", "one of two readers is not enough"
+
+        loop.kill("schedule")
+        loop.kill("server")
+        assert reads(loop, "Bo") >= ASKED, "the page needs neither"
+        loop.start_server()
+        assert loop.states(flow) == [("PAUSED", "Suspended"), ("CANCELLED", "Waiting")]
+        loop.start_schedule()
+        until(lambda: status_of(workspace) == "done", 1800)
+        until(lambda: loop.states(flow) == [("COMPLETED", "Completed"), ("CANCELLED", "Waiting")], 120)
+        _all_was_learned(loop, asked.key)
+        time.sleep(30)  # the watch looks again
+        assert status_of(workspace) == "done"
+        assert len(loop.runs(flow)) == 2, "nothing is asked for twice"
+
+
+def _all_was_learned(loop: Loop, key: str) -> None:
+    """The retraining is the one that asked, and what two people agreed on is in its pools."""
+    workspace, state = loop.workspace, read_state(loop.workspace)
+    assert state is not None
+    assert (state.key, len(state.rows)) == (key, 2)
+    log = pd.read_csv(workspace / "data/labels.csv", dtype=str, keep_default_na=False)
+    given = log[log["why"].str.startswith("on the page")]
+    assert len(given) == ASKED
+    assert set(given["labelled_by"]) == {"Ada + Bo"}
+    learned = Pools.read(workspace / "data/pools").frames["labelled"].set_index("sha256")["label"]
+    assert (learned[given["sha256"]].to_numpy() == given["label"].to_numpy()).all()
+    assert state.rows[-1]["labels"] == state.rows[0]["labels"] + ASKED
+    with meeting_store(workspace) as store:
+        seen = progress(store, workspace_name(workspace))
+    assert (seen.agreed, seen.open, seen.disputed) == (ASKED, 0, 0)
+    assert seen.next_step.startswith("no retraining waits for people; ")
