@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 from flows.cli.command import Json, app, audit_app, emit, here, keys_app
 
 
+# Literals would do, as in wbc_model/choices.py, but Typer 0.29 refuses a list of them ("complex sub-types").
 class ScopeChoice(enum.StrEnum):
-    """Typer takes no list of Literals."""
+    """What a key may do; the names of `serving.security.keys.SCOPES`."""
 
     classify = "classify"
     review = "review"

@@ -14,12 +14,20 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from flows.cli import app
+from flows.pipeline.stages import train
 from flows.studies import benchmark
 from flows.studies.results import Rows, claim, publishing
+from flows.workspace import init_workspace, set_params
 from tests.code.test_benchmark import TINY, records, workspace
+from tests.code.test_onboard import SMALL
+from tests.pools import ingest
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
+from wbc_model.params import read_params
+from wbc_model.rendering.cells import write_cells
 from wbc_model.studies.records import Provenance, Records
 
 ROOT = Path(__file__).parents[2]
@@ -129,6 +137,70 @@ def test_the_whole_loop_is_run_once_per_arm_and_seed(tmp_path: Path, monkeypatch
     (folder / "out/cycles.csv").write_text("mine")
     with pytest.raises(SystemExit, match=r"cycles\.csv was not written here, or was changed since"):
         study.main()
+
+
+QUICK = TINY["base"] | {"few_labels.below": 0, "package.int8": False} | {f"gate.recall_floor.{name}": 0.0 for name in CLASSES}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_whole_loop_is_really_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two workspaces from nothing to their last model, by the commands that a user types."""
+    study, folder = loaded("home"), workspace(tmp_path / "site")
+    monkeypatch.setattr(study, "ARMS", {arm: {**QUICK, **changes} for arm, changes in study.ARMS.items()})
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["home.py", "cells/manifest.csv", "--out", "out", "--seeds", "1", "--until", "0.4"])
+    study.main()
+    table, cycles = pd.read_csv(folder / "out/runs.csv"), pd.read_csv(folder / "out/cycles.csv")
+    assert table["arm"].tolist() == ["full", "plain"]
+    assert set(table["labels"]) == {32}, "0.4 of 80 cells"
+    assert (cycles.groupby("arm").size() > 1).all()
+    assert table["accuracy"].between(0, 1).all()
+    assert "| full | 1 | 32 | " in (folder / "out/README.md").read_text()
+    assert (folder / "out/learning-curves.png").stat().st_size > 1000
+    before = (folder / "out/runs.csv").read_text()
+    monkeypatch.setattr(study, "wbc", None)  # nothing is left to do
+    study.main()
+    assert (folder / "out/runs.csv").read_text() == before
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_new_site_is_really_taken_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, home = loaded("onboard"), tmp_path / "home"
+    init_workspace(home)
+    set_params(home, SMALL)
+    ingest(write_cells(tmp_path / "cells", 150, seed=1), home / "data", read_params(home / "params.yaml"))
+    train(home)
+    write_cells(tmp_path / "clinic", 40, seed=2)
+    monkeypatch.chdir(home)
+    arguments = ["onboard.py", ".", "../clinic/manifest.csv", "--out", "out", "--seeds", "1", "--labels", "8"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    study.main()
+    table = pd.read_csv(home / "out/runs.csv")
+    assert table["arm"].tolist() == ["asked", "random"]
+    assert set(table["champion"]) == {study.version_of(home)}
+    scores = table[[f"{when}_{place}_balanced" for when in ("before", "statistics", "after") for place in ("home", "site")]]
+    assert scores.map(lambda score: 0 <= score <= 1).all(axis=None)
+    assert "| manifest | 8 | random | 1 | " in (home / "out/README.md").read_text()
+    assert not (home / "sites").exists(), "the workspace is as it was"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_papers_study_runs_with_all_of_its_arms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, study = workspace(tmp_path / "site"), yaml.safe_load((ROOT / "studies/paper.yaml").read_text())
+    quick = {name: value for name, value in TINY["base"].items() if name != "model.attention"}
+    small = {"data": TINY["data"], "seeds": 1, "budgets": [0.2, 0.4], "base": study["base"] | quick}
+    (folder / "paper.yaml").write_text(yaml.safe_dump(study | small, sort_keys=False))
+    monkeypatch.chdir(folder)
+    answer = CliRunner().invoke(app, ["benchmark", "paper.yaml", "--json"], catch_exceptions=False)
+    assert answer.exit_code == 0, answer.output
+    results = pd.read_csv(folder / "studies/paper/results.csv")
+    assert results[["arm", "labels"]].to_numpy().tolist() == [
+        [arm, labels] for arm in ("plain", "paper", "defaults") for labels in (16, 32)
+    ]
+    assert {"report.md", "history.csv", "curves-home.png"} <= {path.name for path in (folder / "studies/paper").iterdir()}
 
 
 def script(folder: Path, *arguments: str) -> "subprocess.Popen[str]":

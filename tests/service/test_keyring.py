@@ -21,6 +21,7 @@ from test_api import assert_problem
 from typer.testing import CliRunner
 
 from flows.cli import app as command_line
+from flows.cli.service import ScopeChoice
 from serving.http.app import create_app
 from serving.http.layer import Around
 from serving.http.limits import BUCKETS, Limits, RateLimit
@@ -85,6 +86,7 @@ def test_changes_at_the_same_time_wait_for_each_other(keyring: Path) -> None:
 
 
 def test_scopes_are_what_a_key_may_do_and_no_more(keyring: Path) -> None:
+    assert [choice.value for choice in ScopeChoice] == list(SCOPES), "the command line knows the same"
     secrets = {scope: add_key(keyring, f"only-{scope}", [scope]) for scope in SCOPES}
     keys = ApiKeys(file=keyring)
     for own, key in secrets.items():
