@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 LEAST_SEEDS = 3
-QUARTILES = (0.25, 0.5, 0.75)
+SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 def spreads(results: Path) -> pd.DataFrame:
@@ -36,10 +36,9 @@ def main() -> None:
     given = parser.parse_args()
     files = given.results or sorted(Path(__file__).parent.glob("*/results.csv"))
     table = pd.concat([spreads(path) for path in files], ignore_index=True)
-    print("study            arms    25 %    half    75 %")
+    print("study            arms" + "".join(f"{share:>8.0%}" for share in SHARES))
     for name, rows in [*table.groupby("study"), ("all", table)]:
-        low, middle, high = rows["spread"].quantile(list(QUARTILES))
-        print(f"{name:<15} {len(rows):>5}   {low:5.2f}   {middle:5.2f}   {high:5.2f}")
+        print(f"{name:<15} {len(rows):>5}" + "".join(f"{spread:8.2f}" for spread in rows["spread"].quantile(list(SHARES))))
 
 
 if __name__ == "__main__":
