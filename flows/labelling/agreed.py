@@ -62,8 +62,8 @@ def take_agreed(workspace: Path, store: "Store", cycle: int) -> Came:
 
 
 def leave(workspace: Path, store: "Store") -> int:
-    """Take cells out of the store's open queues that nobody need name any more: those with a label by another way, such as a
-    file or the oracle, and those without one that the data checks took out of use. Returns how many."""
+    """Take cells out of the store's open queues that nobody need name any more; returns how many. They have a label by another
+    way, such as a file or the oracle, or the data checks took them out of use."""
     from serving.labelling.queue import asked_now, withdraw_cells
 
     name = workspace_name(workspace)
