@@ -16,6 +16,7 @@ from serving.security.hosts import HOSTS, Hosts
 from serving.security.image_key import ImageKeys
 from serving.security.keys import KEYS, KEYS_FILE, ApiKeys
 from serving.settings import MODEL_DIR, absolute_paths
+from serving.upkeep.telemetry import check_settings
 from wbc_model.core.errors import WbcError
 from wbc_model.core.model_card import read_card
 
@@ -101,6 +102,7 @@ def _replace(
         audit.close()  # here only to fail early, in one line
     site_from_environment()
     ImageKeys.from_environment()
+    check_settings()
     listen = address(host, ApiKeys.from_environment())
     line = command(target, listen, port, working_dir)
     Path(values["BENTOML_HOME"]).mkdir(parents=True, exist_ok=True)

@@ -9,10 +9,12 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Final
 
+from serving.upkeep.telemetry import DISABLED, Telemetry, check_settings, has_receiver
+
 # A hospital's server reports its use to nobody. BentoML reads this after it has imported the service.
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
-# BentoML opens four OpenTelemetry spans a request that nobody exports; about a millisecond each request. `false` turns them on.
-os.environ.setdefault("OTEL_SDK_DISABLED", "true")
+if not has_receiver():  # BentoML opens OpenTelemetry spans that nobody would export
+    os.environ.setdefault(DISABLED, "true")
 
 import bentoml
 from starlette.responses import Response
@@ -56,13 +58,15 @@ def model_directory() -> Path:
 
 # The default host is loopback, so that a plain `bentoml serve` is no more open than `wbc serve`. BentoML would cut a request off
 # after 60 seconds with an answer of its own; Limits.answer_seconds does, with ours. BentoML's access log writes paths as they
-# come, line ends and all, and fails on a Content-Type that is not UTF-8; serving.http.layer logs requests.
+# come, line ends and all, and fails on a Content-Type that is not UTF-8; serving.http.layer logs requests. Its spans have the
+# path and the query, too: serving.upkeep.telemetry has its own.
 @bentoml.service(
     name="wbc",
     workers=1,
     traffic={"timeout": 24 * 60 * 60},
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},
+    tracing={"excluded_urls": ".*"},
     http={"host": "127.0.0.1", "port": 3000},
 )
 @bentoml.asgi_app(around)
@@ -80,6 +84,7 @@ class WbcService:
             ApiKeys.from_environment()
             Limits.from_environment()
             Hosts.from_environment()
+            check_settings()
             if audit := AuditLog.from_environment():
                 audit.close()
             if (store := Store.from_environment()) is not None:  # its tables are brought up to date here, once
@@ -98,7 +103,10 @@ class WbcService:
         card = read_card(model_directory())
         if kept is not None and card.rendered:  # before a report can be signed, which needs no model in memory
             say_rendered(kept.store, ModelName(name=card.name, version=card.version))
-        app.state.running = Running(None, ApiKeys.from_environment(), limits, site, audit, kept)
+        running = app.state.running = Running(None, ApiKeys.from_environment(), limits, site, audit, kept)
+        running.metrics.telemetry = Telemetry.from_environment(lambda: running.in_flight.images)
+        if running.metrics.telemetry is not None and kept is not None:
+            running.metrics.telemetry.look_at(kept.store)
         # The server listens while the model loads: /livez says yes, /readyz not yet.
         self.watch = ChampionWatch(model_directory(), app.state.running.install)
         self.watch.start()
@@ -116,6 +124,8 @@ class WbcService:
             app.state.running.kept.close()
         if app.state.running.audit is not None:
             app.state.running.audit.close()
+        if app.state.running.metrics.telemetry is not None:
+            app.state.running.metrics.telemetry.close()
 
 
 class OverBento:

@@ -38,8 +38,9 @@ _LOG: Final = logging.getLogger("bentoml.wbc")
 
 async def metrics(request: Request) -> Response:
     """Prometheus metrics of all processes of this server: for keys with the scope admin."""
-    kept = running_of(request).kept
-    content, media_type = await run_in_threadpool(exposition, None if kept is None else kept.store)
+    running = running_of(request)
+    store = None if running.kept is None else running.kept.store
+    content, media_type = await run_in_threadpool(exposition, lambda: running.in_flight.images, store)
     return Response(content, media_type=media_type)
 
 

@@ -16,6 +16,7 @@ from serving.security.audit import outcome
 from serving.security.errors import LogNotWritable
 from serving.security.refusals import REFUSED
 from serving.upkeep.metrics import METHODS, call_of, endpoint
+from serving.upkeep.telemetry import CODE
 
 _LOG = logging.getLogger("bentoml.wbc")  # BentoML sets up the log of what is called `bentoml`
 
@@ -54,13 +55,15 @@ class Around:
         scope = {**scope, "root_path": "", "state": state}
         running: Running = self.state.running
         exchange = _Exchange(scope, receive, send, running)
-        try:
-            app = self.app if (refusal := _refusal(scope, running)) is None else refusal.response()
-            await exchange.within(running.limits.answer_seconds, app, scope)
-        finally:
-            seconds = time.perf_counter() - exchange.started
-            running.metrics.request(scope["path"], exchange.status, seconds, running.version)
-            _log(scope, exchange, seconds)
+        with running.metrics.call(scope["method"], scope["path"], scope["headers"]) as about:
+            try:
+                app = self.app if (refusal := _refusal(scope, running)) is None else refusal.response()
+                await exchange.within(running.limits.answer_seconds, app, scope)
+            finally:
+                about[CODE] = exchange.status
+                seconds = time.perf_counter() - exchange.started
+                running.metrics.request(scope["path"], exchange.status, seconds, running.version)
+                _log(scope, exchange, seconds)
 
 
 def _log(scope: Scope, exchange: "_Exchange", seconds: float) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial, wraps
 from math import ceil
@@ -149,5 +150,5 @@ def heavy(answer: Callable[..., Response]) -> Callable[..., Awaitable[Response]]
 
 
 async def made(make: Callable[[], T]) -> T:
-    """What is made in one of these threads."""
-    return await asyncio.get_running_loop().run_in_executor(_HEAVY, make)
+    """What is made in one of these threads; in the context of the call, so that its statements are found below its span."""
+    return await asyncio.get_running_loop().run_in_executor(_HEAVY, partial(copy_context().run, make))

@@ -104,7 +104,8 @@ async def classify(request: Request, explain: bool = False) -> Response:
             with running.in_flight.also(len(form.images) * (EXPLAINED_WAITS_AS - 1) if explain else 0) as room:
                 if not room:
                     raise busy()
-                results = await classifier.classify(form.images, explain)
+                with running.metrics.reading(len(form.images)):
+                    results = await classifier.classify(form.images, explain)
     except ClientDisconnect:
         return Response(status_code=499)  # nobody is there to read it; the metrics count it
     running.metrics.results(results)
@@ -150,7 +151,8 @@ async def differential(request: Request) -> Response:
                     refuse_too_many(len(form.images), specimen)
                 else:
                     classifier, again = await _model_for(running, report_id)
-                seen = await classifier.see(form.images)
+                with running.metrics.reading(len(form.images)):
+                    seen = await classifier.see(form.images)
                 results = [one.result for one in seen]
                 digests = [result.sha256 for result in results]
                 note(request, digests, classifier.model)

@@ -104,6 +104,11 @@ class Store:
         return cls.open(url, ImageKeys.from_environment()) if url else None
 
     @property
+    def engine(self) -> Engine:
+        """What the sessions work on, for whoever measures that."""
+        return self._engine
+
+    @property
     def folder(self) -> Path | None:
         """Where a SQLite file is; None for a database elsewhere."""
         file = self._engine.url.database if self._engine.dialect.name == "sqlite" else None

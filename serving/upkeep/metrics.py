@@ -7,15 +7,17 @@ paths would fill the server's memory. The metrics here have the same names and a
 import os
 import re
 from collections import Counter as Tally
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from serving.contract.schemas import Classified, Result
 from serving.reports.outbox import backlog
 from serving.reports.store import Store
+from serving.upkeep.telemetry import Headers, Telemetry
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -66,6 +68,19 @@ def call_of(method: str, path: str) -> str:
     return f"{method if method in METHODS else 'other'} {path if ours else endpoint(path)}"
 
 
+class InFlight:
+    """Reads how many images wait or are worked on each time the metrics are asked for: by this a cluster makes more pods."""
+
+    def __init__(self, images: Callable[[], int]) -> None:
+        self._images = images
+
+    def collect(self) -> Iterator["Metric"]:
+        """One gauge."""
+        from prometheus_client.core import GaugeMetricFamily
+
+        yield GaugeMetricFamily("wbc_images_in_flight", "Images that wait or are worked on", self._images())
+
+
 class Outbox:
     """Reads the outbox each time the metrics are asked for."""
 
@@ -86,12 +101,13 @@ class Outbox:
 
 
 class Metrics:
-    """Counters of one process; BentoML's processes are added up by `exposition`."""
+    """Counters of one process; BentoML's processes are added up by `exposition`. With `telemetry` it is told the same."""
 
     def __init__(self) -> None:
         # prometheus_client decides on its multi-process mode when it is first imported, which must be in the worker process.
         from prometheus_client import Counter, Histogram
 
+        self.telemetry: Telemetry | None = None
         labels = ["endpoint", "http_response_code", "service_name", "service_version"]
         self._requests = Counter("bentoml_service_request_total", "HTTP requests", labels)
         self._seconds = Histogram("bentoml_service_request_duration_seconds", "Duration of HTTP requests in seconds", labels)
@@ -104,11 +120,23 @@ class Metrics:
         self._requests.labels(*labels).inc()
         self._seconds.labels(*labels).observe(seconds)
 
+    def call(self, method: str, path: str, headers: Headers) -> AbstractContextManager[dict[str, Any]]:
+        """A span around a call where there is telemetry; what is put into the dict, under CODE too, becomes its attributes."""
+        if self.telemetry is None:
+            return nullcontext({})
+        return self.telemetry.call(method if method in METHODS else "_OTHER", endpoint(path), headers)
+
+    def reading(self, images: int) -> AbstractContextManager[None]:
+        """A span around the decoding and classifying of images where there is telemetry."""
+        return nullcontext() if self.telemetry is None else self.telemetry.step("read images", images)
+
     def results(self, results: Sequence[Result]) -> None:
         """Count the images of one request."""
         statuses = Tally((r.status, r.label if isinstance(r, Classified) else r.problem.reason) for r in results)
         for (status, label), count in statuses.items():
             self._images.labels(status, label).inc(count)
+            if self.telemetry is not None:
+                self.telemetry.images(count, status, label)
         for reason, count in Tally(reason for r in results if isinstance(r, Classified) for reason in r.review.reasons).items():
             self._reviews.labels(reason).inc(count)
 
@@ -119,13 +147,14 @@ def process_metrics() -> Metrics:
     return Metrics()
 
 
-def exposition(store: Store | None = None) -> tuple[bytes, str]:
+def exposition(images_in_flight: Callable[[], int], store: Store | None = None) -> tuple[bytes, str]:
     """All metrics in Prometheus' text format, those of the store's outbox too, and its media type."""
     from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
     from prometheus_client.multiprocess import MultiProcessCollector
 
     registry = REGISTRY
     extra = CollectorRegistry()
+    extra.register(InFlight(images_in_flight))
     if store is not None:
         extra.register(Outbox(store))
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
