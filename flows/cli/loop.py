@@ -49,7 +49,8 @@ def retrain_command(
     }
     changes = _changes(workspace, {key: value for key, value in options.items() if value is not None}, method, settings or [])
     outcome = retrain(workspace, changes, commit)
-    emit(outcome.to_dict(), json_, outcome_text(outcome), here())
+    said = outcome.status == "waiting" and outcome.awaited  # what people do next stands in the text
+    emit(outcome.to_dict(), json_, outcome_text(outcome), None if said else here())
 
 
 def _changes(workspace: Path, options: dict[str, Any], method: Method | None, settings: list[str]) -> dict[str, Any]:

@@ -622,7 +622,7 @@ def _waiting(ctx: Context) -> Outcome:
     said = [f"It waits for {counted(waiting, 'label')} of people.", standing.line, *([worth.text] if worth else [])]
     ctx.tracker.wait(ctx.parent_run, _note(ctx, *said))
     if worth is not None:
-        ctx.progress.say(worth.text)
+        ctx.progress.log(worth.text)
         ctx.tracker.tag_run(ctx.parent_run, gain_tags(worth))
     show_waiting(ctx.workspace, ctx.state.key, said)
     return Outcome(

@@ -70,7 +70,8 @@ def ask(workspace: Path, state: State, params: Params, by_itself: bool) -> Stand
         standing = _stand(workspace, state, params, store)
         _show(store, state, standing)
     if first:  # after the note of it: a kill may tell people twice, but never not at all
-        announce(workspace, f"{workspace.name}: people are asked on the page /label: {standing.line}")
+        when = f": {standing.line}" if by_itself else ""  # a person at a terminal reads it there
+        announce(workspace, f"{workspace.name}: people are asked on the page /label{when}")
     return standing
 
 

@@ -38,18 +38,20 @@ def check_before(workspace: Path, changes: dict[str, Any] | None = None, commit:
 
 
 def outcome_text(outcome: "Outcome") -> str:
-    """What people must do, the gate's word and what was written; each cycle was a line on stderr when it ended."""
-    lines = []
+    """The gate's word, or what people are waited for, and what was written; each cycle was a line on stderr when it ended."""
+    lines = _gate_lines(outcome.gate) if outcome.gate else []
     if outcome.status == "waiting":
-        cells = counted(outcome.awaited, "cell")
-        lines += [f"people must label {cells}: on the page /label of the service ({_service(outcome)}),"]
-        lines += ["or in files: `wbc labels export FILE.csv` (.json for Label Studio), then `wbc labels import FILE`"]
-        lines += [f"next: {outcome.next_step}"]
-        lines += [f"worth: {outcome.gain['text']}"] if outcome.gain else []
+        lines += [outcome.next_step, *([outcome.gain["text"]] if outcome.gain else [])]
     if outcome.came:
         lines.append(f"{counted(outcome.came, 'label')} came while the model was trained: the next round begins with them")
-    lines += _gate_lines(outcome.gate) if outcome.gate else []
-    return "\n".join([*lines, f"learning curve: {outcome.learning_curve}", f"wrote {', '.join(outcome.wrote)}"])
+    lines += [f"learning curve: {outcome.learning_curve}", f"wrote {', '.join(outcome.wrote)}"]
+    return "\n".join([*lines, *(_ways_to_label(outcome) if outcome.status == "waiting" else [])])
+
+
+def _ways_to_label(outcome: "Outcome") -> list[str]:
+    cells, page = counted(outcome.awaited, "cell"), f"on the page /label of the service ({_service(outcome)})"
+    files = "`wbc labels export FILE.csv` (.json for Label Studio), then `wbc labels import FILE`"
+    return [f"next: people label {cells}: {page},", f"      or in files: {files}"] if outcome.awaited else []
 
 
 def _service(outcome: "Outcome") -> str:

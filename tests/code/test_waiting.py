@@ -13,9 +13,11 @@ import pytest
 import yaml
 
 from flows import notify
-from flows.labelling.waiting import Wait
+from flows.labelling.waiting import Wait, next_step
 from flows.labelling.worth import Worth
 from flows.retraining import deployed, people
+from flows.retraining.flow import Outcome
+from flows.retraining.run import outcome_text
 from flows.state import State
 from wbc_model.core.errors import WbcError
 from wbc_model.evaluation.expected_gain import Gain
@@ -168,6 +170,23 @@ def test_what_the_next_labels_are_worth_is_one_sentence(gain: Gain, text: str) -
     assert worth.text == text
     assert json.loads(json.dumps(worth.to_dict()))["expected_wrong"] == 3.2
     assert worth.to_dict()["may_pause"] == ("may pause" in text)
+
+
+def test_what_a_retraining_that_waits_prints_says_each_thing_once(tmp_path: Path) -> None:
+    cycle = {"cycle": 1, "labels": 52, "accuracy": 0.9, "macro_f1": 0.8, "seconds": 7.0, "pools": "pools-v1"}
+    gain = Worth(Gain(20, 2), 3.2, 0.005).to_dict()
+    line = next_step(Wait(20, 3, 15), None, False)
+    outcome = Outcome(str(tmp_path), "key", "waiting", [cycle], 17, line, gain, learning_curve="c.png", wrote=["a", "b"])
+    said = outcome_text(outcome).splitlines()
+    assert said == [
+        "3 of 20 cells are agreed; `wbc retrain` goes on with what is agreed, and 15 are enough",
+        gain["text"],
+        "learning curve: c.png",
+        "wrote a, b",
+        "next: people label 17 cells: on the page /label of the service (`wbc serve --model models/candidate`),",
+        "      or in files: `wbc labels export FILE.csv` (.json for Label Studio), then `wbc labels import FILE`",
+    ]
+    assert not [text for text in said if "90.00%" in text], "the cycle had its line on stderr"
 
 
 # --- the deployments -------------------------------------------------------------------------------------------------------
