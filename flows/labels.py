@@ -28,8 +28,9 @@ from serving.contract.labelling import UNSURE, answers_of
 from serving.contract.site import site_from_environment
 from wbc_model.cells.conflicts import CONFLICTS, MACHINES, Conflict, conflicts_csv, open_conflicts, read_conflicts, settled
 from wbc_model.cells.none_of_five import RECORD, grown, read_record, standing
-from wbc_model.cells.pools import DRAWN, Pools, now, read_table, sides, to_csv, transaction
+from wbc_model.cells.pools import DRAWN, Pools, now, sides, transaction
 from wbc_model.cells.rejections import quarantined
+from wbc_model.cells.tables import read_table, to_csv
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
 from wbc_model.core.files import write_atomic

@@ -17,7 +17,8 @@ from typing import Any, Final
 
 from flows.guard import alive, began
 from flows.site import site_of
-from wbc_model.cells.pools import POOLS, Pools, read_table, to_csv
+from wbc_model.cells.pools import POOLS, Pools
+from wbc_model.cells.tables import read_table, to_csv
 from wbc_model.core.errors import WbcError
 from wbc_model.core.files import file_sha256, write_atomic
 from wbc_model.core.lock import locked, take

@@ -29,8 +29,9 @@ from flows.workspace import init_workspace, set_params
 from serving.contract.labelling import NOT_A_LEUKOCYTE
 from serving.contract.site import read_site
 from tests.pools import ingest
-from wbc_model.cells.pools import Pools, read_table
+from wbc_model.cells.pools import Pools
 from wbc_model.cells.store import ImageStore
+from wbc_model.cells.tables import read_table
 from wbc_model.core.classes import CLASSES
 from wbc_model.params import read_params
 from wbc_model.rendering.cells import write_cells

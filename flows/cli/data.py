@@ -75,7 +75,8 @@ def ingest_command(
 
 def _set_aside(workspace: Path) -> list[str]:
     """Why a cell that came with a label is unlabelled."""
-    from wbc_model.cells.pools import Pools, read_table
+    from wbc_model.cells.pools import Pools
+    from wbc_model.cells.tables import read_table
 
     oracle = workspace / "data/oracle.csv"
     known = set(read_table(oracle, ["sha256", "label"])["sha256"]) if oracle.exists() else set()

@@ -18,10 +18,11 @@ import pandas as pd
 
 from flows.pipeline.data_docs import CHECKS_CSV, Check, Findings, Line, remember, write_page
 from wbc_model.cells.findings import MIN_CONTRAST, REPEATS, describe, find
-from wbc_model.cells.pools import COLUMNS, POOLS, Pools, read_table, taken_out_as
+from wbc_model.cells.pools import COLUMNS, POOLS, Pools, taken_out_as
 from wbc_model.cells.quality import measure_store
 from wbc_model.cells.rejections import Rejection, read_rejections, rejections_csv
 from wbc_model.cells.store import ImageStore
+from wbc_model.cells.tables import read_table
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
 from wbc_model.core.files import replace_directory, write_atomic

@@ -33,7 +33,8 @@ from wbc_model.cells.conflicts import MACHINES
 from wbc_model.cells.decoded import DecodedCells
 from wbc_model.cells.ingest import ingest
 from wbc_model.cells.manifest import printable, read_cell, read_manifest, root_of
-from wbc_model.cells.pools import Pools, read_table
+from wbc_model.cells.pools import Pools
+from wbc_model.cells.tables import read_table
 from wbc_model.choices import Acquisition
 from wbc_model.core.cell_filter import CellFilter
 from wbc_model.core.classes import CLASS_INDEX, CLASSES

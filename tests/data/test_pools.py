@@ -1,5 +1,7 @@
 import contextlib
+import csv
 import hashlib
+import json
 import os
 import random
 import signal
@@ -18,6 +20,7 @@ from wbc_model.cells import journal
 from wbc_model.cells import pools as pools_module
 from wbc_model.cells.pools import COLUMNS, POOLS, Pools, update
 from wbc_model.cells.rejections import quarantined
+from wbc_model.cells.tables import to_csv
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
 
@@ -112,6 +115,18 @@ def test_the_version_forgets_times_and_sees_everything_else() -> None:
     assert pools.label(labels([10], "Basophil"), 1).version() != pools.label(labels([10]), 1).version()
 
 
+def test_a_version_is_the_hash_of_all_cells_as_csv() -> None:
+    """What earlier versions of the project wrote into data/versions.csv names the same pools."""
+    pools = some_pools(groups=True).label(labels([12, 11]), 3)
+    assert pools.version() == "dcb30ae9a118"
+    for name in ("a, b.png", "line\rbreak.png", 'quo"ted.png'):
+        odd = {**pools.frames, "test": pools.frames["test"].assign(path=name)}
+        text = Pools(odd).table().sort_values(["pool", "sha256"]).drop(columns="labelled_at")
+        quoting = csv.QUOTE_ALL if "\r" in name else csv.QUOTE_MINIMAL
+        expected = hashlib.sha256(text.to_csv(index=False, lineterminator="\n", quoting=quoting).encode()).hexdigest()[:12]
+        assert Pools(odd).version() == expected
+
+
 def test_rules_are_checked() -> None:
     pools = some_pools(groups=True)
     twice = pools.frames | {"test": pd.concat([pools.frames["test"], pools.frames["validation"].head(1)], ignore_index=True)}
@@ -192,9 +207,39 @@ def test_an_unfinished_write_does_not_overwrite_another_checkout(tmp_path: Path,
     before.label(labels([10]), 1).write(directory)
     monkeypatch.undo()
     checked_out = before.label(labels([30, 31]), 1).frames["labelled"]
-    (directory / "labelled.csv").write_text(pools_module.to_csv(checked_out))
+    (directory / "labelled.csv").write_text(to_csv(checked_out))
     with pytest.raises(WbcError, match=r"remove .*pools.journal"):
         Pools.read(directory)
+
+
+def test_a_journal_of_earlier_versions_is_carried_out(tmp_path: Path) -> None:
+    """It had the text of the files in it."""
+    directory = tmp_path / "data" / "pools"
+    before = some_pools()
+    before.write(directory)
+    after = before.label(labels([10, 11]), 1)
+    entries = []
+    for name in ("labelled", "unlabelled"):
+        path = directory / f"{name}.csv"
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        entries.append({"path": f"data/pools/{name}.csv", "before": digest, "text": to_csv(after.frames[name])})
+    (tmp_path / ".wbc/pools.journal").write_text(json.dumps(entries))
+    assert Pools.read(directory).version() == after.version()
+    assert not (tmp_path / ".wbc/pools.journal").exists()
+
+
+def test_a_full_disk_leaves_the_pools_as_they_were_and_nothing_beside_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "data" / "pools"
+    before = some_pools()
+    before.write(directory)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"):
+        before.label(labels([10]), 1).write(directory)
+    monkeypatch.undo()
+    assert sorted(path.name for path in directory.iterdir()) == sorted(f"{name}.csv" for name in POOLS)
+    assert Pools.read(directory).version() == before.version()
 
 
 _WRITER = """

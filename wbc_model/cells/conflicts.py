@@ -10,7 +10,7 @@ from typing import Final
 
 import pandas as pd
 
-from wbc_model.cells.pools import read_table, to_csv
+from wbc_model.cells.tables import read_table, to_csv
 
 CONFLICTS: Final = "conflicts.csv"
 MACHINES: Final = frozenset({"", "manifest", "oracle"})  # who gives labels and is no person

@@ -12,9 +12,10 @@ import pandas as pd
 
 from wbc_model.cells.conflicts import CONFLICTS, Conflict, conflicts_csv, read_conflicts, too_many
 from wbc_model.cells.manifest import printable, read_cell
-from wbc_model.cells.pools import COLUMNS, DRAWN, POOLS, Pools, now, read_table, sides, taken_out_as, to_csv
+from wbc_model.cells.pools import COLUMNS, DRAWN, POOLS, Pools, now, sides, taken_out_as
 from wbc_model.cells.rejections import CONFLICT, UNUSABLE, Rejection, read_rejections, rejections_csv
 from wbc_model.cells.split import choose_sides, reveal
+from wbc_model.cells.tables import read_table, to_csv
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import ImageRejected, WbcError
 from wbc_model.params import Params

@@ -10,7 +10,7 @@ from typing import Final
 
 import pandas as pd
 
-from wbc_model.cells.pools import read_table, to_csv
+from wbc_model.cells.tables import read_table, to_csv
 from wbc_model.core.classes import CLASSES
 
 RECORD: Final = "none_of_five.csv"

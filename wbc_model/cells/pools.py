@@ -3,10 +3,8 @@
 `Pools` is a value; a move gives a new one. On disk it is four CSV files that change together (wbc_model/cells/journal.py).
 """
 
-import csv
 import hashlib
-import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,10 +12,11 @@ from typing import Final, Self
 
 import pandas as pd
 
-from wbc_model.cells.journal import is_unfinished, pools_lock, roll_forward, write_together
+from wbc_model.cells.journal import is_unfinished, is_untidy, pools_lock, roll_forward, write_together
+from wbc_model.cells.tables import all_differ, csv_blocks, in_order, must_quote_all, read_table
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
-from wbc_model.core.written import read_written, read_yaml
+from wbc_model.core.written import read_yaml
 
 POOLS: Final = ("labelled", "unlabelled", "validation", "test")
 COLUMNS: Final = ["path", "label", "group", "sha256", "cycle", "labelled_by", "labelled_at", "source"]
@@ -44,13 +43,14 @@ def _typed(frame: pd.DataFrame) -> pd.DataFrame:
     for name in COLUMNS:
         if name != "cycle":
             typed[name] = typed[name].astype(str)
-    typed["cycle"] = pd.to_numeric(typed["cycle"].replace("", None)).astype("Int64")
+    if typed["cycle"].dtype != "Int64":
+        typed["cycle"] = pd.to_numeric(typed["cycle"].replace("", None)).astype("Int64")
     return typed
 
 
 def _sorted(frame: pd.DataFrame) -> pd.DataFrame:
     """The one order of a pool file: the same cells give the same bytes, whichever way they came."""
-    return frame.sort_values(["cycle", "path", "sha256"], na_position="last", kind="stable").reset_index(drop=True)
+    return in_order(frame, ["cycle", "path", "sha256"]).reset_index(drop=True)
 
 
 def sides(cells: pd.DataFrame) -> "pd.Series[str]":
@@ -100,29 +100,6 @@ def _relabelled(frame: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
-def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """Read one of the project's own CSV files as text; raises WbcError naming the file when its columns are not `columns`."""
-    if not path.exists():
-        raise WbcError(f"{path} is missing: run `wbc ingest DATA` first, or `dvc checkout` to bring it back")
-    try:
-        frame = pd.read_csv(io.StringIO(read_written(path)), dtype=str, keep_default_na=False, na_filter=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise WbcError(f"{path} is damaged: {str(error).strip().splitlines()[-1]}; bring it back with `dvc checkout`") from None
-    if list(frame.columns) != list(columns):
-        raise WbcError(f"{path}: its columns are {', '.join(frame.columns)}; expected {', '.join(columns)}")
-    return frame
-
-
-def to_csv(frame: pd.DataFrame) -> str:
-    """CSV text with \\n line ends, the same for the same content."""
-    text = io.StringIO()
-    frame.to_csv(text, index=False, lineterminator="\n")
-    if "\r" in text.getvalue():  # legal in a file's name, and left unquoted by the csv module
-        text = io.StringIO()
-        frame.to_csv(text, index=False, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    return text.getvalue()
-
-
 @dataclass(frozen=True)
 class Pools:
     """The cells of the four pools. `frames` has a DataFrame per name in POOLS with the columns COLUMNS: text, empty where
@@ -146,7 +123,7 @@ class Pools:
         (unless `check` is false) when a rule of `check()` is broken."""
         check_present(directory.parent)
         with pools_lock(directory, shared=True):
-            interrupted = is_unfinished(directory)
+            interrupted = is_untidy(directory)
             if not interrupted:
                 pools = cls._load(directory)
         if interrupted:
@@ -180,8 +157,11 @@ class Pools:
 
     def _commit(self, directory: Path, also: Mapping[Path, str]) -> None:
         self.check()
-        pools = {directory / f"{name}.csv": to_csv(_sorted(self.frames[name])) for name in POOLS}
-        write_together(directory, pools | dict(also))
+        pools = {directory / f"{name}.csv": self._rendered(name) for name in POOLS}
+        write_together(directory, {**pools, **also})
+
+    def _rendered(self, pool: str) -> Iterator[bytes]:
+        yield from csv_blocks(_sorted(self.frames[pool]))
 
     def check(self) -> None:
         """Raises WbcError naming the row where a cell is in two places, or a group on two sides (training, validation, test). So
@@ -207,6 +187,8 @@ class Pools:
                 yield "label", f"{name}: {path} has label {label!r}; expected {allowed}"
 
     def _repeat_problems(self) -> Iterator[tuple[str, str]]:
+        if all_differ([frame["sha256"] for frame in self.frames.values()]):
+            return
         whole = self.table()
         repeated = whole[whole["sha256"].duplicated(keep=False)]
         for sha256, rows in repeated.groupby("sha256", sort=False):
@@ -214,12 +196,27 @@ class Pools:
             yield "two_pools", f"cell {str(sha256)[:16]} is in {places}; a cell belongs into exactly one pool, once"
 
     def _group_problems(self) -> Iterator[tuple[str, str]]:
+        if not self._has_split_groups():
+            return
         whole = self.table()
         grouped = whole[whole["group"] != ""]
         parts = grouped.assign(side=sides(grouped)).drop_duplicates(["group", "side"])
         for group, rows in parts[parts["group"].duplicated(keep=False)].groupby("group", sort=False):
             places = " and ".join(f"{pool} ({path})" for pool, path in rows[["pool", "path"]].to_numpy())
             yield "group_split", f"group {group} is split over {places}; a group stays on one side"
+
+    def _has_split_groups(self) -> bool:
+        groups: dict[str, set[str]] = {side: set() for side in SIDES.values()}
+        for name, frame in self.frames.items():
+            grouped = frame.loc[frame["group"] != "", ["group", "labelled_by"]].assign(pool=name)
+            for side, found in grouped["group"].groupby(sides(grouped)):
+                groups[str(side)].update(found.unique())
+        return sum(map(len, groups.values())) > len(set().union(*groups.values()))
+
+    def cells(self, sha256s: Collection[str]) -> pd.DataFrame:
+        """The rows of `table` of these cells only."""
+        wanted = list(sha256s)
+        return type(self)({name: frame[frame["sha256"].isin(wanted)] for name, frame in self.frames.items()}).table()
 
     def table(self) -> pd.DataFrame:
         """All cells in one DataFrame with a first column `pool`."""
@@ -265,17 +262,17 @@ class Pools:
         if len(twice):
             raise WbcError(f"cell {twice['sha256'].iloc[0]} comes with two labels, one of them {twice['label'].iloc[0]}")
         new = rows.set_index("sha256")
-        missing = new.index.difference(pd.Index(self.table()["sha256"]))
-        if len(missing):
-            raise WbcError(f"cell {missing[0]} cannot be labelled: it is in no pool")
-        waited = self.frames["unlabelled"]
-        side = sides(waited.assign(pool="unlabelled"))
+        missing = set(new.index).difference(self.cells(new.index)["sha256"])
+        if missing:
+            raise WbcError(f"cell {min(missing)} cannot be labelled: it is in no pool")
         frames = {name: _relabelled(frame, new) for name, frame in self.frames.items()}
-        coming = waited["sha256"].isin(new.index)
-        labelled = _typed(frames["unlabelled"].assign(cycle=cycle))
+        coming = frames["unlabelled"]["sha256"].isin(new.index)
+        waited = self.frames["unlabelled"][coming]
+        side = sides(waited.assign(pool="unlabelled"))
+        labelled = _typed(frames["unlabelled"][coming].assign(cycle=cycle))
         frames["unlabelled"] = frames["unlabelled"][~coming].reset_index(drop=True)
         for name, of in (("labelled", "train"), ("validation", "validation"), ("test", "test")):
-            rows = labelled[coming & (side == of)]
+            rows = labelled[side == of]
             if len(rows):
                 frames[name] = _sorted(pd.concat([frames[name], rows], ignore_index=True))
         return type(self)(frames)
@@ -287,7 +284,7 @@ class Pools:
         Raises WbcError on a cell that no pool has.
         """
         new = rows.drop_duplicates("sha256", keep="last").set_index("sha256")
-        whole = self.table().set_index("sha256", drop=False)
+        whole = self.cells(new.index).set_index("sha256", drop=False)
         missing = new.index.difference(whole.index)
         if len(missing):
             raise WbcError(f"cell {missing[0]} cannot be taken out: it is in no pool")
@@ -301,6 +298,7 @@ class Pools:
         """The cells that people call none of the five classes: COLUMNS, `answer` (what they call it) and the `side` it came from.
         They lie in the unlabelled pool; nobody asks about them and nothing learns from them."""
         frame = self.frames["unlabelled"]
+        frame = frame[frame["labelled_by"].str.startswith(_NONE)]
         found = frame.assign(answer=taken_out_as(frame), side=sides(frame.assign(pool="unlabelled")))
         return found[found["answer"] != ""].reset_index(drop=True)
 
@@ -345,19 +343,26 @@ class Pools:
 
     def without(self, sha256s: set[str]) -> Self:
         """The pools without these cells (the quarantined ones)."""
+        gone = list(sha256s)
         return type(self)(
-            {name: frame[~frame["sha256"].isin(sha256s)].reset_index(drop=True) for name, frame in self.frames.items()}
+            {name: frame[~frame["sha256"].isin(gone)].reset_index(drop=True) for name, frame in self.frames.items()}
         )
 
     def version(self) -> str:
         """Twelve hex digits that name this state: which cell is where with which label, whoever gave it and whenever."""
-        whole = self.table().sort_values(["pool", "sha256"])
-        return hashlib.sha256(to_csv(whole.drop(columns="labelled_at")).encode()).hexdigest()[:12]
+        named = ["pool", *(name for name in COLUMNS if name != "labelled_at")]
+        digest = hashlib.sha256()
+        quote_all = any(must_quote_all(frame) for frame in self.frames.values())
+        for place, (name, frame) in enumerate(sorted(self.frames.items())):
+            rows = in_order(frame, ["sha256"]).assign(pool=name)[named]
+            for block in csv_blocks(rows, quote_all, header=place == 0):
+                digest.update(block)
+        return digest.hexdigest()[:12]
 
     def truth(self, pool: str) -> str:
         """Twelve hex digits that name a pool's cells with their labels: what a score on it rests on, whoever gave them."""
-        cells = self.frames[pool].sort_values("sha256")[["sha256", "label"]]
-        return hashlib.sha256(to_csv(cells).encode()).hexdigest()[:12]
+        cells = in_order(self.frames[pool][["sha256", "label"]], ["sha256"])
+        return hashlib.sha256(b"".join(csv_blocks(cells))).hexdigest()[:12]
 
     def counts(self) -> dict[str, int]:
         """Cells per pool."""

@@ -8,7 +8,7 @@ from typing import Final
 
 import pandas as pd
 
-from wbc_model.cells.pools import read_table, to_csv
+from wbc_model.cells.tables import read_table, to_csv
 
 UNUSABLE: Final = ("missing", "outside_folder", "undecodable", "truncated", "too_large", "too_small", "unknown_label")
 CONFLICT: Final = "label_conflict"

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def _fsync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Of a file, or of a directory: its names."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -30,13 +30,13 @@ def write_atomic_by(path: Path, write: Callable[[Path], object]) -> None:
     os.close(descriptor)
     try:
         write(Path(name))
-        _fsync(Path(name))
+        sync(Path(name))
         os.chmod(name, 0o644)
         os.replace(name, path)
     except BaseException:
         os.unlink(name)
         raise
-    _fsync(path.parent)
+    sync(path.parent)
 
 
 def append_durably(path: Path, text: str) -> None:
@@ -51,7 +51,7 @@ def append_durably(path: Path, text: str) -> None:
         file.write(text.encode())
         file.flush()
         os.fsync(file.fileno())
-    _fsync(path.parent)
+    sync(path.parent)
 
 
 def replace_directory(temporary: Path, final: Path) -> None:
@@ -62,14 +62,14 @@ def replace_directory(temporary: Path, final: Path) -> None:
     """
     for file in sorted(temporary.rglob("*")):
         if file.is_file():
-            _fsync(file)
+            sync(file)
     final.parent.mkdir(parents=True, exist_ok=True)
     old = final.with_name(f".{final.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
         final.rename(old)
     temporary.rename(final)
-    _fsync(final.parent)
+    sync(final.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 

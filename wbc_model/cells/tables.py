@@ -1,0 +1,150 @@
+"""The project's own CSV files as columns: read by Arrow, and written block by block, however many rows they have.
+
+What is written has the bytes that the `csv` module would write: a field is quoted where it must be, lines end in \\n. The same
+content always gives the same bytes.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from pyarrow import csv
+
+from wbc_model.core.errors import WbcError
+from wbc_model.core.written import MARKS, read_written
+
+_COMMA, _QUOTE, _LINE_END, _NOTHING = (pa.scalar(text, pa.large_string()) for text in (",", '"', "\n", ""))
+_ROWS: Final = 65_536  # rows rendered at a time
+_MUST_BE_QUOTED: Final = '[",\n]'
+Digests = NDArray[np.bytes_]  # S32: 32 bytes each
+
+
+def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
+    """Read one of the project's own CSV files as text; raises WbcError naming the file when its columns are not `columns`."""
+    if not path.exists():
+        raise WbcError(f"{path} is missing: run `wbc ingest DATA` first, or `dvc checkout` to bring it back")
+    try:
+        table = _read(path, columns) if _is_plain(path) else _read(pa.BufferReader(read_written(path).encode()), columns)
+    except OSError as error:
+        raise WbcError(f"{path}: cannot be read: {error.strerror}") from None
+    except pa.ArrowInvalid as error:
+        read_written(path)  # says where it is no text
+        raise WbcError(f"{path} is damaged: {str(error).splitlines()[0]}; bring it back with `dvc checkout`") from None
+    if table.column_names != list(columns):
+        raise WbcError(f"{path}: its columns are {', '.join(table.column_names)}; expected {', '.join(columns)}")
+    frame: pd.DataFrame = table.to_pandas()
+    return frame
+
+
+def _read(source: Any, columns: Sequence[str]) -> Any:
+    as_text = csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.large_string()), strings_can_be_null=False)
+    return csv.read_csv(source, parse_options=csv.ParseOptions(newlines_in_values=True), convert_options=as_text)
+
+
+def _is_plain(path: Path) -> bool:
+    """Whether a file has neither a byte order mark nor a zero byte: nobody saved it in an editor that adds them."""
+    with path.open("rb") as file:
+        marked = file.read(4).startswith(tuple(mark for mark, _ in MARKS))
+        return not marked and all(b"\0" not in block for block in iter(lambda: file.read(2**20), b""))
+
+
+def to_csv(frame: pd.DataFrame) -> str:
+    """The text of a table, as `csv_blocks`."""
+    return b"".join(csv_blocks(frame)).decode()
+
+
+def csv_blocks(frame: pd.DataFrame, quote_all: bool | None = None, header: bool = True) -> Iterator[bytes]:
+    """A table of text and whole numbers as CSV, some thousand rows at a time; what is missing is an empty field.
+
+    `quote_all`: whether every field is quoted; by default where `must_quote_all` says so."""
+    columns = _texts(frame)
+    quote_all = _has_returns(columns) if quote_all is None else quote_all
+    if header:
+        yield (",".join(f'"{name}"' if quote_all else name for name in columns) + "\n").encode()
+    for start in range(0, len(frame), _ROWS):
+        fields = [_quoted(_joined(text.slice(start, _ROWS)), quote_all) for text in columns.values()]
+        fields[-1] = pc.binary_join_element_wise(fields[-1], _LINE_END, _NOTHING)
+        yield _data(pc.binary_join_element_wise(*fields, _COMMA))
+
+
+def must_quote_all(frame: pd.DataFrame) -> bool:
+    """Whether a field holds a carriage return: legal in the name of a file, and left unquoted by the `csv` module."""
+    return _has_returns(_texts(frame))
+
+
+def _has_returns(columns: dict[str, Any]) -> bool:
+    return any(pc.any(pc.match_substring(text, "\r")).as_py() for text in columns.values())
+
+
+def _texts(frame: pd.DataFrame) -> dict[str, Any]:
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    return {str(name): _text(column) for name, column in zip(table.column_names, table.columns, strict=True)}
+
+
+def _text(column: Any) -> Any:
+    text = column if pa.types.is_large_string(column.type) else column.cast(pa.large_string())
+    return text.fill_null("") if text.null_count else text
+
+
+def _joined(text: Any) -> Any:
+    """A chunked column as one array."""
+    return text.chunk(0) if text.num_chunks == 1 else pa.concat_arrays([*text.chunks, pa.array([], pa.large_string())])
+
+
+def _quoted(text: Any, quote_all: bool) -> Any:
+    """The fields of one column, quoted where they must be."""
+    marked = pc.match_substring_regex(text, _MUST_BE_QUOTED)
+    if not quote_all and not pc.any(marked).as_py():
+        return text
+    quoted = pc.binary_join_element_wise(_QUOTE, pc.replace_substring(text, '"', '""'), _QUOTE, _NOTHING)
+    return quoted if quote_all else pc.if_else(marked, quoted, text)
+
+
+def _data(lines: Any) -> bytes:
+    """The bytes of all lines, one after the other."""
+    _, offsets, data = lines.buffers()
+    if data is None:
+        return b""
+    ends = np.frombuffer(offsets, np.int64)[lines.offset : lines.offset + len(lines) + 1]
+    return data.slice(int(ends[0]), int(ends[-1] - ends[0])).to_pybytes()
+
+
+def in_order(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
+    """The rows in the order of these columns, stable, what is missing last; the frame itself where they are."""
+    table = pa.Table.from_pandas(frame[list(by)], preserve_index=False)
+    order = np.asarray(pc.sort_indices(table, sort_keys=[(name, "ascending", "at_end") for name in by]))
+    return frame if (order[1:] > order[:-1]).all() else frame.iloc[order]
+
+
+# --- cells by their names -----------------------------------------------------------------------------------------------
+
+
+def digests(sha256s: "Sequence[str] | pd.Series[str]") -> Digests:
+    """The names of cells as bytes, S32 (n,); raises ValueError where one is no sha256."""
+    column = pa.chunked_array([] if isinstance(sha256s, pd.Series) else [pa.array(sha256s, pa.large_string())], pa.large_string())
+    if isinstance(sha256s, pd.Series):
+        column = pa.Table.from_pandas(sha256s.to_frame(), preserve_index=False).column(0)
+    packed = bytearray()
+    for start in range(0, len(column), _ROWS):
+        texts = _joined(column.slice(start, _ROWS))
+        lengths = pc.min_max(pc.binary_length(texts)).as_py()
+        packed += bytes.fromhex(_data(texts).decode("ascii"))
+        if not (lengths["min"] == lengths["max"] == 64 and len(packed) == 32 * (start + len(texts))):
+            raise ValueError("not every name is a sha256")
+    return np.frombuffer(packed, "S32")
+
+
+def all_differ(columns: "Iterable[pd.Series[str]]") -> bool:
+    """Whether no name of a cell stands twice in these columns. False also where one is no sha256, and by a chance of one in
+    millions where they do differ."""
+    try:
+        packed = np.concatenate([digests(column) for column in columns])
+    except ValueError:
+        return False
+    first = np.sort(packed.view(np.uint64).reshape(-1, 4)[:, 0])
+    return not bool((first[1:] == first[:-1]).any())
