@@ -56,6 +56,32 @@ def test_only_new_images_go_into_a_new_shard(tmp_path: Path) -> None:
     assert [image.sha256 for image in stream(shard)] == [image.sha256 for image in images(5, seed=2)]
 
 
+def test_the_index_knows_each_cell_and_no_other(tmp_path: Path) -> None:
+    store = ImageStore(tmp_path)
+    assert list(store.index()) == []
+    assert "0" * 64 not in store.index()
+    store.add(images(40))
+    store.add(images(30, seed=1))
+    everything = [image.sha256 for image in [*images(40), *images(30, seed=1)]]
+    index = store.index()
+    assert list(index) == everything
+    assert all(sha256 in index for sha256 in everything)
+    assert [index[sha256].row for sha256 in everything] == [*range(40), *range(30)]
+    assert [index[sha256].shard for sha256 in everything] == [store.shards()[0]] * 40 + [store.shards()[1]] * 30
+    asked = [everything[50], "f" * 64, "no name", "", everything[3].upper(), everything[0]]
+    assert (index.find(asked) >= 0).tolist() == [True, False, False, False, False, True]
+    assert index.sizes().tolist() == [40, 30]
+    with pytest.raises(KeyError):
+        index["f" * 64]
+
+
+def test_names_that_end_in_zeros_are_told_apart(tmp_path: Path) -> None:
+    names = ["ab" * 31 + "00", "ab" * 30 + "0000", "ab" * 32, "00" * 32]
+    index = store_module.StoreIndex([tmp_path], [store_module.digests(names)])
+    assert list(index) == names
+    assert [index[name].row for name in names] == [0, 1, 2, 3]
+
+
 def test_shards_keep_their_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "SHARD_BYTES", 600_000)
     shards = ImageStore(tmp_path).add(images(100, size=20_000))

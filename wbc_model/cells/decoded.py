@@ -8,7 +8,6 @@ import hashlib
 import itertools
 import os
 import tempfile
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +18,7 @@ import PIL
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from wbc_model.cells.store import ImageStore, Location, stream
+from wbc_model.cells.store import ImageStore, stream
 from wbc_model.code_version import code_version
 from wbc_model.core import images
 from wbc_model.core.errors import WbcError
@@ -62,35 +61,38 @@ class DecodedCells:
 
     def prepare(self, sha256s: Sequence[str]) -> None:
         """Decode the shards that hold these cells, where that has not been done yet; raises WbcError for an unknown cell."""
-        wanted = {self._locate(sha256).shard for sha256 in sha256s}
-        todo = {shard for shard in wanted if not self._file(shard).exists()}
+        self._prepare(self._places(sha256s)[0])
+
+    def _prepare(self, shards: NDArray[np.int32]) -> None:
+        index = self._index
+        todo = [number for number in np.unique(shards) if not self._file(index.shards[number]).exists()]
         if not todo:
             return
-        total = sum(location.shard in todo for location in self._index.values())
+        total = int(index.sizes()[todo].sum())
         with tqdm(total=total, desc=f"decode to {self.size} px", unit="cell", disable=None, leave=False) as progress:
-            for shard in sorted(todo):
-                self._decode_shard(shard, progress)
+            for number in todo:
+                self._decode_shard(index.shards[number], progress)
 
-    def _locate(self, sha256: str) -> Location:
-        location = self._index.get(sha256)
-        if location is None:
-            raise WbcError(f"cell {sha256} is in a pool but not in the image store: run `dvc pull` or ingest it again")
-        return location
+    def _places(self, sha256s: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        positions = self._index.find(sha256s)
+        if len(positions) and positions.min() < 0:
+            missing = next(itertools.compress(sha256s, positions < 0))
+            raise WbcError(f"cell {missing} is in a pool but not in the image store: run `dvc pull` or ingest it again")
+        return self._index.places(positions)
 
     def read(self, sha256s: Sequence[str]) -> Pixels:
         """uint8 (N, size, size, 3) in the order asked for."""
-        self.prepare(sha256s)
+        shards, rows = self._places(sha256s)
+        self._prepare(shards)
         out = np.empty((len(sha256s), self.size, self.size, 3), np.uint8)
-        by_shard: dict[Path, list[tuple[int, int]]] = defaultdict(list)
-        for position, sha256 in enumerate(sha256s):
-            location = self._locate(sha256)
-            by_shard[location.shard].append((location.row, position))
         row_bytes = self.size * self.size * 3
-        for shard, rows in by_shard.items():
-            with self._file(shard).open("rb", buffering=0) as file:
-                for row, position in rows:
-                    if os.preadv(file.fileno(), [memoryview(out[position]).cast("B")], row * row_bytes) != row_bytes:
-                        raise WbcError(f"{self._file(shard)} is damaged: delete it, it will be made again")
+        for shard in np.unique(shards):
+            path = self._file(self._index.shards[shard])
+            with path.open("rb", buffering=0) as file:
+                for position in np.flatnonzero(shards == shard).tolist():
+                    view, start = memoryview(out[position]).cast("B"), int(rows[position]) * row_bytes
+                    if os.preadv(file.fileno(), [view], start) != row_bytes:
+                        raise WbcError(f"{path} is damaged: delete it, it will be made again")
         return out
 
     def batches(self, sha256s: Sequence[str], batch_size: int) -> Iterator[Pixels]:

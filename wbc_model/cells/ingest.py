@@ -8,7 +8,7 @@ import functools
 import hashlib
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,7 +102,7 @@ def ingest(
     check_present(workspace_data)
     compare_first(manifest, root_of(data), workspace_data, params, terms)
     store, rows = ImageStore(workspace_data / "images"), Examined()
-    shards = store.add(_examine(manifest, root_of(data), set(store.index()), terms.source, rows))
+    shards = store.add(_examine(manifest, root_of(data), store.index(), terms.source, rows))
     decoded = DecodedCells(store, workspace_data.parent / ".wbc/decoded", params.size.image_size, params.model.view)
     if reveal_labels and params.data.initial == "colours" and params.data.initial_share < 1:
         # not while the pools are locked; training needs it too
@@ -124,7 +124,7 @@ def ingest(
 # --- reading the files ---------------------------------------------------------------------------------------------
 
 
-def _examine(manifest: pd.DataFrame, root: Path, stored: set[str], source: str, rows: Examined) -> Iterator[StoredImage]:
+def _examine(manifest: pd.DataFrame, root: Path, stored: Container[str], source: str, rows: Examined) -> Iterator[StoredImage]:
     """Read, hash and decode each row's file in threads. The accepted images are given out; all rows go to `rows` in the
     manifest's order. At most a few images are in memory."""
     workers = min(8, os.cpu_count() or 1)
@@ -149,7 +149,7 @@ def _settle(row: Row, future: "Future[StoredImage | Rejection]", rows: Examined)
     yield result
 
 
-def _examine_row(row: Row, root: Path, stored: set[str], source: str) -> StoredImage | Rejection:
+def _examine_row(row: Row, root: Path, stored: Container[str], source: str) -> StoredImage | Rejection:
     sha256 = ""
     path = printable(row.path)
     try:

@@ -6,18 +6,23 @@ what is new goes into new shards. Their metadata number them, in the order in wh
 """
 
 import hashlib
+import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
+from wbc_model.cells.tables import Digests, digests
 from wbc_model.core.errors import WbcError
-from wbc_model.core.files import file_sha256
+from wbc_model.core.files import file_sha256, sync
 from wbc_model.core.lock import locked_folder
 
 SHARD_BYTES: Final = 256_000_000  # the most a shard may weigh
@@ -47,6 +52,63 @@ class Location:
 
     shard: Path
     row: int
+
+
+class StoreIndex(Mapping[str, Location]):
+    """The place of every cell by its sha256, in store order (first added first); 40 bytes a cell.
+
+    `shards`: the files; a cell's place is given as the number of its shard and its row there.
+    """
+
+    def __init__(self, shards: Sequence[Path], names: Sequence[Digests]) -> None:
+        counts = [len(of_shard) for of_shard in names]
+        every = np.concatenate([*names, np.zeros(0, "S32")])
+        order = np.argsort(every, kind="stable")  # of a cell that is there twice the first place counts
+        if len(order):
+            order = order[np.r_[True, every[order[1:]] != every[order[:-1]]]]
+        self.shards = tuple(shards)
+        self._names = every[order]
+        self._shard = np.repeat(np.arange(len(counts), dtype=np.int32), counts)[order]
+        self._row = np.concatenate([*(np.arange(count, dtype=np.int32) for count in counts), np.zeros(0, np.int32)])[order]
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __iter__(self) -> Iterator[str]:
+        for position in np.lexsort((self._row, self._shard)):
+            yield self._names[position].ljust(32, b"\0").hex()
+
+    def __contains__(self, sha256: object) -> bool:
+        return isinstance(sha256, str) and bool(self.find([sha256])[0] >= 0)
+
+    def __getitem__(self, sha256: str) -> Location:
+        position = self.find([sha256])[0]
+        if position < 0:
+            raise KeyError(sha256)
+        return Location(self.shards[self._shard[position]], int(self._row[position]))
+
+    def find(self, sha256s: "Sequence[str] | pd.Series[str]") -> NDArray[np.intp]:
+        """The positions of cells in this index, (n,); -1 for one that is not there."""
+        try:
+            names = digests(sha256s)
+        except ValueError:  # a name that is no sha256 is not there; the others may be
+            known = [len(name) == 64 and not name.strip("0123456789abcdef") for name in sha256s]
+            found = np.full(len(known), -1, np.intp)
+            found[known] = self.find([name for name, good in zip(sha256s, known, strict=True) if good])
+            return found
+        positions = np.searchsorted(self._names, names)
+        positions[positions == len(self)] = -1
+        if len(self):
+            positions[self._names[positions] != names] = -1
+        return positions
+
+    def places(self, positions: NDArray[np.intp]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """The numbers of the shards, and the rows in them, at these positions."""
+        return self._shard[positions], self._row[positions]
+
+    def sizes(self) -> NDArray[np.intp]:
+        """How many cells each shard holds."""
+        return np.bincount(self._shard, minlength=len(self.shards))
 
 
 def _schema(sequence: int) -> Any:
@@ -111,7 +173,7 @@ class _ShardWriter:
         final = self.directory / f"{file_sha256(self.path)[:NAME_DIGITS]}.parquet"
         self.path.chmod(0o644)
         os.replace(self.path, final)
-        _sync(self.directory)
+        sync(self.directory)
         return final
 
     def abandon(self) -> None:
@@ -123,17 +185,9 @@ def _weight(image: StoredImage) -> int:
     return len(image.data) + len(image.path.encode()) + len(image.source.encode()) + ROW_OVERHEAD
 
 
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _open(shard: Path) -> Any:
     try:
-        return pq.ParquetFile(shard, memory_map=True)
+        return pq.ParquetFile(shard)
     except (pa.ArrowInvalid, OSError) as error:
         raise WbcError(
             f"{shard} cannot be read ({str(error).splitlines()[0]}): bring it back with `dvc checkout` or `dvc pull`"
@@ -145,34 +199,33 @@ class ImageStore:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._known: dict[Path, tuple[tuple[int, int], int, list[str]]] = {}  # shard -> ((size, mtime), sequence, sha256s)
+        self._known: dict[Path, _Facts] = {}
+        self._index: tuple[list[Path], StoreIndex] | None = None
 
-    def _facts(self, shard: Path) -> tuple[int, list[str]]:
-        status = shard.stat()
-        stamp = (status.st_size, status.st_mtime_ns)
-        known = self._known.get(shard)
-        if known is None or known[0] != stamp:
+    def _facts(self, shard: Path) -> "_Facts":
+        known, stamp = self._known.get(shard), _stamp(shard)
+        if known is None or known.stamp != stamp:
             with _open(shard) as file:
                 metadata = file.schema_arrow.metadata or {}
                 if b"wbc" not in metadata or "sha256" not in file.schema_arrow.names:
                     raise WbcError(f"{shard} is not a shard of the image store: take it out of {self.directory}")
                 sequence = int(json.loads(metadata[b"wbc"])["sequence"])
-                known = (stamp, sequence, file.read(columns=["sha256"]).column("sha256").to_pylist())
+                known = _Facts(stamp, sequence, _names(shard, file))
             self._known[shard] = known
-        return known[1], known[2]
+            self._index = None
+        return known
 
     def shards(self) -> list[Path]:
         """The shards, first added first."""
         found = [path for path in self.directory.glob("*.parquet") if not path.name.startswith(".")]
-        return sorted(found, key=lambda path: (self._facts(path)[0], path.name))
+        return sorted(found, key=lambda path: (self._facts(path).sequence, path.name))
 
-    def index(self) -> dict[str, Location]:
+    def index(self) -> StoreIndex:
         """sha256 to place of every cell, in store order (first added first). Reads only the sha256 columns, once."""
-        places: dict[str, Location] = {}
-        for shard in self.shards():
-            for row, sha256 in enumerate(self._facts(shard)[1]):
-                places.setdefault(sha256, Location(shard, row))
-        return places
+        shards = self.shards()
+        if self._index is None or self._index[0] != shards:
+            self._index = shards, StoreIndex(shards, [self._facts(shard).names for shard in shards])
+        return self._index[1]
 
     def add(self, images: Iterable[StoredImage]) -> list[Path]:
         """Write what is not there yet into new shards and return these; the images are streamed, memory stays flat.
@@ -182,15 +235,16 @@ class ImageStore:
         self.directory.mkdir(parents=True, exist_ok=True)
         with locked_folder(self.directory):  # the folder itself: no lock file among the shards
             (self.directory / _TEMPORARY).unlink(missing_ok=True)  # of a writer that was killed
-            present = set(self.index())
-            sequence = max((self._facts(shard)[0] for shard in self.shards()), default=-1) + 1
+            present, added = self.index(), set[bytes]()
+            sequence = max((self._facts(shard).sequence for shard in self.shards()), default=-1) + 1
             made: list[Path] = []
             writer: _ShardWriter | None = None
             try:
                 for image in images:
-                    if image.sha256 in present:
+                    name = bytes.fromhex(image.sha256)
+                    if name in added or image.sha256 in present:
                         continue
-                    if hashlib.sha256(image.data).hexdigest() != image.sha256:
+                    if hashlib.sha256(image.data).digest() != name:
                         raise WbcError(f"{image.path}: its bytes changed while they were read; ingest again")
                     if writer is not None and not writer.fits(image):
                         made.append(writer.close())
@@ -198,7 +252,7 @@ class ImageStore:
                     if writer is None:
                         writer = _ShardWriter(self.directory, sequence + len(made))
                     writer.add(image)
-                    present.add(image.sha256)
+                    added.add(name)
                 if writer is not None:
                     made.append(writer.close())
             except BaseException:
@@ -212,18 +266,13 @@ class ImageStore:
 
         Raises WbcError naming a sha256 that is not in the store, before anything is read, or whose bytes are damaged.
         """
-        places = self.index()
-        wanted = set(sha256s)
-        for sha256 in sha256s:
-            if sha256 not in places:
-                raise WbcError(
-                    f"cell {sha256} is not in {self.directory}: `dvc pull` brings its shard, or ingest its image again"
-                )
-        by_shard: dict[Path, list[int]] = {}
-        for sha256, place in places.items():
-            if sha256 in wanted:
-                by_shard.setdefault(place.shard, []).append(place.row)
-        return self._read(by_shard)
+        index = self.index()
+        positions = index.find(sha256s)
+        if len(positions) and positions.min() < 0:
+            missing = next(itertools.compress(sha256s, positions < 0))
+            raise WbcError(f"cell {missing} is not in {self.directory}: `dvc pull` brings its shard, or ingest its image again")
+        shards, rows = index.places(np.unique(positions))
+        return self._read({index.shards[shard]: np.sort(rows[shards == shard]).tolist() for shard in np.unique(shards)})
 
     def _read(self, by_shard: dict[Path, list[int]]) -> Iterator[tuple[str, bytes]]:
         for shard, rows in by_shard.items():
@@ -231,6 +280,27 @@ class ImageStore:
                 if hashlib.sha256(image.data).hexdigest() != image.sha256:
                     raise WbcError(f"{shard} is damaged at cell {image.sha256}: bring it back with `dvc checkout` or `dvc pull`")
                 yield image.sha256, image.data
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What is known of a shard as long as its `stamp` stays: its number, and the names of its cells in order."""
+
+    stamp: tuple[int, int]
+    sequence: int
+    names: Digests
+
+
+def _stamp(shard: Path) -> tuple[int, int]:
+    status = shard.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _names(shard: Path, file: Any) -> Digests:
+    try:
+        return digests(file.read(columns=["sha256"]).column("sha256").to_pandas())
+    except (ValueError, pa.ArrowInvalid, OSError):
+        raise WbcError(f"{shard} is damaged: bring it back with `dvc checkout` or `dvc pull`") from None
 
 
 def intact(shard: Path) -> bool:
