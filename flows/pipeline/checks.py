@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from flows.pipeline.data_docs import CHECKS_CSV, Check, Findings, Line, remember, write_page
-from wbc_model.cells.findings import MIN_CONTRAST, REPEATS, describe, find
 from wbc_model.cells.pools import COLUMNS, POOLS, Pools, taken_out_as
-from wbc_model.cells.quality import measure_store
 from wbc_model.cells.rejections import Rejection, read_rejections, rejections_csv
 from wbc_model.cells.store import ImageStore
 from wbc_model.cells.tables import read_table
+from wbc_model.checks.findings import MIN_CONTRAST, REPEATS, describe, find
+from wbc_model.checks.quality import measure_store
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
 from wbc_model.core.files import replace_directory, write_atomic
@@ -76,8 +76,9 @@ def validate(workspace: Path, params: Params) -> ValidationReport:
     pools = Pools.read(data / "pools", check=False)
     cache = workspace / ".wbc" / "cache"
     store = ImageStore(data / "images")
-    cells = describe(pools, measure_store(store, cache))
-    cells, found = find(cells, _known_labels(cells, data / "oracle.csv"), params.checks, cache)
+    measured = measure_store(store, cache)
+    cells = describe(pools, measured.facts)
+    cells, found = find(cells, measured, _known_labels(cells, data / "oracle.csv"), params.checks, cache)
     out = pd.Series([(path, sha256) for path, sha256 in cells[["path", "sha256"]].to_numpy()], index=cells.index, dtype=object)
     cells["quarantined"] = out.isin({(entry.path, entry.sha256) for entry in found})
     quarantine = read_rejections(data / "rejected.csv") | set(found)

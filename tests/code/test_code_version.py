@@ -9,7 +9,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from wbc_model.cells import decoded, findings, quality
+from wbc_model.cells import decoded
+from wbc_model.checks import near_duplicates, quality
 from wbc_model.code_version import ROOT, code_version, modules_behind, package_version
 
 FILES = {
@@ -209,7 +210,7 @@ def test_what_is_kept_depends_on_the_code_that_makes_it() -> None:
     behind = {function.__name__: set(modules_behind(function)) for function in (quality.measure, decoded.images.preprocess)}
     assert {"wbc_model.core.images", "wbc_model.core.twins", "wbc_model.core.structure"} <= behind["measure"]
     assert {"wbc_model.core.canonical", "wbc_model.core.structure"} <= behind["preprocess"]
-    pairs = set(modules_behind(findings.near_duplicates))
+    pairs = set(modules_behind(near_duplicates.near_duplicates))
     assert "wbc_model.core.twins" in pairs
     assert not {"wbc_model.cells.store", "wbc_model.core.files", "wbc_model.params"} & (pairs | behind["measure"])
 

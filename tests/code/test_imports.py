@@ -22,6 +22,7 @@ PACKAGES = {
     "wbc_model.rendering": ".core",
     "wbc_model.network": ".core",
     "wbc_model.cells": ". .core",
+    "wbc_model.checks": ". .core .cells",
     "wbc_model.evaluation": ".core .network .cells",
     "wbc_model.acquisition": ".core .network .cells",
     "wbc_model.training": ". .core .network .cells .evaluation",
@@ -41,7 +42,8 @@ PACKAGES = {
     "flows.exchange": "wbc_model.core wbc_model.cells",
     "flows": ".exchange serving.contract wbc_model wbc_model.core wbc_model.cells",
     "flows.pipeline": ". .exchange serving.inference "
-    "wbc_model wbc_model.core wbc_model.network wbc_model.cells wbc_model.evaluation wbc_model.acquisition wbc_model.training",
+    "wbc_model wbc_model.core wbc_model.network wbc_model.cells wbc_model.checks wbc_model.evaluation wbc_model.acquisition "
+    "wbc_model.training",
     "flows.registry": ". .pipeline serving.contract serving.inference "
     "wbc_model wbc_model.core wbc_model.network wbc_model.cells wbc_model.evaluation wbc_model.training",
     "flows.labelling": ". .exchange .pipeline .registry serving.contract serving.labelling serving.reports serving.security "

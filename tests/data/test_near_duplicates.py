@@ -8,9 +8,9 @@ import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
 from tests.data.conftest import encoded
-from wbc_model.cells.findings import near_duplicates
-from wbc_model.cells.quality import measure, measure_store
 from wbc_model.cells.store import ImageStore, StoredImage
+from wbc_model.checks.near_duplicates import near_duplicates
+from wbc_model.checks.quality import measure, measure_store
 from wbc_model.core import twins
 from wbc_model.rendering.cells import render_cells
 
@@ -117,20 +117,20 @@ def test_a_shard_is_measured_once_and_damage_is_never_hidden_by_the_cache(
 ) -> None:
     import hashlib
 
-    from wbc_model.cells import quality
+    from wbc_model.checks import quality
 
     crops = [encoded(Image.fromarray(cell.pixels)) for cell in render_cells(6, seed=0, size=64)]
     images = [StoredImage(data, f"{n}", hashlib.sha256(data).hexdigest(), 64, 64, "PNG", "") for n, data in enumerate(crops)]
     store = ImageStore(tmp_path / "images")
     (shard,) = store.add(images)
-    first = measure_store(store, tmp_path / "cache")
+    first = measure_store(store, tmp_path / "cache").facts
     assert first["sha256"].tolist() == [image.sha256 for image in images]
     assert set(first["damage"]) == {""}
     with monkeypatch.context() as patch:
         patch.setattr(quality, "measure", None)
-        pd.testing.assert_frame_equal(measure_store(store, tmp_path / "cache"), first)
+        pd.testing.assert_frame_equal(measure_store(store, tmp_path / "cache").facts, first)
     content = shard.read_bytes()
     place = content.index(crops[4]) + 200
     shard.write_bytes(content[:place] + b"\0\0\0\0" + content[place + 4 :])
-    again = measure_store(ImageStore(tmp_path / "images"), tmp_path / "cache")
+    again = measure_store(ImageStore(tmp_path / "images"), tmp_path / "cache").facts
     assert (again["damage"] != "").tolist() == [False] * 4 + [True, False]

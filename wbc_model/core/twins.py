@@ -4,14 +4,15 @@ White cells on one stain look much alike. A hash of the whole crop misses a crop
 different cells for one. So hashes only propose pairs, landmark by landmark, and pixels decide: the two grey views are laid over
 each other where their landmarks meet, and must agree in their fine structure.
 
-It is NumPy alone: the learner finds near-duplicates in its pools with it, and the service the twins in a report.
+It is NumPy alone: the learner finds near-duplicates in its pools with it (wbc_model/checks/near_duplicates.py), and the service
+the twins in a report.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from math import dist
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,26 +34,17 @@ SCALE_BITS: Final = 5  # more that hashes may differ where two crops are of diff
 HOPELESS: Final = 0.4  # correlation at the first meeting under which the others are not tried
 MEETINGS: Final = 4  # of landmarks, the most that are tried for a pair of crops
 TRIED: Final = 16  # earlier crops, the most that one cell's twin is looked for among pixel by pixel
-_ROWS, _WORDS = 32, 16384  # hashes compared at a time: 4 MB, about a processor cache
+DETAILS_KEPT: Final = 1024  # crops whose fine structure is kept, the last ones: 16 MB
+PATCHES_KEPT: Final = 16384  # crops whose landmarks' surroundings are kept, the last ones: 150 MB
 _FREQUENCIES: Final = sorted((row + column, row, column) for row in range(10) for column in range(10) if row + column)[:64]
 _DCT_ROWS: Final = [row for _, row, _ in _FREQUENCIES]
 _DCT_COLUMNS: Final = [column for _, _, column in _FREQUENCIES]
 _SIZE_BYTES: Final = 4  # of a fingerprint: height and width, 16 bits each; then the view, and 10 bytes a landmark
 
+T = TypeVar("T")
 Floats = NDArray[np.float32]
 Meeting = tuple[tuple[int, int], tuple[int, int]]  # (row, column) of a landmark in the first view and in the second
 _Alike = tuple[float, Meeting]  # with how much the surroundings look alike
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two crops (by their positions, first < second) that show the same piece of a smear. `correlation` of the fine structure
-    where they overlap; `offset`: distance of the two crops' centres there, as a share of the crop's side."""
-
-    first: int
-    second: int
-    correlation: float
-    offset: float
 
 
 def small_view(grey: Image.Image) -> Image.Image:
@@ -148,10 +140,13 @@ def fingerprint(image: Image.Image, scale: float = 1.0) -> bytes:
 def _crops(fingerprints: Sequence[bytes]) -> "Crops":
     start = _SIZE_BYTES + VIEW * VIEW
     counts = [(len(data) - start) // 10 for data in fingerprints]  # 2 bytes of place, 8 of hash
+    landmarks = b"".join(data[start : start + 2 * count] for data, count in zip(fingerprints, counts, strict=True))
+    hashes = b"".join(data[start + 2 * count :] for data, count in zip(fingerprints, counts, strict=True))
     return Crops(
         [data[_SIZE_BYTES:start] for data in fingerprints],
-        [data[start : start + 2 * count] for data, count in zip(fingerprints, counts, strict=True)],
-        [data[start + 2 * count :] for data, count in zip(fingerprints, counts, strict=True)],
+        np.frombuffer(landmarks, np.uint8).reshape(-1, 2),
+        np.frombuffer(hashes, "<u8"),
+        np.array(counts, np.int64),
         np.array([np.frombuffer(data, "<u2", 2) for data in fingerprints], np.float64).reshape(-1, 2),
     )
 
@@ -180,73 +175,66 @@ def _twin(crops: "Crops", place: int) -> int | None:
     landmarks = np.bincount(crops.owner[first], minlength=place)
     tried = np.argsort(-landmarks, kind="stable")[:TRIED]  # of those alike, the first
     among = np.isin(crops.owner[first], tried[landmarks[tried] > 0])
-    proposed = _meetings(crops, [(first[among], second[among] + start)])
-    for (other, _), meetings in sorted(proposed.items(), key=lambda entry: -landmarks[entry[0][0]]):
-        if crops.correlation(other, place, meetings)[0] >= CORRELATION:
+    proposed = meetings(crops, [(first[among], second[among] + start)])
+    for (other, _), similar in sorted(proposed.items(), key=lambda entry: -landmarks[entry[0][0]]):
+        if crops.correlation(other, place, similar)[0] >= CORRELATION:
             return other
     return None
 
 
-# --- pairs among many crops ----------------------------------------------------------------------------------------------
-
-
-def alike(crops: "Crops", max_bits: int, min_correlation: float) -> list[Pair]:
-    """All pairs of crops that show the same.
-
-    `max_bits`: Hamming distance of two landmark hashes up to which the pixels of crops of one size are compared; where sizes
-    differ, SCALE_BITS more. Every pair of landmarks is looked at, as 64-bit words: 10,000 crops take seconds, 100,000 minutes.
-    """
-    pairs = []
-    for (first, second), meetings in sorted(_proposals(crops, max_bits).items()):
-        correlation, offset = crops.correlation(first, second, meetings)
-        if correlation >= min_correlation:
-            pairs.append(Pair(first, second, round(correlation, 3), round(offset, 3)))
-    return pairs
+# --- crops that are compared -----------------------------------------------------------------------------------------------
 
 
 class Crops:
-    """Measured crops as arrays, and the fine structure of their views, computed when first asked for.
+    """Measured crops as arrays; the fine structure of their views is computed when it is asked for.
 
-    `views`, `landmarks`, `hashes`: bytes of each crop, as `find_landmarks` and `perceptual_hashes` give them; `sizes` float64
-    (n, 2): height and width in pixels.
+    `views`: the bytes of each crop's view. The landmarks of all crops, one crop after the other: `places` uint8 (m, 2), `hashes`
+    uint64 (m,), and `counts` int64 (n,), how many each crop has. `sizes` float64 (n, 2): height and width in pixels.
     """
 
     def __init__(
-        self, views: Sequence[bytes], landmarks: Sequence[bytes], hashes: Sequence[bytes], sizes: NDArray[np.float64]
+        self,
+        views: Sequence[bytes],
+        places: NDArray[np.uint8],
+        hashes: NDArray[np.uint64],
+        counts: NDArray[np.int64],
+        sizes: NDArray[np.float64],
     ) -> None:
-        places = [np.frombuffer(data, np.uint8).reshape(-1, 2) for data in landmarks]
-        self.places: NDArray[np.uint8] = np.concatenate([*places, np.zeros((0, 2), np.uint8)])
-        self.owner = np.repeat(np.arange(len(places)), [len(entry) for entry in places])
-        self.starts = np.cumsum([0, *(len(entry) for entry in places)])
-        self.hashes = np.frombuffer(b"".join(hashes), np.uint64)
-        self.views = views
-        self.sizes = sizes
-        self._details: dict[int, Floats] = {}
-        self._patches = np.zeros((len(self.places), 4 * REACH * REACH), np.float16)
-        self._has_patches = np.zeros(len(places), bool)
+        self.views, self.places, self.hashes, self.sizes = views, places, hashes, sizes
+        self.starts = np.concatenate([[0], np.cumsum(counts)])
+        self.owner = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+        self._details: OrderedDict[int, Floats] = OrderedDict()
+        self._patches: OrderedDict[int, NDArray[np.float16]] = OrderedDict()
 
     def detail(self, row: int) -> Floats:
         """The fine structure of a crop's view, float32 (VIEW, VIEW)."""
-        if row not in self._details:
-            view = np.frombuffer(self.views[row], np.uint8).reshape(VIEW, VIEW).astype(np.float32)
-            self._details[row] = view - _blurred(view, DETAIL_SIGMA)
-        return self._details[row]
+        return _remembered(self._details, row, DETAILS_KEPT, self._computed_detail)
 
-    def _prepare_patches(self, row: int) -> None:
+    def _computed_detail(self, row: int) -> Floats:
+        view = np.frombuffer(self.views[row], np.uint8).reshape(VIEW, VIEW).astype(np.float32)
+        return view - _blurred(view, DETAIL_SIGMA)
+
+    def _patches_of(self, row: int) -> NDArray[np.float16]:
         """The normalised surroundings of a view's landmarks: a dot product of two is a correlation."""
-        span = slice(self.starts[row], self.starts[row + 1])
-        cut = surroundings(self.detail(row), self.places[span])
+        return _remembered(self._patches, row, PATCHES_KEPT, self._computed_patches)
+
+    def _computed_patches(self, row: int) -> NDArray[np.float16]:
+        cut = surroundings(self._computed_detail(row), self.places[self.starts[row] : self.starts[row + 1]])
         flat = cut.reshape(len(cut), -1)
         flat = flat - flat.mean(axis=1, keepdims=True)
-        self._patches[span] = flat / (np.linalg.norm(flat, axis=1, keepdims=True) + 1e-6)
-        self._has_patches[row] = True
+        return (flat / (np.linalg.norm(flat, axis=1, keepdims=True) + 1e-6)).astype(np.float16)
 
     def patch_correlations(self, first: NDArray[np.intp], second: NDArray[np.intp]) -> Floats:
         """Correlations of the surroundings of pairs of landmarks, given by their numbers, float32 (n,)."""
-        owners = np.unique(self.owner[np.concatenate([first, second])])
-        for row in owners[~self._has_patches[owners]].tolist():
-            self._prepare_patches(row)
-        correlations: Floats = np.einsum("np,np->n", self._patches[first], self._patches[second], dtype=np.float32)
+        if not len(first):
+            return np.zeros(0, np.float32)
+        owners, place = np.unique(self.owner[np.concatenate([first, second])], return_inverse=True)
+        patches = np.concatenate([self._patches_of(row) for row in owners.tolist()])
+        counts = self.starts[owners + 1] - self.starts[owners]
+        moved = (np.cumsum(counts) - counts - self.starts[owners])[place]
+        correlations: Floats = np.einsum(
+            "np,np->n", patches[first + moved[: len(first)]], patches[second + moved[len(first) :]], dtype=np.float32
+        )
         return correlations
 
     def correlation(self, first: int, second: int, meetings: list[Meeting]) -> tuple[float, float]:
@@ -270,6 +258,17 @@ class Crops:
                 if best[0] < HOPELESS and size[0] == size[1] == 1:
                     return best
         return best
+
+
+def _remembered(kept: "OrderedDict[int, T]", row: int, most: int, compute: Callable[[int], T]) -> T:
+    """What is computed of a row; that of the last rows, `most` of them, is kept."""
+    if row in kept:
+        kept.move_to_end(row)
+    else:
+        kept[row] = compute(row)
+        if len(kept) > most:
+            kept.popitem(last=False)
+    return kept[row]
 
 
 def _told_scale(meetings: list[Meeting]) -> tuple[float, float]:
@@ -313,20 +312,7 @@ def _correlation(a: Floats, b: Floats, down: int, right: int) -> float:
     return covariance / variances**0.5 if variances > 1e-3 else -1.0
 
 
-def _proposals(crops: Crops, max_bits: int) -> dict[tuple[int, int], list[Meeting]]:
-    """All pairs of crops with landmarks that look alike, as `_meetings`."""
-    sizes = crops.sizes[crops.owner]
-    mixed = len(np.unique(sizes, axis=0)) > 1
-
-    def near() -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-        for first, second, bits in _close_hashes(crops.hashes, max_bits + SCALE_BITS * mixed):
-            kept = (bits <= max_bits) | (sizes[first] != sizes[second]).any(axis=1)
-            yield first[kept], second[kept]
-
-    return _meetings(crops, near())
-
-
-def _meetings(
+def meetings(
     crops: Crops, landmarks: Iterable[tuple[NDArray[np.intp], NDArray[np.intp]]]
 ) -> dict[tuple[int, int], list[Meeting]]:
     """Of pairs of landmarks, by their numbers: the pairs of crops with those that look alike, at most MEETINGS, the most alike
@@ -346,17 +332,3 @@ def _landmarks_alike(crops: Crops, first: NDArray[np.intp], second: NDArray[np.i
     here, there = crops.places[first[chosen]].tolist(), crops.places[second[chosen]].tolist()
     for (a, b), correlation, place, other in zip(pairs, correlations[chosen].tolist(), here, there, strict=True):
         yield (a, b), (correlation, ((place[0], place[1]), (other[0], other[1])))
-
-
-def _close_hashes(hashes: NDArray[np.uint64], max_bits: int) -> Iterator[tuple[NDArray[np.intp], ...]]:
-    """All pairs of positions (first < second) whose words differ in at most `max_bits` bits, with the number of bits, some
-    thousands at a time."""
-    for start in range(0, len(hashes), _ROWS):
-        rows = hashes[start : start + _ROWS, None]
-        for other in range(start, len(hashes), _WORDS):
-            distances = np.bitwise_count(rows ^ hashes[None, other : other + _WORDS])
-            first, second = np.nonzero(distances <= max_bits)
-            bits = distances[first, second].astype(np.intp)
-            first, second = first + start, second + other
-            ordered = first < second
-            yield first[ordered], second[ordered], bits[ordered]

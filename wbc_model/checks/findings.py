@@ -3,8 +3,6 @@
 Pure functions of the pools and the measurements; `flows/pipeline/checks.py` validates and documents the same table.
 """
 
-import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,20 +11,19 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
-from wbc_model.cells import quality
 from wbc_model.cells.pools import Pools, sides
 from wbc_model.cells.rejections import Rejection
-from wbc_model.code_version import code_version
-from wbc_model.core.files import write_atomic
+from wbc_model.cells.tables import in_order
+from wbc_model.checks.compared import compared
+from wbc_model.checks.near_duplicates import Pair
+from wbc_model.checks.quality import Measured
 from wbc_model.core.images import MIN_SIDE
-from wbc_model.core.twins import BITS, CORRELATION, Crops, Pair, alike
 from wbc_model.params import CheckParams
 
 REPEATS: Final = ("duplicate", "label_conflict", "split_leak", "near_duplicate")
 MIN_CONTRAST: Final = 6.0  # standard deviation of the grey value under which a crop is blank
 SAME_PLACE: Final = 0.25  # crops whose centres are farther apart than this share of their side may be centred on two cells
 _RANK: Final = {"train": 0, "validation": 1, "test": 2}
-_BYTES: Final = ("view", "landmarks", "hashes")
 
 
 def describe(pools: Pools, measured: pd.DataFrame) -> pd.DataFrame:
@@ -43,7 +40,7 @@ def describe(pools: Pools, measured: pd.DataFrame) -> pd.DataFrame:
     facts = measured.assign(order=range(len(measured)), stored=True)
     cells = cells.merge(facts, on="sha256", how="left")
     cells["stored"] = cells["stored"].notna()
-    return cells.sort_values(["order", "pool", "path"], na_position="last", kind="stable").reset_index(drop=True)
+    return in_order(cells, ["order", "pool", "path"]).reset_index(drop=True)
 
 
 def poor(cells: pd.DataFrame, checks: CheckParams) -> pd.Series:
@@ -108,8 +105,9 @@ def repeats(cells: pd.DataFrame, labels: pd.Series, pairs: list[Pair], usable: p
 
 def _meetings(cells: pd.DataFrame, pairs: list[Pair]) -> Iterator[_Meeting]:
     """Rows with the same pixels, then near-duplicates; in each the row that was ingested first is `first`."""
-    sound = cells[cells["stored"] & (cells["damage"] == "")]
-    for _, group in sound.groupby("pixels", sort=False):
+    pixels = cells.loc[cells["stored"] & (cells["damage"] == ""), "pixels"]
+    pixels = pixels[pixels.duplicated(keep=False)]
+    for _, group in pixels.groupby(pixels, sort=False):
         rows = group.index.tolist()
         for place, first in enumerate(rows):
             yield from (_Meeting(first, second, near=False) for second in rows[place + 1 :])
@@ -118,38 +116,32 @@ def _meetings(cells: pd.DataFrame, pairs: list[Pair]) -> Iterator[_Meeting]:
             yield _Meeting(pair.first, pair.second, near=True, offset=pair.offset)
 
 
-def near_duplicates(measured: pd.DataFrame, max_bits: int, min_correlation: float) -> list[Pair]:
-    """All pairs among the rows of `measured` (columns view, landmarks, hashes, width, height of `quality.measure`), as
-    `twins.alike`."""
-    sizes = measured[["height", "width"]].to_numpy(np.float64)
-    crops = Crops(measured["view"].tolist(), measured["landmarks"].tolist(), measured["hashes"].tolist(), sizes)
-    return alike(crops, max_bits, min_correlation)
+def find_pairs(cells: pd.DataFrame, measured: Measured, cache: Path) -> list[Pair]:
+    """Near-duplicates among the rows of `describe`, as positions in it."""
+    sound = cells.loc[cells["stored"] & (cells["damage"] == ""), "order"].to_numpy(np.int64)
+    places = np.unique(sound)  # a cell may be in the pools twice, which is a fault of its own
+    order = cells["order"].to_numpy(np.float64)  # ascending; what is not stored is at the end
+
+    def rows(number: int) -> range:
+        return range(*np.searchsorted(order, [places[number], places[number] + 1]).tolist())
+
+    pairs = [
+        Pair(first, second, pair.correlation, pair.offset)
+        for pair in compared(measured, places, cache)
+        for first in rows(pair.first)
+        for second in rows(pair.second)
+    ]
+    return sorted(pairs, key=lambda pair: (pair.first, pair.second))
 
 
-def find_pairs(cells: pd.DataFrame, cache: Path) -> list[Pair]:
-    """Near-duplicates among the rows of `describe`, as positions in it; remembered in `cache` for this set of images."""
-    sound = cells[cells["stored"] & (cells["damage"] == "")]
-    code = code_version(quality.measure) + code_version(near_duplicates)
-    settings = f"{BITS} {CORRELATION} "
-    key = hashlib.sha256((code + settings + "".join(sound["sha256"])).encode()).hexdigest()[:16]
-    kept = cache / f"pairs-{key}.json"
-    if kept.is_file():
-        pairs = [Pair(*entry) for entry in json.loads(kept.read_text(encoding="utf-8"))]
-    else:
-        pairs = near_duplicates(sound, BITS, CORRELATION)
-        for old in cache.glob("pairs-*.json"):
-            old.unlink()
-        write_atomic(kept, json.dumps([[pair.first, pair.second, pair.correlation, pair.offset] for pair in pairs]))
-    rows = sound.index
-    return [Pair(int(rows[pair.first]), int(rows[pair.second]), pair.correlation, pair.offset) for pair in pairs]
-
-
-def find(cells: pd.DataFrame, labels: pd.Series, checks: CheckParams, cache: Path) -> tuple[pd.DataFrame, list[Rejection]]:
+def find(
+    cells: pd.DataFrame, measured: Measured, labels: pd.Series, checks: CheckParams, cache: Path
+) -> tuple[pd.DataFrame, list[Rejection]]:
     """All row findings: the table with `poor` and a column per reason of REPEATS (the other row's path, or None), and the rows
     for quarantine.csv."""
     reasons = poor(cells, checks)
-    gone = repeats(cells, labels, find_pairs(cells, cache), reasons == "")
-    found = cells.drop(columns=list(_BYTES), errors="ignore").assign(poor=reasons)
+    gone = repeats(cells, labels, find_pairs(cells, measured, cache), reasons == "")
+    found = cells.assign(poor=reasons)
     rejections = []
     for row in reasons[reasons != ""].index:
         rejections.append(Rejection(cells["path"][row], cells["sha256"][row], reasons[row], poor_detail(cells.loc[row])))

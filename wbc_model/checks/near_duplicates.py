@@ -1,0 +1,194 @@
+"""Pairs among many crops that show the same piece of a smear: every pair whose landmarks' hashes are close is looked at.
+
+Multi-index hashing (Norouzi, Punjani, Fleet 2012): two words of 64 bits that differ in few bits differ in fewer still in one of
+their parts. So each part has a table, and a word looks into its bucket there and into the buckets near it. No pair is missed, and
+next to nothing is compared that is no pair.
+"""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from math import comb
+from typing import Final
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from wbc_model.core.twins import SCALE_BITS, Crops, meetings
+
+WORD: Final = 64  # bits of a hash
+WIDEST: Final = 22  # bits of a part: a table of the buckets' places takes 16 MB
+_PROBE, _CANDIDATE = 20.0, 24.0  # nanoseconds of looking into a bucket, and of an entry in it; measured, hashes are not uniform
+_AT_A_TIME: Final = 1_000_000  # buckets and entries that are looked at in one step: 50 MB
+_PAIRS_AT_A_TIME: Final = 4_096  # landmarks whose surroundings are compared in one step
+
+Places = NDArray[np.int64]
+Words = NDArray[np.uint64]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two crops (by their positions, first < second) that show the same piece of a smear. `correlation` of the fine structure
+    where they overlap; `offset`: distance of the two crops' centres there, as a share of the crop's side."""
+
+    first: int
+    second: int
+    correlation: float
+    offset: float
+
+
+def near_duplicates(measured: pd.DataFrame, max_bits: int, min_correlation: float) -> list[Pair]:
+    """All pairs among the rows of `measured` (view, landmarks, hashes, width, height of `quality.measure`), as `alike`."""
+    landmarks = np.frombuffer(b"".join(measured["landmarks"]), np.uint8).reshape(-1, 2)
+    hashes = np.frombuffer(b"".join(measured["hashes"]), np.uint64)
+    counts = measured["hashes"].map(len).to_numpy(np.int64) // 8
+    sizes = measured[["height", "width"]].to_numpy(np.float64)
+    return alike(Crops(measured["view"].tolist(), landmarks, hashes, counts, sizes), max_bits, min_correlation)
+
+
+def alike(crops: Crops, max_bits: int, min_correlation: float, new: NDArray[np.bool_] | None = None) -> list[Pair]:
+    """All pairs of crops that show the same; of which at least one is `new`, bool (n,), where that is given.
+
+    `max_bits`: Hamming distance of two landmark hashes up to which the pixels of crops of one size are compared; where sizes
+    differ, SCALE_BITS more.
+    """
+    asked = np.arange(len(crops.hashes)) if new is None else np.flatnonzero(new[crops.owner])
+    pairs = []
+    for (first, second), similar in sorted(meetings(crops, _close_landmarks(crops, max_bits, asked)).items()):
+        correlation, offset = crops.correlation(first, second, similar)
+        if correlation >= min_correlation:
+            pairs.append(Pair(first, second, round(correlation, 3), round(offset, 3)))
+    return pairs
+
+
+def _close_landmarks(crops: Crops, max_bits: int, asked: Places) -> Iterator[tuple[Places, Places]]:
+    """Pairs of landmarks of two crops with close hashes, some thousands at a time."""
+    _, size = np.unique(crops.sizes, axis=0, return_inverse=True)
+    mixed = bool(len(size)) and bool(size.max() > 0)
+    for first, second, bits in close_pairs(crops.hashes, asked, max_bits + SCALE_BITS * mixed):
+        one, other = crops.owner[first], crops.owner[second]
+        kept = np.flatnonzero((one != other) & ((bits <= max_bits) | (size[one] != size[other])))
+        for start in range(0, len(kept), _PAIRS_AT_A_TIME):
+            part = kept[start : start + _PAIRS_AT_A_TIME]
+            yield first[part], second[part]
+
+
+# --- words that differ in few bits ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some bits of a word, and in how many of them two words may differ that meet in its table."""
+
+    shift: int
+    width: int
+    radius: int
+
+    @property
+    def mask(self) -> np.uint64:
+        return np.uint64(((1 << self.width) - 1) << self.shift)
+
+    def keys(self, words: Words) -> NDArray[np.uint32]:
+        return ((words & self.mask) >> np.uint64(self.shift)).astype(np.uint32)
+
+
+def close_pairs(words: Words, asked: Places, max_bits: int) -> Iterator[tuple[Places, Places, NDArray[np.uint8]]]:
+    """All pairs of positions (first < second) of which one is `asked`, and whose words differ in at most `max_bits` bits; each
+    once, with the number of bits, many at a time."""
+    words = _shuffled(words)
+    is_asked = np.zeros(len(words), bool)
+    is_asked[asked] = True
+    parts = _parts(len(words), max_bits)
+    for number, part in enumerate(parts):
+        for first, second, difference in _near(words, asked, part):
+            bits = np.bitwise_count(difference)
+            kept = (bits <= max_bits) & ((first < second) | ~is_asked[second])
+            for before in parts[:number]:  # found in its table
+                kept &= np.bitwise_count(difference & before.mask) > before.radius
+            chosen = np.flatnonzero(kept)
+            first, second = first[chosen], second[chosen]
+            yield np.minimum(first, second), np.maximum(first, second), bits[chosen]
+
+
+def _near(words: Words, asked: Places, part: _Part) -> Iterator[tuple[Places, Places, Words]]:
+    """Pairs of an asked position and one that is near it in this part, with the bits in which the words differ."""
+    keys = part.keys(words)
+    order = np.argsort(keys, kind="stable").astype(np.int32)
+    in_order = words[order]
+    starts = np.zeros((1 << part.width) + 1, np.int32)
+    np.cumsum(np.bincount(keys, minlength=1 << part.width), out=starts[1:])
+    flips = _flips(part.width, part.radius)
+    step = max(1, _AT_A_TIME // len(flips))
+    for place in range(0, len(asked), step):
+        here = asked[place : place + step]
+        buckets = keys[here, None] ^ flips
+        first = starts[buckets]
+        counts = starts[buckets + np.uint32(1)] - first
+        asking, flip = np.nonzero(counts)
+        counts, first, asking = counts[asking, flip].astype(np.int64), first[asking, flip], here[asking]
+        for some in _slices(counts):
+            yield from _entries(words, in_order, order, asking[some], first[some], counts[some])
+
+
+def _slices(counts: Places) -> Iterator[slice]:
+    """Runs of buckets with about as many entries as are looked at in one step."""
+    ends = np.cumsum(counts)
+    total = int(ends[-1]) if len(ends) else 0
+    cuts = np.searchsorted(ends, np.arange(_AT_A_TIME, total, _AT_A_TIME))
+    for start, end in itertools.pairwise([0, *cuts.tolist(), len(counts)]):
+        if start < end:
+            yield slice(start, end)
+
+
+def _entries(
+    words: Words, in_order: Words, order: NDArray[np.int32], asking: Places, first: NDArray[np.int32], counts: Places
+) -> Iterator[tuple[Places, Places, Words]]:
+    """The entries of buckets (`first` place and `counts` in `order`), each with the one who asks."""
+    ends = np.cumsum(counts)
+    places = np.repeat(first - (ends - counts), counts) + np.arange(ends[-1])
+    who = np.repeat(asking, counts)
+    yield who, order[places].astype(np.int64), in_order[places] ^ words[who]
+
+
+def _shuffled(words: Words) -> Words:
+    """The words with their bits in another order, the same in all: neighbouring coefficients have much in common, and so each
+    part has some of all."""
+    order = np.random.default_rng(0).permutation(WORD)
+    shuffled = np.empty(len(words), np.uint64)
+    for start in range(0, len(words), _AT_A_TIME):
+        bits = np.unpackbits(words[start : start + _AT_A_TIME].view(np.uint8).reshape(-1, WORD // 8), axis=1)
+        shuffled[start : start + _AT_A_TIME] = np.packbits(bits[:, order].copy(), axis=1).copy().view(np.uint64).ravel()
+    return shuffled
+
+
+@cache
+def _flips(width: int, radius: int) -> NDArray[np.uint32]:
+    """All numbers of `width` bits with at most `radius` of them set."""
+    chosen = (bits for count in range(radius + 1) for bits in itertools.combinations(range(width), count))
+    return np.array([sum(1 << bit for bit in bits) for bits in chosen], np.uint32)
+
+
+def _parts(words: int, max_bits: int) -> list[_Part]:
+    """How the bits of so many words are best divided."""
+    divisions = [_divided(count, max_bits) for count in range(-(-WORD // WIDEST), max_bits + 2)]
+
+    def cost(parts: list[_Part]) -> float:
+        probes = [(sum(comb(part.width, count) for count in range(part.radius + 1)), part.width) for part in parts]
+        return sum(count * (_PROBE + _CANDIDATE * words / 2**width) for count, width in probes)
+
+    return min(divisions, key=cost)
+
+
+def _divided(count: int, max_bits: int) -> list[_Part]:
+    """`count` parts with the smallest radii that miss no pair: where all parts differ in more bits, the words do in more than
+    `max_bits`."""
+    ends = [WORD * number // count for number in range(count + 1)]
+    radius, rest = divmod(max_bits, count)
+    parts = []
+    for number, (start, end) in enumerate(itertools.pairwise(ends)):
+        limit = radius if number <= rest else radius - 1
+        if limit >= 0:
+            parts.append(_Part(start, end - start, limit))
+    return parts

@@ -1,0 +1,227 @@
+"""Measuring the stored images: what the data checks judge a crop by, computed once per shard and kept.
+
+The sharpness and the small grey view are taken at 64 x 64 pixels, whatever the crop's size. One threshold fits cameras of
+different resolution.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, overload
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from wbc_model.cells.store import ImageStore, intact, stream
+from wbc_model.cells.tables import digests
+from wbc_model.code_version import code_version
+from wbc_model.core.errors import ImageRejected
+from wbc_model.core.files import signature, sync, write_atomic
+from wbc_model.core.images import decode
+from wbc_model.core.twins import VIEW, Crops, find_landmarks, perceptual_hashes, small_view
+
+
+def measure(data: bytes) -> dict[str, Any]:
+    """What is measured of one image.
+
+    width, height (pixels as stored), format, mode; brightness (mean) and contrast (standard deviation) of the grey value,
+    0 to 255; sharpness (variance of the Laplacian of the grey view, grey values squared); `pixels` (sha256 of the decoded
+    pixels); `view` (uint8 VIEW x VIEW), `landmarks` (uint8 (n, 2): row, column in the view) and `hashes` (uint64 (n,): a
+    64-bit perceptual hash of each landmark's surroundings), all three as bytes. Raises ImageRejected.
+    """
+    image, facts = decode(data)
+    grey = image.convert("L")
+    small = small_view(grey)
+    view = np.asarray(small, dtype=np.float32)
+    level = np.asarray(grey)
+    landmarks = find_landmarks(view)
+    digest = hashlib.sha256(f"{image.width}x{image.height}:".encode())
+    digest.update(image.tobytes())
+    return {
+        "width": facts.width,
+        "height": facts.height,
+        "format": facts.format,
+        "mode": facts.mode,
+        "brightness": float(level.mean()),
+        "contrast": float(level.std()),
+        "sharpness": float(_laplacian(view).var()),
+        "pixels": digest.hexdigest(),
+        "view": small.tobytes(),
+        "landmarks": landmarks.tobytes(),
+        "hashes": perceptual_hashes(view, landmarks).tobytes(),
+    }
+
+
+def _laplacian(view: NDArray[np.float32]) -> NDArray[np.float32]:
+    return view[:-2, 1:-1] + view[2:, 1:-1] + view[1:-1, :-2] + view[1:-1, 2:] - 4 * view[1:-1, 1:-1]
+
+
+# --- a whole store, cached by shard --------------------------------------------------------------------------------------
+
+_SCHEMA: Final = pa.schema(
+    [("sha256", pa.string()), ("width", pa.int32()), ("height", pa.int32()), ("format", pa.string()), ("mode", pa.string())]
+    + [(name, pa.float64()) for name in ("brightness", "contrast", "sharpness")]
+    + [("pixels", pa.string()), ("landmarks", pa.binary()), ("hashes", pa.binary()), ("damage", pa.string())]
+)
+_FACTS: Final = [name for name in _SCHEMA.names if name not in ("landmarks", "hashes")]
+_NOTHING: Final = {
+    "width": 0,
+    "height": 0,
+    "format": "",
+    "mode": "",
+    "brightness": 0.0,
+    "contrast": 0.0,
+    "sharpness": 0.0,
+    "pixels": "0" * 64,
+    "view": bytes(VIEW * VIEW),
+    "landmarks": b"",
+    "hashes": b"",
+}
+_AT_A_TIME: Final = 1024  # images whose measurements are in memory
+_INTACT: Final = "intact.json"  # what the shards looked like whose bytes were seen to be whole
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of the cells of a store, each once, in store order.
+
+    `facts`: sha256, the columns of `measure` that are no arrays (`pixels` is a number, the same for the same pixels), and
+    `damage`. That is empty, or says why the image cannot be used any more. The arrays stay in the files of the shards.
+    """
+
+    facts: pd.DataFrame
+    files: tuple[Path, ...]
+    file: NDArray[np.int32]  # of each cell: its place in `files`, and its row there
+    row: NDArray[np.int32]
+
+    def crops(self, cells: NDArray[np.int64]) -> Crops:
+        """Views and landmarks of the cells at these positions (ascending); a view is read when it is looked at."""
+        file, row = self.file[cells], self.row[cells]
+        counts = np.zeros(len(cells), np.int64)
+        places, hashes = [np.zeros(0, np.uint8)], [np.zeros(0, np.uint64)]
+        for number in np.unique(file):
+            here = np.flatnonzero(file == number)
+            table = pq.read_table(self.files[number], columns=["landmarks", "hashes"]).take(row[here])
+            counts[here] = pa.compute.binary_length(table.column("hashes")).to_numpy() // 8
+            places.append(np.frombuffer(b"".join(table.column("landmarks").to_pylist()), np.uint8))
+            hashes.append(np.frombuffer(b"".join(table.column("hashes").to_pylist()), np.uint64))
+        sizes = self.facts[["height", "width"]].to_numpy(np.float64)[cells]
+        return Crops(_Views(self.files, file, row), np.concatenate(places).reshape(-1, 2), np.concatenate(hashes), counts, sizes)
+
+
+class _Views(Sequence[bytes]):
+    """The small grey views of cells, each read from its shard's file when it is asked for."""
+
+    def __init__(self, files: tuple[Path, ...], file: NDArray[np.int32], row: NDArray[np.int32]) -> None:
+        self.files, self.file, self.row = [_views_of(path) for path in files], file, row
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    @overload
+    def __getitem__(self, place: int) -> bytes: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[bytes]: ...
+    def __getitem__(self, place: int | slice) -> bytes | Sequence[bytes]:
+        if isinstance(place, slice):
+            return [self[one] for one in range(len(self))[place]]
+        with self.files[self.file[place]].open("rb", buffering=0) as file:
+            return os.pread(file.fileno(), VIEW * VIEW, int(self.row[place]) * VIEW * VIEW)
+
+
+def measure_store(store: ImageStore, cache: Path, again: bool = False) -> Measured:
+    """The measurements of all stored cells.
+
+    They are kept in `cache`, two files per shard. Whether a shard's bytes are those it was named by is seen once, and anew where
+    the file has changed, or with `again`. One that is damaged is measured each time: damage is seen and pinned to its cells.
+    """
+    version = code_version(_measure_stored)
+    files, frames = [], []
+    seen = {} if again else _read_seen(cache)
+    now: dict[str, list[int]] = {}
+    for shard in store.shards():
+        stamp = list(signature(shard))
+        whole = seen.get(shard.stem) == stamp or intact(shard)
+        kept = cache / f"quality-{shard.stem}-{version if whole else 'damaged'}.parquet"
+        if whole:
+            now[shard.stem] = stamp
+        if not whole or not kept.is_file() or not _views_of(kept).is_file():
+            _measure_shard(shard, kept)
+        files.append(kept)
+        frames.append(_read_facts(kept))
+    if now != seen:
+        write_atomic(cache / _INTACT, json.dumps(now))
+    frames = frames or [_SCHEMA.empty_table().select(_FACTS).to_pandas()]
+    file = np.repeat(np.arange(len(frames), dtype=np.int32), [len(frame) for frame in frames])
+    row = np.concatenate([np.arange(len(frame), dtype=np.int32) for frame in frames])
+    facts = pd.concat(frames, ignore_index=True)
+    first = np.sort(np.unique(digests(facts["sha256"]), return_index=True)[1])
+    facts = facts if len(first) == len(facts) else facts.iloc[first].reset_index(drop=True)
+    facts["pixels"] = np.unique(digests(facts["pixels"]), return_inverse=True)[1]
+    return Measured(facts, tuple(files), file[first], row[first])
+
+
+def _read_seen(cache: Path) -> dict[str, list[int]]:
+    path = cache / _INTACT
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def _read_facts(kept: Path) -> pd.DataFrame:
+    frame: pd.DataFrame = pq.read_table(kept, columns=_FACTS).to_pandas()
+    return frame
+
+
+def _views_of(kept: Path) -> Path:
+    return kept.with_suffix(".views")
+
+
+def _measure_shard(shard: Path, kept: Path) -> None:
+    """Measure a shard's images into the file `kept` and that of their views beside it, some at a time."""
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    for old in kept.parent.glob(f"quality-{shard.stem}-*"):
+        old.unlink()
+    table, views = (path.with_name(f".{path.name}.{os.getpid()}") for path in (kept, _views_of(kept)))
+    records = _measurements(shard)
+    try:
+        with pq.ParquetWriter(table, _SCHEMA) as writer, views.open("wb") as file:
+            while rows := list(itertools.islice(records, _AT_A_TIME)):
+                file.writelines(row.pop("view") for row in rows)
+                writer.write_table(pa.Table.from_pylist(rows, _SCHEMA))
+        for written, path in ((views, _views_of(kept)), (table, kept)):  # the table last: with it the views are there
+            sync(written)
+            written.replace(path)
+    finally:
+        for written in (table, views):
+            written.unlink(missing_ok=True)
+
+
+def _measurements(shard: Path) -> Iterator[dict[str, Any]]:
+    """Measure in threads, in order, a few images in memory at a time."""
+    workers = min(8, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as pool:
+        pending: deque[Future[dict[str, Any]]] = deque()
+        for image in stream(shard):
+            pending.append(pool.submit(_measure_stored, image.sha256, image.data))
+            if len(pending) > 4 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def _measure_stored(sha256: str, data: bytes) -> dict[str, Any]:
+    record: dict[str, Any] = {"sha256": sha256, "damage": ""}
+    if hashlib.sha256(data).hexdigest() != sha256:
+        return record | _NOTHING | {"damage": "its bytes are not those of its sha256"}
+    try:
+        return record | measure(data)
+    except ImageRejected as rejected:
+        return record | _NOTHING | {"damage": str(rejected)}
