@@ -41,7 +41,7 @@ def families(seed: int, count: int, most: int) -> np.ndarray:
 
 
 @given(st.integers(0, 10_000), st.integers(1, 80), st.sampled_from([0, 1, 5, 8, 13]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_no_close_pair_is_missed_and_each_is_found_once(seed: int, count: int, max_bits: int) -> None:
     words = families(seed, count, 10)
     expected = every_close_pair(words, max_bits)
@@ -55,7 +55,8 @@ def test_no_close_pair_is_missed_and_each_is_found_once(seed: int, count: int, m
 
 @pytest.mark.parametrize("max_bits", [BITS, BITS + SCALE_BITS])
 def test_of_landmarks_of_drawn_cells_the_same_pairs_are_close(max_bits: int) -> None:
-    measured = [measure(encoded(Image.fromarray(cell.pixels))) for cell in render_cells(60, seed=2, size=64)]
+    crops = [Image.fromarray(cell.pixels) for cell in render_cells(40, seed=2, size=64)]
+    measured = [measure(encoded(crop)) for crop in [*crops, *(crop.resize((60, 60)) for crop in crops)]]
     words = np.frombuffer(b"".join(row["hashes"] for row in measured), np.uint64)
     pairs = found(words, np.arange(len(words)), max_bits)
     assert {(a, b): bits for a, b, bits in pairs} == every_close_pair(words, max_bits)
@@ -63,12 +64,12 @@ def test_of_landmarks_of_drawn_cells_the_same_pairs_are_close(max_bits: int) -> 
 
 
 class _Store:
-    """A store that grows, with the same cells again in it, cut to the side."""
+    """A store that grows, with some of its cells saved again."""
 
     def __init__(self, folder: Path) -> None:
         crops = [Image.fromarray(cell.pixels) for cell in render_cells(12, seed=3, size=96)]
-        again = [crop.crop((6, 4, 96, 96)).resize((96, 96)) for crop in crops[:6]]
-        self.images = [encoded(crop) for crop in [*crops, *again]]
+        again = [encoded(crop, "JPEG", quality=80) for crop in crops[:6]]
+        self.images = [*(encoded(crop) for crop in crops), *again]
         self.folder = folder
 
     def measured(self, numbers: list[int]) -> pd.DataFrame:
@@ -103,7 +104,7 @@ def test_what_is_new_is_compared_with_all_and_nothing_else_is(tmp_path: Path, mo
     assert site.compare(order) == [(p.first, p.second, p.correlation, p.offset) for p in expected]
     assert site.compare(order[:12]) == first
     assert site.compare(order) == [(p.first, p.second, p.correlation, p.offset) for p in expected]
-    assert asked == [12, 3, 3, 6], "of those that had left the six are new again"
+    assert asked == [12, 3, 3], "who was away is still known"
 
 
 def test_the_pairs_of_real_sets_are_those_of_each_with_each(real_data: Path) -> None:

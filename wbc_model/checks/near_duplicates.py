@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from wbc_model.core.twins import SCALE_BITS, Crops, meetings
 
 WORD: Final = 64  # bits of a hash
-WIDEST: Final = 22  # bits of a part: a table of the buckets' places takes 16 MB
+_FEWEST: Final = 3  # parts: a table of the places of 2**22 buckets takes 16 MB, one of 2**32 would take 16 GB
 _PROBE, _CANDIDATE = 20.0, 24.0  # nanoseconds of looking into a bucket, and of an entry in it; measured, hashes are not uniform
 _AT_A_TIME: Final = 1_000_000  # buckets and entries that are looked at in one step: 50 MB
 _PAIRS_AT_A_TIME: Final = 4_096  # landmarks whose surroundings are compared in one step
@@ -172,7 +172,7 @@ def _flips(width: int, radius: int) -> NDArray[np.uint32]:
 
 def _parts(words: int, max_bits: int) -> list[_Part]:
     """How the bits of so many words are best divided."""
-    divisions = [_divided(count, max_bits) for count in range(-(-WORD // WIDEST), max_bits + 2)]
+    divisions = [_divided(count, max_bits) for count in range(_FEWEST, max(_FEWEST, max_bits + 1) + 1)]
 
     def cost(parts: list[_Part]) -> float:
         probes = [(sum(comb(part.width, count) for count in range(part.radius + 1)), part.width) for part in parts]
