@@ -247,8 +247,9 @@ def sweep(request: Request, count: Annotated[int, Query(ge=1, le=MOST_TASKS)] = 
 
 @router.get("/references", response_model=ReferenceList, dependencies=ANY_KEY)
 def reference_cells(request: Request) -> Response:
-    """Cells that are known to be something, of each kind: agreed ones of this site first. For keys that label or review."""
-    any_of(request, "label", "review")
+    """Cells that are known to be something, of each kind: agreed ones of this site first. For keys that label, adjudicate or
+    review."""
+    any_of(request, "label", "review", LEAD)
     found = references.references(_store(request), _who(request).reader, _site(request))
     return _json(ReferenceList(references=[ReferenceGroup(answer=kind, images=names) for kind, names in found.items()]))
 
@@ -256,8 +257,8 @@ def reference_cells(request: Request) -> Response:
 @router.get("/references/{reference}", dependencies=ANY_KEY, responses=PNG, response_class=Response)
 @heavy
 def reference_image(request: Request, reference: ReferenceName) -> Response:
-    """A reference cell, as PNG. For keys that label or review."""
-    any_of(request, "label", "review")
+    """A reference cell, as PNG. For keys that label, adjudicate or review."""
+    any_of(request, "label", "review", LEAD)
     return _png(references.reference_image(_store(request), reference))
 
 

@@ -164,7 +164,7 @@ def take_back_answer(store: Store, who: Who, name: str) -> Undone:
     """
     queue_id, number = parsed(name)
     with store.writing() as session:
-        if known_reader(session, queue_id, who.reader) is None:
+        if known_reader(session, queue_id, who.reader) is None or session.get(Task, (queue_id, who.reader, number)) is None:
             raise NotAsked
         return _take_back_of(session, who, (Answer.queue_id == queue_id) & (Answer.number == number))
 

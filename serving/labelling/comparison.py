@@ -51,8 +51,8 @@ def agreement(store: Store, site: Site, lead: bool) -> Agreement:
 
 
 def _progress(session: Session, queue: Queue) -> dict[str, tuple[int, int]]:
-    """By reader, how many tasks of the queue were answered, and how many the reader could still answer."""
-    answered = select(Reader.reader, Reader.answered).where(Reader.queue_id == queue.id)
+    """By reader who was given a task of the queue: how many were answered, and how many the reader could still answer."""
+    answered = select(Reader.reader, Reader.answered).where(Reader.queue_id == queue.id, Reader.number > 0)
     return {reader: (done, _left(session, queue, reader)) for reader, done in session.execute(answered).tuples().all()}
 
 

@@ -186,7 +186,7 @@ function heat({ truth, rates, low, high }, answers) {
 
 // ---------------------------------------------------------------- work
 
-function work({ readers, disputed, lead }) {
+function work({ readers, disputed, unnamed, lead }) {
   const columns = ["reader", "answered", "left", "twice", ...(lead ? ["known"] : [])];
   const rows = readers.map((one) => [
     one.reader,
@@ -196,9 +196,20 @@ function work({ readers, disputed, lead }) {
     ...(lead ? [hits(one.known)] : []),
   ]);
   const headings = columns.map((column) => t(`label.agreement.work.${column}`));
-  const waiting = made("p", t("label.agreement.work.disputed", { count: disputed }));
-  if (!rows.length) return section("work", waiting);
-  return section("work", table(t("label.agreement.work.reader"), headings, rows), waiting);
+  const waiting = [made("p", t("label.agreement.work.disputed", { count: disputed }))];
+  if (unnamed) waiting.push(nobodyNames(unnamed, lead));
+  if (!rows.length) return section("work", ...waiting);
+  return section("work", table(t("label.agreement.work.reader"), headings, rows), ...waiting);
+}
+
+/** How many cells nobody can name; whoever decides disputes can look at them again. */
+function nobodyNames(count, lead) {
+  const line = made("p", `${t("label.unnamed.count", { count })} `);
+  if (!lead) return line;
+  const link = made("a", t("label.unnamed.look"));
+  link.href = "#/unnamed";
+  line.append(link);
+  return line;
 }
 
 /** "18 of 20 (95 % limits 68 % to 99 %)", or that nothing was asked. */

@@ -1,4 +1,7 @@
-/** Cells on which two readers differ: a third person sees both answers without names, and the model's opinion last. */
+/** Cells on which two readers differ: a third person sees both answers without names, and the model's opinion last.
+ *
+ * Whoever is unsure, too, says that nobody can name the cell. These cells are a list of their own, and can be named all the same.
+ */
 
 import { Ahead } from "./ahead.js";
 import * as answers from "./answers.js";
@@ -9,21 +12,23 @@ import * as microscope from "./microscope.js";
 import { guarded, say } from "./notices.js";
 import { answerOf, draw, queue } from "./queue.js";
 
+const UNSURE = "unsure";
 const byId = (id) => document.getElementById(id);
 
 let ended = () => {};
 let given = []; // disputes answered here, the last one at the end
 let shown = null;
 let here = false; // whether this view is on the screen
+let unnamed = false; // whether it shows what nobody could name so far
 
 const ahead = new Ahead({
-  ask: async () => labelling.disputes(),
+  ask: async () => labelling.disputes(unnamed),
   load: labelling.disputedPicture,
-  answered: answers.holds,
+  answered: (id) => !unnamed && answers.holds(id), // what was said to have no name is looked at once more
   came: (one) => shown === one && show(),
 });
 
-/** `onEnd()` is called when nothing is disputed. */
+/** `onEnd(unnamed)` is called when nothing is disputed, or nothing is left that nobody could name. */
 export function begin(onEnd) {
   ended = onEnd;
   given = [];
@@ -32,16 +37,26 @@ export function begin(onEnd) {
   answers.listen("adjudicated", { refused });
 }
 
-/** Show the first dispute. */
-export async function enter() {
+/** Show the first dispute; with `ofUnnamed` the first cell that nobody could name. */
+export async function enter(ofUnnamed = false) {
   here = true;
-  makeKinds(byId("kinds"), give, queue.kinds);
+  if (unnamed !== ofUnnamed) ahead.tasks = [];
+  unnamed = ofUnnamed;
+  makeKinds(byId("kinds"), give, queue.kinds.filter(({ answer }) => !unnamed || answer !== UNSURE));
+  nameUnsure();
   byId("answer-heading").textContent = t("label.decide");
   byId("last").textContent = "";
   shown = null;
   ahead.again();
   await next();
   await showReferences(byId("kinds"));
+}
+
+function nameUnsure() {
+  const made = byId("kinds").querySelector(`[data-answer="${UNSURE}"]`);
+  if (!made) return;
+  made.querySelector(".name").textContent = t("label.unnamed.kind");
+  made.title = t("label.unnamed.title");
 }
 
 export function leave() {
@@ -54,7 +69,7 @@ async function next() {
   await guarded(() => ahead.fill());
   ahead.again(); // it lists a few at a time
   show();
-  if (here && !ahead.current) ended();
+  if (here && !ahead.current) ended(unnamed);
 }
 
 function show() {
@@ -111,9 +126,11 @@ function give(answer) {
   ahead.shift();
   given.push(one);
   one.entry = { way: "adjudicated", id: one.id, answer, seconds };
-  disputed(-1);
+  one.unnamed = unnamed;
+  counted(one, 1);
   flash(byId("kinds"), answer);
-  say(t("label.decided", { kind: kind(answer), count: queue.disputed }));
+  const name = answer === UNSURE ? t("label.unnamed.kind") : kind(answer);
+  say(unnamed ? t("label.unnamed.decided", { kind: name }) : t("label.decided", { kind: name, count: queue.disputed }));
   answers.give(one.entry);
   void next();
 }
@@ -126,21 +143,25 @@ export function undo() {
     return;
   }
   answers.takeBack(one.entry);
-  disputed(1);
+  counted(one, -1);
   ahead.first(one);
   show();
   say(t("label.back", { kind: kind(one.entry.answer) }));
 }
 
-function disputed(more) {
-  queue.disputed = Math.max(0, queue.disputed + more);
+/** A cell is decided, or with -1 no longer. */
+function counted({ unnamed: was, entry }, decided) {
+  if (was) queue.unnamed = Math.max(0, queue.unnamed - decided);
+  else queue.disputed = Math.max(0, queue.disputed - decided);
+  if (entry.answer === UNSURE) queue.unnamed += decided;
   draw();
 }
 
 function refused({ id, answer }, failure) {
   const at = given.findIndex((one) => one.id === id);
-  if (at >= 0 && failure.status !== 404) ahead.first(given.splice(at, 1)[0]);
-  disputed(1);
+  const [one] = at >= 0 ? given.splice(at, 1) : [];
+  if (one) counted(one, -1);
+  if (one && failure.status !== 404) ahead.first(one);
   show();
   say(t("label.refused", { kind: kind(answer), why: failure.message }), true);
 }
@@ -150,6 +171,6 @@ export function actionOf(key) {
   if (key === "u") return undo;
   if (key === "h") return reveal;
   const answer = answerOf(key);
-  if (answer) return () => give(answer);
+  if (answer && !(unnamed && answer === UNSURE)) return () => give(answer);
   return microscope.actionOf(key);
 }

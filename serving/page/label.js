@@ -1,14 +1,15 @@
-/** The page `/label`: people answer what the model asks. It shows one of four views, or says what stands in the way. */
+/** The page `/label`: people answer what the model asks. It shows one of its views, or says what stands in the way. */
 
 import * as agreement from "./agreement.js";
 import * as answers from "./answers.js";
 import * as dialogs from "./dialogs.js";
 import * as disputes from "./disputes.js";
+import * as history from "./history.js";
 import { offer, t, translate } from "./language.js";
 import * as labelling from "./labelling.js";
 import * as microscope from "./microscope.js";
 import { guarded, notice, say } from "./notices.js";
-import { draw, queue, refresh } from "./queue.js";
+import { draw, nextInWords, queue, refresh } from "./queue.js";
 import * as reading from "./reading.js";
 import * as references from "./references.js";
 import * as service from "./service.js";
@@ -18,8 +19,12 @@ const ADJUDICATE = "adjudicate"; // the scope of whoever decides disputes
 const LOOK_AGAIN = 60_000; // ms until the page looks for new cells, while it shows none
 const byId = (id) => document.getElementById(id);
 
-const VIEWS = { read: reading, sweep, disputes, agreement };
-const MAIN = { read: "one", sweep: "sweep", disputes: "one", agreement: "agreement" }; // the part of the document that a view fills
+const unnamed = { ...disputes, enter: () => disputes.enter(true) };
+const VIEWS = { read: reading, sweep, disputes: { ...disputes, enter: () => disputes.enter() }, unnamed, agreement, history };
+// The part of the document that a view fills.
+const MAIN = { read: "one", sweep: "sweep", disputes: "one", unnamed: "one", agreement: "agreement", history: "history" };
+const DECIDED = ["disputes", "unnamed"]; // by a third person; it outlives its queue
+const LOOKED_AT = ["agreement", "history"]; // whether a queue is open or not
 
 let me = null; // whose key it is
 let view = "read";
@@ -42,7 +47,8 @@ async function begin() {
       return;
     }
     reading.begin({ ended: () => nothing("done"), stopped });
-    disputes.begin(() => nothing("agreed"));
+    disputes.begin((ofUnnamed) => nothing(ofUnnamed ? "unnamed" : "agreed"));
+    history.begin(sayAgain, () => (location.hash = "#/disputes"));
     sweep.begin(readOdd);
     answers.begin(me.person ?? me.key, draw);
     await refresh();
@@ -76,7 +82,13 @@ function stopped(failure) {
 
 // ---------------------------------------------------------------- views
 
-const ADDRESSES = { "#/sweep": "sweep", "#/disputes": "disputes", "#/agreement": "agreement" };
+const ADDRESSES = {
+  "#/sweep": "sweep",
+  "#/disputes": "disputes",
+  "#/unnamed": "unnamed",
+  "#/agreement": "agreement",
+  "#/answers": "history",
+};
 
 /** Show the view that the address names. */
 async function go() {
@@ -84,16 +96,16 @@ async function go() {
   view = ADDRESSES[location.hash] ?? "read";
   if (me && !labels() && ["read", "sweep"].includes(view)) view = "disputes"; // all that such a key can do here
   for (const link of byId("views").querySelectorAll("a")) {
-    if (link.dataset.view === view) link.setAttribute("aria-current", "page");
+    if (link.dataset.view === (view === "unnamed" ? "disputes" : view)) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
   if (!me) return;
   say("");
-  if (view === "disputes" && !adjudicates()) {
+  if (DECIDED.includes(view) && !adjudicates()) {
     nothing("view", { scope: ADJUDICATE, key: me.key });
     return;
   }
-  if (!queue.queue && !["agreement", "disputes"].includes(view)) {
+  if (!queue.queue && ![...LOOKED_AT, ...DECIDED].includes(view) && !(view === "read" && reading.waits())) {
     nothing("queue");
     return;
   }
@@ -105,7 +117,13 @@ function show(main) {
   for (const each of document.querySelectorAll("main")) each.hidden = each.id !== main;
   document.body.dataset.view = main === "nothing" ? "nothing" : view;
   acting = main !== "nothing";
-  byId("round").hidden = !queue.queue || !(queue.done + queue.left) || ["disputes", "agreement"].includes(view);
+  byId("round").hidden = !queue.queue || !(queue.done + queue.left) || [...DECIDED, ...LOOKED_AT].includes(view);
+}
+
+/** Name the cell of a task anew. */
+function sayAgain(id, was) {
+  reading.readFirst([{ id, was }]);
+  location.hash = "#/";
 }
 
 function readOdd(tasks) {
@@ -117,14 +135,16 @@ function readOdd(tasks) {
 function nothing(why, values = {}) {
   const there = document.body.dataset.view === "nothing";
   show("nothing");
-  const { disputed, done, left, next_step: next } = queue;
+  const { disputed, done, left, unnamed: nameless } = queue;
+  const next = nextInWords();
   const words = why === "done" && left > 0 ? "others" : why === "done" && !done ? "none" : why; // who has the rest
   byId("nothing-heading").textContent = t(`label.nothing.${words}.heading`, values);
   byId("nothing-text").textContent = t(`label.nothing.${words}.text`, { count: left, ...values });
   byId("nothing-next").textContent = ["done", "agreed", "queue"].includes(why) && next ? t("label.nothing.next", { next }) : "";
   byId("nothing-disputes").hidden = !(why === "done" && disputed && me && adjudicates());
+  byId("nothing-unnamed").hidden = !(why === "agreed" && nameless);
   byId("nothing-key").hidden = !["key", "scope", "view"].includes(why);
-  byId("nothing-again").hidden = !["failed", "store", "queue", "done", "agreed"].includes(why);
+  byId("nothing-again").hidden = !["failed", "store", "queue", "done", "agreed", "unnamed"].includes(why);
   byId("nothing-undo").hidden = why !== "done" || !queue.done;
   if (!there) byId("nothing-heading").focus();
 }
@@ -145,8 +165,8 @@ async function lookAgain({ quietly = false } = {}) {
 }
 
 async function somethingToDo() {
-  if (!queue.queue && view !== "disputes") return false; // disputes outlive their queue
-  const found = await (view === "disputes" ? labelling.disputes() : labelling.tasks(1));
+  if (!queue.queue && !DECIDED.includes(view)) return false;
+  const found = await (DECIDED.includes(view) ? labelling.disputes(view === "unnamed") : labelling.tasks(1));
   return found.length > 0;
 }
 
@@ -206,6 +226,7 @@ function listen() {
     undo: () => VIEWS[view].undo(),
     reveal: disputes.reveal,
     odd: sweep.readOdd,
+    "said-more": history.more,
     "sweep-undo": sweep.undo,
     "sweep-zoom": sweep.zoom,
     "nothing-key": askForKey,

@@ -20,11 +20,14 @@ async function some(which, count) {
   return found.map(({ task }) => ({ id: task }));
 }
 
-/** Cells on which two readers differ, or both are unsure; for a third. */
-export async function disputes() {
-  const found = (await json(`${BASE}/disputes`)).disputes;
+/** Cells on which two readers differ, or both are unsure; for a third. With `unnamed` those that nobody could name so far. */
+export async function disputes(unnamed = false) {
+  const found = (await json(`${BASE}/disputes${unnamed ? "?unnamed=true" : ""}`)).disputes;
   return found.map(({ dispute, answers, opinion }) => ({ id: dispute, answers, opinion }));
 }
+
+/** What this person has said, the latest first; `before` is where the list before ended. */
+export const answers = (before) => json(`${BASE}/answers${before ? `?before=${before}` : ""}`);
 
 /** How far readers agree, and who has how much to do. */
 export const agreement = () => json(`${BASE}/agreement`);
@@ -42,6 +45,10 @@ const write = (method, path, body, deed) =>
 export const answer = (task, body, deed) => write("PUT", `${BASE}/tasks/${part(task)}`, body, deed);
 export const answerSeveral = (body, deed) => write("PUT", `${BASE}/tasks`, body, deed);
 export const adjudicate = (dispute, body, deed) => write("PUT", `${BASE}/disputes/${part(dispute)}`, body, deed);
+
+/** Take back what this person said of a task, or decided on a dispute, whenever that was. */
+export const takeBack = (task, deed) => json(`${BASE}/tasks/${part(task)}`, { method: "DELETE", deed });
+export const takeDecisionBack = (dispute, deed) => json(`${BASE}/disputes/${part(dispute)}`, { method: "DELETE", deed });
 
 /** Take back the last answer of this person that stands; resolves to its `task`, or to its `dispute`. */
 export const undo = (deed) => json(`${BASE}/undo`, { method: "POST", deed });

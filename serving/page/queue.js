@@ -2,7 +2,7 @@
 
 import * as answers from "./answers.js";
 import * as labelling from "./labelling.js";
-import { number, t } from "./language.js";
+import { moment, number, t } from "./language.js";
 import { Failure } from "./service.js";
 
 const RECENT = 20; // answers that the pace is of
@@ -11,7 +11,7 @@ const REFRESH = 10; // answers after which the service is asked again what happe
 const byId = (id) => document.getElementById(id);
 
 /** What `GET /v1/labelling` answered. */
-export let queue = { queue: null, kinds: [], done: 0, left: 0, cells: 0, agreed: 0, disputed: 0, median_seconds: null };
+export let queue = { queue: null, kinds: [], done: 0, left: 0, cells: 0, agreed: 0, disputed: 0, unnamed: 0, median_seconds: null };
 
 let paces = []; // seconds of the last answers
 let confirmed = 0; // answers since the page was opened
@@ -63,9 +63,20 @@ export function draw() {
   byId("bar").max = Math.max(1, done + left);
   byId("bar").value = done;
   byId("pace").textContent = [paceInWords(), timeLeft()].filter(Boolean).join(" · ");
-  byId("next-step").textContent = queue.next_step ?? "";
+  byId("next-step").textContent = nextInWords();
   byId("gain").textContent = gainInWords(queue.gain);
   drawSaved();
+}
+
+/** What happens next, and by whom: by its parts where the retraining gave them, else in its own line. */
+export const nextInWords = () => queue.next_parts?.map(partInWords).join("; ") ?? queue.next_step ?? "";
+
+function partInWords({ code, until, readers, more, ...numbers }) {
+  if (code === "readers") {
+    const named = readers.map(({ name, left }, at) => t(at ? "label.next.reader_too" : "label.next.reader", { name, left }));
+    return [...named, ...(more ? [t("label.next.readers_more", { more })] : [])].join(", ");
+  }
+  return t(`label.next.${code}`, { ...numbers, until: until && moment(until) });
 }
 
 /** What the next labels are expected to gain; a gain that the retraining gave without numbers has its own text. */

@@ -43,7 +43,6 @@ export async function enter() {
   here = true;
   shown = null;
   makeKinds(byId("kinds"), give);
-  byId("answer-heading").textContent = t("label.what");
   byId("dispute").hidden = true;
   ahead.again();
   await next();
@@ -56,7 +55,10 @@ export function leave() {
   here = false;
 }
 
-/** Read these tasks before all others. */
+/** Whether there are cells that somebody wants to name now, be a queue open or not. */
+export const waits = () => ahead.tasks.length > 0;
+
+/** Read these tasks before all others. One that has an answer says it (`was`). */
 export function readFirst(tasks) {
   for (const task of [...tasks].reverse()) ahead.first(task);
 }
@@ -96,6 +98,7 @@ function show() {
     microscope.show(undefined, "", t("label.looking"));
     return;
   }
+  byId("answer-heading").textContent = task.was ? t("label.said.was", { kind: kind(task.was) }) : t("label.what");
   if (shown === task && byId("picture").contains(task.image ?? null)) return;
   shown = task;
   const words = task.failure ? `${t("label.no_picture")} ${task.failure.message}` : t("label.picture_coming");
@@ -115,7 +118,8 @@ function give(answer) {
   ahead.shift();
   given.push({ entry, task });
   if (given.length > BEFORE) release(given[given.length - 1 - BEFORE].task);
-  count(1, seconds);
+  if (task.was) task.was = undefined;
+  else count(1, seconds);
   show();
   flash(byId("kinds"), answer);
   say(t("label.answered", { kind: kind(answer), place: place() }));

@@ -43,6 +43,7 @@ FILES: Final = (
     "disputes.js",
     "files.js",
     "gallery.js",
+    "history.js",
     "kinds.js",
     "label.js",
     "labelling.js",

@@ -115,6 +115,22 @@ def test_a_reader_names_cells_by_key_and_nothing_leads(browser: Browser, readers
     page.keyboard.press("u")
     expect(message(page)).to_have_text("Your last answer is taken back. Name the cell again.")
     expect(page.locator("#done")).to_have_text(f"4 of {COUNT} cells")
+
+    # What was said long ago is found again, said otherwise, or taken back.
+    page.get_by_role("link", name="My answers").click()
+    expect(page.locator("#said li")).to_have_count(4)
+    expect(page.locator("#said li img")).to_have_count(4)
+    check_access(page)
+    page.get_by_role("button", name="Name again: Not a leukocyte").click()
+    expect(page.locator("#answer-heading")).to_have_text("You said: Not a leukocyte. What is this cell?")
+    name_cells(page, "5")
+    eventually(lambda: readers.said("Dr Ada Lindgren")[-1][1] == "Neutrophil")
+    expect(page.locator("#done")).to_have_text(f"4 of {COUNT} cells")
+    page.get_by_role("link", name="My answers").click()
+    page.get_by_role("button", name="Take back: Band neutrophil").click()
+    expect(message(page)).to_have_text("Band neutrophil is taken back. The cell is asked again.")
+    expect(page.locator("#said li")).to_have_count(3)
+    assert done(readers, "ada") == 3
     page.context.close()
 
 
@@ -156,7 +172,7 @@ def test_a_refused_answer_brings_its_cell_back(browser: Browser, readers: Reader
     visited = sit_down(browser, readers, "dora")
     page = visited.page
     in_sight(page)
-    refusal = {"type": "urn:wbc:problem:unknown-kind", "title": "No", "status": 422, "detail": "There is no such kind."}
+    refusal = {"type": "urn:wbc:problem:of-a-later-version", "title": "No", "status": 422, "detail": "There is no such kind."}
     page.route(ANSWERS, lambda route: _refuse(route, refusal), times=1)
     first = shown(page)
     page.keyboard.press("1")
@@ -171,7 +187,7 @@ def test_a_refused_answer_brings_its_cell_back(browser: Browser, readers: Reader
     in_sight(page)
     first = shown(page)
     page.keyboard.press("1")
-    expect(message(page)).to_have_text("Basophil was not kept: The cell is one of the test cells.")
+    expect(message(page)).to_have_text("Basophil was not kept: The cell is one of the validation or test cells.")
     assert shown(page) != first
     visited.check("422", "409")
     page.context.close()
@@ -289,6 +305,16 @@ def test_a_third_person_decides_and_sees_the_opinion_last(browser: Browser, read
     expect(page.locator("#opinion")).to_be_empty()
     name_cells(page, "4")
     eventually(lambda: [answer for _, answer, _ in readers.said("Cleo Sand")] == ["Lymphocyte", "", "Monocyte"])
+
+    # Nobody can name one: it waits for nobody, is found again, and can be named all the same.
+    name_cells(page, "?")
+    expect(message(page)).to_contain_text(f"Cannot be named. {disputed - 2} cell")
+    page.get_by_role("link", name="Agreement").click()
+    page.get_by_role("link", name="Look at what nobody could name").click()
+    expect(page.locator("#kinds .kind", has_text="Unsure")).to_have_count(0)
+    name_cells(page, "1")
+    eventually(lambda: readers.said("Cleo Sand")[-1][1] == "Basophil")
+    expect(page.locator("#nothing-heading")).to_have_text("Nothing is left without a name")
     page.context.close()
 
 
@@ -351,6 +377,20 @@ def test_the_page_speaks_german(browser: Browser, readers: Readers) -> None:
     check_access(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.context.close()
+
+
+def test_what_happens_next_is_said_in_the_readers_language(browser: Browser, readers: Readers) -> None:
+    left = [{"name": "Ada", "left": 40}, {"name": "Bo", "left": 12}]
+    until = {"code": "enough_or_on", "enough": 30, "until": "2026-12-02T08:00:00+00:00"}
+    parts = [{"code": "agreed", "agreed": 1, "count": 60}, {"code": "readers", "readers": left, "more": 2}, until]
+    say(readers.store, QUEUE, NEXT_STEP, None, parts)
+    german = sit_down(browser, readers, "fay", locale="de-DE").page
+    expect(german.locator("#next-step")).to_have_text(
+        "über 1 von 60 Zellen besteht Einigkeit; Ada hat noch 40 zu lesen, Bo 12, 2 weitere; "
+        "bei 30 geht das Lernen weiter, oder am 02.12.2026, 08:00"
+    )
+    say(readers.store, QUEUE, NEXT_STEP, None)
+    german.context.close()
 
 
 def test_what_the_next_labels_gain_is_said_in_the_readers_language(browser: Browser, readers: Readers) -> None:

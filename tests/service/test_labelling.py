@@ -207,13 +207,41 @@ def test_each_call_asks_for_its_scope(desk: Desk) -> None:
         "/tasks": labels,
         "/sweep": labels,
         "/disputes": decides,
-        "/references": labels | {"reviewer"},
+        "/references": labels | decides | {"reviewer"},
+        "/answers": labels | decides,
     }
     for path, who in allowed.items():
         for name in PEOPLE:
             assert desk.call(name, "GET", path).status_code == (200 if name in who else 403), (path, name)
     assert desk.call("ward", "POST", "/undo").status_code == 403
     assert desk.call("ward", "PUT", f"/tasks/{QUEUE}.1", {"answer": "Band"}).status_code == 403
+
+
+def test_what_a_person_has_said_is_listed_and_taken_back(desk: Desk) -> None:
+    asked(desk.store, 3, TWO)
+    tasks = desk.tasks("ada")
+    for task in tasks:
+        desk.say("ada", task, "Platelet")
+    for task in desk.tasks("ben"):
+        desk.say("ben", task, "unsure")
+    first = desk.get("ada", "/answers?count=2")
+    assert [(one["task"], one["answer"], one["image"], one["left"]) for one in first["answers"]] == [
+        (task, "Platelet", True, False) for task in (tasks[2], tasks[1])
+    ]
+    rest = desk.get("ada", f"/answers?count=2&before={first['next']}")
+    assert ([one["task"] for one in rest["answers"]], rest["next"]) == ([tasks[0]], None)
+    assert desk.call("ada", "DELETE", f"/tasks/{tasks[1]}").json() == {"task": tasks[1], "dispute": None}
+    assert_problem(desk.call("ada", "DELETE", f"/tasks/{tasks[1]}"), 409, "nothing-to-undo")
+    assert_problem(desk.call("ben", "DELETE", f"/tasks/{QUEUE}.77"), 409, "not-asked")
+    dispute = desk.get("judge", "/disputes")["disputes"][0]["dispute"]
+    assert desk.call("judge", "PUT", f"/disputes/{dispute}", {"answer": "unsure"}).json() == {"left": 1}
+    assert [desk.get("judge")[name] for name in ("disputed", "unnamed")] == [1, 1]
+    assert (desk.get("judge", "/agreement")["unnamed"], desk.get("ada", "/agreement")["disputed"]) == (1, 1)
+    assert [one["dispute"] for one in desk.get("judge", "/disputes?unnamed=true")["disputes"]] == [dispute]
+    assert [(one["task"], one["dispute"]) for one in desk.get("judge", "/answers")["answers"]] == [(None, dispute)]
+    assert desk.call("judge", "DELETE", f"/disputes/{dispute}").json() == {"task": None, "dispute": dispute}
+    assert_problem(desk.call("judge", "DELETE", f"/disputes/{dispute}"), 409, "nothing-to-undo")
+    assert desk.get("judge")["unnamed"] == 0
 
 
 def test_a_system_is_a_reader_by_the_name_of_its_key(desk: Desk) -> None:
