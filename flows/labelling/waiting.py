@@ -1,18 +1,25 @@
-"""What a retraining waits for that asked people, whether it may go on, and the line that says what happens next, and by whom."""
+"""What a retraining waits for that asked people, whether it may go on, and what happens next, and by whom.
 
+What happens next is in parts: each has a `code` and its numbers. The words for them are those of the page, so that a page can say
+them in its own language.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from flows import labels
-from flows.progress import counted
 from flows.state import State
+from serving.contract.words import words_of
 from wbc_model.cells.rejections import quarantined
 from wbc_model.params import ScheduleParams
 
 if TYPE_CHECKING:
     from serving.labelling.queue import Progress
+
+Part = dict[str, Any]
 
 MOST_READERS: Final = 6  # who are named in the line
 
@@ -39,11 +46,11 @@ class Wait:
         return self.deadline is not None and now >= self.deadline and not self.answered
 
 
-def waits_for(workspace: Path, state: State, schedule: ScheduleParams) -> Wait:
+def waits_for(workspace: Path, state: State, schedule: ScheduleParams, given_up: Collection[str] = ()) -> Wait:
     """What a retraining in this state waits for: the cells of the last query, whichever way their answers come. Those that the
-    data checks took out of use since are waited for no longer."""
+    data checks took out of use since are waited for no longer, and neither are those that the store has `given_up`."""
     queue, missing = labels.read_queue(workspace), set(labels.awaited(workspace)["sha256"])
-    asked = len(queue) - len(missing & quarantined(workspace / "data"))
+    asked = len(queue) - len(missing & {*quarantined(workspace / "data"), *given_up})
     return Wait(asked, len(queue) - len(missing), min(schedule.min_new_labels, asked), deadline_of(state, schedule))
 
 
@@ -54,49 +61,65 @@ def deadline_of(state: State, schedule: ScheduleParams) -> datetime | None:
     return datetime.fromisoformat(state.asked_at) + timedelta(hours=schedule.wait_hours)
 
 
-def next_step(wait: Wait, progress: "Progress | None", scheduled: bool, now: datetime | None = None) -> str:
-    """One line: how far the answers are, who has how much to do, and when the retraining goes on. `scheduled`: it goes on by
-    itself; else somebody types `wbc retrain`."""
-    now = now or datetime.now(UTC)
-    parts = [f"{wait.answered} of {counted(wait.asked, 'cell')} are agreed"]
+def next_parts(wait: Wait, progress: "Progress | None", scheduled: bool, now: datetime | None = None) -> list[Part]:
+    """How far the answers are, who has how much to do, and when the retraining goes on. `scheduled`: it goes on by itself; else
+    somebody types `wbc retrain`."""
+    parts: list[Part] = [{"code": "agreed", "agreed": wait.answered, "count": wait.asked}]
     if progress is not None:
         parts += _who(progress)
-    return "; ".join([*parts, _by_itself(wait, now) if scheduled else _by_hand(wait)])
+    return [*parts, _by_itself(wait, now or datetime.now(UTC)) if scheduled else _by_hand(wait)]
 
 
-def said_on_the_page(wait: Wait, line: str, scheduled: bool) -> str:
-    """What the page shows of `line`. Where a watch repeats it each minute it is the same; else only what stays true."""
-    if scheduled:
-        return line
-    return f"somebody starts the retraining with `wbc retrain`; {wait.enough} of {counted(wait.asked, 'agreed cell')} are enough"
+def said_on_the_page(wait: Wait, parts: list[Part], scheduled: bool) -> list[Part]:
+    """What the page shows of these. Where a watch repeats them each minute it is the same; else only what stays true."""
+    return parts if scheduled else [{"code": "somebody", "enough": wait.enough, "count": wait.asked}]
 
 
-def _by_itself(wait: Wait, now: datetime) -> str:
+def in_words(parts: list[Part]) -> str:
+    """All of it in one line, in the words that the page has for it."""
+    return "; ".join(_in_words(**part) for part in parts)
+
+
+def _in_words(code: str, readers: Sequence[Mapping[str, Any]] = (), more: int = 0, until: str = "", **numbers: int) -> str:
+    words = words_of("en")
+    if code == "readers":
+        named = [words("label.next.reader_too" if place else "label.next.reader", **one) for place, one in enumerate(readers)]
+        return ", ".join([*named, *([words("label.next.readers_more", more=more)] if more else [])])
+    return words(f"label.next.{code}", until=_day(until) if until else "", **numbers)
+
+
+def _by_itself(wait: Wait, now: datetime) -> Part:
+    if not wait.asked:
+        return {"code": "all_unnamed"}
     if wait.answered >= wait.enough:
-        return "the retraining goes on now"
+        return {"code": "now"}
     if wait.overdue(now):
-        return "the time is up, and the retraining goes on with the first answer"
+        return {"code": "first_answer"}
     if wait.ready(now):
-        return "the time is up, and the retraining goes on now"
-    return f"the retraining goes on at {wait.enough}" + (f", or on {_day(wait.deadline)}" if wait.deadline else "")
+        return {"code": "time_up"}
+    if wait.deadline is None:
+        return {"code": "enough", "enough": wait.enough}
+    return {"code": "enough_or_on", "enough": wait.enough, "until": wait.deadline.isoformat()}
 
 
-def _by_hand(wait: Wait) -> str:
-    if wait.answered >= wait.enough:
-        return "that is enough: `wbc retrain` goes on"
-    return f"`wbc retrain` goes on with what is agreed, and {wait.enough} are enough"
+def _by_hand(wait: Wait) -> Part:
+    if not wait.asked:
+        return {"code": "all_unnamed"}
+    return {"code": "enough_by_hand"} if wait.answered >= wait.enough else {"code": "by_hand", "enough": wait.enough}
 
 
-def _who(progress: "Progress") -> list[str]:
-    """Who has how much to read, the most first; and what waits for the lead."""
+def _who(progress: "Progress") -> list[Part]:
+    """Who has how much to read, the most first; what waits for the lead, and what nobody can name."""
     left = sorted(((count, name) for name, count in progress.left.items() if count), key=lambda one: (-one[0], one[1]))
-    named = [f"{name} has {count} to read" if not place else f"{name} {count}" for place, (count, name) in enumerate(left)]
-    parts = [", ".join(named[:MOST_READERS]) + (f", {len(left) - MOST_READERS} more" if len(left) > MOST_READERS else "")]
-    parts = parts if left else (["nobody has begun to read"] if not progress.readers and progress.open else [])
-    verb = "awaits" if progress.disputed == 1 else "await"
-    return [*parts, *([f"{progress.disputed} {verb} adjudication"] if progress.disputed else [])]
+    named = [{"name": name, "left": count} for count, name in left[:MOST_READERS]]
+    parts: list[Part] = [{"code": "readers", "readers": named, "more": len(left) - len(named)}] if left else []
+    if not left and not progress.readers and progress.open:
+        parts.append({"code": "nobody"})
+    counts = {"disputed": progress.disputed, "unnamed": progress.unnamed}
+    return [*parts, *({"code": code, "count": count} for code, count in counts.items() if count)]
 
 
-def _day(moment: datetime) -> str:
+def _day(moment: str) -> str:
     """A moment as people write it, in UTC, as the logs are."""
-    return f"{moment.astimezone(UTC):%b} {moment.day}, {moment.astimezone(UTC):%H:%M} UTC"
+    then = datetime.fromisoformat(moment).astimezone(UTC)
+    return f"{then:%b} {then.day}, {then:%H:%M} UTC"

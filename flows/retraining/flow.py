@@ -558,7 +558,7 @@ def _go_on(ctx: Context, scheduled: bool) -> bool:
         if not (ctx.workspace / "data/queue.csv").exists():
             ctx.progress.say("data/queue.csv is gone: this round's question is made again")
         else:
-            wait = waits_for(ctx.workspace, state, ctx.params.schedule)
+            wait = waits_for(ctx.workspace, state, ctx.params.schedule, people.cells_given_up(ctx.workspace))
             if not wait.answered or (scheduled and not wait.ready(datetime.now(UTC))):
                 return False
             ctx.progress.say(f"people have labelled {wait.answered} of {wait.asked} cells")

@@ -15,7 +15,7 @@ from flows.labelling.agreed import Came, leave, take_agreed
 from flows.labelling.from_reports import take_from_reports
 from flows.labelling.publish import publish_queue, queue_id
 from flows.labelling.store import has_store, meeting_store
-from flows.labelling.waiting import Wait, deadline_of, next_step, said_on_the_page, waits_for
+from flows.labelling.waiting import Part, Wait, deadline_of, in_words, next_parts, said_on_the_page, waits_for
 from flows.labelling.worth import Worth, worth_of
 from flows.notify import announce
 from flows.progress import counted
@@ -37,13 +37,18 @@ _OVERDUE: Final = ".wbc/overdue"  # the queue whose readers were told that its t
 
 @dataclass(frozen=True)
 class Standing:
-    """How labelling by people stands: what is waited for, how far they are, what the answers are worth, and the line that says
-    what happens next. `wait` is None where no retraining waits."""
+    """How labelling by people stands: what is waited for, how far they are, what the answers are worth, and what happens next in
+    `parts`. `wait` is None where no retraining waits."""
 
     wait: Wait | None
     progress: "Progress | None"
     worth: Worth | None
-    line: str
+    parts: list[Part]
+
+    @property
+    def line(self) -> str:
+        """What happens next, in one line."""
+        return in_words(self.parts)
 
 
 def ask(workspace: Path, state: State, params: Params, by_itself: bool) -> Standing:
@@ -153,28 +158,39 @@ def show(workspace: Path) -> None:
 
 
 def _stand(workspace: Path, state: State | None, params: Params, store: "Store | None") -> Standing:
-    from serving.labelling.queue import progress
+    from serving.labelling.queue import given_up, progress
 
     there = (workspace / "data/queue.csv").exists()
     queue = labels.awaited(workspace) if there else None
     worth = worth_of(workspace, params, queue) if queue is not None and len(queue) and state is not None and state.rows else None
     seen = progress(store, workspace_name(workspace)) if store is not None else None
     if state is None or state.status != "waiting" or not there:
-        return Standing(None, seen, worth, _not_waiting(state, params, is_locked(workspace)))
-    wait = waits_for(workspace, state, params.schedule)
-    return Standing(wait, seen, worth, next_step(wait, seen, state.scheduled))
+        return Standing(None, seen, worth, [_not_waiting(state, params, is_locked(workspace))])
+    nameless = given_up(store, workspace_name(workspace)) if store is not None else set()
+    wait = waits_for(workspace, state, params.schedule, nameless)
+    return Standing(wait, seen, worth, next_parts(wait, seen, state.scheduled))
 
 
-def _not_waiting(state: State | None, params: Params, at_work: bool) -> str:
+def cells_given_up(workspace: Path) -> set[str]:
+    """The cells that nobody is asked about any more since nobody can name them, or since their report was removed."""
+    from serving.labelling.queue import given_up
+
+    if not has_store(workspace):
+        return set()
+    with meeting_store(workspace) as store:
+        return given_up(store, workspace_name(workspace))
+
+
+def _not_waiting(state: State | None, params: Params, at_work: bool) -> Part:
     if state is None:
-        return "nobody is asked yet: `wbc retrain --annotator people` asks"
+        return {"code": "nobody_asked"}
     if state.status == "waiting":
-        return "data/queue.csv is gone: `wbc retrain` asks again"
+        return {"code": "queue_gone"}
     if state.status == "running" and at_work:
-        return "the model is being trained: answers that come now begin its next round"
+        return {"code": "training"}
     if state.status == "running":
-        return f"the retraining was interrupted: {'it goes on by itself' if state.scheduled else '`wbc retrain` goes on'}"
-    return f"no retraining waits for people; {params.schedule.min_new_labels} new labels begin the next one under `wbc schedule`"
+        return {"code": "interrupted" if state.scheduled else "interrupted_by_hand"}
+    return {"code": "none", "labels": params.schedule.min_new_labels}
 
 
 def _show(store: "Store", state: State, standing: Standing) -> None:
@@ -183,8 +199,8 @@ def _show(store: "Store", state: State, standing: Standing) -> None:
 
     if standing.progress is None or standing.progress.closed or not standing.progress.queue_id:
         return
-    line = said_on_the_page(standing.wait, standing.line, state.scheduled) if standing.wait else standing.line
-    say(store, standing.progress.queue_id, line, standing.worth.to_dict() if standing.worth else None)
+    parts = said_on_the_page(standing.wait, standing.parts, state.scheduled) if standing.wait else standing.parts
+    say(store, standing.progress.queue_id, in_words(parts), standing.worth.to_dict() if standing.worth else None, parts)
 
 
 def _model(workspace: Path) -> str:

@@ -305,6 +305,15 @@ def asked_now(store: Store, workspace: str) -> list[str]:
         return list(session.scalars(query.order_by(Asked.sha256)))
 
 
+def given_up(store: Store, workspace: str) -> set[str]:
+    """The cells of a workspace's newest queue that nobody can name, and those that left it with a report that was removed."""
+    newest = select(Queue.id).where(Queue.workspace == workspace, Queue.published_at.is_not(None))
+    newest = newest.order_by(Queue.published_at.desc(), Queue.id).limit(1)
+    lost = (Asked.state == "unnamed") | (Asked.withdrawn == "removed")
+    with store.reading() as session:
+        return set(session.scalars(select(Asked.sha256).where(Asked.queue_id.in_(newest), lost)))
+
+
 def withdraw_cells(store: Store, workspace: str, sha256s: Iterable[str], why: Why = "labelled") -> int:
     """Let cells leave the open queues of a workspace, since they are not to be named any more; returns how many left.
 

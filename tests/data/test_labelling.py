@@ -16,15 +16,18 @@ from flows.identity import workspace_name
 from flows.labelling.agreed import leave, take_agreed
 from flows.labelling.publish import REFERENCES, publish_queue, queue_id
 from flows.labelling.store import meeting_store
-from flows.labelling.waiting import Wait, next_step, said_on_the_page
+from flows.labelling.waiting import Wait, in_words, next_parts, said_on_the_page
 from flows.labels import QUEUE, Taken, awaited, read_log, read_queue, take_in, take_waiting
 from flows.retraining import people
 from flows.state import State, new_labels, note_learned, read_state
+from serving.contract.labelling import UNSURE
 from serving.contract.site import Site, read_site
 from serving.labelling import answers
+from serving.labelling.answers import undo
+from serving.labelling.disputes import decide, disputes
 from serving.labelling.queue import Notice, Progress, asked_now, progress
 from serving.labelling.tasks import Who, image_of, next_tasks
-from serving.reports.labelling_tables import Asked
+from serving.reports.labelling_tables import Asked, Task
 from serving.reports.store import Store, sqlite_url
 from tests.pools import ingest
 from wbc_model.cells.pools import Pools
@@ -318,6 +321,33 @@ def test_a_cell_that_the_checks_take_out_is_waited_for_no_longer(workspace: Path
     assert people.stand(workspace).wait == Wait(7, 0, 7)
 
 
+def test_a_cell_that_nobody_can_name_is_waited_for_no_longer(workspace: Path) -> None:
+    asked_of_people(workspace)
+    gone, *others = read_queue(workspace)["sha256"].tolist()
+    labelled(workspace, others, "Basophil")
+    assert people.stand(workspace).wait == Wait(8, 7, 8)
+    site = site_with(**NOBODY_TWICE)
+    with meeting_store(workspace) as store:
+        for reader in ("Ada", "Ben"):
+            task = next(one for one in next_tasks(store, reader, 20, site) if sha_of(store, reader, one.name) == gone)
+            answers.answer(store, Who(reader, "key"), task.name, UNSURE, site)
+        [one] = disputes(store, "Eve", 3, site)
+        decide(store, Who("Eve", "key"), one.name, UNSURE, site)
+    standing = people.stand(workspace)
+    assert (standing.wait, people.cells_given_up(workspace)) == (Wait(7, 7, 7), {gone})
+    assert standing.line.startswith("7 of 7 cells are agreed; ")
+    assert standing.line.endswith("; nobody can name 1; that is enough: `wbc retrain` goes on")
+    assert people.take(workspace).new == 0, "it is no label"
+    with meeting_store(workspace) as store:
+        undo(store, Who("Eve", "key"))
+    assert people.stand(workspace).wait == Wait(8, 7, 8)
+
+
+def sha_of(store: Store, reader: str, task: str) -> str:
+    with store.reading() as session:
+        return session.get_one(Task, (task[:12], reader, int(task[13:]))).sha256
+
+
 def test_a_queue_that_was_made_anew_is_put_to_people_too(workspace: Path) -> None:
     """As after `dvc repro` or `wbc query` while a retraining waits: the round is the same, its cells are others."""
     asked_of_people(workspace, by_itself=True)
@@ -391,7 +421,13 @@ BUSY = Progress("q", 0, 400, 120, 3, 200, left={"Bo": 12, "Ada": 40, "Cy": 0})
             Wait(1, 0, 1),
             Progress("q", cells=1, open=1),
             True,
-            "0 of 1 cell are agreed; nobody has begun to read; the retraining goes on at 1",
+            "0 of 1 cell is agreed; nobody has begun to read; the retraining goes on at 1",
+        ),
+        (
+            Wait(8, 5, 8),
+            Progress("q", readers={"Ada": 8}, unnamed=1, disputed=1),
+            True,
+            "5 of 8 cells are agreed; 1 awaits adjudication; nobody can name 1; the retraining goes on at 8",
         ),
         (Wait(9, 9, 9), None, True, "9 of 9 cells are agreed; the retraining goes on now"),
         (Wait(9, 9, 9), None, False, "9 of 9 cells are agreed; that is enough: `wbc retrain` goes on"),
@@ -405,20 +441,20 @@ BUSY = Progress("q", 0, 400, 120, 3, 200, left={"Bo": 12, "Ada": 40, "Cy": 0})
     ],
 )
 def test_one_line_says_what_happens_next_and_by_whom(wait: Wait, seen: Progress | None, scheduled: bool, line: str) -> None:
-    assert next_step(wait, seen, scheduled, NOW) == line
+    assert in_words(next_parts(wait, seen, scheduled, NOW)) == line
 
 
 def test_the_page_repeats_the_line_only_where_somebody_repeats_it_each_minute() -> None:
     wait = Wait(20, 3, 15)
-    line = next_step(wait, BUSY, True, NOW)
-    assert said_on_the_page(wait, line, True) == line
+    parts = next_parts(wait, BUSY, True, NOW)
+    assert said_on_the_page(wait, parts, True) == parts
     later = "somebody starts the retraining with `wbc retrain`; 15 of 20 agreed cells are enough"
-    assert said_on_the_page(wait, line, False) == later
+    assert in_words(said_on_the_page(wait, parts, False)) == later
 
 
 def test_a_crowd_of_readers_keeps_the_line_short() -> None:
     seen = Progress("q", open=9, left={f"reader {number}": 50 - number for number in range(9)})
-    line = next_step(Wait(9, 0, 9), seen, True, NOW)
+    line = in_words(next_parts(Wait(9, 0, 9), seen, True, NOW))
     assert "reader 0 has 50 to read, reader 1 49" in line
     assert "3 more" in line
     assert "reader 7" not in line

@@ -349,6 +349,7 @@ def test_where_there_is_nothing_to_do_the_page_says_why(browser: Browser, reader
     expect(page.locator("#nothing-heading")).to_have_text("You have read all your cells")
 
     # A key that is taken away in the middle: the page asks who is there, and goes on for that person.
+    page.wait_for_load_state("networkidle")  # reference cells are on their way, and would ask for a key, too
     page.evaluate("sessionStorage.setItem('wbc-api-key', 'an old one')")
     page.click("#nothing-again")
     expect(page.locator("#key-refused")).to_be_visible()

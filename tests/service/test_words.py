@@ -88,6 +88,22 @@ def test_every_refusal_of_the_service_has_words_in_every_language() -> None:
     assert places <= facts | {"limit", "field", "parameter"}, "what the service does not say cannot be filled in"
 
 
+def test_whatever_happens_next_has_words_in_every_language() -> None:
+    """The flow gives it to the page in parts, each with a code."""
+    sources = [FOLDER.parents[1] / "flows" / name for name in ("labelling/waiting.py", "retraining/people.py")]
+    codes = {code for path in sources for code in re.findall(r'"code": "(\w+)"', path.read_text(encoding="utf-8"))}
+    beside = {"readers", "reader", "reader_too", "readers_more", "disputed", "unnamed"}  # made of several, or by a variable
+    assert len(codes) > 12
+    for language in LANGUAGES:
+        assert words(language)["label"]["next"].keys() == (codes | beside | by_choice(sources)) - {"readers"}
+
+
+def by_choice(sources: list[Path]) -> set[str]:
+    """Codes of which one is chosen where it is written."""
+    chosen = re.compile(r'"code": "\w+" if [^}]* else "(\w+)"')
+    return {code for path in sources for code in chosen.findall(path.read_text(encoding="utf-8"))}
+
+
 def test_the_classes_have_words_in_every_language() -> None:
     for language in LANGUAGES:
         read = words(language)
