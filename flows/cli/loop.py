@@ -1,12 +1,14 @@
-"""The loop: `wbc retrain` and `schedule`."""
+"""The loop: `wbc retrain` and `schedule`; and what is looked at while nobody looks: `wbc watch`, and `wbc audit` by itself."""
 
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from flows.cli.command import Json, app, emit, here
+from flows.cli.command import Json, app, audit_app, emit, here
 from wbc_model.choices import Acquisition, Annotator, Method, PresetName
+from wbc_model.core.errors import WbcError
 
 
 @app.command("retrain")
@@ -81,3 +83,68 @@ def schedule_command(
     from flows.retraining.schedule import schedule
 
     schedule(here(), every, watch, commit)
+
+
+@app.command("watch")
+def watch_command(
+    usual: Annotated[
+        str | None, typer.Option(metavar="SITE", help="What this site's cells are from --since on is its usual state.")
+    ] = None,
+    undo: Annotated[str | None, typer.Option(metavar="SITE", help="Take back the last --usual of this site.")] = None,
+    since: Annotated[str | None, typer.Option(metavar="DAY", help="With --usual: the first day, as 2026-11-29.")] = None,
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why; needed with --usual and --undo.")] = "",
+    by: Annotated[str | None, typer.Option(metavar="NAME", help="Who decides; default: the user's name.")] = None,
+    json_: Json = False,
+) -> None:
+    """Judge the days that are over: whether served cells are still as usual, and how right the model is in use."""
+    from flows.monitoring.watch import watch
+
+    workspace = here()
+    said = _decided(usual, undo, since, reason, by)
+    found = watch(workspace)
+    days = f"{found.judged} {'day was' if found.judged == 1 else 'days were'} judged, of all sites together"
+    text = "\n".join([*said, *found.lines, days, "next: the page /watch of the service shows them"])
+    emit(found.to_dict(), json_, text)
+
+
+def _decided(usual: str | None, undo: str | None, since: str | None, reason: str, by: str | None) -> list[str]:
+    """Keep a person's word; returns what was kept, in words."""
+    if usual is None and undo is None:
+        return []
+    if usual is not None and undo is not None:
+        raise typer.BadParameter("--usual and --undo are different things: give one")
+    if not reason.strip():
+        raise typer.BadParameter(f"{'--undo' if undo else '--usual'} needs --reason TEXT")
+    from flows.cli.service import open_store
+    from flows.monitoring.served import accept, take_back
+    from flows.registry.verdicts import person
+
+    who, store = by or person(), open_store()
+    if undo is not None:
+        stream = take_back(store, undo, reason, who)
+        return [f"taken back: site {undo} is compared with its first days again (model {stream.model_version})"]
+    stream = accept(store, str(usual), _day(since), reason, who)
+    return [f"site {usual} is compared with its cells since {since} (model {stream.model_version}); --undo takes that back"]
+
+
+def _day(text: str | None) -> str:
+    try:
+        return str(date.fromisoformat(text or ""))
+    except ValueError:
+        raise WbcError(f"--since is {text!r}: give the first day of the usual state, as 2026-11-29") from None
+
+
+@audit_app.callback(invoke_without_command=True)
+def audit_command(context: typer.Context, json_: Json = False) -> None:
+    """Look over what is kept: images, pools, audit log, and whether champion and Bento answer alike; 1 where something is wrong.
+
+    A further word looks at the service's audit log alone.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from flows.monitoring.audit import audit
+
+    found = audit(here())
+    emit({"looked": found.looked, "findings": found.findings}, json_, found.text)
+    if found.findings:
+        raise typer.Exit(1)

@@ -225,6 +225,14 @@ class Labelling(_Section):
         return self
 
 
+class Watching(_Section):
+    """What is kept of served cells to see whether they change: the `days` that their measures are kept, and the `share` of the
+    cells of reports that is drawn for readers, who name them blind."""
+
+    share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    days: Annotated[int, Field(ge=14, le=3650)] = 90
+
+
 class Site(_Section):
     """All settings of a site."""
 
@@ -239,6 +247,7 @@ class Site(_Section):
     keep_images: KeepImages | None
     hl7: Hl7Receiver | None
     labelling: Labelling
+    watching: Watching
 
     @field_validator("keep_images", mode="before")
     @classmethod

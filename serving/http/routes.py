@@ -105,10 +105,13 @@ async def classify(request: Request, explain: bool = False) -> Response:
                 if not room:
                     raise busy()
                 with running.metrics.reading(len(form.images)):
-                    results = await classifier.classify(form.images, explain)
+                    seen = await classifier.see(form.images, explain, measure=running.kept is not None)
+                results = [one.result for one in seen]
     except ClientDisconnect:
         return Response(status_code=499)  # nobody is there to read it; the metrics count it
     running.metrics.results(results)
+    if running.kept is not None and not explain:  # an explanation is of a cell that was seen before
+        running.kept.recorder.take(seen, classifier.model)
     answer = _none_usable(results)
     if answer is None:
         answer = Response(Classification(model=classifier.model, results=results).model_dump_json(), media_type=JSON)
@@ -152,7 +155,7 @@ async def differential(request: Request) -> Response:
                 else:
                     classifier, again = await _model_for(running, report_id)
                 with running.metrics.reading(len(form.images)):
-                    seen = await classifier.see(form.images)
+                    seen = await classifier.see(form.images, measure=running.kept is not None)
                 results = [one.result for one in seen]
                 digests = [result.sha256 for result in results]
                 note(request, digests, classifier.model)
@@ -168,6 +171,8 @@ async def differential(request: Request) -> Response:
                         call = Call(request.state.caller, HEADER not in request.headers, again)
                         document = _extend(running, report_id, reading, specimen, call)
                     running.metrics.results(document.results)
+                    if running.kept is not None:
+                        running.kept.recorder.take(seen, classifier.model)
                     return Done(_differential_response(document, media_type, running.site), digests, document.model)
 
                 return await deed.carry_out(work)

@@ -27,6 +27,7 @@ from serving.upkeep.clock import Clock
 from serving.upkeep.deeds import Cleaned
 from serving.upkeep.metrics import process_metrics
 from serving.upkeep.retention import Retention
+from serving.watch.record import Recorder
 from serving.worklist.presence import Looking
 
 _LOG = logging.getLogger("bentoml.wbc")  # BentoML sets up the log of what is called `bentoml`
@@ -46,6 +47,7 @@ class Kept:
         self.clock = Clock(store)
         self.sender = Sender(store, site.hl7) if site.hl7 is not None else None
         self.retention = Retention(store, site.keep_images, self.clock)
+        self.recorder = Recorder(store, site, self.clock.now)
 
     @classmethod
     def from_environment(cls, site: Site) -> Self | None:
@@ -57,7 +59,8 @@ class Kept:
         return cls(store, site)
 
     def close(self) -> None:
-        """End the sender and the deletion of images, and close the store."""
+        """End the threads, which write what waits, and close the store."""
+        self.recorder.close()
         self.retention.close()
         if self.sender is not None:
             self.sender.close()

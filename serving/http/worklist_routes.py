@@ -1,4 +1,4 @@
-"""The routes of the worklist: search, comments, second opinions, and who looks at a report now."""
+"""The routes of the worklist: search, comments, second opinions, and who looks at a report now; and of what the watch found."""
 
 from functools import partial
 from typing import Annotated, Any
@@ -9,6 +9,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
+from serving.contract.names import LINE, NAME
+from serving.contract.problems import Problem
 from serving.contract.report_schemas import (
     CommentRequest,
     OpinionAnswerRequest,
@@ -21,7 +23,9 @@ from serving.contract.report_schemas import (
     TakenBackRequest,
     Worklist,
 )
+from serving.contract.watching import Watch
 from serving.http.access import REVIEW, who
+from serving.http.limits import heavy
 from serving.http.report_routes import (
     CHANGES,
     OF_REPORTS,
@@ -40,6 +44,7 @@ from serving.reports.errors import NoSuchReport
 from serving.reports.listing import listed
 from serving.reports.store import Store
 from serving.reports.tables import Report
+from serving.watch.overview import picture, watch
 from serving.worklist.comments import comment
 from serving.worklist.opinions import answer, ask, take_back
 from serving.worklist.presence import Looking
@@ -163,3 +168,24 @@ async def take_opinion_back(request: Request, report_id: ReportId, number: Numbe
     asked = await read_json(request, TakenBackRequest)
     action = action_of(request, report_id, if_match, by=who(request, asked.by))
     return await changed(request, asked, partial(take_back, kept.store, action, number))
+
+
+@router.get("/watch", response_model=Watch)
+@heavy
+def watched(request: Request) -> Response:
+    """Whether the cells of each site are still as usual, and how right the model is in use; `wbc watch` finds it out."""
+    return Response(watch(kept_of(request).store).model_dump_json(), media_type=JSON)
+
+
+@router.get("/watch/{site}/pictures/{name}", responses={200: {"content": {"image/svg+xml": {}}}}, response_class=Response)
+@heavy
+def watch_picture(
+    request: Request,
+    site: Annotated[str, Path(max_length=200, pattern=LINE)],
+    name: Annotated[str, Path(max_length=16, pattern=NAME)],
+) -> Response:
+    """A picture of a site's days, as SVG."""
+    found = picture(kept_of(request).store, site, name)
+    if found is None:
+        raise Problem(404, "no-such-picture", "No such picture", "The watch has made no picture of this name for this site.")
+    return Response(found, media_type="image/svg+xml")

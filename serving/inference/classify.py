@@ -52,7 +52,7 @@ DECODE_SECONDS: Final = 20.0
 class Seen(NamedTuple):
     """What is said of one file, and by what its cell is known again (wbc_model/core/twins.py): None where it was rejected.
 
-    `measures` (WIDTH,) of wbc_model/core/reference.py are there where the service is watched.
+    `measures` (WIDTH,) of wbc_model/core/reference.py are there where they were asked for.
     """
 
     result: Result
@@ -87,7 +87,6 @@ class Classifier:
         self.card = card
         self.engine = engine
         self.axes = axes  # of the embedding; None for a model that was made without a reference
-        self.watched = False  # whether what is seen of cells is measured too
         self.model = ModelName(name=card.name, version=card.version)
         self.confusion = card_confusion(card)
         self._threads = threads
@@ -108,8 +107,8 @@ class Classifier:
         """One result per file, in order; with `explain` each has a heat map."""
         return [seen.result for seen in await self.see(files, explain)]
 
-    async def see(self, files: Sequence[bytes], explain: bool = False) -> list[Seen]:
-        """As `classify`, each with the cell's fingerprint.
+    async def see(self, files: Sequence[bytes], explain: bool = False, measure: bool = False) -> list[Seen]:
+        """As `classify`, each with the cell's fingerprint, and with `measure` what was measured of it.
 
         A thread takes a chunk of files all the way from bytes to results: while one thread waits for the engine another decodes.
         Of a small request every thread gets a share.
@@ -118,15 +117,17 @@ class Classifier:
         step = min(self.engine.chunk, ceil(len(files) / self._threads))
         chunks = [files[start : start + step] for start in range(0, len(files), step)]
         budget = Budget()
-        work = (loop.run_in_executor(self._pool, self.see_chunk, chunk, explain, budget) for chunk in chunks)
+        work = (loop.run_in_executor(self._pool, self.see_chunk, chunk, explain, budget, measure) for chunk in chunks)
         return [seen for chunk in await asyncio.gather(*work) for seen in chunk]
 
     def classify_chunk(self, files: Sequence[bytes], explain: bool = False, budget: Budget | None = None) -> list[Result]:
         """One result per file, in order; blocks. Files after the budget is used up are rejected."""
         return [seen.result for seen in self.see_chunk(files, explain, budget)]
 
-    def see_chunk(self, files: Sequence[bytes], explain: bool = False, budget: Budget | None = None) -> list[Seen]:
-        """As `classify_chunk`, each with the cell's fingerprint."""
+    def see_chunk(
+        self, files: Sequence[bytes], explain: bool = False, budget: Budget | None = None, measure: bool = False
+    ) -> list[Seen]:
+        """As `classify_chunk`, each with the cell's fingerprint, and with `measure` what was measured of it."""
         budget = budget or Budget()
         digests = [hashlib.sha256(data).hexdigest() for data in files]
         found: list[Seen | None] = [None] * len(files)
@@ -147,14 +148,14 @@ class Classifier:
             answer = self.infer(np.stack(pixels))
             probabilities = softmax(answer.logits, self.card.temperature)
             reasons = self._reasons(answer, np.stack(shown))
-            measured = self._measured(np.stack(pixels), np.stack(shown), answer)
+            rows = self._measured(np.stack(pixels), np.stack(shown), answer) if measure else [None] * len(pixels)
             for row, place in enumerate(places):
                 loss = float(answer.predicted_loss[row])
                 result = self._classified(probabilities[row], loss, reasons[row], digests[place])
                 if explain:
                     hot = heat(pixels[row], self.engine, int(probabilities[row].argmax()))
                     result.heat_map = base64.b64encode(heat_map(pixels[row], hot)).decode()
-                found[place] = Seen(result, prints[row], measured[row])
+                found[place] = Seen(result, prints[row], rows[row])
         return [seen for seen in found if seen is not None]
 
     def infer(self, images: NDArray[np.uint8]) -> Answer:
@@ -166,13 +167,8 @@ class Classifier:
             answer.logits[unsure], answer.predicted_loss[unsure] = exact.logits, exact.predicted_loss
         return answer
 
-    def _measured(
-        self, views: NDArray[np.uint8], appearance: NDArray[np.float64], answer: Answer
-    ) -> Sequence[NDArray[np.float32] | None]:
-        """The measures of each cell, or None of each where nobody watches."""
-        if not self.watched:
-            return [None] * len(views)
-        return list(describe(self.card, views, appearance, answer.logits, answer.embedding, self.axes))
+    def _measured(self, views: NDArray[np.uint8], shown: NDArray[np.float64], answer: Answer) -> list[NDArray[np.float32]]:
+        return list(describe(self.card, views, shown, answer.logits, answer.embedding, self.axes))
 
     def _reasons(self, answer: Answer, appearance: NDArray[np.float64]) -> list[list[Reason]]:
         """Per cell the reasons for review beside an ambiguous prediction set; none where the card has no thresholds."""

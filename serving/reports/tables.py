@@ -1,4 +1,5 @@
-"""The tables of the store: reports, their cells, corrections, signatures, and the messages that wait for the hospital's system.
+"""The tables of the store: reports, their cells, corrections, signatures, and the messages that wait for the hospital's system;
+also what the watch keeps (serving/watch).
 
 They are as the newest migration makes them. Corrections, signatures and changes are only ever added; the database itself refuses
 to change one, and to delete one of a report whose removal was not written down first.
@@ -27,6 +28,8 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, column_property, mapped_column, relationship
 
 from serving.contract.schemas import Delivery, ReportStatus, Step
+
+DriftState = Literal["usual", "alarm", "differs", "few", "unknown"]
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -316,3 +319,110 @@ class Message(Base):
     created_at: Mapped[datetime]
     finished_at: Mapped[datetime | None]
     error: Mapped[str | None]
+
+
+# --- the watch ------------------------------------------------------------------------------------------------------------
+
+
+class WatchedCells(Base):
+    """What was measured of the cells of one request, (cells, WIDTH) float32 of wbc_model/core/reference.py; nothing says whose
+    they are. They are kept for the time that the site states."""
+
+    __tablename__ = "watched_cells"
+    __table_args__ = (Index(None, "site", "day"), Index(None, "day"))
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    site: Mapped[str]
+    day: Mapped[str] = mapped_column(String(10))  # of UTC, as 2026-11-29
+    model_version: Mapped[str]
+    cells: Mapped[int]
+    measures: Mapped[bytes]
+
+
+class UsualCells(Base):
+    """Which cells of a site are its usual state under a model, as `measures` of WatchedCells with the request of each before.
+
+    They are of the days from `since`, for a person's `word` where there was one. All days up to `through` were judged.
+    """
+
+    __tablename__ = "usual_cells"
+
+    site: Mapped[str] = mapped_column(primary_key=True)
+    model_version: Mapped[str] = mapped_column(primary_key=True)
+    since: Mapped[str] = mapped_column(String(10))
+    through: Mapped[str] = mapped_column(String(10))
+    word: Mapped[int | None]
+    cells: Mapped[int]
+    measures: Mapped[bytes]
+
+
+class Drift(Base):
+    """How far one measure of a site's day was from its usual state, or from training on the first day; see flows/monitoring.
+
+    `effective` is what the cells are worth as independent ones. `effect` and `from_training` are the largest difference of two
+    shares, 0 to 1.
+    """
+
+    __tablename__ = "drift"
+    __table_args__ = (one_of("state", DriftState), one_of("against", Literal["training", "site"]), Index(None, "site", "day"))
+
+    site: Mapped[str] = mapped_column(primary_key=True)
+    model_version: Mapped[str] = mapped_column(primary_key=True)
+    day: Mapped[str] = mapped_column(String(10), primary_key=True)
+    measure: Mapped[str] = mapped_column(String(16), primary_key=True)
+    against: Mapped[str] = mapped_column(String(16))
+    cells: Mapped[int]
+    effective: Mapped[float | None]
+    p: Mapped[float | None]
+    effect: Mapped[float | None]
+    from_training: Mapped[float | None]
+    state: Mapped[DriftState] = mapped_column(String(16))
+
+
+class WatchPicture(Base):
+    """A picture of /watch, as SVG."""
+
+    __tablename__ = "watch_pictures"
+
+    site: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(16), primary_key=True)
+    data: Mapped[bytes]
+
+
+class InUse(Base):
+    """How often the model was right in use, by cells that were drawn and read blind: of a class its recall, of `` all cells.
+
+    `low` and `high` are 95 % limits. `upper` is the limit that the `floor` is compared with.
+    """
+
+    __tablename__ = "accuracy_in_use"
+
+    site: Mapped[str] = mapped_column(primary_key=True)
+    model_version: Mapped[str] = mapped_column(primary_key=True)
+    label: Mapped[str] = mapped_column(primary_key=True)
+    cells: Mapped[int]
+    right: Mapped[int]
+    low: Mapped[float]
+    high: Mapped[float]
+    upper: Mapped[float]
+    floor: Mapped[float | None]
+    alarm: Mapped[bool]
+    at: Mapped[datetime]
+
+
+class WatchWord(Base):
+    """A person's word that a site's cells from a day on are its usual state; never changed or deleted.
+
+    One that `undoes` an earlier word takes it back.
+    """
+
+    __tablename__ = "watch_words"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    site: Mapped[str]
+    model_version: Mapped[str]
+    since: Mapped[str] = mapped_column(String(10))
+    reason: Mapped[str]
+    by: Mapped[str]
+    at: Mapped[datetime]
+    undoes: Mapped[int | None]

@@ -18,6 +18,7 @@ from serving.contract.schemas import Classified, Result
 from serving.reports.outbox import backlog
 from serving.reports.store import Store
 from serving.upkeep.telemetry import Headers, Telemetry
+from serving.watch.gauges import Watching
 
 if TYPE_CHECKING:
     from prometheus_client import Metric
@@ -33,6 +34,7 @@ LABELLING: Final = re.compile(
 OUR_NAMES: Final = re.compile(  # of tasks, disputes and references
     r"/v1/labelling/(tasks/[0-9a-f]{12}\.[0-9]{1,9}(/image)?|(disputes|references)/[0-9a-f]{12}\.[0-9a-f]{15}(/image)?)"
 )
+WATCH: Final = re.compile(r"/v1/watch/[^/]+/pictures/[^/]+")
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 ENDPOINTS: Final = (
     "/",
@@ -44,6 +46,7 @@ ENDPOINTS: Final = (
     "/v1/preview",
     "/v1/reports",
     "/v1/site",
+    "/v1/watch",
     "/v1/worklist",
     "/metrics",
 )
@@ -55,6 +58,8 @@ def endpoint(path: str) -> str:
         return path
     if (found := LABELLING.fullmatch(path)) is not None:
         return "/v1/labelling" + re.sub(r"/(task|dispute|reference)s/[^/]+", r"/\1s/{\1}", found["rest"])
+    if WATCH.fullmatch(path) is not None:
+        return "/v1/watch/{site}/pictures/{name}"
     found = REPORT.fullmatch(path)
     if found is None:
         return "other"
@@ -157,6 +162,7 @@ def exposition(images_in_flight: Callable[[], int], store: Store | None = None) 
     extra.register(InFlight(images_in_flight))
     if store is not None:
         extra.register(Outbox(store))
+        extra.register(Watching(store))
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         registry = CollectorRegistry()
         MultiProcessCollector(registry)  # type: ignore[no-untyped-call]

@@ -35,9 +35,10 @@ PACKAGES = {
     "serving.reports": ".contract .inference .security .formats .reports.migrations wbc_model.core",
     "serving.labelling": ".contract .security .reports wbc_model.core",
     "serving.worklist": ".contract .reports",
-    "serving.upkeep": ".contract .security .reports wbc_model.core",
+    "serving.watch": ".contract .inference .reports",
+    "serving.upkeep": ".contract .security .reports .watch wbc_model.core",
     "serving.page": "",
-    "serving.http": ".contract .inference .security .formats .reports .labelling .worklist .upkeep .page wbc_model.core",
+    "serving.http": ".contract .inference .security .formats .reports .labelling .worklist .watch .upkeep .page wbc_model.core",
     "serving": ".contract .inference .security .reports .upkeep .http wbc_model.core",
     "flows.exchange": "wbc_model.core wbc_model.cells",
     "flows": ".exchange serving.contract wbc_model wbc_model.core wbc_model.cells",
@@ -54,8 +55,10 @@ PACKAGES = {
     "wbc_model wbc_model.core wbc_model.network wbc_model.cells wbc_model.evaluation wbc_model.acquisition wbc_model.training",
     "flows.studies": ". .exchange .pipeline "
     "wbc_model wbc_model.core wbc_model.rendering wbc_model.cells wbc_model.acquisition wbc_model.studies",
-    "flows.cli": ". .pipeline .registry .retraining .sites .studies serving serving.contract serving.security serving.reports "
-    "serving.upkeep wbc_model wbc_model.core wbc_model.cells wbc_model.acquisition",
+    "flows.monitoring": ". .pipeline .labelling serving.contract serving.labelling serving.reports serving.security "
+    "wbc_model wbc_model.core wbc_model.cells",
+    "flows.cli": ". .pipeline .registry .retraining .sites .studies .monitoring serving serving.contract serving.security "
+    "serving.reports serving.upkeep wbc_model wbc_model.core wbc_model.cells wbc_model.acquisition",
 }
 
 

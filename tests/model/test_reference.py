@@ -46,8 +46,7 @@ def test_the_service_measures_cells_as_the_training_does(directory: Path, views:
         Image.fromarray(view).save(tmp_path / f"{number}.png")
         files.append((tmp_path / f"{number}.png").read_bytes())
     assert all(one.measures is None for one in classifier.see_chunk(files)), "nobody watches"
-    classifier.watched = True
-    seen = np.stack([one.measures for one in classifier.see_chunk(files)])  # type: ignore[misc]
+    seen = np.stack([one.measures for one in classifier.see_chunk(files, measure=True)])  # type: ignore[misc]
     axes = MEASURES["embedding"]
     np.testing.assert_allclose(seen[:, : axes.start], reference.cells[:, : axes.start], rtol=1e-5)
     away = np.abs(seen[:, axes] - reference.cells[:, axes])  # where it computes in bf16
@@ -57,8 +56,7 @@ def test_the_service_measures_cells_as_the_training_does(directory: Path, views:
 
 def test_a_broken_file_is_none(directory: Path, views: np.ndarray) -> None:
     classifier = Classifier.open(directory)
-    classifier.watched = True
-    [seen] = classifier.see_chunk([b"no picture"])
+    [seen] = classifier.see_chunk([b"no picture"], measure=True)
     assert seen.measures is None
     classifier.close()
 

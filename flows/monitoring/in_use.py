@@ -1,0 +1,158 @@
+"""How right the model is in use: a share of the served cells is drawn at random, and readers name them on the page /label, blind.
+
+Each cell of a report whose image is kept has the same chance, by a hash of where it is. So all that were read weigh the same.
+Cells that nobody has read yet, or that are disputed, count when they are settled. A cell that readers call none of the five
+classes was named wrong.
+"""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Final
+
+from wbc_model.core.classes import CLASSES
+
+if TYPE_CHECKING:
+    from serving.contract.site import Site
+    from serving.labelling.queue import AskedCell
+    from serving.reports.store import Store
+
+WINDOW: Final = timedelta(days=14)  # in which a cell may be drawn; older ones are not asked about any more
+LIMITS: Final = 0.95
+CERTAIN: Final = 0.999  # that a recall is under its floor, where it is looked every night
+
+
+def queue_name(site: str, model_version: str) -> str:
+    """What the queues of a site and model are published under: no retraining takes their answers."""
+    return f"in use: {site}: {model_version}"
+
+
+# --- drawing ---------------------------------------------------------------------------------------------------------------
+
+
+def draw(store: "Store", site: "Site", now: datetime | None = None) -> int:
+    """Give readers the cells that were drawn, without those that they have named; returns how many are new to them."""
+    from serving.labelling.queue import Notice, publish
+
+    if not site.watching.share:
+        return 0
+    drawn = 0
+    for model, chosen in _drawn(store, site, (now or datetime.now(UTC)) - WINDOW).items():
+        name = queue_name(site.name, model)
+        wanted = _not_settled(store, name, list(chosen))
+        new = [sha256 for sha256, known in wanted.items() if not known]
+        if new:
+            queue = hashlib.sha256("".join([name, *sorted(new)]).encode()).hexdigest()[:12]
+            notice = Notice(name, 0, model, next_step="the answers tell how right the model is in use")
+            publish(store, queue, notice, _asked(store, {one: chosen[one] for one in wanted}), site)
+            drawn += len(new)
+    return drawn
+
+
+Place = tuple[str, int, str, float]  # report, position, what the model said, and how sure it was
+
+
+def _drawn(store: "Store", site: "Site", since: datetime) -> dict[str, dict[str, Place]]:
+    """By model and cell where it is, for those that the hash draws."""
+    from sqlalchemy import exists, select
+
+    from serving.labelling.queue import share_of
+    from serving.reports.tables import Cell, KeptImage, Report
+
+    kept = exists().where(KeptImage.report_id == Cell.report_id, KeptImage.position == Cell.position)
+    query = select(Cell.report_id, Cell.position).join(Report, Report.id == Cell.report_id)
+    query = query.where(Report.created_at >= since, Report.withdrawn_at.is_(None), Cell.twin.is_(None), kept)
+    found = defaultdict[str, dict[str, Place]](dict)
+    with store.reading() as session:
+        for report, position in session.execute(query.order_by(Report.created_at, Report.id, Cell.position)).tuples().all():
+            if share_of("in use", report, position) < site.watching.share:
+                cell = session.get_one(Cell, (report, position))
+                model = session.get_one(Report, report).model_version
+                if cell.result["status"] == "ok":
+                    label = cell.result["label"]
+                    found[model].setdefault(cell.sha256, (report, position, label, cell.result["probabilities"][label]))
+    return found
+
+
+def _not_settled(store: "Store", name: str, sha256s: Sequence[str]) -> dict[str, bool]:
+    """Those of the cells that readers have not settled, and whether they were asked about them before."""
+    from sqlalchemy import select
+
+    from serving.reports.labelling_tables import Asked, Queue
+
+    query = select(Asked.sha256, Asked.state).join(Queue, Queue.id == Asked.queue_id).where(Queue.workspace == name)
+    with store.reading() as session:
+        states = defaultdict[str, set[str]](set)
+        for sha256, state in session.execute(query).tuples():
+            states[sha256].add(state)
+    return {one: one in states for one in sha256s if "agreed" not in states[one] or one not in states}
+
+
+def _asked(store: "Store", chosen: Mapping[str, Place]) -> "Iterator[AskedCell]":
+    from serving.labelling.queue import AskedCell
+    from serving.reports.kept_images import images_of
+
+    for rank, (sha256, (report, position, label, probability)) in enumerate(sorted(chosen.items()), 1):
+        with store.reading() as session:
+            images = images_of(session, report, [position])
+        if images:
+            yield AskedCell(sha256, images[position], rank, "drawn", "test", predicted=label, probability=probability)
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------------
+
+
+def measure(store: "Store", site: str, floors: Mapping[str, float]) -> list[tuple[str, tuple[str, ...]]]:
+    """Keep how right each model is in use; returns the models with the classes whose recall has come under its floor since.
+
+    The limits are exact (Clopper & Pearson 1934). A recall is under its floor where its upper limit is, at CERTAIN.
+    """
+    from serving.reports.tables import InUse
+
+    new, at = [], datetime.now(UTC)
+    for model, said in _settled(store, site).items():
+        counts = {"": (len(said), sum(truth == named for truth, named in said))}
+        for label in CLASSES:
+            of_class = [named for truth, named in said if truth == label]
+            counts[label] = len(of_class), of_class.count(label)
+        under = []
+        with store.writing() as session:
+            for label, (cells, right) in counts.items():
+                floor = floors.get(label)
+                low, high = limits(right, cells, (1 - LIMITS) / 2)
+                upper = limits(right, cells, 1 - CERTAIN)[1]
+                alarm = floor is not None and upper < floor
+                before = session.get(InUse, (site, model, label))
+                if alarm and (before is None or not before.alarm):
+                    under.append(label)
+                numbers = {"cells": cells, "right": right, "low": low, "high": high, "upper": upper, "floor": floor}
+                session.merge(InUse(site=site, model_version=model, label=label, alarm=alarm, at=at, **numbers))
+        if under:
+            new.append((model, tuple(under)))
+    return new
+
+
+def _settled(store: "Store", site: str) -> dict[str, list[tuple[str, str]]]:
+    """By model what each settled cell is and what the model named it; a cell that was asked about twice counts once."""
+    from sqlalchemy import select
+
+    from serving.reports.labelling_tables import Asked, Queue
+
+    prefix = queue_name(site, "")
+    query = select(Queue.model_version, Asked.sha256, Asked.answer, Asked.predicted)
+    query = query.join(Queue, Queue.id == Asked.queue_id).where(Asked.state == "agreed", Queue.workspace.startswith(prefix))
+    found = defaultdict[str, dict[str, tuple[str, str]]](dict)
+    with store.reading() as session:
+        for model, sha256, answer, predicted in session.execute(query.order_by(Asked.agreed_at)).tuples():
+            found[model][sha256] = str(answer), predicted
+    return {model: list(cells.values()) for model, cells in found.items()}
+
+
+def limits(right: int, cells: int, tail: float) -> tuple[float, float]:
+    """Exact limits of a share, each missed with a chance of `tail`; 0 and 1 where nothing was read."""
+    from scipy.stats import beta
+
+    low = 0.0 if right == 0 else float(beta.ppf(tail, right, cells - right + 1))
+    high = 1.0 if right == cells else float(beta.ppf(1 - tail, right + 1, cells - right))
+    return low, high

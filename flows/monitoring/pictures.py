@@ -1,0 +1,42 @@
+"""The pictures of the page /watch: a measure's days as SVG, without a word, since the page speaks several languages."""
+
+import io
+from collections.abc import Sequence
+from datetime import date
+from typing import Final
+
+from flows.monitoring.measures import FLOOR
+
+GREY: Final = "#808080"  # of axes and limits: it can be seen on a light page and on a dark one
+DAYS: Final = 30  # that are shown
+Point = tuple[str, float | None, float | None, str]  # day, effect, effect from training, state
+
+
+def days_as_svg(points: Sequence[Point]) -> bytes:
+    """The effect of each day as a dot, alarms as red squares, the distance from training as a line, the floor dashed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib.dates import ConciseDateFormatter
+    from matplotlib.figure import Figure
+
+    shown = points[-DAYS:]
+    with matplotlib.rc_context({"svg.hashsalt": "wbc", "svg.fonttype": "none", "font.size": 9}):
+        figure = Figure(figsize=(4.2, 1.7), layout="constrained")
+        axes = figure.add_subplot()
+        axes.axhline(FLOOR, color=GREY, linewidth=1, linestyle="--")
+        trained = [(date.fromisoformat(day), far) for day, _, far, _ in shown if far is not None]
+        if trained:
+            axes.plot(*zip(*trained, strict=True), color=GREY, linewidth=1)
+        for state, colour, marker in (("usual", "#0072B2", "o"), ("differs", "#E69F00", "D"), ("alarm", "#D55E00", "s")):
+            of_state = [(date.fromisoformat(day), effect) for day, effect, _, was in shown if was == state and effect is not None]
+            if of_state:
+                axes.plot(*zip(*of_state, strict=True), color=colour, marker=marker, linestyle="none", markersize=5)
+        axes.set_ylim(0, 1)
+        axes.xaxis.set_major_formatter(ConciseDateFormatter(axes.xaxis.get_major_locator()))  # type: ignore[no-untyped-call]
+        axes.tick_params(colors=GREY)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(GREY)
+        out = io.BytesIO()
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return out.getvalue()

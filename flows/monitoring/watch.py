@@ -1,0 +1,172 @@
+"""`wbc watch`: judges the days that are over, draws cells for readers, measures how right the model is, and tells of alarms."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from flows.identity import workspace_name
+from flows.labelling.store import has_store, meeting_store
+from flows.monitoring import in_use, served
+from flows.monitoring.drift import Verdict, judge
+from flows.monitoring.measures import NAMES, Cells
+from flows.monitoring.pictures import days_as_svg
+from flows.notify import tell
+from flows.workspace import SITES
+from wbc_model.core.errors import WbcError
+from wbc_model.core.model_card import CARD, read_card
+from wbc_model.core.reference import read_reference
+from wbc_model.params import read_params
+
+if TYPE_CHECKING:
+    from serving.reports.store import Store
+
+DRIFT, RECALL = "wbc.drift.alarm", "wbc.recall.alarm"  # the events by which Prefect's automations begin
+MODELS: Final = ("models/champion", "models/adapted", "models/candidate")
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """What a site's cells, or the model's answers about them, have come to; `day` is the first of it."""
+
+    event: str
+    site: str
+    model: str
+    day: str
+    what: tuple[str, ...]
+
+    @property
+    def line(self) -> str:
+        """In words."""
+        if self.event == RECALL:
+            return f"site {self.site}: the recall of {' and '.join(self.what)} is under its floor in use (model {self.model})"
+        return (
+            f"site {self.site}: {', '.join(self.what)} of its cells differ from the usual since {self.day} (model {self.model})"
+        )
+
+
+@dataclass
+class Watched:
+    """What one look found: `judged` days, `alarms` that are new, `differs` from training, cells that were `drawn` for readers."""
+
+    judged: int = 0
+    alarms: list[Alarm] = field(default_factory=list)
+    differs: list[str] = field(default_factory=list)
+    standing: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    drawn: int = 0
+
+    @property
+    def lines(self) -> list[str]:
+        """In words, one a line."""
+        told = [*(one.line for one in self.alarms), *self.standing, *self.differs, *self.missing]
+        told += [f"{self.drawn} cells were drawn for readers on the page /label"] if self.drawn else []
+        return told
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return asdict(self)
+
+
+def watch(workspace: Path, today: date | None = None) -> Watched:
+    """Judge all days of UTC before `today` that were not judged, for each site and model in the store; tells of new alarms.
+
+    Raises WbcError where there is no store.
+    """
+    if not has_store(workspace):
+        raise WbcError("there is no store to watch: `wbc serve` makes one, or WBC_STORE_URL names one")
+    today = today or datetime.now(UTC).date()
+    trained = references(workspace)
+    found = Watched()
+    with meeting_store(workspace) as store:
+        for stream in served.streams(store):
+            _watch_stream(store, stream, str(today), trained, found)
+        _in_use(workspace, store, found)
+    for alarm in found.alarms:
+        tell(workspace, alarm.line)
+    _emit(workspace, found.alarms)
+    return found
+
+
+def references(workspace: Path) -> dict[str, Cells]:
+    """By version the cells that a model was chosen by, of the models in the workspace and in those of its sites."""
+    known: dict[str, Cells] = {}
+    for root in [workspace, *sorted((workspace / SITES).glob("*/"))]:
+        for name in MODELS:
+            if not (root / name / CARD).is_file():
+                continue
+            card = read_card(root / name)
+            if card.version not in known and (reference := read_reference(root / name, card)) is not None:
+                known[card.version] = Cells.independent(reference.cells)
+    return known
+
+
+def _watch_stream(store: "Store", stream: served.Stream, today: str, trained: Mapping[str, Cells], found: Watched) -> None:
+    usual = served.usual_of(store, stream)
+    days = served.days_of(store, stream, usual.through, today)
+    if not days:
+        return
+    standing = served.alarms_on(store, stream, days[0].day)
+    verdicts, usual = judge(days, usual, trained.get(stream.model_version))
+    served.keep(store, stream, verdicts, usual)
+    shown = served.effects(store, stream)
+    served.keep_pictures(store, stream.site, [(name, days_as_svg(shown[name])) for name in NAMES if name in shown])
+    found.judged += len({one.day for one in verdicts if one.state != "few"})
+    _news(stream, verdicts, standing, found)
+    if stream.model_version not in trained:
+        found.missing.append(
+            f"site {stream.site}: model {stream.model_version} has no reference of what it was made with; a retraining makes one"
+        )
+
+
+def _news(stream: served.Stream, verdicts: Sequence[Verdict], standing: set[str], found: Watched) -> None:
+    """Tell a new alarm from one that stands."""
+    days = dict.fromkeys(one.day for one in verdicts if one.state != "few")
+    for day in days:
+        of_day = [one for one in verdicts if one.day == day]
+        now = {one.measure for one in of_day if one.state == "alarm"}
+        if new := [name for name in NAMES if name in now - standing]:
+            found.alarms.append(Alarm(DRIFT, stream.site, stream.model_version, day, tuple(new)))
+        if differs := [one.measure for one in of_day if one.state == "differs"]:
+            found.differs.append(
+                f"site {stream.site}: {', '.join(differs)} differ from training, by the cells of {day}; from now on the site is "
+                "compared with itself"
+            )
+        if unknown := [one.measure for one in of_day if one.state == "unknown" and one.against == "site"]:
+            line = f"site {stream.site}: model {stream.model_version} does not say what is needed for {', '.join(unknown)}"
+            found.missing += [] if line in found.missing else [line]
+        standing = now
+    told = {(one.site, name) for one in found.alarms for name in one.what}
+    if still := [name for name in NAMES if name in standing and (stream.site, name) not in told]:
+        found.standing.append(f"site {stream.site}: {', '.join(still)} differ from the usual still")
+
+
+def _in_use(workspace: Path, store: "Store", found: Watched) -> None:
+    """Draw cells for readers where the site wants that, and measure by what they said."""
+    from serving.contract.site import site_from_environment
+
+    site, floors = site_from_environment(), read_params(workspace / "params.yaml").gate.recall_floor
+    found.drawn = in_use.draw(store, site)
+    for model, labels in in_use.measure(store, site.name, floors):
+        found.alarms.append(Alarm(RECALL, site.name, model, f"{datetime.now(UTC):%Y-%m-%d}", labels))
+
+
+def _emit(workspace: Path, alarms: Sequence[Alarm]) -> None:
+    """Emit an event for each alarm, where there is a Prefect server; its automations begin what is to be done."""
+    if not alarms or "PREFECT_API_URL" not in os.environ:
+        return
+    from prefect.events import emit_event
+    from prefect.events.worker import EventsWorker
+
+    name = workspace_name(workspace)
+    for alarm in alarms:
+        resource = {"prefect.resource.id": resource_of(name), "prefect.resource.name": name, "wbc.site": alarm.site}
+        emit_event(event=alarm.event, resource=resource, payload={**asdict(alarm), "line": alarm.line})
+    EventsWorker.instance().drain()
+
+
+def resource_of(workspace: str) -> str:
+    """What the events of a workspace are about, as Prefect names it."""
+    return f"wbc.workspace.{workspace}"
