@@ -1,6 +1,6 @@
 """The choices that params.yaml and the command line share, each by its names. Imports nothing: `wbc --help` is fast."""
 
-from typing import Literal
+from typing import Final, Literal
 
 PresetName = Literal["small", "standard", "full"]
 Annotator = Literal["oracle", "people"]
@@ -19,5 +19,7 @@ Acquisition = Literal[
     "typiclust",
     "colour_cover",
 ]
+AUTO: Final = "auto"
+Candidates = int | Literal["auto"]  # that a strategy sees
 # Values of several parameters in one word; `flows.retraining.methods` has them.
 Method = Literal["paper", "default"]

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from cronsim import CronSim, CronSimError
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from wbc_model.choices import Acquisition, Annotator, PresetName
+from wbc_model.choices import AUTO, Acquisition, Annotator, Candidates, PresetName
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError, nearest
 from wbc_model.core.images import View
@@ -168,7 +168,14 @@ class FewLabelsParams(Section):
 
 class AcquisitionParams(Section):
     strategy: Acquisition
-    candidates: Annotated[int, Field(ge=0)]
+    candidates: Candidates
+
+    @field_validator("candidates", mode="before")
+    @classmethod
+    def _candidates(cls, value: object) -> object:
+        if value != AUTO and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+            raise ValueError("is neither auto nor a whole number from 0 on")
+        return value
 
 
 class AdaptationParams(Section):
@@ -362,5 +369,5 @@ def check_paths(params: Params, workspace: Path, fills_pools: bool) -> None:
     weights, source = params.model.init_weights, params.data.source
     if weights is not None and not (workspace / weights).is_file():
         raise WbcError(f"params.yaml: model.init_weights: {weights} does not exist")
-    if fills_pools and source != RENDERED and not (workspace / source).exists():
+    if fills_pools and source != RENDERED and "://" not in source and not (workspace / source).exists():
         raise WbcError(f"params.yaml: data.source {source}: there is no such file or folder; ingest data, or use `rendered`")

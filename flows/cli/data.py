@@ -35,7 +35,13 @@ def status_command(json_: Json = False) -> None:
 
 @app.command("ingest")
 def ingest_command(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="A manifest CSV, or a folder with a subfolder per class.")],
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA",
+            help="A manifest CSV, a folder with a subfolder per class, an archive (ZIP, tar, WebDataset, Parquet), or s3://...",
+        ),
+    ],
     source: Annotated[str | None, typer.Option(help="Name written beside every cell; default: the manifest's name.")] = None,
     list_conflicts: Annotated[
         bool, typer.Option("--list-conflicts", help="Take the rest in, however many rows disagree with labels in the pools.")
@@ -50,12 +56,13 @@ def ingest_command(
     from wbc_model.acquisition.queue import first_query
     from wbc_model.cells.ingest import ingest
     from wbc_model.params import read_params
+    from wbc_model.sources.opened import open_source
 
     workspace = here()
     params = read_params(workspace / "params.yaml")
-    with writing_here(workspace, "ingest"):
+    with writing_here(workspace, "ingest"), open_source(data) as origin:
         ensure_dvc(workspace)
-        report = ingest(data, workspace / "data", params, source, list_conflicts=list_conflicts, first_query=first_query)
+        report = ingest(origin, workspace / "data", params, source, list_conflicts=list_conflicts, first_query=first_query)
     wrote = ["data/images", "data/pools", "data/oracle.csv", "data/rejected.csv", "data/quarantine.csv"]
     wrote += ["data/conflicts.csv"] if report.conflicts else []
     lines = [

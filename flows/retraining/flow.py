@@ -156,6 +156,7 @@ def fill_pools(workspace: Path, progress: Progress) -> None:
     from wbc_model.acquisition.queue import first_query
     from wbc_model.cells.ingest import ingest
     from wbc_model.rendering.cells import write_cells
+    from wbc_model.sources.opened import open_source
 
     params = read_params(workspace / "params.yaml")
     check_paths(params, workspace, fills_pools=True)
@@ -165,8 +166,10 @@ def fill_pools(workspace: Path, progress: Progress) -> None:
         data = write_cells(workspace / ".wbc/rendered", params.data.rendered_cells, params.seed)
         report = ingest(data, workspace / "data", params, source=RENDERED, first_query=first_query)
     else:
-        progress.say(f"the pools are empty: ingesting {workspace / source}")
-        report = ingest(workspace / source, workspace / "data", params, first_query=first_query)
+        address = source if "://" in source else str(workspace / source)
+        progress.say(f"the pools are empty: ingesting {address}")
+        with open_source(address) as origin:
+            report = ingest(origin, workspace / "data", params, first_query=first_query)
     if report.rejections:
         progress.say(f"not in use: {counted(len(report.rejections), 'row')}, see data/rejected.csv")
 

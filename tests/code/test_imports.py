@@ -23,8 +23,9 @@ PACKAGES = {
     "wbc_model.network": ".core",
     "wbc_model.cells": ". .core",
     "wbc_model.checks": ". .core .cells",
+    "wbc_model.sources": ".core .cells",
     "wbc_model.evaluation": ".core .network .cells",
-    "wbc_model.acquisition": ".core .network .cells",
+    "wbc_model.acquisition": ". .core .network .cells",
     "wbc_model.training": ". .core .network .cells .evaluation",
     "wbc_model.studies": ". .core .network .cells .evaluation .acquisition .training",
     "serving.contract": "wbc_model.core",
@@ -50,7 +51,8 @@ PACKAGES = {
     "flows.labelling": ". .exchange .pipeline .registry serving.contract serving.labelling serving.reports serving.security "
     "serving.upkeep wbc_model wbc_model.network wbc_model.cells wbc_model.evaluation wbc_model.acquisition",
     "flows.retraining": ". .exchange .pipeline .registry .labelling serving.contract serving.labelling serving.reports "
-    "wbc_model wbc_model.core wbc_model.rendering wbc_model.network wbc_model.cells wbc_model.evaluation wbc_model.acquisition",
+    "wbc_model wbc_model.core wbc_model.rendering wbc_model.network wbc_model.cells wbc_model.sources wbc_model.evaluation "
+    "wbc_model.acquisition",
     "flows.sites": ". .exchange .pipeline .registry "
     "wbc_model wbc_model.core wbc_model.network wbc_model.cells wbc_model.evaluation wbc_model.acquisition wbc_model.training",
     "flows.studies": ". .exchange .pipeline "
@@ -58,7 +60,8 @@ PACKAGES = {
     "flows.monitoring": ". .pipeline .labelling serving.contract serving.labelling serving.reports serving.security "
     "wbc_model wbc_model.core wbc_model.cells",
     "flows.cli": ". .pipeline .registry .retraining .sites .studies .monitoring serving serving.contract serving.security "
-    "serving.reports serving.upkeep wbc_model wbc_model.core wbc_model.cells wbc_model.acquisition",
+    "serving.reports serving.upkeep wbc_model wbc_model.core wbc_model.cells wbc_model.sources "
+    "wbc_model.acquisition",
 }
 
 

@@ -15,7 +15,8 @@ from tests.pictures import NOT_ONE_PICTURE
 from tests.pools import ingest
 from wbc_model.cells import merge
 from wbc_model.cells.conflicts import open_conflicts
-from wbc_model.cells.ingest import IngestReport, read_manifest
+from wbc_model.cells.ingest import IngestReport
+from wbc_model.cells.manifest import read_manifest
 from wbc_model.cells.pools import Pools, update
 from wbc_model.cells.rejections import quarantined
 from wbc_model.cells.split import choose_sides, reveal

@@ -11,7 +11,8 @@ import torch
 from tests.conftest import NARROW
 from tests.model.conftest import ROOT, tiny_params
 from tests.pools import ingest
-from wbc_model.acquisition.query import QUEUE_COLUMNS, Question, draw_candidates, query, score_pool
+from wbc_model.acquisition.query import QUEUE_COLUMNS, Question, draw_candidates, leading_candidates, query, score_pool
+from wbc_model.acquisition.queue import colours_of, first_query
 from wbc_model.acquisition.strategies import DIVERSE_FACTOR, STRATEGIES
 from wbc_model.cells.decoded import DecodedCells
 from wbc_model.cells.pools import Pools
@@ -160,6 +161,69 @@ def test_the_stage_hands_the_labelled_pool_over(site: Site):
     expected = query(site.model, site.decoded(), unlabelled, Question("rare_threshold", 6, 0, autocast=True), labelled)
     assert queue["sha256"].tolist() == expected["sha256"].tolist()
     assert queue["reason"].str.contains("against the rest").all()
+
+
+@pytest.mark.parametrize("name", ["badge", "k_center", "typiclust", "colour_cover", "entropy"])
+def test_of_many_cells_those_of_the_highest_scores_and_random_ones_are_compared(
+    site: Site, name: str, monkeypatch: pytest.MonkeyPatch
+):
+    frames, auto = site.pools.frames, Question(name, 5, 3, candidates="auto")
+    few = query(site.model, site.decoded(), frames["unlabelled"], Question(name, 5, 3), frames["labelled"])
+    pd.testing.assert_frame_equal(few, query(site.model, site.decoded(), frames["unlabelled"], auto, frames["labelled"]))
+    monkeypatch.setattr("wbc_model.acquisition.query.MANY", 20)
+    scored: list[tuple[int, bool]] = []
+
+    def counted(network, decoded, sha256s, autocast, embeddings=False):
+        scored.append((len(sha256s), embeddings))
+        return score_pool(network, decoded, sha256s, autocast, embeddings)
+
+    monkeypatch.setattr("wbc_model.acquisition.query.score_pool", counted)
+    many = query(site.model, site.decoded(), frames["unlabelled"], auto, frames["labelled"])
+    assert len(many) == 5
+    pd.testing.assert_frame_equal(many, query(site.model, site.decoded(), frames["unlabelled"], auto, frames["labelled"]))
+    whole = len(frames["unlabelled"])
+    if name == "entropy":  # it compares no cell with another
+        pd.testing.assert_frame_equal(many, few)
+        assert scored == [(whole, False)] * 2
+    else:
+        assert (whole, False) in scored
+        assert (20, "embedding" in STRATEGIES[name].needs) in scored
+        assert (whole, True) not in scored
+
+
+def test_half_of_the_candidates_are_those_of_the_highest_score():
+    rng = np.random.default_rng(0)
+    p, loss = rng.dirichlet(np.ones(5), 400), rng.normal(size=400)
+    gradient = np.linalg.norm(p - np.eye(5)[p.argmax(axis=1)], axis=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("wbc_model.acquisition.query.MANY", 100)
+        for name, lead in (("badge", gradient), ("diverse_loss", loss)):
+            found = leading_candidates(STRATEGIES[name], p, loss, 10, seed=1)
+            assert len(set(found.tolist())) == 100
+            assert (np.diff(found) > 0).all()
+            highest = np.argsort(-lead)
+            assert set(highest[:50].tolist()) <= set(found.tolist())
+            drawn = np.array([place for place in range(400) if highest[place] in set(found.tolist())][50:])
+            assert 150 < drawn.mean() < 300, "the others are from all of the rest"
+            assert found.tolist() != leading_candidates(STRATEGIES[name], p, loss, 10, seed=2).tolist()
+        assert len(leading_candidates(STRATEGIES["badge"], p, loss, 90, seed=1)) == 180
+        assert leading_candidates(STRATEGIES["badge"], p, loss, 399, seed=1).tolist() == list(range(400))
+
+
+def test_a_first_query_of_many_cells_looks_at_some_drawn_at_random(site: Site, monkeypatch: pytest.MonkeyPatch):
+    cells = site.pools.frames["unlabelled"]
+    monkeypatch.setattr("wbc_model.acquisition.queue.MANY", 30)
+    looked_at: list[int] = []
+
+    def counted(decoded, sha256s):
+        looked_at.append(len(sha256s))
+        return colours_of(decoded, sha256s)
+
+    monkeypatch.setattr("wbc_model.acquisition.queue.colours_of", counted)
+    asked = [first_query(site.decoded(), cells, count, 0)["sha256"].tolist() for count in (4, 4, 20)]
+    assert looked_at == [30, 30, 40]
+    assert asked[0] == asked[1]
+    assert set(asked[0]) <= set(cells["sha256"])
 
 
 def test_candidates_are_a_random_part_of_the_pool_for_every_strategy(site: Site):

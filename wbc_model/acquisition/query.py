@@ -9,9 +9,11 @@ import pandas as pd
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from wbc_model.acquisition.distances import MANY, Floats, Ints
 from wbc_model.acquisition.queue import QUEUE_COLUMNS, colours_of, queue_frame
-from wbc_model.acquisition.strategies import Floats, Labelled, PoolScores, find_strategy
+from wbc_model.acquisition.strategies import Labelled, PoolScores, Strategy, find_strategy, ranked
 from wbc_model.cells.decoded import DecodedCells
+from wbc_model.choices import AUTO, Candidates
 from wbc_model.core.classes import CLASS_INDEX
 from wbc_model.core.errors import WbcError
 from wbc_model.core.probabilities import softmax
@@ -50,16 +52,38 @@ def draw_candidates(unlabelled: pd.DataFrame, candidates: int, count: int, seed:
     return unlabelled.iloc[np.sort(rng.choice(len(unlabelled), size, replace=False))]
 
 
+def leading_candidates(strategy: Strategy, probabilities: Floats, predicted_loss: Floats, count: int, seed: int) -> Ints:
+    """Which of many scored cells a strategy compares with each other, in their order: MANY of them, at least twice the `count`.
+
+    Half are those of the highest score. That is |p - e_y|, the part of BADGE's gradient that the prediction y makes; for a
+    strategy that goes by LossNet it is the predicted loss. Half are drawn at random from the rest: what a model is sure of, and
+    wrong, has its chance.
+    """
+    size = min(len(probabilities), max(MANY, 2 * count))
+    rng = np.random.default_rng([seed, 2])
+    likeliest = probabilities.max(axis=1)
+    doubt = np.square(probabilities).sum(axis=1) - 2 * likeliest + 1
+    order = ranked(predicted_loss if "predicted_loss" in strategy.needs else doubt, rng)
+    leading, rest = np.split(order, [size // 2])
+    return np.sort(np.concatenate([leading, rng.choice(rest, size - len(leading), replace=False)]))
+
+
 @dataclass(frozen=True)
 class Question:
-    """How a query asks: by which strategy, for how many cells, with which seed; `autocast`: in bfloat16. With `candidates` the
-    strategy sees, and the model scores, only so many cells drawn at random; 0: all."""
+    """How a query asks: by which strategy, for how many cells, with which seed; `autocast`: in bfloat16.
+
+    With a number of `candidates` the strategy sees, and the model scores, only so many cells drawn at random; 0: all. `auto`:
+    all, but of more than MANY a strategy that compares cells with each other sees `leading_candidates`."""
 
     strategy: str
     count: int
     seed: int
     autocast: bool = False
-    candidates: int = 0
+    candidates: Candidates = 0
+
+    def needs_fewer(self, strategy: Strategy, cells: int) -> bool:
+        """Whether so many cells are too many for a strategy that compares them with each other."""
+        return self.candidates == AUTO and cells > MANY and bool(strategy.needs & {"embedding", "colours"})
 
 
 def query(
@@ -79,10 +103,10 @@ def query(
         )
     if unlabelled.empty or how.count < 1:
         return pd.DataFrame(columns=list(QUEUE_COLUMNS))
-    cells = draw_candidates(unlabelled, how.candidates, how.count, how.seed)
+    cells = unlabelled if how.candidates == AUTO else draw_candidates(unlabelled, how.candidates, how.count, how.seed)
 
-    def scored(sha256s: pd.Series) -> tuple[Predictions, Floats]:
-        seen = score_pool(network, decoded, sha256s.tolist(), how.autocast, "embedding" in chosen.needs)
+    def scored(sha256s: pd.Series, embeddings: bool = "embedding" in chosen.needs) -> tuple[Predictions, Floats]:
+        seen = score_pool(network, decoded, sha256s.tolist(), how.autocast, embeddings)
         return seen, softmax(seen.logits, card.temperature)
 
     def described(sha256s: pd.Series) -> NDArray[np.float32]:
@@ -96,6 +120,10 @@ def query(
     if "labelled" in chosen.needs and labelled is not None and not labelled.empty:
         seen, probabilities = scored(labelled["sha256"])
         known = Labelled(known.labels, probabilities, seen.embedding, described(labelled["sha256"]))
+    if how.needs_fewer(chosen, len(cells)):
+        seen, probabilities = scored(cells["sha256"], embeddings=False)
+        loss = seen.predicted_loss.astype(np.float64)
+        cells = cells.iloc[leading_candidates(chosen, probabilities, loss, how.count, how.seed)]
     seen, probabilities = scored(cells["sha256"])
     loss = seen.predicted_loss.astype(np.float64)
     pool = PoolScores(probabilities, loss, seen.embedding, known, described(cells["sha256"]))

@@ -7,6 +7,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from wbc_model.acquisition.colours import colours
+from wbc_model.acquisition.distances import MANY
 from wbc_model.acquisition.strategies import PoolScores, Strategy, find_strategy, select
 from wbc_model.cells.decoded import DecodedCells
 from wbc_model.core.classes import CLASSES
@@ -22,9 +23,14 @@ def colours_of(decoded: DecodedCells, sha256s: pd.Series) -> NDArray[np.float32]
 
 def first_query(decoded: DecodedCells, unlabelled: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
     """The `count` cells of `unlabelled` (columns sha256, path) to be labelled before there is any model: those whose colours
-    cover the pool's best (`colour_cover`, decision 025). QUEUE_COLUMNS; `predicted` and `probability` are empty."""
+    cover the pool's best (`colour_cover`, decision 025). QUEUE_COLUMNS; `predicted` and `probability` are empty.
+
+    Of more than MANY cells so many are looked at, drawn at random, at least twice the `count`: nothing is known of any yet."""
     if unlabelled.empty or count < 1:
         return pd.DataFrame(columns=list(QUEUE_COLUMNS))
+    if (size := max(MANY, 2 * count)) < len(unlabelled):
+        drawn = np.random.default_rng([seed, 2]).choice(len(unlabelled), size, replace=False)
+        unlabelled = unlabelled.iloc[np.sort(drawn)]
     shares = np.full((len(unlabelled), len(CLASSES)), 1 / len(CLASSES))
     pool = PoolScores(shares, np.zeros(len(unlabelled)), colours=colours_of(decoded, unlabelled["sha256"]))
     return queue_frame(find_strategy("colour_cover"), pool, unlabelled, count, seed).assign(predicted="", probability="")

@@ -23,12 +23,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wbc_model.acquisition.colours import whitened
+from wbc_model.acquisition.distances import (
+    Floats,
+    Ints,
+    Rows,
+    any_highest,
+    embedding_distances,
+    gradient_distances,
+    kmeans_plus_plus,
+    nearest_squared,
+)
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-Rows = NDArray[np.float32]
 Need = Literal["probabilities", "predicted_loss", "embedding", "colours", "labels", "labelled"]
 
 DIVERSE_FACTOR: Final = 5  # `diverse_loss` spreads its choice over so many times the cells asked for
@@ -84,7 +91,6 @@ class Picks(NamedTuple):
 
 Value = Callable[[PoolScores, np.random.Generator], Floats]
 Choose = Callable[[PoolScores, int, np.random.Generator], Picks]
-Distances = Callable[[int], Floats]
 
 
 @dataclass(frozen=True)
@@ -272,60 +278,6 @@ def rare_threshold(pool: PoolScores, count: int, rng: np.random.Generator) -> Pi
 # --- spread over the pool ----------------------------------------------------------------------------------------------------
 
 
-def squared_distances(norms: Floats, products: Distances) -> Distances:
-    """Squared distances (N,) of one row to all, from squared norms (N,) and inner products: |x|² + |y|² - 2 <x, y>."""
-
-    def to(i: int) -> Floats:
-        sums = norms + norms[i]
-        squared: Floats = sums - 2.0 * products(i)
-        squared[squared < 1e-6 * sums] = 0.0  # below what float32 products can tell: a duplicate
-        return squared
-
-    return to
-
-
-def embedding_distances(embedding: Rows) -> Distances:
-    """Squared Euclidean distances between rows (N, 512); each call costs one product of the matrix with a vector."""
-    norms = np.einsum("nd,nd->n", embedding, embedding).astype(np.float64)
-    return squared_distances(norms, lambda i: (embedding @ embedding[i]).astype(np.float64))
-
-
-def gradient_distances(probabilities: Floats, embedding: Rows) -> tuple[Floats, Distances]:
-    """Squared norms (N,) of the gradient embeddings of BADGE, and squared distances between them.
-
-    Take the gradient of the cross-entropy of the predicted class ŷ by the last layer's weights (Ash et al. 2020, equation 1). It
-    is the outer product of d = p - e_ŷ (C,) and the embedding h (512,). Since <d ⊗ h, d' ⊗ h'> = <d, d'> <h, h'>, the N x (512 C)
-    matrix is never made.
-    """
-    d = probabilities - np.eye(probabilities.shape[1])[probabilities.argmax(axis=1)]
-    norms = np.einsum("nc,nc->n", d, d) * np.einsum("nd,nd->n", embedding, embedding)
-    return norms, squared_distances(norms, lambda i: (d @ d[i]) * (embedding @ embedding[i]))
-
-
-def kmeans_plus_plus(to: Distances, first: int, count: int, rng: np.random.Generator) -> tuple[Ints, Floats]:
-    """Seeding of k-means++ (Arthur & Vassilvitskii, SODA 2007): each next centre is drawn in proportion to its squared distance
-    to the nearest centre; among cells that are all duplicates of centres, evenly.
-
-    Returns the centres (count,) and the squared distance (count,) that each was drawn with; 0 for the first.
-    """
-    chosen, drawn_with = [first], [0.0]
-    nearest = to(first)
-    free = np.ones(len(nearest), bool)
-    while len(chosen) < count:
-        free[chosen[-1]] = False
-        weights = np.where(free, nearest, 0.0)
-        if not weights.any():
-            weights = free.astype(np.float64)
-        chosen.append(int(rng.choice(len(weights), p=weights / weights.sum())))
-        drawn_with.append(float(nearest[chosen[-1]]))
-        nearest = np.minimum(nearest, to(chosen[-1]))
-    return np.array(chosen, np.int64), np.array(drawn_with)
-
-
-def _any_highest(values: Floats, rng: np.random.Generator) -> int:
-    return int(rng.choice(np.flatnonzero(values == values.max())))
-
-
 @batch_acquisition(
     "badge", needs={"probabilities", "embedding"}, reason="would move the model far, and elsewhere than the others of this queue"
 )
@@ -333,7 +285,7 @@ def badge(pool: PoolScores, count: int, rng: np.random.Generator) -> Picks:
     """BADGE (Ash et al., ICLR 2020, algorithm 1): k-means++ on gradient embeddings, from the longest one on, as in the authors'
     code. Score: the gradient's distance to the nearest gradient chosen before it; its length for the first."""
     norms, to = gradient_distances(pool.probabilities, pool.embedding)
-    first = _any_highest(norms, rng)
+    first = any_highest(norms, rng)
     indices, squared = kmeans_plus_plus(to, first, count, rng)
     squared[0] = norms[first]
     return Picks(indices, np.sqrt(squared))
@@ -342,17 +294,12 @@ def badge(pool: PoolScores, count: int, rng: np.random.Generator) -> Picks:
 def _farthest_first(rows: Rows, labelled: Rows, count: int, rng: np.random.Generator) -> Picks:
     """Always the cell farthest from all labelled and chosen ones; without a labelled cell the first is drawn at random. Score:
     that distance (for such a first cell, the largest distance from it)."""
-    from sklearn.metrics import pairwise_distances_argmin_min
-
     to = embedding_distances(rows)
-    if len(labelled):
-        nearest = pairwise_distances_argmin_min(rows, labelled)[1].astype(np.float64) ** 2
-    else:
-        nearest = np.full(len(rows), np.inf)
+    nearest = nearest_squared(rows, labelled) if len(labelled) else np.full(len(rows), np.inf)
     chosen: list[int] = []
     squared: list[float] = []
     for _ in range(count):
-        chosen.append(_any_highest(nearest, rng))
+        chosen.append(any_highest(nearest, rng))
         squared.append(float(nearest[chosen[-1]]))
         nearest = np.minimum(nearest, to(chosen[-1]))
         nearest[chosen] = -1.0

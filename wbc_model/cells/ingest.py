@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from wbc_model.cells.conflicts import Conflict
 from wbc_model.cells.decoded import DecodedCells
-from wbc_model.cells.manifest import printable, read_cell, read_manifest, root_of, unknown_label
+from wbc_model.cells.manifest import Plain, Source, printable, unknown_label
 from wbc_model.cells.merge import Examined, Merge, Row, Terms, compare_first
 from wbc_model.cells.pools import check_present, transaction
 from wbc_model.cells.rejections import UNUSABLE, Rejection
@@ -77,7 +77,7 @@ class IngestReport:
 
 
 def ingest(
-    data: Path,
+    data: Path | Source,
     workspace_data: Path,
     params: Params,
     source: str | None = None,
@@ -86,7 +86,8 @@ def ingest(
     *,
     first_query: FirstQuery,
 ) -> IngestReport:
-    """Take a manifest CSV or a folder per class into the store and the pools under `workspace_data` (a workspace's `data`).
+    """Take a manifest CSV, a folder per class or another source into the store and the pools under `workspace_data` (a
+    workspace's `data`).
 
     `source` is written beside every cell; by default the manifest's name. Without `reveal_labels` all rows go to the unlabelled
     pool, whatever their split, and their labels to the oracle. `first_query` chooses the cells whose label is known from the
@@ -95,14 +96,15 @@ def ingest(
     nothing changed, when the manifest as a whole cannot be read; so where too many of its rows disagree with the pools, unless
     `list_conflicts` lists them.
     """
-    manifest = read_manifest(data, params.data.label_names)
+    origin = Plain(data) if isinstance(data, Path) else data
+    manifest = origin.manifest(params.data.label_names)
     if not reveal_labels:
         manifest["split"] = "train"
-    terms = Terms(source or (data.resolve().name if data.is_dir() else data.stem), reveal_labels, list_conflicts)
+    terms = Terms(source or origin.name, reveal_labels, list_conflicts)
     check_present(workspace_data)
-    compare_first(manifest, root_of(data), workspace_data, params, terms)
+    compare_first(manifest, origin, workspace_data, params, terms)
     store, rows = ImageStore(workspace_data / "images"), Examined()
-    shards = store.add(_examine(manifest, root_of(data), store.index(), terms.source, rows))
+    shards = store.add(_examine(manifest, origin, store.index(), terms.source, rows))
     decoded = DecodedCells(store, workspace_data.parent / ".wbc/decoded", params.size.image_size, params.model.view)
     if reveal_labels and params.data.initial == "colours" and params.data.initial_share < 1:
         # not while the pools are locked; training needs it too
@@ -123,37 +125,45 @@ def ingest(
 
 # --- reading the files ---------------------------------------------------------------------------------------------
 
+Judged = StoredImage | Rejection
 
-def _examine(manifest: pd.DataFrame, root: Path, stored: Container[str], source: str, rows: Examined) -> Iterator[StoredImage]:
-    """Read, hash and decode each row's file in threads. The accepted images are given out; all rows go to `rows` in the
-    manifest's order. At most a few images are in memory."""
+
+def _examine(
+    manifest: pd.DataFrame, origin: Source, stored: Container[str], source: str, rows: Examined
+) -> Iterator[StoredImage]:
+    """Read, hash and decode each row's file in threads. The accepted images are given out as they come; all rows go to `rows` in
+    the manifest's order. At most a few images are in memory."""
+    paths, labels, groups, splits = (manifest[name].tolist() for name in ("path", "label", "group", "split"))
+    accepted: list[tuple[int, Row]] = []
+
+    def settle(place: int, row: Row, judged: Judged) -> Iterator[StoredImage]:
+        if isinstance(judged, Rejection):
+            rows.rejections.append(judged)
+            return
+        row.path, row.sha256 = judged.path, judged.sha256
+        accepted.append((place, row))
+        yield judged
+
     workers = min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool:
-        pending: deque[tuple[Row, Future[StoredImage | Rejection]]] = deque()
-        for entry in tqdm(manifest.itertuples(index=False), total=len(manifest), desc="ingest", unit="cell", disable=None):
-            row = Row(str(entry.path), "", str(entry.label), str(entry.group), _SIDE_OF_SPLIT[str(entry.split)])
-            pending.append((row, pool.submit(_examine_row, row, root, stored, source)))
+        pending: deque[tuple[int, Row, Future[Judged]]] = deque()
+        for place, load in tqdm(origin.files(paths), total=len(paths), desc="ingest", unit="cell", disable=None):
+            row = Row(str(paths[place]), "", str(labels[place]), str(groups[place]), _SIDE_OF_SPLIT[str(splits[place])])
+            pending.append((place, row, pool.submit(_examine_row, row, load, stored, source)))
             if len(pending) > 2 * workers:
-                yield from _settle(*pending.popleft(), rows)
+                place, row, future = pending.popleft()
+                yield from settle(place, row, future.result())
         while pending:
-            yield from _settle(*pending.popleft(), rows)
+            place, row, future = pending.popleft()
+            yield from settle(place, row, future.result())
+    rows.accepted += [row for _, row in sorted(accepted, key=lambda one: one[0])]
 
 
-def _settle(row: Row, future: "Future[StoredImage | Rejection]", rows: Examined) -> Iterator[StoredImage]:
-    result = future.result()
-    if isinstance(result, Rejection):
-        rows.rejections.append(result)
-        return
-    row.path, row.sha256 = result.path, result.sha256
-    rows.accepted.append(row)
-    yield result
-
-
-def _examine_row(row: Row, root: Path, stored: Container[str], source: str) -> StoredImage | Rejection:
+def _examine_row(row: Row, load: Callable[[], bytes], stored: Container[str], source: str) -> Judged:
     sha256 = ""
     path = printable(row.path)
     try:
-        data = read_cell(row.path, root)
+        data = load()
         sha256 = hashlib.sha256(data).hexdigest()
         width, height, image_format = 0, 0, ""
         if sha256 not in stored:  # what is stored was decoded when it came in, and is not stored again

@@ -4,10 +4,12 @@ import itertools
 import os
 import stat
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Protocol
 from urllib.parse import unquote
 
 import pandas as pd
@@ -41,6 +43,7 @@ ABBREVIATIONS: Final[Mapping[str, tuple[str, ...]]] = {
         *("segmented neutrophil", "neutrophil segmented", "band neutrophil", "neutrophil band"),
     ),
 }
+ManifestRow = tuple[str, str, str, str]  # path, label, split, group
 NO_NAMES: Final[Mapping[str, str]] = MappingProxyType({})
 _PEEKED: Final = 50  # rows in which a column of labels under another name is looked for
 _SLIP_OF_A_CLASS: Final = 0.79  # as SLIP, but diseases are named after classes: neutropenia is no slip of neutrophil
@@ -74,6 +77,43 @@ def unknown_label(label: str) -> str:
     return f"{label!r} is not one of {', '.join(CLASSES)}{hint} (`data.label_names` in params.yaml names what else means one)"
 
 
+class Source(Protocol):
+    """Where cells are taken in from. `name` is written beside each of them, unless the user gives another."""
+
+    @property
+    def name(self) -> str:
+        """What the data are called."""
+
+    def manifest(self, names: Mapping[str, str]) -> pd.DataFrame:
+        """The rows as `read_manifest` gives them; raises WbcError where the whole cannot be read."""
+
+    def files(self, paths: Sequence[str]) -> Iterator[tuple[int, Callable[[], bytes]]]:
+        """For each of the manifest's paths its position in `paths` and what gives its bytes, or raises ImageRejected.
+
+        They come in the order in which they are read fastest. Several threads may ask for bytes at once."""
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A manifest CSV or a folder on this machine."""
+
+    data: Path
+
+    @property
+    def name(self) -> str:
+        """The folder's name, or the manifest's without its ending."""
+        return self.data.resolve().name if self.data.is_dir() else self.data.stem
+
+    def manifest(self, names: Mapping[str, str]) -> pd.DataFrame:
+        """The rows: see `read_manifest`."""
+        return read_manifest(self.data, names)
+
+    def files(self, paths: Sequence[str]) -> Iterator[tuple[int, Callable[[], bytes]]]:
+        """In the manifest's order."""
+        root = root_of(self.data)
+        return ((place, partial(read_cell, path, root)) for place, path in enumerate(paths))
+
+
 def root_of(data: Path) -> Path:
     """The folder that the paths of a manifest are relative to and may not leave."""
     return data if data.is_dir() else data.parent
@@ -94,20 +134,32 @@ def read_manifest(data: Path, names: Mapping[str, str] = NO_NAMES) -> pd.DataFra
             raise WbcError(f"{data} has no images: expected images, or a subfolder per class ({', '.join(CLASSES)})")
     elif data.is_file():
         sheet = read_sheet(data, (*REQUIRED, *OPTIONAL))
-        rows = list(_csv_rows(sheet, names))
-        if not rows:
-            raise WbcError(f"{data} has a header and no rows")
+        rows = sheet_rows(sheet, names)
         read_as = f"read as separated by {sheet.said}" + ("" if "label" in sheet.header else ", without a column label")
     else:
         raise WbcError(f"{data} does not exist: name a manifest CSV, or a folder of images")
-    frame = pd.DataFrame(rows, columns=["path", "label", "split", "group"], dtype=object)  # a name need not be UTF-8
+    frame = manifest_frame(rows, read_as)
     root = root_of(data)
     frame["file"] = pd.Series([root / path for path in frame["path"]], dtype=object)
+    return frame
+
+
+def manifest_frame(rows: Sequence[ManifestRow], read_as: str = "") -> pd.DataFrame:
+    """Rows as text columns path, label, split and group."""
+    frame = pd.DataFrame(rows, columns=["path", "label", "split", "group"], dtype=object)  # a name need not be UTF-8
     frame.attrs["read_as"] = read_as
     return frame
 
 
-def _csv_rows(sheet: Sheet, names: Mapping[str, str]) -> Iterator[tuple[str, str, str, str]]:
+def sheet_rows(sheet: Sheet, names: Mapping[str, str]) -> list[ManifestRow]:
+    """A table's rows; raises WbcError naming the line of one that cannot be a row, or where there is none."""
+    rows = list(_csv_rows(sheet, names))
+    if not rows:
+        raise WbcError(f"{sheet.path} has a header and no rows")
+    return rows
+
+
+def _csv_rows(sheet: Sheet, names: Mapping[str, str]) -> Iterator[ManifestRow]:
     places = _columns(sheet)
     for line, row in _with_label_column(sheet, names):
         if len(row) > len(sheet.header):
@@ -119,10 +171,11 @@ def _csv_rows(sheet: Sheet, names: Mapping[str, str]) -> Iterator[tuple[str, str
         split = SPLITS.get(cell.get("split", "").strip().casefold())
         if split is None:
             raise WbcError(f"{sheet.path} line {line}: split {cell['split']!r} is not one of train, val, test")
-        yield cell["path"], _label(cell.get("label", ""), names), split, cell.get("group", "").strip()
+        yield cell["path"], folder_label(cell.get("label", ""), names), split, cell.get("group", "").strip()
 
 
-def _label(text: str, names: Mapping[str, str]) -> str:
+def folder_label(text: str, names: Mapping[str, str]) -> str:
+    """The class that a folder's name or a row's label means; empty for `unlabelled`."""
     return "" if _plain(text) in UNLABELLED else known_label(text, names)
 
 
@@ -155,7 +208,7 @@ def _with_label_column(sheet: Sheet, names: Mapping[str, str]) -> Iterator[tuple
     return itertools.chain(head, sheet.rows)
 
 
-def _folder_rows(root: Path, names: Mapping[str, str]) -> Iterator[tuple[str, str, str, str]]:
+def _folder_rows(root: Path, names: Mapping[str, str]) -> Iterator[ManifestRow]:
     """Images, folders per class, or these under folders named for the split; a folder around all of it is passed through."""
     top = _unwrapped(root, names)
     entries = _entries(top)
@@ -177,10 +230,10 @@ def _unwrapped(root: Path, names: Mapping[str, str]) -> Path:
     if len(entries) != 1 or not entries[0].is_dir() or entries[0].is_symlink():
         return root
     only = entries[0]
-    if only.name.casefold() in SPLITS or _label(only.name, names) in (*CLASSES, ""):
+    if only.name.casefold() in SPLITS or folder_label(only.name, names) in (*CLASSES, ""):
         return root
     inside = [entry for entry in _entries(only) if entry.is_dir()]
-    known = _has(inside, SPLITS) or any(_label(entry.name, names) in CLASSES for entry in inside)
+    known = _has(inside, SPLITS) or any(folder_label(entry.name, names) in CLASSES for entry in inside)
     return only if known else root
 
 
@@ -191,7 +244,7 @@ def _has(entries: list[Path], folders: Mapping[str, str]) -> bool:
 def _labelled(entry: Path, root: Path, names: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """The images under a class's folder with its label, and an image that lies in none without one."""
     if entry.is_dir():
-        yield from ((path, _label(entry.name, names)) for path in _images(entry, root, ()))
+        yield from ((path, folder_label(entry.name, names)) for path in _images(entry, root, ()))
     elif entry.suffix.casefold() in IMAGE_SUFFIXES or (entry.is_symlink() and not entry.exists()):
         yield _shown(entry, root), ""
 
@@ -218,7 +271,12 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _visible(path: Path) -> bool:
-    name = path.name.casefold()
+    return visible_name(path.name)
+
+
+def visible_name(name: str) -> bool:
+    """Whether a file or folder of this name is looked at: not what systems and unpackers leave behind."""
+    name = name.casefold()
     return not name.startswith(".") and name not in IGNORED_FILES and name not in IGNORED_FOLDERS
 
 

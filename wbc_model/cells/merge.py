@@ -2,8 +2,9 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -11,7 +12,7 @@ from typing import Any, Final
 import pandas as pd
 
 from wbc_model.cells.conflicts import CONFLICTS, Conflict, conflicts_csv, read_conflicts, too_many
-from wbc_model.cells.manifest import printable, read_cell
+from wbc_model.cells.manifest import Source, printable
 from wbc_model.cells.pools import COLUMNS, DRAWN, POOLS, Pools, now, sides, taken_out_as
 from wbc_model.cells.rejections import CONFLICT, UNUSABLE, Rejection, read_rejections, rejections_csv
 from wbc_model.cells.split import choose_sides, reveal
@@ -310,7 +311,7 @@ def _refuse_many(conflicts: list[Conflict], compared: int, params: Params) -> No
     )
 
 
-def compare_first(manifest: pd.DataFrame, root: Path, workspace_data: Path, params: Params, terms: Terms) -> None:
+def compare_first(manifest: pd.DataFrame, origin: Source, workspace_data: Path, params: Params, terms: Terms) -> None:
     """Look for too many conflicts before anything is stored: a manifest that is refused must leave nothing behind. Raises
     WbcError as `ingest` does."""
     if terms.list_conflicts or not Pools.exist(workspace_data / "pools"):
@@ -321,19 +322,33 @@ def compare_first(manifest: pd.DataFrame, root: Path, workspace_data: Path, para
     settled = {one.claim for one in read_conflicts(workspace_data / CONFLICTS) if one.settled_at}
     labelled = manifest[manifest["label"].isin(CLASSES)]
 
-    def digest(path: str) -> str:
+    paths, labels = labelled["path"].tolist(), labelled["label"].tolist()
+    conflicts, compared = [], 0
+    for place, sha256 in _digests(origin, paths):
+        present = existing.get(sha256)
+        if present is not None and present.label:
+            compared += 1
+            conflict = present.conflict(Row(printable(paths[place]), sha256, labels[place], "", ""), terms.source, "")
+            if labels[place] != present.label and conflict.claim not in settled:
+                conflicts.append(conflict)
+    _refuse_many(conflicts, compared, params)
+
+
+def _digests(origin: Source, paths: list[str]) -> Iterator[tuple[int, str]]:
+    """The sha256 of the file behind each path, with the path's position; empty where it cannot be read."""
+
+    def digest(load: Callable[[], bytes]) -> str:
         try:
-            return hashlib.sha256(read_cell(path, root)).hexdigest()
+            return hashlib.sha256(load()).hexdigest()
         except ImageRejected:
             return ""
 
-    conflicts, compared = [], 0
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for path, label, sha256 in zip(labelled["path"], labelled["label"], pool.map(digest, labelled["path"]), strict=True):
-            present = existing.get(sha256)
-            if present is not None and present.label:
-                compared += 1
-                conflict = present.conflict(Row(printable(path), sha256, label, "", ""), terms.source, "")
-                if label != present.label and conflict.claim not in settled:
-                    conflicts.append(conflict)
-    _refuse_many(conflicts, compared, params)
+    workers = min(8, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as pool:
+        pending: deque[tuple[int, Future[str]]] = deque()
+        for place, load in origin.files(paths):  # a few at a time: the files of some sources come with their bytes
+            pending.append((place, pool.submit(digest, load)))
+            if len(pending) > 2 * workers:
+                place, future = pending.popleft()
+                yield place, future.result()
+        yield from ((place, future.result()) for place, future in pending)

@@ -75,7 +75,11 @@ def read_sheet(path: Path, columns: Collection[str]) -> Sheet:
     The separator is what a first line `sep=;` says, else the one of SEPARATORS by which the header has most of `columns`.
     Raises WbcError as `read_written`, or, while its rows are read, where the file is no CSV.
     """
-    text = read_written(path)
+    return parse_sheet(read_written(path), path, columns)
+
+
+def parse_sheet(text: str, path: Path, columns: Collection[str]) -> Sheet:
+    """The same of a text that came from `path`."""
     first, _, rest = text.partition("\n")
     lines_before = 0
     if (named := re.fullmatch(r'"?sep=(.)"?', first.strip("\r"))) and named[1] in SEPARATORS:
