@@ -27,7 +27,9 @@ def labels_export_command(
 
     count = export_queue(here(), out, images, with_predictions)
     wrote = [str(out), *([str(out.with_suffix(".xml"))] if out.suffix == ".json" else []), *([str(images)] if images else [])]
-    following = f"\nnext: {_labelling(out)}" if count else ""
+    unseen = count and out.suffix.casefold() == ".csv" and images is None and not with_predictions
+    hint = "\nthe sheet names each cell by its image file: --images DIR writes those, too" if unseen else ""
+    following = f"{hint}\nnext: {_labelling(out)}" if count else ""
     emit({"cells": count, "wrote": wrote}, json_, f"{count} cells await a label\nwrote {', '.join(wrote)}{following}")
 
 

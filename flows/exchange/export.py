@@ -39,13 +39,14 @@ def export_cells(
 ) -> int:
     """Write cells (a queue's columns): `.csv` for a spreadsheet, `.json` as Label Studio tasks with the images in them.
 
-    `answers` are the choices of Label Studio. What the model thinks is there `with_predictions` only. With `images` the image
-    files are written into that folder too, named by rank. Returns the number of cells. Raises WbcError naming a file there that
+    `answers` are the choices of Label Studio. What the model thinks is there `with_predictions` only, and so are the paths. With
+    `images` the image files are written into that folder too, named by rank; a sheet has these names. Returns the number of cells. Raises WbcError naming a file there that
     is not what was written: somebody may have filled it in.
     """
     kind = out.suffix.casefold()
     if kind == ".csv":
-        files = [(out, blank_sheet(cells, with_predictions))]
+        shown = cells if with_predictions else _under_neutral_names(workspace, cells)
+        files = [(out, blank_sheet(shown, with_predictions))]
     elif kind == ".json":
         tasks = [_task(row, data, with_predictions) for row, data in _with_bytes(workspace, cells)]
         files = [(out, json.dumps(tasks, indent=1) + "\n"), (out.with_suffix(".xml"), label_studio_config(answers))]
@@ -54,9 +55,19 @@ def export_cells(
     hand_out(files, workspace)
     if images is not None:
         for row, data in _with_bytes(workspace, cells):
-            name = f"{int(row['rank']):05d}-{row['sha256'][:12]}{_kind(data)[1]}"
-            hand_out_bytes(images / name, data)
+            hand_out_bytes(images / _name(row, data), data)
     return len(cells)
+
+
+def _name(row: dict[str, Any], data: bytes) -> str:
+    """What a cell's image file is called that is handed out: a name that says nothing of its class."""
+    return f"{int(row['rank']):05d}-{row['sha256'][:12]}{_kind(data)[1]}"
+
+
+def _under_neutral_names(workspace: Path, cells: pd.DataFrame) -> pd.DataFrame:
+    """The cells with the names of their handed out images for `path`: a path may name the class."""
+    names = {row["sha256"]: _name(row, data) for row, data in _with_bytes(workspace, cells)}
+    return cells.assign(path=cells["sha256"].map(names))
 
 
 def blank_sheet(cells: pd.DataFrame, with_predictions: bool = False) -> str:

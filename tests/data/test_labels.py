@@ -267,6 +267,11 @@ def test_a_csv_goes_out_and_comes_back(workspace: Path, tmp_path: Path) -> None:
     assert export_queue(workspace, tmp_path / "ask.csv", tmp_path / "cells") == 5
     assert len(list((tmp_path / "cells").iterdir())) == 5
     table = pd.read_csv(tmp_path / "ask.csv", dtype=str, keep_default_na=False)
+    assert set(table["path"]) == {one.name for one in (tmp_path / "cells").iterdir()}, "a path may name the class"
+    asked = read_queue(workspace)
+    assert not [path for path in asked["path"] if path in (tmp_path / "ask.csv").read_text()]
+    export_queue(workspace, tmp_path / "open.csv", with_predictions=True)
+    assert set(pd.read_csv(tmp_path / "open.csv")["path"]) == set(asked["path"])
     table.loc[0, ["label", "labelled_by"]] = ["eosinophils", "dr. ada"]  # plural and in lower case
     table.loc[2, "label"] = "Monocyte"
     table.to_csv(tmp_path / "given.csv", index=False)
