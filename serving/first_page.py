@@ -19,8 +19,8 @@ READ_SECONDS: Final = 20.0  # in which the browser has read the file
 HINT: Final = "the page asks for a key: `wbc keys add NAME --scope classify --scope review` makes one"
 
 
-def show(host: str, port: int, key: str | None, folder: Path) -> None:
-    """Print the page's address with the key that was made now; without a terminal, or a new key, only how to make one.
+def show(host: str, port: int, key: str | None, folder: Path, page: str = "") -> None:
+    """Print the address of a page with the key that was made now; without a terminal, or a new key, only how to make one.
 
     Opens it where there is a display; `folder` is for the file by which that is done.
     """
@@ -28,7 +28,7 @@ def show(host: str, port: int, key: str | None, folder: Path) -> None:
     if key is None or terminal is None:
         print(f"wbc: {HINT}", file=sys.stderr)
         return
-    address = f"http://{f'[{host}]' if ':' in host else host}:{port}/#key={key}"
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}/{page}#key={key}"
     print(
         f"\n    {address}\n\n  The page, with its key: shown only now, kept nowhere. Later, {HINT}.\n", file=terminal, flush=True
     )

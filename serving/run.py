@@ -15,7 +15,7 @@ from serving.security.audit import AuditLog
 from serving.security.hosts import HOSTS, Hosts
 from serving.security.image_key import ImageKeys
 from serving.security.keys import KEYS, KEYS_FILE, ApiKeys
-from serving.settings import MODEL_DIR, absolute_paths
+from serving.settings import AWAITED, MODEL_DIR, absolute_paths
 from serving.upkeep.telemetry import check_settings
 from wbc_model.core.errors import WbcError
 from wbc_model.core.model_card import read_card
@@ -48,7 +48,7 @@ def command(target: str, host: str, port: int, working_dir: Path | None = None) 
     return [sys.executable, "-P", "-m", "bentoml", "serve", target, "--host", host, "--port", str(port), *where]
 
 
-def environment(port: int, model_dir: Path | None, store: Path | None = None) -> dict[str, str]:
+def environment(port: int, model_dir: Path | None, store: Path | None = None, awaited: bool = False) -> dict[str, str]:
     """This process' environment with what BentoML needs: no usage reports, a home of its own for each port, absolute paths.
 
     BentoML empties `prometheus_multiproc_dir` in its home at every start, under the feet of another server that has the same.
@@ -58,6 +58,8 @@ def environment(port: int, model_dir: Path | None, store: Path | None = None) ->
     values |= absolute_paths(os.environ)
     if model_dir is not None:
         values[MODEL_DIR] = str(model_dir.absolute())  # not resolved: a link may be led to another champion
+    if awaited:
+        values[AWAITED] = "true"
     if store is not None:
         values.setdefault(STORE_URL, sqlite_url(store.resolve()))
     return values
@@ -69,16 +71,18 @@ def serve(
     host: str | None = None,
     store: Path | None = None,
     show: Callable[[str, int], None] | None = None,
+    awaited: bool = False,
 ) -> NoReturn:
     """Serve a model directory. `bentoml serve` takes the place of this process, and signals reach the server.
 
     `store` is the SQLite file for reports unless WBC_STORE_URL names another store (or is set to nothing: none). Listens on
-    loopback unless `host` says otherwise. `show` is told address and port when all is right. Raises WbcError for a damaged
-    model or a bad setting, and as `address`.
+    loopback unless `host` says otherwise. `show` is told address and port when all is right. With `awaited` the model may come
+    later: readers can name cells before. Raises WbcError for a damaged model or a bad setting, and as `address`.
     """
-    read_card(model_dir)
+    if not awaited:
+        read_card(model_dir)
     where = Path(__file__).resolve().parent.parent
-    _replace("serving.service:WbcService", port, host, environment(port, model_dir, store), where, show)
+    _replace("serving.service:WbcService", port, host, environment(port, model_dir, store, awaited), where, show)
 
 
 def serve_bento(bento: Path, port: int = 3000, host: str | None = None) -> NoReturn:

@@ -36,10 +36,10 @@ from serving.reports.store import Store
 from serving.security.audit import AuditLog
 from serving.security.hosts import Hosts
 from serving.security.keys import ApiKeys
-from serving.settings import MODEL_DIR, resolve_paths
+from serving.settings import AWAITED, MODEL_DIR, resolve_paths
 from serving.upkeep.deeds import complete
 from wbc_model.core.errors import WbcError
-from wbc_model.core.model_card import read_card
+from wbc_model.core.model_card import ModelCard, read_card
 
 connections.install()
 app = create_app()
@@ -47,13 +47,19 @@ around = Around(app)
 
 
 def model_directory() -> Path:
-    """WBC_MODEL_DIR, else the folder `model` that was packaged beside this code."""
+    """WBC_MODEL_DIR, else the folder `model` that was packaged beside this code; it may be missing where it is awaited."""
     named = os.environ.get(MODEL_DIR, "").strip()
     directory = Path(named) if named else Path(__file__).resolve().parent.parent / "model"
-    if not directory.is_dir():
+    if not directory.is_dir() and not (named and os.environ.get(AWAITED)):
         hint = "" if named else f"; set {MODEL_DIR} to a model directory"
         raise WbcError(f"{directory} is not there{hint}")
     return directory
+
+
+def present_card() -> ModelCard | None:
+    """The card of the model directory; None while it is awaited. Raises WbcError as `read_card`."""
+    directory = model_directory()
+    return read_card(directory) if directory.is_dir() else None
 
 
 # The default host is loopback, so that a plain `bentoml serve` is no more open than `wbc serve`. BentoML would cut a request off
@@ -79,7 +85,8 @@ class WbcService:
         """Before the server starts: a missing or damaged model, or a bad setting, ends it with one line."""
         resolve_paths()  # here the folder is still the one where the command was typed
         try:
-            card_confusion(read_card(model_directory()))
+            if (card := present_card()) is not None:
+                card_confusion(card)
             site = site_from_environment()
             ApiKeys.from_environment()
             Limits.from_environment()
@@ -100,8 +107,10 @@ class WbcService:
         site = site_from_environment()
         kept = Kept.from_environment(site)
         complete(audit, None if kept is None else kept.store)
-        card = read_card(model_directory())
-        if kept is not None and card.rendered:  # before a report can be signed, which needs no model in memory
+        card = present_card()
+        if (
+            kept is not None and card is not None and card.rendered
+        ):  # before a report can be signed, which needs no model in memory
             say_rendered(kept.store, ModelName(name=card.name, version=card.version))
         running = app.state.running = Running(None, ApiKeys.from_environment(), limits, site, audit, kept)
         running.metrics.telemetry = Telemetry.from_environment(lambda: running.in_flight.images)

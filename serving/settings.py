@@ -19,6 +19,7 @@ from serving.security.image_key import IMAGE_KEY_FILE
 from serving.security.keys import KEYS_FILE
 
 MODEL_DIR: Final = "WBC_MODEL_DIR"
+AWAITED: Final = "WBC_MODEL_AWAITED"  # set by `wbc serve`: the model directory may not be there yet
 PATHS: Final = (MODEL_DIR, KEYS_FILE, AUDIT_LOG, SITE_FILE, IMAGE_KEY_FILE)
 
 

@@ -18,10 +18,17 @@ from serving.settings import MODEL_DIR
 from wbc_model.core.errors import WbcError
 
 CHAMPION: Final = "models/champion"
+LABEL_PAGE: Final = "label"
+_NO_CHAMPION: Final = (
+    "there is no champion yet: readers name cells on /label, and nothing is classified before `wbc champion` has one, which is "
+    "then taken in; --model DIR serves another model"
+)
 
 
 def serve_workspace(port: int, host: str | None, model: Path | None) -> None:
     """Serve `model`, else what WBC_MODEL_DIR names, else the champion; replaces this process. Makes a key where there is none.
+
+    Where there is no champion yet the pages for people work, and the first champion is taken in when it comes.
 
     Outside a workspace a model and keys must be named. Raises WbcError as `serving.run.serve`.
     """
@@ -41,15 +48,18 @@ def _serve_in(workspace: Path, port: int, host: str | None, chosen: Path | None)
     if line := followed(workspace) if chosen is None else followed_for(chosen):
         print(line, file=sys.stderr)
     model = chosen or workspace / CHAMPION
-    if not model.is_dir():
-        hint = "there is no champion yet: `wbc status` says how to come to one" if chosen is None else f"{chosen} is not there"
-        raise WbcError(f"{hint}; or give a model directory with --model DIR")
+    awaited = chosen is None and not model.is_dir()
+    if awaited:
+        print(f"wbc: {_NO_CHAMPION}", file=sys.stderr)
+    elif not model.is_dir():
+        raise WbcError(f"{chosen} is not there; give a model directory with --model DIR")
     mark_rendered(workspace)
     os.environ.setdefault(AUDIT_LOG, str(workspace / AUDIT))
     key = _keys(workspace / KEYRING)
     home = Path(environment(port, None)["BENTOML_HOME"])
     try:
-        serve(model, port, host, workspace / STORE, lambda address, at: show(address, at, key, home))
+        page = LABEL_PAGE if awaited else ""
+        serve(model, port, host, workspace / STORE, lambda address, at: show(address, at, key, home, page), awaited)
     except WbcError:
         if key is not None:
             (workspace / KEYRING).unlink()  # nobody has seen it

@@ -40,8 +40,8 @@ def export_cells(
     """Write cells (a queue's columns): `.csv` for a spreadsheet, `.json` as Label Studio tasks with the images in them.
 
     `answers` are the choices of Label Studio. What the model thinks is there `with_predictions` only, and so are the paths. With
-    `images` the image files are written into that folder too, named by rank; a sheet has these names. Returns the number of cells. Raises WbcError naming a file there that
-    is not what was written: somebody may have filled it in.
+    `images` the image files are written into that folder too, named by rank; a sheet has these names. Returns the number of
+    cells. Raises WbcError naming a file there that is not what was written: somebody may have filled it in.
     """
     kind = out.suffix.casefold()
     if kind == ".csv":

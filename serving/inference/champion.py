@@ -27,7 +27,8 @@ def signatures(directory: Path) -> tuple[Signature, ...]:
 
 
 class ChampionWatch:
-    """Loads the model of a directory, and again whenever there is another; `install` is told of each that is ready."""
+    """Loads the model of a directory, which may come later, and again whenever there is another. `install` is told of each that
+    is ready."""
 
     def __init__(self, directory: Path, install: Callable[[Classifier], None]) -> None:
         self.directory = directory
@@ -57,6 +58,9 @@ class ChampionWatch:
     def load(self) -> None:
         """Load the directory's model, try it out and install it; what cannot be used is one line in the log."""
         self._tried = signatures(self.directory)
+        if not any(self._tried):
+            _LOG.info("there is no model at %s yet: nothing is classified before there is one", self.directory)
+            return
         try:
             classifier = Classifier.open(self.directory)
         except (WbcError, OSError) as error:

@@ -19,6 +19,7 @@ import * as upload from "./upload.js";
 import { images } from "./words.js";
 import { leaveWorklist, listenToWorklist, resetWorklist, showWorklist } from "./worklist.js";
 
+const LOOK_AGAIN = 10_000; // ms until the page looks again for a model, while there is none
 const MOVES = ["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "Home", "End"];
 
 const byId = (id) => document.getElementById(id);
@@ -34,7 +35,7 @@ let busy = 0; // how much of it is not done yet
 
 async function begin() {
   await guarded(async () => {
-    const card = await service.model();
+    const card = await modelCard();
     classes = card.classes;
     byId("model-line").textContent = t("report.model", { version: card.version });
     byId("help-classes").textContent = t("report.help.correct", { classes: listed(classes.map(kind)) });
@@ -52,6 +53,22 @@ async function begin() {
     makeChoices(classes, further, choose);
     await go();
   });
+}
+
+/** The card of the model. While there is none yet, the page says so, and where cells can be named all the same. */
+async function modelCard() {
+  for (;;) {
+    try {
+      const card = await service.model();
+      notice("no-model", "");
+      return card;
+    } catch (failure) {
+      if (failure.kind !== "not-ready") throw failure;
+      notice("no-model", t("report.no_model"));
+      byId("to-label").hidden = false;
+      await new Promise((resolve) => setTimeout(resolve, LOOK_AGAIN));
+    }
+  }
 }
 
 function keyOf(key) {

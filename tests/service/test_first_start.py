@@ -1,8 +1,10 @@
 """`wbc serve`: what it takes from the workspace, the key that it makes first, and paths as they were typed."""
 
+import contextlib
 import os
 import pty
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -13,13 +15,15 @@ from typing import Any
 
 import httpx
 import pytest
-from live import ROOT, Server, clean_environment, free_port, started, wait_ready
+from live import ROOT, Server, clean_environment, form, free_port, of_class, started, wait_ready
 from tiny_model import write_model
 from typer.testing import CliRunner
 
 from flows.cli import app as command_line
+from serving.reports.store import sqlite_url
+from serving.run import command
 from serving.security.keys import KEYS, KEYS_FILE, add_key, list_keys, revoke_key
-from serving.settings import PATHS, absolute_paths
+from serving.settings import AWAITED, PATHS, absolute_paths
 
 
 @pytest.fixture
@@ -83,6 +87,52 @@ def test_a_model_that_is_not_there_is_named_and_leaves_no_key_behind(workspace: 
     (workspace / "models/champion/model.onnx").write_bytes(b"x")
     assert CliRunner().invoke(command_line, ["serve", "--host", "0.0.0.0"]).exception is not None  # noqa: S104
     assert not (workspace / "data/service.keys").exists(), "nobody has seen it"
+
+
+def test_before_the_first_champion_readers_can_name_cells(workspace: Path, would_start: dict[str, Any]) -> None:
+    shutil.rmtree(workspace / "models/champion")
+    output = serve()
+    assert "there is no champion yet: readers name cells on /label" in output
+    assert would_start["WBC_MODEL_DIR"] == str(workspace / "models/champion")
+    assert would_start[AWAITED] == "true"
+    would_start.clear()
+    write_model(workspace / "models/champion")
+    assert "no champion" not in serve()
+    assert AWAITED not in would_start
+
+
+@pytest.mark.slow
+def test_a_service_without_a_model_takes_in_the_first_champion(tmp_path: Path) -> None:
+    model, port, key = tmp_path / "models/champion", free_port(), "a-key"
+    environment = clean_environment(
+        WBC_MODEL_DIR=str(model), WBC_MODEL_AWAITED="true", WBC_API_KEYS=key, WBC_STORE_URL=sqlite_url(tmp_path / "service.db")
+    )
+    with started(command("serving.service:WbcService", "127.0.0.1", port), port, tmp_path, environment, ROOT, answers) as server:
+        service = httpx.Client(base_url=server.url, headers={"X-API-Key": key}, timeout=30)
+        assert [service.get(path).status_code for path in ("/livez", "/readyz", "/label", "/v1/labelling")] == [
+            200,
+            503,
+            200,
+            200,
+        ]
+        assert service.post("/v1/worklist", json={}).json()["reports"] == []
+        refused = service.get("/v1/model")
+        assert (refused.status_code, refused.json()["type"]) == (503, "urn:wbc:problem:not-ready")
+        write_model(tmp_path / "made")
+        model.parent.mkdir()
+        (tmp_path / "made").rename(model)
+        wait_ready(server)
+        assert service.get("/v1/model").status_code == 200
+        assert service.post("/v1/classify", files=form(of_class("Basophil"))).json()["results"][0]["label"] == "Basophil"
+
+
+def answers(server: Server) -> None:
+    """Wait until it listens."""
+    for _ in range(600):
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"{server.url}/livez").status_code == 200:
+                return
+        time.sleep(0.1)
 
 
 def test_outside_a_workspace_model_and_keys_must_be_named(
