@@ -558,10 +558,12 @@ def _go_on(ctx: Context, scheduled: bool) -> bool:
     """Whether a retraining that waited for people has got labels since; a `scheduled` one, whether they are enough."""
     state = ctx.state
     if state.status == "waiting":
-        if not (ctx.workspace / "data/queue.csv").exists():
-            ctx.progress.say("data/queue.csv is gone: this round's question is made again")
+        there = (ctx.workspace / "data/queue.csv").exists()
+        wait = waits_for(ctx.workspace, state, ctx.params.schedule) if there else None
+        if wait is None or not wait.asked:
+            why = "data/queue.csv is gone" if wait is None else "the data checks took every cell of data/queue.csv out of use"
+            ctx.progress.say(f"{why}: this round asks again")
         else:
-            wait = waits_for(ctx.workspace, state, ctx.params.schedule, people.cells_given_up(ctx.workspace))
             if not wait.answered or (scheduled and not wait.ready(datetime.now(UTC))):
                 return False
             ctx.progress.say(f"people have labelled {wait.answered} of {wait.asked} cells")

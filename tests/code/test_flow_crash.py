@@ -416,8 +416,14 @@ def test_a_queue_that_goes_and_parameters_that_change_while_people_are_asked(
     (workspace / "data/queue.csv").unlink()
     again = retrain.retraining(workspace)
     assert (again.status, again.key, len(again.cycles)) == ("waiting", first.key, 1)
-    assert "data/queue.csv is gone: this round's question is made again" in capsys.readouterr().err
+    assert "data/queue.csv is gone: this round asks again" in capsys.readouterr().err
     assert on_the_page() == asked
+    quarantine = [f"0.png,{sha256},blank," for sha256 in asked]
+    (workspace / "data/quarantine.csv").write_text("\n".join(["path,sha256,reason,detail", *quarantine]) + "\n")
+    again = retrain.retraining(workspace, scheduled=True)
+    assert (again.status, again.key) == ("waiting", first.key), "it does not go on without a label, nor wait for none"
+    assert "the data checks took every cell of data/queue.csv out of use: this round asks again" in capsys.readouterr().err
+    (workspace / "data/quarantine.csv").unlink()
 
     set_params(workspace, {"seed": 5})
     other = retrain.retraining(workspace)
