@@ -334,7 +334,7 @@ def go_round(
         assert min(counts) >= ASKED
         assert adjudicate(loop, lead, truth) > 0
         _goes_on_though_killed(loop)
-        assert any("the retraining goes on" in one["body"] for one in posted), posted
+        assert any("the retraining goes on: " in one["body"] for one in posted), posted
         _what_was_learned(workspace, truth, asked, odd)
         until(lambda: model_of(loop, lead) != first, 240)
         until(lambda: not {kind for kind, _ in loop.states()} & {"PAUSED", "RUNNING", "FAILED"}, 300)

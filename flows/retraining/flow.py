@@ -566,9 +566,10 @@ def _go_on(ctx: Context, scheduled: bool) -> bool:
         else:
             if not wait.answered or (scheduled and not wait.ready(datetime.now(UTC))):
                 return False
-            ctx.progress.say(f"people have labelled {wait.answered} of {wait.asked} cells")
-            if scheduled:
-                announce(ctx.workspace, f"{ctx.workspace.name}: the retraining goes on: {wait.ready(datetime.now(UTC))}")
+            far = f"people have labelled {wait.answered} of {wait.asked} cells"
+            ctx.progress.say(far)
+            if ctx.by_itself:
+                announce(ctx.workspace, f"{ctx.workspace.name}: the retraining goes on: {wait.ready(datetime.now(UTC)) or far}")
             state.cycle += 1
     state.status, state.scheduled = "running", ctx.by_itself
     state.write(ctx.workspace)
