@@ -100,6 +100,8 @@ def test_a_scheduled_retraining_waits_without_a_process_and_outlives_server_and_
         until(lambda: status_of(workspace) == "done", 1800)
         until(lambda: loop.states(flow) == [("COMPLETED", "Completed"), ("CANCELLED", "Waiting")], 120)
         _all_was_learned(loop, asked.key)
+        news = (workspace / ".wbc/logs/news.log").read_text()
+        assert f"the retraining goes on: {ASKED} of {ASKED} cells are agreed, and {ASKED} are enough" in news
         time.sleep(30)  # the watch looks again
         assert status_of(workspace) == "done"
         assert len(loop.runs(flow)) == 2, "nothing is asked for twice"
