@@ -27,7 +27,6 @@ from prefect.runtime import task_run
 from flows import labels
 from flows.descriptions import curve_table, gate_note, model_note
 from flows.identity import workspace_name
-from flows.labelling.waiting import waits_for
 from flows.labelling.worth import gain_tags
 from flows.notify import announce
 from flows.pipeline import dvc as versioning
@@ -558,10 +557,9 @@ def _go_on(ctx: Context, scheduled: bool) -> bool:
     """Whether a retraining that waited for people has got labels since; a `scheduled` one, whether they are enough."""
     state = ctx.state
     if state.status == "waiting":
-        there = (ctx.workspace / "data/queue.csv").exists()
-        wait = waits_for(ctx.workspace, state, ctx.params.schedule) if there else None
+        wait = people.wait_of(ctx.workspace, state, ctx.params)
         if wait is None or not wait.asked:
-            why = "data/queue.csv is gone" if wait is None else "the data checks took every cell of data/queue.csv out of use"
+            why = "data/queue.csv is gone" if wait is None else "no cell of data/queue.csv is to be named any more"
             ctx.progress.say(f"{why}: this round asks again")
         else:
             if not wait.answered or (scheduled and not wait.ready(datetime.now(UTC))):
@@ -584,6 +582,9 @@ def _cycles(ctx: Context) -> bool:
         last = _one_cycle(ctx)
         bar.show(1.0 if last else (ctx.state.cycle + 1) / (ctx.params.retrain.cycles + 1))
         if last:
+            return True
+        if ctx.params.retrain.annotator == "people" and not people.left_to_name(ctx.workspace):
+            ctx.progress.say("nobody can name a cell of the queue: the retraining ends with the labels that it has")
             return True
         if ctx.params.retrain.annotator == "people" or not label(ctx):
             ctx.state.status = "waiting"

@@ -58,7 +58,7 @@ def ask(workspace: Path, state: State, params: Params, by_itself: bool) -> Stand
     `by_itself`: nobody has to type it for the retraining to go on. A person who looks in on a round changes nothing about that.
     """
     from serving.contract.site import site_from_environment
-    from serving.labelling.queue import Notice, asked_now, progress
+    from serving.labelling.queue import Notice, asked_now, given_up, progress
 
     name = queue_id(state.key, state.cycle)
     first = state.queue != name
@@ -68,7 +68,8 @@ def ask(workspace: Path, state: State, params: Params, by_itself: bool) -> Stand
         deadline = deadline_of(state, params.schedule)
         notice = Notice(workspace_name(workspace), state.after_cycle + state.cycle, _model(workspace), deadline)
         new = progress(store, notice.workspace).queue_id != name
-        if new or not _to_name(workspace) <= set(asked_now(store, notice.workspace)):
+        there = set(asked_now(store, notice.workspace)) | given_up(store, notice.workspace)
+        if new or not _to_name(workspace) <= there:
             publish_queue(workspace, store, name, notice, fresh_cells.waiting(workspace), site_from_environment())
         state.queue = name
         state.write(workspace)
@@ -82,6 +83,18 @@ def ask(workspace: Path, state: State, params: Params, by_itself: bool) -> Stand
 
 def _to_name(workspace: Path) -> set[str]:
     return set(labels.awaited(workspace)["sha256"]) - quarantined(workspace / "data")
+
+
+def left_to_name(workspace: Path) -> int:
+    """How many cells of the queue somebody could still name."""
+    return len(_to_name(workspace) - cells_given_up(workspace))
+
+
+def wait_of(workspace: Path, state: State, params: Params) -> Wait | None:
+    """What a retraining in this state waits for; None where its queue is gone."""
+    if not (workspace / "data/queue.csv").exists():
+        return None
+    return waits_for(workspace, state, params.schedule, cells_given_up(workspace))
 
 
 def take(workspace: Path) -> Came:

@@ -418,12 +418,6 @@ def test_a_queue_that_goes_and_parameters_that_change_while_people_are_asked(
     assert (again.status, again.key, len(again.cycles)) == ("waiting", first.key, 1)
     assert "data/queue.csv is gone: this round asks again" in capsys.readouterr().err
     assert on_the_page() == asked
-    quarantine = [f"0.png,{sha256},blank," for sha256 in asked]
-    (workspace / "data/quarantine.csv").write_text("\n".join(["path,sha256,reason,detail", *quarantine]) + "\n")
-    again = retrain.retraining(workspace, scheduled=True)
-    assert (again.status, again.key) == ("waiting", first.key), "it does not go on without a label, nor wait for none"
-    assert "the data checks took every cell of data/queue.csv out of use: this round asks again" in capsys.readouterr().err
-    (workspace / "data/quarantine.csv").unlink()
 
     set_params(workspace, {"seed": 5})
     other = retrain.retraining(workspace)
@@ -433,12 +427,21 @@ def test_a_queue_that_goes_and_parameters_that_change_while_people_are_asked(
     assert said in capsys.readouterr().err
     assert on_the_page() == asked, "asked again by the new one"
 
+    quarantine = [f"0.png,{sha256},blank," for sha256 in asked]
+    (workspace / "data/quarantine.csv").write_text("\n".join(["path,sha256,reason,detail", *quarantine]) + "\n")
+    ended = retrain.retraining(workspace, scheduled=True)
+    assert (ended.status, ended.key) == ("done", other.key), "it does not wait for what cannot come"
+    said = capsys.readouterr().err
+    assert "no cell of data/queue.csv is to be named any more: this round asks again" in said
+    assert "nobody can name a cell of the queue: the retraining ends with the labels that it has" in said
+    assert on_the_page() == set()
+    (workspace / "data/quarantine.csv").unlink()
     set_params(workspace, {"retrain.annotator": "oracle"})
     assert retrain.retraining(workspace).status == "done"
     assert not on_the_page() & set(Pools.read(workspace / "data/pools").frames["labelled"]["sha256"])
     with meeting_store(workspace) as page:
-        line = progress(page, workspace_name(workspace)).next_step
-    assert line.startswith("no retraining waits for people; "), "and none promises that it does"
+        said = progress(page, workspace_name(workspace)).next_step
+    assert said.startswith("no retraining waits for people; "), "and none promises that it does"
 
 
 def test_a_scheduled_one_waits_until_enough_is_agreed_on_the_page(
