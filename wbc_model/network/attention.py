@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 class ECA(nn.Module):
@@ -41,6 +43,66 @@ class SRM(nn.Module):
         return x * weight[:, :, None, None].to(x.dtype)
 
 
+def mean_and_max_of_pixels(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, C, H, W) to the mean and the largest value of each channel, (N, C) each."""
+    if _with_places(x):
+        result: tuple[Tensor, Tensor] = _OfPixels.apply(x)
+        return result
+    return x.mean((2, 3)), x.amax((2, 3))
+
+
+def mean_and_max_of_channels(x: Tensor) -> tuple[Tensor, Tensor]:
+    """(N, C, H, W) to the mean and the largest value at each pixel, (N, H, W) each."""
+    if _with_places(x):
+        result: tuple[Tensor, Tensor] = _OfChannels.apply(x)
+        return result
+    return x.mean(1), x.amax(1)
+
+
+def _with_places(x: Tensor) -> bool:
+    """Whether to note where the largest values are. On a CPU PyTorch's gradient of `amax` compares every value with them, five
+    times as slowly. Of equal values it moves all, the noted place moves one."""
+    return x.device.type == "cpu" and x.requires_grad and torch.is_grad_enabled() and not torch.onnx.is_in_onnx_export()
+
+
+def _spread(mean: Tensor, largest: Tensor, places: Tensor, dim: int, like: tuple[int, int, int, int]) -> Tensor:
+    """The gradient of a mean and a largest value over dimension `dim` of (N, H * W, C), as one of (N, C, H, W)."""
+    n, channels, height, width = like
+    count = (n, height * width, channels)[dim]
+    share = (mean / count).unsqueeze(dim)
+    whole = share.expand(n, height * width, channels).contiguous()
+    whole.scatter_(dim, places.unsqueeze(dim), share + largest.unsqueeze(dim))
+    return whole.view(n, height, width, channels).permute(0, 3, 1, 2)
+
+
+class _OfPixels(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        largest, places = F.adaptive_max_pool2d(x, 1, return_indices=True)
+        ctx.save_for_backward(places.flatten(1))
+        ctx.like = tuple(x.shape)
+        return x.mean((2, 3)), largest.flatten(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, mean: Tensor, largest: Tensor) -> Tensor:
+        return _spread(mean, largest, ctx.saved_tensors[0], 1, ctx.like)
+
+
+class _OfChannels(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        largest, places = x.permute(0, 2, 3, 1).max(3)
+        ctx.save_for_backward(places.flatten(1))
+        ctx.like = tuple(x.shape)
+        return x.mean(1), largest
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, mean: Tensor, largest: Tensor) -> Tensor:
+        return _spread(mean.flatten(1), largest.flatten(1), ctx.saved_tensors[0], 2, ctx.like)
+
+
 class CBAM(nn.Module):
     """Convolutional block attention, Woo et al., ECCV 2018: channel attention, then spatial attention.
 
@@ -56,10 +118,10 @@ class CBAM(nn.Module):
         self.spatial = nn.Conv2d(2, 1, 7, padding=3, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled = torch.stack([x.mean((2, 3)), x.amax((2, 3))])
+        pooled = torch.stack(mean_and_max_of_pixels(x))
         weight = torch.sigmoid(self.excite(torch.relu(self.squeeze(pooled))).sum(0))
         x = x * weight[:, :, None, None].to(x.dtype)
-        seen = torch.stack([x.mean(1), x.amax(1)], dim=1)
+        seen = torch.stack(mean_and_max_of_channels(x), dim=1)
         return x * torch.sigmoid(self.spatial(seen)).to(x.dtype)
 
 

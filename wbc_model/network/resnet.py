@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
 from wbc_model.network.attention import ATTENTION
+from wbc_model.network.convolution import Conv3x3
 from wbc_model.network.lossnet import STAGE_CHANNELS, LossNet
 
 # ImageNet's statistics, because that is what weights given by file were trained with.
@@ -47,9 +48,9 @@ class BasicBlock(nn.Module):
     def __init__(self, channels_in: int, channels: int, stride: int, attention: str, norm: str) -> None:
         super().__init__()
         normalise = NORM[norm]
-        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=False)
+        self.conv1 = Conv3x3(channels_in, channels, stride)
         self.bn1 = normalise(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.conv2 = Conv3x3(channels, channels)
         self.bn2 = normalise(channels)
         self.attention = ATTENTION[attention](channels)
         self.downsample: nn.Module = nn.Identity()

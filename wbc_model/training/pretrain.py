@@ -133,6 +133,7 @@ class Pretraining:
         if len(cells.sha256s) < size.batch_size:
             raise WbcError(f"train.pretraining: the pool has {len(cells.sha256s)} cells, at least {size.batch_size} are needed")
         torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # as in training
         self.device = Fabric(accelerator=train.accelerator, devices=1).device
         torch.manual_seed(params.seed)
         network = AttentionResNet18(params.model.attention, lossnet=False, norm=params.model.norm)

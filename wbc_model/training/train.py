@@ -279,6 +279,8 @@ def fabric_of(params: Params) -> Fabric:
         raise WbcError(f"params.yaml: batch_size {size.batch_size} does not divide by train.devices {train.devices}")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS repeats its results only with this
     torch.use_deterministic_algorithms(True)
+    # Filling new memory is a search for faults: everything is written before it is read.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     fabric = Fabric(
         accelerator=train.accelerator,
         devices=train.devices,

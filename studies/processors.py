@@ -1,0 +1,225 @@
+"""What is fastest on this kind of processor: each 3x3 convolution of the network in its ways, and whole updates before and after.
+
+    python studies/processors.py [--rounds 12] [--threads N]
+
+    python studies/processors.py --updates [--rounds 12] [--threads N]
+
+The first is run once for each kind of processor. It writes `studies/processors/`, and prints the row for the table in
+wbc_model/network/processors.py, which training looks up. The second compares a 64 px update as it was and as it is. All ways take
+turns in one run, so the machine's drift falls on all. With `--threads 1` the processor's time of the one thread counts, and other
+work on the machine changes little.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import re
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+from unittest import mock
+
+import numpy as np
+import pandas as pd
+import torch
+
+from flows.studies.results import publishing
+from wbc_model.network import attention, processors
+from wbc_model.network.convolution import convolved
+from wbc_model.network.processors import CPUINFO, TABLE, Way, kind
+from wbc_model.params import Params, read_params
+from wbc_model.training.labelled import LabelledCells
+from wbc_model.training.pseudo_labels import PseudoLabels, UnlabelledCells
+from wbc_model.training.train import Training
+
+ROOT: Final = Path(__file__).parents[1]
+OUT: Final = ROOT / "studies/processors"
+FILE: Final = "convolutions.csv"
+BATCH: Final = 128  # 64 labelled and 64 unlabelled cells
+# Input and output channels, stride and the map's side: of the network at 64 px, and its last stages at 32 px.
+SHAPES: Final = (
+    (64, 64, 1, 16),
+    (64, 128, 2, 16),
+    (128, 128, 1, 8),
+    (128, 256, 2, 8),
+    (256, 256, 1, 4),
+    (256, 512, 2, 4),
+    (512, 512, 1, 2),
+    (256, 512, 2, 2),
+    (512, 512, 1, 1),
+)
+WORTH: Final = 0.9  # of plain's time: another way is chosen below this
+Clock = Callable[[], float]
+
+
+def ways(side: int) -> list[Way]:
+    return ["plain", "unfold", "dense"] if side <= 2 else ["plain", "unfold"]
+
+
+def once(shape: tuple[int, int, int, int], way: Way, precision: torch.dtype) -> Callable[[], None]:
+    """Forward and backward of one convolution of the network, weights in float32."""
+    channels_in, channels, stride, side = shape
+    torch.manual_seed(0)
+    images = torch.randn(BATCH, channels_in, side, side).to(precision).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(channels, channels_in, 3, 3).contiguous(memory_format=torch.channels_last).requires_grad_()
+    images.requires_grad_()
+
+    def work() -> None:
+        images.grad = weight.grad = None
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            result = convolved(images, weight, stride, way)
+        result.backward(torch.ones_like(result))  # type: ignore[no-untyped-call]
+
+    return work
+
+
+def taking_turns(works: dict[str, Callable[[], None]], rounds: int, clock: Clock) -> dict[str, list[float]]:
+    """Seconds of each work in each round, after one round that is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for number in range(rounds + 1):
+        for name, work in works.items():
+            start = clock()
+            work()
+            if number:
+                seconds[name].append(clock() - start)
+    return seconds
+
+
+def convolutions(of_kind: str, rounds: int, clock: Clock) -> pd.DataFrame:
+    """A row for each convolution and way: milliseconds, the median over the rounds, and the share of plain's."""
+    precision = torch.float32 if of_kind == "other" else torch.bfloat16
+    rows = []
+    for shape in SHAPES:
+        seconds = taking_turns({way: once(shape, way, precision) for way in ways(shape[3])}, rounds, clock)
+        for way, values in seconds.items():
+            share = statistics.median(a / b for a, b in zip(values, seconds["plain"], strict=True))
+            facts = dict(zip(("channels_in", "channels", "stride", "side"), shape, strict=True))
+            rows.append({"kind": of_kind, "precision": str(precision)[6:], **facts, "way": way})
+            rows[-1] |= {"milliseconds": round(1000 * statistics.median(values), 2), "share_of_plain": round(share, 3)}
+    return pd.DataFrame(rows).assign(
+        rounds=rounds, threads=torch.get_num_threads(), torch=torch.__version__.split("+")[0], processor=name_of_processor()
+    )
+
+
+def fastest(rows: pd.DataFrame) -> dict[tuple[int, int], str]:
+    """The table's row of one kind of processor: where another way than plain is worth it, by the map's side and the stride."""
+    chosen = {}
+    for _, some in rows.groupby(["side", "stride"]):
+        best = some.sort_values("share_of_plain").iloc[0]
+        if best["share_of_plain"] < WORTH:
+            chosen[int(best["side"]), int(best["stride"])] = str(best["way"])
+    return chosen
+
+
+def name_of_processor() -> str:
+    found = re.search(r"^model name\s*: (.*)$", CPUINFO.read_text() if CPUINFO.is_file() else "", re.MULTILINE)
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "")  # a newer processor may stand for an older one
+    return (found[1] if found else platform.processor()) + (f" limited to {limit}" if limit else "")
+
+
+def readme(table: pd.DataFrame) -> str:
+    lines = []
+    for _, rows in table.groupby(["kind", "precision", "channels_in", "channels", "stride", "side"], sort=False):
+        one = rows.iloc[0]
+        times = {row.way: f"{row.milliseconds:.1f}" for row in rows.itertuples()}
+        chosen = TABLE[one["kind"]].get((one["side"], one["stride"]), "plain")
+        cells = [one["kind"], one["precision"], f"{one['channels_in']} → {one['channels']}", f"{one['side']}x{one['side']}"]
+        cells += [one["stride"], *(times.get(way, "") for way in ways(1)), chosen]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    measured = [f"- `{row.kind}`: {row.processor}, {row.threads} thread(s), torch {row.torch}, {row.rounds} rounds"
+                for row in table.drop_duplicates("kind").itertuples()]  # fmt: skip
+    head = "| kind | precision | channels | map | stride | plain | unfold | dense | chosen |\n" + "|---|" + "---|" * 8
+    text = (
+        "# What is fastest on which kind of processor\n\n"
+        "`python studies/processors.py` gives milliseconds of one 3x3 convolution of 128 images, forward and backward. They are\n"
+        "the median over rounds in which the ways take turns. `chosen` is what training does, by the table in\n"
+        "`wbc_model/network/processors.py` ([decision 062](../../docs/decisions/062-small-maps-as-matrix-products.md)).\n\n"
+    )
+    return text + "\n".join([*measured, "", head, *lines]) + "\n"
+
+
+@contextlib.contextmanager
+def as_it_was() -> Iterator[None]:
+    """Training before decision 062: plain convolutions, PyTorch's gradient of `amax`, new memory filled with NaN."""
+    plain = mock.patch.dict(processors.TABLE, {kind(): {}})
+    with plain, mock.patch.object(attention, "_with_places", return_value=False):
+        torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def training_of(params: Params, folder: Path, pseudo: bool) -> Training:
+    """A training on noise that is at its hard samples, and at its pseudo-labels where it has any."""
+    random, size = np.random.default_rng(0), params.size.image_size
+
+    def noise(count: int) -> LabelledCells:
+        images = random.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+        return LabelledCells(images, random.integers(0, 5, count), tuple(map(str, range(count))))
+
+    few = {"ema": 0.99, "logit_adjustment": 1.0, "unlabelled_ratio": 1.0} if pseudo else {}
+    params = params.model_copy(update={"train": params.train.model_copy(update={"accelerator": "cpu", **few})})
+    labelled, pool = noise(600), noise(600)
+    unlabelled = UnlabelledCells(pool.sha256s, lambda names: pool.images[[int(name) for name in names]])
+    training = Training.of_pools(params, labelled, noise(64), folder / f"checkpoint-{pseudo}", unlabelled)
+    training.network.train()
+    training.batches.weights = torch.ones(600)
+    if training.pseudo is not None:
+        training.pseudo.use(PseudoLabels(torch.from_numpy(pool.labels), torch.ones(600)))
+    return training
+
+
+def updates(params: Params, pseudo: bool, rounds: int, clock: Clock) -> dict[str, Any]:
+    """Seconds of an update before and after, and the median of their ratio over the rounds with its range."""
+    with tempfile.TemporaryDirectory() as name:
+        training = training_of(params, Path(name), pseudo)
+        update = params.size.updates // 2
+
+        def before() -> None:
+            with as_it_was():
+                training.step(update)
+
+        seconds = taking_turns({"before": before, "after": lambda: training.step(update)}, rounds, clock)
+    ratios = [b / a for a, b in zip(seconds["after"], seconds["before"], strict=True)]
+    return {
+        "images": params.size.batch_size * (2 if pseudo else 1),
+        "seconds": {name: round(statistics.median(values), 4) for name, values in seconds.items()},
+        "times_as_fast": round(statistics.median(ratios), 3),
+        "range": [round(min(ratios), 3), round(max(ratios), 3)],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--updates", action="store_true")
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--kind", choices=TABLE, default=kind(), help="`other` measures float32 on a processor of any kind")
+    parser.add_argument("--out", type=Path, default=OUT)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    clock = time.thread_time if given.threads == 1 else time.perf_counter
+    if given.updates:
+        params = read_params(ROOT / "params.yaml").model_copy(update={"preset": "small"})
+        rows = [updates(params, pseudo, given.rounds, clock) for pseudo in (False, True)]
+        print(json.dumps({"kind": kind(), "processor": name_of_processor(), "threads": given.threads, "updates": rows}, indent=2))
+        return
+    measured = convolutions(given.kind, given.rounds, clock)
+    path = given.out / FILE
+    before = pd.read_csv(path) if path.exists() else measured.iloc[:0]
+    table = pd.concat([before[before["kind"] != given.kind], measured], ignore_index=True)
+    with publishing(given.out) as folder:
+        table.to_csv(folder / FILE, index=False)
+        (folder / "README.md").write_text(readme(table))
+    print(measured.to_string(index=False))
+    print(f"\nthe row of wbc_model/network/processors.py:\n    {given.kind!r}: {fastest(measured)},")
+
+
+if __name__ == "__main__":
+    main()
