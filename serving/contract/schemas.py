@@ -172,6 +172,12 @@ class Me(BaseModel):
     scopes: list[str]
 
 
+class People(BaseModel):
+    """The persons who may review reports, by name: those with a key of their own."""
+
+    people: list[str]
+
+
 class SiteKind(BaseModel):
     """A further kind of the site: what a cell may be called beside the five classes, and by which key of the page."""
 

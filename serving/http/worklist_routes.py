@@ -23,6 +23,7 @@ from serving.contract.report_schemas import (
     TakenBackRequest,
     Worklist,
 )
+from serving.contract.schemas import People
 from serving.contract.watching import Watch
 from serving.http.access import REVIEW, who
 from serving.http.limits import heavy
@@ -55,6 +56,13 @@ READS: dict[int | str, dict[str, Any]] = {number: CHANGES[number] for number in 
 
 router = APIRouter(dependencies=REVIEW, responses=OF_REPORTS)
 Number = Annotated[int, Path(alias="number", description="The second opinion's `id`, as the report gives it.")]
+
+
+@router.get("/people", response_model=People)
+async def reviewers(request: Request) -> Response:
+    """Who can be asked for a second opinion by name: the persons whose keys may review. Others can be asked, too."""
+    found = running_of(request).keys.people("review")
+    return Response(People(people=found).model_dump_json(), media_type=JSON)
 
 
 @router.post(

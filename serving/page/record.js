@@ -129,8 +129,12 @@ function button(name, action) {
   return made;
 }
 
-/** Ask somebody for a second opinion. */
+/** Ask somebody for a second opinion: whoever may review is offered by name, and another name can be given. */
 export async function askOpinion() {
+  const seen = [...byId("colleagues").options].map(({ value }) => value); // in the worklist
+  const names = new Set([...((await guarded(service.people)) ?? []), ...seen]);
+  names.delete(dialogs.person());
+  byId("colleagues").replaceChildren(...[...names].sort().map((name) => new Option(name)));
   const given = await dialogs.tell({ heading: t("report.opinion.ask"), line: t("report.opinion.note"), yes: t("report.opinion.ask"), of: true });
   if (!given) return;
   const body = { of: given.of, note: given.text, ...by() };

@@ -8,7 +8,7 @@ import { clearRecord, showRecord } from "./record.js";
 import { saved } from "./review.js";
 import * as service from "./service.js";
 import { specimen, takeOver } from "./specimen.js";
-import { write } from "./tiles.js";
+import { describe, write } from "./tiles.js";
 import { cells, delivery, images, status, why } from "./words.js";
 
 const LOOKS = 20; // at a message that is on its way, LOOK_MS apart
@@ -34,6 +34,7 @@ export function showReport(answer) {
   keepRecord(answer);
   if (answer.status !== "preliminary") specimen.amend = false;
   takeOver(answer.cells);
+  markComments();
   write(byId("specimen-line"), specimen.number ? t("report.specimen", { number: specimen.number }) : "");
   showDifferential(answer.differential);
   if (answer.sent_images > specimen.cells.size && !specimen.posting) void guarded(readAgain); // somebody else has added some
@@ -52,6 +53,18 @@ function keepRecord(answer) {
     Object.assign(record, { opinions: answer.opinions, messages: answer.messages });
   }
   showRecord();
+}
+
+/** Mark the tiles of cells that somebody has commented on. */
+function markComments() {
+  const counts = new Map();
+  for (const { index } of specimen.record?.comments ?? []) counts.set(index, (counts.get(index) ?? 0) + 1);
+  for (const cell of specimen.cells.values()) {
+    const count = counts.get(cell.index) ?? 0;
+    if (count === (cell.comments ?? 0)) continue;
+    cell.comments = count;
+    if (cell.tile) describe(cell);
+  }
 }
 
 /** Read the whole report: the cells that the page does not know yet, and what others have changed. */

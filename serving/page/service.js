@@ -109,6 +109,9 @@ function images(files, fields = {}) {
 /** Whose key it is: its name, the person where it has one, its scopes. */
 export const me = () => json("v1/me");
 
+/** Who can be asked for a second opinion: the persons whose keys may review. */
+export const people = async () => (await json("v1/people")).people;
+
 /** What the page has to know of the site: its further kinds with their keys, how large a pixel is. */
 export const site = () => json("v1/site");
 

@@ -40,10 +40,12 @@ export function describe(cell) {
   const { tile, caption, result } = cell;
   const lane = laneOf(cell);
   tile.classList.toggle("to-review", lane === REVIEW);
+  tile.classList.toggle("commented", Boolean(cell.comments));
   tile.draggable = lane !== UNUSABLE;
-  const number = t("report.cell", { number: cell.index + 1 });
+  const name = t("report.cell", { number: cell.index + 1 });
+  const number = cell.comments ? t("report.spoken.commented", { cell: name, count: cell.comments }) : name;
   if (lane === UNUSABLE) {
-    write(caption, number);
+    write(caption, name);
     tile.setAttribute("aria-label", t("report.spoken.unusable", { cell: number, why: rejected(result) }));
     return;
   }

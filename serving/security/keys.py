@@ -229,6 +229,11 @@ class ApiKeys:
             raise LacksScope(found[0].name, missing)
         return found[0]
 
+    def people(self, scope: Scope) -> list[str]:
+        """The persons with a key of this scope, by name."""
+        self._look_at_file()
+        return sorted({key.person for key in (*self._plain, *self._from_file) if key.person and scope in key.scopes})
+
     def _look_at_file(self) -> None:
         now = time.monotonic()
         if self._file is None or now < self._next_look:

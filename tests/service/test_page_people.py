@@ -181,6 +181,9 @@ def test_a_second_opinion_is_on_the_list_of_who_was_asked(browser: Browser, ward
     mine = seen_by(browser, ward, ADA, f"{ward.server.url}/#/report/{report}").page
     mine.click("#ask-opinion")
     mine.fill("#say-asked", BO)
+    names = mine.locator("#colleagues option").evaluate_all("all => all.map((one) => one.value)")
+    assert BO in names, "whoever may review is offered, though there is no report of theirs"
+    assert ADA not in names
     mine.fill("#say-text", "A blast?")
     mine.keyboard.press("Enter")
     expect(message(mine)).to_have_text(f"{BO} is asked, and finds it in the worklist.")
@@ -225,6 +228,9 @@ def test_a_comment_is_about_the_report_or_about_the_cell(browser: Browser, ward:
     page.fill("#comment-text", "<b>A band?</b>")
     page.keyboard.press("Enter")
     expect(page.locator("#cell-comments")).to_have_text(f"{PERSON}: <b>A band?</b>")
+    marked = page.locator(".tile.commented")
+    expect(marked).to_have_count(1)
+    assert str(marked.get_attribute("aria-label")).startswith(f"Cell {number}, 1 comment, ")
     press(page, "F6")
     page.locator("#lanes .tile[tabindex='0']").focus()
     page.keyboard.press("ArrowRight")
@@ -381,10 +387,10 @@ def test_in_german_words_numbers_and_days_are_german(browser: Browser, ward: War
     page.context.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing(browser: Browser, ward: Ward, slide: Path, scheme: str) -> None:
+@pytest.mark.parametrize(("scheme", "locale"), [("light", "en-GB"), ("dark", "de-DE")])
+def test_axe_finds_nothing(browser: Browser, ward: Ward, slide: Path, scheme: str, locale: str) -> None:
     report = post(api_of(ward.server), f"26-AXE-{scheme}", slide, wbc_count="6.8")
-    page = seen_by(browser, ward, ADA, color_scheme=scheme).page
+    page = seen_by(browser, ward, ADA, color_scheme=scheme, locale=locale).page
     line_of(page, f"26-AXE-{scheme}").wait_for()
     assert axe.complaints(page) == []
     page.goto(f"{ward.server.url}/#/report/{report}")

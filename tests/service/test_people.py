@@ -105,6 +105,15 @@ def test_me_says_who_is_signed_in(people: tuple[TestClient, dict[str, dict[str, 
     assert_problem(client.get("/v1/me"), 401, "unauthorised")
 
 
+def test_who_may_review_can_be_asked_by_name(people: tuple[TestClient, dict[str, dict[str, str]], Path]) -> None:
+    client, headers, log = people
+    add_key(log.with_name("keys"), "ben", ["label"], "Dr. Ben")
+    add_key(log.with_name("keys"), "cy", ["label", "review"], "Dr. Cy")
+    client.app.app.state.running.keys._next_look = 0.0  # type: ignore[attr-defined]
+    assert client.get("/v1/people", headers=headers["ada"]).json() == {"people": [ADA, "Dr. Cy"]}
+    assert_problem(client.get("/v1/people"), 401, "unauthorised")
+
+
 def test_without_keys_everybody_may_do_everything(classifier: Classifier, tmp_path: Path) -> None:
     for client in client_of(classifier, tmp_path, site()):
         scopes = ["classify", "review", "label", "adjudicate", "admin"]
