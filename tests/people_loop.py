@@ -138,7 +138,7 @@ class Loop:
         """`wbc schedule`, which retrains when it is asked to, and looks for labels every few seconds."""
         log = self.workspace.parent / "schedule.log"
         before = log.stat().st_size if log.exists() else 0
-        self.start("schedule", "flows.cli", "schedule", "--every", "86400", "--watch", "10")
+        self.start("schedule", "flows.cli", "schedule", "--every", "86400", "--watch", "15")
         until(lambda: b"stop with Ctrl-C" in log.read_bytes()[before:], 240)
 
     def start_service(self) -> None:

@@ -19,6 +19,7 @@ from flows.retraining import people
 from flows.retraining.prefect_api import (
     BY_SCHEDULE,
     about_to_run,
+    drop_late_runs,
     drop_runs,
     resume,
     retraining_flow,
@@ -145,4 +146,6 @@ def scheduled_flow(workspace: str, commit: bool = False) -> Any:
 def label_watch_flow(workspace: str, retraining: str = "") -> int:
     """Take in what people agreed on; have a retraining go on, or begin, when that is enough. `retraining` names its deployment
     (FLOW/NAME) where `wbc schedule` does not serve it."""
+    if runtime.deployment.id is not None:
+        drop_late_runs(str(runtime.deployment.id))
     return label_watch(Path(workspace), retraining)

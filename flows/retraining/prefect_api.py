@@ -264,6 +264,19 @@ def drop_missed_runs(flows: Sequence[str]) -> int:
     return dropped
 
 
+def drop_late_runs(deployment: str) -> int:
+    """Of a deployment (its id) whose runs all do the same, end those whose time has passed and that nobody has begun; returns how
+    many. On a busy machine a watch takes longer than its interval, and its runs would keep a retraining from beginning."""
+    from prefect.client.schemas.objects import StateType
+    from prefect.states import Cancelled
+
+    now, waiting = datetime.now(UTC), _runs_of(deployment, StateType.SCHEDULED)
+    late = [run for run in waiting if run.expected_start_time and run.expected_start_time < now]
+    for run in late:
+        _force(run.id, Cancelled(name="Missed", message="a later run of the same watch has looked"))
+    return len(late)
+
+
 def _runs(flows: Sequence[str], *types: "StateType") -> "list[FlowRun]":
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import (
