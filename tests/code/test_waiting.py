@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from flows import notify
-from flows.labelling.waiting import Wait, next_step
+from flows.labelling.waiting import Wait, in_words, next_parts
 from flows.labelling.worth import Worth
 from flows.retraining import deployed, people
 from flows.retraining.flow import Outcome
@@ -70,7 +70,7 @@ def watch(
     state = State("key", "2-0", "2026-11-29T00:00:00+00:00", 0, False, status=status, queue="abc", scheduled=scheduled)
     monkeypatch.setattr(deployed, "read_state", lambda path: state)
     monkeypatch.setattr(deployed, "new_labels", lambda path: new)
-    standing = people.Standing(wait, None, None, "what happens next")
+    standing = people.Standing(wait, None, None, [{"code": "queue_gone"}])
     monkeypatch.setattr(people, "stand", lambda path, show: standing)
     assert deployed.label_watch(workspace, "retraining/march") == new
 
@@ -129,7 +129,9 @@ def test_time_that_is_up_with_nothing_agreed_is_told_once(
         watch(monkeypatch, tmp_path, over)
     assert server.did == []
     said = capsys.readouterr().err
-    assert said.count("the time for labelling is up, and no cell is agreed; what happens next") == 1
+    assert (
+        said.count("the time for labelling is up, and no cell is agreed; data/queue.csv is gone: `wbc retrain` asks again") == 1
+    )
     watch(monkeypatch, tmp_path, Wait(20, 1, 17, over.deadline))
     assert server.did == ["resume first"]
 
@@ -175,7 +177,7 @@ def test_what_the_next_labels_are_worth_is_one_sentence(gain: Gain, text: str) -
 def test_what_a_retraining_that_waits_prints_says_each_thing_once(tmp_path: Path) -> None:
     cycle = {"cycle": 1, "labels": 52, "accuracy": 0.9, "macro_f1": 0.8, "seconds": 7.0, "pools": "pools-v1"}
     gain = Worth(Gain(20, 2), 3.2, 0.005).to_dict()
-    line = next_step(Wait(20, 3, 15), None, False)
+    line = in_words(next_parts(Wait(20, 3, 15), None, False))
     outcome = Outcome(str(tmp_path), "key", "waiting", [cycle], 17, line, gain, learning_curve="c.png", wrote=["a", "b"])
     said = outcome_text(outcome).splitlines()
     assert said == [
