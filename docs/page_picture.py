@@ -40,7 +40,7 @@ def draw_specimen(manifest: Path, folder: Path, count: int, seed: int) -> None:
 
 
 def photograph(url: str, key: str, specimen: Path, out: Path) -> None:
-    """Drop the specimen on the page, accept the first two cells, look at the third with its heat map, take the picture."""
+    """Drop the specimen on the page, accept the first two cells, look at the third, take the picture."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1280, "height": 840}, locale="en-GB", color_scheme="light")
@@ -50,10 +50,10 @@ def photograph(url: str, key: str, specimen: Path, out: Path) -> None:
         page.fill("#person", "Dr. A. Lindgren")
         page.set_input_files("#folder-input", specimen)
         expect(page.locator("#message")).to_contain_text("images read.", timeout=120_000)
-        for pressed in ("r", "Enter", "Enter", "h"):
+        for pressed in ("r", "Enter", "Enter"):
             page.keyboard.press(pressed)
             page.wait_for_timeout(700)
-        expect(page.locator("#cell-heat")).to_be_visible(timeout=60_000)
+        expect(page.locator("#cell-image")).to_be_visible(timeout=60_000)
         page.screenshot(path=out)
         browser.close()
     shrink(out)

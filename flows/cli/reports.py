@@ -8,6 +8,7 @@ import typer
 
 from flows.cli.command import Json, emit, reports_app
 from flows.cli.service import audit_log, open_store
+from flows.workspace import find_workspace
 from wbc_model.core.errors import WbcError
 
 ReportStatus = Literal["open", "preliminary", "final", "amended", "withdrawn", "all"]  # serving.reports.listing.Wanted
@@ -75,7 +76,7 @@ def reports_remove_command(
 
     Stop the service first, or ask it: DELETE /v1/reports/ID with a key of the scopes review and admin.
     """
-    from serving.upkeep.removal import remove_here, reports_of
+    from serving.upkeep.removal import cells_of, remove_here, reports_of
 
     if (report is None) == (specimen is None):
         raise WbcError("give either a report's id or --specimen NUMBER")
@@ -83,7 +84,22 @@ def reports_remove_command(
     names = [str(report)] if specimen is None else reports_of(store, specimen)
     if not names:
         raise WbcError("there is no report of this specimen number")
+    learned = _in_the_pools(cells_of(store, names))
     removed = remove_here(store, audit_log(None), names, by, reason)
     found = [{"report_id": one.report_id, "by": one.by, "reason": one.reason, "at": one.at.isoformat()} for one in removed]
-    text = "\n".join([*(f"removed {one.report_id}" for one in removed), "backups made before this still hold it"])
-    emit({"removed": found}, json_, text)
+    lines = [*(f"removed {one.report_id}" for one in removed), "backups made before this still hold it"]
+    if learned:
+        which = f"{learned} of its cells are in the pools of this workspace"
+        lines.append(f"{which}: data/images and models learned from them are as they were, and so is their history")
+    emit({"removed": found, "in_pools": learned}, json_, "\n".join(lines))
+
+
+def _in_the_pools(cells: set[str]) -> int:
+    """How many of these cells the pools of the workspace have; none outside one."""
+    from wbc_model.cells.pools import Pools
+
+    try:
+        pools = find_workspace() / "data/pools"
+    except WbcError:
+        return 0
+    return int(Pools.read(pools).table()["sha256"].isin(cells).sum()) if Pools.exist(pools) else 0

@@ -18,7 +18,7 @@ from serving.contract.names import NAME, trimmed
 from serving.reports.errors import NoSuchReport
 from serving.reports.kept_images import let_cells_leave
 from serving.reports.store import Store
-from serving.reports.tables import Base, Deed, Removal, Report
+from serving.reports.tables import Base, Cell, Deed, Removal, Report
 from serving.security.audit import AuditLog, InUse, outcome
 from serving.upkeep.deeds import complete
 from wbc_model.core.errors import WbcError
@@ -33,6 +33,12 @@ def reports_of(store: Store, specimen_id: str) -> list[str]:
     with store.reading() as session:
         query = select(Report.id).where(Report.specimen_id == specimen_id).order_by(Report.created_at, Report.id)
         return list(session.scalars(query))
+
+
+def cells_of(store: Store, reports: Sequence[str]) -> set[str]:
+    """The SHA-256 of all images of these reports."""
+    with store.reading() as session:
+        return set(session.scalars(select(Cell.sha256).where(Cell.report_id.in_(reports))))
 
 
 def remove(store: Store, report_id: str, by: str, reason: str) -> Removal:

@@ -5,11 +5,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
+from flows.cli import app as command_line
 from flows.labelling.from_reports import SOURCE, take_from_reports
 from flows.labels import read_log
 from flows.retraining import people
 from serving.contract.schemas import Result, Review
+from serving.labelling.queue import AskedCell, Notice, given_up, publish
+from serving.reports.labelling_tables import AskedImage
 from serving.reports.review import Action, sign
 from serving.reports.store import Store, sqlite_url
 from tests.code.test_export import ADA, KEPT, decide, png, reported, said
@@ -125,3 +129,24 @@ def test_only_where_the_site_allows_it(workspace: Path, params: Params, monkeypa
     allowed = KEPT.model_copy(update={"labelling": KEPT.labelling.model_copy(update={"corrections_to_pools": True})})
     monkeypatch.setattr("serving.contract.site.site_from_environment", lambda: allowed)
     assert people.take_reports(workspace, params) == "from the service's reports came 1 new cell and 1 label"
+
+
+def test_a_removal_says_what_it_leaves_in_the_pools_and_takes_the_cells_off_the_page(
+    workspace: Path, store: Store, params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = reported(store, SPARE[:2], ["Monocyte", "Eosinophil"], "S-1")
+    decide(store, report, 0, "Lymphocyte")
+    signed(store, report)
+    take_from_reports(workspace, store, params, 1)
+    cell = AskedCell(sha256_of(SPARE[0]), SPARE[0], 1, "uncertain")
+    publish(store, "0123456789ab", Notice("site", 1, "m"), [cell], KEPT)
+    (workspace / "dvc.yaml").write_text((ROOT / "dvc.yaml").read_text())
+    monkeypatch.chdir(workspace)
+    monkeypatch.setenv("WBC_STORE_URL", sqlite_url(tmp_path / "service.db"))
+    words = ["reports", "remove", report, "--by", "Dr. Ada", "--reason", "asked for"]
+    done = CliRunner().invoke(command_line, words, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert "1 of its cells are in the pools of this workspace" in done.output
+    assert given_up(store, "site") == {cell.sha256}
+    with store.reading() as session:
+        assert session.get(AskedImage, ("0123456789ab", cell.sha256)) is None

@@ -77,7 +77,7 @@ def test_every_word_that_is_named_is_there_and_none_is_left_over() -> None:
 
 def test_every_refusal_of_the_service_has_words_in_every_language() -> None:
     """A page says them by the code of the problem, and not by the service's English line."""
-    named = re.compile(r"Problem\(\s*\w+,\s*\"([a-z-]+)\"")
+    named = re.compile(r"(?:Problem|__init__)\(\s*\w+,\s*\"([a-z-]+)\"")
     codes = {code for path in FOLDER.parent.rglob("*.py") for code in named.findall(path.read_text(encoding="utf-8"))}
     codes |= {*LEFT, *(kind.replace("_", "-") for kind in UNSIGNABLE)}
     assert len(codes) > 50
