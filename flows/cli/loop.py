@@ -1,5 +1,6 @@
 """The loop: `wbc retrain` and `schedule`; and what is looked at while nobody looks: `wbc watch`, and `wbc audit` by itself."""
 
+import enum
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +10,14 @@ import typer
 from flows.cli.command import Json, app, audit_app, emit, here
 from wbc_model.choices import Acquisition, Annotator, Method, PresetName
 from wbc_model.core.errors import WbcError
+
+
+class AlarmChoice(enum.StrEnum):
+    """What an alarm begins. Typer takes no Literal of another module without importing it."""
+
+    nothing = "nothing"
+    retrain = "retrain"
+    ask = "ask"
 
 
 @app.command("retrain")
@@ -77,12 +86,19 @@ def schedule_command(
     watch: Annotated[
         float, typer.Option(min=1, metavar="SECONDS", help="How often to look whether enough new labels came.")
     ] = 60,
+    on_alarm: Annotated[
+        AlarmChoice, typer.Option(help="What an alarm of `wbc watch` begins; ask: 25 labels of the site's cells.")
+    ] = AlarmChoice.nothing,
     commit: Annotated[bool, typer.Option("--commit", help="Commit and tag every version of the pools with its model.")] = False,
 ) -> None:
-    """Serve the retraining as a Prefect deployment: by the cron of params.yaml, and when enough new labels have come."""
+    """Serve the retraining as a Prefect deployment: by the cron of params.yaml, and when enough new labels have come.
+
+    At night it also does what `wbc watch` and `wbc audit` do.
+    """
+    from flows.monitoring.deployed import Nightly
     from flows.retraining.schedule import schedule
 
-    schedule(here(), every, watch, commit)
+    schedule(here(), every, watch, commit, Nightly(on_alarm.value))
 
 
 @app.command("watch")

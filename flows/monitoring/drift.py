@@ -1,7 +1,7 @@
 """Day by day: whether the cells of a site are still as usual, under one model. Decision 067 has the reasons.
 
 The first day with enough cells is compared with the cells that the model was chosen by: whether it differs from training is said
-once. From then on the site is compared with itself. What does not drift joins its usual state, until that has enough cells.
+once. From then on the site is compared with itself. A day that chance explains joins its usual state, until it has enough cells.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from flows.monitoring.measures import NAMES, Cells, Compared, compare
 
 LEAST: Final = 100  # cells that are judged; a day with fewer waits for the next days
 USUAL: Final = 2000  # cells that a site's usual state has; more of them make no test sharper
+PLAIN: Final = 0.001  # a day of which chance explains less than this does not join the usual ones, be it an alarm or not
 State = Literal["usual", "alarm", "differs", "few", "unknown"]
 
 
@@ -56,12 +57,16 @@ def judge(days: Sequence[Day], usual: Usual, training: Cells | None) -> tuple[li
             verdicts += [Verdict(day.day, name, _against(usual), len(waiting), None, None, "few") for name in NAMES]
             continue
         found = [_verdict(day.day, name, waiting, usual, training) for name in NAMES]
-        joins = len(usual.cells) < USUAL and not any(one.state == "alarm" for one in found)
+        joins = not len(usual.cells) or (len(usual.cells) < USUAL and all(_plain(one) for one in found))
         cells = usual.cells.plus(waiting) if joins else usual.cells
         usual = Usual(usual.since or day.day, day.day, cells)
         verdicts += found
         waiting = Cells.none()
     return verdicts, usual
+
+
+def _plain(verdict: Verdict) -> bool:
+    return verdict.compared is None or verdict.compared.p >= PLAIN
 
 
 def _against(usual: Usual) -> Literal["training", "site"]:

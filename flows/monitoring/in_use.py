@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from serving.labelling.queue import AskedCell
     from serving.reports.store import Store
 
+SETTLED: Final = {"agreed", "unnamed", "withdrawn"}  # cells that readers are not asked about again
 WINDOW: Final = timedelta(days=14)  # in which a cell may be drawn; older ones are not asked about any more
-LIMITS: Final = 0.95
-CERTAIN: Final = 0.999  # that a recall is under its floor, where it is looked every night
+LIMITS: Final = 0.99  # of what is shown and judged: it is looked at every night, and at five classes
 
 
 def queue_name(site: str, model_version: str) -> str:
@@ -82,11 +82,11 @@ def _not_settled(store: "Store", name: str, sha256s: Sequence[str]) -> dict[str,
     from serving.reports.labelling_tables import Asked, Queue
 
     query = select(Asked.sha256, Asked.state).join(Queue, Queue.id == Asked.queue_id).where(Queue.workspace == name)
+    states = defaultdict[str, set[str]](set)
     with store.reading() as session:
-        states = defaultdict[str, set[str]](set)
         for sha256, state in session.execute(query).tuples():
             states[sha256].add(state)
-    return {one: one in states for one in sha256s if "agreed" not in states[one] or one not in states}
+    return {one: one in states for one in sha256s if not states.get(one, set()) & SETTLED}
 
 
 def _asked(store: "Store", chosen: Mapping[str, Place]) -> "Iterator[AskedCell]":
@@ -106,7 +106,7 @@ def _asked(store: "Store", chosen: Mapping[str, Place]) -> "Iterator[AskedCell]"
 def measure(store: "Store", site: str, floors: Mapping[str, float]) -> list[tuple[str, tuple[str, ...]]]:
     """Keep how right each model is in use; returns the models with the classes whose recall has come under its floor since.
 
-    The limits are exact (Clopper & Pearson 1934). A recall is under its floor where its upper limit is, at CERTAIN.
+    The limits are exact (Clopper & Pearson 1934). A recall is under its floor where its upper limit is.
     """
     from serving.reports.tables import InUse
 
@@ -121,12 +121,11 @@ def measure(store: "Store", site: str, floors: Mapping[str, float]) -> list[tupl
             for label, (cells, right) in counts.items():
                 floor = floors.get(label)
                 low, high = limits(right, cells, (1 - LIMITS) / 2)
-                upper = limits(right, cells, 1 - CERTAIN)[1]
-                alarm = floor is not None and upper < floor
+                alarm = floor is not None and high < floor
                 before = session.get(InUse, (site, model, label))
                 if alarm and (before is None or not before.alarm):
                     under.append(label)
-                numbers = {"cells": cells, "right": right, "low": low, "high": high, "upper": upper, "floor": floor}
+                numbers = {"cells": cells, "right": right, "low": low, "high": high, "floor": floor}
                 session.merge(InUse(site=site, model_version=model, label=label, alarm=alarm, at=at, **numbers))
         if under:
             new.append((model, tuple(under)))

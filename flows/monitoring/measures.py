@@ -17,7 +17,7 @@ from wbc_model.core.classes import CLASSES
 from wbc_model.core.reference import FEW, MEASURES, WIDTH
 
 ALPHA: Final = 1e-4  # of false alarms for each site and day, over all measures: one in 27 years of a site
-FLOOR: Final = 0.2  # of the cells that must lie elsewhere than usual: less is harmless, however many cells show it
+FLOOR: Final = 0.15  # of the cells that must lie elsewhere than usual: less is harmless, however many cells show it
 NAMES: Final = tuple(MEASURES)
 Floats = NDArray[np.float64]
 

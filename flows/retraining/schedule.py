@@ -7,7 +7,7 @@ import os
 import zoneinfo
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from flows.guard import FLOW, flow_token
 from flows.identity import workspace_name
@@ -60,7 +60,23 @@ def when(params: ScheduleParams, every: float | None) -> tuple["Schedule", str]:
     return Cron(params.cron, timezone=zone), f"{words})"
 
 
-def schedule(workspace: Path, every: float | None, watch: float, commit: bool = False) -> None:
+class Beside(Protocol):
+    """Flows that are served beside the retraining (flows/monitoring/deployed.py)."""
+
+    def flow_names(self, workspace: Path) -> tuple[str, ...]:
+        """Their names at the server."""
+        ...
+
+    def deployments(self, workspace: Path) -> list[Any]:
+        """Their deployments."""
+        ...
+
+    def automate(self, workspace: Path) -> None:
+        """What is to be done when all deployments are at the server."""
+        ...
+
+
+def schedule(workspace: Path, every: float | None, watch: float, commit: bool = False, beside: Beside | None = None) -> None:
     """Serve the deployments until stopped; `every` and `watch` are seconds. Raises WbcError."""
     check_before(workspace, commit=commit)
     whole = read_params(workspace / "params.yaml")
@@ -77,22 +93,26 @@ def schedule(workspace: Path, every: float | None, watch: float, commit: bool = 
         from flows.retraining.deployed import label_watch_flow, scheduled_flow
 
         names = retraining_flow(workspace), watch_flow_name(workspace)
-        _clear(workspace, names, own_server)
+        _clear(workspace, (*names, *(beside.flow_names(workspace) if beside else ())), own_server)
         timing, words = when(params, every)
         _say(f"retraining {words}")
         _say(f"and after {counted(params.min_new_labels, 'new label')}, looked for every {watch:g} s")
         _say(f"Prefect API at {url}; stop with Ctrl-C")
         looking = Interval(timedelta(seconds=watch))
-        serve(
+        served = [
             _deployment(scheduled_flow, names[0], BY_SCHEDULE, timing, workspace=str(workspace), commit=commit),
             _deployment(label_watch_flow, names[1], "label-watch", looking, workspace=str(workspace)),
-            print_starting_message=False,
-            pause_on_shutdown=False,
-            limit=2,  # the watch may look while a retraining runs
-        )
+        ]
+        if beside:
+            served += beside.deployments(workspace)
+            for one in served:
+                one.apply()  # an automation names a deployment by its id
+            beside.automate(workspace)
+        # The label watch may look, and the night may come, while a retraining runs.
+        serve(*served, print_starting_message=False, pause_on_shutdown=False, limit=3)
 
 
-def _clear(workspace: Path, names: tuple[str, str], own_server: bool) -> None:
+def _clear(workspace: Path, names: tuple[str, ...], own_server: bool) -> None:
     """Put right at the server what a kill or a downtime left: slots, runs that count as running, runs that were missed."""
     if is_locked(workspace):  # a retraining that somebody typed
         open_limit(own_server=False)

@@ -30,7 +30,7 @@ class LabelInUse(BaseModel):
     label: str | None
     cells: int
     right: int
-    low: float = Field(description="Lower 95 % limit of the share.")
+    low: float = Field(description="Lower 99 % limit of the share.")
     high: float
     floor: float | None = Field(description="The recall that the class must have (`gate.recall_floor`).")
     alarm: bool

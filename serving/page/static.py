@@ -1,4 +1,4 @@
-"""The pages: a closed list of files, read once when the service starts, served at `/`, `/label` and under `/page/`.
+"""The pages: a closed list of files, read once when the service starts, served at `/`, `/label`, `/watch` and under `/page/`.
 
 They need no key, since they hold nothing of a patient or of the site; what they then ask for under `/v1` does. Nothing else of
 the disk can be reached: a path is looked up in the list, never joined to a folder.
@@ -17,7 +17,8 @@ from starlette.responses import Response
 FOLDER: Final = Path(__file__).parent
 INDEX: Final = "index.html"
 LABEL: Final = "label.html"
-ADDRESSES: Final = {INDEX: "/", LABEL: "/label"}  # of the documents; all else is under /page/
+WATCH: Final = "watch.html"
+ADDRESSES: Final = {INDEX: "/", LABEL: "/label", WATCH: "/watch"}  # of the documents; all else is under /page/
 MEDIA_TYPES: Final = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -28,11 +29,13 @@ MEDIA_TYPES: Final = {
 FILES: Final = (
     INDEX,
     LABEL,
+    WATCH,
     "page.css",
     "icon.svg",
     "agreement.css",
     "label.css",
     "look.css",
+    "watch.css",
     "address.js",
     "agreement.js",
     "ahead.js",
@@ -66,6 +69,7 @@ FILES: Final = (
     "sweep.js",
     "tiles.js",
     "upload.js",
+    "watch.js",
     "words.js",
     "worklist.js",
     "zoom.js",

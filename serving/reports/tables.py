@@ -392,7 +392,7 @@ class WatchPicture(Base):
 class InUse(Base):
     """How often the model was right in use, by cells that were drawn and read blind: of a class its recall, of `` all cells.
 
-    `low` and `high` are 95 % limits. `upper` is the limit that the `floor` is compared with.
+    `low` and `high` are 99 % limits; a recall whose `high` is under the `floor` is an alarm.
     """
 
     __tablename__ = "accuracy_in_use"
@@ -404,7 +404,6 @@ class InUse(Base):
     right: Mapped[int]
     low: Mapped[float]
     high: Mapped[float]
-    upper: Mapped[float]
     floor: Mapped[float | None]
     alarm: Mapped[bool]
     at: Mapped[datetime]

@@ -59,8 +59,8 @@ def _in_use(sites: "list[SiteWatch]") -> "Iterator[Metric]":
 
     labels = ["site", "label"]
     share = GaugeMetricFamily("wbc_right_in_use", "Share that was right of cells read blind; by class its recall", labels=labels)
-    low = GaugeMetricFamily("wbc_right_in_use_low", "Its lower 95 % limit", labels=labels)
-    high = GaugeMetricFamily("wbc_right_in_use_high", "Its upper 95 % limit", labels=labels)
+    low = GaugeMetricFamily("wbc_right_in_use_low", "Its lower 99 % limit", labels=labels)
+    high = GaugeMetricFamily("wbc_right_in_use_high", "Its upper 99 % limit", labels=labels)
     read = GaugeMetricFamily("wbc_read_in_use", "Cells that were read blind", labels=labels)
     alarm = GaugeMetricFamily("wbc_recall_in_use_alarm", "1 where a recall is under its floor for certain", labels=labels)
     for site in sites:

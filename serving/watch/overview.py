@@ -43,7 +43,7 @@ def _site(session: Session, name: str) -> SiteWatch:
         usual_since=None if usual is None else usual.since,
         measures=_measures(rows),
         in_use=[_in_use(one) for one in in_use if one.model_version == serving],
-        pictures=sorted(session.scalars(select(WatchPicture.name).where(WatchPicture.site == name))),
+        pictures=sorted(session.scalars(select(WatchPicture.name).where(WatchPicture.site == name)), key=MEASURES.index),
     )
 
 

@@ -57,8 +57,8 @@ PACKAGES = {
     "wbc_model wbc_model.core wbc_model.network wbc_model.cells wbc_model.evaluation wbc_model.acquisition wbc_model.training",
     "flows.studies": ". .exchange .pipeline "
     "wbc_model wbc_model.core wbc_model.rendering wbc_model.cells wbc_model.acquisition wbc_model.studies",
-    "flows.monitoring": ". .pipeline .labelling serving.contract serving.labelling serving.reports serving.security "
-    "wbc_model wbc_model.core wbc_model.cells",
+    "flows.monitoring": ". .pipeline .labelling .retraining .sites serving.contract serving.labelling serving.reports "
+    "serving.security wbc_model wbc_model.core wbc_model.cells",
     "flows.cli": ". .pipeline .registry .retraining .sites .studies .monitoring serving serving.contract serving.security "
     "serving.reports serving.upkeep wbc_model wbc_model.core wbc_model.cells wbc_model.sources "
     "wbc_model.acquisition",

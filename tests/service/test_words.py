@@ -13,7 +13,7 @@ from serving.page.static import FILES, FOLDER
 from wbc_model.core.classes import CLASSES
 
 LANGUAGES = ("en", "de")
-GROUPS = ("common", "kinds", "several", "label", "report", "pdf")
+GROUPS = ("common", "kinds", "several", "label", "report", "pdf", "watch")
 NAMED_BY_DATA = ("kinds", "several")  # their keys are names of classes, which no source has to write down
 PLURAL = {"one", "other"}
 # A word is named by its path, or by the beginning of one: `report.status.${name}` in JavaScript, f"pdf.status.{name}" in Python.

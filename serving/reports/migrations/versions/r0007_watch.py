@@ -87,7 +87,6 @@ def _in_use() -> None:
         sa.Column("right", sa.Integer(), nullable=False),
         sa.Column("low", sa.Float(), nullable=False),
         sa.Column("high", sa.Float(), nullable=False),
-        sa.Column("upper", sa.Float(), nullable=False),
         sa.Column("floor", sa.Float(), nullable=True),
         sa.Column("alarm", sa.Boolean(), nullable=False),
         sa.Column("at", MOMENT, nullable=False),

@@ -1,0 +1,123 @@
+"""What an alarm begins, at a real Prefect server: the event of a watch, the automation that waits for it, the run it starts."""
+
+import shutil
+import time
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.labelling.store import meeting_store
+from flows.monitoring.ask import LEAST, ask_for_labels
+from flows.monitoring.watch import watch
+from flows.retraining.prefect_api import prefect_api
+from flows.retraining.schedule import _deployment
+from serving.reports.store import Store, sqlite_url
+from serving.reports.tables import WatchedCells
+from tests.code.test_drift import cells
+from tests.code.test_export import reported
+from tests.data.test_from_reports import FILES
+from wbc_model.core.classes import CLASSES
+from wbc_model.core.errors import WbcError
+
+ROOT = Path(__file__).parents[2]
+FIRST = date(2026, 11, 1)
+SECONDS = 60
+SAID = [CLASSES[number % 5] for number in range(len(FILES))]
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A workspace whose store has four days of a ward, the last with another stain."""
+    folder = tmp_path / "ward"
+    folder.mkdir()
+    shutil.copyfile(ROOT / "params.yaml", folder / "params.yaml")
+    monkeypatch.setenv("WBC_STORE_URL", sqlite_url(tmp_path / "service.db"))
+    with meeting_store(folder) as store, store.writing() as session:
+        for number in range(1, 5):
+            of_day = cells(500, number, shift=1.0 if number == 4 else 0.0)
+            row = {"site": "St. Anna", "model_version": "m-1", "measures": of_day.rows.tobytes()}
+            session.add(WatchedCells(day=str(FIRST + timedelta(days=number - 1)), cells=500, **row))
+    return folder
+
+
+def runs_of(deployment: str) -> list[Any]:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
+
+    with get_client(sync_client=True) as client:
+        id_ = client.read_deployment_by_name(deployment).id
+        return client.read_flow_runs(deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[id_])))
+
+
+def wait_for_run(deployment: str) -> Any:
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        if found := [run for run in runs_of(deployment) if run.created_by is not None and run.created_by.type == "AUTOMATION"]:
+            return found[0]
+        time.sleep(0.5)
+    raise AssertionError(f"no automation has begun a run of {deployment}")
+
+
+@pytest.mark.slow
+def test_an_alarm_begins_what_was_chosen(workspace: Path) -> None:
+    with prefect_api(workspace, scheduling=True):
+        from prefect.client.orchestration import get_client
+        from prefect.schedules import Cron
+
+        from flows.monitoring.deployed import Nightly
+        from flows.retraining.deployed import scheduled_flow
+        from flows.retraining.prefect_api import BY_SCHEDULE, retraining_flow
+
+        asking = Nightly("ask")
+        retraining = retraining_flow(workspace)
+        yearly = Cron("0 0 1 1 *", timezone="UTC")
+        _deployment(scheduled_flow, retraining, BY_SCHEDULE, yearly, workspace=str(workspace), commit=False).apply()
+        for one in asking.deployments(workspace):
+            one.apply()
+        asking.automate(workspace)
+        assert [one.what for one in watch(workspace, FIRST + timedelta(days=4)).alarms] == [("stain",)]
+        run = wait_for_run(f"{asking.flow_names(workspace)[1]}/ask-for-labels")
+        assert run.parameters == {"workspace": str(workspace), "site": "St. Anna", "day": "2026-11-04"}
+
+        Nightly("retrain").automate(workspace)
+        _forget_what_was_found(workspace)
+        assert watch(workspace, FIRST + timedelta(days=4)).alarms
+        run = wait_for_run(f"{retraining}/{BY_SCHEDULE}")
+        assert run.parameters == {"workspace": str(workspace), "commit": False}
+
+        Nightly("nothing").automate(workspace)
+        with get_client(sync_client=True) as client:
+            assert client.read_automations() == []
+
+
+def _forget_what_was_found(workspace: Path) -> None:
+    with meeting_store(workspace) as store, store.writing() as session:
+        for table in ("drift", "usual_cells"):
+            session.connection().exec_driver_sql(f"DELETE FROM {table}")
+
+
+def test_what_people_are_asked_about_are_the_cells_since_the_alarm(
+    tmp_path: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def onboard(parent: Path, data: Path, labels: int, *_: object) -> dict[str, Any]:
+        asked.update(data=data, labels=labels, rows=data.read_text().splitlines())
+        return {"status": "waiting", "awaited": 25, "queue": "answers-1.csv"}
+
+    monkeypatch.setattr("flows.sites.onboard.onboard", onboard)
+    monkeypatch.setattr("flows.monitoring.ask.LEAST", 30)
+    store = Store.open(sqlite_url(tmp_path / "service.db"))
+    first = reported(store, FILES[:20], SAID[:20])
+    today = f"{datetime.now(UTC):%Y-%m-%d}"
+    with pytest.raises(WbcError, match=f"20 cells since {today} have an image, 30 are needed"):
+        ask_for_labels(workspace, "St. Anna", today)
+    reported(store, FILES[20:], SAID[20:])
+    assert ask_for_labels(workspace, "St. Anna", today) == "site St. Anna: 25 cells wait for a label in answers-1.csv"
+    assert (asked["data"].name, asked["labels"]) == ("St--Anna.csv", 25)
+    assert len(asked["rows"]) == 41
+    assert sum(row.endswith(first) for row in asked["rows"]) == 20, "cells of one report stay together"
+    assert LEAST > 50
+    store.close()
