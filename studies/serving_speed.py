@@ -183,14 +183,14 @@ def sent(address: str, images: Path, each: int, clients: int, seconds: float) ->
     return result
 
 
-def bare_loop(engine: OpenVinoEngine, card: ModelCard, files: Sequence[bytes], seconds: float) -> Side:
+def bare_loop(infer: Callable[[Any], object], card: ModelCard, files: Sequence[bytes], seconds: float) -> Side:
     """Decode and infer in a loop, a thread a core, nothing else; images per second."""
 
     def work(number: int) -> float:
         begin, done, at = time.perf_counter(), 0, number * CHUNK
         while time.perf_counter() - begin < seconds:
             chosen = [files[(at + step) % len(files)] for step in range(CHUNK)]
-            engine.infer(np.stack([look(data, card.input_size, card.view)[0] for data in chosen]))
+            infer(np.stack([look(data, card.input_size, card.view)[0] for data in chosen]))
             done, at = done + CHUNK, at + CHUNK
         return done / (time.perf_counter() - begin)
 
@@ -246,17 +246,20 @@ class Bench:
         print(f"{what}: {found} (target {target})", flush=True)
 
     def against_loop(self, model: Path, server: Server) -> None:
-        """64-image requests against decode and bare OpenVINO in a loop."""
+        """64-image requests against decode and OpenVINO in a loop: without the second look in float32, and with it."""
         card = read_card(model)
-        engine = OpenVinoEngine(model, thread_count())
+        engine, classifier = OpenVinoEngine(model, thread_count()), Classifier.open(model)
         rows = alternate(
             self.repeats,
             service=lambda: sent(f"{server.url}/v1/classify", self.images, REQUEST, BULK_CLIENTS, self.seconds),
-            loop=lambda: bare_loop(engine, card, self.files, self.seconds),
+            loop=lambda: bare_loop(engine.infer, card, self.files, self.seconds),
+            answers=lambda: bare_loop(classifier.infer, card, self.files, self.seconds),
         )
-        ratio = over(rows, "service", "loop", "images_per_second")
-        what = f"{REQUEST}-image requests at {card.input_size} px, share of a bare loop's images per second"
-        self.add(what, "≥ 80 %", _text(ratio, "{:.0%}"), ratio["median"] >= 0.8, ratio=ratio, sides=rows)
+        classifier.close()
+        for below, of in {"loop": "a bare loop's images per second", "answers": "a loop that also asks float32"}.items():
+            ratio = over(rows, "service", below, "images_per_second")
+            what = f"{REQUEST}-image requests at {card.input_size} px, share of {of}"
+            self.add(what, "≥ 95 %", _text(ratio, "{:.0%}"), ratio["median"] >= 0.95, ratio=ratio, sides=rows)
 
     def one_image(self, model: Path, server: Server) -> None:
         """One image, one client: time above decode and a bare engine call."""
@@ -359,7 +362,7 @@ def measure_int8(bench: Bench, model: Path) -> None:
     bench.int8_against_bf16(model, int8)
     if read_card(model).input_size >= 224:
         with running(ours, int8, bench.folder) as server, running(obvious, model, bench.folder) as other:
-            bench.against_obvious(int8, server, other, 4, "int8")
+            bench.against_obvious(int8, server, other, 4.5, "int8")
 
 
 def measure_model(bench: Bench, model: Path) -> None:
@@ -393,8 +396,9 @@ def write_report(out: Path, bench: Bench, about: dict[str, Any]) -> None:
         *table,
         "",
         "The bare loop decodes and infers 16 images at a time in one thread a core, with the service's decoder and engine. The "
-        "obvious service is studies/obvious_service.py. Start is with the model's files in the page cache. PSS shares out "
-        "between processes what they share; RSS counts it in each.",
+        "loop that also asks float32 does so for the cells that the network is unsure of, as the service does. The obvious "
+        "service is studies/obvious_service.py. Start is with the model's files in the page cache. PSS shares out between "
+        "processes what they share; RSS counts it in each.",
         "",
     ]
     with publishing(out) as folder:

@@ -105,7 +105,7 @@ async def classify(request: Request, explain: bool = False) -> Response:
                 if not room:
                     raise busy()
                 with running.metrics.reading(len(form.images)):
-                    seen = await classifier.see(form.images, explain, measure=running.kept is not None)
+                    seen = await classifier.see(form.images, explain, measure=running.kept is not None, fingerprints=False)
                 results = [one.result for one in seen]
     except ClientDisconnect:
         return Response(status_code=499)  # nobody is there to read it; the metrics count it

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -50,7 +51,8 @@ DECODE_SECONDS: Final = 20.0
 
 
 class Seen(NamedTuple):
-    """What is said of one file, and by what its cell is known again (wbc_model/core/twins.py): None where it was rejected.
+    """What is said of one file, and by what its cell is known again (wbc_model/core/twins.py): None where it was rejected, or
+    where nobody asked for it.
 
     `measures` (WIDTH,) of wbc_model/core/reference.py are there where they were asked for.
     """
@@ -105,10 +107,12 @@ class Classifier:
 
     async def classify(self, files: Sequence[bytes], explain: bool = False) -> list[Result]:
         """One result per file, in order; with `explain` each has a heat map."""
-        return [seen.result for seen in await self.see(files, explain)]
+        return [seen.result for seen in await self.see(files, explain, fingerprints=False)]
 
-    async def see(self, files: Sequence[bytes], explain: bool = False, measure: bool = False) -> list[Seen]:
-        """As `classify`, each with the cell's fingerprint, and with `measure` what was measured of it.
+    async def see(
+        self, files: Sequence[bytes], explain: bool = False, measure: bool = False, fingerprints: bool = True
+    ) -> list[Seen]:
+        """As `classify`, each with the cell's fingerprint unless nobody looks for its twin, and with `measure` what was measured.
 
         A thread takes a chunk of files all the way from bytes to results: while one thread waits for the engine another decodes.
         Of a small request every thread gets a share.
@@ -116,18 +120,24 @@ class Classifier:
         loop = asyncio.get_running_loop()
         step = min(self.engine.chunk, ceil(len(files) / self._threads))
         chunks = [files[start : start + step] for start in range(0, len(files), step)]
-        budget = Budget()
-        work = (loop.run_in_executor(self._pool, self.see_chunk, chunk, explain, budget, measure) for chunk in chunks)
+        look = partial(self.see_chunk, explain=explain, budget=Budget(), measure=measure, fingerprints=fingerprints)
+        work = (loop.run_in_executor(self._pool, look, chunk) for chunk in chunks)
         return [seen for chunk in await asyncio.gather(*work) for seen in chunk]
 
     def classify_chunk(self, files: Sequence[bytes], explain: bool = False, budget: Budget | None = None) -> list[Result]:
         """One result per file, in order; blocks. Files after the budget is used up are rejected."""
-        return [seen.result for seen in self.see_chunk(files, explain, budget)]
+        return [seen.result for seen in self.see_chunk(files, explain, budget, fingerprints=False)]
 
     def see_chunk(
-        self, files: Sequence[bytes], explain: bool = False, budget: Budget | None = None, measure: bool = False
+        self,
+        files: Sequence[bytes],
+        explain: bool = False,
+        budget: Budget | None = None,
+        measure: bool = False,
+        fingerprints: bool = True,
     ) -> list[Seen]:
-        """As `classify_chunk`, each with the cell's fingerprint, and with `measure` what was measured of it."""
+        """As `classify_chunk`, each with the cell's fingerprint unless nobody looks for its twin (half a millisecond). With
+        `measure` it has what was measured, too."""
         budget = budget or Budget()
         digests = [hashlib.sha256(data).hexdigest() for data in files]
         found: list[Seen | None] = [None] * len(files)
@@ -137,7 +147,7 @@ class Classifier:
                 with budget:
                     image, facts = decode(data, large_enough(self.card.input_size, self.card.view))
                     view, appearance = look_at(image, facts, self.card.input_size, self.card.view)
-                    prints.append(fingerprint(image, shown_scale(image, facts)))
+                    prints.append(fingerprint(image, shown_scale(image, facts)) if fingerprints else None)
             except ImageRejected as error:
                 found[place] = Seen(_rejected(error, digests[place]), None)
             else:

@@ -84,7 +84,7 @@ def decode(data: bytes, at_least: int | None = None) -> tuple[Image.Image, Image
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image.load()
-            image = ImageOps.exif_transpose(image)
+            ImageOps.exif_transpose(image, in_place=True)
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
                 layer = image.convert("RGBA")
                 image = Image.new("RGB", layer.size, "white")
