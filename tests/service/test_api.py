@@ -357,3 +357,16 @@ def test_many_callers_at_once_get_their_own_answers(server: Server) -> None:
     for thread in threads:
         thread.join()
     assert not failures
+
+
+def test_answers_travel_compressed_where_the_caller_takes_that(client: httpx.Client) -> None:
+    files = form(*(of_class("Monocyte") for _ in range(40)))
+    packed = client.post("/v1/classify", files=files)
+    plain = client.post("/v1/classify", files=files, headers={"Accept-Encoding": "identity"})
+    assert (packed.headers["content-encoding"], plain.headers.get("content-encoding")) == ("gzip", None)
+    assert int(packed.headers["content-length"]) * 3 < int(plain.headers["content-length"]) == len(packed.content)
+    assert packed.content == plain.content
+    assert packed.headers["vary"] == plain.headers["vary"] == "Accept-Encoding"
+    assert packed.headers["cache-control"] == "no-store"
+    small = client.get("/v1/me")
+    assert "content-encoding" not in small.headers

@@ -41,6 +41,7 @@ from test_keys_and_start import in_process
 
 from serving.contract.differential import Flag
 from serving.contract.schemas import REVIEW_REASONS, Delivery, ImageProblem, Status
+from serving.http.layer import COMPRESSED_FROM
 from serving.http.limits import Limits
 from serving.page.static import ADDRESSES, CONTENT_SECURITY_POLICY, FILES, FOLDER, MEDIA_TYPES
 from wbc_model.core.classes import CLASSES
@@ -77,7 +78,14 @@ def test_every_file_is_served_with_its_type_and_policy(client: httpx.Client, nam
     assert (again.status_code, again.content) == (304, b"")
     assert again.headers["etag"] == answer.headers["etag"]
     assert client.get(path_of(name), headers={"If-None-Match": '"other"'}).status_code == 200
-    assert client.head(path_of(name)).headers["content-length"] == str(len(answer.content))
+    plain = client.head(path_of(name), headers={"Accept-Encoding": "identity"})
+    assert (plain.headers["content-length"], plain.headers.get("content-encoding")) == (str(len(answer.content)), None)
+    assert plain.headers["etag"] == answer.headers["etag"], "it is weak: the same file, however it travels"
+    assert answer.headers["etag"].startswith('W/"')
+    large = len(answer.content) >= COMPRESSED_FROM
+    assert answer.headers.get("content-encoding") == ("gzip" if large else None)
+    assert plain.headers.get("vary") == answer.headers.get("vary") == ("Accept-Encoding" if large else None)
+    assert again.headers["vary"] == "Accept-Encoding"
     assert client.post(path_of(name)).status_code == 405
 
 
