@@ -87,8 +87,8 @@ def test_a_scheduled_retraining_waits_without_a_process_and_outlives_server_and_
         loop.do("deployment", "run", f"{flow}/by-schedule")  # the cron comes round meanwhile
         until(lambda: ("CANCELLED", "Waiting") in loop.states(flow), 300)
         assert reads(loop, "Ada") >= ASKED
-        watched = len(loop.runs(f"label-watch-{workspace_name(workspace)}"))
-        until(lambda: len(loop.runs(f"label-watch-{workspace_name(workspace)}")) > watched + 1, 300)
+        looked = _looks(loop)
+        until(lambda: _looks(loop) > looked + 1, 300)
         assert status_of(workspace) == "waiting", "one of two readers is not enough"
 
         loop.kill("schedule")
@@ -105,6 +105,11 @@ def test_a_scheduled_retraining_waits_without_a_process_and_outlives_server_and_
         time.sleep(30)  # the watch looks again
         assert status_of(workspace) == "done"
         assert len(loop.runs(flow)) == 2, "nothing is asked for twice"
+
+
+def _looks(loop: Loop) -> int:
+    """How often the watch has looked."""
+    return loop.states(f"label-watch-{workspace_name(loop.workspace)}").count(("COMPLETED", "Completed"))
 
 
 def _all_was_learned(loop: Loop, key: str) -> None:
