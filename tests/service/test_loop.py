@@ -74,13 +74,15 @@ def test_a_scheduled_retraining_waits_without_a_process_and_outlives_server_and_
     """Both are killed while it waits, people go on meanwhile, and after the restart it goes on by itself."""
     with loop_at(tmp_path) as loop:
         workspace = loop.workspace
-        people = {"retrain.annotator": "people", "retrain.ask": ASKED, "schedule.min_new_labels": ASKED}
-        set_params(workspace, people)
+        enough = (
+            2 * ASKED
+        )  # more than there are labels, or the watch would begin a retraining by itself; of a queue all are enough
+        set_params(workspace, {"retrain.annotator": "people", "retrain.ask": ASKED, "schedule.min_new_labels": enough})
         flow = retraining_flow(workspace)
         loop.start_server()
         loop.start_schedule()
         loop.do("deployment", "run", f"{flow}/by-schedule")
-        until(lambda: loop.states(flow) == [("PAUSED", "Suspended")], 1200)
+        until(lambda: loop.states(flow) == [("PAUSED", "Suspended")], 1500)
         until(lambda: loop.flow_process() is None)
         asked = read_state(workspace)
         assert asked is not None
