@@ -74,9 +74,7 @@ def test_a_scheduled_retraining_waits_without_a_process_and_outlives_server_and_
     """Both are killed while it waits, people go on meanwhile, and after the restart it goes on by itself."""
     with loop_at(tmp_path) as loop:
         workspace = loop.workspace
-        enough = (
-            2 * ASKED
-        )  # more than there are labels, or the watch would begin a retraining by itself; of a queue all are enough
+        enough = 2 * ASKED  # more than the labels that there are, or the watch would begin a retraining by itself
         set_params(workspace, {"retrain.annotator": "people", "retrain.ask": ASKED, "schedule.min_new_labels": enough})
         flow = retraining_flow(workspace)
         loop.start_server()
