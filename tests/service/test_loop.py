@@ -85,10 +85,10 @@ def test_a_scheduled_retraining_waits_without_a_process_and_outlives_server_and_
         asked = read_state(workspace)
         assert asked is not None
         loop.do("deployment", "run", f"{flow}/by-schedule")  # the cron comes round meanwhile
-        until(lambda: ("CANCELLED", "Waiting") in loop.states(flow), 300)
+        until(lambda: ("CANCELLED", "Waiting") in loop.states(flow), 900)
         assert reads(loop, "Ada") >= ASKED
         looked = _looks(loop)
-        until(lambda: _looks(loop) > looked + 1, 300)
+        until(lambda: _looks(loop) > looked + 1, 900)
         assert status_of(workspace) == "waiting", "one of two readers is not enough"
 
         loop.kill("schedule")
@@ -98,7 +98,7 @@ def test_a_scheduled_retraining_waits_without_a_process_and_outlives_server_and_
         assert loop.states(flow) == [("PAUSED", "Suspended"), ("CANCELLED", "Waiting")]
         loop.start_schedule()
         until(lambda: status_of(workspace) == "done", 1800)
-        until(lambda: loop.states(flow) == [("COMPLETED", "Completed"), ("CANCELLED", "Waiting")], 120)
+        until(lambda: loop.states(flow) == [("COMPLETED", "Completed"), ("CANCELLED", "Waiting")], 600)
         _all_was_learned(loop, asked.key)
         news = (workspace / ".wbc/logs/news.log").read_text()
         assert f"the retraining goes on: {ASKED} of {ASKED} cells are agreed, and {ASKED} are enough" in news
