@@ -185,13 +185,15 @@ def _stand(workspace: Path, state: State | None, params: Params, store: "Store |
 
 
 def cells_given_up(workspace: Path) -> set[str]:
-    """The cells that nobody is asked about any more since nobody can name them, or since their report was removed."""
+    """The cells that nobody is asked about any more since nobody can name them, or since their report was removed. None are known
+    where the store cannot be reached: files may have answered, and whoever asks next says what is wrong with it."""
     from serving.labelling.queue import given_up
 
-    if not has_store(workspace):
-        return set()
-    with meeting_store(workspace) as store:
-        return given_up(store, workspace_name(workspace))
+    with contextlib.suppress(WbcError):
+        if has_store(workspace):
+            with meeting_store(workspace) as store:
+                return given_up(store, workspace_name(workspace))
+    return set()
 
 
 def _not_waiting(state: State | None, params: Params, at_work: bool) -> Part:

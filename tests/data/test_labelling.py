@@ -237,6 +237,7 @@ def test_an_import_takes_its_cells_off_the_page_and_needs_no_store_for_its_label
     assert people.leave_queue(workspace) == "2 cells left the queue of the page"
     assert people.leave_queue(workspace) == ""
     monkeypatch.setenv("WBC_STORE_URL", "postgresql://nobody:secret@127.0.0.1:9/nothing")
+    assert people.left_to_name(workspace) == 4, "files can still answer"
     line = people.leave_queue(workspace)
     assert line.startswith("the page still asks about them, until the next retraining: the store 'nothing' on PostgreSQL")
     assert "secret" not in line
