@@ -6,9 +6,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from PIL import Image, ImageFilter
-from playwright.sync_api import sync_playwright
 
 from flows.pipeline.checks import ValidationReport, validate
+from tests.chromium import headless_chromium
 from tests.data.conftest import encoded, write_manifest
 from tests.pools import ingest
 from wbc_model.cells.pools import POOLS, Pools
@@ -19,7 +19,6 @@ from wbc_model.core.errors import WbcError
 from wbc_model.params import Params
 from wbc_model.rendering.cells import render_cells
 
-CHROMIUM = Path("/usr/bin/chromium")
 COLUMNS = ("path", "label", "split", "group")
 
 
@@ -140,15 +139,12 @@ def test_a_clean_set_passes_and_the_documents_are_the_same_each_time(clean: Site
 
 def test_the_page_shows_the_rows_the_classes_and_the_results_before(clean: Site, workspace: Path, tmp_path: Path) -> None:
     """In a browser without a network, as a person sees it."""
-    if not CHROMIUM.exists():
-        pytest.skip(f"there is no Chromium at {CHROMIUM}")
     validate(workspace, clean.params)
     checks = clean.params.checks.model_copy(update={"brightness": (160, 250)})
     params = clean.params.model_copy(update={"checks": checks})
     report = validate(workspace, params)
     assert len(report.found) == 5
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+    with headless_chromium() as browser:
         page = browser.new_page()
         asked: list[str] = []
         page.on("request", lambda request: asked.append(request.url.partition(":")[0]))
@@ -156,7 +152,6 @@ def test_the_page_shows_the_rows_the_classes_and_the_results_before(clean: Site,
         pictures = page.evaluate("[...document.querySelectorAll('.cells img')].map((image) => image.naturalWidth)")
         text = "[...t.rows].map((r) => [...r.cells].map((c) => c.innerText.trim()))"
         tables = page.evaluate(f"[...document.querySelectorAll('table')].map((t) => {text})")
-        browser.close()
     assert set(asked) <= {"file", "data"}
     assert len(pictures) == len(report.found)
     assert min(pictures) > 0

@@ -15,14 +15,14 @@ from linear_model import write_linear_model
 from live import ROOT, Server, clean_environment, free_port, serve_command, started
 from page_visits import KEY, draw
 from PIL import Image
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 from tiny_model import write_model
 
 from serving.reports.store import Store, sqlite_url
+from tests.chromium import headless_chromium
 
 # The host name that Starlette's TestClient calls a service in this process by.
 os.environ["WBC_HOSTS"] = "testserver"
-CHROMIUM = Path("/usr/bin/chromium")
 CELLS = 110  # images of the specimen `cells` that can be used
 
 
@@ -86,12 +86,8 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture(scope="module")  # no longer: while it is open, no other test may run an event loop
 def browser() -> Iterator[Browser]:
     """Headless Chromium."""
-    if not CHROMIUM.exists():
-        pytest.skip(f"there is no Chromium at {CHROMIUM}")
-    with sync_playwright() as playwright:
-        started_browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+    with headless_chromium() as started_browser:
         yield started_browser
-        started_browser.close()
 
 
 @pytest.fixture(scope="session")

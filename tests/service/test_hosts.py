@@ -12,7 +12,6 @@ from typing import Any
 import httpx
 import pytest
 from live import ROOT, Server, clean_environment, fails_to_start, form, free_port, of_class, serve_command, started
-from playwright.sync_api import sync_playwright
 from test_proxy import NGINX, wait_for
 from test_reports import assert_problem
 
@@ -20,10 +19,10 @@ from serving.http.refused import problem_of
 from serving.reports.store import sqlite_url
 from serving.security.hosts import Hosts
 from serving.security.keys import add_key
+from tests.chromium import CHROMIUM, headless_chromium
 from wbc_model.core.errors import WbcError
 
-CHROMIUM = Path("/usr/bin/chromium")
-needs_chromium = pytest.mark.skipif(not CHROMIUM.exists(), reason="chromium is not installed here")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed here")
 
 
 def refused(hosts: Hosts, keyless: bool = True, method: str = "GET", path: str = "/v1/model", **headers: str) -> str | None:
@@ -165,13 +164,11 @@ def test_a_rebound_name_and_another_port_reach_nothing_in_chromium(model_dir: Pa
     with (
         started(serve_command(model_dir, port), port, tmp_path, environment, ROOT) as server,
         page_of_somebody_else() as other,
-        sync_playwright() as playwright,
+        headless_chromium("--host-resolver-rules=MAP evil 127.0.0.1, MAP evil.example 127.0.0.1") as browser,
     ):
         headers = {"X-API-Key": key} if key else {}
         made = httpx.post(f"{server.url}/v1/differential", files=form(of_class("Monocyte")), headers=headers)
         assert made.status_code == 200
-        rules = "--host-resolver-rules=MAP evil 127.0.0.1, MAP evil.example 127.0.0.1"
-        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox", rules])
         page = browser.new_page()
         for name in ("evil", "evil.example"):
             answer = page.goto(f"http://{name}:{port}/")
@@ -182,6 +179,5 @@ def test_a_rebound_name_and_another_port_reach_nothing_in_chromium(model_dir: Pa
         page.goto(f"http://127.0.0.1:{other}/")
         read, _ = page.evaluate(ATTACK, [server.url, ""])
         assert "Failed to fetch" in read
-        browser.close()
         listed = httpx.get(f"{server.url}/v1/reports?status=all", headers=headers).json()["reports"]
         assert [one["id"] for one in listed] == [made.json()["report_id"]]
