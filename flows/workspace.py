@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from configobj import ConfigObj
+
 from wbc_model.core.errors import WbcError
 from wbc_model.core.files import write_atomic
 
@@ -186,6 +188,13 @@ def init_workspace(directory: Path, ignored: str = "", within: Path | None = Non
     return created
 
 
+def _keep_dvc_silent(config: Path) -> None:
+    """Settings of DVC that no run may do without: it reports its use to nobody, and asks nobody for a newer version."""
+    settings = ConfigObj(str(config), encoding="utf-8")  # what DVC itself reads and writes the file with
+    settings.setdefault("core", {}).update(analytics="false", check_update="false")
+    settings.write()
+
+
 def ensure_dvc(workspace: Path, created: Created | None = None) -> None:
     """Make DVC work here: in a git repository with its history, in a source archive without git without."""
     in_git = is_git_repository(workspace)
@@ -193,8 +202,7 @@ def ensure_dvc(workspace: Path, created: Created | None = None) -> None:
     if not (workspace / ".dvc").is_dir():
         top = in_git and (workspace / ".git").exists()
         _dvc(workspace, "init", "--quiet", *([] if top else ["--subdir"] if in_git else ["--no-scm"]))
-        _dvc(workspace, "config", "core.analytics", "false")
-        _dvc(workspace, "config", "core.check_update", "false")
+        _keep_dvc_silent(workspace / ".dvc/config")
         if created:
             created.wrote.append(".dvc/")
     elif not in_git and not (local.exists() and "no_scm = true" in local.read_text()):

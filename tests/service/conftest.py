@@ -55,10 +55,34 @@ def postgres() -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The SQLite file of a store that nobody has used: its migrations are carried out once."""
+    file = tmp_path_factory.mktemp("store") / "service.db"
+    Store.open(sqlite_url(file)).close()
+    return file
+
+
+@pytest.fixture(scope="session")
+def empty_tables(postgres: str) -> str:
+    """The name of such a database in PostgreSQL."""
+    url = new_database(postgres)
+    Store.open(url).close()
+    return url.rpartition("/")[2]
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def blank_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database of either kind without any table."""
+    return sqlite_url(tmp_path / "service.db") if request.param == "sqlite" else new_database(request.getfixturevalue("postgres"))
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty database of either kind."""
-    return sqlite_url(tmp_path / "service.db") if request.param == "sqlite" else new_database(request.getfixturevalue("postgres"))
+    """A store of either kind that nobody has used."""
+    if request.param == "postgresql":
+        return new_database(request.getfixturevalue("postgres"), request.getfixturevalue("empty_tables"))
+    return sqlite_url(shutil.copy(request.getfixturevalue("empty_store"), tmp_path / "service.db"))
 
 
 @pytest.fixture

@@ -44,7 +44,10 @@ def postgres_server() -> Iterator[str]:
         run(
             "initdb", "-D", data, "-U", "wbc", "-A", "scram-sha-256", f"--pwfile={folder / 'password'}", "-E", "UTF8", "--no-sync"
         )
-        options = f"-c fsync=off -c listen_addresses=127.0.0.1 -p {port} -k {folder}"
+        quick = (
+            "-c fsync=off -c synchronous_commit=off -c full_page_writes=off -c autovacuum=off"  # it need not outlive the tests
+        )
+        options = f"{quick} -c listen_addresses=127.0.0.1 -p {port} -k {folder}"
         run("pg_ctl", "-D", data, "-w", "-o", options, "-l", str(folder / "log"), "start")
         try:
             yield f"postgresql://wbc:{password}@127.0.0.1:{port}"
@@ -52,11 +55,11 @@ def postgres_server() -> Iterator[str]:
             run("pg_ctl", "-D", data, "-w", "-m", "immediate", "stop")
 
 
-def new_database(server: str) -> str:
-    """The URL of an empty database."""
+def new_database(server: str, template: str = "template1") -> str:
+    """The URL of a new database, a copy of this one; of PostgreSQL's own, which is empty, by default."""
     import psycopg
 
     name = f"t{secrets.token_hex(6)}"
     with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}".encode())
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}".encode())
     return f"{server}/{name}"

@@ -63,7 +63,8 @@ def taken(store: Store, of: Site, files: tuple[bytes, ...] = (SECRET,)) -> str:
     """A report of as many cells, and an image that was rejected."""
     cells = [classified("Neutrophil") for _ in files]
     reading = read([*cells, rejected()])
-    seen = [*(Seen(cell, b"print of " + data[:40]) for cell, data in zip(cells, files, strict=True)), Seen(rejected(), None)]
+    prints = [(b"print of " + data[:40]).ljust(4100, b"\0") for data in files]  # of a cell without a landmark
+    seen = [*(Seen(cell, print_) for cell, print_ in zip(cells, prints, strict=True)), Seen(rejected(), None)]
     return take_in(store, reading._replace(seen=seen, files=[*files, b"x"]), Specimen(5.0, SPECIMEN), of).report.id
 
 

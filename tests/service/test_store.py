@@ -57,16 +57,16 @@ def test_opening_again_changes_nothing_and_keeps_what_is_there(store: Store, sto
     again.close()
 
 
-def test_processes_that_open_an_empty_store_at_once_wait_for_each_other(store_url: str) -> None:
+def test_processes_that_open_an_empty_store_at_once_wait_for_each_other(blank_url: str) -> None:
     code = "import sys; from serving.reports.store import Store; Store.open(sys.argv[1]).close()"
-    command = [sys.executable, "-c", code, store_url]
+    command = [sys.executable, "-c", code, blank_url]
     processes = [
         subprocess.Popen(command, cwd=ROOT, env=clean_environment(), stderr=subprocess.PIPE, text=True) for _ in range(2)
     ]
     for process in processes:
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors
-    reported(Store.open(store_url))
+    reported(Store.open(blank_url))
 
 
 def test_a_store_of_a_newer_version_is_refused_in_one_line(store: Store, store_url: str) -> None:
@@ -354,9 +354,9 @@ def _at(url: str, revision: str, rows: Sequence[str]) -> None:
     engine.dispose()
 
 
-def test_a_store_of_the_first_version_keeps_what_it_has(store_url: str) -> None:
-    _at_0001(store_url)
-    store = Store.open(store_url)
+def test_a_store_of_the_first_version_keeps_what_it_has(blank_url: str) -> None:
+    _at_0001(blank_url)
+    store = Store.open(blank_url)
     report = find(store, REPORT)
     assert (report.status, report.rendered, report.expected_images, report.withdrawn_at) == ("final", False, None, None)
     assert [(one.to_label, one.undoes) for one in report.corrections] == [("Monocyte", None)]
@@ -368,21 +368,21 @@ def test_a_store_of_the_first_version_keeps_what_it_has(store_url: str) -> None:
     store.close()
 
 
-def test_a_store_of_before_keeps_its_queues_with_their_images_and_answers(store_url: str) -> None:
+def test_a_store_of_before_keeps_its_queues_with_their_images_and_answers(blank_url: str) -> None:
     """SQLite makes the table of cells anew, which images and answers point to."""
     queue, cell = "0123456789ab", "a" * 64
-    yes, no = ("1", "0") if store_url.startswith("sqlite") else ("true", "false")
+    yes, no = ("1", "0") if blank_url.startswith("sqlite") else ("true", "false")
     place = f"5, 1, 'uncertain', 'asked', '', 'Band', 0.5, 40, 40, 1, 1, 1, 'agreed', {no}, NULL, NULL, NULL"
     rows = (
         f"INSERT INTO queues VALUES ('{queue}', 'ward', 1, 'm', {WHEN}, NULL, NULL, NULL, 'soon')",
         f"INSERT INTO asked_cells VALUES ('{queue}', '{cell}', {place}, 'Band', 'one', {WHEN}, NULL, NULL)",
-        f"INSERT INTO asked_images VALUES ('{queue}', '{cell}', NULL, {_image(store_url)}, NULL)",
+        f"INSERT INTO asked_images VALUES ('{queue}', '{cell}', NULL, {_image(blank_url)}, NULL)",
         f"INSERT INTO readers VALUES ('{queue}', 'Ada', 1, 1, 0, {WHEN})",
         f"INSERT INTO tasks VALUES ('{queue}', 'Ada', 1, '{cell}', 'first', {yes}, 'answered', {WHEN}, {WHEN}, 'Band', 1)",
         f"INSERT INTO answers VALUES (1, '{queue}', '{cell}', 'Ada', 'key', 'Band', 1.5, {WHEN}, 1, 'sweep', NULL)",
     )
-    _at(store_url, "0005", rows)
-    store = Store.open(store_url)
+    _at(blank_url, "0005", rows)
+    store = Store.open(blank_url)
     with store.reading() as session:
         counts = {name: len(session.execute(text(f"SELECT * FROM {name}")).all()) for name in Base.metadata.tables}
         assert {name: count for name, count in counts.items() if count} == dict.fromkeys(
@@ -398,9 +398,9 @@ def test_a_store_of_before_keeps_its_queues_with_their_images_and_answers(store_
     store.close()
 
 
-def test_what_people_did_is_deleted_only_with_a_removal_that_says_so(store_url: str) -> None:
-    _at_0001(store_url)
-    store = Store.open(store_url)
+def test_what_people_did_is_deleted_only_with_a_removal_that_says_so(blank_url: str) -> None:
+    _at_0001(blank_url)
+    store = Store.open(blank_url)
     tables = ("corrections", "signatures")
     for table in tables:
         with pytest.raises(DBAPIError, match="only ever added"), store.writing() as session:
