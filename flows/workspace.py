@@ -191,7 +191,7 @@ def init_workspace(directory: Path, ignored: str = "", within: Path | None = Non
 def _keep_dvc_silent(config: Path) -> None:
     """Settings of DVC that no run may do without: it reports its use to nobody, and asks nobody for a newer version."""
     settings = ConfigObj(str(config), encoding="utf-8")  # what DVC itself reads and writes the file with
-    settings.setdefault("core", {}).update(analytics="false", check_update="false")
+    settings.setdefault("core", {}).update({"analytics": "false", "check_update": "false"})
     settings.write()
 
 

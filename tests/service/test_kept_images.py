@@ -59,12 +59,16 @@ def opened(url: str, keys: Path | None) -> Store:
     return Store.open(url, NO_KEYS if keys is None else ImageKeys.read(keys))
 
 
+def print_of(data: bytes) -> bytes:
+    """A fingerprint that begins with the image's bytes, of a cell without a landmark."""
+    return (b"print of " + data[:40]).ljust(4100, b"\0")
+
+
 def taken(store: Store, of: Site, files: tuple[bytes, ...] = (SECRET,)) -> str:
     """A report of as many cells, and an image that was rejected."""
     cells = [classified("Neutrophil") for _ in files]
     reading = read([*cells, rejected()])
-    prints = [(b"print of " + data[:40]).ljust(4100, b"\0") for data in files]  # of a cell without a landmark
-    seen = [*(Seen(cell, print_) for cell, print_ in zip(cells, prints, strict=True)), Seen(rejected(), None)]
+    seen = [*(Seen(cell, print_of(data)) for cell, data in zip(cells, files, strict=True)), Seen(rejected(), None)]
     return take_in(store, reading._replace(seen=seen, files=[*files, b"x"]), Specimen(5.0, SPECIMEN), of).report.id
 
 
@@ -86,7 +90,7 @@ def test_what_is_encrypted_can_be_read_with_its_key_alone(store_url: str, tmp_pa
     assert SECRET not in data + print_
     with store.reading() as session:
         assert images_of(session, report, [0, 1]) == {0: SECRET}
-        assert fingerprints_of(session, report) == {0: b"print of " + SECRET}
+        assert fingerprints_of(session, report) == {0: print_of(SECRET)}
     check_image_key(store, keeping())
     store.close()
     for keys, says in ((None, "it is not set"), (other, f"{other} does not hold it")):
