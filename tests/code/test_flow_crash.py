@@ -307,7 +307,7 @@ def finished(workspace: Path) -> bool:
     return state is not None and state.status == "done"
 
 
-@pytest.mark.parametrize("points", [3, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+@pytest.mark.parametrize("points", [2, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
 def test_killed_at_any_write_it_comes_to_the_same_end(
     points: int, fresh: Path, killer: Killer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -325,7 +325,7 @@ STEPS = st.lists(
 )
 
 
-@pytest.mark.parametrize("examples", [6, pytest.param(30, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+@pytest.mark.parametrize("examples", [3, pytest.param(30, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
 def test_whatever_the_order_no_pool_has_it_as_a_class(filled: Path, tmp_path: Path, examples: int) -> None:
     """Answers, older ones, taken back, taken back again, of people and of the oracle, for cells of every pool."""
 

@@ -141,6 +141,7 @@ def test_the_old_engine_goes_when_nobody_uses_it(tmp_path: Path) -> None:
     assert engine() is None
 
 
+@pytest.mark.slow
 def test_the_champion_changes_under_load_and_no_request_is_dropped(tmp_path: Path) -> None:
     directory, port = tmp_path / "champion", free_port()
     put(directory, "tiny-1")

@@ -88,6 +88,7 @@ def small(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield server
 
 
+@pytest.mark.slow
 def test_three_times_the_capacity_sheds_the_surplus_at_once_and_keeps_the_rest(small: Server) -> None:
     """16 clients are the capacity: as many images as may wait. 48 are three times as many."""
     body, content_type = prepared([plain(400)] * IMAGES)

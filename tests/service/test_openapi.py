@@ -32,7 +32,7 @@ def guarded(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield running
 
 
-@pytest.mark.parametrize("accept", [None, "application/fhir+json"])
+@pytest.mark.parametrize("accept", [None, pytest.param("application/fhir+json", marks=pytest.mark.slow)])
 def test_every_answer_is_one_that_the_document_describes(guarded: Server, tmp_path: Path, accept: str | None) -> None:
     """Valid requests are taken, others refused, and every status, media type and body is in the document."""
     line = [sys.executable, "-m", "schemathesis.cli", "run", f"{guarded.url}/v1/openapi.json", "-H", f"X-API-Key: {KEY}"]
