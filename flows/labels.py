@@ -11,7 +11,7 @@ import io
 import json
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -116,6 +116,30 @@ def take_in(workspace: Path, rows: pd.DataFrame, cycle: int, decided: bool = Fal
             return _put_off(workspace, rows, cycle, decided, all_or_nothing, busy)
         _take_waiting(workspace)
         return _take_in(workspace, rows, cycle, decided, all_or_nothing)
+
+
+def take_back(workspace: Path, sha256s: Sequence[str], by: str, why: str, cycle: int) -> list[str] | None:
+    """Let cells be unlabelled again that people called none of the five classes, since nobody stands by it; the record says so.
+    Returns those that were put back; None while somebody works on the pools, where nothing is done.
+
+    A cell with a label in the log, or one that came from the validation pool, is left: only another answer changes it.
+    """
+    done: list[str] = []
+
+    def change(pools: Pools) -> tuple[Pools, Mapping[Path, str]]:
+        out, record = pools.none_of_five(), read_none_of_five(workspace)
+        known = set(read_log(workspace)["sha256"]) | set(out.loc[out["side"] == "validation", "sha256"])
+        done[:] = sorted((set(sha256s) & set(out["sha256"])) - known)
+        if not done:
+            return pools, {}
+        rows = pd.DataFrame({"sha256": done, "label": "", "labelled_by": by, "labelled_at": now(), "why": why})
+        return pools.put_back(set(done)), {workspace / RECORD_FILE: grown(record, rows, cycle)}
+
+    with locked(workspace / TURNSTILE):
+        if at_work(workspace) is not None:
+            return None
+        transaction(workspace / "data/pools", change)
+    return done
 
 
 def take_waiting(workspace: Path) -> int:

@@ -1,7 +1,7 @@
 """What people have agreed on in the store, taken out of it and into the label log."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -18,18 +18,20 @@ if TYPE_CHECKING:
     from serving.labelling.queue import Agreed
     from serving.reports.store import Store
 
+PEOPLE: Final = "people"  # who took an answer back; the store knows their names
 ON_THE_PAGE: Final = "on the page"  # how the reason begins of what came from the store
 _WHY: Final = {"one": ON_THE_PAGE, "two": f"{ON_THE_PAGE}: two readers agree", "adjudicated": f"{ON_THE_PAGE}: adjudicated"}
 
 
 @dataclass(frozen=True)
 class Came:
-    """What was taken out of the store: `labels` of the five classes that were new, cells that are `none` of the five; and the
-    answers that the label log refused."""
+    """What was taken out of the store: `labels` of the five classes that were new, cells that are `none` of the five, and those
+    that are so no longer since people took it `back`; and the answers that the label log refused."""
 
     labels: int = 0
     none: int = 0
     refused: "list[Refused]" = field(default_factory=list)
+    back: int = 0
 
     @property
     def new(self) -> int:
@@ -39,7 +41,7 @@ class Came:
     @property
     def line(self) -> str:
         """In words; empty where nothing came."""
-        counts = {"labels": self.labels, "none of the five classes": self.none}
+        counts = {"labels": self.labels, "none of the five classes": self.none, "taken back": self.back}
         parts = [f"{count} {what}" for what, count in counts.items() if count]
         first = f"{self.refused[0].sha256[:12]}: {self.refused[0].reason}" if self.refused else ""
         parts += [f"{len(self.refused)} refused ({first})"] if first else []
@@ -57,8 +59,21 @@ def take_agreed(workspace: Path, store: "Store", cycle: int) -> Came:
     found = agreed(store, name)
     came = _take(workspace, found, cycle) if found else Came()
     taken(store, found)
+    back = _put_back(workspace, store, cycle)
     leave(workspace, store)
-    return came
+    return replace(came, back=back)
+
+
+def _put_back(workspace: Path, store: "Store", cycle: int) -> int:
+    """Let cells be unlabelled again that were none of the five, and that nobody stands by any more; returns how many."""
+    from serving.labelling.queue import taken_back, untaken
+
+    name = workspace_name(workspace)
+    found = taken_back(store, name, labels.kinds())
+    done = labels.take_back(workspace, found, PEOPLE, f"{ON_THE_PAGE}: taken back", cycle) if found else []
+    if done is not None:
+        untaken(store, name, found)
+    return len(done or [])
 
 
 def leave(workspace: Path, store: "Store") -> int:

@@ -3,7 +3,7 @@
 import hashlib
 import io
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from PIL import Image
 from sqlalchemy import ColumnElement, Select, exists, func, or_, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from serving.contract.labelling import UNSURE, answers_of
 from serving.contract.site import Site
@@ -284,6 +284,26 @@ def _agreed(cell: Asked, cycle: int, readers: Sequence[str]) -> Agreed:
         cycle=cycle,
         taken=cell.taken_answer or "",
     )
+
+
+def taken_back(store: Store, workspace: str, answers: Collection[str]) -> list[str]:
+    """The cells of a workspace of which one of these answers was taken, and that nobody stands by any more, in no queue."""
+    again, other = aliased(Asked), aliased(Queue)
+    same = (other.id == again.queue_id) & (other.workspace == workspace) & (again.sha256 == Asked.sha256)
+    stands = exists().where(same, again.state == "agreed").correlate(Asked)
+    here = (Queue.workspace == workspace) & Asked.taken_answer.in_(answers) & Asked.state.in_(("open", "disputed", "unnamed"))
+    with store.reading() as session:
+        query = select(Asked.sha256).join(Queue, Queue.id == Asked.queue_id).where(here, ~stands)
+        return sorted(set(session.scalars(query)))
+
+
+def untaken(store: Store, workspace: str, sha256s: Iterable[str]) -> None:
+    """Note that the flow has let go of what it had taken of these cells; one that is agreed on again by now is not noted."""
+    queues = select(Queue.id).where(Queue.workspace == workspace)
+    with store.writing() as session:
+        for batch in _groups(sha256s):
+            here = Asked.queue_id.in_(queues) & Asked.sha256.in_(batch) & (Asked.state != "agreed")
+            session.execute(update(Asked).where(here).values(taken_answer=None, taken_at=None))
 
 
 def taken(store: Store, agreed: Sequence[Agreed]) -> None:

@@ -27,7 +27,9 @@ export async function enter() {
 
 /** Show what follows. */
 export async function more() {
+  byId("said-coming").hidden = false;
   const found = await guarded(() => labelling.answers(following));
+  byId("said-coming").hidden = true;
   if (!found) return;
   following = found.next;
   byId("said").append(...found.answers.map(entry));

@@ -13,11 +13,11 @@ from PIL import Image
 from sqlalchemy import select
 
 from flows.identity import workspace_name
-from flows.labelling.agreed import leave, take_agreed
+from flows.labelling.agreed import Came, leave, take_agreed
 from flows.labelling.publish import REFERENCES, publish_queue, queue_id
 from flows.labelling.store import meeting_store
 from flows.labelling.waiting import Wait, in_words, next_parts, said_on_the_page
-from flows.labels import QUEUE, Taken, awaited, read_log, read_queue, take_in, take_waiting
+from flows.labels import QUEUE, Taken, awaited, check_replayed, read_log, read_none_of_five, read_queue, take_in, take_waiting
 from flows.retraining import people
 from flows.state import State, new_labels, note_learned, read_state
 from serving.contract.labelling import UNSURE
@@ -206,6 +206,28 @@ def test_a_cell_that_a_file_labelled_leaves_the_queue_and_one_of_the_page_stays(
         states = {one.sha256: one.state for one in session.scalars(select(Asked).where(Asked.purpose == "asked"))}
     assert (states[by_file], states[by_page]) == ("withdrawn", "agreed")
     assert leave(workspace, store) == 0
+
+
+def test_none_of_the_five_is_taken_back_on_the_page_without_another_answer(workspace: Path, store: Store) -> None:
+    reading, ada = published(workspace, store, site_with()), Who("Ada", "a")
+    [task] = next_tasks(store, "Ada", 1, reading.site)
+    cell = sha_of(store, "Ada", task.name)
+    answers.answer(store, ada, task.name, "Smudge", reading.site)
+    assert take_agreed(workspace, store, 1).none == 1
+    assert cell not in set(awaited(workspace)["sha256"])
+    answers.take_back_answer(store, ada, task.name)
+    came = take_agreed(workspace, store, 1)
+    assert (came.back, came.new, came.line) == (1, 0, "of the people's answers came: 1 taken back")
+    pools = Pools.read(workspace / "data/pools")
+    assert pools.none_of_five().empty
+    assert pools.frames["unlabelled"].set_index("sha256").loc[cell, "labelled_by"] == ""
+    assert cell in set(awaited(workspace)["sha256"])
+    record = read_none_of_five(workspace)
+    assert record[["sha256", "label", "why"]].to_numpy().tolist()[1:] == [[cell, "", "on the page: taken back"]]
+    assert take_agreed(workspace, store, 1) == Came(), "once"
+    check_replayed(workspace)
+    answers.answer(store, ada, task.name, "Smudge", reading.site)
+    assert take_agreed(workspace, store, 1).none == 1, "said once more, it is so again"
 
 
 def test_a_class_from_a_file_after_none_of_the_five_on_the_page_takes_the_cell_off_the_page(

@@ -1,8 +1,8 @@
 """The record of cells that people call none of the five classes: bands and blasts, platelets, smudges, artefacts.
 
 `data/none_of_five.csv` only grows, and the last row of a cell counts. A row with one of the classes takes back what was said
-before it. The cells themselves lie in the unlabelled pool, out of use (`Pools.take_out`): they are what the out-of-distribution
-score is tested on.
+before it, and so does a row without an answer, after which nothing is known of the cell. The cells themselves lie in the
+unlabelled pool, out of use (`Pools.take_out`): they are what the out-of-distribution score is tested on.
 """
 
 from pathlib import Path
@@ -35,4 +35,4 @@ def grown(record: pd.DataFrame, new: pd.DataFrame, cycle: int) -> str:
 def standing(record: pd.DataFrame) -> pd.DataFrame:
     """The rows that count now, one for each cell that is none of the five."""
     last = record.drop_duplicates("sha256", keep="last")
-    return last[~last["label"].isin(CLASSES)].reset_index(drop=True)
+    return last[~last["label"].isin(CLASSES) & (last["label"] != "")].reset_index(drop=True)

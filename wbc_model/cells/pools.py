@@ -294,6 +294,16 @@ class Pools:
         unlabelled = _sorted(pd.concat([rest.frames["unlabelled"], _typed(moved)], ignore_index=True))
         return type(self)({**rest.frames, "unlabelled": unlabelled})
 
+    def put_back(self, sha256s: set[str]) -> Self:
+        """The pools after people took back that cells are none of the five classes: these are unlabelled ones again. One that was
+        drawn for the test pool awaits its label there."""
+        frame = self.frames["unlabelled"]
+        back = frame["sha256"].isin(sha256s) & (taken_out_as(frame) != "")
+        drawn = back & (sides(frame.assign(pool="unlabelled")) == "test")
+        by = frame["labelled_by"].mask(back, "").mask(drawn, DRAWN)
+        marked = frame.assign(labelled_by=by, labelled_at=frame["labelled_at"].mask(back, ""))
+        return type(self)({**self.frames, "unlabelled": marked})
+
     def none_of_five(self) -> pd.DataFrame:
         """The cells that people call none of the five classes: COLUMNS, `answer` (what they call it) and the `side` it came from.
         They lie in the unlabelled pool; nobody asks about them and nothing learns from them."""
