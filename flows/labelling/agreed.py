@@ -25,8 +25,8 @@ _WHY: Final = {"one": ON_THE_PAGE, "two": f"{ON_THE_PAGE}: two readers agree", "
 
 @dataclass(frozen=True)
 class Came:
-    """What was taken out of the store: `labels` of the five classes that were new, cells that are `none` of the five, and those
-    that are so no longer since people took it `back`; and the answers that the label log refused."""
+    """What was taken out of the store: `labels` of the five classes that were new, and cells that are `none` of the five. Those
+    are so no longer that people took `back`. The label log `refused` the others."""
 
     labels: int = 0
     none: int = 0

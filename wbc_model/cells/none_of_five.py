@@ -1,8 +1,8 @@
 """The record of cells that people call none of the five classes: bands and blasts, platelets, smudges, artefacts.
 
 `data/none_of_five.csv` only grows, and the last row of a cell counts. A row with one of the classes takes back what was said
-before it, and so does a row without an answer, after which nothing is known of the cell. The cells themselves lie in the
-unlabelled pool, out of use (`Pools.take_out`): they are what the out-of-distribution score is tested on.
+before it. A row without an answer does the same, and leaves nothing known of the cell. The cells themselves lie in the unlabelled
+pool, out of use (`Pools.take_out`): they are what the out-of-distribution score is tested on.
 """
 
 from pathlib import Path
