@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,11 @@ def run(workspace: Path, site: Path, arm: str, seed: int, labels: int) -> dict[s
     with tempfile.TemporaryDirectory() as folder:
         copy = scratch_copy(workspace, Path(folder), arm, seed)
         command = [WBC, "onboard", str(site.resolve()), "--labels", str(labels), "--json"]
+        began = time.monotonic()
         answer = subprocess.run(command, cwd=copy, stdout=subprocess.PIPE, text=True, check=True)
+        minutes = (time.monotonic() - began) / 60
     result = json.loads(answer.stdout)
-    row: dict[str, Any] = {}
+    row: dict[str, Any] = {"minutes": round(minutes, 2)}
     row["max_home_loss"] = read_params(workspace / "params.yaml").onboard.max_home_loss
     row |= {f"recoloured_{whose}": share for whose, share in (result["shift"]["recoloured"] or {}).items()}
     for when in ("before", "statistics", "after"):

@@ -8,6 +8,8 @@ used; the other cells are the test.
 
 import hashlib
 import json
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +24,7 @@ from flows.exchange.handed_out import hand_out, is_ours
 from flows.labels import QUEUE, awaited, import_labels, oracle_answers, read_queue, record, write_queue
 from flows.pipeline.dvc import PoolsVersion, check_git, commit_all, tag, version_pools
 from flows.pipeline.stages import decoded_cells, usable_pools
-from flows.progress import Progress, TrainingLines
+from flows.progress import Progress, TrainingLines, duration
 from flows.registry.champion import FOLDER, followed_for
 from flows.site import ADAPTED, REPORT, complete
 from flows.state import hold_lock, note_learned, onboarding_round
@@ -58,11 +60,17 @@ from wbc_model.training.pseudo_labels import PseudoLabelling, UnlabelledCells
 from wbc_model.training.train import Training
 from wbc_model.training.validation import calibrated_card
 
+Row = Callable[[dict[str, float]], None]
+Updated = Callable[[int], None]
 RECOGNISED_BY = 50  # cells of a site's data, of which one is known when it is given again
 SHIFT_CELLS = 1000  # of home that the shift is measured against
 LATER_STRATEGY: Final[Acquisition] = "badge"  # of the rounds after the first, by the adapted model
 SITE_SHARE: Final = 0.3  # of each batch drawn again from the site's labelled cells
 PSEUDO_START_SHARE: Final = 0.25  # of the updates before the first pseudo-label
+ASKING_SHARE: Final = 0.5  # of the updates, for a model that only asks: 200 of 400 cost no points (studies/onboard)
+WITHOUT_LABELS_SHARE: Final = 0.8  # of the updates; there the pseudo-labels begin at once, and not after the first eighth
+PROGRESS_CELLS: Final = 256  # of home that are looked at while the network learns; what is kept is measured on all
+ESTIMATED_AFTER: Final = 10  # updates: the first are slow
 # What differs from the section `train` (decision 019).
 ADAPTATION: Final = {
     "augmentation": "mild",  # of home's cells, which are there to be remembered; the site's are strongly augmented
@@ -117,12 +125,14 @@ def champion_of(workspace: Path) -> Path:
     raise WbcError("there is no model to adapt: `wbc retrain` makes one")
 
 
-def adaptation_params(params: Params, card: ModelCard) -> Params:
-    """The parameters of the adaptation: those of training with ADAPTATION, and the champion's network. Raises WbcError for a
-    champion of a kind that is not trained any more."""
+def adaptation_params(params: Params, card: ModelCard, share: float = 1.0) -> Params:
+    """The parameters of the adaptation: those of training with ADAPTATION, a `share` of its updates, and the champion's network.
+    Raises WbcError for a champion of a kind that is not trained any more."""
     if card.architecture.norm == "frozen":
         raise WbcError("the champion has model.norm: frozen, which went: `wbc retrain` makes one that can be taken to a site")
-    size = params.size.model_copy(update={"updates": params.onboard.train.updates, "image_size": card.input_size})
+    size = params.size.model_copy(
+        update={"updates": max(1, round(share * params.onboard.train.updates)), "image_size": card.input_size}
+    )
     architecture = {**card.architecture.model_dump(include={"attention", "lossnet", "norm"}), "view": card.view}
     return params.model_copy(
         update={
@@ -194,10 +204,24 @@ def _learn(ctx: Onboarding, asked: int) -> int:
     while (have := len(ctx.pools().frames["labelled"])) < asked:
         if not _ask(ctx, asked - have, asked):
             return have
-        _adapt(ctx)
-    if not ctx.adapted.is_dir() or read_card(ctx.adapted).pool_version != _made_from(ctx):
-        _adapt(ctx)  # killed between the labels and the training, or there is another champion since
+        _adapt(ctx, asked)
+    if not _is_adapted(ctx, asked):
+        _adapt(ctx, asked)  # killed between the labels and the training, or there is another champion since
     return have
+
+
+def _share_of_updates(labels: int, asked: int) -> float:
+    """How long a model learns that has `labels` of the `asked`: one that only asks the next question learns shorter."""
+    return WITHOUT_LABELS_SHARE if not labels else ASKING_SHARE if labels < asked else 1.0
+
+
+def _is_adapted(ctx: Onboarding, asked: int) -> bool:
+    """Whether the adapted model is of these labels and this champion, and has learned for as long as one that is kept."""
+    if not ctx.adapted.is_dir():
+        return False
+    card, share = read_card(ctx.adapted), _share_of_updates(len(ctx.pools().frames["labelled"]), asked)
+    wanted = adaptation_params(ctx.params, read_card(ctx.champion), share).size.updates
+    return card.pool_version == _made_from(ctx) and card.parameters.get("size", {}).get("updates", wanted) >= wanted
 
 
 def _waits(ctx: Onboarding) -> dict[str, Any]:
@@ -355,7 +379,7 @@ def _home(ctx: Onboarding, pool: str, card: ModelCard) -> LabelledCells:
     return LabelledCells.load(decoded, frame["sha256"].tolist(), frame["label"].tolist())
 
 
-def _adapt(ctx: Onboarding) -> None:
+def _adapt(ctx: Onboarding, asked: int) -> None:
     """Go on from the champion with the site's labelled cells, those of home, and the site's unlabelled ones."""
     network, card = load_model(ctx.champion)
     frames = ctx.usable().frames
@@ -365,15 +389,16 @@ def _adapt(ctx: Onboarding) -> None:
     weights = {key: value.clone() for key, value in network.state_dict().items()}
     unlabelled = UnlabelledCells(tuple(frames["unlabelled"]["sha256"]), decoded.read)
     checkpoint = ctx.site / ".wbc/checkpoint.safetensors"
-    params = adaptation_params(ctx.params, card)
+    params = adaptation_params(ctx.params, card, _share_of_updates(len(site.labels), asked))
+    bf16 = params.size.precision == "bf16-mixed"
     batches = SiteBatches(home, site, params, SITE_SHARE)
     start_share = PSEUDO_START_SHARE if len(site.labels) else 0.0  # without a label they are all there is of the site
-    pseudo = PseudoLabelling(unlabelled, params, start_share, at_site_of(unlabelled, params.seed)) if unlabelled.sha256s else None
-    training = Training(params, batches, validation, checkpoint, pseudo, start=weights, keep=the_last)
+    prepared = at_site_of(unlabelled, params.seed, bf16)
+    pseudo = PseudoLabelling(unlabelled, params, start_share, prepared) if unlabelled.sha256s else None
+    training = Training(params, batches, _some(validation), checkpoint, pseudo, start=weights, keep=the_last)
     views = home.images[some_cells(len(home.labels), ctx.params.seed)]
-    said = TrainingLines(params.size.updates)
-    network = training.fit(said.validated, said.updated)
-    adapted, step = _held_back(weights, network, views, validation, params.onboard.max_home_loss)
+    network = training.fit(*_said(ctx, len(site.labels), asked, params.size.updates))
+    adapted, step = _held_back(weights, network, Home(views, validation, bf16), params.onboard.max_home_loss)
     ctx.progress.say(f"{step:.0%} of the way from the champion to the adapted weights, so that home is not forgotten")
     home_model, site_model = at_site(adapted, views), at_site(adapted, _views_of_site(ctx, card))
     shown = decoded_cells(ctx.workspace, card.input_size, card.view).appearance(validation.sha256s)
@@ -414,27 +439,62 @@ def _site_reference(ctx: Onboarding, network: AttentionResNet18, card: ModelCard
     return measured_reference(network, card, decoded.read(sha256s), decoded.appearance(sha256s))
 
 
+def _some(cells: LabelledCells) -> LabelledCells:
+    """Up to PROGRESS_CELLS of these cells, by a hash: for the lines that are shown while the network learns."""
+    chosen = np.argsort(np.array(cells.sha256s))[:PROGRESS_CELLS]
+    return LabelledCells(cells.images[chosen], cells.labels[chosen], tuple(cells.sha256s[i] for i in chosen))
+
+
+def _said(ctx: Onboarding, labels: int, asked: int, updates: int) -> tuple[Row, Updated]:
+    """What `Training.fit` reports to: its lines, before them how far the onboarding is, and once how long a person waits."""
+    lines, began = TrainingLines(updates), time.monotonic()
+    then = f"asks for {min(asked - labels, -(-asked // ctx.params.onboard.rounds))} more" if labels < asked else "is measured"
+    ctx.progress.say(f"{labels} of {asked} labels: learns for {updates} updates, then {then}")
+    seen: list[int] = []
+
+    def updated(update: int) -> None:
+        lines.updated(update)
+        seen.append(update)
+        if len(seen) == ESTIMATED_AFTER:
+            left = (time.monotonic() - began) / ESTIMATED_AFTER * (updates - update)
+            ctx.progress.say(f"in about {duration(left)} it {then}")
+
+    return lines.validated, updated
+
+
+@dataclass(frozen=True)
+class Home:
+    """What an adapted network must not forget: `views` of home's cells, for its statistics, and its validation pool; `bf16` is
+    whether it is looked at in bf16, as it was trained."""
+
+    views: NDArray[np.uint8]
+    validation: LabelledCells
+    bf16: bool
+
+
 def _held_back(
-    start: dict[str, Tensor], network: AttentionResNet18, home: NDArray[np.uint8], validation: LabelledCells, max_loss: float
+    start: dict[str, Tensor], network: AttentionResNet18, home: Home, max_loss: float
 ) -> tuple[AttentionResNet18, float]:
     """The adapted network, moved back towards the champion until home's validation pool loses no more than `max_loss`; each
-    step with the statistics of `home`, views of its cells."""
+    step with home's statistics."""
     end = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
 
     def accuracy(step: float) -> float:
         network.load_state_dict(between(start, end, step))
-        seen = predict(at_site(network, home), validation.batches())
-        return float((seen.logits.argmax(axis=1) == validation.labels).mean())
+        seen = predict(at_site(network, home.views, home.bf16), home.validation.batches(), autocast=home.bf16)
+        return float((seen.logits.argmax(axis=1) == home.validation.labels).mean())
 
     step = largest_step(accuracy, accuracy(0.0), max_loss)
     network.load_state_dict(between(start, end, step))
     return network, step
 
 
-def _predictions(ctx: Onboarding, model: Path, root: Path, frame: pd.DataFrame, embeddings: bool = False) -> Predictions:
+def _predictions(
+    ctx: Onboarding, model: Path, root: Path, frame: pd.DataFrame, embeddings: bool = False, bf16: bool = False
+) -> Predictions:
     network, card = load_model(model)
     decoded = decoded_cells(root, card.input_size, card.view)
-    return score_pool(network, decoded, frame["sha256"].tolist(), False, embeddings)
+    return score_pool(network, decoded, frame["sha256"].tolist(), bf16, embeddings)
 
 
 def of_all_kinds(cells: pd.DataFrame) -> pd.DataFrame:
@@ -448,8 +508,9 @@ def _shift(ctx: Onboarding) -> dict[str, Any]:
 
     pools = usable_pools(ctx.workspace).frames
     frames = [of_all_kinds(pools[pool]) for pool in ("labelled", "validation")]
-    home, half = (_predictions(ctx, ctx.champion, ctx.workspace, frame, True) for frame in frames)
-    site = _predictions(ctx, ctx.champion, ctx.site, ctx.pools().table().sort_values("sha256"), True)
+    bf16 = ctx.params.size.precision == "bf16-mixed"
+    home, half = (_predictions(ctx, ctx.champion, ctx.workspace, frame, True, bf16) for frame in frames)
+    site = _predictions(ctx, ctx.champion, ctx.site, ctx.pools().table().sort_values("sha256"), True, bf16)
     network, card = load_model(ctx.champion)
     shift = measure_shift(home, half, site, card.temperature, ctx.params.seed)
     of_site = _views_of_site(ctx, card)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -17,9 +18,21 @@ from typer.testing import CliRunner
 from flows.cli import app
 from flows.labels import status
 from flows.pipeline.stages import train
+from flows.progress import Progress
 from flows.registry.champion import champions, roll_back
 from flows.site import site_of
-from flows.sites.onboard import SHIFT_CELLS, adaptation_params, champion_of, of_all_kinds, refuse_another_site, start_key
+from flows.sites.onboard import (
+    SHIFT_CELLS,
+    Onboarding,
+    _is_adapted,
+    _said,
+    _share_of_updates,
+    adaptation_params,
+    champion_of,
+    of_all_kinds,
+    refuse_another_site,
+    start_key,
+)
 from flows.state import label_cycle
 from flows.tracking import open_tracker
 from flows.workspace import find_workspace, init_workspace, set_params
@@ -115,6 +128,7 @@ def test_with_known_labels_it_uses_those_it_asked_for_and_tests_on_the_rest(home
     adapted = read_card(site / "models/adapted")
     assert adapted.version != read_card(workspace / "models/candidate").version
     assert "8 labelled cells of manifest" in adapted.data_source
+    assert adapted.parameters["size"]["updates"] == 4  # the model that asked for the second half had half of them
 
     assert here(workspace, site_data(home)) == result  # nothing is asked, labelled or trained a second time
 
@@ -123,6 +137,36 @@ def test_with_known_labels_it_uses_those_it_asked_for_and_tests_on_the_rest(home
     write_card(site / "models/adapted", stale)
     assert here(workspace, site_data(home)) == result
     assert read_card(site / "models/adapted").data_source == adapted.data_source
+
+    # A model that only asked had half of the updates: it is no adapted one when its labels are all that are asked for.
+    ctx = Onboarding(workspace, site, champion_of(workspace), read_params(workspace / "params.yaml"), Progress())
+    assert _is_adapted(ctx, 8)
+    short = {**adapted.parameters, "size": {**adapted.parameters["size"], "updates": 2}}
+    write_card(site / "models/adapted", adapted.model_copy(update={"parameters": short}))
+    assert not _is_adapted(ctx, 8)
+    assert _is_adapted(ctx, 16)  # more are asked for
+
+
+def test_how_long_a_model_learns() -> None:
+    assert [_share_of_updates(labels, 25) for labels in (0, 13, 25, 30)] == [0.8, 0.5, 1.0, 1.0]
+    assert _share_of_updates(0, 0) == 0.8
+
+
+def test_a_person_is_told_once_when_the_next_question_comes(capsys: pytest.CaptureFixture[str]) -> None:
+    lines: list[str] = []
+    ctx: Any = SimpleNamespace(
+        params=SimpleNamespace(onboard=SimpleNamespace(rounds=2)), progress=SimpleNamespace(say=lines.append)
+    )
+    for labels, asked, then in ((13, 25, "asks for 12 more"), (5, 25, "asks for 13 more"), (25, 25, "is measured")):
+        _, updated = _said(ctx, labels, asked, 200)
+        for update in range(41, 60):  # one that was killed goes on in the middle
+            updated(update)
+        first, second = lines[-2:]
+        assert first == f"{labels} of {asked} labels: learns for 200 updates, then {then}"
+        assert second.startswith("in about ")
+        assert second.endswith(f" it {then}")
+    assert len(lines) == 6
+    assert "update    41 of 200" in capsys.readouterr().err
 
 
 def printed(workspace: Path, *arguments: str) -> list[str]:
@@ -223,6 +267,7 @@ def test_without_any_label_the_statistics_and_pseudo_labels_adapt(home: Path, wo
     assert result["after"]["site"]["n"] == result["statistics"]["site"]["n"] == 40
     assert Pools.read(workspace / "sites/manifest/data/pools").frames["labelled"].empty
     start, adapted, old = (read_card(workspace / "sites/manifest/models" / name) for name in ("start", "adapted", "home"))
+    assert adapted.parameters["size"]["updates"] == 3  # of 4, with pseudo-labels from the first
     assert len({start.version, adapted.version, old.version, read_card(workspace / "models/candidate").version}) == 4
 
 

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from tests.model.conftest import tiny_params
 from tests.model.training_runs import adapting, champion
 from wbc_model.evaluation.shift import distances_to, separability
+from wbc_model.network.resnet import AttentionResNet18
 from wbc_model.params import Params
 from wbc_model.training.adaptation import between, largest_step
 from wbc_model.training.labelled import LabelledCells
+from wbc_model.training.pseudo_labels import PseudoLabels, UnlabelledCells
 from wbc_model.training.train import Training, training_key
 
 pytestmark = pytest.mark.usefixtures("narrow")
@@ -56,6 +59,28 @@ def test_the_last_weights_are_kept_though_home_validation_was_better_before(
     monkeypatch.setattr(training, "validate", lambda: {**row, "validation_loss": next(losses)})
     training.fit()
     assert training.progress.best_update == training.progress.update == params.size.updates
+
+
+def test_where_there_is_no_label_pseudo_labels_are_learned_from_the_first_update(
+    labelled: LabelledCells, validation: LabelledCells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    params, drawn = tiny_params(unlabelled_ratio=1.0), list[int]()
+    pool = UnlabelledCells(labelled.sha256s[:40], lambda names: labelled.images[: len(names)])
+    chosen_at: list[int] = []
+
+    def choose(network: AttentionResNet18, prior: torch.Tensor, update: int) -> PseudoLabels:
+        chosen_at.append(update)
+        return PseudoLabels(torch.zeros(40, dtype=torch.int64), torch.ones(40))
+
+    training = adapting(params, labelled, validation, tmp_path / "c", site=0, unlabelled=pool)
+    late = Training.of_pools(params, labelled, validation, tmp_path / "late", pool)
+    assert training.pseudo is not None
+    assert late.pseudo is not None
+    monkeypatch.setattr(training.pseudo, "choose", choose)
+    training.fit(updated=lambda update: drawn.append(len(training.pseudo_batch(update - 1)[1])))
+    assert drawn == [16] * 9
+    assert chosen_at == [0, 3, 6, 9]
+    assert not late.pseudo.due(0)  # where there are labels, these come first
 
 
 def test_each_site_is_normalised_by_itself(params: Params, labelled: LabelledCells, validation: LabelledCells, tmp_path: Path):

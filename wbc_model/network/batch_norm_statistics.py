@@ -32,10 +32,11 @@ def takes_statistics(network: AttentionResNet18) -> bool:
     return network.norm == "batch"
 
 
-def with_statistics_of(network: AttentionResNet18, images: NDArray[np.uint8]) -> AttentionResNet18:
+def with_statistics_of(network: AttentionResNet18, images: NDArray[np.uint8], autocast: bool = False) -> AttentionResNet18:
     """A copy of `network` whose batch normalisation has the statistics of `images`, uint8 (N, S, S, 3), in mixed order.
 
-    Each layer gets the mean over batches of the batch's mean and variance, in float32. Raises ValueError for fewer than
+    Each layer gets the mean over batches of the batch's mean and variance, in float32. `autocast` computes what they are taken of
+    in bf16, which is for a look in between. Raises ValueError for fewer than
     MIN_CELLS, WbcError for a network that cannot be given statistics.
     """
     if not takes_statistics(network):
@@ -50,7 +51,7 @@ def with_statistics_of(network: AttentionResNet18, images: NDArray[np.uint8]) ->
         norm.reset_running_stats()
         norm.momentum = None  # a plain mean over all batches
         norm.train()
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
         for part in np.array_split(images, -(-len(images) // BATCH)):  # parts of like size: each counts the same
             measured(torch.from_numpy(part).to(device).permute(0, 3, 1, 2).float() / 255)
     for norm, value in zip(norms, momentum, strict=True):

@@ -50,18 +50,19 @@ def the_last(row: Mapping[str, float], lowest_loss: float) -> bool:
     return True
 
 
-def at_site(network: AttentionResNet18, views: NDArray[np.uint8]) -> AttentionResNet18:
-    """The network with the batch-norm statistics of a site's `views`, uint8 (N, S, S, 3). It stays as it is where it cannot have
-    them, or the site has too few cells."""
-    return with_statistics_of(network, views) if takes_statistics(network) and len(views) >= MIN_CELLS else network
+def at_site(network: AttentionResNet18, views: NDArray[np.uint8], autocast: bool = False) -> AttentionResNet18:
+    """The network with the batch-norm statistics of a site's `views`, uint8 (N, S, S, 3), with `autocast` measured in bf16. It
+    stays as it is where it cannot have them, or the site has too few cells."""
+    return with_statistics_of(network, views, autocast) if takes_statistics(network) and len(views) >= MIN_CELLS else network
 
 
-def at_site_of(cells: UnlabelledCells, seed: int) -> Callable[[AttentionResNet18], AttentionResNet18]:
+def at_site_of(cells: UnlabelledCells, seed: int, autocast: bool = False) -> Callable[[AttentionResNet18], AttentionResNet18]:
     """`at_site` for some of these cells, which are read anew each time."""
 
     def measured(network: AttentionResNet18) -> AttentionResNet18:
         few = not takes_statistics(network) or len(cells.sha256s) < MIN_CELLS
-        return network if few else at_site(network, cells.images(torch.from_numpy(some_cells(len(cells.sha256s), seed))))
+        index = torch.from_numpy(some_cells(len(cells.sha256s), seed))
+        return network if few else at_site(network, cells.images(index), autocast)
 
     return measured
 

@@ -117,6 +117,8 @@ class Training:
         number of updates after each of them."""
         self.resume()
         self.network.train()
+        if not self.progress.update:
+            self.choose_pseudo_labels(0)
         updates, every = self.params.size.updates, self.params.train.eval_every
         quiet = None if self.fabric.is_global_zero else True  # None: shown on a terminal only
         with tqdm(total=updates, initial=self.progress.update, desc="train", unit="update", disable=quiet, leave=False) as bar:
@@ -164,6 +166,10 @@ class Training:
             self.progress.best_loss, self.progress.best_update = row["validation_loss"], update
             self.best = {name: value.detach().cpu().clone() for name, value in self.evaluated.state_dict().items()}
         self.batches.choose_again()
+        self.choose_pseudo_labels(update)
+
+    def choose_pseudo_labels(self, update: int) -> None:
+        """Choose the pseudo-labels anew where it is late enough: where they are all that is learned of a site, from the start."""
         if self.pseudo is not None and self.pseudo.due(update):
             first = self.fabric.is_global_zero  # the others' choice would not be used
             chosen = self.pseudo.choose(self.evaluated, self.prior, update) if first else self.pseudo.chosen
