@@ -57,8 +57,9 @@ def _rename(connection: sqlite3.Connection, table: str, column: str, root: str) 
 
 
 def located(uri: str, workspace: Path) -> str:
-    """An artifact URI for this process, wherever it stands: relative ones are the workspace's."""
-    return uri if "://" in uri or uri.startswith(("/", "file:", "runs:", "models:")) else str(workspace / uri)
+    """An artifact URI for this process, wherever it stands: relative paths are the workspace's. What has a scheme is no path, as
+    `mlflow-artifacts:/1/...`, by which a server names what goes through it."""
+    return uri if uri.startswith("/") or re.match(r"[a-z][a-z0-9+.-]*:", uri) else str(workspace / uri)
 
 
 CACHE: Final = ".dvc/cache/files/md5"

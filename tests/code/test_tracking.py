@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from flows.artifacts import located
 from flows.progress import TrainingRows, noted
 from flows.registry.curve import CURVE_CSV, CYCLES, begin_record, note_cycle, read_cycles
 from flows.retraining import flow as retrain
@@ -177,6 +178,20 @@ def test_the_curve_of_an_earlier_version_is_read_from_its_tags_and_its_state(tmp
     ]
     assert len(note_cycle(tmp_path, "20261130-020000-001", cycle(3, "pools-v4"))) == 4
     assert len(read_cycles(tmp_path)) == 4
+
+
+@pytest.mark.parametrize(
+    ("uri", "place"),
+    [
+        ("mlartifacts/1/x/artifacts", "/w/mlartifacts/1/x/artifacts"),
+        ("/elsewhere/1/x", "/elsewhere/1/x"),
+        ("file:///elsewhere/1/x", "file:///elsewhere/1/x"),
+        ("mlflow-artifacts:/1/x/artifacts", "mlflow-artifacts:/1/x/artifacts"),
+        ("s3://mlflow/1/x/artifacts", "s3://mlflow/1/x/artifacts"),
+    ],
+)
+def test_files_that_a_server_keeps_are_not_looked_for_in_the_workspace(uri: str, place: str) -> None:
+    assert located(uri, Path("/w")) == place
 
 
 # --- the gate in Prefect --------------------------------------------------------------------------------------------------

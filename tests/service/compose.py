@@ -55,6 +55,8 @@ class Stack:
         """Where a service's folders and files are here: its volumes, its secrets, what is in its image."""
         service = self.services[name]
         found = {"/srv/wbc": ROOT, "/tmp": self.folder / "tmp" / name}  # noqa: S108
+        if name == "deployments":  # names the folder to the worker, and does not look into it
+            found["/workspace"] = self.folder / "volumes/workspace"
         for volume in service.get("volumes", ()):
             source, target, *_ = volume.split(":")
             found[target] = DEPLOY / source if source.startswith("./") else self.folder / "volumes" / source
@@ -68,8 +70,9 @@ class Stack:
 
     def here(self, name: str, text: str) -> str:
         """A word of the file as it is meant on this machine."""
-        for path, place in sorted(self.places(name).items(), reverse=True):
-            text = re.sub(rf"(?<![\w.:/-]){re.escape(path)}(?=[/\s'\"]|$)", str(place), text)
+        places = self.places(name)
+        paths = "|".join(map(re.escape, sorted(places, reverse=True)))
+        text = re.sub(rf"(?<![\w.:/-])({paths})(?=[/\s'\"]|$)", lambda found: str(places[found[1]]), text)
         text = text.replace("0.0.0.0", "127.0.0.1").replace("-ip=s3", "-ip=127.0.0.1")  # noqa: S104
         text = re.sub(r"\b(postgres|s3|prefect|mlflow)(?=:(?:[345]\d{3}|8333|9333)\b)", "127.0.0.1", text)
         numbers = "|".join(port for port in self.ports if port.isdigit() and len(port) == 4)

@@ -248,3 +248,58 @@ def _listening(port: int) -> set[str]:
     """Addresses, in the kernel's hexadecimal, on which somebody listens at a port."""
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return {row[1].split(":")[0] for row in rows if row[3] == "0A" and int(row[1].split(":")[1], 16) == port}
+
+
+DOCKER = """#!/bin/sh
+case "$1" in
+    version) echo '"27.0.0"' ;;
+    build) for last; do :; done; cp -rL "$last" "$CONTEXT" && echo "$*" > "$CONTEXT/command" ;;
+esac
+"""
+
+
+def bentoml(*arguments: str, folder: Path, **environment: str) -> str:
+    """What a command of BentoML's says, in a home of its own."""
+    values = clean_environment(BENTOML_HOME=str(folder / "home"), BENTOML_DO_NOT_TRACK="True", **environment)
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "bentoml", *arguments], cwd=folder, env=values, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_bentomls_own_commands_take_the_bento(bento: Path, tmp_path: Path) -> None:
+    """`serve`, `build` and `containerize`, as docs/stack.md has them. There is no Docker: a stand-in for it keeps the context
+    and the Dockerfile that it is given to build from."""
+    shutil.copytree(bento, tmp_path / "build/bento")
+    bentoml("build", "build/bento/src", folder=tmp_path)
+    [built] = [path.parent for path in (tmp_path / "home/bentos/wbc").glob("*/bento.yaml")]
+    for part in ("src", "env/python"):
+        first, again = (
+            {str(path.relative_to(root)): path.read_bytes() for path in (root / part).rglob("*") if path.is_file()}
+            for root in (bento, built)
+        )
+        assert first == again
+
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/docker").write_text(DOCKER)
+    (tmp_path / "bin/docker").chmod(0o755)
+    context = tmp_path / "context"
+    path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    said = bentoml("containerize", "wbc:latest", folder=tmp_path, PATH=path, CONTEXT=str(context))
+    assert "Successfully built Bento container" in said
+    assert (context / "command").read_text().startswith("build --tag wbc:")
+    dockerfile = (context / "env/docker/Dockerfile").read_text()
+    assert "env/python/requirements.txt" in dockerfile
+    assert re.search(r"^USER bentoml$", dockerfile, re.MULTILINE)
+    assert (context / "src/model/model.onnx").read_bytes() == (bento / "src/model/model.onnx").read_bytes()
+
+    port = free_port()
+    command = [sys.executable, "-P", "-m", "bentoml", "serve", f"{tmp_path}/build/bento", "--port", str(port)]
+    environment = clean_environment(BENTOML_HOME=str(tmp_path / "home"), WBC_API_KEYS=KEY)
+    with started(command, port, tmp_path, environment, tmp_path) as server:
+        answer = httpx.post(
+            f"{server.url}/v1/classify", files=form(of_class("Eosinophil")), headers={"X-API-Key": KEY}, timeout=30
+        )
+        assert answer.json()["results"][0]["label"] == "Eosinophil"
