@@ -27,6 +27,7 @@ from flows.workspace import label_names
 from serving.contract.labelling import UNSURE, answers_of
 from serving.contract.site import site_from_environment
 from wbc_model.cells.conflicts import CONFLICTS, MACHINES, Conflict, conflicts_csv, open_conflicts, read_conflicts, settled
+from wbc_model.cells.journal import Content
 from wbc_model.cells.none_of_five import RECORD, grown, read_record, standing
 from wbc_model.cells.pools import DRAWN, Pools, now, sides, transaction
 from wbc_model.cells.rejections import quarantined
@@ -187,7 +188,7 @@ def _take_in(workspace: Path, rows: pd.DataFrame, cycle: int, decided: bool, all
     rows = _complete(rows)
     taken: list[Taken] = []
 
-    def change(pools: Pools) -> tuple[Pools, Mapping[Path, str]]:
+    def change(pools: Pools) -> tuple[Pools, Mapping[Path, Content]]:
         sorting = _Sorting(workspace, pools, decided)
         new = sorting.sort(rows)
         sorting.check(all_or_nothing)
@@ -228,8 +229,9 @@ class _Sorting:
     def sort(self, rows: pd.DataFrame) -> pd.DataFrame:
         """The rows that are new labels, one per cell, with their time."""
         self.answers = (*CLASSES, *kinds()) if not rows["label"].isin(CLASSES).all() else CLASSES
-        self.present = self._present()
+        self.present = self._present(rows["sha256"])
         said = pd.concat([self.log, self.record])
+        said = said[said["sha256"].isin(rows["sha256"])]
         self.said = set(map(tuple, said[COLUMNS[:3]].to_numpy()))
         self.said_then = set(map(tuple, said[COLUMNS[:4]].to_numpy()))
         torn = rows.groupby("sha256")["label"].nunique()
@@ -242,9 +244,9 @@ class _Sorting:
                 self.refused.append(Refused(row["place"], row["sha256"], reason))
         return pd.DataFrame(kept, columns=[*COLUMNS[:4], "why"], dtype=str)
 
-    def _present(self) -> dict[str, dict[Any, str]]:
-        """What is known of each cell: its `side` and its label, be it none of the five, by whom and of when."""
-        table = self.pools.table()
+    def _present(self, sha256s: "pd.Series[str]") -> dict[str, dict[Any, str]]:
+        """What is known of these cells: its `side` and its label, be it none of the five, by whom and of when."""
+        table = self.pools.cells(sha256s)
         table = table.assign(side=sides(table)).set_index("sha256")[["side", "label", "labelled_by", "labelled_at"]]
         called = standing(self.record).set_index("sha256")
         called = called.loc[called.index.isin(table.index), ["label", "labelled_by", "labelled_at"]]
@@ -332,7 +334,7 @@ def _behind(pools: Pools, log: pd.DataFrame, record: pd.DataFrame) -> pd.DataFra
     last["cycle"] = log.drop_duplicates("sha256").set_index("sha256")["cycle"]
     called = standing(record).set_index("sha256")
     last = pd.concat([last[~last.index.isin(called.index)], called])
-    labels = pools.table().set_index("sha256")["label"]
+    labels = pools.cells(last.index).set_index("sha256")["label"]
     labels.update(pools.none_of_five().set_index("sha256")["answer"])
     last = last[last.index.isin(labels.index)]
     return last[last["label"] != labels.reindex(last.index)].reset_index()
@@ -358,7 +360,7 @@ def replay(workspace: Path) -> int:
     no pool has is passed over."""
     done = 0
 
-    def change(pools: Pools) -> tuple[Pools, Mapping[Path, str]]:
+    def change(pools: Pools) -> tuple[Pools, Mapping[Path, Content]]:
         nonlocal done
         behind = _behind(pools, read_log(workspace), read_none_of_five(workspace))
         done = len(behind)
@@ -516,7 +518,8 @@ def _settled_since(workspace: Path, refused: list[Refused]) -> list[Refused]:
     torn = [one for one in refused if isinstance(one, Disagreement) and one.at]
     if not torn:
         return []
-    cells = Pools.read(workspace / "data/pools").table().set_index("sha256")[["labelled_by", "labelled_at"]].to_dict("index")
+    cells = Pools.read(workspace / "data/pools").cells([one.sha256 for one in torn])
+    cells = cells.set_index("sha256")[["labelled_by", "labelled_at"]].to_dict("index")
     now_said = {sha256: row["labelled_at"] for sha256, row in cells.items() if row["labelled_by"] not in {*MACHINES, DRAWN}}
     return [one for one in torn if now_said.get(one.sha256, "") >= one.at]
 

@@ -12,7 +12,7 @@ import pandas as pd
 from flows.studies.provenance import code_of
 from wbc_model.acquisition.queue import first_query
 from wbc_model.cells.ingest import ingest
-from wbc_model.cells.manifest import read_manifest
+from wbc_model.cells.manifest import read_manifest, root_of
 from wbc_model.cells.pools import Pools
 from wbc_model.cells.rejections import quarantined
 from wbc_model.core.errors import WbcError
@@ -142,7 +142,7 @@ def listing(source: Path | None) -> list[Any]:
     """What would change if the data did: each file's name, size and time."""
     if source is None:
         return [RENDERED]
-    files = {str(path): path for path in read_manifest(source)["file"]}
+    files = {str(path): path for path in (root_of(source) / path for path in read_manifest(source)["path"])}
     files |= {source.name: source} if source.is_file() else {}
     stats = {name: path.stat() for name, path in sorted(files.items()) if path.is_file()}
     return [[name, status.st_size, status.st_mtime_ns] for name, status in stats.items()]

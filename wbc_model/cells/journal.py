@@ -17,6 +17,7 @@ from wbc_model.core.errors import WbcError
 from wbc_model.core.files import file_sha256, sync, write_atomic
 from wbc_model.core.lock import locked
 
+Content = str | Iterable[bytes]  # of a file: its text, or what it is made of, piece by piece
 _STATE: Final = ".wbc"
 _JOURNAL: Final = "pools.journal"
 _LOCK: Final = "pools.lock"
@@ -39,7 +40,7 @@ def is_untidy(directory: Path) -> bool:
     return is_unfinished(directory) or any(_leftovers(directory))
 
 
-def write_together(directory: Path, contents: Mapping[Path, str | Iterable[bytes]]) -> None:
+def write_together(directory: Path, contents: Mapping[Path, Content]) -> None:
     """Give these files new content, all of them or, after a crash, none; those that have it already are left alone. Call it with
     the lock, after `roll_forward`."""
     workspace = _workspace(directory)

@@ -120,8 +120,7 @@ def root_of(data: Path) -> Path:
 
 
 def read_manifest(data: Path, names: Mapping[str, str] = NO_NAMES) -> pd.DataFrame:
-    """Read a manifest CSV or a folder into text columns path, label, split (train, val, test or empty) and group, and `file`
-    (Path). Labels are those of CLASSES where they can be, with the site's own `names` for them, and empty where there is none:
+    """Read a manifest CSV or a folder into text columns path, label, split (train, val, test or empty) and group. Labels are those of CLASSES where they can be, with the site's own `names` for them, and empty where there is none:
     in a CSV without a column `label`, for images that lie in no class's folder or in one named `unlabelled`. Files are
     neither opened nor looked for. `attrs["read_as"]` says how a CSV was read.
 
@@ -138,10 +137,7 @@ def read_manifest(data: Path, names: Mapping[str, str] = NO_NAMES) -> pd.DataFra
         read_as = f"read as separated by {sheet.said}" + ("" if "label" in sheet.header else ", without a column label")
     else:
         raise WbcError(f"{data} does not exist: name a manifest CSV, or a folder of images")
-    frame = manifest_frame(rows, read_as)
-    root = root_of(data)
-    frame["file"] = pd.Series([root / path for path in frame["path"]], dtype=object)
-    return frame
+    return manifest_frame(rows, read_as)
 
 
 def manifest_frame(rows: Sequence[ManifestRow], read_as: str = "") -> pd.DataFrame:

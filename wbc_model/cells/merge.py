@@ -7,16 +7,17 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pandas as pd
 
 from wbc_model.cells.conflicts import CONFLICTS, Conflict, conflicts_csv, read_conflicts, too_many
+from wbc_model.cells.journal import Content
 from wbc_model.cells.manifest import Source, printable
 from wbc_model.cells.pools import COLUMNS, DRAWN, POOLS, Pools, now, sides, taken_out_as
 from wbc_model.cells.rejections import CONFLICT, UNUSABLE, Rejection, read_rejections, rejections_csv
 from wbc_model.cells.split import choose_sides, reveal
-from wbc_model.cells.tables import read_table, to_csv
+from wbc_model.cells.tables import csv_blocks, in_order, read_table
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import ImageRejected, WbcError
 from wbc_model.params import Params
@@ -35,7 +36,7 @@ class Terms:
     list_conflicts: bool = False
 
 
-@dataclass
+@dataclass(slots=True)
 class Row:
     """A row on its way: `side` is train, validation, test, or empty until it is chosen."""
 
@@ -60,7 +61,7 @@ class Examined:
     rejections: list[Rejection] = field(default_factory=list)
 
 
-@dataclass
+@dataclass(slots=True)
 class Present(Row):
     """A cell of the pools: `label` is what is known of it, even if it is hidden in the oracle."""
 
@@ -98,18 +99,19 @@ class Merge:
     conflicts: list[Conflict] = field(default_factory=list)
     answers: dict[str, list[Row]] = field(default_factory=dict)  # rows with a label for cells of the pools that had none
 
-    def __call__(self, pools: Pools) -> tuple[Pools, Mapping[Path, str]]:
+    def __call__(self, pools: Pools) -> tuple[Pools, Mapping[Path, Content]]:
         recorded = read_rejections(self.workspace_data / "rejected.csv")
         oracle = _oracle(self.workspace_data / "oracle.csv")
-        existing = _existing(pools.table(), oracle)
+        existing = _existing(pools.cells({row.sha256 for row in self.rows.accepted}), oracle)
         decided = {(entry.path, entry.sha256): entry for entry in sorted(recorded) if entry.reason == "split_leak"}
         new = self._unknown(existing, decided)
         if not self.terms.list_conflicts:
             _refuse_many([one for one in self.conflicts if not one.settled_at], self.compared, self.params)
         answered = self._answered(existing)
-        rows = self._without_split_groups([*existing.values(), *self._without_conflicts(new)])
-        new = self._sided(self._without_repeats([row for row in rows if not row.existing]))
-        pools = self._revealed(pools.without({row.sha256 for row in answered}), [*answered, *new], oracle)
+        new = self._without_conflicts(new)
+        new = self._without_split_groups(_homes(pools, {row.group for row in new}), new)
+        new = self._sided(self._without_repeats(new))
+        pools, oracle = self._revealed(pools.without({row.sha256 for row in answered}), [*answered, *new], oracle)
         return pools, self._files(recorded, oracle, pools)
 
     def _reject(self, row: Row, reason: str, detail: str) -> None:
@@ -175,18 +177,18 @@ class Merge:
                 kept.append(row)
         return kept
 
-    def _without_split_groups(self, rows: list[Row]) -> list[Row]:
-        """Keep each group on one side: where it is already, else the side nearest to the test; the rest of it goes."""
-        home: dict[str, Row] = {}
+    def _without_split_groups(self, home: dict[str, Row], rows: list[Row]) -> list[Row]:
+        """Keep each group on one side: where it is already (`home`, by its name), else the side nearest to the test; the rest of
+        it goes."""
         for row in rows:
             if row.group and row.side:
                 best = home.get(row.group)
-                if best is None or (not best.existing and not row.existing and _RANK[row.side] > _RANK[best.side]):
+                if best is None or (not best.existing and _RANK[row.side] > _RANK[best.side]):
                     home[row.group] = row
         kept = []
         for row in rows:
             best = home.get(row.group) if row.group else None
-            if best is None or row.existing:
+            if best is None:
                 kept.append(row)
             elif row.side in ("", best.side):
                 row.side = best.side
@@ -226,25 +228,36 @@ class Merge:
                 row.side = side
         return rows
 
-    def _revealed(self, pools: Pools, rows: list[Row], oracle: dict[str, str]) -> Pools:
-        """The pools with the new rows; labels that are not revealed go to `oracle`, labels of cells that left go from it."""
-        waiting = set(pools.frames["unlabelled"]["sha256"])
-        for sha256 in set(oracle) - waiting - set(pools.frames["labelled"]["sha256"]):
-            del oracle[sha256]
+    def _revealed(self, pools: Pools, rows: list[Row], oracle: pd.DataFrame) -> tuple[Pools, pd.DataFrame]:
+        """The pools with the new rows, and the oracle with their labels that are not revealed; labels of cells that left go from
+        it."""
         training = [row.sha256 for row in rows if row.side == "train" and row.label]
         at_least = LEAST_FIRST if pools.frames["labelled"].empty else 0
         shown = self._first(training, at_least) if self.terms.reveal_labels else set()
-        records: dict[str, list[list[Any]]] = {name: [] for name in POOLS}
+        parts: dict[str, list[Row]] = {name: [] for name in POOLS}
         for row in rows:
             hidden = row.side == "train" and row.sha256 not in shown
-            pool = "unlabelled" if hidden else "labelled" if row.side == "train" else row.side
-            if hidden and row.label:
-                oracle[row.sha256] = row.label
-            given = ["", "", ""] if hidden else [0, "manifest", self.moment]
-            label = "" if hidden else row.label
-            records[pool].append([row.path, label, row.group, row.sha256, *given, self.terms.source])
-        self.added = {name: len(records[name]) for name in POOLS}
-        return pools.plus({name: pd.DataFrame(records[name], columns=COLUMNS) for name in POOLS})
+            parts["unlabelled" if hidden else "labelled" if row.side == "train" else row.side].append(row)
+        known = [pools.frames[name]["sha256"] for name in ("unlabelled", "labelled")]
+        hidden_labels = pd.DataFrame(
+            [(row.sha256, row.label) for row in parts["unlabelled"] if row.label], columns=list(oracle.columns), dtype=str
+        )
+        oracle = pd.concat([oracle[oracle["sha256"].isin(pd.concat(known))], hidden_labels], ignore_index=True)
+        self.added = {name: len(part) for name, part in parts.items()}
+        return pools.plus({name: self._frame(part, name) for name, part in parts.items()}), oracle
+
+    def _frame(self, rows: list[Row], pool: str) -> pd.DataFrame:
+        """New rows of a pool, with the columns of a pool."""
+        waits = pool == "unlabelled"
+        columns = {
+            "path": [row.path for row in rows],
+            "label": "" if waits else [row.label for row in rows],
+            "group": [row.group for row in rows],
+            "sha256": [row.sha256 for row in rows],
+        }
+        given = ("", "", "") if waits else (0, "manifest", self.moment)
+        frame = pd.DataFrame(columns, dtype=str).assign(**dict(zip(COLUMNS[4:7], given, strict=True)))
+        return frame.assign(source=self.terms.source)[COLUMNS]
 
     def _first(self, training: list[str], at_least: int) -> set[str]:
         """The cells whose label is known from the start: a share of them, and at least so many (or all)."""
@@ -255,7 +268,7 @@ class Merge:
         cells = pd.DataFrame({"sha256": sorted(training), "path": ""})
         return set(self.first_query(cells, count, seed)["sha256"])
 
-    def _files(self, recorded: set[Rejection], oracle: dict[str, str], pools: Pools) -> Mapping[Path, str]:
+    def _files(self, recorded: set[Rejection], oracle: pd.DataFrame, pools: Pools) -> Mapping[Path, Content]:
         """The files that change with the pools. A path that could not be used earlier, or had two labels, is refused again or
         no longer."""
         examined = {row.path for row in self.rows.accepted} | {entry.path for entry in self.rows.rejections}
@@ -268,31 +281,42 @@ class Merge:
         }
         rejected = standing | set(self.rows.rejections)
         quarantine = self.workspace_data / "quarantine.csv"
-        present = set(pools.table()["sha256"])
-        found = {entry for entry in read_rejections(quarantine) - recorded if entry.sha256 in present}
-        labels = pd.DataFrame(sorted(oracle.items()), columns=["sha256", "label"], dtype=str)
+        found = read_rejections(quarantine) - recorded
+        present = set(pools.cells({entry.sha256 for entry in found})["sha256"])
+        found = {entry for entry in found if entry.sha256 in present}
         listed = {one.claim: one for one in [*self.conflicts, *read_conflicts(self.workspace_data / CONFLICTS)]}
         conflicts = {self.workspace_data / CONFLICTS: conflicts_csv(listed.values())} if listed else {}
         return conflicts | {
-            self.workspace_data / "oracle.csv": to_csv(labels),
+            self.workspace_data / "oracle.csv": csv_blocks(in_order(oracle, ["sha256"])),
             self.workspace_data / "rejected.csv": rejections_csv(rejected),
             quarantine: rejections_csv(rejected | found),
         }
 
 
-def _oracle(path: Path) -> dict[str, str]:
-    """The labels that were set aside, by sha256."""
-    return dict(read_table(path, ["sha256", "label"]).to_numpy()) if path.exists() else {}
+def _oracle(path: Path) -> pd.DataFrame:
+    """The labels that were set aside: sha256, label."""
+    columns = ["sha256", "label"]
+    return read_table(path, columns) if path.exists() else pd.DataFrame(columns=columns, dtype=str)
 
 
-def _existing(table: pd.DataFrame, oracle: dict[str, str]) -> dict[str, Present]:
-    """The cells of the pools by sha256, with the label that is known of them, even if it is hidden."""
+def _homes(pools: Pools, groups: set[str]) -> dict[str, Row]:
+    """Of these groups the first cell that is in a pool, by the group's name."""
+    names = list(groups - {""})
+    table = Pools({name: frame[frame["group"].isin(names)] for name, frame in pools.frames.items()}).table()
+    table = table.assign(side=sides(table)).drop_duplicates("group")
+    rows = table[["path", "sha256", "label", "group", "side"]].to_numpy()
+    return {row[3]: Row(*row, existing=True) for row in rows}
+
+
+def _existing(table: pd.DataFrame, oracle: pd.DataFrame) -> dict[str, Present]:
+    """The cells of a table of the pools by sha256, with the label that is known of them, even if it is hidden."""
+    hidden = dict(oracle[oracle["sha256"].isin(table["sha256"])].to_numpy())
     by, called = table["labelled_by"].replace(["", DRAWN], "oracle"), taken_out_as(table)
     fields = table.assign(
         side=sides(table), label=table["label"].where(called == "", called), labelled_by=by.where(called == "", "a person")
     )
     return {
-        sha256: Present(path, sha256, label or oracle.get(sha256, ""), group, side, existing=True, pool=pool, labelled_by=by)
+        sha256: Present(path, sha256, label or hidden.get(sha256, ""), group, side, existing=True, pool=pool, labelled_by=by)
         for path, sha256, label, group, side, pool, by in fields[
             ["path", "sha256", "label", "group", "side", "pool", "labelled_by"]
         ].to_numpy()
@@ -316,15 +340,16 @@ def compare_first(manifest: pd.DataFrame, origin: Source, workspace_data: Path, 
     WbcError as `ingest` does."""
     if terms.list_conflicts or not Pools.exist(workspace_data / "pools"):
         return
-    existing = _existing(Pools.read(workspace_data / "pools").table(), _oracle(workspace_data / "oracle.csv"))
-    if not existing:
+    pools = Pools.read(workspace_data / "pools")
+    if not sum(pools.counts().values()):
         return
     settled = {one.claim for one in read_conflicts(workspace_data / CONFLICTS) if one.settled_at}
     labelled = manifest[manifest["label"].isin(CLASSES)]
-
     paths, labels = labelled["path"].tolist(), labelled["label"].tolist()
+    names = list(_digests(origin, paths))
+    existing = _existing(pools.cells({sha256 for _, sha256 in names}), _oracle(workspace_data / "oracle.csv"))
     conflicts, compared = [], 0
-    for place, sha256 in _digests(origin, paths):
+    for place, sha256 in names:
         present = existing.get(sha256)
         if present is not None and present.label:
             compared += 1

@@ -12,7 +12,7 @@ from typing import Final, Self
 
 import pandas as pd
 
-from wbc_model.cells.journal import is_unfinished, is_untidy, pools_lock, roll_forward, write_together
+from wbc_model.cells.journal import Content, is_unfinished, is_untidy, pools_lock, roll_forward, write_together
 from wbc_model.cells.tables import all_differ, csv_blocks, in_order, must_quote_all, read_table
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
@@ -146,7 +146,7 @@ class Pools:
             frames[name] = _typed(frame)
         return cls(frames)
 
-    def write(self, directory: Path, also: Mapping[Path, str] | None = None) -> None:
+    def write(self, directory: Path, also: Mapping[Path, Content] | None = None) -> None:
         """Write the four files, and the text files of `also` in the same step: all of them or, after a crash, none.
 
         Raises WbcError (and writes nothing) when a rule of `check()` is broken.
@@ -155,7 +155,7 @@ class Pools:
             roll_forward(directory)
             self._commit(directory, also or {})
 
-    def _commit(self, directory: Path, also: Mapping[Path, str]) -> None:
+    def _commit(self, directory: Path, also: Mapping[Path, Content]) -> None:
         self.check()
         pools = {directory / f"{name}.csv": self._rendered(name) for name in POOLS}
         write_together(directory, {**pools, **also})
@@ -384,8 +384,8 @@ def update(directory: Path, change: Callable[[Pools], Pools]) -> Pools:
     return transaction(directory, lambda pools: (change(pools), {}))
 
 
-def transaction(directory: Path, change: Callable[[Pools], tuple[Pools, Mapping[Path, str]]]) -> Pools:
-    """As `update`, for a change that also gives the new text of other files, written in the same step. `change` gets
+def transaction(directory: Path, change: Callable[[Pools], tuple[Pools, Mapping[Path, Content]]]) -> Pools:
+    """As `update`, for a change that also gives the new content of other files, written in the same step. `change` gets
     pools without cells where none were ever written."""
     with pools_lock(directory):
         roll_forward(directory)
