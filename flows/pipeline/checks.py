@@ -10,17 +10,20 @@ import os
 import shutil
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from flows.pipeline.data_docs import CHECKS_CSV, Check, Findings, Line, remember, write_page
 from wbc_model.cells.pools import COLUMNS, POOLS, Pools, taken_out_as
 from wbc_model.cells.rejections import Rejection, read_rejections, rejections_csv
 from wbc_model.cells.store import ImageStore
-from wbc_model.cells.tables import read_table
+from wbc_model.cells.tables import places_in, read_table
 from wbc_model.checks.findings import MIN_CONTRAST, REPEATS, describe, find
 from wbc_model.checks.quality import measure_store
 from wbc_model.core.classes import CLASSES
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 
 LISTED = 20  # rows of a critical finding that the error names
 GX_PAGES = ".wbc/great_expectations"  # its own pages of the last run; they need the internet
+CHECKED_AT_A_TIME = 100_000  # rows that are in Great Expectations' hands
 HELD_OUT = ("validation", "test")
 USUAL_SHARE = (0.005, 0.95)  # of a class in a held-out pool; outside it the Data Docs show a warning
 
@@ -79,8 +83,7 @@ def validate(workspace: Path, params: Params) -> ValidationReport:
     measured = measure_store(store, cache)
     cells = describe(pools, measured.facts)
     cells, found = find(cells, measured, _known_labels(cells, data / "oracle.csv"), params.checks, cache)
-    out = pd.Series([(path, sha256) for path, sha256 in cells[["path", "sha256"]].to_numpy()], index=cells.index, dtype=object)
-    cells["quarantined"] = out.isin({(entry.path, entry.sha256) for entry in found})
+    cells["quarantined"] = _are_among(cells, found)
     quarantine = read_rejections(data / "rejected.csv") | set(found)
     write_atomic(data / "quarantine.csv", rejections_csv(quarantine))
     kept = cells[~cells["quarantined"]]["pool"].value_counts()
@@ -107,9 +110,22 @@ def validate(workspace: Path, params: Params) -> ValidationReport:
 
 def _known_labels(cells: pd.DataFrame, oracle: Path) -> pd.Series:
     """Each row's label, also where it is set aside for the oracle: a cell with two labels is a fault either way."""
-    hidden = dict(read_table(oracle, ["sha256", "label"]).to_numpy()) if oracle.exists() else {}
-    known = cells["label"].where(cells["label"] != "", cells["sha256"].map(hidden).fillna(""))
+    known = cells["label"]
+    if oracle.exists():
+        hidden = read_table(oracle, ["sha256", "label"])
+        places = places_in(cells["sha256"], hidden["sha256"])
+        hidden = hidden["label"].reindex(np.where(places < 0, len(hidden), places)).fillna("")
+        known = known.where(known != "", hidden.set_axis(known.index))
     return known.where(taken_out_as(cells) == "", "")  # a person knows better than the oracle
+
+
+def _are_among(cells: pd.DataFrame, found: list[Rejection]) -> NDArray[np.bool_]:
+    """Which rows a finding names."""
+    named = cells.loc[cells["sha256"].isin([entry.sha256 for entry in found]), ["path", "sha256"]]
+    rows = {(entry.path, entry.sha256) for entry in found}
+    among = np.zeros(len(cells), bool)
+    among[named.index[[row in rows for row in map(tuple, named.to_numpy())]]] = True
+    return among
 
 
 def _newest_label(pools: Pools) -> str:
@@ -151,8 +167,10 @@ def _rows_are_right(gxe: Any) -> "list[Expectation]":
             regex="^[0-9a-f]{64}$",
             meta=_stop("a cell is named by its SHA-256", "{pool}: {path} is no sha256 ({sha256})"),
         ),
-        gxe.ExpectColumnValuesToBeUnique(
-            column="sha256", meta=_stop("a cell is in one pool, once", "{pool}: {path} is in the pools more than once")
+        gxe.ExpectColumnValuesToBeInSet(
+            column="places",
+            value_set=[1],
+            meta=_stop("a cell is in one pool, once", "{pool}: {path} is in the pools more than once"),
         ),
         gxe.ExpectColumnValuesToBeInSet(column="pool", value_set=list(POOLS), meta=_stop("a pool is one of the four")),
         gxe.ExpectColumnValuesToBeInSet(
@@ -285,14 +303,15 @@ def _expect(cells: pd.DataFrame, checks: CheckParams, pages: Path) -> tuple[list
     shutil.rmtree(pages, ignore_errors=True)
     context.add_data_docs_site("pools", _site(pages))
     source = context.data_sources.add_pandas("workspace")
-    results: list[Any] = []
-    tables = {
-        "cells": (_cell_table(cells), _cell_suite(checks), ["pool", "path", "sha256"]),
-        "pools": (_pool_table(cells, checks), _pool_suite(checks), ["pool", "class", "lack"]),
+    suites = {
+        "cells": (_cell_suite(checks), ["pool", "path", "sha256"]),
+        "pools": (_pool_suite(checks), ["pool", "class", "lack"]),
     }
+    parts = {"cells": _slices(cells), "pools": [_pool_table(cells, checks)]}
+    results: list[list[Any]] = []  # of each expectation, for each part of its table
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for name, (table, suite, keys) in tables.items():
+        for name, (suite, keys) in suites.items():
             batch = source.add_dataframe_asset(name).add_batch_definition_whole_dataframe("now")
             definition = gx.ValidationDefinition(name=name, data=batch, suite=context.suites.add(suite))
             checkpoint = gx.Checkpoint(
@@ -300,10 +319,21 @@ def _expect(cells: pd.DataFrame, checks: CheckParams, pages: Path) -> tuple[list
                 validation_definitions=[context.validation_definitions.add(definition)],
                 result_format={"result_format": "COMPLETE", "unexpected_index_column_names": keys},
             )
-            result = context.checkpoints.add(checkpoint).run(batch_parameters={"dataframe": table})
-            results += [one for validation in result.run_results.values() for one in validation.results]
+            checkpoint = context.checkpoints.add(checkpoint)
+            of_parts = [_results(checkpoint.run(batch_parameters={"dataframe": table})) for table in parts[name]]
+            results += [list(one) for one in zip(*of_parts, strict=True)]
         context.build_data_docs()
     return _sort_out(results)
+
+
+def _slices(cells: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """The table of the cells some rows at a time: what is expected of a row is expected of it alone."""
+    for start in range(0, max(1, len(cells)), CHECKED_AT_A_TIME):
+        yield _cell_table(cells.iloc[start : start + CHECKED_AT_A_TIME])
+
+
+def _results(run: Any) -> list[Any]:
+    return [one for validation in run.run_results.values() for one in validation.results]
 
 
 def _site(directory: Path) -> Any:
@@ -316,23 +346,25 @@ def _site(directory: Path) -> Any:
     }
 
 
-def _sort_out(results: list[Any]) -> tuple[list[Line], list[Line], list[Check]]:
-    """Critical findings, warnings, and what was checked. An expectation that neither stops nor has words for a row shows in
-    quarantine.csv row by row."""
+def _sort_out(results: list[list[Any]]) -> tuple[list[Line], list[Line], list[Check]]:
+    """Critical findings, warnings, and what was checked; each result as the results for the parts of the table. An expectation
+    that neither stops nor has words for a row shows in quarantine.csv row by row."""
     critical: list[Line] = []
     noted: list[Line] = []
     checked: list[Check] = []
-    for result in results:
-        if result.exception_info and result.exception_info.get("raised_exception"):
-            raise RuntimeError(f"{result.expectation_config.type}: {result.exception_info['exception_message']}")
-        meta, found = result.expectation_config.meta, result.result
+    for parts in results:
+        for part in parts:
+            if part.exception_info and part.exception_info.get("raised_exception"):
+                raise RuntimeError(f"{part.expectation_config.type}: {part.exception_info['exception_message']}")
+        meta, found = parts[0].expectation_config.meta, [part.result for part in parts]
         stops, says = meta.get("critical", False), meta.get("says")
         follows = "the pipeline stops" if stops else "a warning" if says else "the row is out of use"
-        failed = int(found.get("unexpected_count", 0 if result.success else 1))
-        checked.append(Check(meta["what"], int(found.get("element_count", 1)), failed, follows))
-        if result.success or not (stops or says):
+        whole = [one for one in found if "element_count" not in one]  # of the table as such, not of its rows
+        failed = sum(one.get("unexpected_count", 0) for one in found) or int(not all(part.success for part in parts))
+        checked.append(Check(meta["what"], 1 if whole else sum(int(one["element_count"]) for one in found), int(failed), follows))
+        if not failed or not (stops or says):
             continue
-        rows = found.get("unexpected_index_list") or [{}]
+        rows = [row for one in found for row in one.get("unexpected_index_list") or []] or [{}]
         lines = [
             Line(says.format_map(row) if says and row else f"this is not so: {meta['what']}", row.get("sha256") or "")
             for row in rows

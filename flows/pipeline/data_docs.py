@@ -8,7 +8,7 @@ stage covers it.
 import base64
 import io
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -81,8 +81,7 @@ def write_page(path: Path, found: Findings, store: ImageStore, before: pd.DataFr
     for entry in sorted(found.quarantine, key=lambda entry: (entry.reason, entry)):
         by_reason.setdefault(entry.reason, []).append(entry)
     shown = {reason: rows[:LISTED] for reason, rows in by_reason.items()}
-    others = _by_path(found.cells)
-    sound = found.cells[found.cells["stored"] & (found.cells["damage"] == "")]["sha256"]
+    others = _by_path(found.cells, {row.detail for rows in shown.values() for row in rows})
     wanted = [line.sha256 for line in [*found.critical[:LISTED], *found.noted[:LISTED]]]
     wanted += [sha for rows in shown.values() for row in rows for sha in (row.sha256, others.get(row.detail, ""))]
     page = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_PAGE)
@@ -93,7 +92,7 @@ def write_page(path: Path, found: Findings, store: ImageStore, before: pd.DataFr
         by_reason=by_reason,
         shown=shown,
         others=others,
-        pictures=_thumbnails(store, set(sound).intersection(wanted)),
+        pictures=_thumbnails(store, _sound(found.cells, wanted)),
         why=WHY,
         before=before.to_dict("records"),
         listed=LISTED,
@@ -139,9 +138,15 @@ def remember(path: Path, found: Findings) -> pd.DataFrame:
     return table
 
 
-def _by_path(cells: pd.DataFrame) -> dict[str, str]:
-    """The cell behind each path of the pools: a finding names the other row of a pair by its path."""
-    return dict(cells[["path", "sha256"]].astype(str).to_numpy())
+def _by_path(cells: pd.DataFrame, paths: Collection[str]) -> dict[str, str]:
+    """The cell behind each of these paths of the pools: a finding names the other row of a pair by its path."""
+    return dict(cells.loc[cells["path"].isin(list(paths)), ["path", "sha256"]].astype(str).to_numpy())
+
+
+def _sound(cells: pd.DataFrame, sha256s: Collection[str]) -> set[str]:
+    """Those of these cells whose stored image is whole."""
+    here = cells[cells["sha256"].isin(list(sha256s))]
+    return set(here.loc[here["stored"] & (here["damage"] == ""), "sha256"])
 
 
 def _thumbnails(store: ImageStore, sha256s: Iterable[str]) -> dict[str, str]:

@@ -120,9 +120,11 @@ def root_of(data: Path) -> Path:
 
 
 def read_manifest(data: Path, names: Mapping[str, str] = NO_NAMES) -> pd.DataFrame:
-    """Read a manifest CSV or a folder into text columns path, label, split (train, val, test or empty) and group. Labels are those of CLASSES where they can be, with the site's own `names` for them, and empty where there is none:
-    in a CSV without a column `label`, for images that lie in no class's folder or in one named `unlabelled`. Files are
-    neither opened nor looked for. `attrs["read_as"]` says how a CSV was read.
+    """Read a manifest CSV or a folder into text columns path, label, split (train, val, test or empty) and group.
+
+    Labels are those of CLASSES where they can be, with the site's own `names` for them, and empty where there is none: in a CSV
+    without a column `label`, for images that lie in no class's folder or in one named `unlabelled`. Files are neither opened nor
+    looked for. `attrs["read_as"]` says how a CSV was read.
 
     Raises WbcError naming the line when the manifest as a whole cannot be read.
     """

@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -196,7 +197,7 @@ class Pools:
             yield "two_pools", f"cell {str(sha256)[:16]} is in {places}; a cell belongs into exactly one pool, once"
 
     def _group_problems(self) -> Iterator[tuple[str, str]]:
-        if not self._has_split_groups():
+        if not self.split_groups():
             return
         whole = self.table()
         grouped = whole[whole["group"] != ""]
@@ -205,13 +206,14 @@ class Pools:
             places = " and ".join(f"{pool} ({path})" for pool, path in rows[["pool", "path"]].to_numpy())
             yield "group_split", f"group {group} is split over {places}; a group stays on one side"
 
-    def _has_split_groups(self) -> bool:
+    def split_groups(self) -> set[str]:
+        """The groups that are on more than one side (training, validation, test)."""
         groups: dict[str, set[str]] = {side: set() for side in SIDES.values()}
         for name, frame in self.frames.items():
             grouped = frame.loc[frame["group"] != "", ["group", "labelled_by"]].assign(pool=name)
             for side, found in grouped["group"].groupby(sides(grouped)):
                 groups[str(side)].update(found.unique())
-        return sum(map(len, groups.values())) > len(set().union(*groups.values()))
+        return set.union(*(one & other for one, other in itertools.combinations(groups.values(), 2)))
 
     def cells(self, sha256s: Collection[str]) -> pd.DataFrame:
         """The rows of `table` of these cells only."""

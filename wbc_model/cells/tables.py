@@ -148,3 +148,9 @@ def all_differ(columns: "Iterable[pd.Series[str]]") -> bool:
         return False
     first = np.sort(packed.view(np.uint64).reshape(-1, 4)[:, 0])
     return not bool((first[1:] == first[:-1]).any())
+
+
+def places_in(names: "pd.Series[str]", among: "pd.Series[str]") -> NDArray[np.int64]:
+    """Where each of `names` first stands in `among`, (n,); -1 where it does not."""
+    texts, known = (_joined(_texts(column.to_frame("name"))["name"]) for column in (names, among))
+    return pc.index_in(texts, value_set=known).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)

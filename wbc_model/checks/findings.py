@@ -13,7 +13,7 @@ import pandas as pd
 
 from wbc_model.cells.pools import Pools, sides
 from wbc_model.cells.rejections import Rejection
-from wbc_model.cells.tables import in_order
+from wbc_model.cells.tables import all_differ, in_order, places_in
 from wbc_model.checks.compared import compared
 from wbc_model.checks.near_duplicates import Pair
 from wbc_model.checks.quality import Measured
@@ -34,12 +34,14 @@ def describe(pools: Pools, measured: pd.DataFrame) -> pd.DataFrame:
     """
     cells = pools.table()
     cells["side"] = sides(cells)
-    cells["places"] = cells.groupby("sha256")["sha256"].transform("size") if len(cells) else 0
-    spread = cells[cells["group"] != ""].groupby("group")["side"].nunique()
-    cells["group_sides"] = cells["group"].map(spread).fillna(1).astype(int)
-    facts = measured.assign(order=range(len(measured)), stored=True)
-    cells = cells.merge(facts, on="sha256", how="left")
-    cells["stored"] = cells["stored"].notna()
+    once = all_differ([cells["sha256"]])
+    cells["places"] = 1 if once else cells.groupby("sha256")["sha256"].transform("size")
+    split = cells[cells["group"].isin(list(pools.split_groups()))]
+    cells["group_sides"] = split.groupby("group")["side"].transform("nunique").reindex(cells.index, fill_value=1).astype(int)
+    order = places_in(cells["sha256"], measured["sha256"])
+    facts = measured.drop(columns="sha256").assign(order=np.arange(len(measured)))
+    facts = facts.reindex(np.where(order < 0, len(measured), order)).reset_index(drop=True)
+    cells = pd.concat([cells, facts.assign(stored=order >= 0)], axis=1)
     return in_order(cells, ["order", "pool", "path"]).reset_index(drop=True)
 
 
