@@ -518,8 +518,8 @@ def _settled_since(workspace: Path, refused: list[Refused]) -> list[Refused]:
     torn = [one for one in refused if isinstance(one, Disagreement) and one.at]
     if not torn:
         return []
-    cells = Pools.read(workspace / "data/pools").cells([one.sha256 for one in torn])
-    cells = cells.set_index("sha256")[["labelled_by", "labelled_at"]].to_dict("index")
+    table = Pools.read(workspace / "data/pools").cells([one.sha256 for one in torn])
+    cells = table.set_index("sha256")[["labelled_by", "labelled_at"]].to_dict("index")
     now_said = {sha256: row["labelled_at"] for sha256, row in cells.items() if row["labelled_by"] not in {*MACHINES, DRAWN}}
     return [one for one in torn if now_said.get(one.sha256, "") >= one.at]
 

@@ -114,8 +114,8 @@ def _known_labels(cells: pd.DataFrame, oracle: Path) -> pd.Series:
     if oracle.exists():
         hidden = read_table(oracle, ["sha256", "label"])
         places = places_in(cells["sha256"], hidden["sha256"])
-        hidden = hidden["label"].reindex(np.where(places < 0, len(hidden), places)).fillna("")
-        known = known.where(known != "", hidden.set_axis(known.index))
+        labels = hidden["label"].reindex(np.where(places < 0, len(hidden), places)).fillna("")
+        known = known.where(known != "", labels.set_axis(known.index))
     return known.where(taken_out_as(cells) == "", "")  # a person knows better than the oracle
 
 

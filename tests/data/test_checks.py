@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageFilter
 
+from flows.pipeline import checks
 from flows.pipeline.checks import ValidationReport, validate
 from tests.chromium import headless_chromium
 from tests.data.conftest import encoded, write_manifest
@@ -167,7 +168,9 @@ def edit(workspace: Path, pool: str, change: object) -> None:
     change(frame).to_csv(path, index=False)  # type: ignore[operator]
 
 
-def test_critical_findings_stop_with_the_rows_and_documents_are_written(clean: Site, workspace: Path) -> None:
+def test_critical_findings_stop_with_the_rows_and_documents_are_written(
+    clean: Site, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     test = workspace / "data" / "pools" / "test.csv"
     names = pd.read_csv(test)["path"]
     edit(workspace, "test", lambda frame: frame.assign(label=["Blast", *frame["label"][1:]], group=["g", *frame["group"][1:]]))
@@ -184,7 +187,13 @@ def test_critical_findings_stop_with_the_rows_and_documents_are_written(clean: S
     assert f"labelled: {names[3]} is in the pools more than once" in says
     assert "validation: ghost.png has no image in the store" in says
     assert (workspace / "data" / "quarantine.csv").is_file()
-    assert "ghost.png" in (workspace / "data" / "docs" / "index.html").read_text()
+    page = (workspace / "data" / "docs" / "index.html").read_text()
+    assert "ghost.png" in page
+    monkeypatch.setattr(checks, "CHECKED_AT_A_TIME", 50)
+    with pytest.raises(WbcError) as again:
+        validate(workspace, clean.params)
+    assert str(again.value) == says
+    assert (workspace / "data" / "docs" / "index.html").read_text() == page
 
 
 def test_damaged_images_stop(clean: Site, workspace: Path) -> None:

@@ -3,6 +3,7 @@
 import itertools
 import os
 import stat
+import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -169,7 +170,7 @@ def _csv_rows(sheet: Sheet, names: Mapping[str, str]) -> Iterator[ManifestRow]:
         split = SPLITS.get(cell.get("split", "").strip().casefold())
         if split is None:
             raise WbcError(f"{sheet.path} line {line}: split {cell['split']!r} is not one of train, val, test")
-        yield cell["path"], folder_label(cell.get("label", ""), names), split, cell.get("group", "").strip()
+        yield cell["path"], folder_label(cell.get("label", ""), names), split, sys.intern(cell.get("group", "").strip())
 
 
 def folder_label(text: str, names: Mapping[str, str]) -> str:
@@ -284,7 +285,7 @@ def _shown(path: Path, root: Path) -> str:
 
 def printable(path: str) -> str:
     """A path as text that any file can hold: bytes that are not UTF-8 become escapes."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return path if path.isascii() else path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def read_cell(path: str, root: Path) -> bytes:

@@ -17,7 +17,7 @@ from wbc_model.cells.manifest import Source, printable
 from wbc_model.cells.pools import COLUMNS, DRAWN, POOLS, Pools, now, sides, taken_out_as
 from wbc_model.cells.rejections import CONFLICT, UNUSABLE, Rejection, read_rejections, rejections_csv
 from wbc_model.cells.split import choose_sides, reveal
-from wbc_model.cells.tables import csv_blocks, in_order, read_table
+from wbc_model.cells.tables import all_differ, csv_blocks, in_order, read_table
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import ImageRejected, WbcError
 from wbc_model.params import Params
@@ -127,14 +127,14 @@ class Merge:
         new = []
         for row in self.rows.accepted:
             present = existing.get(row.sha256)
-            again = row.key in seen
-            seen.add(row.key)
             if present is None:
                 if row.key in decided:
                     self.rows.rejections.append(decided[row.key])
                 else:
                     new.append(row)
                 continue
+            again = row.key in seen
+            seen.add(row.key)
             self.compared += bool(row.label and present.label)
             if row.label and present.label and row.label != present.label:
                 self._reject(row, CONFLICT, present.path)
@@ -164,6 +164,8 @@ class Merge:
 
     def _without_conflicts(self, rows: list[Row]) -> list[Row]:
         """Take out every row of a cell that this manifest gives two labels."""
+        if _each_once(rows):
+            return rows
         by_cell: dict[str, list[Row]] = {}
         for row in rows:
             by_cell.setdefault(row.sha256, []).append(row)
@@ -202,6 +204,8 @@ class Merge:
 
     def _without_repeats(self, rows: list[Row]) -> list[Row]:
         """Keep one row of each cell: that of the test pool before validation before training, then the first."""
+        if _each_once(rows):
+            return rows
         best: dict[str, Row] = {}
         for row in rows:
             present = best.get(row.sha256)
@@ -255,9 +259,9 @@ class Merge:
             "group": [row.group for row in rows],
             "sha256": [row.sha256 for row in rows],
         }
-        given = ("", "", "") if waits else (0, "manifest", self.moment)
-        frame = pd.DataFrame(columns, dtype=str).assign(**dict(zip(COLUMNS[4:7], given, strict=True)))
-        return frame.assign(source=self.terms.source)[COLUMNS]
+        cycle, by, at = ("", "", "") if waits else (0, "manifest", self.moment)
+        frame = pd.DataFrame(columns, dtype=str)
+        return frame.assign(cycle=cycle, labelled_by=by, labelled_at=at, source=self.terms.source)[COLUMNS]
 
     def _first(self, training: list[str], at_least: int) -> set[str]:
         """The cells whose label is known from the start: a share of them, and at least so many (or all)."""
@@ -271,8 +275,10 @@ class Merge:
     def _files(self, recorded: set[Rejection], oracle: pd.DataFrame, pools: Pools) -> Mapping[Path, Content]:
         """The files that change with the pools. A path that could not be used earlier, or had two labels, is refused again or
         no longer."""
-        examined = {row.path for row in self.rows.accepted} | {entry.path for entry in self.rows.rejections}
-        again = {row.key for row in self.rows.accepted}
+        refused = {entry.path for entry in recorded}
+        accepted = [row for row in self.rows.accepted if row.path in refused]
+        examined = {row.path for row in accepted} | {entry.path for entry in self.rows.rejections}
+        again = {row.key for row in accepted}
         standing = {
             entry
             for entry in recorded
@@ -293,6 +299,11 @@ class Merge:
         }
 
 
+def _each_once(rows: list[Row]) -> bool:
+    """Whether no cell stands in two of these rows."""
+    return all_differ([pd.Series([row.sha256 for row in rows], dtype=str)])
+
+
 def _oracle(path: Path) -> pd.DataFrame:
     """The labels that were set aside: sha256, label."""
     columns = ["sha256", "label"]
@@ -305,7 +316,7 @@ def _homes(pools: Pools, groups: set[str]) -> dict[str, Row]:
     table = Pools({name: frame[frame["group"].isin(names)] for name, frame in pools.frames.items()}).table()
     table = table.assign(side=sides(table)).drop_duplicates("group")
     rows = table[["path", "sha256", "label", "group", "side"]].to_numpy()
-    return {row[3]: Row(*row, existing=True) for row in rows}
+    return {group: Row(path, sha256, label, group, side, existing=True) for path, sha256, label, group, side in rows}
 
 
 def _existing(table: pd.DataFrame, oracle: pd.DataFrame) -> dict[str, Present]:

@@ -5,6 +5,7 @@ nor a second ingest changes it.
 """
 
 import hashlib
+import heapq
 from collections import Counter
 from collections.abc import Sequence
 
@@ -13,9 +14,9 @@ import pandas as pd
 HELD_OUT = ("test", "validation")
 
 
-def seeded_rank(seed: int, purpose: str, name: str) -> str:
+def seeded_rank(seed: int, purpose: str, name: str) -> bytes:
     """A key to sort by that is random in `name` and fixed for a seed."""
-    return hashlib.sha256(f"{seed}:{purpose}:{name}".encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(f"{seed}:{purpose}:{name}".encode("utf-8", "surrogatepass")).digest()
 
 
 def choose_sides(cells: pd.DataFrame, validation_share: float, test_share: float, seed: int) -> list[str]:
@@ -93,4 +94,4 @@ def _place_groups(
 
 def reveal(sha256s: Sequence[str], count: int, seed: int) -> set[str]:
     """`count` cells drawn at random, whose label is known from the start."""
-    return set(sorted(sha256s, key=lambda sha256: seeded_rank(seed, "reveal", sha256))[:count])
+    return set(heapq.nsmallest(count, sha256s, key=lambda sha256: seeded_rank(seed, "reveal", sha256)))

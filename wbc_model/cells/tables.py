@@ -111,7 +111,8 @@ def _data(lines: Any) -> bytes:
     if data is None:
         return b""
     ends = np.frombuffer(offsets, np.int64)[lines.offset : lines.offset + len(lines) + 1]
-    return data.slice(int(ends[0]), int(ends[-1] - ends[0])).to_pybytes()
+    text: bytes = data.slice(int(ends[0]), int(ends[-1] - ends[0])).to_pybytes()
+    return text
 
 
 def in_order(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
@@ -153,4 +154,4 @@ def all_differ(columns: "Iterable[pd.Series[str]]") -> bool:
 def places_in(names: "pd.Series[str]", among: "pd.Series[str]") -> NDArray[np.int64]:
     """Where each of `names` first stands in `among`, (n,); -1 where it does not."""
     texts, known = (_joined(_texts(column.to_frame("name"))["name"]) for column in (names, among))
-    return pc.index_in(texts, value_set=known).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    return np.asarray(pc.index_in(texts, value_set=known).fill_null(-1), np.int64)

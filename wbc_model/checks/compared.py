@@ -7,7 +7,6 @@ whatever comes to the store. What is remembered is kept under the version of the
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,13 +70,16 @@ def _keep(kept: Path, names: Digests, pairs: list[Pair]) -> None:
     for old in kept.parent.glob("pairs-*"):
         if old != kept:
             old.unlink()
-    kinds = {"first": np.int64, "second": np.int64, "correlation": np.float64, "offset": np.float64}
-    columns: dict[str, NDArray[Any]] = {
-        name: np.array([getattr(pair, name) for pair in pairs], kind) for name, kind in kinds.items()
-    }
 
     def write(path: Path) -> None:
         with path.open("wb") as file:
-            np.savez(file, names=names, **columns)
+            np.savez(
+                file,
+                names=names,
+                first=np.array([pair.first for pair in pairs], np.int64),
+                second=np.array([pair.second for pair in pairs], np.int64),
+                correlation=np.array([pair.correlation for pair in pairs], np.float64),
+                offset=np.array([pair.offset for pair in pairs], np.float64),
+            )
 
     write_atomic_by(kept, write)

@@ -176,7 +176,7 @@ def _parts(words: int, max_bits: int) -> list[_Part]:
 
     def cost(parts: list[_Part]) -> float:
         probes = [(sum(comb(part.width, count) for count in range(part.radius + 1)), part.width) for part in parts]
-        return sum(count * (_PROBE + _CANDIDATE * words / 2**width) for count, width in probes)
+        return float(sum(count * (_PROBE + _CANDIDATE * words / 2**width) for count, width in probes))
 
     return min(divisions, key=cost)
 

@@ -222,7 +222,8 @@ class Crops:
         cut = surroundings(self._computed_detail(row), self.places[self.starts[row] : self.starts[row + 1]])
         flat = cut.reshape(len(cut), -1)
         flat = flat - flat.mean(axis=1, keepdims=True)
-        return (flat / (np.linalg.norm(flat, axis=1, keepdims=True) + 1e-6)).astype(np.float16)
+        patches: NDArray[np.float16] = (flat / (np.linalg.norm(flat, axis=1, keepdims=True) + 1e-6)).astype(np.float16)
+        return patches
 
     def patch_correlations(self, first: NDArray[np.intp], second: NDArray[np.intp]) -> Floats:
         """Correlations of the surroundings of pairs of landmarks, given by their numbers, float32 (n,)."""
