@@ -12,6 +12,7 @@ view recoloured (wbc_model/evaluation/recolour.py). The days then only draw from
 
 import argparse
 import hashlib
+import textwrap
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -203,7 +204,7 @@ def readme(found: pd.DataFrame, simulations: int) -> str:
         f"get {CELLS} cells a day.",
         "From day 4 on one of them has its views halfway to LISC's colours. Its cells' appearance, a part of the doubt, stays.",
         "",
-        HISTORY,
+        textwrap.fill(HISTORY, 128),
         "",
         "| requests | alarm on day 4 | day 5 | later or none | false alarms |",
         "|---|---|---|---|---|",

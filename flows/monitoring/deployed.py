@@ -112,7 +112,7 @@ def automate(workspace: str, on_alarm: OnAlarm, deployment: str) -> None:
         posture=Posture.Reactive,
         threshold=1,
     )
-    action = RunDeployment(source="selected", deployment_id=target, parameters=_parameters(on_alarm))
+    action = RunDeployment(source="selected", deployment_id=target, parameters=_parameters(on_alarm), job_variables=None)
     Automation(name=name, description="What a watch's alarm begins.", trigger=trigger, actions=[action]).create()
 
 
