@@ -56,6 +56,8 @@ export const deed = () => [...crypto.getRandomValues(new Uint8Array(16))].map((b
  * has none, or not all that they need. */
 function said(problem, status) {
   const kind = (problem.type ?? "").replace(PROBLEM, "");
+  const ofField = `common.field.${problem.field}`;
+  if (kind === "bad-field" && t(ofField) !== ofField) return t(ofField);
   const key = `common.problem.${kind}`;
   const words = t(key, problem);
   return (words === key || /\{\w+\}/.test(words) ? problem.detail : words) || t("common.answered", { status: String(status) });

@@ -192,7 +192,7 @@ def test_folders_without_an_image_and_services_that_refuse_are_told(browser: Bro
     draw(tmp_path / "slide", 1)
     page.fill("#wbc-count", "many")
     page.set_input_files("#folder-input", tmp_path / "slide")
-    expect(message(page)).to_contain_text("'wbc_count' takes a number")
+    expect(message(page)).to_have_text("The white cell count takes a number, in 10⁹/L, such as 6.8.")
     expect(page.locator("#worklist")).to_be_visible()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.png").write_bytes(b"no image")
