@@ -1,14 +1,23 @@
 """The Kubernetes manifests: valid by Kubernetes' own schemas, whole, and about the service and the image that there are."""
 
+import os
 import re
+import shutil
+import subprocess
+import sys
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
+import httpx
 import kubernetes_validate
 import pytest
 import yaml
-from live import ROOT
+from live import ROOT, form, free_port, of_class, started
 from test_bento import one
+
+from flows.pipeline.package import build_bento
+from serving.security.keys import add_key
 
 FILES = sorted((ROOT / "deploy/kubernetes").glob("*.yaml"))
 MANIFESTS = [document for path in FILES for document in yaml.safe_load_all(path.read_text())]
@@ -109,3 +118,47 @@ def test_the_autoscaler_asks_for_a_metric_that_there_is_by_a_rule_that_finds_it(
     assert set(rule["resources"]["overrides"]) <= labels
     keep = next(config for config in scrape["relabel_configs"] if "label_app" in config["source_labels"][0])
     assert keep["regex"] == POD["metadata"]["labels"]["app.kubernetes.io/name"]
+
+
+@pytest.fixture(scope="module")
+def bento(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_bento(model_dir, tmp_path_factory.mktemp("build") / "bento")
+
+
+@pytest.mark.slow
+def test_the_bento_serves_as_a_pod_lets_it(bento: Path, tmp_path: Path) -> None:
+    """On a read-only file system, as the pod's user, without a capability or a home; with the variables of the Deployment."""
+    if any(Path(folder).is_relative_to("/tmp") for folder in (ROOT, sys.prefix)):  # noqa: S108
+        pytest.skip("the project is below /tmp, which is an empty folder in a pod")
+    if os.geteuid() != 0 or not all(map(shutil.which, ("unshare", "setpriv"))):
+        pytest.skip("a read-only file system of one's own needs root, unshare and setpriv")
+    allowed = subprocess.run(["unshare", "--mount", "mount", "--make-rprivate", "/"], capture_output=True, check=False)
+    if allowed.returncode:
+        pytest.skip("this machine allows no file system of one's own (unshare --mount)")
+    (tmp_path / "settings").mkdir()
+    key = add_key(tmp_path / "settings/keys", "ward", ["classify", "admin"])
+    [site] = [document for document in MANIFESTS if document["metadata"]["name"] == "wbc-site"]
+    (tmp_path / "settings/site.yaml").write_text(site["data"]["site.yaml"])
+    places = {"/run/secrets/wbc": "/srv/settings", "/etc/wbc": "/srv/settings", "/audit": "/srv/audit", "$(POD_NAME)": "wbc-1"}
+    asked = {item["name"]: item["value"] for item in CONTAINER["env"] if "value" in item} | {"WBC_THREADS": "2"}
+    for name, value in asked.items():
+        asked[name] = reduce(lambda text, place: text.replace(*place), places.items(), value)
+    path = os.pathsep.join(["/srv/bento/src", *(folder for folder in sys.path if folder.endswith("site-packages"))])
+    variables = {"PATH": os.environ["PATH"], "PYTHONPATH": path, "HOME": "/nonexistent", "XDG_CACHE_HOME": "/tmp/cache", **asked}  # noqa: S108
+    port, pod = free_port(), POD["spec"]["securityContext"]
+    python = str(Path(sys.executable).resolve())
+    command = [python, *one("CMD").words()[1:]]
+    command = [word.replace("3000", str(port)).replace("0.0.0.0", "127.0.0.1") for word in command]  # noqa: S104
+    script = [str(Path(__file__).with_name("pod.sh")), str(bento), str(tmp_path / "settings"), sys.base_prefix]
+    run = ["unshare", "--mount", "sh", *script, str(pod["runAsUser"]), *command]
+    with started(run, port, tmp_path, variables, ROOT) as server:
+        answer = httpx.post(
+            f"{server.url}/v1/classify", files=form(of_class("Eosinophil")), headers={"X-API-Key": key}, timeout=30
+        )
+        assert answer.json()["results"][0]["label"] == "Eosinophil"
+        metrics = httpx.get(f"{server.url}/metrics", headers={"X-API-Key": key}).text
+        assert "wbc_images_in_flight 0.0" in metrics
+        status = Path(f"/proc/{server.processes()[-1]}/status").read_text()
+    assert re.search(rf"^Uid:\s+{pod['runAsUser']}\s", status, re.MULTILINE)
+    assert re.search(r"^NoNewPrivs:\s+1$", status, re.MULTILINE)
+    assert re.search(r"^Cap(Eff|Bnd):\s+0+$", status, re.MULTILINE)
