@@ -15,7 +15,7 @@ from flows.labelling.store import has_store
 from flows.monitoring.ask import ask_for_labels
 from flows.monitoring.audit import audit
 from flows.monitoring.watch import DRIFT, RECALL, resource_of, watch
-from flows.notify import tell, tell_failure
+from flows.notify import tell
 from flows.retraining.prefect_api import BY_SCHEDULE, retraining_flow, run_name
 from flows.retraining.schedule import timezone
 from wbc_model.core.errors import WbcError
@@ -31,7 +31,8 @@ def _run_name() -> str:
 
 
 def _failed(flow: Any, flow_run: Any, state: Any) -> None:
-    tell_failure(Path(flow_run.parameters["workspace"]), state.message or state.name)
+    what = "what an alarm asked for failed" if "site" in flow_run.parameters else "at night"
+    tell(Path(flow_run.parameters["workspace"]), f"{what}: {state.message or state.name}")
 
 
 @flow(name="nightly", flow_run_name=_run_name, on_failure=[_failed], on_crashed=[_failed])
@@ -48,8 +49,6 @@ def nightly_flow(workspace: str) -> Any:
     found = audit(root)
     log.info(found.text)
     findings += found.findings
-    for finding in findings:
-        tell(root, f"at night: {finding}")
     return Failed(message="; ".join(findings)) if findings else None
 
 

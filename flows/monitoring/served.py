@@ -143,7 +143,7 @@ def accept(store: "Store", site: str, since: str, reason: str, by: str) -> Strea
     with store.writing() as session:
         model = session.scalar(query.order_by(WatchedCells.id.desc()).limit(1))
         if model is None:
-            raise WbcError(f"site {site!r} has no watched cells of {since}: `wbc watch` lists sites, the page /watch their days")
+            raise WbcError(f"site {site!r} has no watched cells of {since}: `wbc watch` lists the sites")
         word = {"site": site, "model_version": model, "since": since, "reason": reason, "by": by, "at": datetime.now(UTC)}
         session.add(WatchWord(**word))
     return Stream(site, model)

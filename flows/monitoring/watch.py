@@ -49,19 +49,22 @@ class Alarm:
 
 @dataclass
 class Watched:
-    """What one look found: `judged` days, `alarms` that are new, `differs` from training, cells that were `drawn` for readers."""
+    """What one look found: `judged` days, `alarms` that are new, what `differs` from training or is `missing`.
+
+    Also how each of the `sites` stands, and how many cells were `drawn` for readers.
+    """
 
     judged: int = 0
     alarms: list[Alarm] = field(default_factory=list)
     differs: list[str] = field(default_factory=list)
-    standing: list[str] = field(default_factory=list)
+    sites: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     drawn: int = 0
 
     @property
     def lines(self) -> list[str]:
         """In words, one a line."""
-        told = [*(one.line for one in self.alarms), *self.standing, *self.differs, *self.missing]
+        told = [*(one.line for one in self.alarms), *self.differs, *self.missing, *self.sites]
         told += [f"{self.drawn} cells were drawn for readers on the page /label"] if self.drawn else []
         return told
 
@@ -84,6 +87,7 @@ def watch(workspace: Path, today: date | None = None) -> Watched:
         for stream in served.streams(store):
             _watch_stream(store, stream, str(today), trained, found)
         _in_use(workspace, store, found)
+        found.sites += _how_they_stand(store)
     for alarm in found.alarms:
         tell(workspace, alarm.line)
     _emit(workspace, found.alarms)
@@ -138,9 +142,20 @@ def _news(stream: served.Stream, verdicts: Sequence[Verdict], standing: set[str]
             line = f"site {stream.site}: model {stream.model_version} does not say what is needed for {', '.join(unknown)}"
             found.missing += [] if line in found.missing else [line]
         standing = now
-    told = {(one.site, name) for one in found.alarms for name in one.what}
-    if still := [name for name in NAMES if name in standing and (stream.site, name) not in told]:
-        found.standing.append(f"site {stream.site}: {', '.join(still)} differ from the usual still")
+
+
+def _how_they_stand(store: "Store") -> list[str]:
+    """A line for each site: up to which day it was judged, and what is not as usual since when."""
+    from serving.watch.overview import watch as overview
+
+    lines = []
+    for site in overview(store).sites:
+        alarms = [f"{one.measure} not as usual since {one.since}" for one in site.measures if one.state == "alarm"]
+        under = [f"recall of {one.label} under its floor" for one in site.in_use if one.alarm]
+        few = any(one.state == "few" for one in site.measures)
+        how = ", ".join(alarms + under) or ("too few cells yet" if few else "as usual")
+        lines.append(f"site {site.site}, up to {site.day}: {how}")
+    return lines
 
 
 def _in_use(workspace: Path, store: "Store", found: Watched) -> None:

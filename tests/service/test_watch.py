@@ -119,7 +119,10 @@ def test_a_week_is_judged_once_and_shown(light: Store, workspace: Path, classifi
     assert found.judged == 2
     later = watch(workspace, FIRST + timedelta(days=6))
     assert later.alarms == [], "an alarm is told once"
-    assert "site ward: stain differ from the usual still" in later.standing
+    assert later.sites == [
+        "site branch, up to 2026-11-06: as usual",
+        "site ward, up to 2026-11-06: stain not as usual since 2026-11-05",
+    ]
     assert watch(workspace, FIRST + timedelta(days=6)).judged == 0
     log = (workspace / ".wbc/logs/schedule.log").read_text()
     assert log.count("differ from the usual since") == 1
@@ -150,7 +153,7 @@ def test_a_person_may_say_what_is_usual_and_take_it_back(light: Store, workspace
         served.accept(light, "ward", "2026-12-24", "a new stain", "Dr. Ada")
     served.accept(light, "ward", day(3), "a new stain, checked", "Dr. Ada")
     again = watch(workspace, FIRST + timedelta(days=6))
-    assert (again.alarms, again.standing) == ([], [])
+    assert (again.alarms, again.sites) == ([], ["site ward, up to 2026-11-06: as usual"])
     [of_ward] = overview(light).sites
     assert of_ward.usual_since == day(3)
     assert {one.state for one in of_ward.measures} == {"usual"}
