@@ -55,6 +55,7 @@ def two_ranks(workspace: Path, *arguments: str) -> int:
         started |= set(psutil.Process(process.pid).children(recursive=True))
         time.sleep(0.2)
     _, left = psutil.wait_procs(started, timeout=10)
+    left = [one for one in left if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]  # ended, and not yet fetched
     for one in left:
         one.kill()
     assert started, "no second process was started"

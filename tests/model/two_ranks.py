@@ -42,6 +42,8 @@ def main() -> None:
     train.CHECKPOINT_SECONDS = 0.0
     train.PATIENCE = 0.4
     pseudo_labels.THRESHOLD, pseudo_labels.START_SHARE = 0.2, 0.0
+    # The code that a checkpoint is of is the module's own: this one here is no part of the learner.
+    Watched.__module__, Watched.__qualname__ = train.Training.__module__, train.Training.__qualname__
     train.Training = Watched
     stages.train(Path.cwd())
 
