@@ -34,7 +34,7 @@ from wbc_model.cells.rejections import quarantined
 from wbc_model.cells.tables import read_table, to_csv
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
-from wbc_model.core.files import write_atomic
+from wbc_model.core.files import remove_durably, write_atomic
 from wbc_model.core.lock import locked
 from wbc_model.core.written import read_sheet, read_written
 
@@ -160,7 +160,7 @@ def _take_waiting(workspace: Path) -> int:
         put_off = json.loads(path.read_text())
         rows = pd.DataFrame(put_off["rows"], dtype=str)
         new += _take_in(workspace, rows, put_off["cycle"], put_off["decided"], all_or_nothing=False).new
-        path.unlink()
+        remove_durably(path)  # a decision that came back could undo a later one
     return new
 
 

@@ -20,7 +20,7 @@ from flows.site import site_of
 from wbc_model.cells.pools import POOLS, Pools
 from wbc_model.cells.tables import read_table, to_csv
 from wbc_model.core.errors import WbcError
-from wbc_model.core.files import file_sha256, write_atomic
+from wbc_model.core.files import file_sha256, make_folder, write_atomic
 from wbc_model.core.lock import locked, take
 
 _ORPHAN_SECONDS: Final = 60  # for the children of a killed flow to end by themselves
@@ -133,7 +133,7 @@ def hold_lock(workspace: Path, what: str = RETRAINING, waiting: Callable[[str], 
     if path in _held:
         yield _held[path]
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         _take(descriptor, waiting)

@@ -23,7 +23,7 @@ from urllib.parse import quote, unquote
 from serving.contract.names import NAME, trimmed
 from serving.security.errors import LacksScope, UnknownKey
 from wbc_model.core.errors import WbcError
-from wbc_model.core.files import signature, write_atomic
+from wbc_model.core.files import make_folder, signature, write_atomic
 from wbc_model.core.lock import locked_folder
 from wbc_model.core.written import read_written
 
@@ -77,7 +77,7 @@ def add_key(path: Path, name: str, scopes: Collection[str], person: str = "") ->
         raise WbcError(f"a key's scopes are one or more of {', '.join(SCOPES)}")
     if person and (not re.search(NAME, person) or len(trimmed(person)) > LONGEST_PERSON):
         raise WbcError(f"--person: give a name of at most {LONGEST_PERSON} characters, with something to see in it")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with _alone(path):
         keys = _parse_keyring(_read(path), path) if path.exists() else []
         if any(key.name == name for key in keys):
@@ -95,7 +95,7 @@ def first_key(path: Path) -> str | None:
 
 def empty_keyring(path: Path) -> None:
     """Make a keyring without a key where there is none: a running service then sees its first key. Raises WbcError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with _alone(path):
         if not path.exists():
             _write_keyring(path, [])

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from wbc_model.core.errors import WbcError
-from wbc_model.core.files import file_sha256, sync, write_atomic
+from wbc_model.core.files import file_sha256, make_folder, remove_durably, sync, write_atomic
 from wbc_model.core.lock import locked
 
 Content = str | Iterable[bytes]  # of a file: its text, or what it is made of, piece by piece
@@ -63,7 +63,7 @@ def write_together(directory: Path, contents: Mapping[Path, Content]) -> None:
 def _write_beside(path: Path, blocks: Iterable[bytes]) -> str | None:
     """Write the new content of a file beside it and return its hash; None, and no file, where it is what there is."""
     new, digest, same = _beside(path), hashlib.sha256(), 0
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     blocks = iter(blocks)
     first = b""
     with (path if path.is_file() else Path(os.devnull)).open("rb") as old:
@@ -115,7 +115,7 @@ def roll_forward(directory: Path) -> None:
             os.replace(_beside(path), path)
         for folder in {path.parent for path in due}:
             sync(folder)
-        journal.unlink()
+        remove_durably(journal)  # one that came back would want the files as they were then
     for leftover in _leftovers(directory):
         leftover.unlink()
 

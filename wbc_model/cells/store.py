@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from wbc_model.cells.tables import Digests, digests
 from wbc_model.core.errors import WbcError
-from wbc_model.core.files import file_sha256, sync
+from wbc_model.core.files import file_sha256, make_folder, sync
 from wbc_model.core.lock import locked_folder
 
 SHARD_BYTES: Final = 256_000_000  # the most a shard may weigh
@@ -232,7 +232,7 @@ class ImageStore:
 
         Raises WbcError when the bytes of an image are not those of its sha256.
         """
-        self.directory.mkdir(parents=True, exist_ok=True)
+        make_folder(self.directory)
         with locked_folder(self.directory):  # the folder itself: no lock file among the shards
             (self.directory / _TEMPORARY).unlink(missing_ok=True)  # of a writer that was killed
             present, added = self.index(), set[bytes]()

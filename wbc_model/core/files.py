@@ -18,6 +18,20 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it that are missing, so that a power cut does not take it away with what it holds."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync(folder.parent)
+
+
+def remove_durably(path: Path) -> None:
+    """Remove a file so that no power cut brings it back."""
+    path.unlink()
+    sync(path.parent)
+
+
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a whole file: temporary name in the same directory, fsync, rename."""
     write_atomic_by(path, lambda temporary: temporary.write_bytes(data.encode() if isinstance(data, str) else data))
@@ -25,7 +39,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 
 def write_atomic_by(path: Path, write: Callable[[Path], object]) -> None:
     """The same for what `write` puts into the file that it is given: a library that streams needs no copy in memory."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(descriptor)
     try:
@@ -41,7 +55,7 @@ def write_atomic_by(path: Path, write: Callable[[Path], object]) -> None:
 
 def append_durably(path: Path, text: str) -> None:
     """Append whole lines and fsync; a torn last line that an earlier crash left is cut off first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with path.open("ab+") as file:
         file.seek(0)
         content = file.read()
@@ -57,13 +71,13 @@ def append_durably(path: Path, text: str) -> None:
 def replace_directory(temporary: Path, final: Path) -> None:
     """Put a finished directory in the place of another on the same file system.
 
-    The files of `temporary` are fsynced first. Between the two renames `final` is missing for an instant, never half
-    written; what it held is deleted last.
+    The files of `temporary` and their names are fsynced first. Between the two renames `final` is missing for an instant, never
+    half written; what it held is deleted last.
     """
-    for file in sorted(temporary.rglob("*")):
-        if file.is_file():
-            sync(file)
-    final.parent.mkdir(parents=True, exist_ok=True)
+    for path in [temporary, *sorted(temporary.rglob("*"))]:
+        if path.is_file() or path.is_dir():
+            sync(path)
+    make_folder(final.parent)
     old = final.with_name(f".{final.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
@@ -77,7 +91,7 @@ def replace_directory(temporary: Path, final: Path) -> None:
 def building(final: Path) -> Iterator[Path]:
     """A folder beside `final` to build it in, which takes its place when the block ends; where the block raises it is gone, and
     `final` as it was."""
-    final.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(final.parent)
     temporary = Path(tempfile.mkdtemp(dir=final.parent, prefix=f".{final.name}."))
     try:
         yield temporary

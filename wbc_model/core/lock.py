@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from wbc_model.core.files import make_folder
+
 
 @contextmanager
 def locked(path: Path, shared: bool = False, wait: bool = True, mode: int = 0o666) -> Iterator[bool]:
@@ -15,7 +17,7 @@ def locked(path: Path, shared: bool = False, wait: bool = True, mode: int = 0o66
     `shared`: together with all who hold it so; `wait`: for whoever holds it, else the answer may be no; `mode`: of a new file,
     less the umask. What is in the file stays as it is. Raises OSError where it cannot be opened.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, mode)
     try:
         yield take(descriptor, shared, wait)
