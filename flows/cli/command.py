@@ -90,9 +90,12 @@ def _interrupted() -> NoReturn:
 
 
 def _workspace_or_none() -> Path | None:
+    """Where a log may go: found without writing anything, as the disk may take nothing."""
+    from flows.workspace import find_workspace
+
     try:
-        return here()
-    except WbcError:
+        return find_workspace()
+    except (WbcError, OSError):
         return None
 
 

@@ -191,7 +191,10 @@ def _rows_are_right(gxe: Any) -> "list[Expectation]":
         gxe.ExpectColumnValuesToBeInSet(
             column="damage",
             value_set=[""],
-            meta=_stop("the stored image is whole", "{pool}: {path} has a damaged image in the store ({damage})"),
+            meta=_stop(
+                "the stored image is whole",
+                "{pool}: {path} has a damaged image in the store ({damage}): `dvc checkout` or `dvc pull` brings its shard back",
+            ),
         ),
     ]
 

@@ -25,13 +25,14 @@ from sqlalchemy import (
     make_url,
     select,
 )
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 import serving.reports.labelling_tables  # noqa: F401 - so that the tables are all of them
 from serving.reports.tables import Base
 from serving.security.image_key import NO_KEYS, ImageKeys
 from wbc_model.core.errors import WbcError
+from wbc_model.core.files import make_folder
 from wbc_model.core.lock import locked
 
 STORE_URL: Final = "WBC_STORE_URL"
@@ -42,6 +43,8 @@ CONNECT_SECONDS: Final = 10
 POOL: Final = 20  # connections to PostgreSQL that are kept open; making one takes longer than most of what is asked over it
 HELD: Final = 0x7762635F68656C64  # "wbc_held": PostgreSQL's advisory lock of those who work with a store
 DRIVERS: Final = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
+
+WAY_BACK: Final = "`wbc restore BACKUP --replace` puts it aside and brings the last backup back"
 
 # A network that swallows packets must not make a call wait for ever.
 _POSTGRES_LIMITS: Final = {
@@ -91,7 +94,8 @@ class Store:
                 upgrade(connection, Base.metadata)
         except (SQLAlchemyError, sqlite3.Error) as error:
             engine.dispose()
-            raise WbcError(f"{describe(parsed)} cannot be used: {_reason(error, parsed)}") from None
+            way_back = f": {WAY_BACK}" if type(error) is sqlite3.DatabaseError else ""
+            raise WbcError(f"{describe(parsed)} cannot be used: {_reason(error, parsed)}{way_back}") from None
         except BaseException:
             engine.dispose()
             raise
@@ -188,7 +192,7 @@ class Store:
 
         Raises StoreInUse where the others stand in the way of that.
         """
-        with _file_lock(self.file, alone) if self.file is not None else _advisory_lock(self._engine, alone) as taken:
+        with file_lock(self.file, alone) if self.file is not None else _advisory_lock(self._engine, alone) as taken:
             if not taken and alone:
                 raise StoreInUse(f"a service is running (it works with {describe(self._engine.url)}): stop it first")
             if not taken:
@@ -227,9 +231,17 @@ def sqlite_url(path: Path) -> str:
     return URL.create("sqlite", database=str(path)).render_as_string()
 
 
+def file_of(url: str) -> Path | None:
+    """The SQLite file that a URL names; None for PostgreSQL. Raises WbcError as `Store.open`."""
+    parsed = _parsed(url)
+    return Path(str(parsed.database)) if parsed.get_backend_name() == "sqlite" else None
+
+
 @contextmanager
-def _file_lock(file: Path, alone: bool) -> Iterator[bool]:
-    """Beside the file: whoever opens and closes that one again takes away SQLite's own locks, and a restore replaces it."""
+def file_lock(file: Path, alone: bool) -> Iterator[bool]:
+    """A lock of a store in a SQLite file; yields whether it is held.
+
+    It lies beside the file: whoever opens and closes that one again takes away SQLite's own locks, and a restore replaces it."""
     lock = file.with_name(f"{file.name}.lock")
     with ExitStack() as stack:
         try:
@@ -303,6 +315,7 @@ def _engine(url: URL) -> Engine:
         return engine
     _private_file(Path(str(url.database)))
     engine = create_engine(url, hide_parameters=True, pool_timeout=READ_SECONDS, connect_args={"timeout": READ_SECONDS})
+    event.listen(engine, "handle_error", _name_damage)
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
@@ -315,10 +328,18 @@ def _without_values(context: ExceptionContext) -> None:
             error.args = (str(error.args[0]).partition("\n")[0],)
 
 
+def _name_damage(context: ExceptionContext) -> None:
+    """A file that is no database any more is a store that cannot be used, as a full one is, and there is a way back."""
+    error = context.original_exception
+    if type(error) is sqlite3.DatabaseError:  # what SQLite says of damage; all else has a class of its own
+        said = sqlite3.OperationalError(f"{error}: {WAY_BACK}")
+        raise OperationalError(None, None, said, hide_parameters=True) from error
+
+
 def _private_file(path: Path) -> None:
     """Make the file for its owner's eyes only; SQLite gives the files beside it the same mode."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     except OSError as error:
         raise WbcError(f"the store {path} cannot be written: {error.strerror}") from None

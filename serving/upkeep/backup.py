@@ -6,6 +6,7 @@ audit log is copied after that. Its copy ends before the first outcome of a call
 deed in the store has its line, and no line speaks of a deed that is not there. See docs/decisions/031.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -22,7 +23,7 @@ from sqlalchemy import Connection, func, insert, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from serving.reports.labelling_tables import Answer, AskedImage
-from serving.reports.store import Store, sqlite_url
+from serving.reports.store import Store, file_lock, file_of, sqlite_url
 from serving.reports.tables import Base, BelievedTime, Deed, KeptImage, Report
 from serving.security.chain import Link, head_path, lines, read_head, read_record, rotated_files, verify
 from wbc_model import __version__
@@ -204,15 +205,16 @@ def bring_back(backup: Path, places: Places, replace: bool) -> dict[str, Any]:
     running, where the backup is damaged, and, unless `replace`, where what is there is newer than the backup.
     """
     found = read_contents(backup)
+    damaged = _damaged_put_aside(backup, places, replace)
     # On a copy: opening a database may bring its tables up to date.
     with _alone(places.audit), _alone_with(places.store), tempfile.TemporaryDirectory(prefix="wbc-restore-") as name:
         copy = Path(name) / STORE
         _private_copy(backup / STORE, copy)
-        present = _present(places)
+        present = damaged is None and _present(places)
         newer = _newer(backup, copy, places) if present else []
         if newer and not replace:
             raise WbcError(f"what is here is newer than the backup: {'; '.join(newer)}. Say --replace to put it aside")
-        aside = _put_aside(backup, places) if present else None
+        aside = _put_aside(backup, places) if present else damaged
         try:
             _fill_store(copy, places.store)
             _fill_log(backup, places.audit, found["audit"] is not None)
@@ -247,6 +249,38 @@ def _alone_with(url: str) -> Iterator[None]:
             yield
     finally:
         store.close()
+
+
+def is_damaged(file: Path) -> bool:
+    """Whether a file is no SQLite database any more, or one with damaged pages; not one that is missing or empty."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            return bool(connection.execute("PRAGMA quick_check(1)").fetchone() != ("ok",))
+    except sqlite3.DatabaseError as error:
+        return type(error) is sqlite3.DatabaseError  # one that is locked or not there has a class of its own
+
+
+def _damaged_put_aside(backup: Path, places: Places, replace: bool) -> Path | None:
+    """A damaged store cannot say what is newer in it, nor be backed up: its files go beside the backup as they are, with a copy
+    of the audit log. Returns the folder; None where nothing is damaged. Raises WbcError unless `replace`."""
+    file = file_of(places.store)
+    if file is None or not is_damaged(file):
+        return None
+    if not replace:
+        raise WbcError(f"the store {file} is damaged: say --replace to put it aside, and what is newer in it")
+    with _alone(places.audit), file_lock(file, alone=True) as alone:
+        if not alone:
+            raise WbcError(f"a service is running (it works with the store {file}): stop it first")
+        out = _free_name(backup)
+        out.mkdir()
+        log = places.audit
+        for one in (*rotated_files(log), log, head_path(log)) if log is not None else ():
+            if one.is_file():
+                _private_copy(one, out / one.name)
+        for name in (file.name, f"{file.name}-wal", f"{file.name}-shm"):
+            if file.with_name(name).exists():
+                shutil.move(file.with_name(name), out / name)
+    return out
 
 
 def _present(places: Places) -> bool:
@@ -302,11 +336,16 @@ def _answers(url: str) -> set[tuple[str, str, str, datetime]]:
 
 
 def _put_aside(backup: Path, places: Places) -> Path:
-    """Back up what is here, beside the backup that is brought back; the first name that is free."""
+    """Back up what is here, beside the backup that is brought back."""
+    out = _free_name(backup)
+    back_up(places, out)
+    return out
+
+
+def _free_name(backup: Path) -> Path:
     number = 1
     while (out := backup.with_name(f"{backup.name}.before-{number}")).exists():
         number += 1
-    back_up(places, out)
     return out
 
 

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 import pytest
 from live import free_port
@@ -20,39 +21,61 @@ def _account() -> str | None:
     return "postgres" if os.geteuid() == 0 else None
 
 
+# What need not outlive the tests. A commit that was acknowledged outlives a stop of the server, not of the machine.
+KEEPING: Final = "-c fsync=off"
+QUICK: Final = f"{KEEPING} -c synchronous_commit=off -c full_page_writes=off -c autovacuum=off"
+
+
+class PostgresMachine:
+    """A server on loopback in a folder, that can be stopped and started again; `url` is without a database, password and all."""
+
+    def __init__(self, folder: Path, password: str, options: str) -> None:
+        self.folder, self.port = folder, free_port()
+        self.url = f"postgresql://wbc:{password}@127.0.0.1:{self.port}"
+        self.options = f"{options} -c listen_addresses=127.0.0.1 -p {self.port} -k {folder}"
+
+    def run(self, *command: str) -> None:
+        output = self.folder / "output"
+        with output.open("ab") as file:
+            done = subprocess.run(command, user=_account(), cwd=self.folder, stdout=file, stderr=file, timeout=60, check=False)
+        assert done.returncode == 0, output.read_text()
+
+    def start(self) -> None:
+        self.run("pg_ctl", "-D", f"{self.folder}/data", "-w", "-o", self.options, "-l", f"{self.folder}/log", "start")
+
+    def stop(self) -> None:
+        """At once, as after a kill: the next start recovers."""
+        self.run("pg_ctl", "-D", f"{self.folder}/data", "-w", "-m", "immediate", "stop")
+
+
 @contextmanager
-def postgres_server() -> Iterator[str]:
-    """A server on loopback in a temporary folder; yields its URL without a database, password and all."""
+def postgres_machine(options: str = KEEPING) -> Iterator[PostgresMachine]:
+    """A server that was started, in a temporary folder."""
     missing = [name for name in PROGRAMS if shutil.which(name) is None]
     if missing:
         pytest.skip(f"{' and '.join(missing)} of PostgreSQL not found: the store is tested on SQLite only")
-    account, password, port = _account(), secrets.token_hex(8), free_port()
+    account, password = _account(), secrets.token_hex(8)
     with tempfile.TemporaryDirectory(prefix="wbc-pg-") as name:
         folder = Path(name)
         (folder / "password").write_text(password)
         if account:
             for path in (folder, folder / "password"):
                 shutil.chown(path, account)
-
-        def run(*command: str) -> None:
-            output = folder / "output"
-            with output.open("ab") as file:
-                done = subprocess.run(command, user=account, cwd=folder, stdout=file, stderr=file, timeout=60, check=False)
-            assert done.returncode == 0, output.read_text()
-
-        data = str(folder / "data")
-        run(
-            "initdb", "-D", data, "-U", "wbc", "-A", "scram-sha-256", f"--pwfile={folder / 'password'}", "-E", "UTF8", "--no-sync"
-        )
-        quick = (
-            "-c fsync=off -c synchronous_commit=off -c full_page_writes=off -c autovacuum=off"  # it need not outlive the tests
-        )
-        options = f"{quick} -c listen_addresses=127.0.0.1 -p {port} -k {folder}"
-        run("pg_ctl", "-D", data, "-w", "-o", options, "-l", str(folder / "log"), "start")
+        machine = PostgresMachine(folder, password, options)
+        where = ["-D", f"{folder}/data", f"--pwfile={folder / 'password'}"]
+        machine.run("initdb", *where, "-U", "wbc", "-A", "scram-sha-256", "-E", "UTF8", "--no-sync")
+        machine.start()
         try:
-            yield f"postgresql://wbc:{password}@127.0.0.1:{port}"
+            yield machine
         finally:
-            run("pg_ctl", "-D", data, "-w", "-m", "immediate", "stop")
+            machine.stop()
+
+
+@contextmanager
+def postgres_server() -> Iterator[str]:
+    """The same, for who never stops it: its URL without a database."""
+    with postgres_machine(QUICK) as machine:
+        yield machine.url
 
 
 def new_database(server: str, template: str = "template1") -> str:
