@@ -329,7 +329,7 @@ def _without_values(context: ExceptionContext) -> None:
 
 
 def _name_damage(context: ExceptionContext) -> None:
-    """A file that is no database any more is a store that cannot be used, as a full one is, and there is a way back."""
+    """A file that is no database any more is a store that cannot be used, as a full one is. There is a way back."""
     error = context.original_exception
     if type(error) is sqlite3.DatabaseError:  # what SQLite says of damage; all else has a class of its own
         said = sqlite3.OperationalError(f"{error}: {WAY_BACK}")
