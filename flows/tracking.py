@@ -161,6 +161,8 @@ class Tracker:
         from mlflow.entities import Param
 
         dump = params.model_dump()
+        for name in ("runner", "dask_address"):  # where the work is done: it may go on elsewhere
+            del dump["retrain"][name]
         dump["presets"] = {params.preset: dump["presets"][params.preset]}
         self.client.log_batch(run, params=[Param(key, str(value)) for key, value in _flat(dump)])
 

@@ -177,6 +177,7 @@ def init_workspace(directory: Path, ignored: str = "", within: Path | None = Non
         if not (directory / name).exists():
             write_atomic(directory / name, template(name).read_bytes())
             created.wrote.append(name)
+    created.notes += narrow_query(directory)
     if not (directory / RETRAINING_FILE).exists():
         note_after_cycle(directory, after_cycle(directory))
         created.wrote.append(RETRAINING_FILE)
@@ -296,6 +297,42 @@ def note_after_cycle(workspace: Path, cycle: int) -> None:
     # A dvc.yaml made before has the stage depend on the key in params.yaml.
     if "after_cycle" in _retrain_section(workspace):
         set_params(workspace, {"retrain.after_cycle": cycle})
+
+
+ASKED_BY: Final = ("retrain.until", "retrain.ask", "retrain.cycles")  # what the stage `query` depends on
+_WHOLE: Final = re.compile(r"^(\s+)- retrain$", re.MULTILINE)
+
+
+def narrow_query(workspace: Path) -> list[str]:
+    """Have the stage `query` of a dvc.yaml made before depend on what it reads of the section `retrain`, not on all of it.
+
+    So a change of `retrain.runner` runs no stage again. What dvc.lock says of the stage goes along. Returns what was done."""
+    pipeline = workspace / "dvc.yaml"
+    text = pipeline.read_text(encoding="utf-8") if pipeline.is_file() else ""
+    whole = _WHOLE.search(text) is not None
+    if (whole or ASKED_BY[1] in text) and "ask" not in _retrain_section(workspace):
+        set_params(workspace, {"retrain.ask": None})  # DVC fails on a key that is not there
+    if not whole:
+        return []
+    _narrow_lock(workspace / "dvc.lock")
+    write_atomic(pipeline, _WHOLE.sub(lambda found: "\n".join(f"{found[1]}- {key}" for key in ASKED_BY), text))
+    return ["dvc.yaml: the stage `query` depends on retrain.until, .ask and .cycles, no longer on all of retrain"]
+
+
+def _narrow_lock(lock: Path) -> None:
+    from ruamel.yaml import YAML
+
+    if not lock.is_file():
+        return
+    yaml = YAML()
+    yaml.width = 4096
+    document = yaml.load(lock.read_text(encoding="utf-8"))
+    stage = ((document or {}).get("stages") or {}).get("query") or {}
+    known = (stage.get("params") or {}).get("params.yaml") or {}
+    if isinstance(section := known.pop("retrain", None), dict):
+        known |= {key: section.get(key.rpartition(".")[2]) for key in ASKED_BY}
+        yaml.dump(document, buffer := io.StringIO())
+        write_atomic(lock, buffer.getvalue())
 
 
 def gone_line(workspace: Path) -> str:

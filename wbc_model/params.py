@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from cronsim import CronSim, CronSimError
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from wbc_model.choices import AUTO, Acquisition, Annotator, Candidates, PresetName
+from wbc_model.choices import AUTO, Acquisition, Annotator, Candidates, PresetName, Runner
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError, nearest
 from wbc_model.core.images import View
@@ -87,6 +87,15 @@ def _notify(where: str) -> str:
     if not NOTIFY.fullmatch(where):
         raise ValueError("is neither a webhook's address (https://...) nor a Prefect block (slack-webhook/NAME)")
     return where
+
+
+SCHEDULER: Final = re.compile(r"(tcp|tls)://[^\s/:]+:\d{1,5}")
+
+
+def _scheduler(address: str) -> str:
+    if not SCHEDULER.fullmatch(address):
+        raise ValueError("is no address of a Dask scheduler, such as tcp://10.0.0.5:8786")
+    return address
 
 
 Cron = Annotated[str, AfterValidator(_cron)]
@@ -195,6 +204,8 @@ class RetrainParams(Section):
     ask: Annotated[int, Field(ge=1)] | None = None
     cycles: Annotated[int, Field(ge=1)]
     annotator: Annotator
+    runner: Runner = "local"
+    dask_address: Annotated[str, AfterValidator(_scheduler)] | None = None
 
 
 class GateParams(Section):

@@ -138,12 +138,14 @@ def run_stage(name: str, body: Callable[[Path], dict[str, Any]]) -> dict[str, An
     """Run a stage in the workspace, on one version of the pools; it ends with the flow that started it, and waits for no other:
     where a retraining or a stage is at work, it is refused."""
     from flows.guard import watch_flow
+    from flows.shards.cluster import spread
     from flows.state import one_version, stage_lock
+    from wbc_model.params import read_params
 
     watch_flow()
     workspace = here()
     os.chdir(workspace)  # what params.yaml names is relative to it
-    with stage_lock(workspace, name), one_version(workspace):
+    with stage_lock(workspace, name), one_version(workspace), spread(read_params(workspace / "params.yaml").retrain):
         return body(workspace)
 
 

@@ -52,6 +52,7 @@ def ingest_command(
 
     Exit code 3 when some rows were unusable, or disagree with a label in the pools: data/conflicts.csv has these.
     """
+    from flows.shards.cluster import spread
     from flows.workspace import ensure_dvc
     from wbc_model.acquisition.queue import first_query
     from wbc_model.cells.ingest import ingest
@@ -60,7 +61,7 @@ def ingest_command(
 
     workspace = here()
     params = read_params(workspace / "params.yaml")
-    with writing_here(workspace, "ingest"), open_source(data) as origin:
+    with writing_here(workspace, "ingest"), open_source(data) as origin, spread(params.retrain):
         ensure_dvc(workspace)
         report = ingest(origin, workspace / "data", params, source, list_conflicts=list_conflicts, first_query=first_query)
     wrote = ["data/images", "data/pools", "data/oracle.csv", "data/rejected.csv", "data/quarantine.csv"]

@@ -42,9 +42,10 @@ from flows.retraining import gate, people
 from flows.retraining.artifacts import ProgressBar, show_cycle, show_gate, show_waiting
 from flows.retraining.fresh_cells import note_cells, wear
 from flows.retraining.prefect_api import LEASE_SECONDS, end_dead_runs, gpu_limit, open_limit, retraining_flow, run_name
+from flows.shards.prefect_tasks import spread_in_flow
 from flows.state import State, hold_lock, last_cycle, note_learned, read_state
 from flows.tracking import BEFORE, packaged_digest
-from flows.workspace import gone_line, note_after_cycle, set_params
+from flows.workspace import gone_line, narrow_query, note_after_cycle, set_params
 from wbc_model.cells.pools import Pools, check_present
 from wbc_model.cells.rejections import quarantined
 from wbc_model.core.errors import WbcError
@@ -480,23 +481,30 @@ def retraining(
         deployment = str(run.deployment_id) if run and run.deployment_id else ""
         end_dead_runs([retraining_flow(root)], but=str(run.id) if run else "", deployment=deployment)
         gate.mend(root / "models/champion")
-        for line in filter(None, [*versioning.heal(root), *set_params(root, changes or {}), gone_line(root)]):
+        done = [*versioning.heal(root), *narrow_query(root)]
+        for line in filter(None, [*done, *set_params(root, changes or {}), gone_line(root)]):
             progress.say(line)
-        state = _begin(root, commit, progress)
-        params = read_params(root / "params.yaml")
-        from flows.tracking import open_tracker
+        with spread_in_flow(read_params(root / "params.yaml").retrain):
+            state = _begin(root, commit, progress)
+            params = read_params(root / "params.yaml")
+            from flows.tracking import open_tracker
 
-        ctx = Context(root, state, params, lock, progress, open_tracker(root, params))
-        ctx.by_itself = scheduled or bool(deployment)
-        if closed := ctx.tracker.close_abandoned(state.key):
-            progress.say(f"closed in MLflow: {counted(closed, 'run')} of retrainings that were killed")
-        with ctx.tracker.running(ctx.parent_run):
-            fingerprint_code(ctx)
-            take_answers(ctx)
-            outcome = _finish(ctx) if _go_on(ctx, scheduled) and _cycles(ctx) else _waiting(ctx)
-        outcome.came = labels.take_waiting(root)
-        people.show(root)
-        return outcome
+            ctx = Context(root, state, params, lock, progress, open_tracker(root, params))
+            ctx.by_itself = scheduled or bool(deployment)
+            return _gone_through(ctx, scheduled)
+
+
+def _gone_through(ctx: Context, scheduled: bool) -> Outcome:
+    """The retraining, as far as it goes now."""
+    if closed := ctx.tracker.close_abandoned(ctx.state.key):
+        ctx.progress.say(f"closed in MLflow: {counted(closed, 'run')} of retrainings that were killed")
+    with ctx.tracker.running(ctx.parent_run):
+        fingerprint_code(ctx)
+        take_answers(ctx)
+        outcome = _finish(ctx) if _go_on(ctx, scheduled) and _cycles(ctx) else _waiting(ctx)
+    outcome.came = labels.take_waiting(ctx.workspace)
+    people.show(ctx.workspace)
+    return outcome
 
 
 def _begin(workspace: Path, commit: bool, progress: Progress) -> State:
@@ -543,8 +551,9 @@ def _begin(workspace: Path, commit: bool, progress: Progress) -> State:
 
 
 def _digest(params: Params) -> str:
-    """A name of the parameters that make a retraining what it is; when one is started is not among them."""
-    return _SCHEME + hashlib.sha256(params.model_dump_json(exclude={"schedule"}).encode()).hexdigest()[:16]
+    """A name of the parameters that make a retraining what it is; when one is started, and where it works, is not among them."""
+    apart: Any = {"schedule": True, "retrain": {"runner", "dask_address"}}
+    return _SCHEME + hashlib.sha256(params.model_dump_json(exclude=apart).encode()).hexdigest()[:16]
 
 
 def _goes_on(old: State, params: Params) -> bool:

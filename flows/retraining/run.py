@@ -7,6 +7,7 @@ from flows.pipeline.dvc import check_git
 from flows.pipeline.precision import slow_precision
 from flows.progress import Progress, counted
 from flows.retraining.prefect_api import prefect_api
+from flows.shards.cluster import check_runner
 from flows.state import hold_lock
 from flows.workspace import params_with
 from wbc_model.cells.pools import Pools
@@ -35,6 +36,7 @@ def check_before(workspace: Path, changes: dict[str, Any] | None = None, commit:
     params = params_with(workspace, changes or {})
     check_paths(params, workspace, fills_pools=not Pools.exist(workspace / "data/pools"))
     check_git(workspace, commit)
+    check_runner(params.retrain)
 
 
 def outcome_text(outcome: "Outcome") -> str:

@@ -4,12 +4,15 @@ What may be used again lies under the cache, `.wbc/studies` of the workspace by 
 with their decoded images. `records.jsonl` has what was trained and asked (see `wbc_model.studies.records`).
 """
 
+import contextlib
+import functools
 import os
 import subprocess
 import sys
 import tempfile
 import textwrap
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,11 +20,14 @@ import pandas as pd
 
 from flows.exchange.handed_out import hand_out, hand_out_folder
 from flows.pipeline.precision import slow_precision
+from flows.shards.cluster import spread
 from flows.studies.data import Request, find_data, named_data, prepare
 from flows.studies.provenance import provenance
 from flows.studies.results import CACHE, claim
 from flows.studies.tracking import StudyTracking
 from wbc_model.core.errors import WbcError
+from wbc_model.params import read_params
+from wbc_model.spread import each, is_spread
 from wbc_model.studies.study import HOME, Study, read_study, seeds_of, shown
 
 WIDTH: Final = 100  # columns of a description in a terminal
@@ -80,7 +86,13 @@ def _arm_name(name: str, result: dict[str, Any]) -> str:
 
 def benchmark(workspace: Path, request: Request, say: Callable[[str], None]) -> dict[str, Any]:
     """Run a study, or go on with it; writes results, report and MLflow runs. Raises WbcError before anything is trained where
-    somebody changed a file that it would write."""
+    somebody changed a file that it would write. Where `retrain.runner` is a cluster, each seed is trained there."""
+    runner = read_params(workspace / "params.yaml").retrain
+    with contextlib.nullcontext() if request.worker else spread(runner):
+        return _benchmark(workspace, request, say)
+
+
+def _benchmark(workspace: Path, request: Request, say: Callable[[str], None]) -> dict[str, Any]:
     study = read_study(request.study, workspace / "params.yaml")
     out = _out(request, study, workspace)
     if not request.worker:
@@ -92,6 +104,8 @@ def benchmark(workspace: Path, request: Request, say: Callable[[str], None]) -> 
     data = {seed: prepare(study, sources, cache, seed, say) for seed in seeds}
     if request.jobs > 1:
         _share_out(request, seeds, workspace)
+    elif is_spread():
+        list(each(functools.partial(_seed_there, workspace, request), seeds))
     from wbc_model.studies.runner import Runner, results_frame
 
     def keep(rows: list[dict[str, Any]]) -> None:
@@ -175,6 +189,11 @@ def _file_names(study: Study, out: Path) -> list[Path]:
     history = ["history.csv", RANKING] if study.file.keep_history else []
     pictures = [f"{kind}-{test}.png" for test in (HOME, *study.file.also_test) for kind in ("curves", "recall")]
     return [out / name for name in ("results.csv", "results.parquet", "report.md", *history, *pictures)]
+
+
+def _seed_there(workspace: Path, request: Request, seed: int) -> None:
+    """Fill the cache with one seed, in a process of the cluster."""
+    benchmark(workspace, replace(request, worker=True, jobs=1, seeds=(seed,)), lambda line: None)
 
 
 def _share_out(request: Request, seeds: Sequence[int], workspace: Path) -> None:

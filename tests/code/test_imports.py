@@ -46,21 +46,22 @@ PACKAGES = {
     "flows.pipeline": ". .exchange serving.inference "
     "wbc_model wbc_model.core wbc_model.network wbc_model.cells wbc_model.checks wbc_model.evaluation wbc_model.acquisition "
     "wbc_model.training",
+    "flows.shards": "wbc_model wbc_model.core",
     "flows.registry": ". .pipeline serving.contract serving.inference "
     "wbc_model wbc_model.core wbc_model.network wbc_model.cells wbc_model.evaluation wbc_model.training",
     "flows.labelling": ". .exchange .pipeline .registry serving.contract serving.labelling serving.reports serving.security "
     "serving.upkeep wbc_model wbc_model.network wbc_model.cells wbc_model.evaluation wbc_model.acquisition",
-    "flows.retraining": ". .exchange .pipeline .registry .labelling serving.contract serving.labelling serving.reports "
+    "flows.retraining": ". .shards .exchange .pipeline .registry .labelling serving.contract serving.labelling serving.reports "
     "wbc_model wbc_model.core wbc_model.rendering wbc_model.network wbc_model.cells wbc_model.sources wbc_model.evaluation "
     "wbc_model.acquisition",
     "flows.sites": ". .exchange .pipeline .registry "
     "wbc_model wbc_model.core wbc_model.network wbc_model.cells wbc_model.evaluation wbc_model.acquisition wbc_model.training",
-    "flows.studies": ". .exchange .pipeline "
+    "flows.studies": ". .shards .exchange .pipeline "
     "wbc_model wbc_model.core wbc_model.rendering wbc_model.cells wbc_model.acquisition wbc_model.studies",
     "flows.monitoring": ". .pipeline .labelling .retraining .sites serving.contract serving.labelling serving.reports "
     "serving.security serving.watch wbc_model wbc_model.core wbc_model.cells",
-    "flows.cli": ". .pipeline .registry .retraining .sites .studies .monitoring serving serving.contract serving.security "
-    "serving.reports serving.upkeep wbc_model wbc_model.core wbc_model.cells wbc_model.sources "
+    "flows.cli": ". .shards .pipeline .registry .retraining .sites .studies .monitoring serving serving.contract "
+    "serving.security serving.reports serving.upkeep wbc_model wbc_model.core wbc_model.cells wbc_model.sources "
     "wbc_model.acquisition",
 }
 

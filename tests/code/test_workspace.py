@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -12,11 +13,13 @@ from pathlib import Path
 
 import pyarrow
 import pytest
+from dvc.utils.serialize import load_yaml
 from typer.testing import CliRunner
 
 from flows.cli import command as cli
 from flows.retraining.methods import as_typed, of_method
 from flows.workspace import (
+    ASKED_BY,
     Created,
     after_cycle,
     ensure_dvc,
@@ -24,6 +27,7 @@ from flows.workspace import (
     gone_line,
     init_workspace,
     is_git_repository,
+    narrow_query,
     note_after_cycle,
     set_params,
     template,
@@ -422,3 +426,25 @@ def test_where_a_retraining_begins_is_a_file_and_in_workspaces_of_before_the_key
     (tmp_path / "data/retraining.yaml").write_text("after_cycle: soon\n")
     with pytest.raises(WbcError, match=r"after_cycle is no number: `git checkout data/retraining.yaml` brings it back"):
         after_cycle(tmp_path)
+
+
+def test_a_change_of_runner_is_no_change_of_the_query_in_workspaces_of_before_too(tmp_path: Path) -> None:
+    template_text = template("dvc.yaml").read_text()
+    narrow = "".join(f"      - {key}\n" for key in ASKED_BY)
+    assert narrow in template_text
+    before = template_text.replace(narrow, "      - retrain\n")
+    (tmp_path / "dvc.yaml").write_text(before)
+    (tmp_path / "params.yaml").write_text(re.sub("  ask: null.*\n", "", template("params.yaml").read_text()))
+    section = "      retrain:\n        annotator: oracle\n        cycles: 3\n        until: 0.28\n"
+    lock = "schema: '2.0'\nstages:\n  query:\n    cmd: wbc query\n    params:\n      params.yaml:\n        seed: 0\n"
+    (tmp_path / "dvc.lock").write_text(lock + section.replace("      ", "        "))
+    (line,) = narrow_query(tmp_path)
+    assert line.startswith("dvc.yaml: the stage `query` depends on retrain.until")
+    assert (tmp_path / "dvc.yaml").read_text() == template_text
+    locked = load_yaml(tmp_path / "dvc.lock")["stages"]["query"]["params"]["params.yaml"]
+    assert locked == {"seed": 0, "retrain.until": 0.28, "retrain.ask": None, "retrain.cycles": 3}
+    assert "ask: null" in (tmp_path / "params.yaml").read_text()
+    assert narrow_query(tmp_path) == []
+    (tmp_path / "params.yaml").write_text(re.sub("  ask: null.*\n", "", (tmp_path / "params.yaml").read_text()))
+    assert narrow_query(tmp_path) == []
+    assert "ask: null" in (tmp_path / "params.yaml").read_text(), "DVC fails on a key that is not there"

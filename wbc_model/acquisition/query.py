@@ -1,5 +1,6 @@
 """Query: score the unlabelled pool and put the cells most worth a label into a queue, with the reason."""
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,27 +21,40 @@ from wbc_model.core.probabilities import softmax
 from wbc_model.network.model_directory import load_model
 from wbc_model.network.predict import Predictions, predict
 from wbc_model.network.resnet import AttentionResNet18
+from wbc_model.spread import each, is_spread
 
 BATCH: Final = 128
 SLICE: Final = 16 * BATCH
+MOST_SLICES: Final = 64  # of a pool, where each goes to a process with a copy of the network
 
 
 def score_pool(
     network: AttentionResNet18, decoded: DecodedCells, sha256s: list[str], autocast: bool, embeddings: bool = False
 ) -> Predictions:
-    """Predictions for the cells in order, in a stream. Memory grows with the pool only by the returned rows: 24 bytes per cell,
-    and with `embeddings` 512 float32 (2 KiB) more."""
+    """Predictions for the cells in order, in a stream, slice by slice. Memory grows with the pool only by the returned rows: 24
+    bytes per cell, and with `embeddings` 512 float32 (2 KiB) more."""
     n, width = len(sha256s), network.fc.in_features if embeddings else 0
     sizes = (n, network.fc.out_features), (n,), (n, width)
     seen = Predictions(*(np.empty(size, np.float32) for size in sizes))
     with tqdm(total=n, desc="score the pool", unit="cell", disable=None, leave=False) as bar:
-        for start in range(0, n, SLICE):  # rows go to their place slice by slice: they are never there twice
-            part = slice(start, start + SLICE)
-            batches = decoded.batches(sha256s[part], BATCH)
-            for rows, new in zip(seen, predict(network, batches, embeddings=embeddings, autocast=autocast), strict=True):
+        decoded.prepare(sha256s)
+        # whole batches in every slice: a cell is scored among the same others, wherever that is
+        size = SLICE if not is_spread() else max(SLICE // 4, BATCH * -(-n // (BATCH * MOST_SLICES)))
+        work = functools.partial(_scored, network, decoded, autocast, embeddings)
+        start = 0
+        for found in each(work, [sha256s[begin : begin + size] for begin in range(0, n, size)]):
+            part = slice(start, start + len(found.logits))
+            for rows, new in zip(seen, found, strict=True):  # to their place, slice by slice: they are never there twice
                 rows[part] = new
-            bar.update(len(sha256s[part]))
+            start = part.stop
+            bar.update(len(found.logits))
     return seen
+
+
+def _scored(
+    network: AttentionResNet18, decoded: DecodedCells, autocast: bool, embeddings: bool, sha256s: list[str]
+) -> Predictions:
+    return predict(network, decoded.batches(sha256s, BATCH), embeddings=embeddings, autocast=autocast)
 
 
 def draw_candidates(unlabelled: pd.DataFrame, candidates: int, count: int, seed: int) -> pd.DataFrame:

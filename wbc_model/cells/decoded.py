@@ -4,6 +4,7 @@ One file per shard, size and version of the decoding code, beside the workspace'
 neither do these. Rows are read with `pread`, not mapped: memory stays flat, however large the pool is.
 """
 
+import functools
 import hashlib
 import itertools
 import os
@@ -11,7 +12,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
 import numpy as np
 import PIL
@@ -22,12 +23,41 @@ from wbc_model.cells.store import ImageStore, stream
 from wbc_model.code_version import code_version
 from wbc_model.core import images
 from wbc_model.core.errors import WbcError
+from wbc_model.spread import each, threads
 
 Pixels = NDArray[np.uint8]
 
 
 def _decoding_version() -> str:
     return hashlib.sha256((code_version("wbc_model.core.images:preprocess") + PIL.__version__).encode()).hexdigest()[:8]
+
+
+def _decode_shard(part: tuple[Path, Path], size: int, view: images.View) -> int:
+    """Decode a whole shard, in row order, to its cache file (temporary name, fsync, rename); returns its number of cells."""
+    shard, target = part
+    target.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{shard.stem}.")
+    cells = 0
+    try:
+        with os.fdopen(descriptor, "wb") as file, ThreadPoolExecutor(threads()) as pool:
+            rows = stream(shard)
+            while block := [image.data for image in itertools.islice(rows, 256)]:
+                for seen in pool.map(lambda data: images.preprocess(data, size, view), block):
+                    file.write(seen.tobytes())
+                cells += len(block)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, target)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    return cells
+
+
+@functools.lru_cache(maxsize=2)
+def _decoded_again(directory: Path, cache: Path, size: int, view: images.View, shards: tuple[str, ...]) -> "DecodedCells":
+    """The cells of a store that had these shards."""
+    return DecodedCells(ImageStore(directory), cache, size, view)
 
 
 class DecodedCells:
@@ -41,23 +71,10 @@ class DecodedCells:
     def _file(self, shard: Path) -> Path:
         return self.cache / f"{shard.stem}-{self.size}-{self.view}-{self._version}.u8"
 
-    def _decode_shard(self, shard: Path, progress: "tqdm[NoReturn]") -> None:
-        """Decode a whole shard, in row order, to its cache file (temporary name, fsync, rename)."""
-        self.cache.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=self.cache, prefix=f".{shard.stem}.")
-        try:
-            with os.fdopen(descriptor, "wb") as file, ThreadPoolExecutor(os.cpu_count()) as pool:
-                rows = stream(shard)
-                while block := [image.data for image in itertools.islice(rows, 256)]:
-                    for view in pool.map(lambda data: images.preprocess(data, self.size, self.view), block):
-                        file.write(view.tobytes())
-                    progress.update(len(block))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, self._file(shard))
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process reads the index of the same shards itself, once."""
+        shards = tuple(shard.name for shard in self._index.shards)
+        return _decoded_again, (self.store.directory, self.cache, self.size, self.view, shards)
 
     def prepare(self, sha256s: Sequence[str]) -> None:
         """Decode the shards that hold these cells, where that has not been done yet; raises WbcError for an unknown cell."""
@@ -70,8 +87,9 @@ class DecodedCells:
             return
         total = int(index.sizes()[todo].sum())
         with tqdm(total=total, desc=f"decode to {self.size} px", unit="cell", disable=None, leave=False) as progress:
-            for number in todo:
-                self._decode_shard(index.shards[number], progress)
+            work = functools.partial(_decode_shard, size=self.size, view=self.view)
+            for cells in each(work, [(index.shards[number], self._file(index.shards[number])) for number in todo]):
+                progress.update(cells)
 
     def _places(self, sha256s: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         positions = self._index.find(sha256s)
@@ -105,7 +123,7 @@ class DecodedCells:
         """How the cells were shown, (N, 7), in the order asked for (`images.appearance`); decodes the images anew."""
         place = {sha256: position for position, sha256 in enumerate(sha256s)}
         out = np.empty((len(sha256s), len(images.APPEARANCE)))
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(threads()) as pool:
             files = self.store.read(sha256s)
             while block := list(itertools.islice(files, 256)):
                 looks = pool.map(lambda file: images.look(file[1], self.size, self.view), block)

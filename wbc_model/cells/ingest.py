@@ -6,11 +6,10 @@ were refused are refused again in the same words; every seeded choice depends on
 
 import functools
 import hashlib
-import os
 from collections import Counter, deque
 from collections.abc import Callable, Container, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +27,7 @@ from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import ImageRejected
 from wbc_model.core.images import decode
 from wbc_model.params import Params
+from wbc_model.spread import each, is_spread, threads
 
 # The `count` of these cells (columns sha256, path) to be labelled first, by a seed: a table with a column sha256.
 FirstQuery = Callable[[DecodedCells, pd.DataFrame, int, int], pd.DataFrame]
@@ -104,7 +104,7 @@ def ingest(
     check_present(workspace_data)
     compare_first(manifest, origin, workspace_data, params, terms)
     store, rows = ImageStore(workspace_data / "images"), Examined()
-    shards = store.add(_examine(manifest, origin, store.index(), terms.source, rows))
+    shards = store.add(_examine(manifest, origin, store, terms.source, rows))
     decoded = DecodedCells(store, workspace_data.parent / ".wbc/decoded", params.size.image_size, params.model.view)
     if reveal_labels and params.data.initial == "colours" and params.data.initial_share < 1:
         # not while the pools are locked; training needs it too
@@ -128,35 +128,60 @@ def ingest(
 Judged = StoredImage | Rejection
 
 
-def _examine(
-    manifest: pd.DataFrame, origin: Source, stored: Container[str], source: str, rows: Examined
-) -> Iterator[StoredImage]:
-    """Read, hash and decode each row's file in threads. The accepted images are given out as they come; all rows go to `rows` in
-    the manifest's order. At most a few images are in memory."""
+def _examine(manifest: pd.DataFrame, origin: Source, store: ImageStore, source: str, rows: Examined) -> Iterator[StoredImage]:
+    """Read, hash and decode each row's file. The accepted images are given out as they come; all rows go to `rows` in the
+    manifest's order. At most a few images are in memory."""
     paths, labels, groups, splits = (manifest[name].tolist() for name in ("path", "label", "group", "split"))
-    accepted: list[tuple[int, Row]] = []
+    listed = [
+        Row(str(path), "", str(label), str(group), _SIDE_OF_SPLIT[str(split)])
+        for path, label, group, split in zip(paths, labels, groups, splits, strict=True)
+    ]
+    judged = _judged_elsewhere if is_spread() else _judged_here
+    accepted: list[int] = []
+    for place, found in judged(origin, listed, store, source):
+        if isinstance(found, Rejection):
+            rows.rejections.append(found)
+            continue
+        listed[place].path, listed[place].sha256 = found.path, found.sha256
+        accepted.append(place)
+        yield found
+    rows.accepted += [listed[place] for place in sorted(accepted)]
 
-    def settle(place: int, row: Row, judged: Judged) -> Iterator[StoredImage]:
-        if isinstance(judged, Rejection):
-            rows.rejections.append(judged)
-            return
-        row.path, row.sha256 = judged.path, judged.sha256
-        accepted.append((place, row))
-        yield judged
 
-    workers = min(8, os.cpu_count() or 1)
+def _judged_here(origin: Source, listed: list[Row], store: ImageStore, source: str) -> Iterator[tuple[int, Judged]]:
+    """Each row's position and what was found, in threads, in the order in which the files are read fastest."""
+    stored, workers = store.index(), threads()
     with ThreadPoolExecutor(workers) as pool:
-        pending: deque[tuple[int, Row, Future[Judged]]] = deque()
-        for place, load in tqdm(origin.files(paths), total=len(paths), desc="ingest", unit="cell", disable=None):
-            row = Row(str(paths[place]), "", str(labels[place]), str(groups[place]), _SIDE_OF_SPLIT[str(splits[place])])
-            pending.append((place, row, pool.submit(_examine_row, row, load, stored, source)))
+        pending: deque[tuple[int, Future[Judged]]] = deque()
+        files = origin.files([row.path for row in listed])
+        for place, load in tqdm(files, total=len(listed), desc="ingest", unit="cell", disable=None):
+            pending.append((place, pool.submit(_examine_row, listed[place], load, stored, source)))
             if len(pending) > 2 * workers:
-                place, row, future = pending.popleft()
-                yield from settle(place, row, future.result())
-        while pending:
-            place, row, future = pending.popleft()
-            yield from settle(place, row, future.result())
-    rows.accepted += [row for _, row in sorted(accepted, key=lambda one: one[0])]
+                place, future = pending.popleft()
+                yield place, future.result()
+        yield from ((place, future.result()) for place, future in pending)
+
+
+def _judged_elsewhere(origin: Source, listed: list[Row], store: ImageStore, source: str) -> Iterator[tuple[int, Judged]]:
+    """The same by the runner of shards. It is told of each part what the files are; the bytes of those that are new are read here
+    once more, since the store is written in one place and in one order."""
+    parts = [(places, [listed[place] for place in places]) for places in origin.parts([row.path for row in listed])]
+    work = functools.partial(_judged_part, origin, store.directory, source)
+    found = {place: judged for chunk in each(work, parts) for place, judged in chunk}
+    present, known = store.index(), set[str]()
+    for place, load in origin.files([row.path for row in listed]):
+        judged = found[place]
+        if isinstance(judged, StoredImage) and judged.sha256 not in present and judged.sha256 not in known:
+            known.add(judged.sha256)
+            judged = replace(judged, data=load())
+        yield place, judged
+
+
+def _judged_part(origin: Source, directory: Path, source: str, part: tuple[list[int], list[Row]]) -> list[tuple[int, Judged]]:
+    """What was found of a part of the rows, without their bytes."""
+    places, rows = part
+    found = _judged_here(origin, rows, ImageStore(directory), source)
+    return [(places[at], judged if isinstance(judged, Rejection) else replace(judged, data=b"")) for at, judged in found]
 
 
 def _examine_row(row: Row, load: Callable[[], bytes], stored: Container[str], source: str) -> Judged:

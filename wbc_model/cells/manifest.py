@@ -45,6 +45,7 @@ ABBREVIATIONS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
 }
 ManifestRow = tuple[str, str, str, str]  # path, label, split, group
+PART: Final = 512  # files of a part that one process reads
 NO_NAMES: Final[Mapping[str, str]] = MappingProxyType({})
 _PEEKED: Final = 50  # rows in which a column of labels under another name is looked for
 _SLIP_OF_A_CLASS: Final = 0.79  # as SLIP, but diseases are named after classes: neutropenia is no slip of neutrophil
@@ -93,6 +94,9 @@ class Source(Protocol):
 
         They come in the order in which they are read fastest. Several threads may ask for bytes at once."""
 
+    def parts(self, paths: Sequence[str]) -> list[list[int]]:
+        """Positions of these paths, in parts that different processes read well. Each is given a copy of the source, pickled."""
+
 
 @dataclass(frozen=True)
 class Plain:
@@ -113,6 +117,15 @@ class Plain:
         """In the manifest's order."""
         root = root_of(self.data)
         return ((place, partial(read_cell, path, root)) for place, path in enumerate(paths))
+
+    def parts(self, paths: Sequence[str]) -> list[list[int]]:
+        """PART paths each, in their order."""
+        return in_parts(range(len(paths)))
+
+
+def in_parts(places: Sequence[int]) -> list[list[int]]:
+    """Positions in parts of PART."""
+    return [list(places[start : start + PART]) for start in range(0, len(places), PART)]
 
 
 def root_of(data: Path) -> Path:

@@ -1,7 +1,6 @@
 """Where each row of a manifest belongs: into a pool, or out with a reason. The change of the pools that an ingest makes."""
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +20,7 @@ from wbc_model.cells.tables import all_differ, csv_blocks, in_order, read_table
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import ImageRejected, WbcError
 from wbc_model.params import Params
+from wbc_model.spread import threads
 
 LEAST_FIRST: Final = 10  # labels to begin with: fewer may be of one class
 _RANK: Final = {"train": 0, "validation": 1, "test": 2}
@@ -379,7 +379,7 @@ def _digests(origin: Source, paths: list[str]) -> Iterator[tuple[int, str]]:
         except ImageRejected:
             return ""
 
-    workers = min(8, os.cpu_count() or 1)
+    workers = threads()
     with ThreadPoolExecutor(workers) as pool:
         pending: deque[tuple[int, Future[str]]] = deque()
         for place, load in origin.files(paths):  # a few at a time: the files of some sources come with their bytes

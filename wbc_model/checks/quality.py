@@ -4,6 +4,7 @@ The sharpness and the small grey view are taken at 64 x 64 pixels, whatever the 
 different resolution.
 """
 
+import functools
 import hashlib
 import itertools
 import json
@@ -28,6 +29,7 @@ from wbc_model.core.errors import ImageRejected
 from wbc_model.core.files import signature, sync, write_atomic
 from wbc_model.core.images import decode
 from wbc_model.core.twins import VIEW, Crops, find_landmarks, perceptual_hashes, small_view
+from wbc_model.spread import each, threads
 
 
 def measure(data: bytes) -> dict[str, Any]:
@@ -148,14 +150,13 @@ def measure_store(store: ImageStore, cache: Path, again: bool = False) -> Measur
     files, frames = [], []
     seen = {} if again else _read_seen(cache)
     now: dict[str, list[int]] = {}
-    for shard in store.shards():
-        stamp = list(signature(shard))
-        whole = seen.get(shard.stem) == stamp or intact(shard)
-        kept = cache / f"quality-{shard.stem}-{version if whole else 'damaged'}.parquet"
+    shards = store.shards()
+    stamps = [list(signature(shard)) for shard in shards]
+    parts = [(shard, seen.get(shard.stem) == stamp) for shard, stamp in zip(shards, stamps, strict=True)]
+    work = functools.partial(_measured_shard, cache=cache, version=version)
+    for shard, stamp, (kept, whole) in zip(shards, stamps, each(work, parts), strict=True):
         if whole:
             now[shard.stem] = stamp
-        if not whole or not kept.is_file() or not _views_of(kept).is_file():
-            _measure_shard(shard, kept)
         files.append(kept)
         frames.append(_read_facts(kept))
     if now != seen:
@@ -168,6 +169,17 @@ def measure_store(store: ImageStore, cache: Path, again: bool = False) -> Measur
     facts = facts if len(first) == len(facts) else facts.iloc[first].reset_index(drop=True)
     facts["pixels"] = np.unique(digests(facts["pixels"]), return_inverse=True)[1]
     return Measured(facts, tuple(files), file[first], row[first])
+
+
+def _measured_shard(part: tuple[Path, bool], cache: Path, version: str) -> tuple[Path, bool]:
+    """The file of a shard's measurements, made where it is missing, and whether the shard is whole; `part` has the shard, and
+    whether it was seen to be whole before."""
+    shard, seen = part
+    whole = seen or intact(shard)
+    kept = cache / f"quality-{shard.stem}-{version if whole else 'damaged'}.parquet"
+    if not whole or not kept.is_file() or not _views_of(kept).is_file():
+        _measure_shard(shard, kept)
+    return kept, whole
 
 
 def _read_seen(cache: Path) -> dict[str, list[int]]:
@@ -206,7 +218,7 @@ def _measure_shard(shard: Path, kept: Path) -> None:
 
 def _measurements(shard: Path) -> Iterator[dict[str, Any]]:
     """Measure in threads, in order, a few images in memory at a time."""
-    workers = min(8, os.cpu_count() or 1)
+    workers = threads()
     with ThreadPoolExecutor(workers) as pool:
         pending: deque[Future[dict[str, Any]]] = deque()
         for image in stream(shard):

@@ -57,6 +57,8 @@ _CLIENTS: Final = ("botocore", "aiobotocore", "aiohttp", "s3fs", "fsspec")
 class Folder:
     """The files below a place in a bucket."""
 
+    is_stream = False
+
     def __init__(self, system: Any, root: str, shown: str, members: Members) -> None:
         self.system, self.root, self.shown, self.members = system, root, shown, members
 

@@ -41,6 +41,10 @@ class Archive(Protocol):
     def members(self) -> Mapping[str, Member]:
         """The files."""
 
+    @property
+    def is_stream(self) -> bool:
+        """Whether it can be read from front to back only."""
+
     def load(self, names: Sequence[str]) -> Iterator[tuple[int, Load]]:
         """For each of these members its position and what gives its bytes, in the order in which they are read fastest. None of
         them may have a problem."""

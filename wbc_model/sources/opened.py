@@ -1,6 +1,7 @@
 """Opening what a user names as data: a manifest, a folder, archives and tables of images, here or in a bucket."""
 
 import contextlib
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -9,7 +10,7 @@ from typing import IO, Any, Final
 
 import pandas as pd
 
-from wbc_model.cells.manifest import IMAGE_SUFFIXES, SPLITS, Plain, Source, manifest_frame, read_manifest, visible_name
+from wbc_model.cells.manifest import IMAGE_SUFFIXES, SPLITS, Plain, Source, in_parts, manifest_frame, read_manifest, visible_name
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import ImageRejected, WbcError
 from wbc_model.sources.bucket import Folder, Manifest, answering, file_system
@@ -32,10 +33,12 @@ DATA: Final = "data"  # the folder in which Hugging Face keeps shards
 @contextlib.contextmanager
 def open_source(data: str | Path) -> Iterator[Source]:
     """Open `data`: a path, or a URL such as s3://bucket/cells.zip. Raises WbcError where it cannot be read as a whole."""
-    given = str(data)
     with contextlib.ExitStack() as stack:
-        source = _remote(given, stack) if "://" in given else _local(Path(data), stack)
-        yield source
+        yield _opened(str(data), stack)
+
+
+def _opened(data: str, stack: contextlib.ExitStack) -> Source:
+    return _remote(data, stack) if "://" in data else _local(Path(data).resolve() if Path(data).exists() else Path(data), stack)
 
 
 class Opened:
@@ -67,7 +70,7 @@ class Opened:
         """Archive by archive, each in the order in which it is read fastest."""
         wanted: dict[str, list[tuple[int, str]]] = {shard: [] for shard in self.archives}
         for place, path in enumerate(paths):
-            shard, rest = path.split("/", 1) if len(self.archives) > 1 else (next(iter(self.archives)), path)
+            shard, rest = self._split(path)
             try:
                 wanted[shard].append((place, find(self.archives[shard].members, rest)))
             except ImageRejected as rejected:
@@ -75,6 +78,31 @@ class Opened:
         for shard, found in wanted.items():
             for which, load in self.archives[shard].load([name for _, name in found]):
                 yield found[which][0], load
+
+    def parts(self, paths: Sequence[str]) -> list[list[int]]:
+        """A compressed archive as a whole, since it is read from front to back; the others in parts."""
+        of_shard: dict[str, list[int]] = {shard: [] for shard in self.archives}
+        for place, path in enumerate(paths):
+            of_shard[self._split(path)[0]].append(place)
+        parts = []
+        for shard, places in of_shard.items():
+            parts += [places] if self.archives[shard].is_stream else in_parts(places)
+        return [part for part in parts if part]
+
+    def _split(self, path: str) -> tuple[str, str]:
+        """The archive that a path is of, and the path in it."""
+        shard, _, rest = path.partition("/") if len(self.archives) > 1 else (next(iter(self.archives)), "", path)
+        return shard, rest
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process opens the same data itself: no open file can go there."""
+        return _opened_again, (self.shown,)
+
+
+@functools.lru_cache(maxsize=1)
+def _opened_again(shown: str) -> Source:
+    """The data, open for as long as this process works on parts of them."""
+    return _opened(shown, contextlib.ExitStack())
 
 
 def _refuse(reason: str, detail: str) -> bytes:

@@ -26,6 +26,8 @@ class ParquetTable:
     """The images of a Parquet file by their paths, or by the numbers of their rows. Raises WbcError where it is cut off or
     damaged, has no images, or is a bomb by what it declares."""
 
+    is_stream = True
+
     def __init__(self, file: IO[bytes], shown: str) -> None:
         self.shown, self.members = shown, Members()
         size = length_of(file)

@@ -46,6 +46,11 @@ class TarArchive:
                 self.members.put(one.name, Member(one.size, one.offset_data, _problem(one)))
                 self._keep_text(stream, one)
 
+    @property
+    def is_stream(self) -> bool:
+        """Whether it is compressed."""
+        return self.opener is not None
+
     def _walk(self) -> Iterator[tuple[Bounded, tarfile.TarInfo]]:
         """The archive's entries in their order to its very end, each with the stream at its first byte."""
         self.file.seek(0)

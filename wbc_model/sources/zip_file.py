@@ -21,6 +21,8 @@ class ZipArchive:
     """The files of a ZIP archive. Raises WbcError where it is cut off or damaged as a whole, or is a bomb by what it declares: no
     file gives more bytes than that."""
 
+    is_stream = False
+
     def __init__(self, file: IO[bytes], shown: str) -> None:
         self.shown, self.members = shown, Members()
         size = length_of(file)

@@ -1,0 +1,164 @@
+"""A Dask cluster for work on shards (`retrain.runner: dask`): found by its address, or started on this machine.
+
+Dask hands work over by pickle, so whoever reaches its scheduler can have anything run there. One that is started here listens on
+loopback, by TLS with certificates of its own. One of several machines belongs into a network of its own (docs/operation.md).
+"""
+
+import contextlib
+import functools
+import importlib
+import logging
+import os
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
+
+from wbc_model.core.errors import WbcError
+from wbc_model.params import RetrainParams
+from wbc_model.spread import spread_by
+
+Client = Any  # Dask's: `distributed` has no types, and takes a second to load
+ADDRESS: Final = "WBC_DASK_ADDRESS"  # of the cluster that a flow has started, for the stages that DVC starts
+CONNECT_SECONDS: Final = 10
+_TLS: Final = "DASK_DISTRIBUTED__COMM__TLS__"  # Dask's own settings, which the stages that DVC starts find in the environment
+_CERTIFICATES: Final = {
+    f"{_TLS}CA_FILE": "tls_ca_file",
+    f"{_TLS}CLIENT__CERT": "tls_client_cert",
+    f"{_TLS}CLIENT__KEY": "tls_client_key",
+}
+# Pages that Dask would show to whoever asks are not shown.
+_PAGES: Final = {f"distributed.{who}.http.routes": ["distributed.http.health"] for who in ("scheduler", "worker")}
+AHEAD: Final = 2  # parts for each thread of the cluster that are under way
+
+
+@contextlib.contextmanager
+def spread(params: RetrainParams, workers: int | None = None) -> Iterator[None]:
+    """Have work on shards done as `retrain.runner` says: in this process, or on a cluster. That is the one of the flow that
+    started this, or of `retrain.dask_address`. Else it is there for the while, with so many `workers` (default: one for each
+    core). Raises WbcError."""
+    if params.runner == "local":
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def client() -> Client:  # of work that has several parts only: starting a cluster takes seconds
+            return stack.enter_context(connected(stack.enter_context(cluster(params, workers))))
+
+        with spread_by(lambda work, parts: on_cluster(client(), work, parts)):
+            yield
+
+
+@contextlib.contextmanager
+def cluster(params: RetrainParams, workers: int | None = None) -> Iterator[str]:
+    """The address of the cluster, which is started where there is none."""
+    given = os.environ.get(ADDRESS) or params.dask_address
+    if given:
+        yield given
+        return
+    dask, distributed = importlib.import_module("dask"), _distributed()
+    before = dict(os.environ)
+    security = distributed.Security.temporary()  # nobody else on this machine can reach the scheduler
+    os.environ |= {name: str(getattr(security, field)) for name, field in _CERTIFICATES.items()}
+    dask.config.refresh()
+    try:
+        with (
+            dask.config.set(_PAGES),
+            distributed.LocalCluster(
+                n_workers=workers or os.cpu_count() or 1,
+                threads_per_worker=1,
+                host="127.0.0.1",
+                protocol="tls",
+                security=security,
+                dashboard_address="127.0.0.1:0",
+                memory_limit=0,
+                silence_logs=logging.CRITICAL,
+            ) as started,
+        ):
+            yield str(started.scheduler_address)
+    finally:
+        for name in _CERTIFICATES:
+            os.environ.pop(name) if name not in before else os.environ.update({name: before[name]})
+        dask.config.refresh()
+
+
+@contextlib.contextmanager
+def connected(address: str) -> Iterator[Client]:
+    """A client of the scheduler at `address`. Raises WbcError where none answers, or it stops answering."""
+    try:
+        client = _distributed().Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise WbcError(
+            f"no Dask scheduler answers at {address} ({_said(error)}): start it, or set retrain.runner to local"
+        ) from None
+    try:
+        yield client
+    finally:
+        with contextlib.suppress(OSError, TimeoutError):
+            client.close()
+
+
+def check_runner(params: RetrainParams) -> None:
+    """Raises WbcError where no scheduler answers at `retrain.dask_address`: nothing starts then."""
+    if params.runner == "dask" and params.dask_address:
+        with connected(params.dask_address) as client:
+            await_workers(client, params.dask_address)
+
+
+def await_workers(client: Client, address: str) -> int:
+    """How many threads the cluster has, once it has any; raises WbcError where it has none in CONNECT_SECONDS."""
+    deadline = time.monotonic() + CONNECT_SECONDS
+    while not (threads := int(sum(client.nthreads().values()))):
+        if time.monotonic() > deadline:
+            raise WbcError(f"the Dask scheduler at {address} has no worker: start one with `dask worker {address}`")
+        time.sleep(0.1)
+    return threads
+
+
+def on_cluster(client: Client, work: Callable[[Any], Any], parts: Sequence[Any]) -> Iterator[Any]:
+    """The results of `work` on the parts in their order. Dask gives a part whose worker was killed to another."""
+    address = client.scheduler.address
+    ahead = AHEAD * await_workers(client, address)
+
+    def submit(part: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a part that is large: a network goes along with it
+            return client.submit(work, part, pure=False)
+
+    yield from in_order(submit, parts, ahead, address)
+
+
+def in_order(submit: Callable[[Any], Any], parts: Sequence[Any], ahead: int, address: str) -> Iterator[Any]:
+    """The results of the parts in their order, a few of them under way at a time. Raises WbcError where the cluster is gone, or a
+    part kills every worker that it is given to."""
+    distributed = _distributed()
+    waiting: deque[Any] = deque()
+    following = iter(parts)
+    try:
+        for part in following:
+            waiting.append(submit(part))
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except distributed.KilledWorker as error:
+        raise WbcError(f"a part of the work killed {error.allowed_failures + 1} workers of the Dask cluster at {address}: "
+                       "have they enough memory? Finished parts are kept") from None  # fmt: skip
+    except (distributed.client.FutureCancelledError, distributed.comm.CommClosedError) as error:
+        raise WbcError(
+            f"the Dask scheduler at {address} has stopped answering ({_said(error)}); finished parts are kept, and the same "
+            "command continues"
+        ) from None
+    finally:
+        for future in waiting:
+            getattr(future, "wrapped_future", future).cancel()  # of Prefect's future the one of Dask
+
+
+def _distributed() -> Any:
+    return importlib.import_module("distributed")
+
+
+def _said(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

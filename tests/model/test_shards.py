@@ -1,0 +1,205 @@
+"""Work that goes shard by shard gives the same bits wherever it is done, and a process that is killed costs its shard."""
+
+import hashlib
+import os
+import pickle
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from tests.data.conftest import blobs, encoded
+from tests.data.test_archives import in_parquet, in_tar, in_zip, taken_in, unpacked
+from tests.model.conftest import tiny_params
+from wbc_model.acquisition.query import Question, query, score_pool
+from wbc_model.cells.decoded import DecodedCells
+from wbc_model.cells.pools import Pools
+from wbc_model.cells.store import ImageStore
+from wbc_model.checks.quality import measure_store
+from wbc_model.core.classes import CLASSES
+from wbc_model.core.model_card import Architecture, ModelCard, Normalisation
+from wbc_model.network.model_directory import load_model, save_model
+from wbc_model.network.resnet import MEAN, STD, AttentionResNet18
+from wbc_model.params import RetrainParams
+from wbc_model.spread import each, is_spread, spread_by, threads
+
+CELLS = 60
+
+
+def elsewhere(work: Callable[[Any], Any], parts: Sequence[Any]) -> Iterator[Any]:
+    """A runner without processes: all is pickled there and back, and the last part is done first."""
+    copied = pickle.dumps(work)
+    done = [pickle.dumps(pickle.loads(copied)(pickle.loads(pickle.dumps(part)))) for part in reversed(parts)]  # noqa: S301
+    return map(pickle.loads, reversed(done))
+
+
+def cells(seed: int, count: int = CELLS) -> dict[str, bytes]:
+    rng = np.random.default_rng(seed)
+    files = {}
+    for n in range(count):
+        image = blobs(int(rng.integers(1 << 30)), int(rng.integers(32, 80)))
+        files[f"{'train' if n % 3 else 'test'}/{CLASSES[n % 5]}/{n:03}.png"] = encoded(image)
+    return files | {"train/Basophil/bad.png": b"no image", "train/Eosinophil/again.png": files["train/Eosinophil/001.png"]}
+
+
+class Result:
+    """What all that goes shard by shard makes of some data in a folder."""
+
+    def __init__(self, data: Path, folder: Path, model: Path) -> None:
+        self.report = taken_in(data, folder, tiny_params())
+        store = ImageStore(folder / "data/images")
+        self.shards = [shard.name for shard in store.shards()]
+        self.pools = Pools.read(folder / "data/pools")
+        measured = measure_store(store, folder / ".wbc/cache")
+        self.facts, self.views = measured.facts, measured.crops(np.arange(len(measured.facts)))
+        decoded = DecodedCells(store, folder / ".wbc/decoded", 32, "canonical")
+        sha256s = sorted(store.index())
+        self.scores = score_pool(load_model(model)[0], decoded, sha256s, False, embeddings=True)
+        self.decoded = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / ".wbc/decoded").iterdir()}
+        self.queue = query(
+            model, decoded, self.pools.frames["unlabelled"], Question("badge", 5, 0), self.pools.frames["labelled"]
+        )
+
+    def same_as(self, other: "Result") -> None:
+        assert self.shards == other.shards
+        assert len(self.shards) > 2
+        assert self.pools.version() == other.pools.version()
+        assert self.report.rejections == other.report.rejections
+        assert self.report.reasons == {"duplicate": 1, "undecodable": 1}
+        pd.testing.assert_frame_equal(self.facts, other.facts)
+        assert self.decoded == other.decoded
+        for mine, theirs in zip(self.scores, other.scores, strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+        pd.testing.assert_frame_equal(self.queue, other.queue)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small parts, so that a few cells make several of them."""
+    monkeypatch.setattr("wbc_model.cells.store.SHARD_BYTES", 256 * 512 + 60_000)
+    monkeypatch.setattr("wbc_model.cells.manifest.PART", 7)
+    monkeypatch.setattr("wbc_model.acquisition.query.BATCH", 8)
+    monkeypatch.setattr("wbc_model.acquisition.query.SLICE", 16)
+
+
+def model_in(folder: Path) -> Path:
+    torch.manual_seed(0)
+    architecture = Architecture(attention="none", lossnet=False)
+    card = ModelCard(version="", input_size=32, normalisation=Normalisation(mean=MEAN, std=STD), architecture=architecture)
+    save_model(folder / "model", AttentionResNet18("none", lossnet=False), card)
+    return folder / "model"
+
+
+def in_any_form(folder: Path, form: str, seed: int) -> Path:
+    files = cells(seed)
+    if form == "folder":
+        return unpacked(folder / "source", files)
+    made = {"zip": in_zip, "tar.gz": partial(in_tar, mode="w:gz"), "parquet": in_parquet}[form](files)
+    (folder / f"source.{form}").write_bytes(made)
+    return folder / f"source.{form}"
+
+
+@pytest.mark.usefixtures("small", "narrow")
+def test_elsewhere_is_as_here(tmp_path: Path) -> None:
+    data, model = in_any_form(tmp_path, "zip", seed=1), model_in(tmp_path)
+    here = Result(data, tmp_path / "here", model)
+    with spread_by(elsewhere):
+        there = Result(data, tmp_path / "there", model)
+    here.same_as(there)
+
+
+def test_parts_are_done_in_turn_unless_somebody_takes_them() -> None:
+    assert list(each(abs, [-1, 2])) == [1, 2]
+    assert not is_spread()
+    with spread_by(lambda work, parts: iter(["taken"])):
+        assert is_spread()
+        assert list(each(abs, [-1, 2])) == ["taken"]
+        assert list(each(abs, [-3])) == [3], "one part goes nowhere"
+    assert not is_spread()
+
+
+def test_threads_are_as_many_as_one_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert threads() == 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "400")
+    assert threads() <= 8
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert 1 <= threads() <= 8
+
+
+# --- real processes -------------------------------------------------------------------------------------------------------
+
+
+DASK = RetrainParams(until=0.5, cycles=1, annotator="oracle", runner="dask")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("form", "seed"), [("folder", 2), ("tar.gz", 3), ("parquet", 4)])
+def test_a_cluster_is_as_one_process(tmp_path: Path, form: str, seed: int, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards at random; the network as it is, since a process of the cluster knows nothing of a narrow one."""
+    from flows.shards.cluster import spread
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+    data, model = in_any_form(tmp_path, form, seed), model_in(tmp_path)
+    here = Result(data, tmp_path / "here", model)
+    with spread(DASK, workers=2):
+        there = Result(data, tmp_path / "there", model)
+    here.same_as(there)
+
+
+def slowly(part: tuple[Path, int]) -> tuple[int, int]:
+    """A part that takes a while, and leaves a note of who did it."""
+    folder, number = part
+    (folder / f"{number}-{os.getpid()}-{time.monotonic_ns()}").touch()
+    time.sleep(0.3)
+    return number, number**2
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_costs_its_part_alone(tmp_path: Path) -> None:
+    from flows.shards.cluster import cluster, connected, on_cluster
+
+    with cluster(DASK, workers=2) as address, connected(address) as client:
+        workers = list(client.run(os.getpid).values())
+        results = []
+        for number, found in enumerate(on_cluster(client, slowly, [(tmp_path, number) for number in range(16)])):
+            results.append(found)
+            if number == 3:
+                os.kill(workers[0], signal.SIGKILL)
+    assert results == [(number, number**2) for number in range(16)]
+    begun = [path.name.split("-")[0] for path in tmp_path.iterdir()]
+    assert 16 < len(begun) <= 16 + 4, "what the killed one had, once more"
+
+
+def deadly(number: int) -> int:
+    if number == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+@pytest.mark.slow
+def test_what_a_cluster_cannot_do_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows.shards.cluster import check_runner, cluster, connected, on_cluster
+    from wbc_model.core.errors import WbcError
+
+    with pytest.raises(WbcError, match=r"no Dask scheduler answers at tcp://127.0.0.1:9"):
+        check_runner(DASK.model_copy(update={"dask_address": "tcp://127.0.0.1:9"}))
+    with cluster(DASK, workers=2) as address, connected(address) as client:
+        with pytest.raises(WbcError, match="killed 4 workers"):
+            list(on_cluster(client, deadly, [0, 1, 2]))
+        with pytest.raises(WbcError, match="boom"):
+            list(on_cluster(client, _boom, [0, 1]))
+
+
+def _boom(number: int) -> int:
+    from wbc_model.core.errors import WbcError
+
+    raise WbcError(f"boom {number}")
