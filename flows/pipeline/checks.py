@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 LISTED = 20  # rows of a critical finding that the error names
 GX_PAGES = ".wbc/great_expectations"  # its own pages of the last run; they need the internet
-CHECKED_AT_A_TIME = 100_000  # rows that are in Great Expectations' hands
+CHECKED_AT_A_TIME = 20_000  # rows that are in Great Expectations' hands
 HELD_OUT = ("validation", "test")
 USUAL_SHARE = (0.005, 0.95)  # of a class in a held-out pool; outside it the Data Docs show a warning
 

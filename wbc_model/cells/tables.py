@@ -43,7 +43,12 @@ def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
 
 def _read(source: Any, columns: Sequence[str]) -> Any:
     as_text = csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.large_string()), strings_can_be_null=False)
-    return csv.read_csv(source, parse_options=csv.ParseOptions(newlines_in_values=True), convert_options=as_text)
+    return csv.read_csv(
+        source,
+        read_options=csv.ReadOptions(use_threads=False),
+        parse_options=csv.ParseOptions(newlines_in_values=True),
+        convert_options=as_text,
+    )
 
 
 def _is_plain(path: Path) -> bool:

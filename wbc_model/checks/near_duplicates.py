@@ -22,7 +22,7 @@ WORD: Final = 64  # bits of a hash
 _FEWEST: Final = 3  # parts: a table of the places of 2**22 buckets takes 16 MB, one of 2**32 would take 16 GB
 _PROBE, _CANDIDATE = 20.0, 24.0  # nanoseconds of looking into a bucket, and of an entry in it; measured, hashes are not uniform
 _AT_A_TIME: Final = 1_000_000  # buckets and entries that are looked at in one step: 50 MB
-_PAIRS_AT_A_TIME: Final = 4_096  # landmarks whose surroundings are compared in one step
+_PAIRS_AT_A_TIME: Final = 2_048  # landmarks whose surroundings are compared in one step
 
 Places = NDArray[np.int64]
 Words = NDArray[np.uint64]

@@ -188,7 +188,7 @@ def _read_seen(cache: Path) -> dict[str, list[int]]:
 
 
 def _read_facts(kept: Path) -> pd.DataFrame:
-    frame: pd.DataFrame = pq.read_table(kept, columns=_FACTS).to_pandas()
+    frame: pd.DataFrame = pq.read_table(kept, columns=_FACTS, pre_buffer=False, use_threads=False).to_pandas()
     return frame
 
 
