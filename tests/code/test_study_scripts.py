@@ -153,10 +153,10 @@ def test_the_whole_loop_is_really_run(tmp_path: Path, monkeypatch: pytest.Monkey
     study.main()
     table, cycles = pd.read_csv(folder / "out/runs.csv"), pd.read_csv(folder / "out/cycles.csv")
     assert table["arm"].tolist() == ["full", "plain"]
-    assert set(table["labels"]) == {32}, "0.4 of 80 cells"
+    assert table["labels"].between(28, 32).all(), "0.4 of the cells that can be used, of 80"
     assert (cycles.groupby("arm").size() > 1).all()
     assert table["accuracy"].between(0, 1).all()
-    assert "| full | 1 | 32 | " in (folder / "out/README.md").read_text()
+    assert f"| full | 1 | {table['labels'][0]} | " in (folder / "out/README.md").read_text()
     assert (folder / "out/learning-curves.png").stat().st_size > 1000
     before = (folder / "out/runs.csv").read_text()
     monkeypatch.setattr(study, "wbc", None)  # nothing is left to do
@@ -180,7 +180,8 @@ def test_a_new_site_is_really_taken_in(tmp_path: Path, monkeypatch: pytest.Monke
     table = pd.read_csv(home / "out/runs.csv")
     assert table["arm"].tolist() == ["asked", "random"]
     assert set(table["champion"]) == {study.version_of(home)}
-    scores = table[[f"{when}_{place}_balanced" for when in ("before", "statistics", "after") for place in ("home", "site")]]
+    places = ("before_home", "before_site", "statistics_site", "after_home", "after_site")
+    scores = table[[f"{place}_balanced" for place in places]]
     assert scores.map(lambda score: 0 <= score <= 1).all(axis=None)
     assert "| manifest | 8 | random | 1 | " in (home / "out/README.md").read_text()
     assert not (home / "sites").exists(), "the workspace is as it was"
