@@ -24,6 +24,7 @@ from wbc_model.core.errors import WbcError
 ROOT = Path(__file__).parents[2]
 FIRST = date(2026, 11, 1)
 SECONDS = 60
+pytestmark = pytest.mark.slow
 SAID = [CLASSES[number % 5] for number in range(len(FILES))]
 
 
@@ -60,7 +61,6 @@ def wait_for_run(deployment: str) -> Any:
     raise AssertionError(f"no automation has begun a run of {deployment}")
 
 
-@pytest.mark.slow
 def test_an_alarm_begins_what_was_chosen(workspace: Path) -> None:
     with prefect_api(workspace, scheduling=True):
         from prefect.client.orchestration import get_client

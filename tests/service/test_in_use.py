@@ -1,7 +1,9 @@
 """How right the model is in use: cells of reports are drawn at random, read blind, and counted once."""
 
 from collections import Counter
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from readers import next_of, says
@@ -12,7 +14,7 @@ from flows.monitoring.in_use import draw, limits, measure
 from serving.contract.site import Site, Watching
 from serving.labelling.queue import agreed
 from serving.reports.labelling_tables import Asked, Queue
-from serving.reports.store import Store
+from serving.reports.store import Store, sqlite_url
 from serving.reports.tables import Cell, InUse, Report
 from serving.upkeep.removal import remove
 from tests.code.test_export import KEPT, reported
@@ -22,6 +24,14 @@ from wbc_model.core.classes import CLASSES
 ADA = "Dr. Ada"
 FLOORS = dict.fromkeys(CLASSES, 0.8)
 SAID = [CLASSES[number % 5] for number in range(len(FILES))]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """SQLite: the queries are those of the labelling, which are tested on both."""
+    opened = Store.open(sqlite_url(tmp_path / "light.db"))
+    yield opened
+    opened.close()
 
 
 def ward(share: float) -> Site:

@@ -51,6 +51,12 @@ def light(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
 
 
 @pytest.fixture
+def unpictured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without pictures, each of which takes a tenth of a second."""
+    monkeypatch.setattr("flows.monitoring.watch.days_as_svg", lambda _: b"<svg/>")
+
+
+@pytest.fixture
 def workspace(tmp_path: Path) -> Path:
     folder = tmp_path / "ward"
     folder.mkdir()
@@ -145,6 +151,7 @@ def test_a_week_is_judged_once_and_shown(light: Store, workspace: Path, classifi
         assert 'endpoint="/v1/watch/{site}/pictures/{name}"' in metrics
 
 
+@pytest.mark.usefixtures("unpictured")
 def test_a_person_may_say_what_is_usual_and_take_it_back(light: Store, workspace: Path) -> None:
     for number in range(1, 8):
         serve(light, number, cells(500, number, shift=1.0 if number >= 3 else 0.0))
@@ -174,6 +181,7 @@ def test_a_word_stays_in_the_record(store: Store) -> None:
         assert [(word.by, word.reason) for word in session.scalars(select(WatchWord))] == [("Dr. Ada", "from the start")]
 
 
+@pytest.mark.usefixtures("unpictured")
 def test_another_model_begins_anew(light: Store, workspace: Path) -> None:
     for number in range(1, 7):
         serve(light, number, cells(500, number, shift=1.0 if number >= 4 else 0.0), model="m-1" if number < 4 else "m-2")
