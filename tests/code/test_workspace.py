@@ -364,7 +364,7 @@ def test_what_the_system_or_a_library_says_is_a_line(
         "outbox",
         "onboard x",
         "champion --rollback --reason r",
-        "serve",
+        "serve --model nowhere",
         "audit verify",
         "reports list",
         "calibrate",
