@@ -214,7 +214,7 @@ class FhirBundle(BaseModel):
 
     model_config = ConfigDict(extra="allow")
     resourceType: Literal["Bundle"]
-    type: Literal["collection"]
+    type: Literal["collection", "transaction"]
     timestamp: str
     entry: list[dict[str, Any]]
 
