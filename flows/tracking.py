@@ -161,8 +161,7 @@ class Tracker:
         from mlflow.entities import Param
 
         dump = params.model_dump()
-        for name in ("runner", "dask_address"):  # where the work is done: it may go on elsewhere
-            del dump["retrain"][name]
+        del dump["retrain"]["runner"]  # where the work is done: it may go on elsewhere
         dump["presets"] = {params.preset: dump["presets"][params.preset]}
         self.client.log_batch(run, params=[Param(key, str(value)) for key, value in _flat(dump)])
 

@@ -4,7 +4,7 @@ from typing import Final, Literal
 
 PresetName = Literal["small", "standard", "full"]
 Annotator = Literal["oracle", "people"]
-Runner = Literal["local", "dask"]
+RUNNERS: Final = ("local", "dask")
 # The names that wbc_model.acquisition.strategies registers its strategies under; a test compares them.
 Acquisition = Literal[
     "random",

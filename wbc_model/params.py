@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from cronsim import CronSim, CronSimError
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from wbc_model.choices import AUTO, Acquisition, Annotator, Candidates, PresetName, Runner
+from wbc_model.choices import AUTO, RUNNERS, Acquisition, Annotator, Candidates, PresetName
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError, nearest
 from wbc_model.core.images import View
@@ -92,10 +92,10 @@ def _notify(where: str) -> str:
 SCHEDULER: Final = re.compile(r"(tcp|tls)://[^\s/:]+:\d{1,5}")
 
 
-def _scheduler(address: str) -> str:
-    if not SCHEDULER.fullmatch(address):
-        raise ValueError("is no address of a Dask scheduler, such as tcp://10.0.0.5:8786")
-    return address
+def _runner(named: str) -> str:
+    if named not in RUNNERS and not SCHEDULER.fullmatch(named):
+        raise ValueError("is neither local nor dask, nor the address of a Dask scheduler, such as tcp://10.0.0.5:8786")
+    return named
 
 
 Cron = Annotated[str, AfterValidator(_cron)]
@@ -204,8 +204,12 @@ class RetrainParams(Section):
     ask: Annotated[int, Field(ge=1)] | None = None
     cycles: Annotated[int, Field(ge=1)]
     annotator: Annotator
-    runner: Runner = "local"
-    dask_address: Annotated[str, AfterValidator(_scheduler)] | None = None
+    runner: Annotated[str, AfterValidator(_runner)] = "local"
+
+    @property
+    def scheduler(self) -> str | None:
+        """The address of the Dask scheduler that `runner` names; None where it names none."""
+        return None if self.runner in RUNNERS else self.runner
 
 
 class GateParams(Section):

@@ -552,7 +552,7 @@ def _begin(workspace: Path, commit: bool, progress: Progress) -> State:
 
 def _digest(params: Params) -> str:
     """A name of the parameters that make a retraining what it is; when one is started, and where it works, is not among them."""
-    apart: Any = {"schedule": True, "retrain": {"runner", "dask_address"}}
+    apart: Any = {"schedule": True, "retrain": {"runner"}}
     return _SCHEME + hashlib.sha256(params.model_dump_json(exclude=apart).encode()).hexdigest()[:16]
 
 

@@ -36,7 +36,7 @@ AHEAD: Final = 2  # parts for each thread of the cluster that are under way
 @contextlib.contextmanager
 def spread(params: RetrainParams, workers: int | None = None) -> Iterator[None]:
     """Have work on shards done as `retrain.runner` says: in this process, or on a cluster. That is the one of the flow that
-    started this, or of `retrain.dask_address`. Else it is there for the while, with so many `workers` (default: one for each
+    started this, or of the scheduler that it names. Else it is there for the while, with so many `workers` (default: one for each
     core). Raises WbcError."""
     if params.runner == "local":
         yield
@@ -54,7 +54,7 @@ def spread(params: RetrainParams, workers: int | None = None) -> Iterator[None]:
 @contextlib.contextmanager
 def cluster(params: RetrainParams, workers: int | None = None) -> Iterator[str]:
     """The address of the cluster, which is started where there is none."""
-    given = os.environ.get(ADDRESS) or params.dask_address
+    given = os.environ.get(ADDRESS) or params.scheduler
     if given:
         yield given
         return
@@ -101,10 +101,10 @@ def connected(address: str) -> Iterator[Client]:
 
 
 def check_runner(params: RetrainParams) -> None:
-    """Raises WbcError where no scheduler answers at `retrain.dask_address`: nothing starts then."""
-    if params.runner == "dask" and params.dask_address:
-        with connected(params.dask_address) as client:
-            await_workers(client, params.dask_address)
+    """Raises WbcError where no scheduler answers at the address in `retrain.runner`: nothing starts then."""
+    if params.scheduler:
+        with connected(params.scheduler) as client:
+            await_workers(client, params.scheduler)
 
 
 def await_workers(client: Client, address: str) -> int:

@@ -191,7 +191,7 @@ def test_what_a_cluster_cannot_do_is_a_line(monkeypatch: pytest.MonkeyPatch) -> 
     from wbc_model.core.errors import WbcError
 
     with pytest.raises(WbcError, match=r"no Dask scheduler answers at tcp://127.0.0.1:9"):
-        check_runner(DASK.model_copy(update={"dask_address": "tcp://127.0.0.1:9"}))
+        check_runner(DASK.model_copy(update={"runner": "tcp://127.0.0.1:9"}))
     with cluster(DASK, workers=2) as address, connected(address) as client:
         with pytest.raises(WbcError, match="killed 4 workers"):
             list(on_cluster(client, deadly, [0, 1, 2]))
