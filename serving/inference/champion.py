@@ -35,6 +35,7 @@ class ChampionWatch:
         self._install = install
         self._last_look: tuple[Signature, ...] = ()
         self._tried: tuple[Signature, ...] = ()  # loaded or refused
+        self._awaited = True  # until there is a first model
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="champion", daemon=True)
 
@@ -58,7 +59,7 @@ class ChampionWatch:
     def load(self) -> None:
         """Load the directory's model, try it out and install it; what cannot be used is one line in the log."""
         self._tried = signatures(self.directory)
-        if not any(self._tried):
+        if self._awaited and not any(self._tried):
             _LOG.info("there is no model at %s yet: nothing is classified before there is one", self.directory)
             return
         try:
@@ -70,6 +71,7 @@ class ChampionWatch:
             self._tried = ()  # replaced while it was read, so that it may be parts of two; the next look tries again
             return
         self._install(classifier)
+        self._awaited = False
         _LOG.info("model %s answers from now on", classifier.card.version)
 
     def _watch(self) -> None:

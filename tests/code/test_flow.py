@@ -250,7 +250,7 @@ def test_the_registry_holds_runs_metrics_pools_and_the_champion(whole: Whole, mo
         assert pools.name == f"pools-v{int(number) + 1}"
         assert pools.digest == versions["version"].iloc[int(number)]
     files = {file.path for file in client.list_artifacts(cycles["1"].info.run_id, "model")}
-    model = {"model/model.json", "model/model.onnx", "model/weights.safetensors", "model/README.md"}
+    model = {f"model/{name}" for name in ("model.json", "model.onnx", "weights.safetensors", "reference.npz", "README.md")}
     assert files == model | {"model/MLmodel"}
     version = client.get_model_version_by_alias("wbc", "champion")
     assert version.version == client.get_model_version_by_alias("wbc", "challenger").version

@@ -269,8 +269,8 @@ def test_the_model_card(client: httpx.Client, model_dir: Path) -> None:
 def test_the_openapi_document_describes_the_answers(client: httpx.Client) -> None:
     document = client.get("/v1/openapi.json").json()
     calls = {path for path in document["paths"] if not path.startswith(("/v1/reports", "/v1/labelling"))}
-    listed = {"/v1/classify", "/v1/differential", "/v1/model", "/v1/preview", "/v1/me", "/v1/site", "/v1/worklist"}
-    assert calls == listed
+    listed = {"/v1/classify", "/v1/differential", "/v1/model", "/v1/preview", "/v1/me", "/v1/people", "/v1/site", "/v1/worklist"}
+    assert calls == listed | {"/v1/watch", "/v1/watch/{site}/pictures/{name}"}
     call = document["paths"]["/v1/classify"]["post"]
     images = call["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]["images"]
     assert (images["type"], images["minItems"], images["maxItems"]) == ("array", 1, 256)

@@ -47,7 +47,7 @@ def test_the_answer_is_the_differential_of_its_results(client: httpx.Client) -> 
     answer = client.post("/v1/differential", files=files)
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "application/json"
-    assert answer.headers["vary"] == "Accept"
+    assert answer.headers["vary"] == "Accept, Accept-Encoding"
     body = answer.json()
     told = {"positions": None, "report": None, "same_specimen": [], "recounted": None}  # of a service that keeps nothing
     assert set(body) == {"model", "specimen_id", "differential", "results", *told}

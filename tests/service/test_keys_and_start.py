@@ -62,10 +62,10 @@ def test_too_many_bytes_of_all_requests_together_are_503(model_dir: Path) -> Non
 
 
 def test_a_defect_is_500_and_says_nothing_of_the_inside(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def broken(*_: object) -> None:
+    async def broken(*_: object, **__: object) -> None:
         raise RuntimeError("secret path /srv/x")
 
-    monkeypatch.setattr(Classifier, "classify", broken)
+    monkeypatch.setattr(Classifier, "see", broken)
     for client in in_process(model_dir, []):
         answer = client.post("/v1/classify", files=form(of_class("Basophil")))
         assert answer.status_code == 500
