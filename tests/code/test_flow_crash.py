@@ -485,6 +485,7 @@ def test_a_scheduled_one_waits_until_enough_is_agreed_on_the_page(
     ]
 
 
+@pytest.mark.slow
 def test_so_many_more_can_be_asked_for_when_the_share_is_reached(
     fresh: Path, killer: Killer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

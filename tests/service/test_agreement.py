@@ -160,6 +160,7 @@ def test_a_second_reading_that_an_unsure_caused_makes_nobody_look_unsure() -> No
     assert (lymphocytes.rates[-1], monocytes.rates[-1]) == pytest.approx((0.0, 0.2), abs=0.02)
 
 
+@pytest.mark.slow
 def test_a_third_person_who_is_sometimes_wrong_costs_no_reader() -> None:
     """Whoever decides errs in 5 % of the cells. Taken as the truth that would leave the limits of the readers' rates at 86 %."""
     simulation = study()

@@ -230,6 +230,7 @@ def wait_for(path: Path) -> str:
     return path.read_text()
 
 
+@pytest.mark.slow
 def test_at_a_terminal_the_address_is_shown_once_and_the_browser_opened(workspace: Path, tmp_path: Path, browser: Path) -> None:
     port, (ours, theirs) = free_port(), pty.openpty()
     environment = clean_environment(

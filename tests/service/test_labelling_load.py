@@ -96,6 +96,7 @@ def check(store: Store, decisions: int) -> None:
     assert all(sorted(t.number for t in tasks if t.reader == reader) == [*range(1, n + 1)] for reader, n in numbers.items())
 
 
+@pytest.mark.slow
 def test_readers_at_once_lose_nothing_and_read_nothing_twice(postgres: str) -> None:
     """A small one: six readers without a pause, until nothing is left."""
     store = Store.open(new_database(postgres))

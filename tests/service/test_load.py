@@ -195,6 +195,7 @@ def test_one_request_of_the_greatest_size_always_fits() -> None:
     assert Limits.from_environment({"WBC_MAX_WAITING_IMAGES": "256"}).waiting_images == 256
 
 
+@pytest.mark.slow
 def test_sigterm_answers_what_was_accepted(model_dir: Path, tmp_path: Path) -> None:
     port, audit = free_port(), tmp_path / "audit.jsonl"
     body, content_type = prepared([plain(800)] * SLOW)  # a second of work and more, whatever the machine
