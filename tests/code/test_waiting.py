@@ -204,6 +204,8 @@ def test_the_deployments_name_flows_that_there_are_with_their_parameters() -> No
     watches = [one for one in PREFECT["deployments"] if one["entrypoint"].endswith("label_watch_flow")]
     runs = [one["name"] for one in PREFECT["deployments"] if one["entrypoint"].endswith("scheduled_flow")]
     assert [one["parameters"]["retraining"] for one in watches] == [f"retraining/{name}" for name in runs]
+    nights = [one["name"] for one in PREFECT["deployments"] if one["entrypoint"].endswith("nightly_flow")]
+    assert nights == runs, "whoever retrains on workers is watched there, too"
 
 
 def placeholders(part: Any) -> Iterator[str]:
@@ -240,6 +242,6 @@ def test_the_job_of_the_kubernetes_pool_is_whole_without_a_cluster() -> None:
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
     assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == "wbc-workspace"
     assert pod["restartPolicy"] == "Never"
-    [retraining, _] = [one for one in PREFECT["deployments"] if one["work_pool"]["name"] == "wbc-kubernetes"]
+    [retraining, *_] = [one for one in PREFECT["deployments"] if one["work_pool"]["name"] == "wbc-kubernetes"]
     assert retraining["parameters"]["workspace"] == container["volumeMounts"][0]["mountPath"] == container["workingDir"]
     assert set(retraining["work_pool"]["job_variables"]) <= declared
