@@ -68,7 +68,6 @@ LATER_STRATEGY: Final[Acquisition] = "badge"  # of the rounds after the first, b
 SITE_SHARE: Final = 0.3  # of each batch drawn again from the site's labelled cells
 PSEUDO_START_SHARE: Final = 0.25  # of the updates before the first pseudo-label
 ASKING_SHARE: Final = 0.5  # of the updates, for a model that only asks: 200 of 400 cost no points (studies/onboard)
-WITHOUT_LABELS_SHARE: Final = 0.8  # of the updates; there the pseudo-labels begin at once, and not after the first eighth
 PROGRESS_CELLS: Final = 256  # of home that are looked at while the network learns; what is kept is measured on all
 ESTIMATED_AFTER: Final = 10  # updates: the first are slow
 # What differs from the section `train` (decision 019).
@@ -212,7 +211,7 @@ def _learn(ctx: Onboarding, asked: int) -> int:
 
 def _share_of_updates(labels: int, asked: int) -> float:
     """How long a model learns that has `labels` of the `asked`: one that only asks the next question learns shorter."""
-    return WITHOUT_LABELS_SHARE if not labels else ASKING_SHARE if labels < asked else 1.0
+    return ASKING_SHARE if 0 < labels < asked else 1.0
 
 
 def _is_adapted(ctx: Onboarding, asked: int) -> bool:
