@@ -148,8 +148,8 @@ def test_with_known_labels_it_uses_those_it_asked_for_and_tests_on_the_rest(home
 
 
 def test_how_long_a_model_learns() -> None:
-    assert [_share_of_updates(labels, 25) for labels in (0, 13, 25, 30)] == [0.8, 0.5, 1.0, 1.0]
-    assert _share_of_updates(0, 0) == 0.8
+    assert [_share_of_updates(labels, 25) for labels in (0, 13, 25, 30)] == [1.0, 0.5, 1.0, 1.0]
+    assert _share_of_updates(0, 0) == 1.0
 
 
 def test_a_person_is_told_once_when_the_next_question_comes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -267,7 +267,7 @@ def test_without_any_label_the_statistics_and_pseudo_labels_adapt(home: Path, wo
     assert result["after"]["site"]["n"] == result["statistics"]["site"]["n"] == 40
     assert Pools.read(workspace / "sites/manifest/data/pools").frames["labelled"].empty
     start, adapted, old = (read_card(workspace / "sites/manifest/models" / name) for name in ("start", "adapted", "home"))
-    assert adapted.parameters["size"]["updates"] == 3  # of 4, with pseudo-labels from the first
+    assert adapted.parameters["size"]["updates"] == 4  # with pseudo-labels from the first
     assert len({start.version, adapted.version, old.version, read_card(workspace / "models/candidate").version}) == 4
 
 
