@@ -191,7 +191,7 @@ def test_without_labels_it_asks_people_and_goes_on_with_their_answers(home: Path
         assert command[:5] == ["wbc", "onboard", str(data / "manifest.csv"), "--labels", "7"]
         sheet = Path(command[command.index("--answers") + 1])
         queue = pd.read_csv(sheet, dtype=str, keep_default_na=False)
-        assert queue["reason"].ne("").all()
+        assert "reason" not in queue, "people are asked blind"
         assert not set(queue["sha256"]) & set(asked), "what was left out is not asked again while there are others"
         asked += queue["sha256"].tolist()
         queue["label"] = [labels[path] if row < answered else others for row, path in enumerate(queue["path"])]
