@@ -149,7 +149,8 @@ function inCell(svg) {
 
 // ---------------------------------------------------------------- what a reader takes cells for
 
-function confusions({ readers, needed_for_confusion: needed }) {
+function confusions({ readers: all, needed_for_confusion: needed }) {
+  const readers = all.filter((reader) => reader.answered || reader.compared); // whoever only looked has tasks, no answer
   if (!readers.length) return section("confusion", made("p", t("label.agreement.nobody")));
   return section("confusion", ...readers.map((reader) => confusionOf(reader, needed)));
 }
