@@ -1,15 +1,27 @@
-"""What all tests share: one thread a process, and a narrow network where its width does not matter."""
+"""What all tests share: bytecode that is kept, one thread per process, and a narrow network where its width does not matter."""
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
 
 import pytest
 
+# The suite starts hundreds of processes, and each would compile the product anew where the environment forbids to keep bytecode.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 # The suite runs in more processes than there are cores, and spinning OpenMP threads would wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A test that imports OpenVINO itself reports that to its maker as little as the product does (`silent_openvino`).
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+
+
+
+def pytest_collection_finish() -> None:
+    """What 3,000 tests and their libraries have made stays: the collector of garbage need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
+
 
 NARROW = (32, 32, 64, 64)  # channels that group normalisation and attention can divide
 

@@ -1,5 +1,6 @@
 """Files that hold more or other than one picture, written tag by tag, and odd ones that hold one."""
 
+import functools
 import io
 import struct
 from collections.abc import Sequence
@@ -89,6 +90,7 @@ def with_mpf(jpeg: bytes, pictures: int) -> bytes:
     return jpeg[:2] + b"\xff\xe2" + struct.pack(">H", len(content) + 2) + content + jpeg[2:]
 
 
+@functools.cache
 def scans(side: int, count: int) -> bytes:
     """A progressive JPEG with `count` scans more than usual: 14 bytes each, and each costs a pass over the image."""
     data = encoded(Image.new("RGB", (side, side), BLUE), "JPEG", progressive=True)

@@ -145,9 +145,8 @@ def outcome(workspace: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A workspace with 130 rendered cells; the databases of Prefect and MLflow are made here once."""
-    cache = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**environment(), "XDG_CACHE_HOME": str(cache)}.items():
+        for name, value in environment().items():
             patch.setenv(name, value)
         for name in [name for name in os.environ if name.startswith("PREFECT_")]:
             patch.delenv(name)

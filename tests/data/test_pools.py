@@ -242,15 +242,21 @@ def test_a_full_disk_leaves_the_pools_as_they_were_and_nothing_beside_them(
     assert Pools.read(directory).version() == before.version()
 
 
-_WRITER = """
-import sys
+# For each line that it reads it becomes two: one writes labels and says who it is, the other waits for its end.
+_WRITERS = """
+import os, sys
 from pathlib import Path
 from tests.data.test_pools import labels, WAITING
 from wbc_model.cells.pools import Pools, update
 directory = Path(sys.argv[1])
-print("ready", flush=True)
-for number in range(10, 10 + WAITING):
-    update(directory, lambda pools: pools.label(labels([number]), 1))
+for _ in sys.stdin:
+    if writer := os.fork():
+        print(os.waitstatus_to_exitcode(os.waitpid(writer, 0)[1]), flush=True)
+        continue
+    print(os.getpid(), flush=True)
+    for number in range(10, 10 + WAITING):
+        update(directory, lambda pools: pools.label(labels([number]), 1))
+    os._exit(0)
 """
 
 
@@ -268,30 +274,33 @@ def test_sigkill_at_any_moment_loses_no_cell(tmp_path: Path) -> None:
             pools = Pools.read(directory)  # raises when it sees half a move
             assert set(where(pools)) == everyone
             seen.append(pools.counts()["labelled"])
-            time.sleep(0.02)  # the writers need the processor too
+            time.sleep(0.1)  # the writers need the processor too
 
     watcher = threading.Thread(target=watch)
     watcher.start()
+    command = [sys.executable, "-c", _WRITERS, str(directory)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    killed = []
     try:
-        kills = 0
-        while kills < 3 or (kills < 40 and Pools.read(directory).counts()["labelled"] <= 10):  # some came to write at all
-            kills += 1
-            environment = os.environ | {"PYTHONPATH": str(root)}
-            with subprocess.Popen(
-                [sys.executable, "-c", _WRITER, str(directory)], stdout=subprocess.PIPE, env=environment, cwd=root
-            ) as writer:
-                assert writer.stdout is not None
-                writer.stdout.readline()
-                time.sleep(chance.uniform(0.02, 0.3 + kills / 20))  # longer where the machine is busy
-                writer.send_signal(signal.SIGKILL)
-            pools = Pools.read(directory)
-            assert set(where(pools)) == everyone
-            assert sorted(path.name for path in directory.iterdir()) == sorted(f"{name}.csv" for name in POOLS)
+        with subprocess.Popen(command, **pipes, env=os.environ | {"PYTHONPATH": str(root)}, cwd=root) as writers:  # type: ignore[call-overload]
+            # Some came to write at all, and some were killed.
+            while len(killed) < 40 and (sum(killed) < 4 or Pools.read(directory).counts()["labelled"] <= 10):
+                writers.stdin.write("\n")
+                writers.stdin.flush()
+                writer = int(writers.stdout.readline())
+                time.sleep(chance.uniform(0.02, 0.3 + len(killed) / 5))  # longer where the machine is busy
+                os.kill(writer, signal.SIGKILL)
+                killed.append(int(writers.stdout.readline()) == -signal.SIGKILL)
+                pools = Pools.read(directory)
+                assert set(where(pools)) == everyone
+                assert sorted(path.name for path in directory.iterdir()) == sorted(f"{name}.csv" for name in POOLS)
+            writers.stdin.close()
     finally:
         stop.set()
         watcher.join()
+    assert sum(killed) >= 4
     assert seen == sorted(seen), "a label that was written is never lost again"
-    assert seen[-1] > 10
+    assert Pools.read(directory).counts()["labelled"] > 10
 
 
 def test_two_writers_at_once_both_get_in(tmp_path: Path) -> None:

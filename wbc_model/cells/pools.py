@@ -42,7 +42,7 @@ def empty_frame() -> pd.DataFrame:
 def _typed(frame: pd.DataFrame) -> pd.DataFrame:
     typed = frame[COLUMNS].copy()
     for name in COLUMNS:
-        if name != "cycle":
+        if name != "cycle" and typed[name].dtype != "str":
             typed[name] = typed[name].astype(str)
     if typed["cycle"].dtype != "Int64":
         typed["cycle"] = pd.to_numeric(typed["cycle"].replace("", None)).astype("Int64")
@@ -141,8 +141,9 @@ class Pools:
         for name in POOLS:
             path = directory / f"{name}.csv"
             frame = read_table(path, COLUMNS)
-            wrong = frame[~frame["cycle"].str.fullmatch(r"\d*")]
-            if len(wrong):
+            whole = frame["cycle"].str.fullmatch(r"\d*").to_numpy(bool)
+            if not whole.all():
+                wrong = frame[~whole]
                 raise WbcError(f"{path} line {wrong.index[0] + 2}: cycle {wrong['cycle'].iloc[0]!r} is not a whole number")
             frames[name] = _typed(frame)
         return cls(frames)
@@ -180,10 +181,11 @@ class Pools:
         for name, frame in self.frames.items():
             if list(frame.columns) != COLUMNS:
                 raise WbcError(f"pool {name}: its columns are {', '.join(frame.columns)}; expected {', '.join(COLUMNS)}")
-            for path, sha256 in frame.loc[~frame["sha256"].str.fullmatch("[0-9a-f]{64}"), ["path", "sha256"]].to_numpy():
+            named = frame["sha256"].str.fullmatch("[0-9a-f]{64}").to_numpy(bool)
+            for path, sha256 in () if named.all() else frame.loc[~named, ["path", "sha256"]].to_numpy():
                 yield "sha256", f"{name}: {path} has {sha256!r} where its sha256 belongs"
-            known = frame["label"] == "" if name == "unlabelled" else frame["label"].isin(CLASSES)
-            for path, label in frame.loc[~known, ["path", "label"]].to_numpy():
+            known = (frame["label"] == "" if name == "unlabelled" else frame["label"].isin(CLASSES)).to_numpy(bool)
+            for path, label in () if known.all() else frame.loc[~known, ["path", "label"]].to_numpy():
                 allowed = "no label" if name == "unlabelled" else f"one of {', '.join(CLASSES)}"
                 yield "label", f"{name}: {path} has label {label!r}; expected {allowed}"
 
@@ -210,8 +212,11 @@ class Pools:
         """The groups that are on more than one side (training, validation, test)."""
         groups: dict[str, set[str]] = {side: set() for side in SIDES.values()}
         for name, frame in self.frames.items():
-            grouped = frame.loc[frame["group"] != "", ["group", "labelled_by"]].assign(pool=name)
-            for side, found in grouped["group"].groupby(sides(grouped)):
+            grouped = frame.loc[frame["group"] != "", ["group", "labelled_by"]]
+            if name != "unlabelled":  # only there may a cell belong to another side than its pool
+                groups[SIDES[name]].update(grouped["group"].unique())
+                continue
+            for side, found in grouped["group"].groupby(sides(grouped.assign(pool=name))):
                 groups[str(side)].update(found.unique())
         return set.union(*(one & other for one, other in itertools.combinations(groups.values(), 2)))
 
