@@ -25,7 +25,7 @@ from flows.monitoring.drift import Day, Usual, Verdict, judge
 from flows.monitoring.measures import FLOOR, NAMES, Cells
 from flows.studies.results import claim, publishing
 from flows.workspace import find_workspace, params_with
-from wbc_model.cells.manifest import read_manifest, root_of
+from wbc_model.cells.manifest import Plain, read_manifest
 from wbc_model.core.reference import describe
 from wbc_model.evaluation.evaluate import labelled_looks
 from wbc_model.evaluation.plots import BLUE, GREY, RED, save_figure
@@ -69,7 +69,7 @@ def looks(data: Path, split: str | None, view: str, most: int | None = None, see
     manifest = read_manifest(data)
     rows = manifest if split is None else manifest[manifest["split"] == split]
     rows = rows.sample(min(most or len(rows), len(rows)), random_state=seed)
-    return Looks(*labelled_looks(rows, root_of(data), SIZE, view))  # type: ignore[arg-type]
+    return Looks(*labelled_looks(rows, Plain(data), SIZE, view))  # type: ignore[arg-type]
 
 
 def labelled(cells: Looks, rows: slice) -> LabelledCells:

@@ -53,6 +53,8 @@ def _whole(
 
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as of a shell
+# What any command takes cells from (wbc_model/sources).
+DATA_FORMS = "A manifest CSV, a folder per class, an archive (ZIP, tar, WebDataset, Parquet), or one of these at s3://BUCKET."
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, to stdout.")]
 
 

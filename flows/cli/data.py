@@ -8,7 +8,7 @@ import typer
 
 if TYPE_CHECKING:
     from wbc_model.cells.conflicts import Conflict
-from flows.cli.command import Json, app, emit, here, writing_here
+from flows.cli.command import DATA_FORMS, Json, app, emit, here, writing_here
 
 
 @app.command("init")
@@ -39,7 +39,7 @@ def ingest_command(
         str,
         typer.Argument(
             metavar="DATA",
-            help="A manifest CSV, a folder with a subfolder per class, an archive (ZIP, tar, WebDataset, Parquet), or s3://...",
+            help=f"Images and their labels. {DATA_FORMS}",
         ),
     ],
     source: Annotated[str | None, typer.Option(help="Name written beside every cell; default: the manifest's name.")] = None,

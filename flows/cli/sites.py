@@ -6,21 +6,25 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.command import Json, app, emit, follow, here, rows_used, scores_text
+from flows.cli.command import DATA_FORMS, Json, app, emit, follow, here, rows_used, scores_text
 
 
 @app.command("calibrate")
 def calibrate_command(
     model: Annotated[Path, typer.Option(metavar="DIR", help="A model directory; it is not changed.")],
-    data: Annotated[Path, typer.Option(metavar="DATA", help="Labelled cells of the site that the model has not learned from.")],
+    data: Annotated[
+        str, typer.Option(metavar="DATA", help=f"Labelled cells of the site that the model has not learned from. {DATA_FORMS}")
+    ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where to write the calibrated model directory.")],
     json_: Json = False,
 ) -> None:
     """Calibrate a model for a site: temperature, prediction sets, out-of-distribution scores, confusion."""
     from flows.sites.calibration import calibrate
+    from wbc_model.sources.opened import open_source
 
     follow(model)
-    result = calibrate(model, data, out)
+    with open_source(data) as origin:
+        result = calibrate(model, origin, out)
     coverage, size = result["coverage"], result["classes_in_a_set"]
     text = (
         rows_used(result["split"], result["cells"]) + "\n"
@@ -36,7 +40,7 @@ def calibrate_command(
 
 @app.command("onboard")
 def onboard_command(
-    data: Annotated[Path, typer.Argument(metavar="SITE_DATA", help="The new site's cells: manifest CSV or folder per class.")],
+    data: Annotated[str, typer.Argument(metavar="SITE_DATA", help=f"The new site's cells. {DATA_FORMS}")],
     labels: Annotated[int | None, typer.Option(min=0, help="Cells to ask for; default: onboard.labels.")] = None,
     answers: Annotated[
         Path | None,
@@ -52,10 +56,12 @@ def onboard_command(
     """
     from flows.progress import Progress
     from flows.sites.onboard import onboard
+    from wbc_model.sources.opened import open_source
 
-    result = onboard(here(of_sites=True), data, labels, answers, model, Progress(), commit)
+    with open_source(data) as origin:
+        result = onboard(here(of_sites=True), origin, labels, answers, model, Progress(), commit)
     given = {"--labels": labels, "--model": model}
-    again = ["wbc", "onboard", str(data), *(str(x) for name, value in given.items() if value is not None for x in (name, value))]
+    again = ["wbc", "onboard", data, *(str(x) for name, value in given.items() if value is not None for x in (name, value))]
     again += ["--commit"] if commit else []
     if result["status"] == "waiting":
         text = (

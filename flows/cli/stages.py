@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from flows.cli.command import Json, app, emit, follow, rows_used, run_stage, scores_text
+from flows.cli.command import DATA_FORMS, Json, app, emit, follow, rows_used, run_stage, scores_text
 from flows.progress import counted
 
 Statistics = Literal["model", "data"]
@@ -74,9 +74,7 @@ def _uncalibrated_line(why: str) -> str:
 @app.command("evaluate")
 def evaluate_command(
     model: Annotated[Path | None, typer.Option(metavar="DIR", help="A model directory.")] = None,
-    data: Annotated[
-        Path | None, typer.Option(metavar="DATA", help="Labelled data: a manifest CSV or a folder per class.")
-    ] = None,
+    data: Annotated[str | None, typer.Option(metavar="DATA", help=f"Labelled cells. {DATA_FORMS}")] = None,
     statistics: Annotated[
         Statistics,
         typer.Option(help="Batch normalisation by the model's statistics, or by those of --data: for a site it has never seen."),
@@ -91,9 +89,11 @@ def evaluate_command(
         raise typer.BadParameter("--statistics data needs --model and --data")
     if model is not None and data is not None:
         from flows.pipeline.stages import evaluate_model
+        from wbc_model.sources.opened import open_source
 
         follow(model)
-        result = evaluate_model(model, data, plots, statistics == "data")
+        with open_source(data) as origin:
+            result = evaluate_model(model, origin, plots, statistics == "data")
         lines = [rows_used(result["split"], result["n"]), scores_text(result), *result["seen_before"]["warnings"]]
         lines += [f"{len(result['rejected'])} rows could not be used"] if result["rejected"] else []
         emit(result, json_, "\n".join([*lines, *([f"wrote {plots}"] if plots else [])]))

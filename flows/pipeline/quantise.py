@@ -2,7 +2,7 @@
 
 `wbc package` asks it of every candidate (flows/pipeline/package.py). Of any other model directory, and with the speed measured:
 
-    python -m flows.pipeline.quantise MODEL_DIR DATA.csv
+    python -m flows.pipeline.quantise MODEL_DIR DATA
 
 NNCF calibrates on validation cells. The int8 graph joins the model directory only where it is as good on the test cells. Its
 accuracy must be within 0.2 points of the float32 graph's, and every class's recall within 0.5. The command also asks that on this
@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from flows.workspace import label_names
 from serving.inference.classify import Classifier
 from serving.inference.engine import OpenVinoEngine, silent_openvino, thread_count
-from wbc_model.cells.manifest import read_manifest, root_of
+from wbc_model.cells.manifest import Source
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
 from wbc_model.core.files import file_sha256, replace_directory
@@ -40,6 +40,7 @@ from wbc_model.core.images import View
 from wbc_model.core.model_card import INT8, ONNX, read_card
 from wbc_model.evaluation.evaluate import labelled_looks
 from wbc_model.network.model_directory import write_card
+from wbc_model.sources.opened import open_source
 
 ACCURACY_POINTS: Final = 0.2
 RECALL_POINTS: Final = 0.5
@@ -169,15 +170,15 @@ def in_batches(views: Pixels) -> Iterator[Pixels]:
     return (views[start : start + BATCH] for start in range(0, len(views), BATCH))
 
 
-def labelled_views(data: Path, split: str, size: int, view: View, most: int | None = None) -> tuple[Pixels, Labels]:
+def labelled_views(origin: Source, split: str, size: int, view: View, most: int | None = None) -> tuple[Pixels, Labels]:
     """Views and labels of a split's usable cells; `most` of them, evenly spread, where given."""
-    manifest = read_manifest(data, label_names())
+    manifest = origin.manifest(label_names())
     rows = manifest[(manifest["split"] == split) & manifest["label"].isin(CLASSES)]
     if most is not None:
         rows = rows.iloc[spread(len(rows), most)]
-    views, _, labels = labelled_looks(rows, root_of(data), size, view)
+    views, _, labels = labelled_looks(rows, origin, size, view)
     if not len(views):
-        raise WbcError(f"{data}: no usable labelled cell in the split {split!r}")
+        raise WbcError(f"{origin.shown}: no usable labelled cell in the split {split!r}")
     return views, labels
 
 
@@ -197,12 +198,13 @@ def report(verdict: Verdict) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
-    parser.add_argument("data", type=Path)
+    parser.add_argument("data")
     arguments = parser.parse_args()
     try:
         card = read_card(arguments.model)
-        calibration, _ = labelled_views(arguments.data, "val", card.input_size, card.view, CALIBRATION_CELLS)
-        test, labels = labelled_views(arguments.data, "test", card.input_size, card.view)
+        with open_source(arguments.data) as origin:
+            calibration, _ = labelled_views(origin, "val", card.input_size, card.view, CALIBRATION_CELLS)
+            test, labels = labelled_views(origin, "test", card.input_size, card.view)
         timed = test[spread(len(test), TIMED_CELLS)]
         found = report(quantise(arguments.model, calibration, in_batches(test), labels, timed))
     except WbcError as error:

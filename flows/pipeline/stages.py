@@ -12,7 +12,7 @@ from flows.progress import TrainingLines, noted
 from flows.site import site_of
 from flows.workspace import after_cycle, workspace_or_none
 from wbc_model.cells.decoded import DecodedCells
-from wbc_model.cells.manifest import root_of
+from wbc_model.cells.manifest import Source, source_of
 from wbc_model.cells.pools import Pools
 from wbc_model.cells.rejections import quarantined
 from wbc_model.cells.store import ImageStore
@@ -218,24 +218,23 @@ def why_nothing_is_asked(workspace: Path) -> str:
     )
 
 
-def evaluate_model(model: Path, data: Path, plots: Path | None, own_statistics: bool = False) -> dict[str, Any]:
+def evaluate_model(model: Path, data: Path | Source, plots: Path | None, own_statistics: bool = False) -> dict[str, Any]:
     """Any model directory on any labelled data; `own_statistics` as in `evaluate_data`."""
     from flows.exchange.handed_out import hand_out_folder
     from flows.workspace import label_names
     from wbc_model.evaluation.evaluate import evaluate_data, plot_frame
 
-    if not data.exists():
-        raise WbcError(f"{data} does not exist: give a manifest CSV or a folder with a subfolder per class")
-    metrics, frame = evaluate_data(model, data, own_statistics, label_names())
+    origin = source_of(data)
+    metrics, frame = evaluate_data(model, origin, own_statistics, label_names())
     card = read_card(model)
     if plots is not None:
         with tempfile.TemporaryDirectory(prefix="wbc-plots-") as built:
             learned = ", which learned from rendered cells" if card.rendered else ""
-            plot_frame(frame, metrics, Path(built), f"{data.stem}, model {card.version}{learned}")
+            plot_frame(frame, metrics, Path(built), f"{origin.name}, model {card.version}{learned}")
             hand_out_folder(Path(built), plots, workspace_or_none())
     statistics = "data" if own_statistics else "model"
-    seen = seen_before(card, digests(frame, root_of(data))["sha256"].tolist())
-    return {"model": str(model), "data": str(data), "statistics": statistics, **metrics, "seen_before": seen}
+    seen = seen_before(card, digests(frame, origin)["sha256"].tolist())
+    return {"model": str(model), "data": origin.shown, "statistics": statistics, **metrics, "seen_before": seen}
 
 
 def seen_before(card: ModelCard, sha256s: list[str]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from flows.pipeline.stages import seen_before
 from flows.workspace import label_names
-from wbc_model.cells.manifest import read_manifest, root_of
+from wbc_model.cells.manifest import Source, source_of
 from wbc_model.core.cell_filter import CellFilter
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
@@ -36,23 +36,25 @@ VERSION_DIGITS: Final = 6
 MODEL_FILES: Final = (WEIGHTS, ONNX, CARD, README, REFERENCE, *INT8)
 
 
-def calibrate(model: Path, data: Path, out: Path) -> dict[str, Any]:
+def calibrate(model: Path, data: Path | Source, out: Path) -> dict[str, Any]:
     """Write a copy of a model directory to `out`, calibrated on labelled cells; the network stays as it is.
 
-    Of `data`, a manifest or a folder per class, the rows of the split `val` are used where there are such, else all. The version
+    Of `data`, a manifest, a folder per class or another source, the rows of the split `val` are used where there are such, else
+    all. The version
     gets a suffix, so that answers and audit log tell the calibrations apart. Returns what changed. Raises WbcError for fewer than
     MIN_CELLS usable cells, for cells of one class, and where no temperature fits them best. It is raised, too, where `out` holds
     anything but what the same call wrote there.
     """
     _check_out(out, model)
     network, card = load_model(model)
-    manifest = read_manifest(data, label_names())
+    origin = source_of(data)
+    manifest = origin.manifest(label_names())
     rows = manifest[manifest["split"] == "val"] if (manifest["split"] == "val").any() else manifest
-    views, appearance, labels = labelled_looks(rows, root_of(data), card.input_size, card.view)
-    _check(labels, data)
+    views, appearance, labels = labelled_looks(rows, origin, card.input_size, card.view)
+    _check(labels, origin)
     seen = predict(network, [views[start : start + BATCH] for start in range(0, len(views), BATCH)], embeddings=True)
-    new = _calibrated(card, seen, labels, appearance, data)
-    used = digests(rows[rows["label"].isin(CLASSES)], root_of(data))
+    new = _calibrated(card, seen, labels, appearance, origin)
+    used = digests(rows[rows["label"].isin(CLASSES)], origin)
     fitted = CellFilter.of(used["sha256"].tolist(), used["label"].tolist())
     if "validation" in card.cells:
         fitted = card.cells["validation"].plus(fitted)
@@ -83,12 +85,14 @@ def calibrate(model: Path, data: Path, out: Path) -> dict[str, Any]:
     }
 
 
-def _check(labels: Labels, data: Path) -> None:
+def _check(labels: Labels, origin: Source) -> None:
     if len(labels) < MIN_CELLS:
-        raise WbcError(f"{data}: {len(labels)} usable labelled cells are too few to calibrate on; {MIN_CELLS} are needed")
+        raise WbcError(f"{origin.shown}: {len(labels)} usable labelled cells are too few to calibrate on; {MIN_CELLS} are needed")
     if len(present := np.unique(labels)) < 2:
         only = f"all {len(labels)} usable cells are labelled {CLASSES[present[0]]}"
-        raise WbcError(f"{data}: {only}, and one class tells nothing of how classes are confused; add labelled cells of others")
+        raise WbcError(
+            f"{origin.shown}: {only}, and one class tells nothing of how classes are confused; add labelled cells of others"
+        )
 
 
 def _refuse_other(out: Path, built: Path, card: ModelCard) -> None:
@@ -118,10 +122,10 @@ def _check_out(out: Path, model: Path) -> None:
         raise WbcError(f"{out} holds {others[0]}, which is no part of a model directory: give --out another name")
 
 
-def _calibrated(card: ModelCard, seen: Predictions, labels: Labels, appearance: NDArray[np.float64], data: Path) -> ModelCard:
+def _calibrated(card: ModelCard, seen: Predictions, labels: Labels, appearance: NDArray[np.float64], origin: Source) -> ModelCard:
     temperature, why_not = calibrated_temperature(seen.logits, labels)
     if why_not:
-        raise WbcError(f"{data}: {why_not}; calibrate on more cells, whose labels are checked")
+        raise WbcError(f"{origin.shown}: {why_not}; calibrate on more cells, whose labels are checked")
     probabilities = softmax(seen.logits, temperature)
     new = card.model_copy(
         update={
@@ -129,7 +133,7 @@ def _calibrated(card: ModelCard, seen: Predictions, labels: Labels, appearance: 
             "uncalibrated": "",
             "conformal_threshold": conformal_threshold(probabilities, labels, card.conformal_coverage),
             "out_of_distribution": fit_out_of_distribution(seen, labels, appearance),
-            "calibrated_on": f"{len(labels)} cells of {data.stem}",
+            "calibrated_on": f"{len(labels)} cells of {origin.name}",
             "metrics": {**card.metrics, "validation": classification_metrics(probabilities, labels)},
         }
     )

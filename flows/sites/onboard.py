@@ -34,7 +34,7 @@ from wbc_model.acquisition.queue import first_query
 from wbc_model.cells.conflicts import MACHINES
 from wbc_model.cells.decoded import DecodedCells
 from wbc_model.cells.ingest import ingest
-from wbc_model.cells.manifest import printable, read_cell, read_manifest, root_of
+from wbc_model.cells.manifest import Source, printable, source_of
 from wbc_model.cells.pools import Pools
 from wbc_model.cells.tables import read_table
 from wbc_model.choices import Acquisition
@@ -144,7 +144,7 @@ def adaptation_params(params: Params, card: ModelCard, share: float = 1.0) -> Pa
 
 def onboard(
     workspace: Path,
-    data: Path,
+    data: Path | Source,
     labels: int | None,
     answers: Path | None,
     model: Path | None,
@@ -158,8 +158,9 @@ def onboard(
     """
     params = read_params(workspace / "params.yaml")
     asked = params.onboard.labels if labels is None else labels
-    site = workspace / SITES / printable(data.resolve().name if data.is_dir() else data.stem)
-    refuse_another_site(site, data)
+    origin = source_of(data)
+    site = workspace / SITES / _site_name(origin)
+    refuse_another_site(site, origin)
     for line in filter(None, [followed_for(model or workspace / FOLDER), gone_line(workspace)]):
         progress.say(line)
     ctx = Onboarding(workspace, site, model or champion_of(workspace), params, progress)
@@ -167,7 +168,9 @@ def onboard(
     check_git(site, commit)
     with hold_lock(site, "`wbc onboard`") as lock:
         # People may have answered otherwise than the site's data say: that is listed, and stops nothing.
-        report = ingest(data, site / "data", params, site.name, reveal_labels=False, list_conflicts=True, first_query=first_query)
+        report = ingest(
+            origin, site / "data", params, site.name, reveal_labels=False, list_conflicts=True, first_query=first_query
+        )
         progress.say(
             f"site {site.name}: {sum(report.pools.values())} cells" + (f", refused: {report.reasons}" if report.reasons else "")
         )
@@ -241,21 +244,29 @@ def _finished(ctx: Onboarding, result: dict[str, Any], version: PoolsVersion) ->
     return done
 
 
-def refuse_another_site(site: Path, data: Path) -> None:
+def _site_name(origin: Source) -> str:
+    """A site is called as its data are; raises WbcError for a name that no folder can have."""
+    name = printable(origin.name)
+    if name in ("", ".", "..") or "/" in name:
+        raise WbcError(f"{origin.shown}: the site would be called {name!r}: give the file or folder another name")
+    return name
+
+
+def refuse_another_site(site: Path, data: Path | Source) -> None:
     """Raises WbcError where a site of this name has cells, and none of them is among the first of `data`: two hospitals may both
     call their file manifest.csv."""
     if not (site / "data/pools").is_dir():
         return
-    known = set(Pools.read(site / "data/pools").table()["sha256"])
-    for path in read_manifest(data)["path"].head(RECOGNISED_BY):
+    known, origin = set(Pools.read(site / "data/pools").table()["sha256"]), source_of(data)
+    for _, load in origin.files(origin.manifest({})["path"].head(RECOGNISED_BY).tolist()):
         try:
-            if hashlib.sha256(read_cell(path, root_of(data))).hexdigest() in known:
+            if hashlib.sha256(load()).hexdigest() in known:
                 return
         except ImageRejected:
             continue  # ingest reports it
     if known:
         raise WbcError(
-            f"site {site.name} has cells already, none of them in {data}: give another site's file or folder another name"
+            f"site {site.name} has cells already, none of them in {origin.shown}: give another site's file or folder another name"
         )
 
 

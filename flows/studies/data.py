@@ -12,13 +12,14 @@ import pandas as pd
 from flows.studies.provenance import code_of
 from wbc_model.acquisition.queue import first_query
 from wbc_model.cells.ingest import ingest
-from wbc_model.cells.manifest import read_manifest, root_of
+from wbc_model.cells.manifest import Plain, root_of
 from wbc_model.cells.pools import Pools
 from wbc_model.cells.rejections import quarantined
 from wbc_model.core.errors import WbcError
 from wbc_model.core.files import write_atomic
 from wbc_model.core.lock import locked
 from wbc_model.params import RENDERED, Params
+from wbc_model.sources.opened import open_source
 from wbc_model.studies.study import HOME, Study
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def prepare(study: Study, sources: dict[str, Path | None], cache: Path, seed: in
     from wbc_model.studies.learner import StudyData
 
     source, params = sources[HOME], study.base
-    fixed = source is not None and bool((read_manifest(source)["split"] != "").any())
+    fixed = source is not None and _names_splits(source)
     folder = _prepared(source, params, _SPLIT_SEED if fixed else seed, cache, True, say)
     pools = Pools.read(folder / "data/pools").without(quarantined(folder / "data"))
     training = set(pools.frames["labelled"]["sha256"]) | set(pools.frames["validation"]["sha256"])
@@ -80,6 +81,11 @@ def prepare(study: Study, sources: dict[str, Path | None], cache: Path, seed: in
         other = _prepared(sources[name], params, _SPLIT_SEED, cache, False, say)
         tests[name] = _cells(_all_or_test(Pools.read(other / "data/pools"), training), other)
     return StudyData(_cells(pools.frames["labelled"], folder), _cells(pools.frames["validation"], folder), tests)
+
+
+def _names_splits(source: Path) -> bool:
+    with open_source(source) as origin:
+        return bool((origin.manifest({})["split"] != "").any())
 
 
 def _cells(frame: pd.DataFrame, folder: Path) -> "Cells":
@@ -127,7 +133,8 @@ def _fill(folder: Path, source: Path | None, params: Params, seed: int, check: b
     # another site's cells are all for testing: no share of them is set aside for anything else
     shares = {"initial_share": 1.0} | ({} if check else {"validation_share": 0.0, "test_share": 0.0})
     params = params.model_copy(update={"seed": seed, "data": params.data.model_copy(update=shares)})
-    outcome = ingest(source, folder / "data", params, first_query=first_query)
+    with open_source(source) as origin:
+        outcome = ingest(origin, folder / "data", params, first_query=first_query)
     notes = [f"{source.name}: {count} rows not in use: {reason}" for reason, count in outcome.reasons.items()]
     if check:
         from flows.pipeline.checks import validate
@@ -142,7 +149,11 @@ def listing(source: Path | None) -> list[Any]:
     """What would change if the data did: each file's name, size and time."""
     if source is None:
         return [RENDERED]
-    files = {str(path): path for path in (root_of(source) / path for path in read_manifest(source)["path"])}
-    files |= {source.name: source} if source.is_file() else {}
+    files = {source.name: source} if source.is_file() else {}
+    with open_source(source) as origin:
+        if type(origin) is Plain:
+            files |= {str(path): path for path in (root_of(source) / path for path in origin.manifest({})["path"])}
+        elif source.is_dir():
+            files |= {str(path): path for path in source.rglob("*")}
     stats = {name: path.stat() for name, path in sorted(files.items()) if path.is_file()}
     return [[name, status.st_size, status.st_mtime_ns] for name, status in stats.items()]

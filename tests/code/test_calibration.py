@@ -9,7 +9,9 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from typer.testing import CliRunner
 
+from flows.cli import app
 from flows.pipeline.package import _labels
 from flows.sites.calibration import calibrate, cross_fitted_sets, prediction_sets
 from wbc_model.core.classes import CLASSES
@@ -81,6 +83,13 @@ def test_a_copy_has_the_sites_calibration_and_the_same_network(model: Path, cell
     assert result["coverage"]["before"] == pytest.approx((seen.logits.argmax(axis=1) == labels).mean())
     assert result["coverage"]["after"] > 0.85
     assert calibrate(tmp_path / "out", cells, tmp_path / "again")["version"] == card.version, "the same cells, the same version"
+    shutil.make_archive(str(tmp_path / "manifest"), "zip", cells.parent)
+    packed = ["--data", str(tmp_path / "manifest.zip"), "--out", str(tmp_path / "packed")]
+    answer = CliRunner().invoke(app, ["calibrate", "--model", str(model), *packed], catch_exceptions=False)
+    assert "used 120 cells, all rows" in answer.output
+    same = read_card(tmp_path / "packed")  # but for rounding: an archive's rows are in the order of their paths
+    assert (same.calibrated_on, same.cells) == (card.calibrated_on, card.cells)
+    assert same.temperature == pytest.approx(card.temperature, rel=1e-5)
 
 
 def test_too_few_cells_are_refused_and_nothing_is_written(model: Path, cells: Path, tmp_path: Path) -> None:

@@ -44,8 +44,8 @@ PACKAGES = {
     "flows.exchange": "wbc_model.core wbc_model.cells",
     "flows": ".exchange serving.contract wbc_model wbc_model.core wbc_model.cells",
     "flows.pipeline": ". .exchange serving.inference "
-    "wbc_model wbc_model.core wbc_model.network wbc_model.cells wbc_model.checks wbc_model.evaluation wbc_model.acquisition "
-    "wbc_model.training",
+    "wbc_model wbc_model.core wbc_model.network wbc_model.cells wbc_model.checks wbc_model.sources wbc_model.evaluation "
+    "wbc_model.acquisition wbc_model.training",
     "flows.shards": "wbc_model wbc_model.core",
     "flows.registry": ". .pipeline serving.contract serving.inference "
     "wbc_model wbc_model.core wbc_model.network wbc_model.cells wbc_model.evaluation wbc_model.training",
@@ -57,7 +57,7 @@ PACKAGES = {
     "flows.sites": ". .exchange .pipeline .registry "
     "wbc_model wbc_model.core wbc_model.network wbc_model.cells wbc_model.evaluation wbc_model.acquisition wbc_model.training",
     "flows.studies": ". .shards .exchange .pipeline "
-    "wbc_model wbc_model.core wbc_model.rendering wbc_model.cells wbc_model.acquisition wbc_model.studies",
+    "wbc_model wbc_model.core wbc_model.rendering wbc_model.cells wbc_model.sources wbc_model.acquisition wbc_model.studies",
     "flows.monitoring": ". .pipeline .labelling .retraining .sites serving.contract serving.labelling serving.reports "
     "serving.security serving.watch wbc_model wbc_model.core wbc_model.cells",
     "flows.cli": ". .shards .pipeline .registry .retraining .sites .studies .monitoring serving serving.contract "

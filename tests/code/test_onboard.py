@@ -130,7 +130,8 @@ def test_with_known_labels_it_uses_those_it_asked_for_and_tests_on_the_rest(home
     assert "8 labelled cells of manifest" in adapted.data_source
     assert adapted.parameters["size"]["updates"] == 4  # the model that asked for the second half had half of them
 
-    assert here(workspace, site_data(home)) == result  # nothing is asked, labelled or trained a second time
+    packed = shutil.make_archive(str(workspace.parent / "manifest"), "zip", home.parent / "site")
+    assert here(workspace, packed) == result  # nothing is asked, labelled or trained a second time, however the cells are packed
 
     # As if killed after the labels of the last round and before its training: the model is of other labels, and is made again.
     stale = adapted.model_copy(update={"pool_version": "of the first round", "data_source": "4 labelled cells of manifest"})

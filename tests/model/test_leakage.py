@@ -1,7 +1,9 @@
 """A model's card knows the cells that it was made from, and a measurement on them says so."""
 
 import hashlib
+import json
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +17,13 @@ from typer.testing import CliRunner
 from flows.cli import app
 from wbc_model.core.cell_filter import CellFilter
 from wbc_model.core.classes import CLASSES
+from wbc_model.core.errors import WbcError
 from wbc_model.core.model_card import Architecture, ModelCard, Normalisation, read_card
 from wbc_model.evaluation.evaluate import evaluate_data
 from wbc_model.network.model_directory import save_model, write_card
 from wbc_model.network.resnet import MEAN, STD, AttentionResNet18
 from wbc_model.rendering.cells import write_cells
+from wbc_model.sources.opened import open_source
 
 
 def sha(number: int) -> str:
@@ -116,3 +120,61 @@ def test_a_card_of_before_says_that_it_does_not_know(model: Path, cells: Path, t
     old = Path(shutil.copytree(model, tmp_path / "old"))
     write_card(old, read_card(old).model_copy(update={"cells": {}}))
     assert "does not say which cells it was made from" in run("evaluate", "--model", old, "--data", cells)
+
+
+# --- cells that come packed -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def packed(cells: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The same cells as a ZIP, as a tar that is read from front to back and has them in another order, and in a bucket."""
+    import fsspec
+
+    folder = tmp_path_factory.mktemp("packed")
+    shutil.make_archive(str(folder / "cells"), "zip", cells.parent)
+    with tarfile.open(folder / "cells.tar.gz", "w:gz") as archive:
+        for name in reversed(["manifest.csv", *pd.read_csv(cells)["path"]]):
+            archive.add(cells.parent / name, name)
+    fsspec.filesystem("memory").pipe_file("/leakage/cells.zip", (folder / "cells.zip").read_bytes())
+    return {"zip": str(folder / "cells.zip"), "tar": str(folder / "cells.tar.gz"), "bucket": "memory://leakage/cells.zip"}
+
+
+@pytest.mark.parametrize("own_statistics", [False, True])
+def test_packed_cells_are_measured_as_those_of_a_folder(
+    model: Path, cells: Path, packed: dict[str, str], own_statistics: bool
+) -> None:
+    _, expected = evaluate_data(model, cells, own_statistics)
+    assert expected["path"].tolist() == pd.read_csv(cells)["path"].tolist()
+    near = 1e-4 if own_statistics else 1e-6  # statistics are of batches, and an archive's rows are in another order
+    for data in packed.values():
+        with open_source(data) as origin:
+            _, frame = evaluate_data(model, origin, own_statistics)
+        pd.testing.assert_frame_equal(frame, expected.sort_values("path", ignore_index=True), rtol=0, atol=near)
+
+
+def test_evaluate_takes_them_and_knows_the_cells_again(model: Path, cells: Path, packed: dict[str, str]) -> None:
+    expected = json.loads(run("evaluate", "--model", model, "--data", cells, "--json"))
+    for data in (packed["tar"], packed["bucket"]):
+        found = json.loads(run("evaluate", "--model", model, "--data", data, "--json"))
+        assert found["data"] == data
+        assert (found["confusion"], found["seen_before"]) == (expected["confusion"], expected["seen_before"])
+
+
+def test_every_command_refuses_a_damaged_archive_in_the_same_line(
+    model: Path, packed: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cut.zip").write_bytes(Path(packed["zip"]).read_bytes()[:-100])
+    (tmp_path / "cells.7z").write_bytes(b"7z")
+    monkeypatch.chdir(tmp_path)
+    commands = {
+        "evaluate": ("evaluate", "--model", str(model), "--data"),
+        "calibrate": ("calibrate", "--model", str(model), "--out", str(tmp_path / "out"), "--data"),
+        "onboard": ("onboard",),
+    }
+    for data in ("cut.zip", "cells.7z", "ftp://host/cells.zip"):
+        with pytest.raises(WbcError) as refused, open_source(data):
+            pass
+        for name, command in commands.items():
+            answer = CliRunner().invoke(app, [*command, data])
+            assert str(answer.exception) == str(refused.value), (name, data)
+    assert not (tmp_path / "out").exists()

@@ -6,9 +6,8 @@ were refused are refused again in the same words; every seeded choice depends on
 
 import functools
 import hashlib
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Container, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +17,7 @@ from tqdm import tqdm
 
 from wbc_model.cells.conflicts import Conflict
 from wbc_model.cells.decoded import DecodedCells
-from wbc_model.cells.manifest import Plain, Source, printable, unknown_label
+from wbc_model.cells.manifest import Load, Source, each_file, printable, source_of, unknown_label
 from wbc_model.cells.merge import Examined, Merge, Row, Terms, compare_first
 from wbc_model.cells.pools import check_present, transaction
 from wbc_model.cells.rejections import UNUSABLE, Rejection
@@ -27,7 +26,7 @@ from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import ImageRejected
 from wbc_model.core.images import decode
 from wbc_model.params import Params
-from wbc_model.spread import each, is_spread, threads
+from wbc_model.spread import each, is_spread
 
 # The `count` of these cells (columns sha256, path) to be labelled first, by a seed: a table with a column sha256.
 FirstQuery = Callable[[DecodedCells, pd.DataFrame, int, int], pd.DataFrame]
@@ -96,7 +95,7 @@ def ingest(
     nothing changed, when the manifest as a whole cannot be read; so where too many of its rows disagree with the pools, unless
     `list_conflicts` lists them.
     """
-    origin = Plain(data) if isinstance(data, Path) else data
+    origin = source_of(data)
     manifest = origin.manifest(params.data.label_names)
     if not reveal_labels:
         manifest["split"] = "train"
@@ -149,17 +148,10 @@ def _examine(manifest: pd.DataFrame, origin: Source, store: ImageStore, source: 
 
 
 def _judged_here(origin: Source, listed: list[Row], store: ImageStore, source: str) -> Iterator[tuple[int, Judged]]:
-    """Each row's position and what was found, in threads, in the order in which the files are read fastest."""
-    stored, workers = store.index(), threads()
-    with ThreadPoolExecutor(workers) as pool:
-        pending: deque[tuple[int, Future[Judged]]] = deque()
-        files = origin.files([row.path for row in listed])
-        for place, load in tqdm(files, total=len(listed), desc="ingest", unit="cell", disable=None):
-            pending.append((place, pool.submit(_examine_row, listed[place], load, stored, source)))
-            if len(pending) > 2 * workers:
-                place, future = pending.popleft()
-                yield place, future.result()
-        yield from ((place, future.result()) for place, future in pending)
+    """Each row's position and what was found."""
+    stored = store.index()
+    found = each_file(origin, [row.path for row in listed], lambda place, load: _examine_row(listed[place], load, stored, source))
+    yield from tqdm(found, total=len(listed), desc="ingest", unit="cell", disable=None)
 
 
 def _judged_elsewhere(origin: Source, listed: list[Row], store: ImageStore, source: str) -> Iterator[tuple[int, Judged]]:
@@ -184,7 +176,7 @@ def _judged_part(origin: Source, directory: Path, source: str, part: tuple[list[
     return [(places[at], judged if isinstance(judged, Rejection) else replace(judged, data=b"")) for at, judged in found]
 
 
-def _examine_row(row: Row, load: Callable[[], bytes], stored: Container[str], source: str) -> Judged:
+def _examine_row(row: Row, load: Load, stored: Container[str], source: str) -> Judged:
     sha256 = ""
     path = printable(row.path)
     try:

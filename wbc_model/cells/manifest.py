@@ -5,12 +5,14 @@ import os
 import stat
 import sys
 import unicodedata
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
-from typing import Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import unquote
 
 import pandas as pd
@@ -19,6 +21,7 @@ from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import ImageRejected, WbcError, nearest
 from wbc_model.core.images import MAX_BYTES
 from wbc_model.core.written import Sheet, read_sheet
+from wbc_model.spread import threads
 
 REQUIRED: Final = ("path",)
 OPTIONAL: Final = ("label", "split", "group")
@@ -45,6 +48,8 @@ ABBREVIATIONS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
 }
 ManifestRow = tuple[str, str, str, str]  # path, label, split, group
+Load = Callable[[], bytes]  # gives the bytes of a file, or raises ImageRejected
+Found = TypeVar("Found")
 PART: Final = 512  # files of a part that one process reads
 NO_NAMES: Final[Mapping[str, str]] = MappingProxyType({})
 _PEEKED: Final = 50  # rows in which a column of labels under another name is looked for
@@ -80,17 +85,21 @@ def unknown_label(label: str) -> str:
 
 
 class Source(Protocol):
-    """Where cells are taken in from. `name` is written beside each of them, unless the user gives another."""
+    """Where cells are read from. `name` is written beside each that is taken in, unless the user gives another."""
 
     @property
     def name(self) -> str:
         """What the data are called."""
 
+    @property
+    def shown(self) -> str:
+        """The path or URL, for messages."""
+
     def manifest(self, names: Mapping[str, str]) -> pd.DataFrame:
         """The rows as `read_manifest` gives them; raises WbcError where the whole cannot be read."""
 
-    def files(self, paths: Sequence[str]) -> Iterator[tuple[int, Callable[[], bytes]]]:
-        """For each of the manifest's paths its position in `paths` and what gives its bytes, or raises ImageRejected.
+    def files(self, paths: Sequence[str]) -> Iterator[tuple[int, Load]]:
+        """For each of the manifest's paths its position in `paths` and what gives its bytes.
 
         They come in the order in which they are read fastest. Several threads may ask for bytes at once."""
 
@@ -109,11 +118,16 @@ class Plain:
         """The folder's name, or the manifest's without its ending."""
         return self.data.resolve().name if self.data.is_dir() else self.data.stem
 
+    @property
+    def shown(self) -> str:
+        """The path as it was given."""
+        return str(self.data)
+
     def manifest(self, names: Mapping[str, str]) -> pd.DataFrame:
         """The rows: see `read_manifest`."""
         return read_manifest(self.data, names)
 
-    def files(self, paths: Sequence[str]) -> Iterator[tuple[int, Callable[[], bytes]]]:
+    def files(self, paths: Sequence[str]) -> Iterator[tuple[int, Load]]:
         """In the manifest's order."""
         root = root_of(self.data)
         return ((place, partial(read_cell, path, root)) for place, path in enumerate(paths))
@@ -121,6 +135,29 @@ class Plain:
     def parts(self, paths: Sequence[str]) -> list[list[int]]:
         """PART paths each, in their order."""
         return in_parts(range(len(paths)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process may stand in another folder."""
+        return type(self), (self.data.absolute(),)
+
+
+def source_of(data: Path | Source) -> Source:
+    """A manifest CSV or a folder by its path; any other source is opened before (`wbc_model.sources.opened`)."""
+    return Plain(data) if isinstance(data, Path) else data
+
+
+def each_file(origin: Source, paths: Sequence[str], work: Callable[[int, Load], Found]) -> Iterator[tuple[int, Found]]:
+    """Each path's position and what `work` makes of its file, in threads, in the order in which files are read fastest. A few
+    are in memory at a time: the files of some sources come with their bytes."""
+    workers = threads()
+    with ThreadPoolExecutor(workers) as pool:
+        pending: deque[tuple[int, Future[Found]]] = deque()
+        for place, load in origin.files(paths):
+            pending.append((place, pool.submit(work, place, load)))
+            if len(pending) > 2 * workers:
+                place, future = pending.popleft()
+                yield place, future.result()
+        yield from ((place, future.result()) for place, future in pending)
 
 
 def in_parts(places: Sequence[int]) -> list[list[int]]:

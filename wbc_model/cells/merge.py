@@ -1,9 +1,7 @@
 """Where each row of a manifest belongs: into a pool, or out with a reason. The change of the pools that an ingest makes."""
 
 import hashlib
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -12,7 +10,7 @@ import pandas as pd
 
 from wbc_model.cells.conflicts import CONFLICTS, Conflict, conflicts_csv, read_conflicts, too_many
 from wbc_model.cells.journal import Content
-from wbc_model.cells.manifest import Source, printable
+from wbc_model.cells.manifest import Load, Source, each_file, printable
 from wbc_model.cells.pools import COLUMNS, DRAWN, POOLS, Pools, now, sides, taken_out_as
 from wbc_model.cells.rejections import CONFLICT, UNUSABLE, Rejection, read_rejections, rejections_csv
 from wbc_model.cells.split import choose_sides, reveal
@@ -20,7 +18,6 @@ from wbc_model.cells.tables import all_differ, csv_blocks, in_order, read_table
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import ImageRejected, WbcError
 from wbc_model.params import Params
-from wbc_model.spread import threads
 
 LEAST_FIRST: Final = 10  # labels to begin with: fewer may be of one class
 _RANK: Final = {"train": 0, "validation": 1, "test": 2}
@@ -373,18 +370,10 @@ def compare_first(manifest: pd.DataFrame, origin: Source, workspace_data: Path, 
 def _digests(origin: Source, paths: list[str]) -> Iterator[tuple[int, str]]:
     """The sha256 of the file behind each path, with the path's position; empty where it cannot be read."""
 
-    def digest(load: Callable[[], bytes]) -> str:
+    def digest(_place: int, load: Load) -> str:
         try:
             return hashlib.sha256(load()).hexdigest()
         except ImageRejected:
             return ""
 
-    workers = threads()
-    with ThreadPoolExecutor(workers) as pool:
-        pending: deque[tuple[int, Future[str]]] = deque()
-        for place, load in origin.files(paths):  # a few at a time: the files of some sources come with their bytes
-            pending.append((place, pool.submit(digest, load)))
-            if len(pending) > 2 * workers:
-                place, future = pending.popleft()
-                yield place, future.result()
-        yield from ((place, future.result()) for place, future in pending)
+    return each_file(origin, paths, digest)

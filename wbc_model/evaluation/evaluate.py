@@ -1,7 +1,8 @@
 """Evaluate: any model directory on any labelled cells."""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from wbc_model.cells.decoded import DecodedCells, Pixels
-from wbc_model.cells.manifest import NO_NAMES, read_cell, read_manifest, root_of
+from wbc_model.cells.manifest import NO_NAMES, Load, Source, each_file, source_of
 from wbc_model.core import images
 from wbc_model.core.classes import CLASS_INDEX, CLASSES
 from wbc_model.core.errors import ImageRejected, WbcError
@@ -68,78 +69,97 @@ def plot_frame(frame: pd.DataFrame, metrics: dict[str, Any], directory: Path, ti
     ]
 
 
-def _with_statistics(network: AttentionResNet18, views: Sequence[Pixels | ImageRejected], data: Path) -> AttentionResNet18:
-    good = [view for view in views if not isinstance(view, ImageRejected)]
-    if len(good) < MIN_CELLS:
-        raise WbcError(f"{data}: {len(good)} usable images are too few to measure statistics of; {MIN_CELLS} are needed")
-    return with_statistics_of(network, np.stack(good))
-
-
 def labelled_looks(
-    rows: pd.DataFrame, root: Path, size: int, view: images.View
+    rows: pd.DataFrame, origin: Source, size: int, view: images.View
 ) -> tuple[Pixels, NDArray[np.float64], NDArray[np.int64]]:
     """Views (N, S, S, 3), appearances (N, 7) and class indices (N,) of a manifest's labelled rows, without those that cannot be
     used; N may be 0."""
     known = rows[rows["label"].isin(CLASSES)]
 
-    def one(path: str) -> tuple[Pixels, NDArray[np.float64]] | None:
+    def one(_place: int, load: Load) -> tuple[Pixels, NDArray[np.float64]] | None:
         try:
-            return images.look(read_cell(path, root), size, view)
+            return images.look(load(), size, view)
         except ImageRejected:
             return None
 
-    with ThreadPoolExecutor() as pool:
-        looks = list(pool.map(one, known["path"]))
-    good = [(seen, label) for seen, label in zip(looks, known["label"], strict=True) if seen is not None]
+    found = dict(each_file(origin, known["path"].tolist(), one))
+    good = [(seen, label) for place, label in enumerate(known["label"]) if (seen := found[place]) is not None]
     views = np.array([seen[0] for seen, _ in good], np.uint8).reshape(-1, size, size, 3)
     shown = np.array([seen[1] for seen, _ in good], np.float64).reshape(-1, len(images.APPEARANCE))
     return views, shown, label_indices([label for _, label in good])
 
 
+@dataclass(frozen=True)
+class Files:
+    """The files of a source's labelled rows as views of one size; those that cannot be used are collected in `rejected`, by their
+    position."""
+
+    origin: Source
+    paths: Sequence[str]
+    size: int
+    view: images.View
+    rejected: dict[int, str] = field(default_factory=dict)
+
+    def views(self, places: Sequence[int]) -> Iterator[tuple[int, Pixels]]:
+        """Position and view of each usable file at these positions, in the order in which they are read fastest."""
+        for at, seen in each_file(self.origin, [self.paths[place] for place in places], self._view):
+            if isinstance(seen, ImageRejected):
+                self.rejected[places[at]] = seen.reason
+            else:
+                yield places[at], seen
+
+    def _view(self, _at: int, load: Load) -> Pixels | ImageRejected:
+        try:
+            return images.preprocess(load(), self.size, self.view)
+        except ImageRejected as error:
+            return error
+
+    def predictions(self, network: AttentionResNet18) -> tuple[Predictions, list[int]]:
+        """What the network makes of all usable files, and the position of each; a few are in memory at a time."""
+        used: list[int] = []
+
+        def batches() -> Iterator[Pixels]:
+            rest = self.views(range(len(self.paths)))
+            while batch := list(itertools.islice(rest, BATCH)):
+                used.extend(place for place, _ in batch)
+                yield np.stack([seen for _, seen in batch])
+
+        return predict(network, batches()), used
+
+    def with_their_statistics(self, network: AttentionResNet18) -> AttentionResNet18:
+        """The network with the batch-norm statistics of some of the files; raises WbcError for too few of them."""
+        mixed = some_cells(len(self.paths), seed=0).tolist()
+        some = dict(self.views(mixed))
+        if len(some) < MIN_CELLS:
+            what = f"{len(some)} usable images are too few to measure statistics of; {MIN_CELLS} are needed"
+            raise WbcError(f"{self.origin.shown}: {what}")
+        return with_statistics_of(network, np.stack([some[place] for place in mixed if place in some]))
+
+
 def evaluate_data(
-    model_directory: Path, data: Path, own_statistics: bool = False, names: Mapping[str, str] = NO_NAMES
+    model_directory: Path, data: Path | Source, own_statistics: bool = False, names: Mapping[str, str] = NO_NAMES
 ) -> tuple[dict[str, Any], pd.DataFrame]:
-    """Evaluate a model directory on a manifest or a folder per class; `names` are the site's own for the classes.
+    """Evaluate a model directory on a manifest, a folder per class or another source; `names` are the site's own for the classes.
 
     Where the manifest has test rows, these are used, else all rows. With `own_statistics` the batch-norm statistics are
     those of these images, taken without their labels, instead of the model's. Returns the metrics, with `split` and the
     `rejected` rows [{path, reason}], and the prediction frame. Raises WbcError when no labelled image is usable.
     """
     network, card = load_model(model_directory)
-    manifest = read_manifest(data, names)
+    origin = source_of(data)
+    manifest = origin.manifest(names)
     split = "test" if (manifest["split"] == "test").any() else "all"
     rows = manifest[(manifest["split"] == "test") | (split == "all")]
     known = rows["label"].isin(CLASSES)
+    labelled = rows[known]
+    files = Files(origin, labelled["path"].tolist(), card.input_size, card.view)
+    seen, used = files.predictions(files.with_their_statistics(network) if own_statistics else network)
     rejected = [{"path": path, "reason": "unknown_label"} for path in rows.loc[~known, "path"]]
-    used: list[int] = []
-    root = root_of(data)
-
-    def view(path: str) -> Pixels | ImageRejected:
-        try:
-            return images.preprocess(read_cell(path, root), card.input_size, card.view)
-        except ImageRejected as error:
-            return error
-
-    def batches() -> Iterator[Pixels]:
-        labelled = rows[known]
-        with ThreadPoolExecutor() as pool:
-            for start in range(0, len(labelled), BATCH):
-                part = labelled.iloc[start : start + BATCH]
-                views = list(zip(part.index, part["path"], pool.map(view, part["path"]), strict=True))
-                good = [(index, result) for index, _, result in views if not isinstance(result, ImageRejected)]
-                rejected.extend({"path": path, "reason": bad.reason} for _, path, bad in views if isinstance(bad, ImageRejected))
-                used.extend(index for index, _ in good)
-                if good:
-                    yield np.stack([result for _, result in good])
-
-    if own_statistics:
-        with ThreadPoolExecutor() as pool:
-            some = list(pool.map(view, rows.loc[known, "path"].iloc[some_cells(int(known.sum()), seed=0)]))
-        network = _with_statistics(network, some, data)
-    seen = predict(network, batches())
+    rejected += [{"path": files.paths[place], "reason": reason} for place, reason in sorted(files.rejected.items())]
     if not used:
-        raise WbcError(f"{data}: no usable labelled image ({len(rejected)} rejected, first: {rejected[:1]})")
-    cells = manifest.loc[used]
+        raise WbcError(f"{origin.shown}: no usable labelled image ({len(rejected)} rejected, first: {rejected[:1]})")
+    cells = labelled.iloc[used]
     frame = prediction_frame(cells["path"].tolist(), cells["label"].tolist(), seen, card.temperature)
-    metrics = classification_metrics(frame_probabilities(frame), label_indices(cells["label"].tolist()))
+    frame = frame.iloc[np.argsort(used)].reset_index(drop=True)  # an archive may be read in another order than the manifest's
+    metrics = frame_metrics(frame)
     return {**metrics, "split": split, "rejected": rejected}, frame.rename(columns={"sha256": "path"})

@@ -2,14 +2,12 @@
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 
-from wbc_model.cells.manifest import read_cell
+from wbc_model.cells.manifest import Load, Source, each_file
 from wbc_model.core.cell_filter import CellFilter
 from wbc_model.core.errors import ImageRejected
 from wbc_model.core.model_card import PoolName
@@ -53,15 +51,15 @@ def leakage(sha256s: Sequence[str], card: Mapping[PoolName, CellFilter], pools: 
     return Leakage(len(sha256s), trained, chose, "card" if card else "workspace")
 
 
-def digests(rows: pd.DataFrame, root: Path) -> pd.DataFrame:
+def digests(rows: pd.DataFrame, origin: Source) -> pd.DataFrame:
     """The rows of a manifest whose file can be read, with a column `sha256`."""
 
-    def one(path: str) -> str:
+    def one(_place: int, load: Load) -> str:
         try:
-            return hashlib.sha256(read_cell(path, root)).hexdigest()
+            return hashlib.sha256(load()).hexdigest()
         except ImageRejected:
             return ""  # it is among those that could not be used
 
-    with ThreadPoolExecutor() as pool:
-        found = rows.assign(sha256=list(pool.map(one, rows["path"])))
-    return found[found["sha256"] != ""]
+    found = dict(each_file(origin, rows["path"].tolist(), one))
+    read = rows.assign(sha256=[found[place] for place in range(len(rows))])
+    return read[read["sha256"] != ""]

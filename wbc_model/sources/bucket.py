@@ -8,13 +8,13 @@ from pathlib import Path
 from posixpath import normpath
 from typing import Any, Final, Self
 
-from wbc_model.cells.manifest import ManifestRow, sheet_rows
+from wbc_model.cells.manifest import Load, ManifestRow, sheet_rows
 from wbc_model.core.errors import ImageRejected, WbcError
 from wbc_model.core.images import MAX_BYTES
 from wbc_model.core.written import decode_written, parse_sheet
 from wbc_model.sources.limits import MOST_TEXT, refuse_many, too_large
 from wbc_model.sources.listing import COLUMNS, rows_of
-from wbc_model.sources.members import NO_FILE, NOT_THERE, Load, Member, Members, plain_name
+from wbc_model.sources.members import NO_FILE, NOT_THERE, Member, Members, plain_name
 
 PROTOCOLS: Final = ("s3", "s3a", "gs", "gcs", "az", "abfs", "file", "memory")
 

@@ -29,7 +29,9 @@ Tree = dict[str, Any]  # a folder: names to trees, and to None for a file
 class Listed(Protocol):
     """Files by name, of which some are texts."""
 
-    shown: str
+    @property
+    def shown(self) -> str:
+        """What messages call them."""
 
     @property
     def members(self) -> Mapping[str, Member]:

@@ -2,12 +2,12 @@
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from posixpath import normpath
 from typing import Any, Final, Protocol
 
-from wbc_model.cells.manifest import ManifestRow
+from wbc_model.cells.manifest import Load, ManifestRow
 from wbc_model.core.errors import ImageRejected
 from wbc_model.sources.limits import NESTED
 
@@ -19,7 +19,6 @@ IN_ARCHIVE: Final = ("undecodable", "an archive in an archive: take it out, and 
 NOT_THERE: Final = ("missing", "there is no such file in the archive")
 _DRIVE: Final = re.compile(r"[A-Za-z]:")
 
-Load = Callable[[], bytes]
 Problem = tuple[str, str]  # reason and detail of an ImageRejected
 
 

@@ -10,12 +10,22 @@ from typing import IO, Any, Final
 
 import pandas as pd
 
-from wbc_model.cells.manifest import IMAGE_SUFFIXES, SPLITS, Plain, Source, in_parts, manifest_frame, read_manifest, visible_name
+from wbc_model.cells.manifest import (
+    IMAGE_SUFFIXES,
+    SPLITS,
+    Load,
+    Plain,
+    Source,
+    in_parts,
+    manifest_frame,
+    read_manifest,
+    visible_name,
+)
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import ImageRejected, WbcError
 from wbc_model.sources.bucket import Folder, Manifest, answering, file_system
 from wbc_model.sources.listing import MANIFESTS, rows_by_manifest
-from wbc_model.sources.members import Archive, Load, Member, find
+from wbc_model.sources.members import Archive, Member, find
 from wbc_model.sources.table import ParquetTable
 from wbc_model.sources.tar_file import TarArchive
 from wbc_model.sources.zip_file import ZipArchive
@@ -38,7 +48,7 @@ def open_source(data: str | Path) -> Iterator[Source]:
 
 
 def _opened(data: str, stack: contextlib.ExitStack) -> Source:
-    return _remote(data, stack) if "://" in data else _local(Path(data).resolve() if Path(data).exists() else Path(data), stack)
+    return _remote(data, stack) if "://" in data else _local(Path(data), stack)
 
 
 class Opened:
@@ -95,8 +105,8 @@ class Opened:
         return shard, rest
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Another process opens the same data itself: no open file can go there."""
-        return _opened_again, (self.shown,)
+        """Another process opens the same data itself: no open file can go there, and it may stand in another folder."""
+        return _opened_again, (self.shown if "://" in self.shown else str(Path(self.shown).absolute()),)
 
 
 @functools.lru_cache(maxsize=1)
@@ -170,7 +180,7 @@ class ImageFolder(Plain):
     def __init__(self, data: Path) -> None:
         super().__init__(data)
         files = (path for path in sorted(data.rglob("*")) if path.is_file() and path.name.casefold() not in MANIFESTS[:2])
-        self.shown, self.members = str(data), {path.relative_to(data).as_posix(): Member(0, path) for path in files}
+        self.members = {path.relative_to(data).as_posix(): Member(0, path) for path in files}
 
     def manifest(self, names: Mapping[str, str]) -> pd.DataFrame:
         """The rows that the metadata name; without such metadata those of any folder."""

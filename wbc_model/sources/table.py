@@ -9,12 +9,12 @@ from typing import IO, Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from wbc_model.cells.manifest import ManifestRow, sheet_rows
+from wbc_model.cells.manifest import Load, ManifestRow, sheet_rows
 from wbc_model.core.errors import ImageRejected, WbcError
 from wbc_model.core.images import MAX_BYTES
 from wbc_model.core.written import Sheet
 from wbc_model.sources.limits import length_of, refuse_many, refuse_swollen, too_large
-from wbc_model.sources.members import Load, Member, Members, plain_name
+from wbc_model.sources.members import Member, Members, plain_name
 
 IMAGES: Final = ("image", "img")
 COLUMNS: Final = ("label", "split", "group")

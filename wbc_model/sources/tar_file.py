@@ -12,12 +12,12 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import IO, Final, cast
 
-from wbc_model.cells.manifest import ManifestRow
+from wbc_model.cells.manifest import Load, ManifestRow
 from wbc_model.core.errors import ImageRejected, WbcError
 from wbc_model.core.images import MAX_BYTES
 from wbc_model.sources.limits import MOST_TEXT, Bounded, Readable, length_of, refuse_many, too_large
 from wbc_model.sources.listing import BESIDE, MANIFESTS, rows_of
-from wbc_model.sources.members import LINK, NO_FILE, Load, Member, Members, Problem, plain_name
+from wbc_model.sources.members import LINK, NO_FILE, Member, Members, Problem, plain_name
 
 OPENERS: Final[Mapping[bytes, Callable[[IO[bytes]], Readable]]] = {
     b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),

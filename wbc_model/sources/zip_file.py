@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import IO
 
-from wbc_model.cells.manifest import ManifestRow
+from wbc_model.cells.manifest import Load, ManifestRow
 from wbc_model.core.errors import ImageRejected, WbcError
 from wbc_model.core.images import MAX_BYTES
 from wbc_model.sources.limits import MOST_TEXT, length_of, refuse_many, refuse_swollen, too_large
 from wbc_model.sources.listing import rows_of
-from wbc_model.sources.members import LINK, Load, Member, Members, Problem
+from wbc_model.sources.members import LINK, Member, Members, Problem
 
 _ENCRYPTED = 0x1  # of the general purpose flags
 
