@@ -280,8 +280,7 @@ def update_of_training(setting: Setting) -> Callable[[], None]:
 
     params = read_params(ROOT / "params.yaml")
     size = params.presets["full"].model_copy(update={"image_size": setting.size.side, "batch_size": setting.size.batch})
-    train = params.train.model_copy(update={"accelerator": setting.device.type})
-    params = params.model_copy(update={"preset": "full", "presets": {**params.presets, "full": size}, "train": train})
+    params = params.model_copy(update={"preset": "full", "presets": {**params.presets, "full": size}})
     images, labels = noise(setting)
     cells = LabelledCells(images.numpy(), labels.numpy(), tuple(map(str, range(len(labels)))))
     training = Training.of_pools(params, cells, cells, Path(tempfile.mkdtemp()) / "checkpoint")

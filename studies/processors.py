@@ -164,7 +164,7 @@ def training_of(params: Params, folder: Path, pseudo: bool) -> Training:
         return LabelledCells(images, random.integers(0, 5, count), tuple(map(str, range(count))))
 
     few = {"ema": 0.99, "logit_adjustment": 1.0, "unlabelled_ratio": 1.0} if pseudo else {}
-    params = params.model_copy(update={"train": params.train.model_copy(update={"accelerator": "cpu", **few})})
+    params = params.model_copy(update={"train": params.train.model_copy(update=few)})
     labelled, pool = noise(600), noise(600)
     unlabelled = UnlabelledCells(pool.sha256s, lambda names: pool.images[[int(name) for name in names]])
     training = Training.of_pools(params, labelled, noise(64), folder / f"checkpoint-{pseudo}", unlabelled)

@@ -45,6 +45,7 @@ GONE: Final = frozenset(
         "onboard.strategy",
         "retrain.after_cycle",
         "gate.max_comparisons",
+        "train.accelerator",
     }
 )
 
@@ -168,7 +169,6 @@ class TrainParams(Section):
     ema: Annotated[float, Field(ge=0, lt=1)]
     unlabelled_ratio: Annotated[float, Field(ge=0)]
     devices: Annotated[int, Field(ge=1)]
-    accelerator: Literal["auto", "cpu", "cuda"]
 
 
 class FewLabelsParams(Section):

@@ -13,8 +13,7 @@ def slow_precision(
 ) -> str:
     """A line where training is to be in bfloat16 on a processor without instructions for it; empty where it is not, or where
     the machine does not say. `how` is what sets a parameter."""
-    on_gpu = params.train.accelerator != "cpu" and gpu.exists()
-    if params.size.precision != "bf16-mixed" or on_gpu or not cpuinfo.exists():
+    if params.size.precision != "bf16-mixed" or gpu.exists() or not cpuinfo.exists():
         return ""
     flags = next((line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")), "")
     if not flags or "bf16" in flags:

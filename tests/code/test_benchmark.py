@@ -45,7 +45,6 @@ TINY: dict[str, Any] = {
         "presets.small.updates": 4,
         "presets.small.precision": "32-true",
         "train.eval_every": 2,
-        "train.accelerator": "cpu",
         "model.attention": "none",
     },
     "arms": {"random": {"acquisition.strategy": "random"}, "learning_loss": {"acquisition.strategy": "learning_loss"}},

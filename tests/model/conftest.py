@@ -43,7 +43,7 @@ def tiny_params(**train: object) -> Params:
 
     document = yaml.safe_load((ROOT / "params.yaml").read_text())
     document["presets"]["small"] = {"image_size": 32, "batch_size": 16, "updates": 9, "precision": "32-true"}
-    document["train"] |= {"eval_every": 3, "accelerator": "cpu", **train}
+    document["train"] |= {"eval_every": 3, **train}
     return parse_params(yaml.safe_dump(document))
 
 

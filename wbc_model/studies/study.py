@@ -145,7 +145,6 @@ def trained_on(params: Params) -> str:
     dump = params.model_dump(exclude={"preset", "presets", "acquisition", *_NO_EFFECT})
     for name in _NO_EFFECT_DATA:
         dump["data"].pop(name, None)
-    dump["train"].pop("accelerator")  # which kind of machine trained is recorded, and is no other training
     return repr(sorted(dump.items())) + repr(params.size.model_dump())
 
 

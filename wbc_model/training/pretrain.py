@@ -134,7 +134,7 @@ class Pretraining:
             raise WbcError(f"train.pretraining: the pool has {len(cells.sha256s)} cells, at least {size.batch_size} are needed")
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # as in training
-        self.device = Fabric(accelerator=train.accelerator, devices=1).device
+        self.device = Fabric(devices=1).device
         torch.manual_seed(params.seed)
         network = AttentionResNet18(params.model.attention, lossnet=False, norm=params.model.norm)
         if params.model.init_weights:

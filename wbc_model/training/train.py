@@ -288,7 +288,6 @@ def fabric_of(params: Params) -> Fabric:
     # Filling new memory is a search for faults: everything is written before it is read.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     fabric = Fabric(
-        accelerator=train.accelerator,
         devices=train.devices,
         precision=size.precision,
         strategy="ddp" if train.devices > 1 else "auto",
