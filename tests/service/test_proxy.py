@@ -1,5 +1,7 @@
 """The shipped nginx configuration, on loopback, with a certificate of its own, before a real service; headers of answers."""
 
+import gzip
+import json
 import os
 import re
 import shutil
@@ -43,7 +45,8 @@ class Proxy:
 
 
 def configuration(folder: Path, upstream: int, plain_port: int, port: int) -> Path:
-    """A main file as Debian's around the shipped one, in which only ports and certificate files are changed."""
+    """A main file as Debian's around the shipped one, in which only ports and certificate files are changed. Like Debian's it
+    compresses, and more than that."""
     text = (ROOT / "deploy/nginx.conf").read_text()
     for old, new in (
         ("127.0.0.1:3000", f"127.0.0.1:{upstream}"),
@@ -59,7 +62,8 @@ def configuration(folder: Path, upstream: int, plain_port: int, port: int) -> Pa
     main = folder / "nginx.conf"
     main.write_text(
         f"pid {folder}/nginx.pid; error_log {folder}/error.log; daemon off; worker_processes 1; events {{}}\n"
-        f"http {{ access_log {folder}/access.log; {temporary} include {folder}/wbc.conf; }}\n"
+        f"http {{ gzip on; gzip_types *; gzip_proxied any; gzip_min_length 0; access_log {folder}/access.log; {temporary} "
+        f"include {folder}/wbc.conf; }}\n"
     )
     return main
 
@@ -74,8 +78,9 @@ def proxy(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "1"]
     subprocess.run([str(OPENSSL), "req", "-x509", *kind, *names, *files], check=True, capture_output=True)
     main = configuration(folder, upstream, plain_port, port)
-    key = add_key(folder / "keys", "ward-3", ["classify"])
-    environment = clean_environment(WBC_API_KEYS_FILE=str(folder / "keys"), WBC_MAX_BODY_MIB="10", WBC_HOSTS=NAME)
+    key = add_key(folder / "keys", "ward-3", ["classify", "review"])
+    kept = {"WBC_STORE_URL": sqlite_url(folder / "service.db"), "WBC_AUDIT_LOG": str(folder / "audit")}
+    environment = clean_environment(WBC_API_KEYS_FILE=str(folder / "keys"), WBC_MAX_BODY_MIB="10", WBC_HOSTS=NAME, **kept)
     with started(serve_command(model_dir, upstream), upstream, folder, environment, ROOT) as server:
         process = subprocess.Popen([str(NGINX), "-c", str(main), "-p", str(folder)], stderr=subprocess.PIPE)
         url = f"https://127.0.0.1:{port}"
@@ -113,6 +118,46 @@ def test_images_are_classified_over_tls_and_none_is_left_on_the_disk(proxy: Prox
     assert "nginx/" not in answer.headers.get("server", "")
     assert outside.get("/readyz").status_code == 200
     assert not [path for path in (proxy.folder / "client_body").rglob("*") if path.is_file()]
+
+
+def as_sent(outside: httpx.Client, path: str, accept: str = "*/*", **headers: str) -> tuple[httpx.Response, bytes]:
+    """An answer's head, and its body as it travelled."""
+    asked = {"Accept": accept, "Accept-Encoding": "gzip, br", **headers}
+    with outside.stream("GET", path, headers=asked) as answer:
+        return answer, b"".join(answer.iter_raw())
+
+
+@needs_nginx
+def test_an_answer_is_compressed_once_and_says_so(outside: httpx.Client) -> None:
+    """A page, which anybody may have, and a report, which has a specimen's number and a strong ETag."""
+    page, body = as_sent(outside, "/")
+    assert (page.headers["content-encoding"], page.headers["vary"]) == ("gzip", "Accept-Encoding")
+    assert int(page.headers["content-length"]) == len(body)
+    assert gzip.decompress(body).startswith(b"<!doctype html>")
+    assert page.headers["etag"].startswith('W/"')
+    again, nothing = as_sent(outside, "/", **{"If-None-Match": page.headers["etag"]})
+    assert (again.status_code, nothing, again.headers["etag"]) == (304, b"", page.headers["etag"])
+
+    cells = form(*(of_class("Monocyte") for _ in range(20)))
+    made = outside.post("/v1/differential", files=cells, data={"specimen_id": "S-2026-0815"})
+    report = f"/v1/reports/{made.json()['report_id']}"
+    told, body = as_sent(outside, report)
+    assert (told.headers["content-encoding"], int(told.headers["content-length"])) == ("gzip", len(body))
+    assert json.loads(gzip.decompress(body))["specimen_id"] == "S-2026-0815"
+    assert "Accept-Encoding" in told.headers["vary"]
+    assert told.headers["cache-control"] == "no-store"
+    assert told.headers["etag"] == '"1"', "it names a version, for If-Match"
+    for path, kind in (
+        (f"{report}/report.pdf", "application/pdf"),
+        ("/v1/me", "application/json"),
+    ):  # compressed already, and small
+        answer, body = as_sent(outside, path, kind)
+        assert answer.headers["content-type"] == kind
+        assert "content-encoding" not in answer.headers
+        assert int(answer.headers["content-length"]) == len(body)
+    asked = {"label": "Lymphocyte", "by": "Dr Ada"}
+    changed = outside.put(f"{report}/cells/0", json=asked, headers={"If-Match": told.headers["etag"]})
+    assert (changed.status_code, changed.headers["etag"]) == (200, '"2"')
 
 
 @needs_nginx
