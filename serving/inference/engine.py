@@ -16,6 +16,10 @@ from wbc_model.core.model_card import INT8, ONNX, ModelCard
 
 ENGINES: Final = ("auto", "openvino", "torch")
 MAX_THREADS: Final = 16
+# Up to this side a call of the engine costs as much as an image or two, and float32 in a call of its own twice as much an image as
+# in one of four. The answers are the same bits, however many images are computed together.
+SMALL_SIDE: Final = 96
+SMALL_CHUNK: Final = 64
 OUTPUTS: Final = ("logits", "predicted_loss", "embedding")  # of a graph; older ones lack the last
 
 
@@ -61,12 +65,13 @@ class OpenVinoEngine:
     bf16 where the processor computes in it natively; `exact` always model.onnx in float32."""
 
     name = "openvino"
-    chunk = 16
+    chunk = 16  # images that are computed together; of small ones SMALL_CHUNK, which takes about as long
 
     def __init__(self, directory: Path, threads: int) -> None:
         core = silent_openvino().Core()
         model = _read(core, directory / ONNX)
         has_int8 = (directory / INT8[0]).exists()
+        self.chunk = SMALL_CHUNK if _is_small(model) else OpenVinoEngine.chunk
         self._outputs = [name for name in OUTPUTS if name in _outputs_of(model)]  # those of the int8 graph, which is made of it
         bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self.reduced = bf16 or has_int8
@@ -102,6 +107,12 @@ def _read(core: Any, path: Path) -> Any:
 
 def _outputs_of(model: Any) -> set[str]:
     return {name for output in model.outputs for name in output.names}
+
+
+def _is_small(model: Any) -> bool:
+    """Whether a graph's images (N, S, S, 3) are at most SMALL_SIDE wide; of an odd graph it is said elsewhere what is wrong."""
+    shape = model.input(0).partial_shape
+    return shape.rank.is_static and len(shape) == 4 and shape[1].is_static and shape[1].get_length() <= SMALL_SIDE
 
 
 def _requests(core: Any, model: Any, precision: str, threads: int) -> "queue.SimpleQueue[Any]":

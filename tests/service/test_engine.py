@@ -17,7 +17,7 @@ from tiny_model import SIZE, expected_logits, expected_probabilities, write_mode
 
 from serving.contract.schemas import Classified
 from serving.inference.classify import SURE, Classifier
-from serving.inference.engine import OpenVinoEngine, open_engine
+from serving.inference.engine import SMALL_CHUNK, OpenVinoEngine, open_engine
 from wbc_model.core.errors import WbcError
 from wbc_model.core.images import View, preprocess
 from wbc_model.core.model_card import CARD, Architecture, ModelCard, Normalisation, read_card
@@ -35,6 +35,18 @@ def test_logits_and_predicted_loss_are_the_hand_computed_ones(model_dir: Path) -
     assert exact.logits == pytest.approx(np.stack([expected_logits(colour) for colour in colours]), abs=1e-3)
     assert exact.predicted_loss == pytest.approx(colours[:, 0] / 255, abs=1e-4)
     assert engine.infer(images).logits == pytest.approx(exact.logits, abs=0.3)  # bf16
+
+
+def test_an_answer_is_the_same_bits_however_many_are_computed_together(model_dir: Path) -> None:
+    engine = OpenVinoEngine(model_dir, 1)
+    assert engine.chunk == SMALL_CHUNK
+    images = np.random.default_rng(0).integers(0, 256, (SMALL_CHUNK, SIZE, SIZE, 3)).astype(np.uint8)
+    for exact in (False, True):
+        whole = engine.infer(images, exact)
+        for count in (1, 5, 16):
+            parts = [engine.infer(images[start : start + count], exact) for start in range(0, SMALL_CHUNK, count)]
+            assert (np.concatenate([part.logits for part in parts]) == whole.logits).all()
+            assert (np.concatenate([part.predicted_loss for part in parts]) == whole.predicted_loss).all()
 
 
 def test_an_answer_stays_as_it_is_when_the_next_one_is_computed(model_dir: Path) -> None:
