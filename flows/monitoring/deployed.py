@@ -12,9 +12,10 @@ from prefect.states import Failed
 from flows.guard import watch_flow
 from flows.identity import workspace_name
 from flows.labelling.store import has_store
+from flows.monitoring.alarms import DRIFT, RECALL, resource_of
 from flows.monitoring.ask import ask_for_labels
 from flows.monitoring.audit import audit
-from flows.monitoring.watch import DRIFT, RECALL, resource_of, watch
+from flows.monitoring.watch import watch
 from flows.notify import tell
 from flows.retraining.prefect_api import BY_SCHEDULE, retraining_flow, run_name
 from flows.retraining.schedule import timezone

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
+from flows.monitoring.alarms import RECALL, Alarm, note
 from wbc_model.core.classes import CLASSES
 
 if TYPE_CHECKING:
@@ -104,7 +105,8 @@ def _asked(store: "Store", chosen: Mapping[str, Place]) -> "Iterator[AskedCell]"
 
 
 def measure(store: "Store", site: str, floors: Mapping[str, float]) -> list[tuple[str, tuple[str, ...]]]:
-    """Keep how right each model is in use; returns the models with the classes whose recall has come under its floor since.
+    """Keep how right each model is in use; returns the models with the classes whose recall has come under its floor since. These
+    alarms are to be told.
 
     The limits are exact (Clopper & Pearson 1934). A recall is under its floor where its upper limit is.
     """
@@ -127,8 +129,9 @@ def measure(store: "Store", site: str, floors: Mapping[str, float]) -> list[tupl
                     under.append(label)
                 numbers = {"cells": cells, "right": right, "low": low, "high": high, "floor": floor}
                 session.merge(InUse(site=site, model_version=model, label=label, alarm=alarm, at=at, **numbers))
-        if under:
-            new.append((model, tuple(under)))
+            if under:
+                note(session, Alarm(RECALL, site, model, f"{at:%Y-%m-%d}", tuple(under)))
+                new.append((model, tuple(under)))
     return new
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
+from flows.monitoring.alarms import Alarm, note
 from flows.monitoring.drift import Day, Usual, Verdict
 from flows.monitoring.measures import Cells
 from wbc_model.core.errors import WbcError
@@ -81,8 +82,9 @@ def _standing(session: "Session", stream: Stream) -> "WatchWord | None":
     return session.scalar(query.order_by(WatchWord.id.desc()).limit(1))
 
 
-def keep(store: "Store", stream: Stream, verdicts: Sequence[Verdict], usual: Usual) -> None:
-    """Keep what was found of some days, in the place of what was found of them before, and the usual state after them."""
+def keep(store: "Store", stream: Stream, verdicts: Sequence[Verdict], usual: Usual, alarms: Sequence[Alarm] = ()) -> None:
+    """Keep what was found of some days, in the place of what was found of them before, and the usual state after them. With it
+    goes which alarms are to be told: all of it or nothing."""
     from serving.reports.tables import Drift, UsualCells
 
     with store.writing() as session:
@@ -102,6 +104,8 @@ def keep(store: "Store", stream: Stream, verdicts: Sequence[Verdict], usual: Usu
                     state=one.state,
                 )
             )
+        for alarm in alarms:
+            note(session, alarm)
         if len(usual.cells):
             word = _standing(session, stream)
             table = np.empty(len(usual.cells), _WITH_REQUEST)

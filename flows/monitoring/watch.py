@@ -1,19 +1,17 @@
 """`wbc watch`: judges the days that are over, draws cells for readers, measures how right the model is, and tells of alarms."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from flows.identity import workspace_name
 from flows.labelling.store import has_store, meeting_store
 from flows.monitoring import in_use, served
+from flows.monitoring.alarms import DRIFT, Alarm, tell_what_is_new
 from flows.monitoring.drift import Verdict, judge
 from flows.monitoring.measures import NAMES, Cells
 from flows.monitoring.pictures import days_as_svg
-from flows.notify import tell
 from flows.workspace import SITES
 from wbc_model.core.errors import WbcError
 from wbc_model.core.model_card import CARD, read_card
@@ -23,28 +21,7 @@ from wbc_model.params import read_params
 if TYPE_CHECKING:
     from serving.reports.store import Store
 
-DRIFT, RECALL = "wbc.drift.alarm", "wbc.recall.alarm"  # the events by which Prefect's automations begin
 MODELS: Final = ("models/champion", "models/adapted", "models/candidate")
-
-
-@dataclass(frozen=True)
-class Alarm:
-    """What a site's cells, or the model's answers about them, have come to; `day` is the first of it."""
-
-    event: str
-    site: str
-    model: str
-    day: str
-    what: tuple[str, ...]
-
-    @property
-    def line(self) -> str:
-        """In words."""
-        if self.event == RECALL:
-            return f"site {self.site}: the recall of {' and '.join(self.what)} is under its floor in use (model {self.model})"
-        return (
-            f"site {self.site}: {', '.join(self.what)} of its cells differ from the usual since {self.day} (model {self.model})"
-        )
 
 
 @dataclass
@@ -88,9 +65,7 @@ def watch(workspace: Path, today: date | None = None) -> Watched:
             _watch_stream(store, stream, str(today), trained, found)
         _in_use(workspace, store, found)
         found.sites += _how_they_stand(store)
-    for alarm in found.alarms:
-        tell(workspace, alarm.line)
-    _emit(workspace, found.alarms)
+        found.alarms = tell_what_is_new(workspace, store)
     return found
 
 
@@ -114,25 +89,25 @@ def _watch_stream(store: "Store", stream: served.Stream, today: str, trained: Ma
         return
     standing = served.alarms_on(store, stream, days[0].day)
     verdicts, usual = judge(days, usual, trained.get(stream.model_version))
-    served.keep(store, stream, verdicts, usual)
+    served.keep(store, stream, verdicts, usual, _news(stream, verdicts, standing, found))
     shown = served.effects(store, stream)
     served.keep_pictures(store, stream.site, [(name, days_as_svg(shown[name])) for name in NAMES if name in shown])
     found.judged += len({one.day for one in verdicts if one.state != "few"})
-    _news(stream, verdicts, standing, found)
     if stream.model_version not in trained:
         found.missing.append(
             f"site {stream.site}: model {stream.model_version} has no reference of what it was made with; a retraining makes one"
         )
 
 
-def _news(stream: served.Stream, verdicts: Sequence[Verdict], standing: set[str], found: Watched) -> None:
-    """Tell a new alarm from one that stands."""
+def _news(stream: served.Stream, verdicts: Sequence[Verdict], standing: set[str], found: Watched) -> list[Alarm]:
+    """The alarms that are new, and not ones that stand; what differs from training, or cannot be judged, goes to `found`."""
+    alarms = []
     days = dict.fromkeys(one.day for one in verdicts if one.state != "few")
     for day in days:
         of_day = [one for one in verdicts if one.day == day]
         now = {one.measure for one in of_day if one.state == "alarm"}
         if new := [name for name in NAMES if name in now - standing]:
-            found.alarms.append(Alarm(DRIFT, stream.site, stream.model_version, day, tuple(new)))
+            alarms.append(Alarm(DRIFT, stream.site, stream.model_version, day, tuple(new)))
         if differs := [one.measure for one in of_day if one.state == "differs"]:
             found.differs.append(
                 f"site {stream.site}: {', '.join(differs)} differ from training, by the cells of {day}; from now on the site is "
@@ -142,6 +117,7 @@ def _news(stream: served.Stream, verdicts: Sequence[Verdict], standing: set[str]
             line = f"site {stream.site}: model {stream.model_version} does not say what is needed for {', '.join(unknown)}"
             found.missing += [] if line in found.missing else [line]
         standing = now
+    return alarms
 
 
 def _how_they_stand(store: "Store") -> list[str]:
@@ -164,24 +140,4 @@ def _in_use(workspace: Path, store: "Store", found: Watched) -> None:
 
     site, floors = site_from_environment(), read_params(workspace / "params.yaml").gate.recall_floor
     found.drawn = in_use.draw(store, site)
-    for model, labels in in_use.measure(store, site.name, floors):
-        found.alarms.append(Alarm(RECALL, site.name, model, f"{datetime.now(UTC):%Y-%m-%d}", labels))
-
-
-def _emit(workspace: Path, alarms: Sequence[Alarm]) -> None:
-    """Emit an event for each alarm, where there is a Prefect server; its automations begin what is to be done."""
-    if not alarms or "PREFECT_API_URL" not in os.environ:
-        return
-    from prefect.events import emit_event
-    from prefect.events.worker import EventsWorker
-
-    name = workspace_name(workspace)
-    for alarm in alarms:
-        resource = {"prefect.resource.id": resource_of(name), "prefect.resource.name": name, "wbc.site": alarm.site}
-        emit_event(event=alarm.event, resource=resource, payload={**asdict(alarm), "line": alarm.line})
-    EventsWorker.instance().drain()
-
-
-def resource_of(workspace: str) -> str:
-    """What the events of a workspace are about, as Prefect names it."""
-    return f"wbc.workspace.{workspace}"
+    in_use.measure(store, site.name, floors)

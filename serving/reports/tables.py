@@ -425,3 +425,20 @@ class WatchWord(Base):
     by: Mapped[str]
     at: Mapped[datetime]
     undoes: Mapped[int | None]
+
+
+class WatchAlarm(Base):
+    """An alarm of the watch, written together with the verdict that it follows from; `told_at` is empty until it was told.
+
+    `what` names the measures that are not as usual, or the classes whose recall is under its floor.
+    """
+
+    __tablename__ = "watch_alarms"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    event: Mapped[str] = mapped_column(String(32))
+    site: Mapped[str]
+    model_version: Mapped[str]
+    day: Mapped[str] = mapped_column(String(10))
+    what: Mapped[list[str]] = mapped_column(JSON)
+    told_at: Mapped[datetime | None]

@@ -72,7 +72,7 @@ def test_processes_that_open_an_empty_store_at_once_wait_for_each_other(blank_ur
 def test_a_store_of_a_newer_version_is_refused_in_one_line(store: Store, store_url: str) -> None:
     with store.writing() as session:
         session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    with pytest.raises(WbcError, match=r"newer version.*9999.*0007") as refused:
+    with pytest.raises(WbcError, match=r"newer version.*9999.*0008") as refused:
         Store.open(store_url)
     assert "\n" not in str(refused.value)
 
