@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MARKS: Final = ("params.yaml", "dvc.yaml")
 RETRAINING_FILE: Final = "data/retraining.yaml"
+_NAMELESS: Final = "unnamed"  # a key of that file
 SITES: Final = "sites"  # the folder in which onboarded sites lie, each a workspace
 STORE: Final = "data/service.db"  # what `wbc serve` keeps
 KEYRING: Final = "data/service.keys"
@@ -270,17 +271,42 @@ def set_params(workspace: Path, changes: Mapping[str, Any]) -> list[str]:
 
 def after_cycle(workspace: Path) -> int:
     """The last cycle before this retraining; workspaces made before have it in params.yaml. Raises WbcError."""
-    from wbc_model.core.written import read_yaml
-
     path = workspace / RETRAINING_FILE
     if path.exists():
-        document = read_yaml(path)
-        number = document.get("after_cycle") if isinstance(document, dict) else None
+        number = _retraining_file(workspace).get("after_cycle")
         if not isinstance(number, int) or number < 0:
             raise WbcError(f"{path}: after_cycle is no number: `git checkout {RETRAINING_FILE}` brings it back")
         return number
     before = _retrain_section(workspace).get("after_cycle", 0)
     return before if isinstance(before, int) else 0
+
+
+def nameless(workspace: Path) -> set[str]:
+    """The cells that nobody could name so far, as `note_nameless` has noted them: the stage `query` asks about others. Raises
+    WbcError."""
+    found = _retraining_file(workspace).get(_NAMELESS, [])
+    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
+        raise WbcError(f"{workspace / RETRAINING_FILE}: {_NAMELESS} is no list of cells: take it out, `wbc query` notes it again")
+    return set(found)
+
+
+def note_nameless(workspace: Path, sha256s: Collection[str]) -> None:
+    """Note the cells that nobody can name, in the place of those before. What the stage `query` asks for depends on them."""
+    if set(sha256s) != nameless(workspace):
+        _write_retraining_file(workspace, after_cycle(workspace), sha256s)
+
+
+def _retraining_file(workspace: Path) -> Mapping[str, Any]:
+    from wbc_model.core.written import read_yaml
+
+    path = workspace / RETRAINING_FILE
+    document = read_yaml(path) if path.exists() else None
+    return document if isinstance(document, dict) else {}
+
+
+def _write_retraining_file(workspace: Path, cycle: int, sha256s: Collection[str]) -> None:
+    lines = [f"after_cycle: {cycle}", *([f"{_NAMELESS}:"] if sha256s else []), *(f"  - {one}" for one in sorted(sha256s))]
+    write_atomic(workspace / RETRAINING_FILE, "\n".join(lines) + "\n")
 
 
 def _retrain_section(workspace: Path) -> Mapping[str, Any]:
@@ -293,7 +319,7 @@ def _retrain_section(workspace: Path) -> Mapping[str, Any]:
 
 def note_after_cycle(workspace: Path, cycle: int) -> None:
     """Begin a retraining after this cycle: what the stage `query` asks for depends on it."""
-    write_atomic(workspace / RETRAINING_FILE, f"after_cycle: {cycle}\n")
+    _write_retraining_file(workspace, cycle, nameless(workspace))
     # A dvc.yaml made before has the stage depend on the key in params.yaml.
     if "after_cycle" in _retrain_section(workspace):
         set_params(workspace, {"retrain.after_cycle": cycle})

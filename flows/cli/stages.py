@@ -129,7 +129,9 @@ def query_command(
 
     def body(workspace: Path) -> dict[str, Any]:
         from flows.pipeline.stages import query
+        from flows.retraining.people import note_nameless
 
+        note_nameless(workspace)
         return query(workspace, count)
 
     result = run_stage("query", body)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from flows.progress import TrainingLines, noted
 from flows.site import site_of
-from flows.workspace import after_cycle, workspace_or_none
+from flows.workspace import after_cycle, nameless, workspace_or_none
 from wbc_model.cells.decoded import DecodedCells
 from wbc_model.cells.manifest import Source, source_of
 from wbc_model.cells.pools import Pools
@@ -156,23 +156,26 @@ def evaluate(workspace: Path) -> dict[str, Any]:
 
 
 def query(workspace: Path, count: int | None = None) -> dict[str, Any]:
-    """Queue the cells most worth a label: `data/queue.csv`. Before there is any model their colours decide."""
+    """Queue the cells most worth a label: `data/queue.csv`. Before there is any model their colours decide. A cell that people
+    could not name is not asked about again."""
     from wbc_model.acquisition.query import Question
     from wbc_model.acquisition.query import query as query_pool
     from wbc_model.acquisition.queue import first_query
 
     params, pools = read_params(workspace / "params.yaml"), usable_pools(workspace)
     count = query_size(params, pools, after_cycle(workspace)) if count is None else count
+    asked_of = pools.frames["unlabelled"]
+    asked_of = asked_of[~asked_of["sha256"].isin(nameless(workspace))]
     candidate = _model(workspace)
     if not candidate.exists():
         decoded = decoded_cells(workspace, params.size.image_size, params.model.view)
-        queue = first_query(decoded, pools.frames["unlabelled"], count, params.seed)
+        queue = first_query(decoded, asked_of, count, params.seed)
         return _write_queue(workspace, queue, pools, "colour_cover")
     card = read_card(candidate)
     decoded = decoded_cells(workspace, card.input_size, card.view)
     autocast, asked = params.size.precision == "bf16-mixed", params.acquisition
     how = Question(asked.strategy, count, params.seed, autocast, asked.candidates)
-    queue = query_pool(candidate, decoded, pools.frames["unlabelled"], how, pools.frames["labelled"])
+    queue = query_pool(candidate, decoded, asked_of, how, pools.frames["labelled"])
     return _write_queue(workspace, queue, pools, asked.strategy)
 
 
@@ -212,6 +215,8 @@ def why_nothing_is_asked(workspace: Path) -> str:
     have, waiting = len(frames["labelled"]), len(frames["unlabelled"])
     if not waiting:
         return f"nothing is asked: all {have} training cells are labelled; `wbc ingest` takes more in"
+    if set(frames["unlabelled"]["sha256"]) <= nameless(workspace):
+        return f"nothing is asked: nobody could name the {waiting} cells that are left; Disputes on the page /label lists them"
     return (
         f"nothing is asked: {have} of {have + waiting} training cells are labelled, and retrain.until is {params.retrain.until}; "
         "`wbc retrain --ask N` asks for N more"

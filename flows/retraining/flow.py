@@ -232,6 +232,7 @@ def evaluate(ctx: Context) -> dict[str, Any]:
 @_step("query")
 def query(ctx: Context) -> int:
     """The stage `query`; returns how many cells it asks about. DVC removes the queue before: one that was filled in is kept."""
+    people.note_nameless(ctx.workspace)
     if (kept := labels.keep_edited_queue(ctx.workspace)) is not None:
         ctx.progress.say(f"data/queue.csv was filled in and is {kept.name} now: `wbc labels import {kept}` takes its labels in")
     with _gpu(ctx):

@@ -21,6 +21,7 @@ from flows.notify import announce
 from flows.progress import counted
 from flows.retraining import fresh_cells
 from flows.state import Busy, State, hold_lock, is_locked, label_cycle, read_state
+from flows.workspace import note_nameless as note_cells_without_name
 from wbc_model.cells.pools import Pools
 from wbc_model.cells.rejections import quarantined
 from wbc_model.core.errors import WbcError
@@ -88,6 +89,18 @@ def _to_name(workspace: Path) -> set[str]:
 def left_to_name(workspace: Path) -> int:
     """How many cells of the queue somebody could still name."""
     return len(_to_name(workspace) - cells_given_up(workspace))
+
+
+def note_nameless(workspace: Path) -> None:
+    """Note which cells people could not name, so that the query asks about others. A cell that somebody names all the same may be
+    asked about again. Where the store cannot be reached, what was noted stands."""
+    from serving.labelling.queue import nameless
+
+    with contextlib.suppress(WbcError):
+        if has_store(workspace):
+            with meeting_store(workspace) as store:
+                found = nameless(store, workspace_name(workspace))
+            note_cells_without_name(workspace, found)
 
 
 def wait_of(workspace: Path, state: State, params: Params) -> Wait | None:

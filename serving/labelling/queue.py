@@ -334,6 +334,17 @@ def given_up(store: Store, workspace: str) -> set[str]:
         return set(session.scalars(select(Asked.sha256).where(Asked.queue_id.in_(newest), lost)))
 
 
+def nameless(store: Store, workspace: str) -> set[str]:
+    """The cells of a workspace that nobody can name. Of a cell that was asked about in several queues the last one counts."""
+    of_workspace = (Queue.workspace == workspace) & Queue.published_at.is_not(None)
+    unnamed = select(Asked.sha256).join(Queue, Queue.id == Asked.queue_id).where(of_workspace, Asked.state == "unnamed")
+    query = select(Asked.sha256, Asked.state).join(Queue, Queue.id == Asked.queue_id)
+    query = query.where(of_workspace, Asked.sha256.in_(unnamed)).order_by(Queue.published_at, Queue.id)
+    with store.reading() as session:
+        last = dict(session.execute(query).tuples().all())
+    return {sha256 for sha256, state in last.items() if state == "unnamed"}
+
+
 def withdraw_cells(store: Store, workspace: str, sha256s: Iterable[str], why: Why = "labelled") -> int:
     """Let cells leave the open queues of a workspace, since they are not to be named any more; returns how many left.
 

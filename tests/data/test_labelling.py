@@ -20,6 +20,7 @@ from flows.labelling.waiting import Wait, in_words, next_parts, said_on_the_page
 from flows.labels import QUEUE, Taken, awaited, check_replayed, read_log, read_none_of_five, read_queue, take_in, take_waiting
 from flows.retraining import people
 from flows.state import State, new_labels, note_learned, read_state
+from flows.workspace import nameless
 from serving.contract.labelling import UNSURE
 from serving.contract.site import Site, read_site
 from serving.labelling import answers
@@ -361,9 +362,13 @@ def test_a_cell_that_nobody_can_name_is_waited_for_no_longer(workspace: Path) ->
     assert standing.line.startswith("7 of 7 cells are agreed; ")
     assert standing.line.endswith("; nobody can name 1; that is enough: `wbc retrain` goes on")
     assert people.take(workspace).new == 0, "it is no label"
+    people.note_nameless(workspace)
+    assert nameless(workspace) == {gone}, "no query asks about it"
     with meeting_store(workspace) as store:
         undo(store, Who("Eve", "key"))
     assert people.stand(workspace).wait == Wait(8, 7, 8)
+    people.note_nameless(workspace)
+    assert nameless(workspace) == set(), "the word was taken back"
 
 
 def sha_of(store: Store, reader: str, task: str) -> str:

@@ -163,6 +163,33 @@ def test_the_stage_hands_the_labelled_pool_over(site: Site):
     assert queue["reason"].str.contains("against the rest").all()
 
 
+def test_the_stage_asks_about_no_cell_that_nobody_could_name(site: Site):
+    from flows.pipeline import stages
+    from flows.workspace import after_cycle, nameless, note_after_cycle, note_nameless
+
+    shutil.copyfile(ROOT / "params.yaml", site.folder / "params.yaml")
+    shutil.copytree(site.model, site.folder / "models/candidate", dirs_exist_ok=True)
+    stages.query(site.folder, count=6)
+    first = pd.read_csv(site.folder / "data/queue.csv")["sha256"].tolist()
+    note_nameless(site.folder, first[:4])
+    note_after_cycle(site.folder, 3)
+    assert (after_cycle(site.folder), nameless(site.folder)) == (3, set(first[:4])), "the next retraining knows them"
+    stages.query(site.folder, count=6)
+    again = pd.read_csv(site.folder / "data/queue.csv")["sha256"].tolist()
+    assert len(again) == 6
+    assert not set(again) & set(first[:4])
+    note_nameless(site.folder, site.pools.frames["unlabelled"]["sha256"].tolist())
+    assert stages.query(site.folder, count=6)["cells"] == 0
+    assert "nobody could name" in stages.why_nothing_is_asked(site.folder)
+    note_nameless(site.folder, [])
+    stages.query(site.folder, count=6)
+    assert pd.read_csv(site.folder / "data/queue.csv")["sha256"].tolist() == first, "named by somebody, it may be asked about"
+    (site.folder / "data/retraining.yaml").write_text("after_cycle: 0\nunnamed: yes\n")
+    with pytest.raises(WbcError, match="unnamed is no list of cells"):
+        stages.query(site.folder, count=6)
+    (site.folder / "data/retraining.yaml").unlink()
+
+
 @pytest.mark.parametrize("name", ["badge", "k_center", "typiclust", "colour_cover", "entropy"])
 def test_of_many_cells_those_of_the_highest_scores_and_random_ones_are_compared(
     site: Site, name: str, monkeypatch: pytest.MonkeyPatch
