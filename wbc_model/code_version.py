@@ -49,7 +49,7 @@ def modules_behind(function: Callable[..., Any] | str, root: Path = ROOT) -> dic
     if not statements:
         raise LookupError(f"{name}: {path} has no {own}")
     reached = ast.Module(statements, [])
-    return {name: reached, **_closure(_imported(reached, root), root)}
+    return {name: reached, **_closure(_named_imports(reached), root)}
 
 
 def _digest(parts: Iterable[str]) -> str:
@@ -106,23 +106,18 @@ def _named_imports(tree: ast.Module) -> frozenset[str]:
     return frozenset(name for name in found if name.split(".")[0] in ROOMS)
 
 
-def _imported(tree: ast.Module, root: Path) -> set[str]:
-    return {name for name in _named_imports(tree) if _source(name, root)}
-
-
-def _closure(modules: set[str], root: Path) -> dict[str, ast.Module]:
-    """These modules and all of ours that they import, with their syntax trees; a package brings its `__init__`."""
+def _closure(names: Collection[str], root: Path) -> dict[str, ast.Module]:
+    """Those of these names that are modules and all of ours that they import, with their syntax trees; a package brings its
+    `__init__`."""
     trees: dict[str, ast.Module] = {}
-    waiting = set(modules)
+    seen, waiting = set[str](), set(names)
     while waiting:
-        module = waiting.pop()
-        path = _source(module, root)
-        if module in trees or path is None:
+        seen.add(name := waiting.pop())
+        path = _source(name, root)
+        if path is None:  # what a module holds
             continue
-        trees[module] = _parsed(path.read_text(encoding="utf-8"))
-        waiting |= _imported(trees[module], root)
-        if "." in module:
-            waiting.add(module.rpartition(".")[0])
+        trees[name] = _parsed(path.read_text(encoding="utf-8"))
+        waiting |= {*_named_imports(trees[name]), name.rpartition(".")[0]} - seen - {""}
     return trees
 
 

@@ -328,7 +328,8 @@ class Pools:
     def out_of_use(self) -> set[str]:
         """The unlabelled cells that nothing may learn from, and that are not asked about: drawn for the test, or none of the
         five."""
-        return set(self.drawn()["sha256"]) | set(self.none_of_five()["sha256"])
+        frame = self.frames["unlabelled"]
+        return set(frame.loc[(frame["labelled_by"] == DRAWN) | (taken_out_as(frame) != ""), "sha256"])
 
     def drawn(self) -> pd.DataFrame:
         """The unlabelled cells that were drawn for the test pool and await their label."""
