@@ -16,7 +16,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 
-
 def pytest_collection_finish() -> None:
     """What 3,000 tests and their libraries have made stays: the collector of garbage need not look at it again and again."""
     gc.collect()
