@@ -23,11 +23,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -160,15 +162,43 @@ class Server:
 
 
 @contextlib.contextmanager
-def running(command: Callable[[Path, int], list[str]], model: Path, folder: Path) -> Iterator[Server]:
+def running(command: Callable[[Path, int], list[str]], model: Path, folder: Path, **more: str) -> Iterator[Server]:
     port = free_port()
     with (folder / f"server-{port}.log").open("wb") as log:
-        process = subprocess.Popen(command(model, port), env=environment(folder, model), cwd=folder, stdout=log, stderr=log)
+        variables = environment(folder, model) | more
+        process = subprocess.Popen(command(model, port), env=variables, cwd=folder, stdout=log, stderr=log)
     try:
         yield Server(process, port)
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
+
+
+class Sink(BaseHTTPRequestHandler):
+    """Takes what OpenTelemetry sends, and keeps nothing."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+@contextlib.contextmanager
+def sink() -> Iterator[str]:
+    """The address of a receiver of traces and metrics."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Sink)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 # ---------------------------------------------------------------- measuring
@@ -301,6 +331,17 @@ class Bench:
         met = ratio["median"] >= 2 and p99["service"]["median"] <= p99["obvious"]["median"]
         self.add(what, "≥ 2x, p99 no worse", found, met, ratio=ratio, p99_ms=p99, sides=rows)
 
+    def telemetry(self, model: Path, server: Server, watched: Server) -> None:
+        """One image a request with OpenTelemetry's traces and metrics against without."""
+        rows = alternate(
+            self.repeats,
+            off=lambda: sent(f"{server.url}/v1/classify", self.images, 1, SINGLE_CLIENTS, self.seconds),
+            on=lambda: sent(f"{watched.url}/v1/classify", self.images, 1, SINGLE_CLIENTS, self.seconds),
+        )
+        ratio = over(rows, "on", "off", "requests_per_second")
+        what = f"one image a request at {read_card(model).input_size} px, with OpenTelemetry against without"
+        self.add(what, "≥ 90 %", _text(ratio, "{:.0%}"), ratio["median"] >= 0.9, ratio=ratio, sides=rows)
+
     def start_and_memory(self, model: Path) -> None:
         """From the start of the process to /readyz, and resident memory after the first seconds of load."""
         starts, memory = [], []
@@ -374,6 +415,9 @@ def measure_model(bench: Bench, model: Path) -> None:
             with running(obvious, model, bench.folder) as other:
                 bench.against_obvious(model, server, other, 2.5, "bf16")
                 bench.single_against_obvious(model, server, other)
+        else:
+            with sink() as address, running(ours, model, bench.folder, OTEL_EXPORTER_OTLP_ENDPOINT=address) as watched:
+                bench.telemetry(model, server, watched)
     bench.start_and_memory(model)
 
 

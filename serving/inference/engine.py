@@ -16,8 +16,8 @@ from wbc_model.core.model_card import INT8, ONNX, ModelCard
 
 ENGINES: Final = ("auto", "openvino", "torch")
 MAX_THREADS: Final = 16
-# Up to this side a call of the engine costs as much as an image or two, and float32 in a call of its own twice as much an image as
-# in one of four. The answers are the same bits, however many images are computed together.
+# Up to this side a call of the engine costs as much as an image or two, and float32 of one image alone twice as much as of one of
+# sixteen. The answers are the same bits, however many images are computed together.
 SMALL_SIDE: Final = 96
 SMALL_CHUNK: Final = 64
 OUTPUTS: Final = ("logits", "predicted_loss", "embedding")  # of a graph; older ones lack the last
