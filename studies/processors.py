@@ -5,9 +5,9 @@
     python studies/processors.py --updates [--rounds 12] [--threads N]
 
 The first is run once for each kind of processor. It writes `studies/processors/`, and prints the row for the table in
-wbc_model/network/processors.py, which training looks up. The second compares a 64 px update as it was and as it is. All ways take
-turns in one run, so the machine's drift falls on all. With `--threads 1` the processor's time of the one thread counts, and other
-work on the machine changes little.
+wbc_model/network/processors.py, which training looks up. The second compares a 64 px update as it was and as it is: two of
+training, and one of `wbc onboard` (decision 063). All ways take turns in one run, so the machine's drift falls on all. With
+`--threads 1` the processor's time of the one thread counts, and other work on the machine changes little.
 """
 
 import argparse
@@ -28,13 +28,15 @@ import numpy as np
 import pandas as pd
 import torch
 
+from flows.sites.onboard import ADAPTATION, BATCH_SHARE
 from flows.studies.results import publishing
 from wbc_model.network import attention, processors
 from wbc_model.network.convolution import convolved
 from wbc_model.network.processors import CPUINFO, TABLE, Way, kind
 from wbc_model.params import Params, read_params
+from wbc_model.training.adaptation import FIXED, SiteBatches, the_last
 from wbc_model.training.labelled import LabelledCells
-from wbc_model.training.pseudo_labels import PseudoLabels, UnlabelledCells
+from wbc_model.training.pseudo_labels import PseudoLabelling, PseudoLabels, UnlabelledCells
 from wbc_model.training.train import Training
 
 ROOT: Final = Path(__file__).parents[1]
@@ -53,6 +55,7 @@ SHAPES: Final = (
     (256, 512, 2, 2),
     (512, 512, 1, 1),
 )
+CELLS: Final = 600  # of noise that an update draws from
 WORTH: Final = 0.9  # of plain's time: another way is chosen below this
 Clock = Callable[[], float]
 
@@ -155,44 +158,81 @@ def as_it_was() -> Iterator[None]:
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def training_of(params: Params, folder: Path, pseudo: bool) -> Training:
-    """A training on noise that is at its hard samples, and at its pseudo-labels where it has any."""
-    random, size = np.random.default_rng(0), params.size.image_size
+def noise(count: int, size: int, seed: int) -> LabelledCells:
+    random = np.random.default_rng(seed)
+    images = random.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+    return LabelledCells(images, random.integers(0, 5, count), tuple(map(str, range(count))))
 
-    def noise(count: int) -> LabelledCells:
-        images = random.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
-        return LabelledCells(images, random.integers(0, 5, count), tuple(map(str, range(count))))
 
-    few = {"ema": 0.99, "logit_adjustment": 1.0, "unlabelled_ratio": 1.0} if pseudo else {}
-    params = params.model_copy(update={"train": params.train.model_copy(update=few)})
-    labelled, pool = noise(600), noise(600)
-    unlabelled = UnlabelledCells(pool.sha256s, lambda names: pool.images[[int(name) for name in names]])
-    training = Training.of_pools(params, labelled, noise(64), folder / f"checkpoint-{pseudo}", unlabelled)
+def pool_of(size: int) -> UnlabelledCells:
+    pool = noise(CELLS, size, 1)
+    return UnlabelledCells(pool.sha256s, lambda names: pool.images[[int(name) for name in names]])
+
+
+def at_work(training: Training) -> Training:
+    """The training at its pseudo-labels where it has any."""
     training.network.train()
-    training.batches.weights = torch.ones(600)
     if training.pseudo is not None:
-        training.pseudo.use(PseudoLabels(torch.from_numpy(pool.labels), torch.ones(600)))
+        training.pseudo.use(PseudoLabels(torch.from_numpy(noise(CELLS, 1, 1).labels), torch.ones(CELLS)))
     return training
 
 
-def updates(params: Params, pseudo: bool, rounds: int, clock: Clock) -> dict[str, Any]:
+def training_of(params: Params, folder: Path, pseudo: bool) -> Training:
+    """A training on noise that is at its hard samples, and at its pseudo-labels where it has any."""
+    size = params.size.image_size
+    few = {"ema": 0.99, "logit_adjustment": 1.0, "unlabelled_ratio": 1.0} if pseudo else {}
+    params = params.model_copy(update={"train": params.train.model_copy(update=few)})
+    labelled = noise(CELLS, size, 0)
+    training = Training.of_pools(params, labelled, noise(64, size, 2), folder / f"checkpoint-{pseudo}", pool_of(size))
+    training.batches.weights = torch.ones(CELLS)
+    return at_work(training)
+
+
+def onboarding_of(params: Params, folder: Path, was: bool) -> Training:
+    """An onboarding without labels on noise, as it was before decision 063 or as it is."""
+    size = params.size
+    train = {**ADAPTATION, **({"unlabelled_ratio": 0.5} if was else {})}
+    batch = size.batch_size if was else round(BATCH_SHARE * size.batch_size)
+    presets = {**params.presets, params.preset: size.model_copy(update={"batch_size": batch})}
+    params = params.model_copy(update={"presets": presets, "train": params.train.model_copy(update=train)})
+    home, site = (noise(count, size.image_size, 0) for count in (CELLS, 0))
+    batches, pseudo = SiteBatches(home, site, params, 0.0), PseudoLabelling(pool_of(size.image_size), params, 0.0)
+    fixed = () if was else FIXED
+    return at_work(Training(params, batches, home, folder / f"onboarding-{was}", pseudo, keep=the_last, fixed=fixed))
+
+
+def updates(was: Training, now: Training, rounds: int, clock: Clock) -> dict[str, Any]:
     """Seconds of an update before and after, and the median of their ratio over the rounds with its range."""
-    with tempfile.TemporaryDirectory() as name:
-        training = training_of(params, Path(name), pseudo)
-        update = params.size.updates // 2
+    update = was.params.size.updates // 2
 
-        def before() -> None:
-            with as_it_was():
-                training.step(update)
+    def before() -> None:
+        with as_it_was():
+            was.step(update)
 
-        seconds = taking_turns({"before": before, "after": lambda: training.step(update)}, rounds, clock)
+    seconds = taking_turns({"before": before, "after": lambda: now.step(update)}, rounds, clock)
     ratios = [b / a for a, b in zip(seconds["after"], seconds["before"], strict=True)]
     return {
-        "images": params.size.batch_size * (2 if pseudo else 1),
+        "images": {"before": images_of(was), "after": images_of(now)},
         "seconds": {name: round(statistics.median(values), 4) for name, values in seconds.items()},
         "times_as_fast": round(statistics.median(ratios), 3),
         "range": [round(min(ratios), 3), round(max(ratios), 3)],
     }
+
+
+def images_of(training: Training) -> int:
+    return training.params.size.batch_size + (training.pseudo.count if training.pseudo is not None else 0)
+
+
+def all_updates(rounds: int, clock: Clock) -> list[dict[str, Any]]:
+    """A row for an update of training, of one with pseudo-labels, and of an onboarding."""
+    params, rows = read_params(ROOT / "params.yaml").model_copy(update={"preset": "small"}), []
+    with tempfile.TemporaryDirectory() as name:
+        for pseudo in (False, True):
+            one = training_of(params, Path(name), pseudo)
+            rows.append({"of": "training", **updates(one, one, rounds, clock)})
+        was, now = (onboarding_of(params, Path(name), was) for was in (True, False))
+        rows.append({"of": "onboarding", **updates(was, now, rounds, clock)})
+    return rows
 
 
 def main() -> None:
@@ -206,8 +246,7 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     clock = time.thread_time if given.threads == 1 else time.perf_counter
     if given.updates:
-        params = read_params(ROOT / "params.yaml").model_copy(update={"preset": "small"})
-        rows = [updates(params, pseudo, given.rounds, clock) for pseudo in (False, True)]
+        rows = all_updates(given.rounds, clock)
         print(json.dumps({"kind": kind(), "processor": name_of_processor(), "threads": given.threads, "updates": rows}, indent=2))
         return
     measured = convolutions(given.kind, given.rounds, clock)

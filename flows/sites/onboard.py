@@ -54,7 +54,7 @@ from wbc_model.network.model_directory import load_model, save_model
 from wbc_model.network.predict import Predictions, predict
 from wbc_model.network.resnet import AttentionResNet18
 from wbc_model.params import Params, read_params
-from wbc_model.training.adaptation import SiteBatches, at_site, at_site_of, between, largest_step, the_last
+from wbc_model.training.adaptation import FIXED, SiteBatches, at_site, at_site_of, between, largest_step, the_last
 from wbc_model.training.labelled import VALIDATION_BATCH, LabelledCells
 from wbc_model.training.pseudo_labels import PseudoLabelling, UnlabelledCells
 from wbc_model.training.train import Training
@@ -65,10 +65,12 @@ Updated = Callable[[int], None]
 RECOGNISED_BY = 50  # cells of a site's data, of which one is known when it is given again
 SHIFT_CELLS = 1000  # of home that the shift is measured against
 LATER_STRATEGY: Final[Acquisition] = "badge"  # of the rounds after the first, by the adapted model
-SITE_SHARE: Final = 0.3  # of each batch drawn again from the site's labelled cells
+BATCH_SHARE: Final = 0.5  # of the preset's batch, for labelled cells: most of them are home's, which are there to be remembered
+SITE_SHARE: Final = 0.5  # of these, drawn again from the site's labelled cells
 PSEUDO_START_SHARE: Final = 0.25  # of the updates before the first pseudo-label
 ASKING_SHARE: Final = 0.5  # of the updates, for a model that only asks: 200 of 400 cost no points (studies/onboard)
 PROGRESS_CELLS: Final = 256  # of home that are looked at while the network learns; what is kept is measured on all
+LOOK_CELLS: Final = 512  # of home that its statistics are measured on in a look in between; those that are kept on all of them
 ESTIMATED_AFTER: Final = 10  # updates: the first are slow
 # What differs from the section `train` (decision 019).
 ADAPTATION: Final = {
@@ -76,7 +78,7 @@ ADAPTATION: Final = {
     "learning_rate": 0.0003,
     "hard_share": 0.0,  # what is drawn again are the site's cells
     "ema": 0.98,
-    "unlabelled_ratio": 0.5,  # of the site's unlabelled cells, by pseudo-labels
+    "unlabelled_ratio": 1.0,  # of the site's unlabelled cells, by pseudo-labels
     "logit_adjustment": 0.0,
     "devices": 1,  # several adaptations follow each other in one process
 }
@@ -125,13 +127,12 @@ def champion_of(workspace: Path) -> Path:
 
 
 def adaptation_params(params: Params, card: ModelCard, share: float = 1.0) -> Params:
-    """The parameters of the adaptation: those of training with ADAPTATION, a `share` of its updates, and the champion's network.
-    Raises WbcError for a champion of a kind that is not trained any more."""
+    """The parameters of the adaptation: those of training with ADAPTATION, smaller batches and a `share` of its updates, and the
+    champion's network. Raises WbcError for a champion of a kind that is not trained any more."""
     if card.architecture.norm == "frozen":
         raise WbcError("the champion has model.norm: frozen, which went: `wbc retrain` makes one that can be taken to a site")
-    size = params.size.model_copy(
-        update={"updates": max(1, round(share * params.onboard.train.updates)), "image_size": card.input_size}
-    )
+    updates, batch = max(1, round(share * params.onboard.train.updates)), max(2, round(BATCH_SHARE * params.size.batch_size))
+    size = params.size.model_copy(update={"updates": updates, "batch_size": batch, "image_size": card.input_size})
     architecture = {**card.architecture.model_dump(include={"attention", "lossnet", "norm"}), "view": card.view}
     return params.model_copy(
         update={
@@ -191,7 +192,7 @@ def onboard(
 def _look(ctx: Onboarding) -> dict[str, Any]:
     """What is known of the site without a label: the champion with its statistics, and the shift, which is returned."""
     _start(ctx)
-    shift = _shift(ctx)
+    shift = _known_shift(ctx)
     ctx.progress.say(f"{shift['far']:.0%} of the cells are unlike any at home; confidence {shift['confidence']['site']:.2f}, "
                      f"at home {shift['confidence']['home']:.2f}")  # fmt: skip
     if (known := shift["recoloured"]) is not None:
@@ -405,7 +406,7 @@ def _adapt(ctx: Onboarding, asked: int) -> None:
     start_share = PSEUDO_START_SHARE if len(site.labels) else 0.0  # without a label they are all there is of the site
     prepared = at_site_of(unlabelled, params.seed, bf16)
     pseudo = PseudoLabelling(unlabelled, params, start_share, prepared) if unlabelled.sha256s else None
-    training = Training(params, batches, _some(validation), checkpoint, pseudo, start=weights, keep=the_last)
+    training = Training(params, batches, _some(validation), checkpoint, pseudo, start=weights, keep=the_last, fixed=FIXED)
     views = home.images[some_cells(len(home.labels), ctx.params.seed)]
     network = training.fit(*_said(ctx, len(site.labels), asked, params.size.updates))
     adapted, step = _held_back(weights, network, Home(views, validation, bf16), params.onboard.max_home_loss)
@@ -491,7 +492,7 @@ def _held_back(
 
     def accuracy(step: float) -> float:
         network.load_state_dict(between(start, end, step))
-        seen = predict(at_site(network, home.views, home.bf16), home.validation.batches(), autocast=home.bf16)
+        seen = predict(at_site(network, home.views[:LOOK_CELLS], home.bf16), home.validation.batches(), autocast=home.bf16)
         return float((seen.logits.argmax(axis=1) == home.validation.labels).mean())
 
     step = largest_step(accuracy, accuracy(0.0), max_loss)
@@ -512,6 +513,21 @@ def of_all_kinds(cells: pd.DataFrame) -> pd.DataFrame:
     return cells.sort_values("sha256").head(SHIFT_CELLS)
 
 
+def _known_shift(ctx: Onboarding) -> dict[str, Any]:
+    """The shift, measured once for a champion, home's pools and the site's cells: who brings answers does not wait for it."""
+    path = ctx.site / ".wbc/shift.json"
+    measured_for = f"{read_card(ctx.start).pool_version}+{usable_pools(ctx.workspace).version()}"
+    try:
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError:  # a damaged file: what it said is measured again
+        known = {}
+    if known.get("measured_for") != measured_for:
+        known = {"measured_for": measured_for, "shift": _shift(ctx)}
+        write_atomic(path, json.dumps(known) + "\n")
+    shift: dict[str, Any] = known["shift"]
+    return shift
+
+
 def _shift(ctx: Onboarding) -> dict[str, Any]:
     """The site's cells against home's, by the champion, without a label."""
     from wbc_model.evaluation.shift import cost_of_colours, measure_shift
@@ -528,7 +544,7 @@ def _shift(ctx: Onboarding) -> dict[str, Any]:
         return {**shift, "recoloured": None}
     decoded = decoded_cells(ctx.workspace, card.input_size, card.view)
     cells = LabelledCells.load(decoded, frames[1]["sha256"].tolist(), frames[1]["label"].tolist())
-    return {**shift, "recoloured": cost_of_colours(network, cells.images, cells.labels, half.logits, of_site)}
+    return {**shift, "recoloured": cost_of_colours(network, cells.images, cells.labels, half.logits, of_site, bf16)}
 
 
 def _before_and_after(ctx: Onboarding) -> dict[str, Any]:

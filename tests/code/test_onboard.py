@@ -21,6 +21,7 @@ from flows.pipeline.stages import train
 from flows.progress import Progress
 from flows.registry.champion import champions, roll_back
 from flows.site import site_of
+from flows.sites import onboard
 from flows.sites.onboard import (
     SHIFT_CELLS,
     Onboarding,
@@ -103,7 +104,9 @@ def site_data(home: Path) -> str:
     return str(home.parent / "site" / "manifest.csv")
 
 
-def test_with_known_labels_it_uses_those_it_asked_for_and_tests_on_the_rest(home: Path, workspace: Path):
+def test_with_known_labels_it_uses_those_it_asked_for_and_tests_on_the_rest(
+    home: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
+):
     before = Pools.read(workspace / "data/pools").version()
     result = here(workspace, site_data(home))
     assert result["status"] == "adapted"
@@ -131,7 +134,10 @@ def test_with_known_labels_it_uses_those_it_asked_for_and_tests_on_the_rest(home
     assert adapted.parameters["size"]["updates"] == 4  # the model that asked for the second half had half of them
 
     packed = shutil.make_archive(str(workspace.parent / "manifest"), "zip", home.parent / "site")
-    assert here(workspace, packed) == result  # nothing is asked, labelled or trained a second time, however the cells are packed
+    with monkeypatch.context() as patch:
+        patch.setattr(onboard, "_shift", None)  # who brings answers does not wait for it again
+        assert here(workspace, packed) == result  # nothing is asked, labelled or trained a second time, however it is packed
+    (site / ".wbc/shift.json").write_text('{"measured_for": "')  # damaged: it is measured again
 
     # As if killed after the labels of the last round and before its training: the model is of other labels, and is made again.
     stale = adapted.model_copy(update={"pool_version": "of the first round", "data_source": "4 labelled cells of manifest"})
@@ -255,6 +261,7 @@ def test_the_adapted_network_is_the_champions_whatever_params_say_now(home: Path
     card = card.model_copy(update={"view": "whole", "input_size": 96, "architecture": by_groups})
     how = adaptation_params(params, card)
     assert (how.model.view, how.model.norm, how.size.image_size, how.size.updates) == ("whole", "group", 96, 4)
+    assert how.size.batch_size == 8, "half of the preset's"
     assert how.train.hard_share == 0.0, "what is drawn again are the site's cells"
     frozen = card.model_copy(update={"architecture": card.architecture.model_copy(update={"norm": "frozen"})})
     with pytest.raises(WbcError, match=r"model\.norm: frozen, which went"):

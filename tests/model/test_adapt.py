@@ -11,7 +11,8 @@ from tests.model.training_runs import adapting, champion
 from wbc_model.evaluation.shift import distances_to, separability
 from wbc_model.network.resnet import AttentionResNet18
 from wbc_model.params import Params
-from wbc_model.training.adaptation import between, largest_step
+from wbc_model.training import train as training_module
+from wbc_model.training.adaptation import FIXED, between, largest_step
 from wbc_model.training.labelled import LabelledCells
 from wbc_model.training.pseudo_labels import PseudoLabels, UnlabelledCells
 from wbc_model.training.train import Training, training_key
@@ -121,6 +122,44 @@ def test_another_champion_is_another_training(params: Params, labelled: Labelled
     keys.append(training_key(params, training.batches, validation, None, other))
     assert len(set(keys)) == 4
     assert training_key(params, training.batches, validation, None, weights) == training.key
+
+
+def test_fixed_modules_stay_the_champions_and_the_others_learn_as_they_would(
+    params: Params, labelled: LabelledCells, validation: LabelledCells, tmp_path: Path
+):
+    some, every = (adapting(params, labelled, validation, tmp_path / "c", site=8, fixed=fixed) for fixed in (FIXED, ()))
+    for training in (some, every):
+        training.network.train()
+        training.step(0)
+    learned = dict(every.network.named_parameters())
+    for name, value in some.network.named_parameters():
+        if name.split(".")[0] in FIXED:
+            assert torch.equal(value, champion(params)[name])
+            assert not torch.equal(learned[name], champion(params)[name])
+        else:
+            torch.testing.assert_close(value.grad, learned[name].grad)
+    assert some.key != every.key, "a checkpoint of the one is not gone on with by the other"
+
+
+def test_with_fixed_modules_too_an_interrupted_training_goes_on_to_the_same_bits(
+    params: Params, labelled: LabelledCells, validation: LabelledCells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(training_module, "CHECKPOINT_SECONDS", 0.0)
+
+    def training(name: str) -> Training:
+        return adapting(params, labelled, validation, tmp_path / name, site=8, fixed=FIXED)
+
+    def kill(row: dict[str, float]) -> None:
+        if row["update"] == 6:
+            raise KeyboardInterrupt
+
+    whole = training("whole").fit().state_dict()
+    with pytest.raises(KeyboardInterrupt):
+        training("killed").fit(kill)
+    rest: list[int] = []
+    resumed = training("killed").fit(updated=rest.append).state_dict()
+    assert rest == [7, 8, 9]
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
 
 
 def test_distance_to_the_nearest_by_hand():

@@ -1,5 +1,6 @@
 """Trainings of the tests: on pools, and of a network that is taken on to a site."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -29,9 +30,10 @@ def adapting(
     site: int,
     unlabelled: UnlabelledCells | None = None,
     share: float = SITE_SHARE,
+    fixed: Sequence[str] = (),
 ) -> Training:
     """The training of an onboarding, in which the last `site` of the `cells` are the new site's."""
     home = len(cells.labels) - site
     batches = SiteBatches(part(cells, slice(home)), part(cells, slice(home, None)), params, share)
     pseudo = PseudoLabelling(unlabelled, params, 0.0, at_site_of(unlabelled, params.seed)) if unlabelled else None
-    return Training(params, batches, validation, checkpoint, pseudo, start=champion(params), keep=the_last)
+    return Training(params, batches, validation, checkpoint, pseudo, start=champion(params), keep=the_last, fixed=fixed)

@@ -57,12 +57,13 @@ def measure_shift(home: Predictions, half: Predictions, site: Predictions, tempe
 
 
 def cost_of_colours(
-    network: nn.Module, images: Pixels, labels: NDArray[np.int64], logits: Rows, site: Pixels
+    network: nn.Module, images: Pixels, labels: NDArray[np.int64], logits: Rows, site: Pixels, autocast: bool = False
 ) -> dict[str, float]:
     """Balanced accuracy on labelled cells of home, views `images` (N, S, S, 3): as they are, by their `logits`
-    (`home`), and in the colours of views of the `site` (`site`). What a network loses by a site's colours alone."""
+    (`home`), and in the colours of views of the `site` (`site`). What a network loses by a site's colours alone. `autocast`
+    computes in bf16, as the logits were."""
     mapped = recoloured(images, *colour_map(images, site))
-    there = predict(network, np.array_split(mapped, -(-len(mapped) // BATCH))).logits
+    there = predict(network, np.array_split(mapped, -(-len(mapped) // BATCH)), autocast=autocast).logits
 
     def balanced_accuracy(seen: Rows) -> float:
         return float(classification_metrics(softmax(seen), labels, resamples=0)["balanced_accuracy"])

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, cast
@@ -73,13 +73,16 @@ class Training:
         pseudo: PseudoLabelling | None = None,
         start: Mapping[str, Tensor] | None = None,
         keep: KeepRule = lowest_loss,
+        *,
+        fixed: Sequence[str] = (),
     ) -> None:
         """`start` are weights to begin with instead of random ones or those of `model.init_weights`; a head that they lack begins
-        as it would without them. Raises WbcError for weights of another network, and for devices that do not share a batch."""
+        as it would without them. The weights of the modules `fixed` stay so. Raises WbcError for weights of another network, and
+        for devices that do not share a batch."""
         self.params, self.batches, self.validation, self.path = params, batches, validation, checkpoint
         self.pseudo, self.keep = pseudo, keep
         self.fabric = fabric_of(params)
-        self.network = first_network(params, start)
+        self.network = first_network(params, start, fixed)
         self.averaged = averaged(self.network, params.train.ema) if params.train.ema else None
         optimizer = adamw(self.network, params.train.learning_rate)
         self.module, self.optimizer = self.fabric.setup(self.network, optimizer)
@@ -88,7 +91,7 @@ class Training:
         self.prior = params.train.logit_adjustment * labelled_prior(batches)
         self.best: dict[str, Tensor] = {}
         self.progress, self.saved_at = Progress(), time.monotonic()
-        self.key = training_key(params, batches, validation, pseudo, start)
+        self.key = training_key(params, batches, validation, pseudo, start, fixed)
 
     @classmethod
     def of_pools(
@@ -297,14 +300,17 @@ def fabric_of(params: Params) -> Fabric:
     return fabric
 
 
-def first_network(params: Params, start: Mapping[str, Tensor] | None = None) -> AttentionResNet18:
-    """The network before the first update: random by the seed, with the weights of `model.init_weights` or `start` on top."""
+def first_network(params: Params, start: Mapping[str, Tensor] | None = None, fixed: Sequence[str] = ()) -> AttentionResNet18:
+    """The network before the first update: random by the seed, with the weights of `model.init_weights` or `start` on top. The
+    modules `fixed` have no gradient. Where they are the first ones, nothing is computed or kept for their backward pass."""
     torch.manual_seed(params.seed)
     network = AttentionResNet18(params.model.attention, params.model.lossnet, norm=params.model.norm)
     if params.model.init_weights:
         load_imagenet(network, Path(params.model.init_weights))
     if start is not None:
         begin_with(network, start)
+    for name in fixed:
+        network.get_submodule(name).requires_grad_(False)
     network.to(memory_format=torch.channels_last)
     return network
 
@@ -320,12 +326,14 @@ def training_key(
     validation: LabelledCells,
     pseudo: PseudoLabelling | None,
     start: Mapping[str, Tensor] | None,
+    fixed: Sequence[str] = (),
 ) -> str:
     """What a checkpoint must have been made from to be gone on with."""
     digest = hashlib.sha256()
     parts: list[Any] = [torch.__version__, params.seed, params.size.model_dump(), params.model.model_dump()]
     parts += [params.train.model_dump(), batches.facts(), list(validation.sha256s), validation.labels.tolist()]
     parts.append([] if pseudo is None else [pseudo.first, list(pseudo.cells.sha256s)])
+    parts.append(list(fixed))
     for name, value in sorted((start or {}).items()):
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     if params.model.init_weights:
