@@ -76,16 +76,13 @@ class Training:
         *,
         fixed: Sequence[str] = (),
     ) -> None:
-        """`start` are weights to begin with instead of random ones or those of `model.init_weights`; a head that they lack begins
-        as it would without them. The weights of the modules `fixed` stay so. Raises WbcError for weights of another network, and
-        for devices that do not share a batch."""
+        """`start` are weights to begin with instead of random ones or those of `model.init_weights` (`begin_with`); those of the
+        modules `fixed` stay so. Raises WbcError for weights of another network, and for devices that do not share a batch."""
         self.params, self.batches, self.validation, self.path = params, batches, validation, checkpoint
-        self.pseudo, self.keep = pseudo, keep
-        self.fabric = fabric_of(params)
+        self.pseudo, self.keep, self.fabric = pseudo, keep, fabric_of(params)
         self.network = first_network(params, start, fixed)
         self.averaged = averaged(self.network, params.train.ema) if params.train.ema else None
-        optimizer = adamw(self.network, params.train.learning_rate)
-        self.module, self.optimizer = self.fabric.setup(self.network, optimizer)
+        self.module, self.optimizer = self.fabric.setup(self.network, adamw(self.network, params.train.learning_rate))
         self.evaluated = evaluated(self.network, self.averaged).to(self.fabric.device)
         self.images = self._on_device(torch.from_numpy(batches.cells.images))
         self.prior = params.train.logit_adjustment * labelled_prior(batches)
