@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from flows.sites.onboard import ADAPTATION, BATCH_SHARE
+from flows.sites.onboard import ADAPTATION, HOME_SHARE
 from flows.studies.results import publishing
 from wbc_model.network import attention, processors
 from wbc_model.network.convolution import convolved
@@ -191,8 +191,8 @@ def training_of(params: Params, folder: Path, pseudo: bool) -> Training:
 def onboarding_of(params: Params, folder: Path, was: bool) -> Training:
     """An onboarding without labels on noise, as it was before decision 063 or as it is."""
     size = params.size
-    train = {**ADAPTATION, **({"unlabelled_ratio": 0.5} if was else {})}
-    batch = size.batch_size if was else round(BATCH_SHARE * size.batch_size)
+    batch = size.batch_size if was else round(HOME_SHARE * size.batch_size)
+    train = {**ADAPTATION, "unlabelled_ratio": ADAPTATION["unlabelled_ratio"] * size.batch_size / batch}
     presets = {**params.presets, params.preset: size.model_copy(update={"batch_size": batch})}
     params = params.model_copy(update={"presets": presets, "train": params.train.model_copy(update=train)})
     home, site = (noise(count, size.image_size, 0) for count in (CELLS, 0))

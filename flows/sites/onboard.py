@@ -65,20 +65,20 @@ Updated = Callable[[int], None]
 RECOGNISED_BY = 50  # cells of a site's data, of which one is known when it is given again
 SHIFT_CELLS = 1000  # of home that the shift is measured against
 LATER_STRATEGY: Final[Acquisition] = "badge"  # of the rounds after the first, by the adapted model
-BATCH_SHARE: Final = 0.5  # of the preset's batch, for labelled cells: most of them are home's, which are there to be remembered
-SITE_SHARE: Final = 0.5  # of these, drawn again from the site's labelled cells
+SITE_SHARE: Final = 0.3  # of each batch drawn again from the site's labelled cells
+HOME_SHARE: Final = 0.5  # of the preset's batch where the site has no label: home's cells, which are there to be remembered
 PSEUDO_START_SHARE: Final = 0.25  # of the updates before the first pseudo-label
 ASKING_SHARE: Final = 0.5  # of the updates, for a model that only asks: 200 of 400 cost no points (studies/onboard)
 PROGRESS_CELLS: Final = 256  # of home that are looked at while the network learns; what is kept is measured on all
 LOOK_CELLS: Final = 512  # of home that its statistics are measured on in a look in between; those that are kept on all of them
 ESTIMATED_AFTER: Final = 10  # updates: the first are slow
 # What differs from the section `train` (decision 019).
-ADAPTATION: Final = {
+ADAPTATION: Final[dict[str, Any]] = {
     "augmentation": "mild",  # of home's cells, which are there to be remembered; the site's are strongly augmented
     "learning_rate": 0.0003,
     "hard_share": 0.0,  # what is drawn again are the site's cells
     "ema": 0.98,
-    "unlabelled_ratio": 1.0,  # of the site's unlabelled cells, by pseudo-labels
+    "unlabelled_ratio": 0.5,  # of the site's unlabelled cells, by pseudo-labels
     "logit_adjustment": 0.0,
     "devices": 1,  # several adaptations follow each other in one process
 }
@@ -126,19 +126,24 @@ def champion_of(workspace: Path) -> Path:
     raise WbcError("there is no model to adapt: `wbc retrain` makes one")
 
 
-def adaptation_params(params: Params, card: ModelCard, share: float = 1.0) -> Params:
-    """The parameters of the adaptation: those of training with ADAPTATION, smaller batches and a `share` of its updates, and the
-    champion's network. Raises WbcError for a champion of a kind that is not trained any more."""
+def adaptation_params(params: Params, card: ModelCard, labels: int, asked: int) -> Params:
+    """The parameters of an adaptation with `labels` of the `asked`: training's with ADAPTATION, and the champion's network.
+    Without a label a batch has fewer of home's cells, and as many of the site's. Raises WbcError for a champion of a kind that is
+    not trained any more."""
     if card.architecture.norm == "frozen":
         raise WbcError("the champion has model.norm: frozen, which went: `wbc retrain` makes one that can be taken to a site")
-    updates, batch = max(1, round(share * params.onboard.train.updates)), max(2, round(BATCH_SHARE * params.size.batch_size))
-    size = params.size.model_copy(update={"updates": updates, "batch_size": batch, "image_size": card.input_size})
+    share, ratio = 1.0 if labels else HOME_SHARE, ADAPTATION["unlabelled_ratio"]
+    size = {
+        "updates": max(1, round(_share_of_updates(labels, asked) * params.onboard.train.updates)),
+        "batch_size": max(2, round(share * params.size.batch_size)),
+        "image_size": card.input_size,
+    }
     architecture = {**card.architecture.model_dump(include={"attention", "lossnet", "norm"}), "view": card.view}
     return params.model_copy(
         update={
-            "presets": {**params.presets, params.preset: size},
+            "presets": {**params.presets, params.preset: params.size.model_copy(update=size)},
             "model": params.model.model_copy(update=architecture),
-            "train": params.train.model_copy(update=ADAPTATION),
+            "train": params.train.model_copy(update=ADAPTATION | {"unlabelled_ratio": ratio / share}),
         }
     )
 
@@ -222,8 +227,8 @@ def _is_adapted(ctx: Onboarding, asked: int) -> bool:
     """Whether the adapted model is of these labels and this champion, and has learned for as long as one that is kept."""
     if not ctx.adapted.is_dir():
         return False
-    card, share = read_card(ctx.adapted), _share_of_updates(len(ctx.pools().frames["labelled"]), asked)
-    wanted = adaptation_params(ctx.params, read_card(ctx.champion), share).size.updates
+    card, labels = read_card(ctx.adapted), len(ctx.pools().frames["labelled"])
+    wanted = adaptation_params(ctx.params, read_card(ctx.champion), labels, asked).size.updates
     return card.pool_version == _made_from(ctx) and card.parameters.get("size", {}).get("updates", wanted) >= wanted
 
 
@@ -400,7 +405,7 @@ def _adapt(ctx: Onboarding, asked: int) -> None:
     weights = {key: value.clone() for key, value in network.state_dict().items()}
     unlabelled = UnlabelledCells(tuple(frames["unlabelled"]["sha256"]), decoded.read)
     checkpoint = ctx.site / ".wbc/checkpoint.safetensors"
-    params = adaptation_params(ctx.params, card, _share_of_updates(len(site.labels), asked))
+    params = adaptation_params(ctx.params, card, len(site.labels), asked)
     bf16 = params.size.precision == "bf16-mixed"
     batches = SiteBatches(home, site, params, SITE_SHARE)
     start_share = PSEUDO_START_SHARE if len(site.labels) else 0.0  # without a label they are all there is of the site

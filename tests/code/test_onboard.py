@@ -259,13 +259,15 @@ def test_the_adapted_network_is_the_champions_whatever_params_say_now(home: Path
     card = read_card(home / "models/candidate")
     by_groups = card.architecture.model_copy(update={"norm": "group"})
     card = card.model_copy(update={"view": "whole", "input_size": 96, "architecture": by_groups})
-    how = adaptation_params(params, card)
+    how = adaptation_params(params, card, 8, 8)
     assert (how.model.view, how.model.norm, how.size.image_size, how.size.updates) == ("whole", "group", 96, 4)
-    assert how.size.batch_size == 8, "half of the preset's"
+    without = adaptation_params(params, card, 0, 8)
+    batches = [(of.size.batch_size, of.train.unlabelled_ratio * of.size.batch_size) for of in (how, without)]
+    assert batches == [(16, 8), (8, 8)], "without a label home has fewer of a batch, the site as many"
     assert how.train.hard_share == 0.0, "what is drawn again are the site's cells"
     frozen = card.model_copy(update={"architecture": card.architecture.model_copy(update={"norm": "frozen"})})
     with pytest.raises(WbcError, match=r"model\.norm: frozen, which went"):
-        adaptation_params(params, frozen)
+        adaptation_params(params, frozen, 8, 8)
 
 
 @pytest.mark.slow
