@@ -105,7 +105,7 @@ def _benchmark(workspace: Path, request: Request, say: Callable[[str], None]) ->
     if request.jobs > 1:
         _share_out(request, seeds, workspace)
     elif is_spread():
-        list(each(functools.partial(_seed_there, workspace, request), seeds))
+        list(each(functools.partial(_seed_there, workspace, _wherever(request)), seeds))
     from wbc_model.studies.runner import Runner, results_frame
 
     def keep(rows: list[dict[str, Any]]) -> None:
@@ -189,6 +189,12 @@ def _file_names(study: Study, out: Path) -> list[Path]:
     history = ["history.csv", RANKING] if study.file.keep_history else []
     pictures = [f"{kind}-{test}.png" for test in (HOME, *study.file.also_test) for kind in ("curves", "recall")]
     return [out / name for name in ("results.csv", "results.parquet", "report.md", *history, *pictures)]
+
+
+def _wherever(request: Request) -> Request:
+    """The request for a process that stands in another folder."""
+    data, cache = (None if path is None else path.resolve() for path in (request.data, request.cache))
+    return replace(request, study=request.study.resolve(), data=data, cache=cache)
 
 
 def _seed_there(workspace: Path, request: Request, seed: int) -> None:

@@ -22,6 +22,8 @@ from flows.studies import benchmark, provenance
 from flows.studies import data as study_data
 from flows.studies.data import Request, find_data, prepare
 from flows.studies.tracking import StudyTracking
+from flows.workspace import set_params
+from tests.dask_processes import dask_processes
 from wbc_model.code_version import modules_behind
 from wbc_model.core.errors import WbcError
 from wbc_model.rendering.cells import write_cells
@@ -195,6 +197,20 @@ def test_killed_and_gone_on_with_it_ends_the_same(tmp_path: Path) -> None:
     assert TRAININGS - known <= outcome["trained"] <= TRAININGS - known + 1
     for name in ("results.csv", "history.csv"):
         left, right = (pd.read_csv(place / "studies/tiny" / name) for place in (whole, folder))
+        times = [column for column in left.columns if column.endswith("_seconds")]
+        pd.testing.assert_frame_equal(left.drop(columns=times), right.drop(columns=times))
+
+
+@pytest.mark.slow
+def test_seeds_trained_by_a_cluster_are_those_of_one_process(tmp_path: Path) -> None:
+    alone, folder = workspace(tmp_path / "alone"), workspace(tmp_path / "spread")
+    of_a_process(alone)
+    with dask_processes(tmp_path / "dask") as address:
+        set_params(folder, {"retrain.runner": address})
+        outcome = of_a_process(folder)
+    assert (outcome["trained"], outcome["reused"]) == (0, TRAININGS), "the processes of the cluster trained them"
+    for name in ("results.csv", "history.csv"):
+        left, right = (pd.read_csv(place / "studies/tiny" / name) for place in (alone, folder))
         times = [column for column in left.columns if column.endswith("_seconds")]
         pd.testing.assert_frame_equal(left.drop(columns=times), right.drop(columns=times))
 

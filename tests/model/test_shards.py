@@ -1,6 +1,8 @@
 """Work that goes shard by shard gives the same bits wherever it is done, and a process that is killed costs its shard."""
 
+import contextlib
 import hashlib
+import itertools
 import os
 import pickle
 import signal
@@ -14,7 +16,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
+from tests.dask_processes import dask_processes
 from tests.data.conftest import blobs, encoded
 from tests.data.test_archives import in_parquet, in_tar, in_zip, taken_in, unpacked
 from tests.model.conftest import tiny_params
@@ -62,7 +66,9 @@ class Result:
         decoded = DecodedCells(store, folder / ".wbc/decoded", 32, "canonical")
         sha256s = sorted(store.index())
         self.scores = score_pool(load_model(model)[0], decoded, sha256s, False, embeddings=True)
-        self.decoded = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / ".wbc/decoded").iterdir()}
+        self.decoded = {
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / ".wbc/decoded").glob("[!.]*")
+        }
         self.queue = query(
             model, decoded, self.pools.frames["unlabelled"], Question("badge", 5, 0), self.pools.frames["labelled"]
         )
@@ -153,6 +159,73 @@ def test_a_cluster_is_as_one_process(tmp_path: Path, form: str, seed: int, small
     with spread(DASK, workers=2):
         there = Result(data, tmp_path / "there", model)
     here.same_as(there)
+
+
+@pytest.mark.slow
+def test_a_scheduler_and_workers_that_were_started_elsewhere_are_as_one_process(
+    tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.shards.cluster import check_runner, spread
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+    data, model = in_any_form(tmp_path, "zip", seed=5), model_in(tmp_path)
+    here = Result(data, tmp_path / "here", model)
+    monkeypatch.chdir(tmp_path)
+    with dask_processes(tmp_path / "dask") as address:
+        theirs = DASK.model_copy(update={"runner": address})
+        check_runner(theirs)
+        with spread(theirs):
+            there = Result(Path(data.name), tmp_path / "there", model)
+    here.same_as(there)
+
+
+class Dying:
+    """Work on parts. Whoever is first to begin one is killed in the middle of it: at its third image, or in its first batch."""
+
+    def __init__(self, work: Callable[[Any], Any], folder: Path) -> None:
+        self.work = work
+        self.note = folder / f"killed-{getattr(work, 'func', work).__name__}"
+
+    def __call__(self, part: Any) -> Any:
+        with contextlib.suppress(FileExistsError):
+            self.note.touch(exist_ok=False)
+            self._die_at(Image, "open", 3)
+            self._die_at(AttentionResNet18, "forward", 1)
+        return self.work(part)
+
+    @staticmethod
+    def _die_at(owner: Any, name: str, number: int) -> None:
+        real, calls = getattr(owner, name), itertools.count(1)
+
+        def called(*arguments: Any, **options: Any) -> Any:
+            result = real(*arguments, **options)
+            if next(calls) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        setattr(owner, name, called)
+
+
+@pytest.mark.slow
+def test_workers_killed_in_the_middle_of_shards_change_no_bit(
+    tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One in each of ingest, measuring, decoding and scoring, with a part half done."""
+    from flows.shards.cluster import cluster, connected, on_cluster
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+    data, model = in_any_form(tmp_path, "folder", seed=6), model_in(tmp_path)
+    here = Result(data, tmp_path / "here", model)
+    with cluster(DASK, workers=2) as address, connected(address) as client:
+        before = set(client.run(os.getpid).values())
+        with spread_by(lambda work, parts: on_cluster(client, Dying(work, tmp_path), parts)):
+            there = Result(data, tmp_path / "there", model)
+        assert before - set(client.run(os.getpid).values())
+    here.same_as(there)
+    killed = {path.name for path in tmp_path.glob("killed-*")}
+    assert killed == {f"killed-_{name}" for name in ("judged_part", "measured_shard", "decode_shard", "scored")}
 
 
 def slowly(part: tuple[Path, int]) -> tuple[int, int]:
