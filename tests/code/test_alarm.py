@@ -1,25 +1,36 @@
 """What an alarm begins, at a real Prefect server: the event of a watch, the automation that waits for it, the run it starts."""
 
 import shutil
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from flows.labelling.store import meeting_store
 from flows.monitoring.ask import LEAST, ask_for_labels
 from flows.monitoring.watch import watch
+from flows.pipeline.stages import train
 from flows.retraining.prefect_api import prefect_api
 from flows.retraining.schedule import _deployment
+from flows.workspace import environment, init_workspace, set_params
 from serving.reports.store import Store, sqlite_url
 from serving.reports.tables import WatchedCells
 from tests.code.test_drift import cells
-from tests.code.test_export import reported
+from tests.code.test_export import png, reported
+from tests.code.test_onboard import SMALL
 from tests.data.test_from_reports import FILES
+from tests.pools import ingest
+from wbc_model.cells.pools import Pools
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
+from wbc_model.params import read_params
+from wbc_model.rendering.cells import render_cells, write_cells
 
 ROOT = Path(__file__).parents[2]
 FIRST = date(2026, 11, 1)
@@ -121,3 +132,60 @@ def test_what_people_are_asked_about_are_the_cells_since_the_alarm(
     assert sum(row.endswith(first) for row in asked["rows"]) == 20, "cells of one report stay together"
     assert LEAST > 50
     store.close()
+
+
+@pytest.fixture
+def serving(workspace: Path, tmp_path: Path) -> Path:
+    """The same, with a trained model, and a report of 64 cells of the ward in the store."""
+    shutil.rmtree(workspace)
+    init_workspace(workspace)
+    set_params(workspace, SMALL)
+    ingest(write_cells(tmp_path / "cells", 150, seed=1), workspace / "data", read_params(workspace / "params.yaml"))
+    train(workspace)
+    files = [png(cell) for cell in render_cells(LEAST + 4, seed=4, size=64)]
+    store = Store.open(sqlite_url(tmp_path / "service.db"))
+    reported(store, files, [CLASSES[number % 5] for number in range(len(files))])
+    store.close()
+    return workspace
+
+
+def test_an_alarm_has_labels_asked_for_by_a_process_of_its_own(serving: Path) -> None:
+    """As it is in use: `wbc schedule --on-alarm ask` at a Prefect server. The event begins a run by the automation, the schedule
+    takes it, and its process onboards the ward's cells."""
+    log = serving.parent / "schedule.txt"
+    command = [sys.executable, "-m", "flows.cli", "schedule", "--on-alarm", "ask", "--every", "86400", "--watch", "86400"]
+    with prefect_api(serving, scheduling=True), log.open("w") as output:
+        from flows.monitoring.deployed import Nightly
+
+        asking = f"{Nightly('ask').flow_names(serving)[1]}/ask-for-labels"
+        process = subprocess.Popen(command, cwd=serving, env=environment(), stdout=output, stderr=output)
+        try:
+            _until(lambda: "stop with Ctrl-C" in log.read_text() or process.poll() is not None)
+            _until(lambda: _has_automation() or process.poll() is not None)
+            assert watch(serving, FIRST + timedelta(days=4)).alarms, log.read_text()
+            wait_for_run(asking)
+            _until(lambda: all(run.state.is_final() for run in runs_of(asking)))
+            (run,) = runs_of(asking)
+        finally:
+            process.terminate()
+            process.wait(SECONDS)
+    assert run.state.is_completed(), (run.state.message, log.read_text())
+    site = serving / "sites/St--Anna"
+    assert Pools.read(site / "data/pools").counts()["unlabelled"] == LEAST + 4
+    queue = pd.read_csv(site / "answers-1.csv")
+    assert len(queue) == 13, "the first of two rounds for 25 labels"
+    assert "St. Anna: 13 cells wait for a label" in log.read_text()
+
+
+def _has_automation() -> bool:
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        return bool(client.read_automations())
+
+
+def _until(condition: Callable[[], bool], seconds: float = 300) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
