@@ -189,7 +189,7 @@ def read_manifest(data: Path, names: Mapping[str, str] = NO_NAMES) -> pd.DataFra
         rows = sheet_rows(sheet, names)
         read_as = f"read as separated by {sheet.said}" + ("" if "label" in sheet.header else ", without a column label")
     else:
-        raise WbcError(f"{data} does not exist: name a manifest CSV, or a folder of images")
+        raise WbcError(f"{data} does not exist: name a manifest CSV, a folder of images or an archive")
     return manifest_frame(rows, read_as)
 
 
