@@ -19,6 +19,8 @@ from wbc_model.core.errors import WbcError
 
 FOLDER: Final = ".wbc/logs"
 FULL: Final = "no space left on the disk; finished work is kept, and with more space the same command continues"
+_PROBE: Final = 4096  # bytes
+_SAID: Final = ("no space left on", "disk is full")  # by the system, and by SQLite, in what a library or a child says of it
 # Libraries by the module that their errors come from, and what they do here in plain words.
 LIBRARIES: Final = {
     "sqlalchemy": "a database",
@@ -53,6 +55,8 @@ def line_of(error: BaseException, workspace: Path | None) -> str:
         return str(error)
     if isinstance(error, MemoryError):
         return "there is not enough memory for this; finished work is kept, and the same command continues"
+    if is_full(error) or (workspace is not None and takes_nothing(workspace)):
+        return FULL
     if isinstance(error, OSError) and (line := _of_the_system(error)):
         return line
     library = next((LIBRARIES[name] for name in _modules(error) if name in LIBRARIES), None)
@@ -63,14 +67,37 @@ def line_of(error: BaseException, workspace: Path | None) -> str:
     return f"wbc itself failed, {type(error).__name__}: {said[:500]} (report it with {where})"
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether an error, or one that it came of, is that of a full disk."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if (isinstance(seen, OSError) and seen.errno == errno.ENOSPC) or says_full(str(seen)):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def says_full(text: str) -> bool:
+    """Whether a text speaks of a full disk."""
+    return any(words in text.lower() for words in _SAID)
+
+
+def takes_nothing(folder: Path) -> bool:
+    """Whether the disk of a folder is full: a library, or a server that keeps its data there, may not say why it failed."""
+    try:
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as probe:
+            probe.write(bytes(_PROBE))
+    except OSError as error:
+        return error.errno == errno.ENOSPC
+    return False
+
+
 def _modules(error: BaseException) -> list[str]:
     return [kind.__module__.partition(".")[0] for kind in type(error).__mro__]
 
 
 def _of_the_system(error: OSError) -> str | None:
     """The line for what the operating system refuses, where it names a file or says all that there is to know."""
-    if error.errno == errno.ENOSPC:
-        return FULL
     if error.filename is None or isinstance(error.filename, int):
         return None
     path, why = os.fsdecode(error.filename), os.strerror(error.errno or 0)

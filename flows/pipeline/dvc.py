@@ -17,6 +17,7 @@ from typing import IO, Final, cast
 
 import yaml
 
+from flows.complaints import FULL, says_full, takes_nothing
 from flows.guard import FLOW, flow_token
 from flows.site import OF_A_SITE, site_of
 from flows.workspace import RETRAINING_FILE, ensure_dvc, environment, has_identity, is_git_repository
@@ -51,7 +52,7 @@ ERROR_FILE: Final = "WBC_ERROR_FILE"  # where a stage leaves the line that its u
 
 
 class StageFailed(WbcError):
-    """A stage ended badly in a way that another attempt may put right: killed, out of memory, the disk full, a lock busy."""
+    """A stage ended badly in a way that another attempt may put right: killed, out of memory, a lock busy."""
 
 
 def run_dvc(
@@ -63,7 +64,8 @@ def run_dvc(
 ) -> str:
     """Run `dvc`, waiting for its lock; returns its output, of which each line goes to `log` and to `heard` as it is said.
 
-    Raises WbcError with the one line that a stage of ours left for the user, StageFailed for anything else. The child
+    Raises WbcError with the one line that a stage of ours left for the user, and where the disk is full; StageFailed for anything
+    else. The child
     inherits the descriptors `locks`: a lock of the caller is held until the child is gone too.
     """
     complaint = workspace / ".wbc" / f"error-{os.getpid()}.txt"
@@ -78,8 +80,9 @@ def run_dvc(
         code, output = _run_aloud(workspace, arguments, {ERROR_FILE: str(complaint)}, locks, [*hearers, heard])
     if code == 0:
         return output
-    if complaint.exists():
-        line = complaint.read_text(encoding="utf-8")
+    if says_full(output) or takes_nothing(workspace):
+        raise WbcError(FULL)  # at once: what a person must do does not come of another attempt
+    if complaint.exists() and (line := complaint.read_text(encoding="utf-8").strip()):
         complaint.unlink()
         raise WbcError(line)
     where = f" (see {log})" if log else ""

@@ -17,6 +17,7 @@ from dvc.utils.serialize import load_yaml
 from typer.testing import CliRunner
 
 from flows.cli import command as cli
+from flows.complaints import FULL, line_of
 from flows.retraining.methods import as_typed, of_method
 from flows.workspace import (
     ASKED_BY,
@@ -278,6 +279,15 @@ def test_a_full_disk_is_one_line_and_where_to_go_on(
     line = capsys.readouterr().err
     assert line.startswith("wbc: error: no space left on the disk; ")
     assert (tmp_path / "complaint").read_text() == line.removeprefix("wbc: error: ").rstrip("\n")
+
+
+def test_a_full_disk_behind_a_library_is_the_same_line(tmp_path: Path) -> None:
+    of_mlflow = RuntimeError("(raised as a result of Query-invoked autoflush)")
+    of_mlflow.__cause__ = sqlite3.OperationalError("database or disk is full")
+    assert line_of(of_mlflow, tmp_path) == FULL
+    assert line_of(OSError("[Errno 28] Error writing bytes to file: No space left on device"), tmp_path) == FULL
+    assert "cannot be used" in line_of(PermissionError(errno.EACCES, "x", "a.csv"), tmp_path)
+    assert not list(tmp_path.iterdir()), "the probe is gone"
 
 
 def test_what_goes_wrong_while_ctrl_c_is_obeyed_is_no_news(

@@ -18,16 +18,18 @@ NARROW = """
 import importlib.abc, importlib.util, sys
 
 class Narrow(importlib.abc.MetaPathFinder):
+    changed = {"wbc_model.network.resnet": ("STAGE_CHANNELS", (32, 32, 64, 64)), "wbc_model.training.pretrain": ("WIDTH", 64)}
+
     def find_spec(self, name, path, target=None):
-        if name != "wbc_model.network.resnet":
+        if name not in self.changed:
             return None
-        sys.meta_path.remove(self)
+        attribute, value = self.changed.pop(name)
         spec = importlib.util.find_spec(name)
         whole = spec.loader.exec_module
 
         def narrow(module):
             whole(module)
-            module.STAGE_CHANNELS = (32, 32, 64, 64)
+            setattr(module, attribute, value)
 
         spec.loader.exec_module = narrow
         return spec
