@@ -8,7 +8,7 @@ from tests.faults.life import NEXT, Retraining, outcome, succeeds
 from tests.faults.whole import assert_whole, kept
 
 STAGES = ("validate", "train", "evaluate", "query", "package")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def test_sigkill_in_each_stage(workspace: Path) -> None:
