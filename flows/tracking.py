@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pandas as pd
 
 from flows.artifacts import FOLDER, database_of, located, make_relative
+from flows.away import is_away, one_try, told_when_retrying
 from flows.descriptions import EXPERIMENT_KIND, NOTE, REGISTERED_MODEL, mlmodel, model_note, source_tags
 from flows.identity import check_own_names, workspace_name
 from wbc_model.core.errors import WbcError
@@ -98,6 +99,21 @@ class Tracker:
         return run
 
     @contextmanager
+    def answering(self, say: Callable[[str], None]) -> Iterator[None]:
+        """For the block: MLflow's client asks a server that is away again, by default for four minutes. `say` is told so. Raises
+        WbcError after that."""
+        from mlflow.exceptions import MlflowException
+
+        with told_when_retrying(lambda: say(f"MLflow at {self.uri} does not answer: it is asked again for some minutes")):
+            try:
+                yield
+            except MlflowException as error:
+                if not is_away(error):
+                    raise
+                kept = "finished work is kept, and the same command continues"
+                raise WbcError(f"MLflow at {self.uri} has stopped answering; {kept}") from error
+
+    @contextmanager
     def running(self, run: str) -> Iterator[None]:
         """Have a run count as running while the block runs, and as failed or killed where the block ends by an exception."""
         from mlflow.exceptions import MlflowException
@@ -107,7 +123,7 @@ class Tracker:
             yield
         except BaseException as error:
             status = "FAILED" if isinstance(error, Exception) else "KILLED"
-            with suppress(MlflowException):  # it is what went wrong, perhaps: the next start closes the runs
+            with suppress(MlflowException), one_try():  # it is what went wrong, perhaps: the next start closes the runs
                 key = self.client.get_run(run).data.tags[RUN]
                 for one in self._unended():
                     if one.data.tags.get(RUN) == key:
@@ -216,6 +232,14 @@ class Tracker:
         ]
         for start in range(0, len(metrics), _BATCH):
             self.client.log_batch(run, metrics=metrics[start : start + _BATCH])
+
+    def show_history(self, run: str, rows: Iterable[Mapping[Any, Any]]) -> None:
+        """As `log_history`, while a training is under way: no training waits for a server that is away. What is missing then is
+        logged at its end."""
+        from mlflow.exceptions import MlflowException
+
+        with suppress(MlflowException), one_try():
+            self.log_history(run, rows)
 
     def _tell_cycle(self, run: str, record: CycleRecord, params: Params) -> None:
         """The description of a cycle's run, and its tags to search by."""
@@ -511,6 +535,8 @@ def open_tracker(workspace: Path, params: Params) -> Tracker:
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ("mlflow.store.db.utils", "mlflow.system_metrics"):  # what they raise is said, without a traceback
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     uri = absolute_uri(params.tracking.uri, workspace)
     check_own_names(workspace, params, uri)
     mlflow.set_tracking_uri(uri)

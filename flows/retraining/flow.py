@@ -8,6 +8,7 @@ flows.retraining.run.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import time
@@ -20,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, cast
 import pandas as pd
 from prefect import flow, get_run_logger, tags, task
 from prefect.cache_policies import NO_CACHE
-from prefect.concurrency.sync import concurrency
 from prefect.context import FlowRunContext
 from prefect.runtime import task_run
 
@@ -41,7 +41,14 @@ from flows.registry.verdicts import objection
 from flows.retraining import gate, people
 from flows.retraining.artifacts import ProgressBar, show_cycle, show_gate, show_waiting
 from flows.retraining.fresh_cells import note_cells, wear
-from flows.retraining.prefect_api import LEASE_SECONDS, end_dead_runs, gpu_limit, open_limit, retraining_flow, run_name
+from flows.retraining.prefect_api import (
+    await_server,
+    end_dead_runs,
+    gpu_slot,
+    open_limit,
+    retraining_flow,
+    run_name,
+)
 from flows.shards.prefect_tasks import spread_in_flow
 from flows.state import State, hold_lock, last_cycle, note_learned, read_state
 from flows.tracking import BEFORE, packaged_digest
@@ -135,7 +142,14 @@ def _step(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             retry_condition_fn=_transient,
             cache_policy=NO_CACHE,
         )
-        return cast(Callable[P, R], made(body))
+        step = cast(Callable[P, R], made(body))
+
+        @functools.wraps(body)
+        def waited(*given: P.args, **named: P.kwargs) -> R:
+            await_server(next((one.progress.say for one in given if isinstance(one, Context)), Progress().say))
+            return step(*given, **named)
+
+        return waited
 
     return decorate
 
@@ -143,7 +157,7 @@ def _step(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 @contextlib.contextmanager
 def _gpu(ctx: Context) -> Iterator[None]:
     """Have the one slot of the GPU (or, without one, of this machine's cores)."""
-    with concurrency(gpu_limit(), occupy=1, strict=True, lease_duration=LEASE_SECONDS, raise_on_lease_renewal_failure=False):
+    with gpu_slot(ctx.progress.say):
         yield
 
 
@@ -212,7 +226,7 @@ def train(ctx: Context, run: str, version: PoolsVersion, doing: Callable[[str], 
             doing(f"training, {line}")
             ctx.progress.log(f"training, {line}")
         if found := rows.new():
-            ctx.tracker.log_history(run, found)
+            ctx.tracker.show_history(run, found)
 
     with _gpu(ctx), ctx.tracker.system_metrics(run):
         ran = versioning.repro(ctx.workspace, "train", ctx.log("train"), (ctx.lock,), heard).ran
@@ -499,7 +513,7 @@ def _gone_through(ctx: Context, scheduled: bool) -> Outcome:
     """The retraining, as far as it goes now."""
     if closed := ctx.tracker.close_abandoned(ctx.state.key):
         ctx.progress.say(f"closed in MLflow: {counted(closed, 'run')} of retrainings that were killed")
-    with ctx.tracker.running(ctx.parent_run):
+    with ctx.tracker.answering(ctx.progress.say), ctx.tracker.running(ctx.parent_run):
         fingerprint_code(ctx)
         take_answers(ctx)
         outcome = _finish(ctx) if _go_on(ctx, scheduled) and _cycles(ctx) else _waiting(ctx)

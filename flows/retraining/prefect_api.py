@@ -5,6 +5,8 @@ Prefect's own temporary server outlives a flow that is killed; ours watches its 
 """
 
 import contextlib
+import fcntl
+import hashlib
 import logging
 import os
 import shutil
@@ -12,9 +14,11 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
+import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +37,8 @@ LEASE_SECONDS: Final = 60
 _START_SECONDS: Final = 180  # a loaded machine with 2 cores and a new database
 _DATABASE: Final = "prefect.db"
 _LOG: Final = "server.log"
+_PATIENCE: Final = 300  # seconds for which a shared server may be away
+_OWN: Final[set[str]] = set()  # the private server of this process, whose address is no other's
 _CONSOLE: Final = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
 
 
@@ -50,6 +56,8 @@ def settings(home: Path) -> dict[str, str]:
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "DO_NOT_TRACK": "1",
     }
+    if "PREFECT_API_URL" in os.environ:  # a shared server may be started again, or lose its database for a while
+        wanted |= {"PREFECT_CLIENT_MAX_RETRIES": "6", "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500"}  # for two minutes
     return {name: value for name, value in wanted.items() if name not in os.environ}
 
 
@@ -71,11 +79,13 @@ def prefect_api(workspace: Path, scheduling: bool = False) -> Iterator[str]:
         return
     with _server(home, scheduling) as url:
         os.environ["PREFECT_API_URL"] = url
+        _OWN.add(url)
         try:
             with _answering(f"the workspace's own Prefect server (see {home / _LOG})"):
                 yield url
         finally:
             _flush_logs()
+            _OWN.discard(url)
             del os.environ["PREFECT_API_URL"]
 
 
@@ -86,9 +96,38 @@ def _answering(server: str) -> Iterator[None]:
 
     try:
         yield
-    except httpx.TransportError as error:
-        why = str(error) or type(error).__name__
+    except (httpx.TransportError, httpx.HTTPStatusError) as error:
+        if isinstance(error, httpx.HTTPStatusError) and error.response.status_code < 500:
+            raise
+        why = (str(error) or type(error).__name__).splitlines()[0]
         raise WbcError(f"{server} has stopped answering: {why}; finished work is kept, and the same command continues") from error
+
+
+def await_server(say: Callable[[str], None]) -> None:
+    """Wait while a shared Prefect server is away, and say so; raises WbcError where it stays away. A private one does not come
+    back."""
+    url = os.environ.get("PREFECT_API_URL", "")
+    if not url or url in _OWN or _answers(url):
+        return
+    say(f"the Prefect server at {url} does not answer: it is waited for, {_PATIENCE // 60} minutes at most")
+    deadline = time.monotonic() + _PATIENCE
+    while not _answers(url):
+        if time.monotonic() > deadline:
+            raise WbcError(f"the Prefect server at {url} has not answered for {_PATIENCE // 60} minutes; finished work is kept, "
+                           "and the same command continues")  # fmt: skip
+        time.sleep(1)
+    say("the Prefect server answers again")
+
+
+def _answers(url: str) -> bool:
+    """Whether anybody answers there; a server behind a proxy may be away though the proxy is not."""
+    try:
+        _open_directly(f"{url}/ready")  # with its database
+    except urllib.error.HTTPError as error:
+        return error.code < 500
+    except OSError:
+        return False
+    return True
 
 
 def _flush_logs() -> None:
@@ -146,11 +185,15 @@ def _await_health(url: str, process: "subprocess.Popen[bytes]", log: Path) -> No
 
 def _healthy(url: str) -> bool:
     try:
-        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with direct.open(f"{url}/health", timeout=5) as answer:
-            return bool(answer.status == 200)
+        return _open_directly(f"{url}/health") == 200
     except OSError:
         return False
+
+
+def _open_directly(url: str) -> int:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with direct.open(url, timeout=5) as answer:
+        return int(answer.status)
 
 
 def _free_port() -> int:
@@ -206,6 +249,52 @@ def open_limit(own_server: bool) -> None:
             return
         if own_server and limit.active_slots:
             client.update_global_concurrency_limit(gpu_limit(), GlobalConcurrencyLimitUpdate(active_slots=0))
+
+
+@contextlib.contextmanager
+def gpu_slot(say: Callable[[str], None]) -> Iterator[None]:
+    """Have the one slot of this machine's GPU for the block (without a GPU: of its cores), and the server to give it back to.
+
+    A server that was started again does not know who held a slot, and counts it as taken for ever. So the holder also has a lock
+    on this machine: whoever has that lock frees what nobody holds.
+    """
+    from prefect.concurrency.sync import concurrency
+
+    patient: dict[str, Any] = {"strict": True, "lease_duration": LEASE_SECONDS, "raise_on_lease_renewal_failure": False}
+    with _lock_of_slot(say) as alone:
+        await_server(say)
+        if alone:
+            open_limit(own_server=True)
+        with concurrency(gpu_limit(), occupy=1, **patient):
+            yield
+            await_server(say)
+
+
+@contextlib.contextmanager
+def _lock_of_slot(say: Callable[[str], None]) -> Iterator[bool]:
+    """Have this machine's lock for the slot at a shared server; yields False where there is none: the server is a private one, or
+    another user has made a file that we may not read."""
+    url = os.environ.get("PREFECT_API_URL", "")
+    path = Path(tempfile.gettempdir()) / f"wbc-slot-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
+    if not url or url in _OWN or (descriptor := _opened(path)) is None:
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("another training is at work on this machine: it is waited for")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield True
+    finally:
+        os.close(descriptor)
+
+
+def _opened(path: Path) -> int | None:
+    for more in (0, os.O_CREAT):  # the kernel may forbid the second for a file of somebody else's
+        with contextlib.suppress(OSError):
+            return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | more, 0o644)
+    return None
 
 
 # --- names and runs ----------------------------------------------------------------------------------------------------

@@ -97,6 +97,7 @@ class Stack:
                 f"-{part}.port={self.ports[port]}"
                 for part, port in (("master", "9333"), ("volume", "volume"), ("filer", "filer"))
             ]
+            + ["-s3.port.lance=0", "-s3.port.iceberg=0"]  # which two stacks at once would want at the same address
         }
         return [self.here(name, word) for word in words] + more.get(name, [])
 
