@@ -1,6 +1,7 @@
 """Disk: what a training keeps is stored once, and `wbc gc` gives back what a policy no longer keeps (decision 040).
 
-Models only. Images, pools and label logs are never deleted, of whatever version, and whether a commit names it or not.
+Models only, and decoded cells that nothing reads any more. Images, pools and label logs are never deleted, of whatever version,
+and whether a commit names it or not.
 """
 
 import json
@@ -18,6 +19,7 @@ from flows.registry.verdicts import ROLLED_BACK, verdicts
 from flows.state import hold_lock
 from flows.tracking import BEFORE, CHAMPION, open_tracker, registry_exists
 from flows.workspace import environment, is_git_repository
+from wbc_model.cells.decoded import of_no_use
 from wbc_model.params import read_params
 
 if TYPE_CHECKING:
@@ -69,6 +71,7 @@ def collect(workspace: Path, last: int = LAST, champions: int | None = None, del
         if tracker is not None:
             _plan_registry(plan, tracker, last, champions)
         _plan_cache(plan, workspace, last)
+        _plan_decoded(plan, workspace)
         frees = plan.frees
         if delete:
             _delete(plan, tracker)
@@ -122,6 +125,13 @@ def _plan_cache(plan: Plan, workspace: Path, last: int) -> None:
             f"{', '.join(sorted({o for one in outputs.values() for o, n in one.items() if n == name}))} {name[:12]}"
         )
     plan.notes += [path for path, one in outputs.items() if one and set(one.values()) <= gone]
+
+
+def _plan_decoded(plan: Plan, workspace: Path) -> None:
+    gone = of_no_use(workspace / ".wbc/decoded", workspace / "data/images")
+    if gone:
+        plan.objects += gone
+        plan.lines.append(f"{len(gone)} files of decoded cells that nothing reads any more")
 
 
 def _yaml(text: str) -> dict[str, Any]:

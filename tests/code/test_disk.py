@@ -14,6 +14,7 @@ from dvc.cli import main
 from flows.artifacts import share
 from flows.registry.disk import collect
 from flows.workspace import init_workspace
+from wbc_model.cells.decoded import _decoding_version
 from wbc_model.core.files import file_sha256
 
 IDENTITY = {f"GIT_{who}_{what}": "t@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
@@ -110,6 +111,21 @@ def test_what_went_is_made_again_from_its_pools(site: Path) -> None:
     (site / "data/pools/labelled.csv").write_text("pool0")
     dvc(site, "repro", "--single-item", "train")
     assert (site / "models/candidate/weights.safetensors").read_bytes().startswith(b"pool0pool0")
+
+
+def test_decoded_cells_that_nothing_reads_go_and_those_in_use_stay(site: Path) -> None:
+    images, cache = site / "data/images", site / ".wbc/decoded"
+    images.mkdir(parents=True)
+    cache.mkdir(parents=True)
+    (images / "aa.parquet").touch()
+    kept = [cache / f"aa-64-canonical-{_decoding_version()}.u8", cache / ".aa.written-now"]
+    gone = [cache / f"bb-64-canonical-{_decoding_version()}.u8", cache / "aa-64-canonical-00000000.u8", cache / ".aa.killed"]
+    for path in [*kept, *gone]:
+        path.write_bytes(b"cells")
+    os.utime(cache / ".aa.killed", (0, 0))
+    said = collect(site, last=4, delete=True)
+    assert (said["lines"], said["frees"]) == (["3 files of decoded cells that nothing reads any more"], 15)
+    assert sorted(cache.iterdir()) == sorted(kept)
 
 
 def test_last_keeps_so_many(site: Path) -> None:

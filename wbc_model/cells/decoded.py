@@ -9,10 +9,11 @@ import hashlib
 import itertools
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import PIL
@@ -26,10 +27,23 @@ from wbc_model.core.errors import WbcError
 from wbc_model.spread import each, threads
 
 Pixels = NDArray[np.uint8]
+_DAY: Final = 86_400
 
 
 def _decoding_version() -> str:
     return hashlib.sha256((code_version("wbc_model.core.images:preprocess") + PIL.__version__).encode()).hexdigest()[:8]
+
+
+def of_no_use(cache: Path, store: Path) -> list[Path]:
+    """The files of a cache that nobody reads any more: of shards that are gone, of earlier code, or left by a process that was
+    killed a day ago or longer. Where the whole store is away, as in a clone, its decoded shards are of use when it comes."""
+    version, shards = _decoding_version(), {shard.stem for shard in store.glob("*.parquet")}
+    gone = [path for path in cache.glob(".*") if time.time() - path.stat().st_mtime > _DAY]
+    for path in cache.glob("[!.]*.u8"):
+        shard, _, rest = path.stem.partition("-")
+        if not rest.endswith(f"-{version}") or (shards and shard not in shards):
+            gone.append(path)
+    return sorted(gone)
 
 
 def _decode_shard(part: tuple[Path, Path], size: int, view: images.View) -> int:
