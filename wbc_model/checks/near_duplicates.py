@@ -6,7 +6,7 @@ next to nothing is compared that is no pair.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from math import comb
@@ -16,15 +16,18 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from wbc_model.core.twins import SCALE_BITS, Crops, meetings
+from wbc_model.checks.sketches import agreeing, close_landmarks
+from wbc_model.core.twins import SCALE_BITS, VIEW, Crops, meetings
 
 WORD: Final = 64  # bits of a hash
 _FEWEST: Final = 3  # parts: a table of the places of 2**22 buckets takes 16 MB, one of 2**32 would take 16 GB
 _PROBE, _CANDIDATE = 20.0, 24.0  # nanoseconds of looking into a bucket, and of an entry in it; measured, hashes are not uniform
 _AT_A_TIME: Final = 1_000_000  # buckets and entries that are looked at in one step: 50 MB
-_PAIRS_AT_A_TIME: Final = 2_048  # landmarks whose surroundings are compared in one step
+_GATHERED: Final = 8_000_000  # pairs of landmarks whose crops are looked at in one go: 64 MB
+_PAIRS_AT_A_TIME: Final = 1_024  # crops that are laid over each other after their landmarks are compared
 
 Places = NDArray[np.int64]
+Numbers = NDArray[np.int32]
 Words = NDArray[np.uint64]
 
 
@@ -45,7 +48,8 @@ def near_duplicates(measured: pd.DataFrame, max_bits: int, min_correlation: floa
     hashes = np.frombuffer(b"".join(measured["hashes"]), np.uint64)
     counts = measured["hashes"].map(len).to_numpy(np.int64) // 8
     sizes = measured[["height", "width"]].to_numpy(np.float64)
-    return alike(Crops(measured["view"].tolist(), landmarks, hashes, counts, sizes), max_bits, min_correlation)
+    views = np.frombuffer(b"".join(measured["view"]), np.uint8).reshape(-1, VIEW * VIEW)
+    return alike(Crops(views, landmarks, hashes, counts, sizes), max_bits, min_correlation)
 
 
 def alike(crops: Crops, max_bits: int, min_correlation: float, new: NDArray[np.bool_] | None = None) -> list[Pair]:
@@ -54,25 +58,43 @@ def alike(crops: Crops, max_bits: int, min_correlation: float, new: NDArray[np.b
     `max_bits`: Hamming distance of two landmark hashes up to which the pixels of crops of one size are compared; where sizes
     differ, SCALE_BITS more.
     """
-    asked = np.arange(len(crops.hashes)) if new is None else np.flatnonzero(new[crops.owner])
+    new = np.ones(len(crops.views), bool) if new is None else new
+    likely = [np.zeros((0, 2), np.int64)]
+    for first, second in _gathered(_close_landmarks(crops, max_bits, np.flatnonzero(new[crops.owner]))):
+        likely.append(agreeing(crops, first, second, new[crops.owner[second]], max_bits))
+    proposed = np.unique(np.concatenate(likely), axis=0)
     pairs = []
-    for (first, second), similar in sorted(meetings(crops, _close_landmarks(crops, max_bits, asked)).items()):
-        correlation, offset = crops.correlation(first, second, similar)
-        if correlation >= min_correlation:
-            pairs.append(Pair(first, second, round(correlation, 3), round(offset, 3)))
+    for start in range(0, len(proposed), _PAIRS_AT_A_TIME):
+        _, *landmarks = close_landmarks(crops, proposed[start : start + _PAIRS_AT_A_TIME], max_bits)
+        for (one, other), similar in sorted(meetings(crops, [(landmarks[0], landmarks[1])]).items()):
+            correlation, offset = crops.correlation(one, other, similar)
+            if correlation >= min_correlation:
+                pairs.append(Pair(one, other, round(correlation, 3), round(offset, 3)))
     return pairs
 
 
-def _close_landmarks(crops: Crops, max_bits: int, asked: Places) -> Iterator[tuple[Places, Places]]:
-    """Pairs of landmarks of two crops with close hashes, some thousands at a time."""
+def _close_landmarks(crops: Crops, max_bits: int, asked: Places) -> Iterator[tuple[Numbers, Numbers]]:
+    """Pairs of landmarks of two crops with close hashes, many at a time."""
     _, size = np.unique(crops.sizes, axis=0, return_inverse=True)
     mixed = bool(len(size)) and bool(size.max() > 0)
     for first, second, bits in close_pairs(crops.hashes, asked, max_bits + SCALE_BITS * mixed):
         one, other = crops.owner[first], crops.owner[second]
-        kept = np.flatnonzero((one != other) & ((bits <= max_bits) | (size[one] != size[other])))
-        for start in range(0, len(kept), _PAIRS_AT_A_TIME):
-            part = kept[start : start + _PAIRS_AT_A_TIME]
-            yield first[part], second[part]
+        kept = (one != other) & ((bits <= max_bits) | (size[one] != size[other]))
+        yield first[kept].astype(np.int32), second[kept].astype(np.int32)
+
+
+def _gathered(pairs: Iterable[tuple[Numbers, Numbers]]) -> Iterator[tuple[Numbers, Numbers]]:
+    """The same pairs, as many at a time as memory is spent on."""
+    waiting: list[tuple[Numbers, Numbers]] = []
+    count = 0
+    for pair in itertools.chain(pairs, [None]):
+        if pair is not None:
+            waiting.append(pair)
+            count += len(pair[0])
+        if count >= _GATHERED or (pair is None and count):
+            first, second = zip(*waiting, strict=True)
+            waiting, count = [], 0
+            yield np.concatenate(first), np.concatenate(second)
 
 
 # --- words that differ in few bits ---------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from math import dist
-from typing import Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,7 +82,7 @@ def surroundings(view: Floats, landmarks: NDArray[np.uint8]) -> Floats:
 
 
 @cache
-def _blurring(sigma: float) -> NDArray[np.float64]:
+def blurring(sigma: float) -> NDArray[np.float64]:
     """The matrix that blurs a column of the view by a Gaussian out to 4 sigma, mirrored at the edge."""
     reach = int(4 * sigma + 0.5)
     weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
@@ -93,7 +93,7 @@ def _blurring(sigma: float) -> NDArray[np.float64]:
 
 
 def _blurred(view: Floats, sigma: float) -> Floats:
-    matrix = _blurring(sigma)
+    matrix = blurring(sigma)
     return (matrix @ view @ matrix.T).astype(np.float32)
 
 
@@ -143,7 +143,7 @@ def _crops(fingerprints: Sequence[bytes]) -> "Crops":
     landmarks = b"".join(data[start : start + 2 * count] for data, count in zip(fingerprints, counts, strict=True))
     hashes = b"".join(data[start + 2 * count :] for data, count in zip(fingerprints, counts, strict=True))
     return Crops(
-        [data[_SIZE_BYTES:start] for data in fingerprints],
+        np.frombuffer(b"".join(data[_SIZE_BYTES:start] for data in fingerprints), np.uint8).reshape(-1, VIEW * VIEW),
         np.frombuffer(landmarks, np.uint8).reshape(-1, 2),
         np.frombuffer(hashes, "<u8"),
         np.array(counts, np.int64),
@@ -185,16 +185,25 @@ def _twin(crops: "Crops", place: int) -> int | None:
 # --- crops that are compared -----------------------------------------------------------------------------------------------
 
 
+class Views(Protocol):
+    """The views of crops, in memory or read when they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any, /) -> NDArray[np.uint8]:
+        """The pixels of one view, by its number, uint8 (VIEW * VIEW,); or of those at an array of numbers, (n, VIEW * VIEW)."""
+
+
 class Crops:
     """Measured crops as arrays; the fine structure of their views is computed when it is asked for.
 
-    `views`: the bytes of each crop's view. The landmarks of all crops, one crop after the other: `places` uint8 (m, 2), `hashes`
+    `views`: the pixels of each crop's view. The landmarks of all crops, one crop after the other: `places` uint8 (m, 2), `hashes`
     uint64 (m,), and `counts` int64 (n,), how many each crop has. `sizes` float64 (n, 2): height and width in pixels.
     """
 
     def __init__(
         self,
-        views: Sequence[bytes],
+        views: Views,
         places: NDArray[np.uint8],
         hashes: NDArray[np.uint64],
         counts: NDArray[np.int64],
@@ -211,7 +220,7 @@ class Crops:
         return _remembered(self._details, row, DETAILS_KEPT, self._computed_detail)
 
     def _computed_detail(self, row: int) -> Floats:
-        view = np.frombuffer(self.views[row], np.uint8).reshape(VIEW, VIEW).astype(np.float32)
+        view = self.views[row].reshape(VIEW, VIEW).astype(np.float32)
         return view - _blurred(view, DETAIL_SIGMA)
 
     def _patches_of(self, row: int) -> NDArray[np.float16]:
@@ -246,7 +255,7 @@ class Crops:
         """
         a, b = self.detail(first), self.detail(second)
         size = self.sizes[second] / self.sizes[first]
-        scales = {(1.0, 1.0), (float(size[0]), float(size[1])), _told_scale(meetings)}
+        scales = {(1.0, 1.0), (float(size[0]), float(size[1])), told_scale(meetings)}
         best = (-1.0, 0.0)
         for down, right in sorted(scales, key=lambda scale: scale != (1.0, 1.0)):
             if min(down, right) < SMALLEST or max(down, right) > 1 / SMALLEST:
@@ -272,7 +281,7 @@ def _remembered(kept: "OrderedDict[int, T]", row: int, most: int, compute: Calla
     return kept[row]
 
 
-def _told_scale(meetings: list[Meeting]) -> tuple[float, float]:
+def told_scale(meetings: list[Meeting]) -> tuple[float, float]:
     """How much larger the first view shows the distance of the two landmarks that lie farthest apart; 1 where too near."""
     told, farthest = 1.0, MIN_DISTANCE
     for place, (here, there) in enumerate(meetings):
