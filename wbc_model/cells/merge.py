@@ -14,7 +14,7 @@ from wbc_model.cells.manifest import Load, Source, each_file, printable
 from wbc_model.cells.pools import COLUMNS, DRAWN, POOLS, Pools, now, sides, taken_out_as
 from wbc_model.cells.rejections import CONFLICT, UNUSABLE, Rejection, read_rejections, rejections_csv
 from wbc_model.cells.split import choose_sides, reveal
-from wbc_model.cells.tables import all_differ, csv_blocks, in_order, read_table
+from wbc_model.cells.tables import all_differ, among, csv_blocks, in_order, read_table
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import ImageRejected, WbcError
 from wbc_model.params import Params
@@ -102,13 +102,15 @@ class Merge:
         existing = _existing(pools.cells({row.sha256 for row in self.rows.accepted}), oracle)
         decided = {(entry.path, entry.sha256): entry for entry in sorted(recorded) if entry.reason == "split_leak"}
         new = self._unknown(existing, decided)
+        refused = {entry.path for entry in recorded}
+        self.rows.accepted = [row for row in self.rows.accepted if row.path in refused]  # a million others take 0.3 GB
         if not self.terms.list_conflicts:
             _refuse_many([one for one in self.conflicts if not one.settled_at], self.compared, self.params)
         answered = self._answered(existing)
         new = self._without_conflicts(new)
         new = self._without_split_groups(_homes(pools, {row.group for row in new}), new)
-        new = self._sided(self._without_repeats(new))
-        pools, oracle = self._revealed(pools.without({row.sha256 for row in answered}), [*answered, *new], oracle)
+        new = [*answered, *self._sided(self._without_repeats(new))]
+        pools, oracle = self._revealed(pools.without({row.sha256 for row in answered}), new, oracle)
         return pools, self._files(recorded, oracle, pools)
 
     def _reject(self, row: Row, reason: str, detail: str) -> None:
@@ -222,7 +224,8 @@ class Merge:
     def _sided(self, rows: list[Row]) -> list[Row]:
         free = [row for row in rows if not row.side]
         if free:
-            cells = pd.DataFrame([(row.sha256, row.label, row.group) for row in free], columns=["sha256", "label", "group"])
+            fields = {name: [getattr(row, name) for row in free] for name in ("sha256", "label", "group")}
+            cells = pd.DataFrame(fields, dtype=object)  # the rows' own texts, not copied
             shares = self.params.data
             sides = choose_sides(cells, shares.validation_share, shares.test_share, self.params.seed)
             for row, side in zip(free, sides, strict=True):
@@ -231,21 +234,21 @@ class Merge:
 
     def _revealed(self, pools: Pools, rows: list[Row], oracle: pd.DataFrame) -> tuple[Pools, pd.DataFrame]:
         """The pools with the new rows, and the oracle with their labels that are not revealed; labels of cells that left go from
-        it."""
+        it. The list of rows is emptied: as columns they take less."""
         training = [row.sha256 for row in rows if row.side == "train" and row.label]
         at_least = LEAST_FIRST if pools.frames["labelled"].empty else 0
         shown = self._first(training, at_least) if self.terms.reveal_labels else set()
         parts: dict[str, list[Row]] = {name: [] for name in POOLS}
         for row in rows:
-            hidden = row.side == "train" and row.sha256 not in shown
-            parts["unlabelled" if hidden else "labelled" if row.side == "train" else row.side].append(row)
+            waits = row.side == "train" and row.sha256 not in shown
+            parts["unlabelled" if waits else "labelled" if row.side == "train" else row.side].append(row)
         known = [pools.frames[name]["sha256"] for name in ("unlabelled", "labelled")]
-        hidden_labels = pd.DataFrame(
-            [(row.sha256, row.label) for row in parts["unlabelled"] if row.label], columns=list(oracle.columns), dtype=str
-        )
-        oracle = pd.concat([oracle[oracle["sha256"].isin(pd.concat(known))], hidden_labels], ignore_index=True)
+        hidden = {name: [getattr(row, name) for row in parts["unlabelled"] if row.label] for name in oracle.columns}
+        hidden_labels = pd.DataFrame(hidden, dtype=str)
+        oracle = pd.concat([oracle[among(oracle["sha256"], pd.concat(known))], hidden_labels], ignore_index=True)
         self.added = {name: len(part) for name, part in parts.items()}
-        return pools.plus({name: self._frame(part, name) for name, part in parts.items()}), oracle
+        rows.clear()
+        return pools.plus({name: self._frame(parts.pop(name), name) for name in POOLS}), oracle
 
     def _frame(self, rows: list[Row], pool: str) -> pd.DataFrame:
         """New rows of a pool, with the columns of a pool."""
@@ -272,8 +275,7 @@ class Merge:
     def _files(self, recorded: set[Rejection], oracle: pd.DataFrame, pools: Pools) -> Mapping[Path, Content]:
         """The files that change with the pools. A path that could not be used earlier, or had two labels, is refused again or
         no longer."""
-        refused = {entry.path for entry in recorded}
-        accepted = [row for row in self.rows.accepted if row.path in refused]
+        accepted = self.rows.accepted
         examined = {row.path for row in accepted} | {entry.path for entry in self.rows.rejections}
         again = {row.key for row in accepted}
         standing = {
@@ -298,7 +300,7 @@ class Merge:
 
 def _each_once(rows: list[Row]) -> bool:
     """Whether no cell stands in two of these rows."""
-    return all_differ([pd.Series([row.sha256 for row in rows], dtype=str)])
+    return all_differ([[row.sha256 for row in rows]])
 
 
 def _oracle(path: Path) -> pd.DataFrame:
@@ -318,7 +320,7 @@ def _homes(pools: Pools, groups: set[str]) -> dict[str, Row]:
 
 def _existing(table: pd.DataFrame, oracle: pd.DataFrame) -> dict[str, Present]:
     """The cells of a table of the pools by sha256, with the label that is known of them, even if it is hidden."""
-    hidden = dict(oracle[oracle["sha256"].isin(table["sha256"])].to_numpy())
+    hidden = dict(oracle[among(oracle["sha256"], table["sha256"])].to_numpy())
     by, called = table["labelled_by"].replace(["", DRAWN], "oracle"), taken_out_as(table)
     fields = table.assign(
         side=sides(table), label=table["label"].where(called == "", called), labelled_by=by.where(called == "", "a person")

@@ -14,7 +14,7 @@ from typing import Final, Self
 import pandas as pd
 
 from wbc_model.cells.journal import Content, is_unfinished, is_untidy, pools_lock, roll_forward, write_together
-from wbc_model.cells.tables import all_differ, csv_blocks, in_order, must_quote_all, read_table
+from wbc_model.cells.tables import all_differ, among, csv_blocks, in_order, must_quote_all, read_table
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
 from wbc_model.core.written import read_yaml
@@ -222,8 +222,7 @@ class Pools:
 
     def cells(self, sha256s: Collection[str]) -> pd.DataFrame:
         """The rows of `table` of these cells only."""
-        wanted = list(sha256s)
-        return type(self)({name: frame[frame["sha256"].isin(wanted)] for name, frame in self.frames.items()}).table()
+        return type(self)({name: frame[among(frame["sha256"], sha256s)] for name, frame in self.frames.items()}).table()
 
     def table(self) -> pd.DataFrame:
         """All cells in one DataFrame with a first column `pool`."""
@@ -361,9 +360,10 @@ class Pools:
 
     def without(self, sha256s: set[str]) -> Self:
         """The pools without these cells (the quarantined ones)."""
-        gone = list(sha256s)
+        if not sha256s:
+            return self
         return type(self)(
-            {name: frame[~frame["sha256"].isin(gone)].reset_index(drop=True) for name, frame in self.frames.items()}
+            {name: frame[~among(frame["sha256"], sha256s)].reset_index(drop=True) for name, frame in self.frames.items()}
         )
 
     def version(self) -> str:

@@ -4,7 +4,7 @@ What is written has the bytes that the `csv` module would write: a field is quot
 content always gives the same bytes.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,8 +18,11 @@ from pyarrow import csv
 from wbc_model.core.errors import WbcError
 from wbc_model.core.written import MARKS, read_written
 
+if "jemalloc" in pa.supported_memory_backends():  # gives back what is free; the usual one keeps up to 0.4 kB a cell of it
+    pa.set_memory_pool(pa.jemalloc_memory_pool())
+
 _COMMA, _QUOTE, _LINE_END, _NOTHING = (pa.scalar(text, pa.large_string()) for text in (",", '"', "\n", ""))
-_ROWS: Final = 65_536  # rows rendered at a time
+_ROWS: Final = 16_384  # rows rendered at a time
 _MUST_BE_QUOTED: Final = '[",\n]'
 Digests = NDArray[np.bytes_]  # S32: 32 bytes each
 
@@ -132,20 +135,28 @@ def in_order(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
 
 def digests(sha256s: "Sequence[str] | pd.Series[str]") -> Digests:
     """The names of cells as bytes, S32 (n,); raises ValueError where one is no sha256."""
-    column = pa.chunked_array([] if isinstance(sha256s, pd.Series) else [pa.array(sha256s, pa.large_string())], pa.large_string())
-    if isinstance(sha256s, pd.Series):
-        column = pa.Table.from_pandas(sha256s.to_frame(), preserve_index=False).column(0)
     packed = bytearray()
-    for start in range(0, len(column), _ROWS):
-        texts = _joined(column.slice(start, _ROWS))
-        lengths = pc.min_max(pc.binary_length(texts)).as_py()
-        packed += bytes.fromhex(_data(texts).decode("ascii"))
-        if not (lengths["min"] == lengths["max"] == 64 and len(packed) == 32 * (start + len(texts))):
+    for texts, shortest, longest in _joined_names(sha256s):
+        before = len(packed)
+        packed += bytes.fromhex(texts)
+        if not (shortest == longest == 64 and 2 * (len(packed) - before) == len(texts)):
             raise ValueError("not every name is a sha256")
     return np.frombuffer(packed, "S32")
 
 
-def all_differ(columns: "Iterable[pd.Series[str]]") -> bool:
+def _joined_names(names: "Sequence[str] | pd.Series[str]") -> Iterator[tuple[str, int, int]]:
+    """Names one after the other, some thousand at a time, with the lengths of the shortest and the longest."""
+    for start in range(0, len(names), _ROWS):
+        if isinstance(names, pd.Series):
+            texts = _joined(_texts(names.iloc[start : start + _ROWS].to_frame("name"))["name"])
+            lengths = pc.min_max(pc.binary_length(texts)).as_py()
+            yield _data(texts).decode("ascii"), lengths["min"], lengths["max"]
+        else:
+            some = names[start : start + _ROWS]
+            yield "".join(some), min(map(len, some)), max(map(len, some))
+
+
+def all_differ(columns: "Iterable[Sequence[str] | pd.Series[str]]") -> bool:
     """Whether no name of a cell stands twice in these columns. False also where one is no sha256, and by a chance of one in
     millions where they do differ."""
     try:
@@ -154,6 +165,16 @@ def all_differ(columns: "Iterable[pd.Series[str]]") -> bool:
         return False
     first = np.sort(packed.view(np.uint64).reshape(-1, 4)[:, 0])
     return not bool((first[1:] == first[:-1]).any())
+
+
+def among(names: "pd.Series[str]", wanted: Collection[str]) -> NDArray[np.bool_]:
+    """Which of these names are wanted, (n,): as `isin`, with the memory of a name's bytes only."""
+    if not len(names):
+        return np.zeros(0, bool)
+    try:
+        return np.isin(digests(names), digests(list(wanted)))
+    except ValueError:  # there is one that is no sha256
+        return np.asarray(names.isin(list(wanted)))
 
 
 def places_in(names: "pd.Series[str]", among: "pd.Series[str]") -> NDArray[np.int64]:
