@@ -20,6 +20,7 @@ from flows.workspace import AUDIT
 from wbc_model.cells.pools import Pools
 from wbc_model.cells.rejections import quarantined, read_rejections
 from wbc_model.cells.store import ImageStore, intact
+from wbc_model.checks.quality import INTACT
 from wbc_model.core.errors import WbcError
 from wbc_model.core.model_card import CARD, read_card
 from wbc_model.params import read_params
@@ -75,7 +76,8 @@ def _images(workspace: Path) -> tuple[str, list[str]]:
 
 
 def _pools(workspace: Path) -> tuple[str, list[str]]:
-    """The checks of `wbc validate`, beside the workspace: it finds what it found before."""
+    """The checks of `wbc validate`, beside the workspace: it finds what it found before. Measurements and pairs are taken as they
+    were kept, once each shard was hashed anew: a disk decays in silence."""
     from flows.pipeline.checks import validate
 
     if not Pools.exist(workspace / "data/pools"):
@@ -90,6 +92,10 @@ def _pools(workspace: Path) -> tuple[str, list[str]]:
         for kept in ("rejected.csv", "oracle.csv"):
             if (workspace / "data" / kept).exists():
                 shutil.copyfile(workspace / "data" / kept, copy / "data" / kept)
+        (copy / ".wbc/cache").mkdir(parents=True)
+        for file in (workspace / ".wbc/cache").glob("[!.]*"):
+            if file.name != INTACT:
+                (copy / ".wbc/cache" / file.name).symlink_to(file.resolve())  # what is written anew takes the link's place
         validate(copy, read_params(workspace / "params.yaml"))
         new = [entry for entry in read_rejections(copy / "data/quarantine.csv") if entry.sha256 and entry.sha256 not in known]
     rejected = {entry.sha256 for entry in read_rejections(workspace / "data/rejected.csv")}

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 LISTED = 20  # rows of a critical finding that the error names
 GX_PAGES = ".wbc/great_expectations"  # its own pages of the last run; they need the internet
-CHECKED_AT_A_TIME = 20_000  # rows that are in Great Expectations' hands
+CHECKED_AT_A_TIME = 10_000  # rows that are in Great Expectations' hands; it copies them some ten times
 HELD_OUT = ("validation", "test")
 USUAL_SHARE = (0.005, 0.95)  # of a class in a held-out pool; outside it the Data Docs show a warning
 
@@ -81,7 +81,9 @@ def validate(workspace: Path, params: Params) -> ValidationReport:
     cache = workspace / ".wbc" / "cache"
     store = ImageStore(data / "images")
     measured = measure_store(store, cache)
+    counts, newest = pools.counts(), _newest_label(pools)
     cells = describe(pools, measured.facts)
+    del pools  # its columns are in the table now
     cells, found = find(cells, measured, _known_labels(cells, data / "oracle.csv"), params.checks, cache)
     cells["quarantined"] = _are_among(cells, found)
     quarantine = read_rejections(data / "rejected.csv") | set(found)
@@ -89,7 +91,7 @@ def validate(workspace: Path, params: Params) -> ValidationReport:
     kept = cells[~cells["quarantined"]]["pool"].value_counts()
     usable = {name: int(kept.get(name, 0)) for name in POOLS}
     critical, noted, checked = _expect(cells, params.checks, workspace / GX_PAGES)
-    found_here = Findings(cells, quarantine, critical, noted, checked, _newest_label(pools))
+    found_here = Findings(cells, quarantine, critical, noted, checked, newest)
     docs = data / "docs"
     building = docs.with_name(".docs.new")
     shutil.rmtree(building, ignore_errors=True)
@@ -99,7 +101,7 @@ def validate(workspace: Path, params: Params) -> ValidationReport:
     if critical:
         raise WbcError(_explain([line.text for line in critical], docs / "index.html"))
     return ValidationReport(
-        pools=pools.counts(),
+        pools=counts,
         usable=usable,
         found=found,
         quarantined=dict(sorted(Counter(entry.reason for entry in quarantine).items())),

@@ -59,7 +59,7 @@ PACKAGES = {
     "flows.studies": ". .shards .exchange .pipeline "
     "wbc_model wbc_model.core wbc_model.rendering wbc_model.cells wbc_model.sources wbc_model.acquisition wbc_model.studies",
     "flows.monitoring": ". .pipeline .labelling .retraining .sites serving.contract serving.labelling serving.reports "
-    "serving.security serving.watch wbc_model wbc_model.core wbc_model.cells",
+    "serving.security serving.watch wbc_model wbc_model.core wbc_model.cells wbc_model.checks",
     "flows.cli": ". .shards .pipeline .registry .retraining .sites .studies .monitoring serving serving.contract "
     "serving.security serving.reports serving.upkeep wbc_model wbc_model.core wbc_model.cells wbc_model.sources "
     "wbc_model.acquisition",

@@ -89,7 +89,7 @@ _NOTHING: Final = {
     "hashes": b"",
 }
 _AT_A_TIME: Final = 1024  # images whose measurements are in memory
-_INTACT: Final = "intact.json"  # what the shards looked like whose bytes were seen to be whole
+INTACT: Final = "intact.json"  # what the shards looked like whose bytes were seen to be whole
 
 
 @dataclass(frozen=True)
@@ -151,15 +151,15 @@ def _read_views(path: Path, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         return np.frombuffer(b"".join(parts), np.uint8).reshape(-1, VIEW * VIEW)
 
 
-def measure_store(store: ImageStore, cache: Path, again: bool = False) -> Measured:
+def measure_store(store: ImageStore, cache: Path) -> Measured:
     """The measurements of all stored cells.
 
     They are kept in `cache`, two files per shard. Whether a shard's bytes are those it was named by is seen once, and anew where
-    the file has changed, or with `again`. One that is damaged is measured each time: damage is seen and pinned to its cells.
+    the file has changed. One that is damaged is measured each time: damage is seen and pinned to its cells.
     """
     version = code_version(_measure_stored)
-    files, frames = [], []
-    seen = {} if again else _read_seen(cache)
+    files, frames, pixels = [], [], []
+    seen = _read_seen(cache)
     now: dict[str, list[int]] = {}
     shards = store.shards()
     stamps = [list(signature(shard)) for shard in shards]
@@ -169,16 +169,19 @@ def measure_store(store: ImageStore, cache: Path, again: bool = False) -> Measur
         if whole:
             now[shard.stem] = stamp
         files.append(kept)
-        frames.append(_read_facts(kept))
+        facts = _read_facts(kept)
+        pixels.append(digests(facts.pop("pixels")))
+        frames.append(facts)
     if now != seen:
-        write_atomic(cache / _INTACT, json.dumps(now))
-    frames = frames or [_SCHEMA.empty_table().select(_FACTS).to_pandas()]
+        write_atomic(cache / INTACT, json.dumps(now))
+    frames = frames or [_SCHEMA.empty_table().select(_FACTS).to_pandas().drop(columns="pixels")]
     file = np.repeat(np.arange(len(frames), dtype=np.int32), [len(frame) for frame in frames])
     row = np.concatenate([np.arange(len(frame), dtype=np.int32) for frame in frames])
     facts = pd.concat(frames, ignore_index=True)
+    del frames
+    facts["pixels"] = np.unique(np.concatenate([*pixels, np.zeros(0, "S32")]), return_inverse=True)[1]
     first = np.sort(np.unique(digests(facts["sha256"]), return_index=True)[1])
     facts = facts if len(first) == len(facts) else facts.iloc[first].reset_index(drop=True)
-    facts["pixels"] = np.unique(digests(facts["pixels"]), return_inverse=True)[1]
     return Measured(facts, tuple(files), file[first], row[first])
 
 
@@ -194,7 +197,7 @@ def _measured_shard(part: tuple[Path, bool], cache: Path, version: str) -> tuple
 
 
 def _read_seen(cache: Path) -> dict[str, list[int]]:
-    path = cache / _INTACT
+    path = cache / INTACT
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 

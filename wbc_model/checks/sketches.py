@@ -70,7 +70,8 @@ def _agree(crops: Crops, near: Numbers, far: Numbers, max_bits: int) -> Iterator
         sketches = _sketches(_views(crops, owners))
         for at in range(begin, end, _PAIRS_AT_A_TIME):
             part = slice(at, min(at + _PAIRS_AT_A_TIME, end))
-            yield _agreement(crops, near[part], far[part], means, through[part], sketches[place[at - begin : part.stop - begin]], max_bits)
+            of_far = sketches[place[at - begin : part.stop - begin]]
+            yield _agreement(crops, near[part], far[part], means, through[part], of_far, max_bits)
 
 
 def _agreement(
