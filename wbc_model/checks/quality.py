@@ -117,11 +117,17 @@ class Measured:
             places.append(np.frombuffer(b"".join(table.column("landmarks").to_pylist()), np.uint8))
             hashes.append(np.frombuffer(b"".join(table.column("hashes").to_pylist()), np.uint64))
         sizes = self.facts[["height", "width"]].to_numpy(np.float64)[cells]
-        return Crops(_Views(self.files, file, row), np.concatenate(places).reshape(-1, 2), np.concatenate(hashes), counts, sizes)
+        return Crops(
+            ViewFiles(self.files, file, row), np.concatenate(places).reshape(-1, 2), np.concatenate(hashes), counts, sizes
+        )
 
 
-class _Views:
-    """The small grey views of cells, each read from its shard's file when it is asked for."""
+class ViewFiles:
+    """The small grey views of cells, read from their shards' files when they are asked for.
+
+    `files`: the shards' measurements, beside which the views lie; `file` and `row`, int32 (n,): of each cell its place in these,
+    and its row there.
+    """
 
     def __init__(self, files: tuple[Path, ...], file: NDArray[np.int32], row: NDArray[np.int32]) -> None:
         self.files, self.file, self.row = [_views_of(path) for path in files], file, row
