@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from wbc_model.checks import near_duplicates as module
 from wbc_model.checks.near_duplicates import alike
 from wbc_model.checks.quality import ViewFiles, measure
+from wbc_model.checks.sketches import agreeing
 from wbc_model.core.twins import BITS, CORRELATION, VIEW, Crops, find_landmarks, perceptual_hashes
 
 OUT: Final = Path(__file__).parent / "near_duplicates"
@@ -76,7 +78,7 @@ def crops_of(old: Cells, new: Cells, counts: tuple[int, int], folder: Path) -> C
 def compare(crops: Crops, new: NDArray[np.bool_]) -> dict[str, Any]:
     """What comparing the new crops with all costs, step by step."""
     spent = {"sketches_s": 0.0, "landmark_pairs": 0, "crop_pairs": 0, "search_s": 0.0}
-    agreeing, gathered = module.agreeing, module._gathered
+    gathered = module._gathered
 
     def sketched(crops: Crops, first: Any, *more: Any) -> Any:
         start = time.process_time()
@@ -96,11 +98,10 @@ def compare(crops: Crops, new: NDArray[np.bool_]) -> dict[str, Any]:
                 return
             yield some
 
-    module.agreeing, module._gathered = sketched, searched
     start = time.process_time()
-    pairs = alike(crops, BITS, CORRELATION, new)
+    with mock.patch.multiple(module, agreeing=sketched, _gathered=searched):
+        pairs = alike(crops, BITS, CORRELATION, new)
     whole = time.process_time() - start
-    module.agreeing, module._gathered = agreeing, gathered
     rest = whole - spent["sketches_s"] - spent["search_s"]
     peak = int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
     return spent | {"pairs": len(pairs), "laid_over_s": rest, "cpu_s": whole, "peak_mb": peak}

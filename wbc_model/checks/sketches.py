@@ -88,16 +88,12 @@ def _agreement(
     differ = (size != 1).any(axis=1)
     as_it_is = agree_at(np.ones_like(size), np.arange(len(near)))
     agree: NDArray[np.bool_] = as_it_is >= np.where(differ, SCALED_AGREEMENT, AGREEMENT)
-    scaled = np.flatnonzero(differ & ~agree & _is_tried(size))
+    tried = (size.min(axis=1) >= SMALLEST) & (size.max(axis=1) <= 1 / SMALLEST)
+    scaled = np.flatnonzero(differ & ~agree & tried)
     agree[scaled] = agree_at(size[scaled], scaled) >= SCALED_AGREEMENT
     told, scale = _told_scales(crops, near, far, np.flatnonzero(~agree & (differ | (as_it_is >= HOPELESS))), max_bits)
     agree[told] = agree_at(scale, told) >= SCALED_AGREEMENT
     return agree
-
-
-def _is_tried(scale: NDArray[np.float64]) -> NDArray[np.bool_]:
-    tried: NDArray[np.bool_] = (scale.min(axis=1) >= SMALLEST) & (scale.max(axis=1) <= 1 / SMALLEST)
-    return tried
 
 
 def _told_scales(
@@ -112,12 +108,10 @@ def _told_scales(
         of_pair = slice(starts[place], starts[place + 1])
         here, there = crops.places[first[of_pair]].tolist(), crops.places[second[of_pair]].tolist()
         scale = told_scale([((a[0], a[1]), (b[0], b[1])) for a, b in zip(here, there, strict=True)])
-        if scale != (1.0, 1.0):
+        if scale != (1.0, 1.0) and SMALLEST <= scale[0] <= 1 / SMALLEST:
             told.append(place)
             scales.append(scale)
-    scale = np.array(scales, np.float64).reshape(-1, 2)
-    tried = _is_tried(scale) if len(scale) else np.zeros(0, bool)
-    return some[np.array(told, np.intp)[tried]], scale[tried]
+    return some[np.array(told, np.intp)], np.array(scales, np.float64).reshape(-1, 2)
 
 
 def close_landmarks(crops: Crops, pairs: NDArray[Any], max_bits: int) -> tuple[Positions, Positions, Positions]:
@@ -170,7 +164,7 @@ def _overlap(here: Floats, there: Floats, scale: NDArray[np.float64]) -> NDArray
 # --- the views of many crops ---------------------------------------------------------------------------------------------
 
 
-def _views(crops: Crops, rows: NDArray[np.intp]) -> Floats:
+def _views(crops: Crops, rows: Numbers) -> Floats:
     """The views of these crops, float32 (n, VIEW, VIEW)."""
     return crops.views[rows].reshape(-1, VIEW, VIEW).astype(np.float32)
 
