@@ -6,6 +6,7 @@ do. A pair whose sketches disagree, at each of its landmarks, is no pair; decisi
 """
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import numpy as np
@@ -13,7 +14,6 @@ from numpy.typing import NDArray
 
 from wbc_model.core.twins import (
     DETAIL_SIGMA,
-    HOPELESS,
     MIN_OVERLAP,
     SCALE_BITS,
     SEARCH,
@@ -23,11 +23,13 @@ from wbc_model.core.twins import (
     blurring,
     told_scale,
 )
+from wbc_model.spread import threads
 
 BLOCK: Final = 4  # pixels of the view, the side of what one mean is taken of
 SIDE: Final = VIEW // BLOCK
-AGREEMENT: Final = 0.65  # correlation of two sketches under which crops of one size show different cells
-SCALED_AGREEMENT: Final = 0.55  # the same where sizes differ, and so the true scale is not known
+AGREEMENT: Final = 0.7  # correlation of two sketches under which crops of one size show different cells
+SCALED_AGREEMENT: Final = 0.55  # the same at another scale, which is known less exactly
+DOUBT: Final = 0.5  # the same under which no other scale is tried of crops of one size
 _INSIDE: Final = VIEW - BLOCK + 1  # places of a block along one side of a view
 _LOOKED_THROUGH: Final = 4096  # crops that are in memory with a mean at each pixel: 60 MB
 _SKETCHED: Final = 4096  # crops whose sketches are in memory
@@ -68,10 +70,14 @@ def _agree(crops: Crops, near: Numbers, far: Numbers, max_bits: int) -> Iterator
         end = sketched[start + _SKETCHED] if start + _SKETCHED < len(sketched) else len(far)
         owners, place = np.unique(crops.owner[far[begin:end]], return_inverse=True)
         sketches = _sketches(_views(crops, owners))
-        for at in range(begin, end, _PAIRS_AT_A_TIME):
-            part = slice(at, min(at + _PAIRS_AT_A_TIME, end))
-            of_far = sketches[place[at - begin : part.stop - begin]]
-            yield _agreement(crops, near[part], far[part], means, through[part], of_far, max_bits)
+        parts = [slice(at, min(at + _PAIRS_AT_A_TIME, end)) for at in range(begin, end, _PAIRS_AT_A_TIME)]
+
+        def agree(part: slice, begin: int = begin, sketches: Floats = sketches, place: Positions = place) -> NDArray[np.bool_]:
+            of_far = sketches[place[part.start - begin : part.stop - begin]]
+            return _agreement(crops, near[part], far[part], means, through[part], of_far, max_bits)
+
+        with ThreadPoolExecutor(threads()) as pool:
+            yield from pool.map(agree, parts)
 
 
 def _agreement(
@@ -91,7 +97,7 @@ def _agreement(
     tried = (size.min(axis=1) >= SMALLEST) & (size.max(axis=1) <= 1 / SMALLEST)
     scaled = np.flatnonzero(differ & ~agree & tried)
     agree[scaled] = agree_at(size[scaled], scaled) >= SCALED_AGREEMENT
-    told, scale = _told_scales(crops, near, far, np.flatnonzero(~agree & (differ | (as_it_is >= HOPELESS))), max_bits)
+    told, scale = _told_scales(crops, near, far, np.flatnonzero(~agree & (differ | (as_it_is >= DOUBT))), max_bits)
     agree[told] = agree_at(scale, told) >= SCALED_AGREEMENT
     return agree
 
