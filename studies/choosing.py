@@ -5,10 +5,11 @@
 The scores are drawn, in the shapes and types that a network gives: probabilities of five classes, predicted losses, embeddings
 of 512 float32. What is timed is the choice alone, since scoring grows evenly with the pool. Each strategy has a process of its
 own. Its peak of memory is taken, and what the scores alone had taken before. `--candidates 0` has every strategy compare all
-cells, as before there were candidates of the highest scores; it needs 2 KiB for each cell.
+cells, as before there were candidates of the highest scores; it needs 2 KiB for each cell. The table goes to studies/choosing/.
 """
 
 import argparse
+import csv
 import json
 import resource
 import subprocess
@@ -24,6 +25,7 @@ from wbc_model.acquisition.strategies import STRATEGIES, Floats, Labelled, PoolS
 from wbc_model.core.probabilities import softmax
 
 ROOT = Path(__file__).parents[1]
+OUT = ROOT / "studies/choosing"
 WIDTH, COLOURS, CLASSES, BLOCK = 512, 49, 5, 100_000
 
 
@@ -56,11 +58,11 @@ def choose(name: str, cells: int, count: int, labelled: int, auto: bool) -> dict
     strategy = find_strategy(name)
     probabilities, loss, classes = drawn_scores(cells)
     wanted = strategy.needs
-    start = time.perf_counter()
+    start, begun = time.perf_counter(), time.process_time()
     places = np.arange(cells)
     if auto and cells > MANY and wanted & {"embedding", "colours"}:
         places = leading_candidates(strategy, probabilities, loss, count, 0)
-    seconds = time.perf_counter() - start
+    seconds, processors = time.perf_counter() - start, time.process_time() - begun
     none = np.empty((0, 0), np.float32)
     first = np.arange(labelled)
     widths = {"embedding": WIDTH, "colours": COLOURS}
@@ -69,13 +71,14 @@ def choose(name: str, cells: int, count: int, labelled: int, auto: bool) -> dict
     known = Labelled(classes[:labelled], probabilities[:labelled], of_known["embedding"], of_known["colours"])
     pool = PoolScores(probabilities[places], loss[places], of_pool["embedding"], known, of_pool["colours"])
     before = megabytes()
-    start = time.perf_counter()
+    start, begun = time.perf_counter(), time.process_time()
     picks = select(strategy, pool, count, 0)
-    seconds += time.perf_counter() - start
+    seconds, processors = seconds + time.perf_counter() - start, processors + time.process_time() - begun
     return {
         "strategy": name,
         "compared": len(pool),
         "seconds": round(seconds, 1),
+        "cpu_seconds": round(processors, 1),
         "peak_mb": round(megabytes()),
         "scores_mb": round(before),
         "chosen": len(picks.indices),
@@ -89,19 +92,28 @@ def main() -> None:
     parser.add_argument("--labelled", type=int, default=10_000)
     parser.add_argument("--candidates", choices=("auto", "0"), default="auto")
     parser.add_argument("--strategies", default=",".join(STRATEGIES))
+    parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         print(json.dumps(choose(args.one, args.cells, args.count, args.labelled, args.candidates == "auto")))
         return
     print(f"{args.count} of {args.cells} cells, {args.labelled} labelled, candidates: {args.candidates}")
-    print(f"{'strategy':18}{'compared':>10}{'seconds':>10}{'peak MB':>10}{'scores MB':>11}")
+    print(f"{'strategy':18}{'compared':>10}{'seconds':>10}{'CPU s':>10}{'peak MB':>10}{'scores MB':>11}")
+    rows = []
     for name in args.strategies.split(","):
         command = [sys.executable, __file__, "--one", name, "--cells", str(args.cells), "--count", str(args.count)]
         command += ["--labelled", str(args.labelled), "--candidates", args.candidates]
         done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
         row = json.loads(done.stdout)
-        print(f"{name:18}{row['compared']:>10}{row['seconds']:>10}{row['peak_mb']:>10}{row['scores_mb']:>11}", flush=True)
+        measured = f"{row['seconds']:>10}{row['cpu_seconds']:>10}{row['peak_mb']:>10}{row['scores_mb']:>11}"
+        print(f"{name:18}{row['compared']:>10}{measured}", flush=True)
+        rows.append({"cells": args.cells, "count": args.count, "candidates": args.candidates} | row)
+        args.out.mkdir(parents=True, exist_ok=True)
+        with (args.out / "choosing.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 if __name__ == "__main__":
