@@ -33,7 +33,7 @@ DOUBT: Final = 0.5  # the same under which no other scale is tried of crops of o
 _INSIDE: Final = VIEW - BLOCK + 1  # places of a block along one side of a view
 _LOOKED_THROUGH: Final = 4096  # crops that are in memory with a mean at each pixel: 60 MB
 _SKETCHED: Final = 4096  # crops whose sketches are in memory
-_PAIRS_AT_A_TIME: Final = 8192
+_PAIRS_AT_A_TIME: Final = 2048
 
 Numbers = NDArray[np.int32]
 Positions = NDArray[np.int64]
