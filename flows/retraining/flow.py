@@ -8,7 +8,6 @@ flows.retraining.run.
 """
 
 import contextlib
-import functools
 import hashlib
 import json
 import time
@@ -16,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, cast
 
 import pandas as pd
 from prefect import flow, get_run_logger, tags, task
@@ -130,10 +129,21 @@ def _task_name() -> str:
     return f"{task_run.task_name}, cycle {ctx.number}" if isinstance(ctx, Context) else str(task_run.task_name)
 
 
-def _step(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """A Prefect task that is repeated after transient failures only."""
+@dataclass(frozen=True)
+class Step(Generic[P, R]):
+    """A Prefect task that first waits for a shared server that is away."""
 
-    def decorate(body: Callable[P, R]) -> Callable[P, R]:
+    task: "Task[P, R]"
+
+    def __call__(self, *given: P.args, **named: P.kwargs) -> R:
+        await_server(next((one.progress.say for one in given if isinstance(one, Context)), Progress().say))
+        return cast(Callable[P, R], self.task)(*given, **named)
+
+
+def _step(name: str) -> Callable[[Callable[P, R]], Step[P, R]]:
+    """A step that is repeated after transient failures only."""
+
+    def decorate(body: Callable[P, R]) -> Step[P, R]:
         made = task(
             name=name,
             task_run_name=_task_name,
@@ -142,14 +152,7 @@ def _step(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             retry_condition_fn=_transient,
             cache_policy=NO_CACHE,
         )
-        step = cast(Callable[P, R], made(body))
-
-        @functools.wraps(body)
-        def waited(*given: P.args, **named: P.kwargs) -> R:
-            await_server(next((one.progress.say for one in given if isinstance(one, Context)), Progress().say))
-            return step(*given, **named)
-
-        return waited
+        return Step(cast("Task[P, R]", made(body)))
 
     return decorate
 

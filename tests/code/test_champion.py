@@ -121,7 +121,7 @@ class Site:
         state = State(f"round-{self.rounds}", "", "", 0, False, rows=[row])
         params = read_params(self.workspace / "params.yaml")
         ctx = retrain.Context(self.workspace, state, params, 0, Progress(), self.tracker)
-        return retrain.ask_gate.fn(ctx, self.tracker.cycle(ctx.parent_run, state.key, 0))  # type: ignore[attr-defined,no-any-return]
+        return retrain.ask_gate.task.fn(ctx, self.tracker.cycle(ctx.parent_run, state.key, 0))
 
     def version(self) -> str | None:
         """The champion, and the files that are served are its own."""

@@ -107,6 +107,10 @@ class Store:
     def system_metrics(self, run: str) -> Iterator[None]:
         yield
 
+    @contextlib.contextmanager
+    def answering(self, say: object) -> Iterator[None]:
+        yield
+
     def log_cycle(self, run: str, parent: str, record: Any, params: object) -> None:
         self.killer.tick()
         if run not in self.logged:
@@ -256,7 +260,7 @@ def killer(monkeypatch: pytest.MonkeyPatch) -> Killer:
     monkeypatch.setattr(versioning, "ensure_dvc", lambda workspace: None)
     for name in ("open_limit", "end_dead_runs", "ProgressBar", "show_cycle", "show_gate", "show_waiting"):
         monkeypatch.setattr(retrain, name, Mock())
-    monkeypatch.setattr(retrain, "concurrency", lambda *arguments, **named: contextlib.nullcontext())
+    monkeypatch.setattr(retrain, "gpu_slot", lambda say: contextlib.nullcontext())
     monkeypatch.setattr("wbc_model.evaluation.plots.plot_learning_curve", lambda *arguments: None)
     monkeypatch.setattr("flows.pipeline.stages.decoded_cells", lambda workspace, size, view: None)
     monkeypatch.setattr("flows.labelling.publish._embeddings", lambda workspace, sha256s: {})
@@ -557,7 +561,7 @@ def test_only_what_another_attempt_may_put_right_is_tried_again() -> None:
     assert not again(WbcError("row 7: do this"))
     assert not again(ValueError("a defect"))
     for name in ("validate", "train", "evaluate", "query", "package", "label", "log_cycle", "ask_gate", "version_pools"):
-        step = getattr(retrain, name)
+        step = getattr(retrain, name).task
         assert isinstance(step, Task)
         assert (step.retries, step.retry_condition_fn) == (2, retrain._transient)
 
