@@ -185,6 +185,7 @@ def whole(filled: Path) -> Iterator[Whole]:
             process.wait()
 
 
+@pytest.mark.slow
 def test_a_prefect_server_that_is_gone_is_one_line(filled: Path) -> None:
     script = (
         "import sys; from pathlib import Path; import psutil\n"
