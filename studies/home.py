@@ -20,12 +20,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from flows.studies.data import listing
+from flows.studies.provenance import code_of
 from flows.studies.results import RUNS, Rows, publishing
 from flows.workspace import set_params
 from wbc_model.core.errors import WbcError
 from wbc_model.evaluation.plots import BLUE, CURVES, RED, head, in_percent, legend_below, plain, save_figure
 
 WBC = Path(sys.executable).parent / "wbc"
+LOOP = "flows.retraining.flow:retraining"  # whose code a row's numbers come from
 CYCLES, CURVE = "cycles.csv", "learning-curves.png"
 ARMS: dict[str, dict[str, Any]] = {
     "full": {},
@@ -138,7 +140,7 @@ def main() -> None:
         for seed in range(given.seeds):
             for arm in given.arms:
                 named = {"arm": arm, "seed": seed, "preset": given.preset}
-                depends_on = [listing(given.data), given.until, ARMS[arm]]
+                depends_on = [code_of(LOOP), listing(given.data), given.until, ARMS[arm]]
                 made = rows.once(
                     named, depends_on, lambda a=arm, s=seed: run(given.data.resolve(), a, s, given.preset, given.until)
                 )

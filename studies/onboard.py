@@ -22,6 +22,7 @@ import pandas as pd
 
 from flows.sites.onboard import champion_of
 from flows.studies.data import listing
+from flows.studies.provenance import code_of
 from flows.studies.results import RUNS, Rows, publishing
 from flows.workspace import set_params
 from wbc_model.core.errors import WbcError
@@ -108,9 +109,10 @@ def readme(runs: pd.DataFrame, notes: str) -> str:
 
 
 def depends_on(workspace: Path, site: Path, arm: str) -> list[Any]:
-    """What the numbers of a row depend on beside the champion, the seed and the learner's code."""
+    """What the numbers of a row depend on beside the champion, the seed and the learner's code: that of onboarding, too."""
     pools = [file_sha256(path) for path in sorted((workspace / "data/pools").glob("*.csv"))]
-    return [ARMS[arm], listing(site), file_sha256(workspace / "params.yaml"), pools]
+    code = code_of("flows.sites.onboard:onboard")
+    return [code, ARMS[arm], listing(site), file_sha256(workspace / "params.yaml"), pools]
 
 
 def main() -> None:

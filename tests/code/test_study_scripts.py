@@ -133,6 +133,9 @@ def test_the_whole_loop_is_run_once_per_arm_and_seed(tmp_path: Path, monkeypatch
     assert runs == [("full", 0), ("plain", 0), ("full", 1), ("plain", 1)]
     assert len(pd.read_csv(folder / "out/runs.csv")) == 4
     assert len(pd.read_csv(folder / "out/cycles.csv")) == 8
+    monkeypatch.setattr(study, "code_of", {"flows.retraining.flow:retraining": "changed"}.get)
+    study.main()
+    assert len(runs) == 8, "what the loop decides by is no part of the learner"
     assert (folder / "out/learning-curves.png").stat().st_size > 1000
     (folder / "out/cycles.csv").write_text("mine")
     with pytest.raises(SystemExit, match=r"cycles\.csv was not written here, or was changed since"):
@@ -162,6 +165,15 @@ def test_the_whole_loop_is_really_run(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(study, "wbc", None)  # nothing is left to do
     study.main()
     assert (folder / "out/runs.csv").read_text() == before
+
+
+def test_an_onboarding_is_made_again_where_its_code_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, site = loaded("onboard"), write_cells(tmp_path / "clinic", 5, seed=2)
+    init_workspace(tmp_path / "home")
+    before = study.depends_on(tmp_path / "home", site, "asked")
+    monkeypatch.setattr(study, "code_of", {"flows.sites.onboard:onboard": "changed"}.get)
+    assert study.depends_on(tmp_path / "home", site, "asked") == ["changed", *before[1:]]
+    assert before[0] != "changed"
 
 
 @pytest.mark.slow
