@@ -60,11 +60,17 @@ def silent_openvino() -> Any:
     return openvino
 
 
+# OpenVINO's binding prepares itself in its first call. Two first calls at once can wait for each other for ever: one holds
+# Python's lock and waits for what the other prepares, which waits for Python's lock.
+_FIRST_CALL: Final = threading.Lock()
+
+
 class OpenVinoEngine:
     """On the CPU, one stream and one infer request a thread: the directory's graph in int8, or where it has none model.onnx in
     bf16 where the processor computes in it natively; `exact` always model.onnx in float32."""
 
     name = "openvino"
+    called = False  # whether a call of this process has ended
     chunk = 16  # images that are computed together; of small ones SMALL_CHUNK, which takes about as long
 
     def __init__(self, directory: Path, threads: int) -> None:
@@ -84,7 +90,15 @@ class OpenVinoEngine:
             raise WbcError(f"{directory}: OpenVINO cannot compile its graph: {_first_line(error)}") from None
 
     def infer(self, images: NDArray[np.uint8], exact: bool = False) -> Answer:
-        """See Engine. Waits for a free infer request."""
+        """See Engine. Waits for a free infer request, and for the first call of all."""
+        if OpenVinoEngine.called:
+            return self._infer(images, exact)
+        with _FIRST_CALL:
+            answer = self._infer(images, exact)
+            OpenVinoEngine.called = True
+            return answer
+
+    def _infer(self, images: NDArray[np.uint8], exact: bool) -> Answer:
         free = self._requests[exact or not self.reduced]
         request = free.get()
         try:

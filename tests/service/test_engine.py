@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ from tiny_model import SIZE, expected_logits, expected_probabilities, write_mode
 
 from serving.contract.schemas import Classified
 from serving.inference.classify import SURE, Classifier
-from serving.inference.engine import SMALL_CHUNK, OpenVinoEngine, open_engine
+from serving.inference.engine import SMALL_CHUNK, Answer, OpenVinoEngine, open_engine
 from wbc_model.core.errors import WbcError
 from wbc_model.core.images import View, preprocess
 from wbc_model.core.model_card import CARD, Architecture, ModelCard, Normalisation, read_card
@@ -74,6 +76,29 @@ def test_one_engine_serves_many_threads(model_dir: Path) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_the_first_call_of_a_process_is_alone(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two first calls of OpenVINO's binding at once waited for each other for ever, in a stage that packaged a model."""
+    engine, inside, most, computed = OpenVinoEngine(model_dir, 4), [], [], OpenVinoEngine._infer
+
+    def watched(self: OpenVinoEngine, images: np.ndarray, exact: bool) -> Answer:
+        inside.append(None)
+        most.append((OpenVinoEngine.called, len(inside)))
+        time.sleep(0.05)
+        inside.pop()
+        return computed(self, images, exact)
+
+    monkeypatch.setattr(OpenVinoEngine, "_infer", watched)
+    monkeypatch.setattr(OpenVinoEngine, "called", False)
+    images = np.full((1, SIZE, SIZE, 3), 10, np.uint8)
+    with ThreadPoolExecutor(4) as pool:
+        first = list(pool.map(engine.infer, [images] * 4))
+        later = list(pool.map(engine.infer, [images] * 4))
+    assert len({one.logits.tobytes() for one in [*first, *later]}) == 1
+    assert most[0] == (False, 1)
+    assert {count for _, count in most[:4]} == {1}
+    assert max(count for _, count in most[4:]) > 1
 
 
 def test_what_bf16_is_unsure_of_is_computed_in_float32(model_dir: Path) -> None:
