@@ -40,10 +40,9 @@ def calibrate(model: Path, data: Path | Source, out: Path) -> dict[str, Any]:
     """Write a copy of a model directory to `out`, calibrated on labelled cells; the network stays as it is.
 
     Of `data`, a manifest, a folder per class or another source, the rows of the split `val` are used where there are such, else
-    all. The version
-    gets a suffix, so that answers and audit log tell the calibrations apart. Returns what changed. Raises WbcError for fewer than
-    MIN_CELLS usable cells, for cells of one class, and where no temperature fits them best. It is raised, too, where `out` holds
-    anything but what the same call wrote there.
+    all. The version gets a suffix, so that answers and audit log tell the calibrations apart. Returns what changed. Raises
+    WbcError for fewer than MIN_CELLS usable cells, for cells of one class, and where no temperature fits them best. It is raised,
+    too, where `out` holds anything but what the same call wrote there.
     """
     _check_out(out, model)
     network, card = load_model(model)

@@ -38,6 +38,7 @@ from wbc_model.cells.manifest import Source, printable, source_of
 from wbc_model.cells.pools import Pools
 from wbc_model.cells.tables import read_table
 from wbc_model.choices import Acquisition
+from wbc_model.code_version import code_version
 from wbc_model.core.cell_filter import CellFilter
 from wbc_model.core.classes import CLASS_INDEX, CLASSES
 from wbc_model.core.errors import ImageRejected, WbcError
@@ -519,9 +520,11 @@ def of_all_kinds(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def _known_shift(ctx: Onboarding) -> dict[str, Any]:
-    """The shift, measured once for a champion, home's pools and the site's cells: who brings answers does not wait for it."""
+    """The shift, measured once for a champion, home's pools, the site's cells, precision and code: who brings answers does not
+    wait for it."""
     path = ctx.site / ".wbc/shift.json"
-    measured_for = f"{read_card(ctx.start).pool_version}+{usable_pools(ctx.workspace).version()}"
+    cells = f"{read_card(ctx.start).pool_version}+{usable_pools(ctx.workspace).version()}"
+    measured_for = f"{cells}+{ctx.params.size.precision}+{code_version('flows.sites.onboard:_shift')}"
     try:
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError:  # a damaged file: what it said is measured again
