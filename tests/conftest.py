@@ -1,4 +1,5 @@
-"""What all tests share: bytecode that is kept, one thread per process, and a narrow network where its width does not matter."""
+"""What all tests share: bytecode that is kept, one thread per process, an environment of their own, and a narrow network where
+its width does not matter."""
 
 import gc
 import os
@@ -20,6 +21,17 @@ def pytest_collection_finish() -> None:
     """What 3,000 tests and their libraries have made stays: the collector of garbage need not look at it again and again."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _environment_is_given_back() -> Iterator[None]:
+    """A command that runs in the test's own process names its places in the environment, as `wbc serve` does for the service. The
+    next test must not find them."""
+    before = dict(os.environ)
+    yield
+    now = os.environ.get("PYTEST_CURRENT_TEST", "")
+    os.environ.clear()
+    os.environ.update(before | {"PYTEST_CURRENT_TEST": now})
 
 
 NARROW = (32, 32, 64, 64)  # channels that group normalisation and attention can divide
