@@ -1,12 +1,16 @@
-"""What all tests share: bytecode that is kept, one thread per process, an environment of their own, and a narrow network where
-its width does not matter."""
+"""What all tests share: bytecode that is kept, one thread per process, an environment of their own, a narrow network where its
+width does not matter, and which files are run by one process."""
 
+import functools
 import gc
 import os
+import ssl
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 # The suite starts hundreds of processes, and each would compile the product anew where the environment forbids to keep bytecode.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -16,11 +20,42 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A test that imports OpenVINO itself reports that to its maker as little as the product does (`silent_openvino`).
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
+# Each client of httpx reads the list of all authorities, for 20 ms. The suite makes some thousands.
+ssl.create_default_context = functools.cache(ssl.create_default_context)
+
 
 def pytest_collection_finish() -> None:
     """What 3,000 tests and their libraries have made stays: the collector of garbage need not look at it again and again."""
     gc.collect()
     gc.freeze()
+
+
+# Files that use the same servers are run by one process, which starts them once. These groups are as long as they are, so they
+# come first, and what is long by itself comes before them.
+FIRST = ("code/test_flow", "code/test_champion")
+PAGES = ("advisories", "api", "differential_call", "hosts", "page", "page_decisions", "page_report", "page_upload")
+PAGES += ("promotion", "repeats")
+STORES = ("clock", "connections", "deeds", "further_kinds", "kept_images", "labelling_load", "labelling_over_queues")
+STORES += ("labelling_store", "outbox", "store", "watch", "way_back", "worklist")
+GROUP = {f"tests/{name}.py": "" for name in FIRST}
+GROUP |= {f"tests/service/test_{name}.py": group for group, names in (("pages", PAGES), ("stores", STORES)) for name in names}
+
+
+class Together(LoadFileScheduling):
+    """Tests of one file, or of the files of one group, are run by one process."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return GROUP.get(file) or file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Together:
+    return Together(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {file: place for place, file in enumerate(GROUP)}
+    items.sort(key=lambda item: order.get(item.nodeid.partition("::")[0], len(order)))
 
 
 @pytest.fixture(autouse=True)

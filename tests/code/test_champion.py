@@ -165,6 +165,7 @@ def test_what_a_person_withdrew_stays_out_until_a_person_says_otherwise(site: Si
     assert words == {"1": "replaced", "2": "promoted"}
 
 
+@pytest.mark.slow
 def test_a_model_that_today_s_main_rolled_back_stays_out(site: Site) -> None:
     for seed in (1, 2):
         site.candidate(seed)
@@ -317,6 +318,7 @@ def test_a_word_outlives_its_version(site: Site) -> None:
     assert "misses blasts" in decision.reason
 
 
+@pytest.mark.slow
 def test_a_rollback_passes_over_what_was_withdrawn(site: Site) -> None:
     for seed in (1, 2, 3):
         site.candidate(seed)
@@ -377,6 +379,7 @@ def test_a_rollback_goes_back_any_number_of_steps(site: Site, monkeypatch: pytes
     assert site.version() == "2", "the one that 4 took the place of"
 
 
+@pytest.mark.slow
 def test_a_rollback_that_leads_nowhere_says_what_there_is(site: Site) -> None:
     for seed in (1, 2, 3):
         site.candidate(seed)
@@ -395,7 +398,7 @@ def test_a_rollback_that_leads_nowhere_says_what_there_is(site: Site) -> None:
     assert (site.version(), verdicts(site.tracker)) == ("3", [])
 
 
-@pytest.mark.parametrize("survives", [1, 3, *(pytest.param(count, marks=pytest.mark.slow) for count in (0, 2))])
+@pytest.mark.parametrize("survives", [3, *(pytest.param(count, marks=pytest.mark.slow) for count in (0, 1, 2))])
 def test_a_rollback_that_was_killed_is_finished_by_the_same_command(
     site: Site, survives: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -425,6 +428,7 @@ def test_a_rollback_that_was_killed_is_finished_by_the_same_command(
     assert words == {"1": "promoted", "2": "withdrawn", "3": "withdrawn", "4": "withdrawn"}
 
 
+@pytest.mark.slow
 def test_the_number_of_steps_is_read_from_the_command_line(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in (1, 2, 3):
         site.candidate(seed)

@@ -115,6 +115,7 @@ def loaded(name: str) -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_the_whole_loop_is_run_once_per_arm_and_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study, folder, runs = loaded("home"), workspace(tmp_path / "site"), []
 

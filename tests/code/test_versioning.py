@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import psutil
@@ -248,7 +249,12 @@ def marked(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("stage", ["validate", "train", "evaluate", "query", "package", "fingerprint"])
+def one_stage(name: str) -> Any:
+    """A case; two of them are tried each time."""
+    return pytest.param(name, marks=[] if name in ("train", "fingerprint") else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("stage", map(one_stage, ("validate", "train", "evaluate", "query", "package", "fingerprint")))
 def test_a_stage_typed_by_hand_does_not_come_between_a_retraining(marked: Path, stage: str) -> None:
     with holder(marked) as flow:
         typed = subprocess.run(
@@ -398,6 +404,7 @@ def test_a_tag_and_a_commit_need_nobody_to_sign_or_to_write(repository: Path) ->
     assert git(repository, "rev-parse", "pools-v1^{commit}") == git(repository, "rev-parse", "HEAD")
 
 
+@pytest.mark.slow
 def test_a_number_that_is_anothers_is_passed_over(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     git(repository, "tag", "pools-v1")  # somebody's, of no pools at all
     pools_of(repository, 3)

@@ -58,7 +58,7 @@ def test_a_drawn_cell_is_known_again(change: str) -> None:
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_real_cell_is_known_again(change: str, real_data: Path) -> None:
-    manifest = pd.read_csv(real_data / "pbc.csv").groupby("label").head(4)
+    manifest = pd.read_csv(real_data / "pbc.csv").groupby("label").head(2)
     crops = [Image.open(real_data / path).convert("RGB") for path in manifest["path"]]
     images = [encoded(crop) for crop in [*crops, *(CHANGES[change](crop) for crop in crops)]]
     assert found(images) == {(number, number + len(crops)) for number in range(len(crops))}

@@ -18,7 +18,7 @@ from PIL import Image
 from playwright.sync_api import Browser
 from tiny_model import write_model
 
-from serving.reports.store import Store, sqlite_url
+from serving.reports.store import Store, file_of, sqlite_url
 from tests.chromium import headless_chromium
 
 # The host name that Starlette's TestClient calls a service in this process by.
@@ -61,6 +61,23 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("store") / "service.db"
     Store.open(sqlite_url(file)).close()
     return file
+
+
+@pytest.fixture(autouse=True)
+def _new_stores_are_copies(empty_store: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new SQLite store is a copy of the empty one, which takes a tenth of the time of all migrations. Whoever asks for a
+    `blank_url` gets what a site gets."""
+    if "blank_url" in request.fixturenames:
+        return
+    opened = Store.open
+
+    def copied(url: str, *more: Any, **named: Any) -> Store:
+        file = file_of(url) if url.startswith("sqlite:///") else None
+        if file is not None and file.parent.is_dir() and not file.exists():
+            shutil.copy(empty_store, file)
+        return opened(url, *more, **named)
+
+    monkeypatch.setattr(Store, "open", copied)
 
 
 @pytest.fixture(scope="session")

@@ -185,7 +185,8 @@ def test_paths_are_meant_from_where_they_were_typed(tmp_path: Path) -> None:
         assert absolute_paths({"WBC_STORE_URL": other}, tmp_path) in ({}, {"WBC_STORE_URL": "sqlite:////x.db"})
 
 
-@pytest.mark.parametrize("bare", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("bare", [False, True])
 def test_a_server_with_relative_paths_uses_the_files_that_were_meant(model_dir: Path, tmp_path: Path, bare: bool) -> None:
     port = free_port()
     typed, key = tmp_path / "typed", add_key(tmp_path / "typed/keys", "ward", ["classify"])

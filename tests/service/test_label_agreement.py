@@ -18,6 +18,7 @@ from serving.reports.labelling_tables import Task
 
 ADA, BERT, CLEO = "Dr Ada Lindgren", "Bert Moreau", "Cleo Sand"
 PERSONS = {"ada": (ADA, ("label",)), "bert": (BERT, ("label",)), "cleo": (CLEO, ("label", "adjudicate"))}
+pytestmark = pytest.mark.slow
 SETTINGS = {"second_reader_share": 1.0, "repeat_share": 0.0, "known_share": 0.0}
 VIEW = "#/agreement"
 

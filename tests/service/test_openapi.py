@@ -36,7 +36,7 @@ def guarded(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 @pytest.mark.parametrize(
     ("phases", "accept", "examples"),
     [
-        ("fuzzing", None, 3),
+        ("fuzzing", None, 1),
         pytest.param("coverage,fuzzing", None, 6, marks=pytest.mark.slow),
         pytest.param("fuzzing", "application/fhir+json", 6, marks=pytest.mark.slow),
     ],

@@ -158,6 +158,7 @@ def drawing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
+@pytest.mark.slow
 def test_a_report_by_a_model_of_drawn_cells_cannot_be_signed(browser: Browser, drawing: Server, tmp_path: Path) -> None:
     page = begin(browser, drawing, "drawn", draw(tmp_path / "slide", 12, seed=9)).page
     expect(page.locator("#notices")).to_contain_text("not for patients: nothing can be signed")

@@ -41,10 +41,10 @@ def empty_frame() -> pd.DataFrame:
 
 def _typed(frame: pd.DataFrame) -> pd.DataFrame:
     typed = frame[COLUMNS].copy()
-    for name in COLUMNS:
-        if name != "cycle" and typed[name].dtype != "str":
-            typed[name] = typed[name].astype(str)
-    if typed["cycle"].dtype != "Int64":
+    kinds = typed.dtypes
+    for name in kinds.index[kinds != "str"].drop("cycle", errors="ignore"):
+        typed[name] = typed[name].astype(str)
+    if kinds["cycle"] != "Int64":
         typed["cycle"] = pd.to_numeric(typed["cycle"].replace("", None)).astype("Int64")
     return typed
 
@@ -212,13 +212,14 @@ class Pools:
         """The groups that are on more than one side (training, validation, test)."""
         groups: dict[str, set[str]] = {side: set() for side in SIDES.values()}
         for name, frame in self.frames.items():
-            grouped = frame.loc[frame["group"] != "", ["group", "labelled_by"]]
-            if name != "unlabelled":  # only there may a cell belong to another side than its pool
-                groups[SIDES[name]].update(grouped["group"].unique())
-                continue
-            for side, found in grouped["group"].groupby(sides(grouped.assign(pool=name))):
-                groups[str(side)].update(found.unique())
-        return set.union(*(one & other for one, other in itertools.combinations(groups.values(), 2)))
+            found = frame["group"]
+            # only among the unlabelled may a cell belong to another side than its pool, and then its `labelled_by` says so
+            if name == "unlabelled" and (apart := frame["labelled_by"] != "").any():
+                for side, moved in found[apart].groupby(sides(frame[apart].assign(pool=name))):
+                    groups[str(side)].update(moved.unique())
+                found = found[~apart]
+            groups[SIDES[name]].update(found.unique())
+        return set.union(*(one & other for one, other in itertools.combinations(groups.values(), 2))) - {""}
 
     def cells(self, sha256s: Collection[str]) -> pd.DataFrame:
         """The rows of `table` of these cells only."""
