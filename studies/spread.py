@@ -4,7 +4,8 @@
 
 This process alone (`retrain.runner: local`) stands against a Dask cluster, which is there from the start. Each round does all the
 work both ways, in fresh folders. Results are compared: the names of the store's shards, the decoded files and the scores are the
-same bits. The cells are drawn. A machine that does other work at the time says nothing.
+same bits. The cells are drawn. On a machine that does other work at the time the seconds say nothing. The processor time, of
+this process and its workers together, says what the cluster costs.
 """
 
 import argparse
@@ -37,6 +38,7 @@ from wbc_model.spread import spread_by
 
 ROOT = Path(__file__).parents[1]
 SHARD_BYTES = 4_000_000  # a real shard has 256 MB: drawn cells of 6 kB would make one
+Times = dict[tuple[str, int], list[float]]  # of a step and a number of processes, round by round
 STEPS = ("ingest", "measure", "decode", "score")
 
 
@@ -79,30 +81,39 @@ def main() -> None:
     params = read_params(ROOT / "params.yaml")
     params = params.model_copy(update={"data": params.data.model_copy(update={"initial": "random"})})
     runner = RetrainParams(until=1.0, cycles=1, annotator="oracle", runner="dask")
-    seconds: dict[tuple[str, int], list[float]] = {}
+    seconds: Times = {}
+    processor: Times = {}
     with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
         manifest = write_cells(Path(scratch) / "rendered", args.cells, seed=0)
         client = stack.enter_context(connected(stack.enter_context(cluster(runner, args.workers))))
+
+        def used(count: int) -> float:
+            """Seconds of processor time of all processes that work."""
+            return time.process_time() + (sum(client.run(time.process_time).values()) if count > 1 else 0)
+
         for number in range(args.rounds + 1):  # the first is for warming up
             made: dict[int, list[str]] = {}
             for count in sorted((1, args.workers), reverse=bool(number % 2)):
                 folder = Path(scratch) / f"{number}-{count}"
                 with contextlib.nullcontext() if count == 1 else spread_by(partial(on_cluster, client)):
                     for name, work in steps(manifest, folder, params, args.image_size):
-                        start = time.perf_counter()
+                        before, start = used(count), time.perf_counter()
                         made.setdefault(count, []).append(work())
+                        end = time.perf_counter()
                         if number:
-                            seconds.setdefault((name, count), []).append(time.perf_counter() - start)
+                            seconds.setdefault((name, count), []).append(end - start)
+                            processor.setdefault((name, count), []).append(used(count) - before)
             if made[1] != made[args.workers]:
                 raise SystemExit(f"the results differ: {made}")
     print(f"{args.cells} cells, median of {args.rounds} rounds; the same bits in all of them")
-    print(f"{'step':10}{'1 process':>12}{f'{args.workers} processes':>14}{'times':>8}")
+    print(f"{'step':10}{'1 process':>12}{f'{args.workers} processes':>14}{'times':>8}{'processor':>12}{'all':>9}")
     for name in (*STEPS, "all"):
-        one, many = (_median(seconds, STEPS if name == "all" else (name,), count) for count in (1, args.workers))
-        print(f"{name:10}{one:>11.2f}s{many:>13.2f}s{one / many:>8.2f}")
+        of = STEPS if name == "all" else (name,)
+        one, many, one_used, many_used = (_median(kind, of, n) for kind in (seconds, processor) for n in (1, args.workers))
+        print(f"{name:10}{one:>11.2f}s{many:>13.2f}s{one / many:>8.2f}{one_used:>11.2f}s{many_used:>8.2f}s")
 
 
-def _median(seconds: dict[tuple[str, int], list[float]], names: Sequence[str], count: int) -> float:
+def _median(seconds: Times, names: Sequence[str], count: int) -> float:
     """Of the rounds' sums over these steps."""
     return statistics.median(map(sum, zip(*(seconds[name, count] for name in names), strict=True)))
 

@@ -15,6 +15,7 @@ R = TypeVar("R")
 # Does the work on each of the parts, wherever; gives the results in the order of the parts. Work and parts can be pickled.
 Runner = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[Any]]
 MOST_THREADS: Final = 8  # that wait for a disk or decode images
+MOST_PARTS: Final = 256  # of work on many cells: each costs its way to a process and back
 
 _runner: ContextVar[Runner | None] = ContextVar("runner of shards", default=None)
 
@@ -38,6 +39,11 @@ def spread_by(runner: Runner) -> Iterator[None]:
         yield
     finally:
         _runner.reset(before)
+
+
+def part_size(count: int, least: int) -> int:
+    """How many of `count` cells make a part: `least`, or such a multiple of it that there are MOST_PARTS at most."""
+    return least * max(1, -(-count // (least * MOST_PARTS)))
 
 
 def threads() -> int:

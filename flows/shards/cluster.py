@@ -10,7 +10,6 @@ import importlib
 import logging
 import os
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
@@ -30,6 +29,15 @@ _CERTIFICATES: Final = {
 }
 # Pages that Dask would show to whoever asks are not shown.
 _PAGES: Final = {f"distributed.{who}.http.routes": ["distributed.http.health"] for who in ("scheduler", "worker")}
+# Dask has its workers give memory back at once. A network then gets each of its tensors from the kernel anew, page by page. So
+# glibc keeps what is freed, up to the largest pieces that it can keep.
+_PROCESSES: Final = {
+    "distributed.nanny.pre-spawn-environ": {
+        "MALLOC_TRIM_THRESHOLD_": 2**30,
+        "MALLOC_MMAP_THRESHOLD_": 2**25,
+        **{f"{library}_NUM_THREADS": 1 for library in ("OMP", "MKL", "OPENBLAS")},
+    }
+}
 AHEAD: Final = 2  # parts for each thread of the cluster that are under way
 
 
@@ -65,7 +73,7 @@ def cluster(params: RetrainParams, workers: int | None = None) -> Iterator[str]:
     dask.config.refresh()
     try:
         with (
-            dask.config.set(_PAGES),
+            dask.config.set(_PAGES | _PROCESSES),
             distributed.LocalCluster(
                 n_workers=workers or os.cpu_count() or 1,
                 threads_per_worker=1,
@@ -122,12 +130,7 @@ def on_cluster(client: Client, work: Callable[[Any], Any], parts: Sequence[Any])
     address = client.scheduler.address
     ahead = AHEAD * await_workers(client, address)
 
-    def submit(part: Any) -> Any:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a part that is large: a network goes along with it
-            return client.submit(work, part, pure=False)
-
-    yield from in_order(submit, parts, ahead, address)
+    yield from in_order(lambda part: client.submit(work, part, pure=False), parts, ahead, address)
 
 
 def in_order(submit: Callable[[Any], Any], parts: Sequence[Any], ahead: int, address: str) -> Iterator[Any]:

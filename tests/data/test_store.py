@@ -1,4 +1,6 @@
+import errno
 import hashlib
+import itertools
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -131,6 +133,27 @@ def test_a_killed_writer_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / ".adding.parquet").write_bytes(b"half a shard")
     assert len(store.add(images(3))) == 1
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_shard_that_the_disk_does_not_take_ends_the_adding_and_those_before_it_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "SHARD_BYTES", 600_000)
+    taken, real = itertools.count(), store_module.sync
+
+    def sync(path: Path) -> None:
+        if path.suffix == ".parquet" and next(taken) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path)
+
+    monkeypatch.setattr(store_module, "sync", sync)
+    with pytest.raises(OSError, match="No space left"):
+        ImageStore(tmp_path).add(images(100, size=20_000))
+    monkeypatch.setattr(store_module, "sync", real)
+    assert len(list(tmp_path.iterdir())) == 2
+    ImageStore(tmp_path).add(images(100, size=20_000))
+    unbroken = ImageStore(tmp_path / "unbroken")
+    assert [path.name for path in ImageStore(tmp_path).shards()] == [path.name for path in unbroken.add(images(100, size=20_000))]
 
 
 def test_hugging_face_sees_images(tmp_path: Path) -> None:

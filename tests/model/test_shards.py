@@ -32,15 +32,22 @@ from wbc_model.core.model_card import Architecture, ModelCard, Normalisation
 from wbc_model.network.model_directory import load_model, save_model
 from wbc_model.network.resnet import MEAN, STD, AttentionResNet18
 from wbc_model.params import RetrainParams
-from wbc_model.spread import each, is_spread, spread_by, threads
+from wbc_model.spread import each, is_spread, part_size, spread_by, threads
 
 CELLS = 60
 
 
+SENT: list[int] = []  # bytes of what went to other processes
+
+
 def elsewhere(work: Callable[[Any], Any], parts: Sequence[Any]) -> Iterator[Any]:
     """A runner without processes: all is pickled there and back, and the last part is done first."""
-    copied = pickle.dumps(work)
-    done = [pickle.dumps(pickle.loads(copied)(pickle.loads(pickle.dumps(part)))) for part in reversed(parts)]  # noqa: S301
+    sent = [pickle.dumps((work, part)) for part in parts]
+    SENT.extend(map(len, sent))
+    done = []
+    for copied in reversed(sent):
+        there, part = pickle.loads(copied)  # noqa: S301
+        done.append(pickle.dumps(there(part)))
     return map(pickle.loads, reversed(done))
 
 
@@ -89,7 +96,8 @@ class Result:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small parts, so that a few cells make several of them."""
-    monkeypatch.setattr("wbc_model.cells.store.SHARD_BYTES", 256 * 512 + 60_000)
+    monkeypatch.setattr("wbc_model.cells.store.GROUP_ROWS", 4)
+    monkeypatch.setattr("wbc_model.cells.store.SHARD_BYTES", 4 * 512 + 60_000)
     monkeypatch.setattr("wbc_model.cells.manifest.PART", 7)
     monkeypatch.setattr("wbc_model.acquisition.query.BATCH", 8)
     monkeypatch.setattr("wbc_model.acquisition.query.SLICE", 16)
@@ -116,9 +124,13 @@ def in_any_form(folder: Path, form: str, seed: int) -> Path:
 def test_elsewhere_is_as_here(tmp_path: Path) -> None:
     data, model = in_any_form(tmp_path, "zip", seed=1), model_in(tmp_path)
     here = Result(data, tmp_path / "here", model)
+    SENT.clear()
     with spread_by(elsewhere):
         there = Result(data, tmp_path / "there", model)
     here.same_as(there)
+    assert max(SENT) < 4000 < (model / "model.onnx").stat().st_size, "neither a network nor pixels go along with a part"
+    left = [path.name for path in (tmp_path / "there/.wbc").rglob("*") if path.name.startswith(".") or path.name == "ingest"]
+    assert not left, "what processes gave each other is gone"
 
 
 def test_parts_are_done_in_turn_unless_somebody_takes_them() -> None:
@@ -129,6 +141,10 @@ def test_parts_are_done_in_turn_unless_somebody_takes_them() -> None:
         assert list(each(abs, [-1, 2])) == ["taken"]
         assert list(each(abs, [-3])) == [3], "one part goes nowhere"
     assert not is_spread()
+
+
+def test_parts_are_neither_too_small_nor_too_many() -> None:
+    assert [part_size(count, 10) for count in (0, 1, 11, 2560, 2561, 5120, 5121)] == [10, 10, 10, 10, 20, 20, 30]
 
 
 def test_threads_are_as_many_as_one_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,7 +241,7 @@ def test_workers_killed_in_the_middle_of_shards_change_no_bit(
         assert before - set(client.run(os.getpid).values())
     here.same_as(there)
     killed = {path.name for path in tmp_path.glob("killed-*")}
-    assert killed == {f"killed-_{name}" for name in ("judged_part", "measured_shard", "decode_shard", "scored")}
+    assert killed - {"killed-intact"} == {f"killed-_{name}" for name in ("piece", "measured_part", "decode_part", "scored")}
 
 
 def slowly(part: tuple[Path, int]) -> tuple[int, int]:

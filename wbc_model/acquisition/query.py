@@ -1,5 +1,6 @@
 """Query: score the unlabelled pool and put the cells most worth a label into a queue, with the reason."""
 
+import contextlib
 import functools
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +22,11 @@ from wbc_model.core.probabilities import softmax
 from wbc_model.network.model_directory import load_model
 from wbc_model.network.predict import Predictions, predict
 from wbc_model.network.resnet import AttentionResNet18
-from wbc_model.spread import each, is_spread
+from wbc_model.network.shared import NetworkFile, network_file, network_in
+from wbc_model.spread import each, is_spread, part_size
 
 BATCH: Final = 128
 SLICE: Final = 16 * BATCH
-MOST_SLICES: Final = 64  # of a pool, where each goes to a process with a copy of the network
 
 
 def score_pool(
@@ -36,13 +37,17 @@ def score_pool(
     n, width = len(sha256s), network.fc.in_features if embeddings else 0
     sizes = (n, network.fc.out_features), (n,), (n, width)
     seen = Predictions(*(np.empty(size, np.float32) for size in sizes))
-    with tqdm(total=n, desc="score the pool", unit="cell", disable=None, leave=False) as bar:
+    # whole batches in every slice: a cell is scored among the same others, wherever that is
+    size = SLICE if not is_spread() else part_size(n, 2 * BATCH)
+    slices = [sha256s[begin : begin + size] for begin in range(0, n, size)]
+    with (
+        tqdm(total=n, desc="score the pool", unit="cell", disable=None, leave=False) as bar,
+        network_file(network, decoded.cache) if is_spread() and n > size else contextlib.nullcontext(network) as there,
+    ):
         decoded.prepare(sha256s)
-        # whole batches in every slice: a cell is scored among the same others, wherever that is
-        size = SLICE if not is_spread() else max(SLICE // 4, BATCH * -(-n // (BATCH * MOST_SLICES)))
-        work = functools.partial(_scored, network, decoded, autocast, embeddings)
+        work = functools.partial(_scored, there, decoded, autocast, embeddings)
         start = 0
-        for found in each(work, [sha256s[begin : begin + size] for begin in range(0, n, size)]):
+        for found in each(work, slices):
             part = slice(start, start + len(found.logits))
             for rows, new in zip(seen, found, strict=True):  # to their place, slice by slice: they are never there twice
                 rows[part] = new
@@ -52,8 +57,9 @@ def score_pool(
 
 
 def _scored(
-    network: AttentionResNet18, decoded: DecodedCells, autocast: bool, embeddings: bool, sha256s: list[str]
+    there: AttentionResNet18 | NetworkFile, decoded: DecodedCells, autocast: bool, embeddings: bool, sha256s: list[str]
 ) -> Predictions:
+    network = network_in(there) if isinstance(there, NetworkFile) else there
     return predict(network, decoded.batches(sha256s, BATCH), embeddings=embeddings, autocast=autocast)
 
 

@@ -8,9 +8,9 @@ import functools
 import hashlib
 import itertools
 import os
-import tempfile
+import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
@@ -20,10 +20,11 @@ import PIL
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from wbc_model.cells.store import ImageStore, stream
+from wbc_model.cells.store import ImageStore, ShardPart
 from wbc_model.code_version import code_version
 from wbc_model.core import images
 from wbc_model.core.errors import WbcError
+from wbc_model.core.files import sync
 from wbc_model.spread import each, threads
 
 Pixels = NDArray[np.uint8]
@@ -46,26 +47,18 @@ def of_no_use(cache: Path, store: Path) -> list[Path]:
     return sorted(gone)
 
 
-def _decode_shard(part: tuple[Path, Path], size: int, view: images.View) -> int:
-    """Decode a whole shard, in row order, to its cache file (temporary name, fsync, rename); returns its number of cells."""
-    shard, target = part
-    target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{shard.stem}.")
-    cells = 0
-    try:
-        with os.fdopen(descriptor, "wb") as file, ThreadPoolExecutor(threads()) as pool:
-            rows = stream(shard)
-            while block := [image.data for image in itertools.islice(rows, 256)]:
-                for seen in pool.map(lambda data: images.preprocess(data, size, view), block):
-                    file.write(seen.tobytes())
-                cells += len(block)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    return cells
+def _decode_part(part: tuple[ShardPart, Path], size: int, view: images.View) -> int:
+    """Decode rows of a shard to their place in a file, which is made where it is missing; returns their number. Done twice it
+    does no harm."""
+    rows, target = part
+    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT, 0o644)
+    with os.fdopen(descriptor, "wb") as file, ThreadPoolExecutor(threads()) as pool:
+        file.seek(rows.start * size * size * 3)
+        cells = rows.images()
+        while block := [image.data for image in itertools.islice(cells, 256)]:
+            for seen in pool.map(lambda data: images.preprocess(data, size, view), block):
+                file.write(seen.tobytes())
+    return rows.end - rows.start
 
 
 @functools.lru_cache(maxsize=2)
@@ -88,22 +81,38 @@ class DecodedCells:
     def __reduce__(self) -> tuple[Any, ...]:
         """Another process reads the index of the same shards itself, once."""
         shards = tuple(shard.name for shard in self._index.shards)
-        return _decoded_again, (self.store.directory, self.cache, self.size, self.view, shards)
+        return _decoded_again, (self.store.directory.absolute(), self.cache.absolute(), self.size, self.view, shards)
 
     def prepare(self, sha256s: Sequence[str]) -> None:
         """Decode the shards that hold these cells, where that has not been done yet; raises WbcError for an unknown cell."""
         self._prepare(self._places(sha256s)[0])
 
     def _prepare(self, shards: NDArray[np.int32]) -> None:
-        index = self._index
-        todo = [number for number in np.unique(shards) if not self._file(index.shards[number]).exists()]
+        of_store = self._index.shards
+        todo = [of_store[number] for number in np.unique(shards) if not self._file(of_store[number]).exists()]
         if not todo:
             return
-        total = int(index.sizes()[todo].sum())
-        with tqdm(total=total, desc=f"decode to {self.size} px", unit="cell", disable=None, leave=False) as progress:
-            work = functools.partial(_decode_shard, size=self.size, view=self.view)
-            for cells in each(work, [(index.shards[number], self._file(index.shards[number])) for number in todo]):
-                progress.update(cells)
+        self.cache.mkdir(parents=True, exist_ok=True)
+        token = secrets.token_hex(4)
+        making = {shard: self.cache.absolute() / f".{shard.stem}.{token}" for shard in todo}
+        try:
+            self._decode(making)
+        finally:
+            for temporary in making.values():
+                temporary.unlink(missing_ok=True)
+
+    def _decode(self, making: Mapping[Path, Path]) -> None:
+        """Decode whole shards, each by way of a temporary file."""
+        by_shard = self.store.parts(list(making))
+        parts = [(part, temporary) for temporary, of_shard in zip(making.values(), by_shard, strict=True) for part in of_shard]
+        cells = sum(part.end - part.start for part, _ in parts)
+        with tqdm(total=cells, desc=f"decode to {self.size} px", unit="cell", disable=None, leave=False) as progress:
+            found = each(functools.partial(_decode_part, size=self.size, view=self.view), parts)
+            for (shard, temporary), of_shard in zip(making.items(), by_shard, strict=True):
+                for _ in of_shard:
+                    progress.update(next(found))
+                sync(temporary)
+                os.replace(temporary, self._file(shard))
 
     def _places(self, sha256s: Sequence[str]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         positions = self._index.find(sha256s)

@@ -21,7 +21,7 @@ from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import ImageRejected, WbcError, nearest
 from wbc_model.core.images import MAX_BYTES
 from wbc_model.core.written import Sheet, read_sheet
-from wbc_model.spread import threads
+from wbc_model.spread import part_size, threads
 
 REQUIRED: Final = ("path",)
 OPTIONAL: Final = ("label", "split", "group")
@@ -50,7 +50,7 @@ ABBREVIATIONS: Final[Mapping[str, tuple[str, ...]]] = {
 ManifestRow = tuple[str, str, str, str]  # path, label, split, group
 Load = Callable[[], bytes]  # gives the bytes of a file, or raises ImageRejected
 Found = TypeVar("Found")
-PART: Final = 512  # files of a part that one process reads
+PART: Final = 256  # files of a part that one process reads, at least
 NO_NAMES: Final[Mapping[str, str]] = MappingProxyType({})
 _PEEKED: Final = 50  # rows in which a column of labels under another name is looked for
 _SLIP_OF_A_CLASS: Final = 0.79  # as SLIP, but diseases are named after classes: neutropenia is no slip of neutrophil
@@ -104,7 +104,8 @@ class Source(Protocol):
         They come in the order in which they are read fastest. Several threads may ask for bytes at once."""
 
     def parts(self, paths: Sequence[str]) -> list[list[int]]:
-        """Positions of these paths, in parts that different processes read well. Each is given a copy of the source, pickled."""
+        """Positions of these paths, in parts that different processes read well. One after the other they are in the order of
+        `files`. Each process is given a copy of the source, pickled."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class Plain:
         return ((place, partial(read_cell, path, root)) for place, path in enumerate(paths))
 
     def parts(self, paths: Sequence[str]) -> list[list[int]]:
-        """PART paths each, in their order."""
+        """In their order."""
         return in_parts(range(len(paths)))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -161,8 +162,9 @@ def each_file(origin: Source, paths: Sequence[str], work: Callable[[int, Load], 
 
 
 def in_parts(places: Sequence[int]) -> list[list[int]]:
-    """Positions in parts of PART."""
-    return [list(places[start : start + PART]) for start in range(0, len(places), PART)]
+    """Positions in parts for one process each."""
+    size = part_size(len(places), PART)
+    return [list(places[start : start + size]) for start in range(0, len(places), size)]
 
 
 def root_of(data: Path) -> Path:

@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -24,13 +25,14 @@ from wbc_model.cells.tables import Digests, digests
 from wbc_model.core.errors import WbcError
 from wbc_model.core.files import file_sha256, make_folder, sync
 from wbc_model.core.lock import locked_folder
+from wbc_model.spread import part_size
 
 SHARD_BYTES: Final = 256_000_000  # the most a shard may weigh
 GROUP_ROWS: Final = 256  # a random read costs one row group
 GROUP_BYTES: Final = 16_000_000  # and no row group of large images may cost much memory
 ROW_OVERHEAD: Final = 512  # bytes that names, sizes and page headers may add to a row, generously
 NAME_DIGITS: Final = 16
-_TEMPORARY: Final = ".adding.parquet"
+_TEMPORARY: Final = ".adding-{}.parquet"  # with the shard's number
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,19 @@ class StoredImage:
     height: int
     format: str
     source: str
+
+
+@dataclass(frozen=True)
+class ShardPart:
+    """Rows `start` to `end` of a shard, without the last."""
+
+    shard: Path
+    start: int
+    end: int
+
+    def images(self) -> Iterator[StoredImage]:
+        """They, unchecked, one row group in memory at a time."""
+        return stream(self.shard, range(self.start, self.end))
 
 
 @dataclass(frozen=True)
@@ -135,7 +150,7 @@ class _ShardWriter:
 
     def __init__(self, directory: Path, sequence: int) -> None:
         self.directory, self.sequence = directory, sequence
-        self.path = directory / _TEMPORARY
+        self.path = directory / _TEMPORARY.format(sequence)
         self.schema = _schema(sequence)
         self.writer = pq.ParquetWriter(
             self.path, self.schema, compression="NONE", use_dictionary=["format", "source"], write_statistics=["sha256"]
@@ -165,14 +180,17 @@ class _ShardWriter:
         self.rows, self.row_bytes = [], 0
 
     def close(self) -> Path:
-        """Finish the shard and give it its name."""
-        self._flush()
-        self.writer.close()
-        with self.path.open("rb") as file:
-            os.fsync(file.fileno())
-        final = self.directory / f"{file_sha256(self.path)[:NAME_DIGITS]}.parquet"
-        self.path.chmod(0o644)
-        os.replace(self.path, final)
+        """Finish the shard and give it its name; where that fails it is gone."""
+        try:
+            self._flush()
+            self.writer.close()
+            sync(self.path)
+            final = self.directory / f"{file_sha256(self.path)[:NAME_DIGITS]}.parquet"
+            self.path.chmod(0o644)
+            os.replace(self.path, final)
+        except BaseException:
+            self.path.unlink(missing_ok=True)
+            raise
         sync(self.directory)
         return final
 
@@ -220,12 +238,25 @@ class ImageStore:
         found = [path for path in self.directory.glob("*.parquet") if not path.name.startswith(".")]
         return sorted(found, key=lambda path: (self._facts(path).sequence, path.name))
 
+    def parts(self, shards: Sequence[Path]) -> "list[list[ShardPart]]":
+        """All rows of each of these shards, in parts for one process each: some row groups of one shard."""
+        counts = [len(self._facts(shard).names) for shard in shards]
+        size = part_size(sum(counts), GROUP_ROWS)
+        return [
+            [ShardPart(shard.absolute(), start, min(start + size, count)) for start in range(0, max(count, 1), size)]
+            for shard, count in zip(shards, counts, strict=True)
+        ]
+
     def index(self) -> StoreIndex:
         """sha256 to place of every cell, in store order (first added first). Reads only the sha256 columns, once."""
         shards = self.shards()
         if self._index is None or self._index[0] != shards:
-            self._index = shards, StoreIndex(shards, [self._facts(shard).names for shard in shards])
+            self._index = shards, self.index_of(shards)
         return self._index[1]
+
+    def index_of(self, shards: Sequence[Path]) -> StoreIndex:
+        """The same of these shards alone."""
+        return StoreIndex(shards, [self._facts(shard).names for shard in shards])
 
     def add(self, images: Iterable[StoredImage]) -> list[Path]:
         """Write what is not there yet into new shards and return these; the images are streamed, memory stays flat.
@@ -233,12 +264,23 @@ class ImageStore:
         Raises WbcError when the bytes of an image are not those of its sha256.
         """
         make_folder(self.directory)
-        with locked_folder(self.directory):  # the folder itself: no lock file among the shards
-            (self.directory / _TEMPORARY).unlink(missing_ok=True)  # of a writer that was killed
+        with locked_folder(self.directory), ThreadPoolExecutor(1) as closer:  # the folder itself: no lock file among the shards
+            for left in self.directory.glob(".adding*.parquet"):  # by a writer that was killed
+                left.unlink()
             present, added = self.index(), set[bytes]()
             sequence = max((self._facts(shard).sequence for shard in self.shards()), default=-1) + 1
-            made: list[Path] = []
+            made: list[Future[Path]] = []
             writer: _ShardWriter | None = None
+
+            def close() -> None:
+                """While a disk takes in a shard, the next one fills: one at a time, in their order."""
+                nonlocal writer
+                if made:
+                    made[-1].result()
+                if writer is not None:
+                    made.append(closer.submit(writer.close))
+                    writer = None
+
             try:
                 for image in images:
                     name = bytes.fromhex(image.sha256)
@@ -247,19 +289,17 @@ class ImageStore:
                     if hashlib.sha256(image.data).digest() != name:
                         raise WbcError(f"{image.path}: its bytes changed while they were read; ingest again")
                     if writer is not None and not writer.fits(image):
-                        made.append(writer.close())
-                        writer = None
+                        close()
                     if writer is None:
                         writer = _ShardWriter(self.directory, sequence + len(made))
                     writer.add(image)
                     added.add(name)
-                if writer is not None:
-                    made.append(writer.close())
+                close()
+                return [one.result() for one in made]
             except BaseException:
                 if writer is not None:
                     writer.abandon()
                 raise
-            return made
 
     def read(self, sha256s: Sequence[str]) -> Iterator[tuple[str, bytes]]:
         """Stream (sha256, original bytes) in store order, one row group in memory at a time; each cell once.

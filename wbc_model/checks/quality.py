@@ -4,13 +4,12 @@ The sharpness and the small grey view are taken at 64 x 64 pixels, whatever the 
 different resolution.
 """
 
-import functools
 import hashlib
 import itertools
 import json
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +21,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from wbc_model.cells.store import ImageStore, intact, stream
+from wbc_model.cells.store import ImageStore, ShardPart, intact
 from wbc_model.cells.tables import digests
 from wbc_model.code_version import code_version
 from wbc_model.core.errors import ImageRejected
-from wbc_model.core.files import signature, sync, write_atomic
+from wbc_model.core.files import make_folder, signature, sync, write_atomic
 from wbc_model.core.images import decode
 from wbc_model.core.twins import VIEW, Crops, find_landmarks, perceptual_hashes, small_view
 from wbc_model.spread import each, threads
@@ -88,7 +87,6 @@ _NOTHING: Final = {
     "landmarks": b"",
     "hashes": b"",
 }
-_AT_A_TIME: Final = 1024  # images whose measurements are in memory
 INTACT: Final = "intact.json"  # what the shards looked like whose bytes were seen to be whole
 
 
@@ -164,42 +162,31 @@ def measure_store(store: ImageStore, cache: Path) -> Measured:
     the file has changed. One that is damaged is measured each time: damage is seen and pinned to its cells.
     """
     version = code_version(_measure_stored)
-    files, frames, pixels = [], [], []
     seen = _read_seen(cache)
-    now: dict[str, list[int]] = {}
     shards = store.shards()
-    stamps = [list(signature(shard)) for shard in shards]
-    parts = [(shard, seen.get(shard.stem) == stamp) for shard, stamp in zip(shards, stamps, strict=True)]
-    work = functools.partial(_measured_shard, cache=cache, version=version)
-    for shard, stamp, (kept, whole) in zip(shards, stamps, each(work, parts), strict=True):
-        if whole:
-            now[shard.stem] = stamp
-        files.append(kept)
-        facts = _read_facts(kept)
+    now = {shard.stem: list(signature(shard)) for shard in shards}
+    unseen = [shard for shard in shards if seen.get(shard.stem) != now[shard.stem]]
+    for shard, whole in zip(unseen, each(intact, [shard.absolute() for shard in unseen]), strict=True):
+        if not whole:
+            del now[shard.stem]
+    kept = {shard: cache / f"quality-{shard.stem}-{version if shard.stem in now else 'damaged'}.parquet" for shard in shards}
+    _measure({shard: file for shard, file in kept.items() if shard.stem not in now or not _is_kept(file)}, store)
+    frames, pixels = [], []
+    for file in kept.values():
+        facts = _read_facts(file)
         pixels.append(digests(facts.pop("pixels")))
         frames.append(facts)
     if now != seen:
         write_atomic(cache / INTACT, json.dumps(now))
     frames = frames or [_SCHEMA.empty_table().select(_FACTS).to_pandas().drop(columns="pixels")]
-    file = np.repeat(np.arange(len(frames), dtype=np.int32), [len(frame) for frame in frames])
+    number = np.repeat(np.arange(len(frames), dtype=np.int32), [len(frame) for frame in frames])
     row = np.concatenate([np.arange(len(frame), dtype=np.int32) for frame in frames])
     facts = pd.concat(frames, ignore_index=True)
     del frames
     facts["pixels"] = np.unique(np.concatenate([*pixels, np.zeros(0, "S32")]), return_inverse=True)[1]
     first = np.sort(np.unique(digests(facts["sha256"]), return_index=True)[1])
     facts = facts if len(first) == len(facts) else facts.iloc[first].reset_index(drop=True)
-    return Measured(facts, tuple(files), file[first], row[first])
-
-
-def _measured_shard(part: tuple[Path, bool], cache: Path, version: str) -> tuple[Path, bool]:
-    """The file of a shard's measurements, made where it is missing, and whether the shard is whole; `part` has the shard, and
-    whether it was seen to be whole before."""
-    shard, seen = part
-    whole = seen or intact(shard)
-    kept = cache / f"quality-{shard.stem}-{version if whole else 'damaged'}.parquet"
-    if not whole or not kept.is_file() or not _views_of(kept).is_file():
-        _measure_shard(shard, kept)
-    return kept, whole
+    return Measured(facts, tuple(kept.values()), number[first], row[first])
 
 
 def _read_seen(cache: Path) -> dict[str, list[int]]:
@@ -216,18 +203,29 @@ def _views_of(kept: Path) -> Path:
     return kept.with_suffix(".views")
 
 
-def _measure_shard(shard: Path, kept: Path) -> None:
-    """Measure a shard's images into the file `kept` and that of their views beside it, some at a time."""
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    for old in kept.parent.glob(f"quality-{shard.stem}-*"):
-        old.unlink()
+def _is_kept(kept: Path) -> bool:
+    return kept.is_file() and _views_of(kept).is_file()
+
+
+def _measure(making: Mapping[Path, Path], store: ImageStore) -> None:
+    """Measure the images of whole shards into the files of each, some rows at a time."""
+    by_shard = store.parts(list(making))
+    measured = each(_measured_part, [part for of_shard in by_shard for part in of_shard])
+    for (shard, kept), of_shard in zip(making.items(), by_shard, strict=True):
+        make_folder(kept.parent)
+        for old in kept.parent.glob(f"quality-{shard.stem}-*"):
+            old.unlink()
+        _write_shard(kept, itertools.islice(measured, len(of_shard)))
+
+
+def _write_shard(kept: Path, measured: Iterable[tuple[Any, bytes]]) -> None:
+    """Write a shard's measurements to `kept`, and its views beside it."""
     table, views = (path.with_name(f".{path.name}.{os.getpid()}") for path in (kept, _views_of(kept)))
-    records = _measurements(shard)
     try:
         with pq.ParquetWriter(table, _SCHEMA) as writer, views.open("wb") as file:
-            while rows := list(itertools.islice(records, _AT_A_TIME)):
-                file.writelines(row.pop("view") for row in rows)
-                writer.write_table(pa.Table.from_pylist(rows, _SCHEMA))
+            for rows, of_rows in measured:
+                file.write(of_rows)
+                writer.write_table(rows)
         for written, path in ((views, _views_of(kept)), (table, kept)):  # the table last: with it the views are there
             sync(written)
             written.replace(path)
@@ -236,12 +234,19 @@ def _measure_shard(shard: Path, kept: Path) -> None:
             written.unlink(missing_ok=True)
 
 
-def _measurements(shard: Path) -> Iterator[dict[str, Any]]:
+def _measured_part(part: ShardPart) -> tuple[Any, bytes]:
+    """What is measured of some rows of a shard: a table of _SCHEMA, and their views one after the other."""
+    rows = list(_measurements(part))
+    views = b"".join(row.pop("view") for row in rows)
+    return pa.Table.from_pylist(rows, _SCHEMA), views
+
+
+def _measurements(part: ShardPart) -> Iterator[dict[str, Any]]:
     """Measure in threads, in order, a few images in memory at a time."""
     workers = threads()
     with ThreadPoolExecutor(workers) as pool:
         pending: deque[Future[dict[str, Any]]] = deque()
-        for image in stream(shard):
+        for image in part.images():
             pending.append(pool.submit(_measure_stored, image.sha256, image.data))
             if len(pending) > 4 * workers:
                 yield pending.popleft().result()

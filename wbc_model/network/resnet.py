@@ -72,7 +72,7 @@ class AttentionResNet18(nn.Module):
 
     def __init__(self, attention: str = "cbam", lossnet: bool = True, classes: int = len(CLASSES), norm: str = "batch") -> None:
         super().__init__()
-        self.norm = norm
+        self.attention, self.norm = attention, norm
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
         channels_in = STAGE_CHANNELS[0]

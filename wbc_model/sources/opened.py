@@ -77,27 +77,36 @@ class Opened:
         return manifest_frame(sorted(rows, key=lambda row: row[0]))
 
     def files(self, paths: Sequence[str]) -> Iterator[tuple[int, Load]]:
-        """Archive by archive, each in the order in which it is read fastest."""
-        wanted: dict[str, list[tuple[int, str]]] = {shard: [] for shard in self.archives}
-        for place, path in enumerate(paths):
-            shard, rest = self._split(path)
-            try:
-                wanted[shard].append((place, find(self.archives[shard].members, rest)))
-            except ImageRejected as rejected:
-                yield place, partial(_refuse, rejected.reason, rejected.detail)
+        """Archive by archive, each in the order in which it is read fastest; before them what is not read."""
+        refused, wanted = self._found(paths)
+        for place, rejected in refused.items():
+            yield place, partial(_refuse, rejected.reason, rejected.detail)
         for shard, found in wanted.items():
             for which, load in self.archives[shard].load([name for _, name in found]):
                 yield found[which][0], load
 
     def parts(self, paths: Sequence[str]) -> list[list[int]]:
         """A compressed archive as a whole, since it is read from front to back; the others in parts."""
-        of_shard: dict[str, list[int]] = {shard: [] for shard in self.archives}
-        for place, path in enumerate(paths):
-            of_shard[self._split(path)[0]].append(place)
-        parts = []
-        for shard, places in of_shard.items():
-            parts += [places] if self.archives[shard].is_stream else in_parts(places)
+        refused, wanted = self._found(paths)
+        parts = in_parts(list(refused))
+        for shard, found in wanted.items():
+            if self.archives[shard].is_stream:
+                parts.append([place for place, _ in found])
+            else:
+                parts += in_parts([found[which][0] for which, _ in self.archives[shard].load([name for _, name in found])])
         return [part for part in parts if part]
+
+    def _found(self, paths: Sequence[str]) -> tuple[dict[int, ImageRejected], dict[str, list[tuple[int, str]]]]:
+        """By their positions: the paths that are not read with why not, and of each archive the members that the others mean."""
+        refused: dict[int, ImageRejected] = {}
+        wanted: dict[str, list[tuple[int, str]]] = {shard: [] for shard in self.archives}
+        for place, path in enumerate(paths):
+            shard, rest = self._split(path)
+            try:
+                wanted[shard].append((place, find(self.archives[shard].members, rest)))
+            except ImageRejected as rejected:
+                refused[place] = rejected
+        return refused, wanted
 
     def _split(self, path: str) -> tuple[str, str]:
         """The archive that a path is of, and the path in it."""
