@@ -1,5 +1,6 @@
 """A retraining that waits for people on a worker: what the watch does, and what the deployments of prefect.yaml are."""
 
+import importlib
 import inspect
 import json
 import re
@@ -200,12 +201,27 @@ def test_the_deployments_name_flows_that_there_are_with_their_parameters() -> No
     for one in PREFECT["deployments"]:
         flow: Any = load_flow_from_entrypoint(one["entrypoint"])
         assert set(one["parameters"]) <= set(inspect.signature(flow.fn).parameters), one["entrypoint"]
-        assert one["schedules"], one["name"]
+        assert ("schedules" in one) == ("day" not in one["parameters"]), "an alarm has no schedule, and all else has one"
     watches = [one for one in PREFECT["deployments"] if one["entrypoint"].endswith("label_watch_flow")]
     runs = [one["name"] for one in PREFECT["deployments"] if one["entrypoint"].endswith("scheduled_flow")]
     assert [one["parameters"]["retraining"] for one in watches] == [f"retraining/{name}" for name in runs]
     nights = [one["name"] for one in PREFECT["deployments"] if one["entrypoint"].endswith("nightly_flow")]
     assert nights == runs, "whoever retrains on workers is watched there, too"
+
+
+def test_each_flow_that_is_served_can_run_on_workers_of_each_kind() -> None:
+    from prefect import Flow
+
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in sorted((ROOT / "flows").rglob("deployed.py"))]
+    served = {
+        f"{name}.{attribute}"
+        for name in names
+        for attribute, found in vars(importlib.import_module(name)).items()
+        if isinstance(found, Flow) and found.fn.__module__ == name
+    }
+    assert len(names) == 2
+    for pool in ("wbc", "wbc-kubernetes"):
+        assert {one["entrypoint"] for one in PREFECT["deployments"] if one["work_pool"]["name"] == pool} == served
 
 
 def placeholders(part: Any) -> Iterator[str]:
