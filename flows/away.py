@@ -1,4 +1,5 @@
-"""An MLflow server that is away: its client asks again by itself (urllib3), and here is what makes that a line for a person."""
+"""An MLflow server that is away, or takes calls and never answers: its client asks again by itself (urllib3). Here is what bounds
+that, and what makes it a line for a person."""
 
 import logging
 import os
@@ -6,7 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
+from wbc_model.core.errors import WbcError
+
 _TRIES: Final = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+_ANSWER: Final = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+ANSWER_SECONDS: Final = 30  # that a server may be silent for; MLflow has two minutes, eight times
 _LOG: Final = "urllib3.connectionpool"  # which warns of each further attempt
 _QUIET_SECONDS: Final = 300  # after which an outage is a new one
 
@@ -36,6 +41,27 @@ def told_when_retrying(tell: Callable[[], None]) -> Iterator[None]:
     finally:
         log.removeHandler(handler)
         log.propagate = propagate
+
+
+def bound_waiting() -> None:
+    """Have MLflow's client wait ANSWER_SECONDS for an answer, unless the user has set it. With what it waits between its tries a
+    call ends after some eight minutes."""
+    os.environ.setdefault(_ANSWER, str(ANSWER_SECONDS))
+
+
+@contextmanager
+def mlflow_answering(uri: str, say: Callable[[str], None]) -> Iterator[None]:
+    """For the block: a server that is away, or silent, is asked again, and `say` is told so. Raises WbcError after that."""
+    from mlflow.exceptions import MlflowException
+
+    with told_when_retrying(lambda: say(f"MLflow at {uri} does not answer: it is asked again for some minutes")):
+        try:
+            yield
+        except MlflowException as error:
+            if not is_away(error):
+                raise
+            kept = "finished work is kept, and the same command continues"
+            raise WbcError(f"MLflow at {uri} has stopped answering; {kept}") from error
 
 
 @contextmanager

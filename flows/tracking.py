@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pandas as pd
 
 from flows.artifacts import FOLDER, database_of, located, make_relative
-from flows.away import is_away, one_try, told_when_retrying
+from flows.away import bound_waiting, one_try
 from flows.descriptions import EXPERIMENT_KIND, NOTE, REGISTERED_MODEL, mlmodel, model_note, source_tags
 from flows.identity import check_own_names, workspace_name
 from wbc_model.core.errors import WbcError
@@ -97,21 +97,6 @@ class Tracker:
         run = self._create({RUN: key, CYCLE: "none", "mlflow.runName": f"retraining {key}", **_searched(params)})
         self._log_params(run, params)
         return run
-
-    @contextmanager
-    def answering(self, say: Callable[[str], None]) -> Iterator[None]:
-        """For the block: MLflow's client asks a server that is away again, by default for four minutes. `say` is told so. Raises
-        WbcError after that."""
-        from mlflow.exceptions import MlflowException
-
-        with told_when_retrying(lambda: say(f"MLflow at {self.uri} does not answer: it is asked again for some minutes")):
-            try:
-                yield
-            except MlflowException as error:
-                if not is_away(error):
-                    raise
-                kept = "finished work is kept, and the same command continues"
-                raise WbcError(f"MLflow at {self.uri} has stopped answering; {kept}") from error
 
     @contextmanager
     def running(self, run: str) -> Iterator[None]:
@@ -528,6 +513,7 @@ def open_tracker(workspace: Path, params: Params) -> Tracker:
     """Connect to the MLflow store of params.yaml, with the experiment made where it is missing; raises WbcError."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    bound_waiting()
     import mlflow
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException

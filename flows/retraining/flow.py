@@ -24,6 +24,7 @@ from prefect.context import FlowRunContext
 from prefect.runtime import task_run
 
 from flows import labels
+from flows.away import mlflow_answering
 from flows.descriptions import curve_table, gate_note, model_note
 from flows.identity import workspace_name
 from flows.labelling.worth import gain_tags
@@ -507,16 +508,17 @@ def retraining(
             params = read_params(root / "params.yaml")
             from flows.tracking import open_tracker
 
-            ctx = Context(root, state, params, lock, progress, open_tracker(root, params))
-            ctx.by_itself = scheduled or bool(deployment)
-            return _gone_through(ctx, scheduled)
+            with mlflow_answering(params.tracking.uri, progress.say):
+                ctx = Context(root, state, params, lock, progress, open_tracker(root, params))
+                ctx.by_itself = scheduled or bool(deployment)
+                return _gone_through(ctx, scheduled)
 
 
 def _gone_through(ctx: Context, scheduled: bool) -> Outcome:
     """The retraining, as far as it goes now."""
     if closed := ctx.tracker.close_abandoned(ctx.state.key):
         ctx.progress.say(f"closed in MLflow: {counted(closed, 'run')} of retrainings that were killed")
-    with ctx.tracker.answering(ctx.progress.say), ctx.tracker.running(ctx.parent_run):
+    with ctx.tracker.running(ctx.parent_run):
         fingerprint_code(ctx)
         take_answers(ctx)
         outcome = _finish(ctx) if _go_on(ctx, scheduled) and _cycles(ctx) else _waiting(ctx)

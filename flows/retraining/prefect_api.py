@@ -27,6 +27,7 @@ from uuid import UUID
 
 from flows.guard import FLOW, flow_token
 from flows.identity import workspace_name
+from flows.progress import Progress
 from flows.workspace import bypass_proxies, environment, machine_name
 from wbc_model.core.errors import WbcError
 
@@ -38,6 +39,7 @@ _START_SECONDS: Final = 180  # a loaded machine with 2 cores and a new database
 _DATABASE: Final = "prefect.db"
 _LOG: Final = "server.log"
 _PATIENCE: Final = 300  # seconds for which a shared server may be away
+_ANSWER_SECONDS: Final = 5  # in which a server says whether it is ready
 _OWN: Final[set[str]] = set()  # the private server of this process, whose address is no other's
 _CONSOLE: Final = "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"
 
@@ -58,6 +60,7 @@ def settings(home: Path) -> dict[str, str]:
     }
     if "PREFECT_API_URL" in os.environ:  # a shared server may be started again, or lose its database for a while
         wanted |= {"PREFECT_CLIENT_MAX_RETRIES": "6", "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500"}  # for two minutes
+        wanted |= {"PREFECT_API_REQUEST_TIMEOUT": "30"}  # and one that takes calls and never answers, for six
     return {name: value for name, value in wanted.items() if name not in os.environ}
 
 
@@ -75,6 +78,7 @@ def prefect_api(workspace: Path, scheduling: bool = False) -> Iterator[str]:
     given = os.environ.get("PREFECT_API_URL")
     if given:
         with _answering(f"the Prefect server at {given}"):
+            await_server(Progress().say)
             yield given
         return
     with _server(home, scheduling) as url:
@@ -192,7 +196,7 @@ def _healthy(url: str) -> bool:
 
 def _open_directly(url: str) -> int:
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with direct.open(url, timeout=5) as answer:
+    with direct.open(url, timeout=_ANSWER_SECONDS) as answer:
         return int(answer.status)
 
 

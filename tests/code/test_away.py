@@ -3,6 +3,7 @@
 import http.server
 import logging
 import os
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,6 +60,16 @@ def test_a_shared_prefect_server_that_is_away_is_waited_for(server: list[int], m
     assert server == [503], "a private one was not asked"
 
 
+def test_a_server_that_takes_calls_and_never_answers_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel takes connections for it
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/api"
+        monkeypatch.setenv("PREFECT_API_URL", url)
+        monkeypatch.setattr(prefect_api, "_ANSWER_SECONDS", 0.1)
+        monkeypatch.setattr(prefect_api, "_PATIENCE", -1)
+        with pytest.raises(WbcError, match=f"{url} has not answered .* the same command continues"):
+            prefect_api.await_server(lambda line: None)
+
+
 @pytest.mark.usefixtures("server")
 def test_at_a_shared_server_the_slot_has_a_lock_on_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """So that whoever has it knows that nobody holds a slot that the server counts as taken."""
@@ -104,6 +115,15 @@ def test_what_nobody_answers_is_known_by_where_it_came_from() -> None:
 
     assert away.is_away(failed(requests.exceptions.ConnectionError("refused")))
     assert not away.is_away(failed(ValueError("no such run")))
+
+
+def test_the_wait_for_an_answer_is_bounded_unless_the_user_has_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "7")
+    away.bound_waiting()
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "7"
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT")
+    away.bound_waiting()
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "30"
 
 
 def test_one_try_leaves_the_users_own_number(monkeypatch: pytest.MonkeyPatch) -> None:
