@@ -19,6 +19,10 @@ from wbc_model.sources.members import NO_FILE, NOT_THERE, Member, Members, plain
 PROTOCOLS: Final = ("s3", "s3a", "gs", "gcs", "az", "abfs", "file", "memory")
 
 
+# A bucket that never answers: s3fs asks five times, and botocore twice in each. By default that is six minutes.
+_BOUNDS: Final = {"config_kwargs": {"connect_timeout": 5, "read_timeout": 12, "retries": {"total_max_attempts": 2}}}
+
+
 def file_system(url: str) -> tuple[Any, str]:
     """The file system and the path in it that a URL names; raises WbcError."""
     protocol, _, rest = url.partition("://")
@@ -27,7 +31,7 @@ def file_system(url: str) -> tuple[Any, str]:
     import fsspec
 
     try:
-        found = fsspec.core.url_to_fs(url)
+        found = fsspec.core.url_to_fs(url, **(_BOUNDS if protocol in ("s3", "s3a") else {}))
     except ImportError as error:
         raise WbcError(f"{url}: a package for {protocol}:// is missing ({error})") from None
     except ValueError as error:
