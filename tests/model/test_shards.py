@@ -8,6 +8,7 @@ import pickle
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,16 @@ from tests.data.test_archives import in_parquet, in_tar, in_zip, taken_in, unpac
 from tests.model.conftest import tiny_params
 from wbc_model.acquisition.query import Question, query, score_pool
 from wbc_model.cells.decoded import DecodedCells
+from wbc_model.cells.examine import Piece
 from wbc_model.cells.pools import Pools
-from wbc_model.cells.store import ImageStore
+from wbc_model.cells.store import ImageStore, StoredImage
 from wbc_model.checks.quality import measure_store
 from wbc_model.core.classes import CLASSES
+from wbc_model.core.errors import WbcError
 from wbc_model.core.model_card import Architecture, ModelCard, Normalisation
 from wbc_model.network.model_directory import load_model, save_model
 from wbc_model.network.resnet import MEAN, STD, AttentionResNet18
+from wbc_model.network.shared import network_file, network_in
 from wbc_model.params import RetrainParams
 from wbc_model.spread import each, is_spread, part_size, spread_by, threads
 
@@ -131,6 +135,18 @@ def test_elsewhere_is_as_here(tmp_path: Path) -> None:
     assert max(SENT) < 4000 < (model / "model.onnx").stat().st_size, "neither a network nor pixels go along with a part"
     left = [path.name for path in (tmp_path / "there/.wbc").rglob("*") if path.name.startswith(".") or path.name == "ingest"]
     assert not left, "what processes gave each other is gone"
+
+
+@pytest.mark.usefixtures("narrow")
+def test_a_file_between_processes_that_is_not_there_or_cut_off_is_a_line(tmp_path: Path) -> None:
+    with network_file(AttentionResNet18("none", lossnet=False), tmp_path) as there:
+        assert network_in(there) is network_in(replace(there, path=tmp_path / "of the same content"))
+    with pytest.raises(WbcError, match="a worker needs the workspace at the same path"):
+        network_in(replace(there, sha256="another"))
+    (tmp_path / "piece").write_bytes(b"1234")
+    image = StoredImage(b"", "cell.png", "ab" * 32, 32, 32, "PNG", "made up")
+    with pytest.raises(WbcError, match="piece: is cut off"):
+        list(Piece(tmp_path / "piece", [(0, image)], [5]).judged())
 
 
 def test_parts_are_done_in_turn_unless_somebody_takes_them() -> None:
@@ -277,7 +293,6 @@ def deadly(number: int) -> int:
 @pytest.mark.slow
 def test_what_a_cluster_cannot_do_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     from flows.shards.cluster import check_runner, cluster, connected, on_cluster
-    from wbc_model.core.errors import WbcError
 
     with pytest.raises(WbcError, match=r"no Dask scheduler answers at tcp://127.0.0.1:9"):
         check_runner(DASK.model_copy(update={"runner": "tcp://127.0.0.1:9"}))
@@ -289,6 +304,4 @@ def test_what_a_cluster_cannot_do_is_a_line(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def _boom(number: int) -> int:
-    from wbc_model.core.errors import WbcError
-
     raise WbcError(f"boom {number}")

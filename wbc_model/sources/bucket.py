@@ -19,7 +19,7 @@ from wbc_model.sources.members import NO_FILE, NOT_THERE, Member, Members, plain
 PROTOCOLS: Final = ("s3", "s3a", "gs", "gcs", "az", "abfs", "file", "memory")
 
 
-# A bucket that never answers: s3fs asks five times, and botocore twice in each. By default that is six minutes.
+# A bucket that never answers: s3fs asks five times, and botocore twice in each. By default that is seven minutes.
 _BOUNDS: Final = {"config_kwargs": {"connect_timeout": 5, "read_timeout": 12, "retries": {"total_max_attempts": 2}}}
 
 
