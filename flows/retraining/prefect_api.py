@@ -100,10 +100,13 @@ def _answering(server: str) -> Iterator[None]:
 
     try:
         yield
-    except (httpx.TransportError, httpx.HTTPStatusError) as error:
-        if isinstance(error, httpx.HTTPStatusError) and error.response.status_code < 500:
+    except (httpx.TransportError, httpx.HTTPStatusError, RuntimeError) as error:
+        cause = error.__context__ if isinstance(error, RuntimeError) else error  # a new client's "Failed to reach API"
+        if not isinstance(cause, httpx.TransportError | httpx.HTTPStatusError):
             raise
-        why = (str(error) or type(error).__name__).splitlines()[0]
+        if isinstance(cause, httpx.HTTPStatusError) and cause.response.status_code < 500:
+            raise
+        why = (str(cause) or type(cause).__name__).splitlines()[0]
         raise WbcError(f"{server} has stopped answering: {why}; finished work is kept, and the same command continues") from error
 
 

@@ -33,7 +33,7 @@ _PAGES: Final = {f"distributed.{who}.http.routes": ["distributed.http.health"] f
 # glibc keeps what is freed, up to the largest pieces that it can keep.
 _PROCESSES: Final = {
     "distributed.nanny.pre-spawn-environ": {
-        "MALLOC_TRIM_THRESHOLD_": 2**30,
+        "MALLOC_TRIM_THRESHOLD_": 2**28,
         "MALLOC_MMAP_THRESHOLD_": 2**25,
         **{f"{library}_NUM_THREADS": 1 for library in ("OMP", "MKL", "OPENBLAS")},
     }

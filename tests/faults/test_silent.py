@@ -16,6 +16,7 @@ import pytest
 from databases import new_database, postgres_machine
 from live import free_port
 
+from flows.identity import identify
 from flows.workspace import set_params
 from tests.faults.life import Retraining, environment, is_refused, line_of, outcome, succeeds
 from tests.faults.whole import assert_whole, kept
@@ -40,6 +41,13 @@ def silent() -> Iterator[str]:
         yield f"127.0.0.1:{server.getsockname()[1]}"
     for one in taken:
         one.close()
+
+
+def goes_to(workspace: Path, uri: str) -> None:
+    """Have the workspace's runs go to this server, under names of its own."""
+    identify(workspace)  # as a copy, before it is told where its runs go
+    names = dict.fromkeys(("tracking.experiment", "tracking.model_name"), workspace.parent.name)
+    set_params(workspace, {"tracking.uri": uri, **names})
 
 
 @contextlib.contextmanager
@@ -71,19 +79,20 @@ def _is_up(url: str) -> bool:
 
 
 def test_an_mlflow_server_that_never_answers_is_one_line(workspace: Path, silent: str) -> None:
-    before, began = kept(workspace), time.monotonic()
-    set_params(workspace, {"tracking.uri": f"http://{silent}"})
+    before, as_it_was = kept(workspace), (workspace / "params.yaml").read_bytes()
+    goes_to(workspace, f"http://{silent}")
+    began = time.monotonic()
     line = is_refused(workspace, *RETRAIN, **SOON)
     assert line.startswith(f"MLflow at http://{silent} does not answer")
     assert time.monotonic() - began < 120
-    set_params(workspace, {"tracking.uri": "sqlite:///mlflow.db"})
+    (workspace / "params.yaml").write_bytes(as_it_was)
     assert_whole(workspace, before, lambda: succeeds(workspace, *RETRAIN))
 
 
 def test_an_mlflow_server_that_falls_silent_in_a_retraining_is_one_line_and_the_same_command_goes_on(workspace: Path) -> None:
     before = kept(workspace)
     with mlflow_server(workspace.parent / "mlflow") as (uri, group):
-        set_params(workspace, {"tracking.uri": uri})
+        goes_to(workspace, uri)
         with Retraining(workspace, *RETRAIN[1:], **SOON) as retraining:
             retraining.reaches("train")
             os.killpg(group, signal.SIGSTOP)  # the kernel takes connections for it
