@@ -1,7 +1,7 @@
 """A Dask cluster for work on shards (`retrain.runner: dask`): found by its address, or started on this machine.
 
 Dask hands work over by pickle, so whoever reaches its scheduler can have anything run there. One that is started here listens on
-loopback, by TLS with certificates of its own. One of several machines belongs into a network of its own (docs/operation.md).
+loopback, by TLS with certificates of its own. One of several machines belongs into a network of its own (docs/retraining.md).
 """
 
 import contextlib

@@ -50,5 +50,5 @@ def network_in(file: NetworkFile) -> AttentionResNet18:
     try:
         network.load_state_dict(load_file(file.path))
     except FileNotFoundError:
-        raise WbcError(f"{file.path} is not there: a worker needs the workspace at the same path (docs/operation.md)") from None
+        raise WbcError(f"{file.path} is not there: a worker needs the workspace at the same path (docs/retraining.md)") from None
     return network.eval().to(file.device)
