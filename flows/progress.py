@@ -26,6 +26,7 @@ class TrainingLines:
     """What `Training.fit` reports to: lines on stderr, where no terminal shows its bar.
 
     The first update has a line, then an update every SAY_SECONDS, with the time that is left; and so has each validation step.
+    The first update is slower than the others, many times on some machines: the speed is that of those after it.
     """
 
     def __init__(self, updates: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -36,11 +37,13 @@ class TrainingLines:
     def updated(self, update: int) -> None:
         """Called after each update, with how many there were."""
         now = self.clock()
-        self.first = self.first or update
-        if update > self.first and now - self.said_at < SAY_SECONDS:
-            return
-        left = (now - self.began) / (update - self.first + 1) * (self.updates - update)
-        self._say(update, f"about {duration(left)} left", now)
+        if not self.first:
+            slowest = (now - self.began) * (self.updates - update)
+            self._say(update, f"about {duration(slowest)} left at the speed of this first one, the slowest", now)
+            self.first, self.began = update, now
+        elif now - self.said_at >= SAY_SECONDS:
+            left = (now - self.began) / (update - self.first) * (self.updates - update)
+            self._say(update, f"about {duration(left)} left", now)
 
     def validated(self, row: dict[str, float]) -> None:
         """Called at each validation step, with its row of the history."""

@@ -14,16 +14,16 @@ class Clock:
 
 
 def test_a_training_says_from_its_first_update_on_when_it_will_be_done(capfd: pytest.CaptureFixture[str]) -> None:
-    """600 updates of a second each: a line for the first, one every SAY_SECONDS, and one for a validation step."""
+    """600 updates of a second each, the first of ten: a line for that, one every SAY_SECONDS, and one for a validation step."""
     clock = Clock()
     lines = TrainingLines(600, clock)
     for update in range(1, 41):
-        clock.now += 1.0
+        clock.now += 10.0 if update == 1 else 1.0
         lines.updated(update)
     lines.validated({"update": 50, "validation_loss": 0.5, "validation_macro_f1": 0.9})
     said = capfd.readouterr().err.splitlines()
     assert said == [
-        "update     1 of 600: about 10 min left",
+        "update     1 of 600: about 1 h 40 min left at the speed of this first one, the slowest",
         f"update    {1 + SAY_SECONDS:.0f} of 600: about 10 min left",
         f"update    {1 + 2 * SAY_SECONDS:.0f} of 600: about 9 min left",
         "update    50 of 600: macro-F1 90.0%, validation loss 0.500",
@@ -36,7 +36,7 @@ def test_one_that_goes_on_is_measured_from_where_it_went_on(capfd: pytest.Captur
     lines = TrainingLines(600, clock)
     clock.now += 1.0
     lines.updated(501)
-    assert capfd.readouterr().err == "update   501 of 600: about 2 min left\n"
+    assert capfd.readouterr().err == "update   501 of 600: about 2 min left at the speed of this first one, the slowest\n"
 
 
 def test_without_a_terminal_a_long_step_has_a_line_a_minute(
