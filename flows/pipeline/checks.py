@@ -10,7 +10,7 @@ import os
 import shutil
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +20,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from flows.pipeline.data_docs import CHECKS_CSV, Check, Findings, Line, remember, write_page
-from wbc_model.cells.pools import COLUMNS, POOLS, Pools, taken_out_as
+from wbc_model.cells.pools import COLUMNS, POOLS, Pools
 from wbc_model.cells.rejections import Rejection, read_rejections, rejections_csv
 from wbc_model.cells.store import ImageStore
-from wbc_model.cells.tables import places_in, read_table
-from wbc_model.checks.findings import MIN_CONTRAST, REPEATS, describe, find
+from wbc_model.cells.tables import names_of, places_in, read_table
+from wbc_model.checks.findings import MIN_CONTRAST, REPEATS, describe, find, rows_of
 from wbc_model.checks.quality import measure_store
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 LISTED = 20  # rows of a critical finding that the error names
 GX_PAGES = ".wbc/great_expectations"  # its own pages of the last run; they need the internet
-CHECKED_AT_A_TIME = 10_000  # rows that are in Great Expectations' hands; it copies them some ten times
+CHECKED_AT_A_TIME = 250_000  # rows that are in Great Expectations' hands: it copies them, and takes its time for each part
 HELD_OUT = ("validation", "test")
 USUAL_SHARE = (0.005, 0.95)  # of a class in a held-out pool; outside it the Data Docs show a warning
 
@@ -78,19 +78,22 @@ def validate(workspace: Path, params: Params) -> ValidationReport:
     """
     data = workspace / "data"
     pools = Pools.read(data / "pools", check=False)
+    counts, newest = pools.counts(), _newest_label(pools)
+    columns = set.intersection(*(set(map(str, frame)) for frame in pools.frames.values()))
+    cells = rows_of(pools)
+    del pools  # what is looked at of it is in the table now
     cache = workspace / ".wbc" / "cache"
     store = ImageStore(data / "images")
     measured = measure_store(store, cache)
-    counts, newest = pools.counts(), _newest_label(pools)
-    cells = describe(pools, measured.facts)
-    del pools  # its columns are in the table now
+    cells = describe(cells, measured)
+    measured = measured.without_facts()
     cells, found = find(cells, measured, _known_labels(cells, data / "oracle.csv"), params.checks, cache)
     cells["quarantined"] = _are_among(cells, found)
     quarantine = read_rejections(data / "rejected.csv") | set(found)
     write_atomic(data / "quarantine.csv", rejections_csv(quarantine))
-    kept = cells[~cells["quarantined"]]["pool"].value_counts()
+    kept = cells.loc[~cells["quarantined"], "pool"].value_counts()
     usable = {name: int(kept.get(name, 0)) for name in POOLS}
-    critical, noted, checked = _expect(cells, params.checks, workspace / GX_PAGES)
+    critical, noted, checked = _expect(cells, columns, params.checks, workspace / GX_PAGES)
     found_here = Findings(cells, quarantine, critical, noted, checked, newest)
     docs = data / "docs"
     building = docs.with_name(".docs.new")
@@ -112,13 +115,18 @@ def validate(workspace: Path, params: Params) -> ValidationReport:
 
 def _known_labels(cells: pd.DataFrame, oracle: Path) -> pd.Series:
     """Each row's label, also where it is set aside for the oracle: a cell with two labels is a fault either way."""
-    known = cells["label"]
-    if oracle.exists():
-        hidden = read_table(oracle, ["sha256", "label"])
-        places = places_in(cells["sha256"], hidden["sha256"])
-        labels = hidden["label"].reindex(np.where(places < 0, len(hidden), places)).fillna("")
-        known = known.where(known != "", labels.set_axis(known.index))
-    return known.where(taken_out_as(cells) == "", "")  # a person knows better than the oracle
+    given, out = cells["label"].cat, cells["taken_out"].to_numpy()  # of what is taken out a person knows better than the oracle
+    hidden = read_table(oracle, ["sha256", "label"]) if oracle.exists() else pd.DataFrame({"sha256": [], "label": []}, dtype=str)
+    kinds = pd.Index(sorted({"", *given.categories, *hidden["label"].unique()}))
+    known = kinds.get_indexer(given.categories).astype(np.int16)[given.codes]
+    known[out] = nothing = list(kinds).index("")
+    set_aside = kinds.get_indexer(pd.Index(hidden["label"])).astype(np.int16)
+    names = names_of(hidden["sha256"])
+    del hidden
+    places = places_in(names_of(cells["sha256"]), names)
+    rows = np.flatnonzero((known == nothing) & ~out & (places >= 0))
+    known[rows] = set_aside[places[rows]]
+    return pd.Series(pd.Categorical.from_codes(known, kinds), cells.index)
 
 
 def _are_among(cells: pd.DataFrame, found: list[Rejection]) -> NDArray[np.bool_]:
@@ -144,6 +152,16 @@ def _explain(critical: list[str], docs: Path) -> str:
 # --- what is expected ------------------------------------------------------------------------------------------------
 
 
+def _file_suite() -> "ExpectationSuite":
+    """What is expected of the pool files as such."""
+    import great_expectations as gx
+
+    gxe: Any = importlib.import_module("great_expectations.expectations")  # its names are not exported for type checkers
+    what = _stop("each pool file has the columns of a pool")
+    columns = gxe.ExpectTableColumnsToMatchSet(column_set=COLUMNS, exact_match=False, meta=what)
+    return gx.ExpectationSuite(name="files", expectations=[columns])
+
+
 def _cell_suite(checks: CheckParams) -> "ExpectationSuite":
     """Expectations of single rows; those with `critical` in their meta stop the pipeline, the rest takes rows out of use.
     `what` says it on the page; `says` is filled with a row that is different."""
@@ -161,9 +179,7 @@ def _stop(what: str, says: str = "") -> dict[str, Any]:
 
 def _rows_are_right(gxe: Any) -> "list[Expectation]":
     """What no row may break."""
-    columns = "each pool file has the columns of a pool"
     return [
-        gxe.ExpectTableColumnsToMatchSet(column_set=COLUMNS, exact_match=False, meta=_stop(columns)),
         gxe.ExpectColumnValuesToMatchRegex(
             column="sha256",
             regex="^[0-9a-f]{64}$",
@@ -258,19 +274,23 @@ def _cells(count: int) -> str:
 
 
 def _cell_table(cells: pd.DataFrame) -> pd.DataFrame:
+    """The columns of which something is expected; no others, since Great Expectations copies all that it is given."""
     label = cells["label"].astype(object)
     waiting = (cells["pool"] == "unlabelled") & (label == "")
     stray = (cells["pool"] == "unlabelled") & (label != "")
-    return cells.assign(
-        label_or_none=label.where(~stray, "stray: " + label).where(~waiting, None),
-        shorter_side=cells[["width", "height"]].min(axis=1),
-        area=cells["width"] * cells["height"],
+    named = label.where(~stray, "stray: " + label).where(~waiting, None).astype("category")
+    as_they_are = ["pool", "sha256", "places", "group_sides", "stored", "damage", "mode", "brightness", "contrast", "sharpness"]
+    return cells[as_they_are].assign(
+        label_or_none=named,
+        shorter_side=cells[["width", "height"]].min(axis=1).astype(float),  # other numbers are compared one by one there
+        area=cells["width"].astype(float) * cells["height"],
+        **{name: cells["repeats"].where(cells["repeats"] == name) for name in REPEATS},
     )
 
 
 def _pool_table(cells: pd.DataFrame, checks: CheckParams) -> pd.DataFrame:
     """A row per pool (class `all`) and per class of a held-out pool: how many cells are missing, in words too, and shares."""
-    used = cells[~cells["quarantined"]]
+    used = cells.loc[~cells["quarantined"], ["pool", "label"]]
     rows: list[dict[str, Any]] = []
     for pool in POOLS:
         here, size = used[used["pool"] == pool], int((cells["pool"] == pool).sum())
@@ -279,7 +299,7 @@ def _pool_table(cells: pd.DataFrame, checks: CheckParams) -> pd.DataFrame:
         rows.append({"pool": pool, "class": "all", "quarantined_share": share})
         counts = here["label"].value_counts()
         if pool == "labelled":
-            missing = max(0, 2 - int(counts.index.isin(CLASSES).sum()))
+            missing = max(0, 2 - sum(counts.get(name, 0) > 0 for name in CLASSES))
             lack = f"has labels of {2 - missing} classes, and 2 are the least that a model can learn"
             rows.append({"pool": pool, "class": "labelled classes", "missing_cells": missing, "lack": lack})
         for name in CLASSES if pool in HELD_OUT else ():
@@ -293,9 +313,19 @@ def _pool_table(cells: pd.DataFrame, checks: CheckParams) -> pd.DataFrame:
 # --- Great Expectations --------------------------------------------------------------------------------------------------
 
 
-def _expect(cells: pd.DataFrame, checks: CheckParams, pages: Path) -> tuple[list[Line], list[Line], list[Check]]:
+@dataclass(frozen=True)
+class _Results:
+    """What came of an expectation for each part of its table; `rows` gives rows of the table by their index."""
+
+    of_parts: list[Any]
+    rows: Callable[[list[int]], pd.DataFrame]
+
+
+def _expect(
+    cells: pd.DataFrame, columns: Collection[str], checks: CheckParams, pages: Path
+) -> tuple[list[Line], list[Line], list[Check]]:
     """Run the suites, and build Great Expectations' own pages in `pages`; returns critical findings, warnings, and a line for
-    each expectation."""
+    each expectation. `columns`: those that all pool files have."""
     os.environ["GX_ANALYTICS_ENABLED"] = "false"
     logging.getLogger("great_expectations").setLevel(logging.ERROR)
     import great_expectations as gx
@@ -308,25 +338,26 @@ def _expect(cells: pd.DataFrame, checks: CheckParams, pages: Path) -> tuple[list
     shutil.rmtree(pages, ignore_errors=True)
     context.add_data_docs_site("pools", _site(pages))
     source = context.data_sources.add_pandas("workspace")
-    suites = {
-        "cells": (_cell_suite(checks), ["pool", "path", "sha256"]),
-        "pools": (_pool_suite(checks), ["pool", "class", "lack"]),
+    pools = _pool_table(cells, checks)
+    suites: dict[str, tuple[ExpectationSuite, Iterable[pd.DataFrame], Callable[[list[int]], pd.DataFrame]]] = {
+        "files": (_file_suite(), [pd.DataFrame(columns=sorted(columns))], lambda _: pd.DataFrame()),
+        "cells": (_cell_suite(checks), _slices(cells), lambda rows: _cell_table(cells.loc[rows]).join(cells["path"])),
+        "pools": (_pool_suite(checks), [pools], lambda rows: pools.loc[rows]),
     }
-    parts = {"cells": _slices(cells), "pools": [_pool_table(cells, checks)]}
-    results: list[list[Any]] = []  # of each expectation, for each part of its table
+    results: list[_Results] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for name, (suite, keys) in suites.items():
+        for name, (suite, parts, rows) in suites.items():
             batch = source.add_dataframe_asset(name).add_batch_definition_whole_dataframe("now")
             definition = gx.ValidationDefinition(name=name, data=batch, suite=context.suites.add(suite))
             checkpoint = gx.Checkpoint(
                 name=name,
                 validation_definitions=[context.validation_definitions.add(definition)],
-                result_format={"result_format": "COMPLETE", "unexpected_index_column_names": keys},
+                result_format={"result_format": "COMPLETE", "return_unexpected_index_query": False},
             )
             checkpoint = context.checkpoints.add(checkpoint)
-            of_parts = [_results(checkpoint.run(batch_parameters={"dataframe": table})) for table in parts[name]]
-            results += [list(one) for one in zip(*of_parts, strict=True)]
+            of_parts = [_results(checkpoint.run(batch_parameters={"dataframe": table})) for table in parts]
+            results += [_Results(list(one), rows) for one in zip(*of_parts, strict=True)]
         context.build_data_docs()
     return _sort_out(results)
 
@@ -351,13 +382,14 @@ def _site(directory: Path) -> Any:
     }
 
 
-def _sort_out(results: list[list[Any]]) -> tuple[list[Line], list[Line], list[Check]]:
-    """Critical findings, warnings, and what was checked; each result as the results for the parts of the table. An expectation
-    that neither stops nor has words for a row shows in quarantine.csv row by row."""
+def _sort_out(results: list[_Results]) -> tuple[list[Line], list[Line], list[Check]]:
+    """Critical findings, warnings, and what was checked. An expectation that neither stops nor has words for a row shows in
+    quarantine.csv row by row."""
     critical: list[Line] = []
     noted: list[Line] = []
     checked: list[Check] = []
-    for parts in results:
+    for result in results:
+        parts = result.of_parts
         for part in parts:
             if part.exception_info and part.exception_info.get("raised_exception"):
                 raise RuntimeError(f"{part.expectation_config.type}: {part.exception_info['exception_message']}")
@@ -369,7 +401,8 @@ def _sort_out(results: list[list[Any]]) -> tuple[list[Line], list[Line], list[Ch
         checked.append(Check(meta["what"], 1 if whole else sum(int(one["element_count"]) for one in found), int(failed), follows))
         if not failed or not (stops or says):
             continue
-        rows = [row for one in found for row in one.get("unexpected_index_list") or []] or [{}]
+        different = [index for one in found for index in one.get("unexpected_index_list") or []]
+        rows = result.rows(different).to_dict("records") if different else [{}]
         lines = [
             Line(says.format_map(row) if says and row else f"this is not so: {meta['what']}", row.get("sha256") or "")
             for row in rows

@@ -103,8 +103,9 @@ def write_page(path: Path, found: Findings, store: ImageStore, before: pd.DataFr
 def class_counts(cells: pd.DataFrame) -> list[dict[str, object]]:
     """A row per pool: its cells, how many are in use, and of these how many are of each class (`classes`) or wait (`none`)."""
     rows: list[dict[str, object]] = []
+    few = cells[["pool", "label", "quarantined"]]  # of millions of rows no copy is made of the rest
     for pool in POOLS:
-        here = cells[cells["pool"] == pool]
+        here = few[few["pool"] == pool]
         used = here[~here["quarantined"]]
         labels = used["label"].value_counts()
         of_class = {name: int(labels.get(name, 0)) for name in CLASSES}
@@ -118,7 +119,7 @@ def class_counts(cells: pd.DataFrame) -> list[dict[str, object]]:
 
 def remember(path: Path, found: Findings) -> pd.DataFrame:
     """Add this result to the table in `path`, unless it is there; returns the results up to this one, the newest last."""
-    used = found.cells[~found.cells["quarantined"]]["pool"].value_counts()
+    used = found.cells.loc[~found.cells["quarantined"], "pool"].value_counts()
     reasons = Counter(entry.reason for entry in found.quarantine)
     row = {
         "newest_label": found.newest,
@@ -145,7 +146,7 @@ def _by_path(cells: pd.DataFrame, paths: Collection[str]) -> dict[str, str]:
 
 def _sound(cells: pd.DataFrame, sha256s: Collection[str]) -> set[str]:
     """Those of these cells whose stored image is whole."""
-    here = cells[cells["sha256"].isin(list(sha256s))]
+    here = cells.loc[cells["sha256"].isin(list(sha256s)), ["sha256", "stored", "damage"]]
     return set(here.loc[here["stored"] & (here["damage"] == ""), "sha256"])
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from tests.data.conftest import encoded
 from wbc_model.cells.store import ImageStore, StoredImage
+from wbc_model.cells.tables import digests
 from wbc_model.checks import compared as module
 from wbc_model.checks.compared import compared
 from wbc_model.checks.near_duplicates import close_pairs, near_duplicates
@@ -81,7 +82,7 @@ class _Store:
         store = ImageStore(self.folder / "images")
         store.add(rows)
         facts = measure_store(store, self.folder / "cache")
-        cells = np.flatnonzero(facts.facts["sha256"].isin([row.sha256 for row in rows]))
+        cells = np.flatnonzero(np.isin(facts.names, digests([row.sha256 for row in rows])))
         return [(p.first, p.second, p.correlation, p.offset) for p in compared(facts, cells, self.folder / "cache")]
 
 

@@ -123,8 +123,9 @@ def test_a_shard_is_measured_once_and_damage_is_never_hidden_by_the_cache(
     images = [StoredImage(data, f"{n}", hashlib.sha256(data).hexdigest(), 64, 64, "PNG", "") for n, data in enumerate(crops)]
     store = ImageStore(tmp_path / "images")
     (shard,) = store.add(images)
-    first = measure_store(store, tmp_path / "cache").facts
-    assert first["sha256"].tolist() == [image.sha256 for image in images]
+    measured = measure_store(store, tmp_path / "cache")
+    first = measured.facts
+    assert [name.ljust(32, b"\0").hex() for name in measured.names.tolist()] == [image.sha256 for image in images]
     assert set(first["damage"]) == {""}
     with monkeypatch.context() as patch:
         patch.setattr(quality, "measure", None)

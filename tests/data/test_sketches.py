@@ -72,10 +72,10 @@ def test_it_does_not_matter_through_which_crop_one_looks(many: pd.DataFrame) -> 
 def test_a_sketch_has_the_means_of_the_fine_structure() -> None:
     view = np.random.default_rng(0).integers(0, 256, (1, VIEW * VIEW)).astype(np.uint8)
     crops = Crops(view, np.zeros((0, 2), np.uint8), np.zeros(0, np.uint64), np.zeros(1, np.int64), np.ones((1, 2)))
-    pixels = crops.views[np.array([0])].reshape(1, VIEW, VIEW).astype(np.float32)
+    only = np.zeros(1, np.int32)
     means = crops.detail(0).reshape(16, 4, 16, 4).mean((1, 3))
-    np.testing.assert_allclose(sketches._sketches(pixels)[0].reshape(16, 16), means, atol=1e-3)
-    everywhere = sketches._means_at_each_pixel(pixels).reshape(61, 61)
+    np.testing.assert_allclose(sketches._sketches(crops, only)[0].reshape(16, 16), means, atol=1e-3)
+    everywhere = sketches._means_at_each_pixel(crops, only).reshape(61, 61)
     np.testing.assert_allclose(everywhere[::4, ::4], means, atol=1e-3)
     np.testing.assert_allclose(everywhere[5, 9], crops.detail(0)[5:9, 9:13].mean(), atol=1e-3)
 

@@ -11,7 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wbc_model.cells import tables
-from wbc_model.cells.tables import all_differ, csv_blocks, digests, in_order, read_table, to_csv
+from wbc_model.cells.tables import (
+    all_differ,
+    csv_blocks,
+    digests,
+    first_places,
+    in_order,
+    names_of,
+    places_in,
+    read_table,
+    to_csv,
+    whole_numbers,
+)
 from wbc_model.core.errors import WbcError
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=6) | st.sampled_from(
@@ -102,3 +113,20 @@ def test_names_of_cells_as_bytes() -> None:
     assert not all_differ([names, pd.Series(["", "no name"])])
     with pytest.raises(ValueError, match="sha256"):
         digests(["ab" * 31, "ab" * 33])
+    assert (names_of(pd.Series(["ab" * 32, "no name"])) == digests(["ab" * 32, "00" * 32])).all()
+
+
+@given(st.lists(st.integers(0, 9), max_size=30), st.lists(st.integers(0, 9), max_size=30))
+@settings(max_examples=30, deadline=None)
+def test_names_are_found_where_they_first_stand(wanted: list[int], there: list[int]) -> None:
+    """Some of them begin alike, which hashes seldom do."""
+    names = digests([f"{number // 5:032x}{number:032x}" for number in range(10)])
+    expected = [there.index(number) if number in there else -1 for number in wanted]
+    assert places_in(names[wanted], names[there]).tolist() == expected
+    assert first_places(names[wanted]).tolist() == [wanted.index(number) for number in wanted]
+
+
+def test_texts_are_whole_numbers_or_missing() -> None:
+    numbers = whole_numbers(pd.Series(["3", "", "0"], index=[4, 5, 6]))
+    pd.testing.assert_series_equal(numbers, pd.Series([3, None, 0], index=[4, 5, 6], dtype="Int64"))
+    assert whole_numbers(pd.Series([], dtype=str)).dtype == "Int64"

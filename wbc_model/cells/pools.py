@@ -14,7 +14,7 @@ from typing import Final, Self
 import pandas as pd
 
 from wbc_model.cells.journal import Content, is_unfinished, is_untidy, pools_lock, roll_forward, write_together
-from wbc_model.cells.tables import all_differ, among, csv_blocks, in_order, must_quote_all, read_table
+from wbc_model.cells.tables import all_differ, among, csv_blocks, in_order, must_quote_all, read_table, whole_numbers
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
 from wbc_model.core.written import read_yaml
@@ -45,7 +45,7 @@ def _typed(frame: pd.DataFrame) -> pd.DataFrame:
     for name in kinds.index[kinds != "str"].drop("cycle", errors="ignore"):
         typed[name] = typed[name].astype(str)
     if kinds["cycle"] != "Int64":
-        typed["cycle"] = pd.to_numeric(typed["cycle"].replace("", None)).astype("Int64")
+        typed["cycle"] = whole_numbers(typed["cycle"])
     return typed
 
 
@@ -57,7 +57,9 @@ def _sorted(frame: pd.DataFrame) -> pd.DataFrame:
 def sides(cells: pd.DataFrame) -> "pd.Series[str]":
     """On which side of the line between training, validation and test each cell is (columns pool, labelled_by): a drawn one is on
     that of the test already, and one that was taken out on the side that it came from."""
-    found = cells["pool"].map(SIDES).mask(cells["labelled_by"] == DRAWN, "test")
+    pool, names = pd.factorize(cells["pool"])
+    found = pd.Series(pd.array([SIDES[name] for name in names], dtype="str").take(pool), cells.index)
+    found[cells["labelled_by"] == DRAWN] = "test"
     out = cells.loc[(cells["pool"] == "unlabelled") & cells["labelled_by"].str.startswith(_NONE), "labelled_by"]
     for side, mark in TAKEN_OUT.items():
         found[out.index[out.str.startswith(mark)]] = side

@@ -123,11 +123,24 @@ def _data(lines: Any) -> bytes:
     return text
 
 
+def whole_numbers(column: pd.Series) -> pd.Series:
+    """Texts or numbers as nullable integers; what is empty is missing."""
+    texts = _joined(_texts(column.to_frame("number"))["number"])
+    numbers = pc.if_else(pc.equal(texts, _NOTHING), pa.scalar(None, pa.large_string()), texts).cast(pa.int64())
+    missing = np.asarray(numbers.is_null())
+    return pd.Series(pd.arrays.IntegerArray(np.asarray(numbers.fill_null(0)), missing), column.index)
+
+
 def in_order(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
     """The rows in the order of these columns, stable, what is missing last; the frame itself where they are."""
-    table = pa.Table.from_pandas(frame[list(by)], preserve_index=False)
-    order = np.asarray(pc.sort_indices(table, sort_keys=[(name, "ascending", "at_end") for name in by]))
+    order = places_by(frame[list(by)])
     return frame if (order[1:] > order[:-1]).all() else frame.iloc[order]
+
+
+def places_by(columns: pd.DataFrame) -> NDArray[np.uint64]:
+    """The positions of the rows in the order of all these columns, stable, what is missing last."""
+    table = pa.Table.from_pandas(columns, preserve_index=False)
+    return np.asarray(pc.sort_indices(table, sort_keys=[(name, "ascending", "at_end") for name in columns]))
 
 
 # --- cells by their names -----------------------------------------------------------------------------------------------
@@ -156,6 +169,28 @@ def _joined_names(names: "Sequence[str] | pd.Series[str]") -> Iterator[tuple[str
             yield "".join(some), min(map(len, some)), max(map(len, some))
 
 
+def first_places(names: Digests) -> NDArray[np.int64]:
+    """For each of these names the position at which it first stands, (n,)."""
+    codes, different = pd.factorize(_beginnings(names))
+    first = np.empty(len(different), np.int64)
+    first[codes[::-1]] = np.arange(len(names))[::-1]  # what is written last stays
+    found: NDArray[np.int64] = first[codes]
+    if all((of_name[found] == of_name).all() for of_name in _eights(names).T):
+        return found
+    _, first, numbers = np.unique(names, return_index=True, return_inverse=True)  # two names with the same beginning
+    return first[numbers]
+
+
+def _beginnings(names: Digests) -> NDArray[np.uint64]:
+    """The first eight bytes of each name, (n,): two that differ have the same by a chance of one in millions."""
+    return _eights(names)[:, 0]
+
+
+def _eights(names: Digests) -> NDArray[np.uint64]:
+    """Names as four numbers each, (n, 4)."""
+    return names.view(np.uint64).reshape(-1, 4)
+
+
 def all_differ(columns: "Iterable[Sequence[str] | pd.Series[str]]") -> bool:
     """Whether no name of a cell stands twice in these columns. False also where one is no sha256, and by a chance of one in
     millions where they do differ."""
@@ -163,7 +198,7 @@ def all_differ(columns: "Iterable[Sequence[str] | pd.Series[str]]") -> bool:
         packed = np.concatenate([digests(column) for column in columns])
     except ValueError:
         return False
-    first = np.sort(packed.view(np.uint64).reshape(-1, 4)[:, 0])
+    first = np.sort(_beginnings(packed))
     return not bool((first[1:] == first[:-1]).any())
 
 
@@ -177,7 +212,23 @@ def among(names: "pd.Series[str]", wanted: Collection[str]) -> NDArray[np.bool_]
         return np.asarray(names.isin(list(wanted)))
 
 
-def places_in(names: "pd.Series[str]", among: "pd.Series[str]") -> NDArray[np.int64]:
+def names_of(sha256s: "pd.Series[str]") -> Digests:
+    """The same of names that people may have written: what is no sha256 is zeros, as no cell is named."""
+    try:
+        return digests(sha256s)
+    except ValueError:
+        return digests(sha256s.where(sha256s.str.fullmatch("[0-9a-f]{64}"), "0" * 64))
+
+
+def places_in(names: Digests, among: Digests) -> NDArray[np.int64]:
     """Where each of `names` first stands in `among`, (n,); -1 where it does not."""
-    texts, known = (_joined(_texts(column.to_frame("name"))["name"]) for column in (names, among))
-    return np.asarray(pc.index_in(texts, value_set=known).fill_null(-1), np.int64)
+    if not len(among):
+        return np.full(len(names), -1)
+    index = pd.Index(_beginnings(among))
+    if not index.is_unique:
+        first = first_places(np.concatenate([among, names]))[len(among) :]
+        return np.where(first < len(among), first, -1)
+    places = np.asarray(index.get_indexer(pd.Index(_beginnings(names))), np.int64)
+    for wanted, known in zip(_eights(names).T, _eights(among).T, strict=True):
+        places[(places >= 0) & (wanted != known[places])] = -1
+    return places

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from wbc_model.cells.tables import Digests, digests
+from wbc_model.cells.tables import Digests, places_in
 from wbc_model.checks.near_duplicates import Pair, alike, near_duplicates
 from wbc_model.checks.quality import Measured, measure
 from wbc_model.code_version import code_version
@@ -22,7 +22,7 @@ from wbc_model.core.twins import BITS, CORRELATION
 def compared(measured: Measured, cells: NDArray[np.int64], cache: Path) -> list[Pair]:
     """Near-duplicates among the cells at these positions of `measured` (ascending), as positions in `cells`, sorted; those that
     were found before are in `cache`."""
-    names = digests(measured.facts["sha256"])[cells]
+    names = measured.names if len(cells) == len(measured.names) else measured.names[cells]
     kept = cache / f"pairs-{_version()}.npz"
     known = _read(kept, names)
     if known.cells.all():
@@ -52,11 +52,8 @@ def _read(kept: Path, names: Digests) -> _Known:
         return known
     with np.load(kept) as file:
         before, first, second, correlation, offset = (file[name] for name in ("names", *Pair.__annotations__))
-    there = np.isin(before, names)
-    if not there.any():
-        return known
-    order = np.argsort(names)
-    here = order[np.searchsorted(names, before, sorter=order) % len(names)]  # of those that are there
+    here = places_in(before, names)
+    there = here >= 0
     if (np.diff(here[there]) < 0).any():
         return known
     known.cells[here[there]] = True

@@ -3,17 +3,18 @@
 Pure functions of the pools and the measurements; `flows/pipeline/checks.py` validates and documents the same table.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from wbc_model.cells.pools import Pools, sides
+from wbc_model.cells.pools import POOLS, Pools, sides, taken_out_as
 from wbc_model.cells.rejections import Rejection
-from wbc_model.cells.tables import all_differ, in_order, places_in
+from wbc_model.cells.tables import all_differ, names_of, places_by, places_in
 from wbc_model.checks.compared import compared
 from wbc_model.checks.near_duplicates import Pair
 from wbc_model.checks.quality import Measured
@@ -26,34 +27,77 @@ SAME_PLACE: Final = 0.25  # crops whose centres are farther apart than this shar
 _RANK: Final = {"train": 0, "validation": 1, "test": 2}
 
 
-def describe(pools: Pools, measured: pd.DataFrame) -> pd.DataFrame:
-    """The rows of all pools, in the order in which their images came into the store, with what was measured.
+def rows_of(pools: Pools) -> pd.DataFrame:
+    """The rows of all pools: pool, path, sha256 and label.
 
-    Adds `stored` (is there an image), `places` (pool rows of this cell), `side`, and `group_sides`: in how many of training,
-    validation and test the row's group is. Measurements are missing (NaN, None) where no image is stored.
+    Adds `side`, `taken_out` (is it none of the five classes), `places` (pool rows of this cell), and `group_sides`: in how many
+    of training, validation and test the row's group is. Columns of a few words are categories, since there is a row for each of
+    millions of cells.
     """
-    cells = pools.table()
-    cells["side"] = sides(cells)
-    once = all_differ([cells["sha256"]])
-    cells["places"] = 1 if once else cells.groupby("sha256")["sha256"].transform("size")
-    split = cells[cells["group"].isin(list(pools.split_groups()))]
-    cells["group_sides"] = split.groupby("group")["side"].transform("nunique").reindex(cells.index, fill_value=1).astype(int)
-    order = places_in(cells["sha256"], measured["sha256"])
-    facts = measured.drop(columns="sha256").assign(order=np.arange(len(measured)))
-    facts = facts.reindex(np.where(order < 0, len(measured), order)).reset_index(drop=True)
-    cells = pd.concat([cells, facts.assign(stored=order >= 0)], axis=1)
-    return in_order(cells, ["order", "pool", "path"]).reset_index(drop=True)
+    frames = pools.frames
+    cells = pd.DataFrame({name: _one_after_the_other(pools, name) for name in ("path", "sha256")})
+    cells["pool"] = _in_words(np.repeat(np.arange(len(POOLS)), [len(frames[name]) for name in POOLS]), POOLS)
+    cells["label"] = _one_after_the_other(pools, "label").astype("category")
+    sided = [pd.Categorical(sides(frames[name].assign(pool=name)), list(_RANK)).codes for name in POOLS]
+    cells["side"] = _in_words(np.concatenate(sided), _RANK)
+    cells["taken_out"] = np.concatenate([taken_out_as(frames[name]).to_numpy() != "" for name in POOLS])
+    cells["places"] = _pool_rows(cells["sha256"])
+    cells["group_sides"] = _group_sides(pools, cells["side"])
+    return cells
+
+
+def describe(cells: pd.DataFrame, measured: Measured) -> pd.DataFrame:
+    """The table of `rows_of` in the order in which the images came into the store, with what was measured.
+
+    Adds `order` (the place in `measured`, its length where no image is stored) and `stored`. Measurements are missing (NaN)
+    where no image is stored.
+    """
+    order = places_in(names_of(cells["sha256"]), measured.names)
+    order[order < 0] = len(measured.names)
+    pool = np.argsort(np.argsort(POOLS))[cells["pool"].cat.codes]  # in the order of their names
+    rows = places_by(pd.DataFrame({"order": order, "pool": pool, "path": cells["path"]}))
+    cells, order = cells.take(rows).reset_index(drop=True), order[rows].astype(np.int32)
+    facts = measured.facts.drop(columns="format").reindex(order)
+    measurements = {str(name): facts[name].array for name in facts}
+    return cells.assign(order=order, stored=order < len(measured.names), **measurements)
+
+
+def _in_words(codes: NDArray[Any], words: Iterable[str]) -> "pd.Categorical[str]":
+    """A column of few words by their numbers; -1 is missing."""
+    return pd.Categorical.from_codes(codes, pd.Index(list(words)))
+
+
+def _one_after_the_other(pools: Pools, column: str) -> pd.Series:
+    """A column of all pools, in the order of POOLS."""
+    return pd.concat([pools.frames[name][column] for name in POOLS], ignore_index=True)
+
+
+def _pool_rows(sha256s: "pd.Series[str]") -> NDArray[np.int32]:
+    """For each row in how many rows its cell is."""
+    if all_differ([sha256s]):
+        return np.ones(len(sha256s), np.int32)
+    return sha256s.groupby(sha256s).transform("size").to_numpy(np.int32)
+
+
+def _group_sides(pools: Pools, side: pd.Series) -> NDArray[np.int8]:
+    """For each row on how many sides its group is; 1 where it has none."""
+    found = np.ones(len(side), np.int8)
+    split = pools.split_groups()
+    if split:
+        groups = _one_after_the_other(pools, "group")
+        groups = groups[groups.isin(list(split))]
+        found[groups.index] = side[groups.index].astype(str).groupby(groups).transform("nunique")
+    return found
 
 
 def poor(cells: pd.DataFrame, checks: CheckParams) -> pd.Series:
     """`too_small`, `blank` or `blurred` for each row of `describe`, empty where the crop is good."""
     low, high = checks.brightness
-    reasons = pd.Series("", index=cells.index, dtype=str)
     sound = cells["stored"] & (cells["damage"] == "")
-    reasons[sound & (cells["sharpness"] < checks.min_sharpness)] = "blurred"
-    reasons[sound & ((cells["contrast"] < MIN_CONTRAST) | ~cells["brightness"].between(low, high))] = "blank"
-    reasons[sound & (cells[["width", "height"]].min(axis=1) < MIN_SIDE)] = "too_small"
-    return reasons
+    small = (cells["width"] < MIN_SIDE) | (cells["height"] < MIN_SIDE)
+    blank = (cells["contrast"] < MIN_CONTRAST) | ~cells["brightness"].between(low, high)
+    found = np.select([~sound, small, blank, cells["sharpness"] < checks.min_sharpness], [0, 3, 2, 1])
+    return pd.Series(_in_words(found, ["", "blurred", "blank", "too_small"]), cells.index)
 
 
 def poor_detail(row: pd.Series) -> str:
@@ -120,9 +164,9 @@ def _meetings(cells: pd.DataFrame, pairs: list[Pair]) -> Iterator[_Meeting]:
 
 def find_pairs(cells: pd.DataFrame, measured: Measured, cache: Path) -> list[Pair]:
     """Near-duplicates among the rows of `describe`, as positions in it."""
-    sound = cells.loc[cells["stored"] & (cells["damage"] == ""), "order"].to_numpy(np.int64)
-    places = np.unique(sound)  # a cell may be in the pools twice, which is a fault of its own
-    order = cells["order"].to_numpy(np.float64)  # ascending; what is not stored is at the end
+    order = cells["order"].to_numpy()  # ascending; what is not stored is at the end
+    sound = order[cells["stored"] & (cells["damage"] == "")]
+    places = sound[np.diff(sound, prepend=-1) > 0]  # a cell may be in the pools twice, a fault of its own
 
     def rows(number: int) -> range:
         return range(*np.searchsorted(order, [places[number], places[number] + 1]).tolist())
@@ -139,16 +183,15 @@ def find_pairs(cells: pd.DataFrame, measured: Measured, cache: Path) -> list[Pai
 def find(
     cells: pd.DataFrame, measured: Measured, labels: pd.Series, checks: CheckParams, cache: Path
 ) -> tuple[pd.DataFrame, list[Rejection]]:
-    """All row findings: the table with `poor` and a column per reason of REPEATS (the other row's path, or None), and the rows
-    for quarantine.csv."""
+    """All row findings: the table with `repeats` (which of REPEATS a row is out of use as, or NaN), and the rows for
+    quarantine.csv."""
     reasons = poor(cells, checks)
     gone = repeats(cells, labels, find_pairs(cells, measured, cache), reasons == "")
-    found = cells.assign(poor=reasons)
     rejections = []
-    for row in reasons[reasons != ""].index:
-        rejections.append(Rejection(cells["path"][row], cells["sha256"][row], reasons[row], poor_detail(cells.loc[row])))
-    for name in REPEATS:
-        others = {row: cells["path"][other] for row, (reason, other) in gone.items() if reason == name}
-        found[name] = pd.Series(others, dtype=object).reindex(found.index) if others else None
-        rejections += [Rejection(cells["path"][row], cells["sha256"][row], name, path) for row, path in others.items()]
-    return found, sorted(rejections)
+    for row in np.flatnonzero(reasons != "").tolist():
+        rejections.append(Rejection(cells["path"][row], cells["sha256"][row], reasons[row], poor_detail(cells.iloc[row])))
+    found = np.full(len(cells), -1, np.int8)
+    for row, (reason, other) in gone.items():
+        found[row] = REPEATS.index(reason)
+        rejections.append(Rejection(cells["path"][row], cells["sha256"][row], reason, cells["path"][other]))
+    return cells.assign(repeats=_in_words(found, REPEATS)), sorted(rejections)

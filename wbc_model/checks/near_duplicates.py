@@ -8,7 +8,7 @@ next to nothing is compared that is no pair.
 import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from math import comb
 from typing import Final
 
@@ -22,7 +22,9 @@ from wbc_model.core.twins import SCALE_BITS, VIEW, Crops, meetings
 WORD: Final = 64  # bits of a hash
 _FEWEST: Final = 3  # parts: a table of the places of 2**22 buckets takes 16 MB, one of 2**32 would take 16 GB
 _PROBE, _CANDIDATE = 20.0, 24.0  # nanoseconds of looking into a bucket, and of an entry in it; measured, hashes are not uniform
-_AT_A_TIME: Final = 1_000_000  # buckets and entries that are looked at in one step: 50 MB
+_AT_A_TIME: Final = 300_000  # buckets and pairs that are looked at in one step: 15 MB
+_KEYS_AT_A_TIME: Final = 1 << 18  # words that keys are made of in one step: 5 MB
+_BUCKETS_AT_A_TIME: Final = 1 << 18  # that are counted in one step: 2 MB
 _GATHERED: Final = 8_000_000  # pairs of landmarks whose crops are looked at in one go: 64 MB
 _PAIRS_AT_A_TIME: Final = 1_024  # crops that are laid over each other after their landmarks are compared
 
@@ -60,7 +62,7 @@ def alike(crops: Crops, max_bits: int, min_correlation: float, new: NDArray[np.b
     """
     new = np.ones(len(crops.views), bool) if new is None else new
     likely = [np.zeros((0, 2), np.int64)]
-    for first, second in _gathered(_close_landmarks(crops, max_bits, np.flatnonzero(new[crops.owner]))):
+    for first, second in _gathered(_close_landmarks(crops, max_bits, np.flatnonzero(new[crops.owner]).astype(np.int32))):
         likely.append(agreeing(crops, first, second, new[crops.owner[second]], max_bits))
     proposed = np.unique(np.concatenate(likely), axis=0)
     pairs = []
@@ -73,7 +75,7 @@ def alike(crops: Crops, max_bits: int, min_correlation: float, new: NDArray[np.b
     return pairs
 
 
-def _close_landmarks(crops: Crops, max_bits: int, asked: Places) -> Iterator[tuple[Numbers, Numbers]]:
+def _close_landmarks(crops: Crops, max_bits: int, asked: Numbers) -> Iterator[tuple[Numbers, Numbers]]:
     """Pairs of landmarks of two crops with close hashes, many at a time."""
     _, size = np.unique(crops.sizes, axis=0, return_inverse=True)
     mixed = bool(len(size)) and bool(size.max() > 0)
@@ -102,56 +104,126 @@ def _gathered(pairs: Iterable[tuple[Numbers, Numbers]]) -> Iterator[tuple[Number
 
 @dataclass(frozen=True)
 class _Part:
-    """Some bits of a word, and in how many of them two words may differ that meet in its table."""
+    """Some bits of a shuffled word, and in how many of them two words may differ that meet in its table."""
 
     shift: int
     width: int
     radius: int
 
-    @property
+    @cached_property
     def mask(self) -> np.uint64:
-        return np.uint64(((1 << self.width) - 1) << self.shift)
+        """Which bits of a word these are, before it is shuffled."""
+        bits: Words = np.uint64(1) << np.arange(WORD, dtype=np.uint64)
+        return np.uint64(np.bitwise_or.reduce(bits[self.keys(bits) > 0]))
 
     def keys(self, words: Words) -> NDArray[np.uint32]:
-        return ((words & self.mask) >> np.uint64(self.shift)).astype(np.uint32)
+        """The bits of these words as numbers, byte by byte from tables."""
+        keys = np.zeros(len(words), np.uint32)
+        for start in range(0, len(words), _KEYS_AT_A_TIME):
+            some = slice(start, start + _KEYS_AT_A_TIME)
+            of_bytes = words[some].view(np.uint8).reshape(-1, WORD // 8)
+            for byte, table in enumerate(self._tables):
+                keys[some] |= table[of_bytes[:, byte]]
+        return keys
+
+    @cached_property
+    def _tables(self) -> list[NDArray[np.uint32]]:
+        """What each value of each byte of a word gives to its key."""
+        own = np.uint64((1 << self.width) - 1)
+        tables = []
+        for byte in range(WORD // 8):
+            values = np.zeros((256, WORD // 8), np.uint8)
+            values[:, byte] = np.arange(256)
+            tables.append(((_shuffled(values.view(np.uint64).ravel()) >> np.uint64(self.shift)) & own).astype(np.uint32))
+        return tables
 
 
-def close_pairs(words: Words, asked: Places, max_bits: int) -> Iterator[tuple[Places, Places, NDArray[np.uint8]]]:
+def close_pairs(words: Words, asked: Numbers | Places, max_bits: int) -> Iterator[tuple[Numbers, Numbers, NDArray[np.uint8]]]:
     """All pairs of positions (first < second) of which one is `asked`, and whose words differ in at most `max_bits` bits; each
     once, with the number of bits, many at a time."""
-    words = _shuffled(words)
     is_asked = np.zeros(len(words), bool)
     is_asked[asked] = True
+    del asked
     parts = _parts(len(words), max_bits)
     for number, part in enumerate(parts):
-        for first, second, difference in _near(words, asked, part):
-            bits = np.bitwise_count(difference)
-            kept = (bits <= max_bits) & ((first < second) | ~is_asked[second])
+        for first, second, difference in _met(words, is_asked, part, max_bits):
+            kept = np.ones(len(first), bool)
             for before in parts[:number]:  # found in its table
                 kept &= np.bitwise_count(difference & before.mask) > before.radius
-            chosen = np.flatnonzero(kept)
-            first, second = first[chosen], second[chosen]
-            yield np.minimum(first, second), np.maximum(first, second), bits[chosen]
+            yield first[kept], second[kept], np.bitwise_count(difference[kept])
 
 
-def _near(words: Words, asked: Places, part: _Part) -> Iterator[tuple[Places, Places, Words]]:
-    """Pairs of an asked position and one that is near it in this part, with the bits in which the words differ."""
-    keys = part.keys(words)
-    order = np.argsort(keys, kind="stable").astype(np.int32)
-    in_order = words[order]
-    starts = np.zeros((1 << part.width) + 1, np.int32)
-    np.cumsum(np.bincount(keys, minlength=1 << part.width), out=starts[1:])
-    flips = _flips(part.width, part.radius)
+def _met(words: Words, is_asked: NDArray[np.bool_], part: _Part, max_bits: int) -> Iterator[tuple[Numbers, Numbers, Words]]:
+    """The close pairs that meet in the table of a part, each once, with the bits in which they differ."""
+    keys, order = _in_buckets(part.keys(words), is_asked)
+    words, is_asked = words[order], is_asked[order]
+    for first, second in _near(keys, is_asked, part):
+        difference = words[first] ^ words[second]
+        close = np.flatnonzero(np.bitwise_count(difference) <= max_bits)  # one of thousands
+        close = close[(first[close] < second[close]) | ~is_asked[second[close]]]
+        one, other = order[first[close]], order[second[close]]
+        yield np.minimum(one, other), np.maximum(one, other), difference[close]
+
+
+def _in_buckets(keys: NDArray[np.uint32], asked: NDArray[np.bool_]) -> tuple[NDArray[np.uint32], Numbers]:
+    """The keys in ascending order, of equal ones the asked first, and the positions that they had."""
+    packed = keys.astype(np.uint64)
+    del keys
+    packed <<= np.uint64(1)
+    packed |= ~asked
+    packed <<= np.uint64(31)
+    packed |= np.arange(len(packed), dtype=np.uint32)
+    packed.sort()
+    halves = packed.view(np.uint32).reshape(-1, 2)  # the low one first: such are the processors that this runs on
+    return halves[:, 1].copy(), (halves[:, 0] & np.uint32(2**31 - 1)).view(np.int32)
+
+
+def _near(keys: NDArray[np.uint32], asked: NDArray[np.bool_], part: _Part) -> Iterator[tuple[Numbers, Numbers]]:
+    """Pairs of an asked position and one that is near it in this part, by the `keys` of words. These are in ascending order, and
+    in each bucket the asked ones are first. Of two that are asked a pair comes once at least.
+
+    Buckets are compared, not words. Where there are many words a bucket has several, and the next one looks into much the same
+    buckets as this.
+    """
+    starts = _starts(keys, 1 << part.width)
+    filled = starts[1:] > starts[:-1]
+    asking, askers = np.unique(keys[asked], return_counts=True)
+    del keys
+    flips, all_ask = _flips(part.width, part.radius), bool(asked.all())
     step = max(1, _AT_A_TIME // len(flips))
-    for place in range(0, len(asked), step):
-        here = asked[place : place + step]
-        buckets = keys[here, None] ^ flips
-        first = starts[buckets]
-        counts = starts[buckets + np.uint32(1)] - first
-        asking, flip = np.nonzero(counts)
-        counts, first, asking = counts[asking, flip].astype(np.int64), first[asking, flip], here[asking]
+    for place in range(0, len(asking), step):
+        here = asking[place : place + step]
+        buckets = here[:, None] ^ flips
+        seen = filled[buckets]
+        if all_ask:
+            seen &= buckets >= here[:, None]  # the others are found from the other side
+        who, flip = np.nonzero(seen)
+        theirs, own = buckets[who, flip], here[who]
+        firsts, seconds = starts[own], starts[theirs]
+        times = starts[theirs + np.uint32(1)] - seconds
+        counts = askers[place + who] * times
         for some in _slices(counts):
-            yield from _entries(words, in_order, order, asking[some], first[some], counts[some])
+            yield _each_with_each(firsts[some], seconds[some], times[some], counts[some])
+
+
+def _starts(keys: NDArray[np.uint32], size: int) -> Numbers:
+    """Where each bucket begins in the ascending `keys`, and the last one ends: (size + 1,)."""
+    starts = np.zeros(size + 1, np.int32)
+    for bucket in range(0, size, _BUCKETS_AT_A_TIME):
+        end = min(bucket + _BUCKETS_AT_A_TIME, size)
+        low, high = np.searchsorted(keys, np.array([bucket, end], np.uint32))
+        counts = np.bincount(keys[low:high] - np.uint32(bucket), minlength=end - bucket)
+        starts[bucket + 1 : end + 1] = low + np.cumsum(counts)
+    return starts
+
+
+def _each_with_each(firsts: Numbers, seconds: Numbers, times: Numbers, counts: Places) -> tuple[Numbers, Numbers]:
+    """Pairs of the positions from each of `firsts` on with the `times` ones from each of `seconds` on; `counts` pairs of each."""
+    ends = np.cumsum(counts)
+    pair = np.arange(ends[-1], dtype=np.int32) - np.repeat((ends - counts).astype(np.int32), counts)
+    width = np.repeat(times, counts)
+    row = pair // width
+    return np.repeat(firsts, counts) + row, np.repeat(seconds, counts) + pair - row * width
 
 
 def _slices(counts: Places) -> Iterator[slice]:
@@ -164,24 +236,12 @@ def _slices(counts: Places) -> Iterator[slice]:
             yield slice(start, end)
 
 
-def _entries(
-    words: Words, in_order: Words, order: NDArray[np.int32], asking: Places, first: NDArray[np.int32], counts: Places
-) -> Iterator[tuple[Places, Places, Words]]:
-    """The entries of buckets (`first` place and `counts` in `order`), each with the one who asks."""
-    ends = np.cumsum(counts)
-    places = np.repeat(first - (ends - counts), counts) + np.arange(ends[-1])
-    who = np.repeat(asking, counts)
-    yield who, order[places].astype(np.int64), in_order[places] ^ words[who]
-
-
 def _shuffled(words: Words) -> Words:
-    """The words with their bits in another order, the same in all: neighbouring coefficients have much in common, and so each
-    part has some of all."""
+    """Words with their bits in another order, the same in all: neighbouring coefficients have much in common, and so each part
+    has some of all."""
     order = np.random.default_rng(0).permutation(WORD)
-    shuffled = np.empty(len(words), np.uint64)
-    for start in range(0, len(words), _AT_A_TIME):
-        bits = np.unpackbits(words[start : start + _AT_A_TIME].view(np.uint8).reshape(-1, WORD // 8), axis=1)
-        shuffled[start : start + _AT_A_TIME] = np.packbits(bits[:, order].copy(), axis=1).copy().view(np.uint64).ravel()
+    bits = np.unpackbits(words.view(np.uint8).reshape(-1, WORD // 8), axis=1)
+    shuffled: Words = np.packbits(bits[:, order].copy(), axis=1).copy().view(np.uint64).ravel()
     return shuffled
 
 

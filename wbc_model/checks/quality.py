@@ -11,7 +11,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from wbc_model.cells.store import ImageStore, ShardPart, intact
-from wbc_model.cells.tables import digests
+from wbc_model.cells.tables import Digests, digests, first_places
 from wbc_model.code_version import code_version
 from wbc_model.core.errors import ImageRejected
 from wbc_model.core.files import make_folder, signature, sync, write_atomic
@@ -74,6 +74,7 @@ _SCHEMA: Final = pa.schema(
     + [("pixels", pa.string()), ("landmarks", pa.binary()), ("hashes", pa.binary()), ("damage", pa.string())]
 )
 _FACTS: Final = [name for name in _SCHEMA.names if name not in ("landmarks", "hashes")]
+_FEW: Final = ["format", "mode", "damage"]  # columns of a few words
 _NOTHING: Final = {
     "width": 0,
     "height": 0,
@@ -94,14 +95,25 @@ INTACT: Final = "intact.json"  # what the shards looked like whose bytes were se
 class Measured:
     """What was measured of the cells of a store, each once, in store order.
 
-    `facts`: sha256, the columns of `measure` that are no arrays (`pixels` is a number, the same for the same pixels), and
-    `damage`. That is empty, or says why the image cannot be used any more. The arrays stay in the files of the shards.
+    `names`: their sha256. `facts`: the columns of `measure` that are no arrays (`pixels` is a number, the same for the same
+    pixels), and `damage`. That is empty, or says why the image cannot be used any more. Columns of a few words are categories.
+    The arrays stay in the files of the shards.
     """
 
+    names: Digests
     facts: pd.DataFrame
     files: tuple[Path, ...]
     file: NDArray[np.int32]  # of each cell: its place in `files`, and its row there
     row: NDArray[np.int32]
+
+    def of(self, kept: NDArray[np.bool_]) -> "Measured":
+        """What was measured of some of the cells, bool (n,)."""
+        facts = self.facts[kept].reset_index(drop=True)
+        return Measured(self.names[kept], facts, self.files, self.file[kept], self.row[kept])
+
+    def without_facts(self) -> "Measured":
+        """The same with what pairs are looked for by only: the others take six times as much memory."""
+        return replace(self, facts=self.facts[["height", "width"]].copy())
 
     def crops(self, cells: NDArray[np.int64]) -> Crops:
         """Views and landmarks of the cells at these positions (ascending); a view is read when it is looked at."""
@@ -171,32 +183,43 @@ def measure_store(store: ImageStore, cache: Path) -> Measured:
             del now[shard.stem]
     kept = {shard: cache / f"quality-{shard.stem}-{version if shard.stem in now else 'damaged'}.parquet" for shard in shards}
     _measure({shard: file for shard, file in kept.items() if shard.stem not in now or not _is_kept(file)}, store)
-    frames, pixels = [], []
-    for file in kept.values():
-        facts = _read_facts(file)
-        pixels.append(digests(facts.pop("pixels")))
-        frames.append(facts)
+    measured = _read(tuple(kept.values()))
     if now != seen:
         write_atomic(cache / INTACT, json.dumps(now))
-    frames = frames or [_SCHEMA.empty_table().select(_FACTS).to_pandas().drop(columns="pixels")]
-    number = np.repeat(np.arange(len(frames), dtype=np.int32), [len(frame) for frame in frames])
-    row = np.concatenate([np.arange(len(frame), dtype=np.int32) for frame in frames])
-    facts = pd.concat(frames, ignore_index=True)
-    del frames
-    facts["pixels"] = np.unique(np.concatenate([*pixels, np.zeros(0, "S32")]), return_inverse=True)[1]
-    first = np.sort(np.unique(digests(facts["sha256"]), return_index=True)[1])
-    facts = facts if len(first) == len(facts) else facts.iloc[first].reset_index(drop=True)
-    return Measured(facts, tuple(kept.values()), number[first], row[first])
+    once = first_places(measured.names) == np.arange(len(measured.names))
+    return measured if once.all() else measured.of(once)
+
+
+def _read(files: tuple[Path, ...]) -> Measured:
+    """The measurements in the files of shards, one after the other."""
+    nothing = np.zeros(0, "S32")
+    tables, names, pixels = [_facts(_SCHEMA.empty_table())], [nothing], [nothing]
+    for file in files:
+        table = pq.read_table(file, columns=_FACTS, pre_buffer=False, use_threads=False)
+        names.append(digests(table.column("sha256").to_pandas()))
+        pixels.append(digests(table.column("pixels").to_pandas()))
+        tables.append(_facts(table))
+    sizes = [table.num_rows for table in tables[1:]]
+    number = np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
+    row = np.concatenate([np.zeros(0, np.int32), *(np.arange(size, dtype=np.int32) for size in sizes)])
+    facts = pa.concat_tables(tables).unify_dictionaries().to_pandas()
+    del tables
+    facts["pixels"] = first_places(np.concatenate(pixels)).astype(np.int32)
+    del pixels
+    return Measured(np.concatenate(names), facts, files, number, row)
+
+
+def _facts(measured: Any) -> Any:
+    """The columns of a shard's measurements that are kept of each cell."""
+    for name in _FEW:
+        place = measured.schema.get_field_index(name)
+        measured = measured.set_column(place, name, measured.column(name).dictionary_encode())
+    return measured.select([name for name in _FACTS if name not in ("sha256", "pixels")])
 
 
 def _read_seen(cache: Path) -> dict[str, list[int]]:
     path = cache / INTACT
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-
-
-def _read_facts(kept: Path) -> pd.DataFrame:
-    frame: pd.DataFrame = pq.read_table(kept, columns=_FACTS, pre_buffer=False, use_threads=False).to_pandas()
-    return frame
 
 
 def _views_of(kept: Path) -> Path:

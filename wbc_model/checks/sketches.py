@@ -32,6 +32,7 @@ SCALED_AGREEMENT: Final = 0.55  # the same at another scale, which is known less
 DOUBT: Final = 0.5  # the same under which no other scale is tried of crops of one size
 _INSIDE: Final = VIEW - BLOCK + 1  # places of a block along one side of a view
 _LOOKED_THROUGH: Final = 4096  # crops that are in memory with a mean at each pixel: 60 MB
+_VIEWS_AT_A_TIME: Final = 256  # that are read in one step: 15 MB
 _SKETCHED: Final = 4096  # crops whose sketches are in memory
 _PAIRS_AT_A_TIME: Final = 2048
 
@@ -51,33 +52,33 @@ def agreeing(crops: Crops, first: Numbers, second: Numbers, fine: NDArray[np.boo
     near, far = near[order], far[order]
     ends = np.flatnonzero(np.diff(crops.owner[near] // _LOOKED_THROUGH)) + 1
     found = [np.zeros((0, 2), np.int64)]
-    for here, there in zip(np.split(near, ends), np.split(far, ends), strict=True):
-        kept = np.concatenate([np.zeros(0, bool), *_agree(crops, here, there, max_bits)])
-        owners = np.stack([crops.owner[here[kept]], crops.owner[there[kept]]], axis=1).astype(np.int64)
-        found.append(np.unique(np.sort(owners, axis=1), axis=0))
+    with ThreadPoolExecutor(threads()) as pool:  # one for all: what a thread freed is of use to itself only
+        for here, there in zip(np.split(near, ends), np.split(far, ends), strict=True):
+            kept = np.concatenate([np.zeros(0, bool), *_agree(crops, here, there, max_bits, pool)])
+            owners = np.stack([crops.owner[here[kept]], crops.owner[there[kept]]], axis=1).astype(np.int64)
+            found.append(np.unique(np.sort(owners, axis=1), axis=0))
     return np.unique(np.concatenate(found), axis=0)
 
 
-def _agree(crops: Crops, near: Numbers, far: Numbers, max_bits: int) -> Iterator[NDArray[np.bool_]]:
+def _agree(crops: Crops, near: Numbers, far: Numbers, max_bits: int, pool: ThreadPoolExecutor) -> Iterator[NDArray[np.bool_]]:
     """Whether the sketches agree at these pairs of landmarks, some at a time; `far` is in order of the crops."""
     if not len(near):
         return
     looked, through = np.unique(crops.owner[near], return_inverse=True)
-    means = _means_at_each_pixel(_views(crops, looked))
+    means = _means_at_each_pixel(crops, looked)
     sketched = np.flatnonzero(np.diff(crops.owner[far], prepend=-1))
     for start in range(0, len(sketched), _SKETCHED):
         begin = sketched[start]
         end = sketched[start + _SKETCHED] if start + _SKETCHED < len(sketched) else len(far)
         owners, place = np.unique(crops.owner[far[begin:end]], return_inverse=True)
-        sketches = _sketches(_views(crops, owners))
+        sketches = _sketches(crops, owners)
         parts = [slice(at, min(at + _PAIRS_AT_A_TIME, end)) for at in range(begin, end, _PAIRS_AT_A_TIME)]
 
         def agree(part: slice, begin: int = begin, sketches: Floats = sketches, place: Positions = place) -> NDArray[np.bool_]:
             of_far = sketches[place[part.start - begin : part.stop - begin]]
             return _agreement(crops, near[part], far[part], means, through[part], of_far, max_bits)
 
-        with ThreadPoolExecutor(threads()) as pool:
-            yield from pool.map(agree, parts)
+        yield from pool.map(agree, parts)
 
 
 def _agreement(
@@ -170,25 +171,25 @@ def _overlap(here: Floats, there: Floats, scale: NDArray[np.float64]) -> NDArray
 # --- the views of many crops ---------------------------------------------------------------------------------------------
 
 
-def _views(crops: Crops, rows: Numbers) -> Floats:
-    """The views of these crops, float32 (n, VIEW, VIEW)."""
-    return crops.views[rows].reshape(-1, VIEW, VIEW).astype(np.float32)
-
-
-def _means(views: Floats, of_blocks: Floats) -> Floats:
-    """Means of the views' fine structure, by the matrix that takes them along a side."""
+def _means(crops: Crops, rows: Numbers, of_blocks: Floats) -> Floats:
+    """Means of the fine structure of these crops' views, by the matrix that takes them along a side: float32 (n, means)."""
     coarse = of_blocks @ blurring(DETAIL_SIGMA).astype(np.float32)
-    means: Floats = of_blocks @ (views @ of_blocks.T) - coarse @ (views @ coarse.T)
+    means = np.empty((len(rows), len(of_blocks) ** 2), np.float32)
+    for start in range(0, len(rows), _VIEWS_AT_A_TIME):
+        some = slice(start, start + _VIEWS_AT_A_TIME)
+        views = crops.views[rows[some]].reshape(-1, VIEW, VIEW).astype(np.float32)
+        of_some = of_blocks @ (views @ of_blocks.T) - coarse @ (views @ coarse.T)
+        means[some] = of_some.reshape(len(views), -1)
     return means
 
 
-def _sketches(views: Floats) -> Floats:
-    """Sketches of views, float32 (n, SIDE * SIDE)."""
-    return _means(views, np.kron(np.eye(SIDE), np.full(BLOCK, 1 / BLOCK)).astype(np.float32)).reshape(len(views), -1)
+def _sketches(crops: Crops, rows: Numbers) -> Floats:
+    """Sketches of crops, float32 (n, SIDE * SIDE)."""
+    return _means(crops, rows, np.kron(np.eye(SIDE), np.full(BLOCK, 1 / BLOCK)).astype(np.float32))
 
 
-def _means_at_each_pixel(views: Floats) -> Floats:
-    """The mean of each block of the views' fine structure, wherever it begins: float32 (n * _INSIDE * _INSIDE)."""
+def _means_at_each_pixel(crops: Crops, rows: Numbers) -> Floats:
+    """The mean of each block of the crops' fine structure, wherever it begins: float32 (n * _INSIDE * _INSIDE)."""
     start, pixel = np.mgrid[:_INSIDE, :VIEW]
     every = ((pixel >= start) & (pixel < start + BLOCK)).astype(np.float32) / BLOCK
-    return _means(views, every).ravel()
+    return _means(crops, rows, every).ravel()
