@@ -11,7 +11,7 @@ from wbc_model.core.errors import WbcError
 
 _TRIES: Final = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 _ANSWER: Final = "MLFLOW_HTTP_REQUEST_TIMEOUT"
-ANSWER_SECONDS: Final = 30  # that a server may be silent for; MLflow has two minutes, eight times
+ANSWER_SECONDS: Final = 60  # that a server may be silent for, as one that hands a model on to a bucket; MLflow has two minutes
 _LOG: Final = "urllib3.connectionpool"  # which warns of each further attempt
 _QUIET_SECONDS: Final = 300  # after which an outage is a new one
 
@@ -45,7 +45,7 @@ def told_when_retrying(tell: Callable[[], None]) -> Iterator[None]:
 
 def bound_waiting() -> None:
     """Have MLflow's client wait ANSWER_SECONDS for an answer, unless the user has set it. With what it waits between its tries a
-    call ends after some eight minutes."""
+    call ends after some twelve minutes."""
     os.environ.setdefault(_ANSWER, str(ANSWER_SECONDS))
 
 

@@ -135,7 +135,7 @@ def test_the_wait_for_an_answer_is_bounded_unless_the_user_has_said(monkeypatch:
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "7"
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT")
     away.bound_waiting()
-    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "30"
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "60"
 
 
 def test_one_try_leaves_the_users_own_number(monkeypatch: pytest.MonkeyPatch) -> None:
