@@ -8,9 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from serving.contract.site import site_from_environment
+from serving.contract.site import STORE_URL, site_from_environment
 from serving.http.limits import Limits
-from serving.reports.store import STORE_URL, sqlite_url
 from serving.security.audit import AuditLog
 from serving.security.hosts import HOSTS, Hosts
 from serving.security.image_key import ImageKeys
@@ -61,6 +60,8 @@ def environment(port: int, model_dir: Path | None, store: Path | None = None, aw
     if awaited:
         values[AWAITED] = "true"
     if store is not None:
+        from serving.reports.store import sqlite_url
+
         values.setdefault(STORE_URL, sqlite_url(store.resolve()))
     return values
 

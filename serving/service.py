@@ -7,9 +7,9 @@ import json
 import os
 from http import HTTPStatus
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from serving.upkeep.telemetry import DISABLED, Telemetry, check_settings, has_receiver
+from serving.upkeep.telemetry import DISABLED, check_settings, has_receiver
 
 # A hospital's server reports its use to nobody. BentoML reads this after it has imported the service.
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
@@ -22,28 +22,33 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.contract.differential import card_confusion
 from serving.contract.problems import MEDIA_TYPE, of_status
-from serving.contract.schemas import ModelName
-from serving.contract.site import site_from_environment
+from serving.contract.site import STORE_URL, Site, site_from_environment
 from serving.http import connections
-from serving.http.app import create_app
-from serving.http.layer import Around
 from serving.http.limits import Limits
-from serving.http.running import Kept, Running
-from serving.inference.champion import ChampionWatch
-from serving.reports.kept_images import check_image_key
-from serving.reports.signing import say_rendered
-from serving.reports.store import Store
 from serving.security.audit import AuditLog
 from serving.security.hosts import Hosts
 from serving.security.keys import ApiKeys
 from serving.settings import AWAITED, MODEL_DIR, resolve_paths
-from serving.upkeep.deeds import complete
 from wbc_model.core.errors import WbcError
 from wbc_model.core.model_card import ModelCard, read_card
 
+if TYPE_CHECKING:
+    from serving.worker import Worker
+
 connections.install()
-app = create_app()
-around = Around(app)
+
+
+class Routes:
+    """Every path that is not BentoML's own. The worker makes them: the process that starts it checks, and loads none of them."""
+
+    worker: "Worker"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        await self.worker.around(scope, receive, send)
+
+
+routes = Routes()
 
 
 def model_directory() -> Path:
@@ -62,6 +67,17 @@ def present_card() -> ModelCard | None:
     return read_card(directory) if directory.is_dir() else None
 
 
+def _bring_up_to_date(site: Site) -> None:
+    """The store's tables, once; raises WbcError as `Store.open` and `check_image_key`."""
+    from serving.reports.kept_images import check_image_key
+    from serving.reports.store import Store
+
+    if (store := Store.from_environment()) is not None:
+        with store.held():
+            check_image_key(store, site)
+        store.close()
+
+
 # The default host is loopback, so that a plain `bentoml serve` is no more open than `wbc serve`. BentoML would cut a request off
 # after 60 seconds with an answer of its own; Limits.answer_seconds does, with ours. BentoML's access log writes paths as they
 # come, line ends and all, and fails on a Content-Type that is not UTF-8; serving.http.layer logs requests. Its spans have the
@@ -75,7 +91,7 @@ def present_card() -> ModelCard | None:
     tracing={"excluded_urls": ".*"},
     http={"host": "127.0.0.1", "port": 3000},
 )
-@bentoml.asgi_app(around)
+@bentoml.asgi_app(routes)
 class WbcService:
     """Leukocyte classification."""
 
@@ -94,47 +110,24 @@ class WbcService:
             check_settings()
             if audit := AuditLog.from_environment():
                 audit.close()
-            if (store := Store.from_environment()) is not None:  # its tables are brought up to date here, once
-                with store.held():
-                    check_image_key(store, site)
-                store.close()
+            if os.environ.get(STORE_URL, "").strip():
+                _bring_up_to_date(site)
         except WbcError as error:
             raise SystemExit(f"wbc: {error}") from None
 
     def __init__(self) -> None:
-        limits, audit = Limits.from_environment(), AuditLog.from_environment()
-        connections.use(limits)
-        site = site_from_environment()
-        kept = Kept.from_environment(site)
-        complete(audit, None if kept is None else kept.store)
-        card = present_card()
-        if (
-            kept is not None and card is not None and card.rendered
-        ):  # before a report can be signed, which needs no model in memory
-            say_rendered(kept.store, ModelName(name=card.name, version=card.version))
-        running = app.state.running = Running(None, ApiKeys.from_environment(), limits, site, audit, kept)
-        running.metrics.telemetry = Telemetry.from_environment(lambda: running.in_flight.images)
-        if running.metrics.telemetry is not None and kept is not None:
-            running.metrics.telemetry.look_at(kept.store)
-        # The server listens while the model loads: /livez says yes, /readyz not yet.
-        self.watch = ChampionWatch(model_directory(), app.state.running.install)
-        self.watch.start()
+        from serving.worker import Worker
+
+        self.worker = routes.worker = Worker(model_directory(), present_card())
 
     def __is_ready__(self) -> bool:
         """What /readyz answers."""
-        ready: bool = app.state.running.ready
-        return ready
+        return self.worker.running.ready
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def close(self) -> None:
-        """After the last request: end the watch and the sender, and write what the audit log still waits for."""
-        self.watch.stop()
-        if app.state.running.kept is not None:
-            app.state.running.kept.close()
-        if app.state.running.audit is not None:
-            app.state.running.audit.close()
-        if app.state.running.metrics.telemetry is not None:
-            app.state.running.metrics.telemetry.close()
+        """After the last request."""
+        self.worker.close()
 
 
 class OverBento:
@@ -149,7 +142,7 @@ class OverBento:
         if scope["type"] != "http":
             await self.bento(scope, receive, send)
         elif scope["path"] == "/schema.json":
-            await around(scope, receive, send)
+            await routes(scope, receive, send)
         else:
             await self.bento(scope, receive, _Refusals(scope, receive, send).send)
 

@@ -9,11 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
-
-from serving.contract.site import SITE_FILE
-from serving.reports.store import STORE_URL
+from serving.contract.site import SITE_FILE, STORE_URL
 from serving.security.audit import AUDIT_LOG
 from serving.security.image_key import IMAGE_KEY_FILE
 from serving.security.keys import KEYS_FILE
@@ -30,7 +26,8 @@ def absolute_paths(environment: Mapping[str, str], folder: Path | None = None) -
     """
     folder = folder or Path.cwd()
     made = {name: str(folder / environment[name].strip()) for name in PATHS if environment.get(name, "").strip()}
-    if url := _absolute_url(environment.get(STORE_URL, "").strip(), folder):
+    named = environment.get(STORE_URL, "").strip()
+    if named and (url := _absolute_url(named, folder)):
         made[STORE_URL] = url
     return made
 
@@ -42,6 +39,9 @@ def resolve_paths() -> None:
 
 def _absolute_url(url: str, folder: Path) -> str | None:
     """A SQLite URL with the whole path of its file; None for any other, which `Store.open` looks at."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
     try:
         parsed = make_url(url)
     except ArgumentError:

@@ -34,9 +34,9 @@ def pytest_collection_finish() -> None:
 # come first, and what is long by itself comes before them.
 FIRST = ("code/test_flow", "code/test_champion")
 PAGES = ("advisories", "api", "differential_call", "hosts", "page", "page_decisions", "page_report", "page_upload")
-PAGES += ("promotion", "repeats")
-STORES = ("clock", "connections", "deeds", "further_kinds", "kept_images", "labelling_load", "labelling_over_queues")
-STORES += ("labelling_store", "outbox", "store", "watch", "way_back", "worklist")
+PAGES += ("page_speed", "promotion", "repeats")
+STORES = ("backup", "clock", "connections", "deeds", "further_kinds", "kept_images", "labelling_load", "labelling_over_queues")
+STORES += ("labelling_store", "outbox", "reports", "stack", "store", "watch", "way_back", "worklist")
 GROUP = {f"tests/{name}.py": "" for name in FIRST}
 GROUP |= {f"tests/service/test_{name}.py": group for group, names in (("pages", PAGES), ("stores", STORES)) for name in names}
 

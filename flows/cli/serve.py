@@ -8,9 +8,10 @@ from typing import Final
 from flows.registry.champion import followed, followed_for, registered_cards
 from flows.workspace import AUDIT, KEYRING, STORE, find_workspace
 from serving.contract.schemas import ModelName
+from serving.contract.site import STORE_URL
 from serving.first_page import show
 from serving.reports.signing import models_unheard_of, say_rendered
-from serving.reports.store import STORE_URL, Store, sqlite_url
+from serving.reports.store import Store, sqlite_url
 from serving.run import environment, serve
 from serving.security.audit import AUDIT_LOG
 from serving.security.keys import KEYS, KEYS_FILE, empty_keyring, first_key

@@ -73,7 +73,8 @@ def outbox_command(
 
 def open_store() -> "Store":
     """The store that WBC_STORE_URL names, else the workspace's; WbcError where there is none."""
-    from serving.reports.store import STORE_URL, Store, sqlite_url
+    from serving.contract.site import STORE_URL
+    from serving.reports.store import Store, sqlite_url
     from serving.security.image_key import ImageKeys
 
     if STORE_URL in os.environ:
@@ -125,7 +126,8 @@ def _image_keys_line(found: dict[str, Any]) -> list[str]:
 
 def _places() -> "Places":
     """Where the service keeps what a backup holds: what the environment names, else the workspace's."""
-    from serving.reports.store import STORE_URL, sqlite_url
+    from serving.contract.site import STORE_URL
+    from serving.reports.store import sqlite_url
     from serving.upkeep.backup import Places
 
     url = os.environ.get(STORE_URL, "").strip() or sqlite_url(here() / STORE)

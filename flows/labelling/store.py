@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def has_store(workspace: Path) -> bool:
     """Whether there is a store for this workspace already."""
-    from serving.reports.store import STORE_URL
+    from serving.contract.site import STORE_URL
 
     return bool(os.environ.get(STORE_URL, "").strip()) or (workspace / STORE).exists()
 

@@ -20,6 +20,7 @@ from wbc_model.core.errors import WbcError
 from wbc_model.core.written import read_yaml
 
 SITE_FILE: Final = "WBC_SITE_FILE"
+STORE_URL: Final = "WBC_STORE_URL"  # the database in which a site keeps its reports
 DEFAULT: Final = Path(__file__).resolve().parent.parent / "sites" / "default.yaml"
 Kind = Literal["percent", "absolute"]
 KINDS: Final[tuple[Kind, ...]] = ("percent", "absolute")

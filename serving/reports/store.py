@@ -29,13 +29,13 @@ from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 import serving.reports.labelling_tables  # noqa: F401 - so that the tables are all of them
+from serving.contract.site import STORE_URL
 from serving.reports.tables import Base
 from serving.security.image_key import NO_KEYS, ImageKeys
 from wbc_model.core.errors import WbcError
 from wbc_model.core.files import make_folder
 from wbc_model.core.lock import locked
 
-STORE_URL: Final = "WBC_STORE_URL"
 IMAGE_KEYS: Final = "image_keys"  # where a session has the keys of the kept images
 BUSY_SECONDS: Final = 30  # that a writer waits for another one
 READ_SECONDS: Final = 10  # that a reader waits for anything

@@ -203,10 +203,12 @@ SERVED = """
 import sys
 from pathlib import Path
 from fastapi.testclient import TestClient
+from serving import service
 from serving.inference.classify import Classifier
-from serving.service import Around, ApiKeys, Limits, Running, app, model_directory
-app.state.running = Running(Classifier.open(model_directory()), ApiKeys([]), Limits())
-answer = TestClient(Around(app), "http://127.0.0.1").post("/v1/classify", files={"images": ("a", open(sys.argv[1], "rb"))})
+from serving.worker import Worker
+worker = service.routes.worker = Worker(service.model_directory(), service.present_card())
+worker.running.install(Classifier.open(service.model_directory()))
+answer = TestClient(service.routes, "http://127.0.0.1").post("/v1/classify", files={"images": ("a", open(sys.argv[1], "rb"))})
 assert answer.status_code == 200 and answer.json()["results"][0]["label"] == "Basophil", answer.text
 loaded = {name.partition(".")[0] for name in sys.modules}
 print(sorted(loaded & {"torch", "torchvision", "flows", "mlflow", "prefect", "dvc", "pandas", "sklearn", "onnx"}))
