@@ -177,6 +177,7 @@ def test_a_model_that_today_s_main_rolled_back_stays_out(site: Site) -> None:
     assert site.version() == "1"
 
 
+@pytest.mark.slow
 def test_whom_a_person_put_in_is_not_displaced_by_whom_they_put_out(site: Site) -> None:
     for seed in (1, 2):
         site.candidate(seed)
@@ -260,7 +261,8 @@ def test_parameters_that_became_constants_still_name_the_model() -> None:
     assert changed["lesson"] != today["lesson"]
 
 
-@pytest.mark.parametrize("words", ["today's", pytest.param("before", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("words", ["today's", "before"])
 def test_another_device_or_precision_makes_no_other_model_of_what_was_withdrawn(site: Site, words: str) -> None:
     site.candidate(0)
     site.ask()
@@ -306,6 +308,7 @@ def test_other_labels_or_parameters_are_another_model(site: Site) -> None:
     assert site.ask().promoted
 
 
+@pytest.mark.slow
 def test_a_word_outlives_its_version(site: Site) -> None:
     for seed in (1, 2):
         site.candidate(seed)
@@ -662,6 +665,7 @@ def test_what_rests_on_a_corrected_label_is_marked_and_made_again(site: Site) ->
     assert "no label that the champion's numbers rest on was corrected" in champion.rescore(site.workspace)["notes"][-1]
 
 
+@pytest.mark.slow
 def test_earlier_points_of_the_curve_and_runs_are_marked_where_their_test_labels_were_corrected(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -354,6 +354,7 @@ def test_the_same_refused_model_does_not_wear_out_the_test_pool_twice(
     assert "champion" not in store.aliases
 
 
+@pytest.mark.slow
 def test_the_champion_follows_how_its_weights_are_packaged_without_asking_again(
     fresh: Path, killer: Killer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -536,6 +537,7 @@ def test_pools_that_were_there_are_never_begun_anew(
         retrain.retraining(workspace)
 
 
+@pytest.mark.slow
 def test_other_parameters_begin_a_new_retraining(
     fresh: Path, killer: Killer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

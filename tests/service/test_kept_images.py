@@ -304,6 +304,7 @@ def test_previews_of_what_browsers_do_not_show(service: TestClient) -> None:
     assert service.get("/v1/reports").json()["reports"] == []
 
 
+@pytest.mark.slow
 def test_the_server_does_not_start_with_the_wrong_key(model_dir: Path, tmp_path: Path) -> None:
     url, right = sqlite_url(tmp_path / "service.db"), key_file(beside(tmp_path))
     store = opened(url, right)
