@@ -195,6 +195,7 @@ def test_a_calibration_makes_it_calibrated(model: Path, cells: Path, tmp_path: P
     assert read_card(tmp_path / "out").uncalibrated == ""
 
 
+@pytest.mark.slow
 def test_neither_another_model_nor_an_edited_one_is_replaced(model: Path, cells: Path, tmp_path: Path) -> None:
     out = tmp_path / "here"
     first = calibrate(model, cells, out)["version"]

@@ -208,6 +208,7 @@ def test_what_a_person_rejected_is_not_promoted(site: Site) -> None:
         champion.reject(site.workspace, "2", "  ")
 
 
+@pytest.mark.slow
 def test_withdrawn_is_the_model_and_not_its_bytes_and_a_person_is_asked_once(site: Site) -> None:
     site.candidate(1)
     site.ask()

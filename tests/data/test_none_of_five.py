@@ -376,6 +376,7 @@ def test_kinds_are_the_site_s(site: Path, tmp_path: Path, monkeypatch: pytest.Mo
 # --- the test of the out-of-distribution score -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_evaluate_says_how_many_of_them_the_score_flags(tmp_path: Path) -> None:
     root = tmp_path / "site"
     root.mkdir()

@@ -131,6 +131,7 @@ kept.close()  # after the deletion that it may be at
 """
 
 
+@pytest.mark.slow
 def test_a_service_whose_clock_was_moved_keeps_its_images(tmp_path: Path) -> None:
     """A real clock, moved with libfaketime: 40 days pass in one start."""
     faketime = shutil.which("faketime")

@@ -174,7 +174,10 @@ def one_sided(accuracy: float) -> NDArray[np.float64]:
     return rates
 
 
-@pytest.mark.parametrize(("accuracy", "validation", "cells", "exact_at_most"), [(0.95, 300, 200, 0.88), (0.85, 60, 100, 0.75)])
+@pytest.mark.parametrize(
+    ("accuracy", "validation", "cells", "exact_at_most"),
+    [pytest.param(0.95, 300, 200, 0.88, marks=pytest.mark.slow), (0.85, 60, 100, 0.75)],
+)
 def test_corrected_limits_cover_95_percent_where_the_classifier_errs(
     accuracy: float, validation: int, cells: int, exact_at_most: float
 ) -> None:

@@ -229,6 +229,7 @@ def test_the_example_client(server: Server, folder: Path) -> None:
     assert len(refused.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_the_example_client_sends_in_batches_what_one_request_does_not_hold(
     keeping: Server, server: Server, tmp_path: Path
 ) -> None:

@@ -111,6 +111,7 @@ def test_three_times_the_capacity_sheds_the_surplus_at_once_and_keeps_the_rest(s
         assert client.post("/v1/classify", content=body, headers={"content-type": content_type}).status_code == 200
 
 
+@pytest.mark.slow
 def test_a_full_service_refuses_before_the_body_is_sent(small: Server) -> None:
     body, content_type = prepared([plain(700)] * WAITING)
     port = int(small.url.rsplit(":", 1)[1])
