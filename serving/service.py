@@ -118,16 +118,16 @@ class WbcService:
     def __init__(self) -> None:
         from serving.worker import Worker
 
-        self.worker = routes.worker = Worker(model_directory(), present_card())
+        routes.worker = Worker(model_directory(), present_card())
 
     def __is_ready__(self) -> bool:
         """What /readyz answers."""
-        return self.worker.running.ready
+        return routes.worker.running.ready
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     def close(self) -> None:
         """After the last request."""
-        self.worker.close()
+        routes.worker.close()
 
 
 class OverBento:

@@ -119,7 +119,8 @@ def _known_labels(cells: pd.DataFrame, oracle: Path) -> pd.Series:
     hidden = read_table(oracle, ["sha256", "label"]) if oracle.exists() else pd.DataFrame({"sha256": [], "label": []}, dtype=str)
     kinds = pd.Index(sorted({"", *given.categories, *hidden["label"].unique()}))
     known = kinds.get_indexer(given.categories).astype(np.int16)[given.codes]
-    known[out] = nothing = list(kinds).index("")
+    nothing = list(kinds).index("")
+    known[out] = nothing
     set_aside = kinds.get_indexer(pd.Index(hidden["label"])).astype(np.int16)
     names = names_of(hidden["sha256"])
     del hidden

@@ -208,7 +208,6 @@ def test_what_a_person_rejected_is_not_promoted(site: Site) -> None:
         champion.reject(site.workspace, "2", "  ")
 
 
-@pytest.mark.slow
 def test_withdrawn_is_the_model_and_not_its_bytes_and_a_person_is_asked_once(site: Site) -> None:
     site.candidate(1)
     site.ask()
@@ -322,7 +321,6 @@ def test_a_word_outlives_its_version(site: Site) -> None:
     assert "misses blasts" in decision.reason
 
 
-@pytest.mark.slow
 def test_a_rollback_passes_over_what_was_withdrawn(site: Site) -> None:
     for seed in (1, 2, 3):
         site.candidate(seed)

@@ -581,7 +581,6 @@ print(taken.new, taken.waits_for)
 """
 
 
-@pytest.mark.slow
 def test_a_label_that_comes_while_the_model_is_trained_is_learned_in_the_next_round(
     fresh: Path, killer: Killer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

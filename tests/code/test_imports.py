@@ -167,3 +167,11 @@ def test_a_training_loads_no_library_that_it_does_not_use() -> None:
     code = f"import sys, wbc_model.training.train; print([m for m in {unused} if m in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert answer.stdout.strip() == "[]"
+
+
+def test_who_starts_the_worker_of_the_service_loads_neither_routes_nor_database() -> None:
+    """A service is two processes, and the first only checks: what it loads is waited for at each start."""
+    unused = ("fastapi", "sqlalchemy", "openvino", "serving.http.app", "serving.worker")
+    code = f"import sys, serving.run, serving.service; print([m for m in {unused} if m in sys.modules])"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert answer.stdout.strip() == "[]"

@@ -405,7 +405,6 @@ def test_a_tag_and_a_commit_need_nobody_to_sign_or_to_write(repository: Path) ->
     assert git(repository, "rev-parse", "pools-v1^{commit}") == git(repository, "rev-parse", "HEAD")
 
 
-@pytest.mark.slow
 def test_a_number_that_is_anothers_is_passed_over(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     git(repository, "tag", "pools-v1")  # somebody's, of no pools at all
     pools_of(repository, 3)

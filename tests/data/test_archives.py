@@ -29,7 +29,7 @@ from wbc_model.cells.pools import Pools
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import ImageRejected, WbcError
 from wbc_model.params import Params
-from wbc_model.sources import limits
+from wbc_model.sources import bucket, limits
 from wbc_model.sources.listing import folder_rows
 from wbc_model.sources.opened import open_source
 
@@ -451,6 +451,17 @@ def test_what_lies_behind_a_file_system_is_taken_in_as_what_lies_here(tmp_path: 
     with pytest.raises(WbcError, match="memory://bucket/none: there is no such file or folder"):
         taken_in("memory://bucket/none", tmp_path / "none", params)
     memory.rm("/bucket", recursive=True)
+
+
+def test_how_long_a_bucket_is_waited_for_is_the_user_s_to_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    import fsspec
+
+    def waits() -> object:
+        return bucket.file_system("s3://cells/a.zip")[0].config_kwargs.get("read_timeout")
+
+    assert waits() == 12
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": {"read_timeout": 99}})
+    assert waits() == 99
 
 
 @pytest.mark.slow

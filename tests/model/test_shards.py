@@ -145,7 +145,7 @@ def test_a_file_between_processes_that_is_not_there_or_cut_off_is_a_line(tmp_pat
         network_in(replace(there, sha256="another"))
     (tmp_path / "piece").write_bytes(b"1234")
     image = StoredImage(b"", "cell.png", "ab" * 32, 32, 32, "PNG", "made up")
-    with pytest.raises(WbcError, match="piece: is cut off"):
+    with pytest.raises(WbcError, match="piece is cut off"):
         list(Piece(tmp_path / "piece", [(0, image)], [5]).judged())
 
 

@@ -97,7 +97,7 @@ class Piece:
                 if isinstance(judged, StoredImage) and size:
                     data = file.read(size)
                     if len(data) != size:
-                        raise WbcError(f"{self.file}: is cut off: has the disk space left? Ingest again")
+                        raise WbcError(f"{self.file} is cut off: is the disk full? Make room and ingest again")
                     judged = replace(judged, data=data)
                 yield place, judged
         self.file.unlink(missing_ok=True)

@@ -121,10 +121,6 @@ class StoreIndex(Mapping[str, Location]):
         """The numbers of the shards, and the rows in them, at these positions."""
         return self._shard[positions], self._row[positions]
 
-    def sizes(self) -> NDArray[np.intp]:
-        """How many cells each shard holds."""
-        return np.bincount(self._shard, minlength=len(self.shards))
-
 
 def _schema(sequence: int) -> Any:
     types = {"sha256": "string", "width": "int32", "height": "int32", "format": "string", "source": "string"}

@@ -213,7 +213,7 @@ def among(names: "pd.Series[str]", wanted: Collection[str]) -> NDArray[np.bool_]
 
 
 def names_of(sha256s: "pd.Series[str]") -> Digests:
-    """The same of names that people may have written: what is no sha256 is zeros, as no cell is named."""
+    """Names as `digests` has them, (n,), also where people wrote them: what is no sha256 is zeros, as no cell is named."""
     try:
         return digests(sha256s)
     except ValueError:

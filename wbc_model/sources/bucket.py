@@ -18,9 +18,16 @@ from wbc_model.sources.members import NO_FILE, NOT_THERE, Member, Members, plain
 
 PROTOCOLS: Final = ("s3", "s3a", "gs", "gcs", "az", "abfs", "file", "memory")
 
-
-# A bucket that never answers: s3fs asks five times, and botocore twice in each. By default that is seven minutes.
+# A bucket that never answers: s3fs asks five times, and botocore twice in each.
 _BOUNDS: Final = {"config_kwargs": {"connect_timeout": 5, "read_timeout": 12, "retries": {"total_max_attempts": 2}}}
+
+
+def _bounds(protocol: str) -> dict[str, Any]:
+    """How long a file system waits; nothing where the user has said so in fsspec's own configuration."""
+    from fsspec.config import conf
+
+    said = "config_kwargs" in conf.get(protocol, {})
+    return {} if said or protocol not in ("s3", "s3a") else _BOUNDS
 
 
 def file_system(url: str) -> tuple[Any, str]:
@@ -31,7 +38,7 @@ def file_system(url: str) -> tuple[Any, str]:
     import fsspec
 
     try:
-        found = fsspec.core.url_to_fs(url, **(_BOUNDS if protocol in ("s3", "s3a") else {}))
+        found = fsspec.core.url_to_fs(url, **_bounds(protocol))
     except ImportError as error:
         raise WbcError(f"{url}: a package for {protocol}:// is missing ({error})") from None
     except ValueError as error:
