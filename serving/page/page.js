@@ -97,12 +97,15 @@ async function opened(id) {
 
 async function toWorklist() {
   if (address.reportId()) address.replace(null); // there is no such report, and the page has said so
-  if (document.body.dataset.view === "work") {
+  const leaves = document.body.dataset.view === "work";
+  if (leaves) {
     newSpecimen(classes);
     clear();
     byId("specimen-id").value = byId("wbc-count").value = "";
   }
   view("worklist");
+  // Not after the answer of the service: whoever types a number by then would find the rest of it in another field.
+  if (leaves) byId("search-number").focus();
   keepsReports = (await guarded(showWorklist)) ?? keepsReports;
 }
 
@@ -120,7 +123,6 @@ async function leaveReport() {
   address.show(null);
   say("");
   await go();
-  byId("search-number").focus();
 }
 
 /** Forget the key and the name of this tab. */

@@ -69,7 +69,9 @@ async function search() {
 }
 
 function draw({ reports, next, counts }) {
+  const onTab = document.activeElement?.dataset.shelf;
   byId("shelves").replaceChildren(...SHELVES.filter((name) => name !== "asked" || dialogs.person()).map((name) => tab(name, counts[name])));
+  if (onTab) focusTab(onTab);
   byId("newer").disabled = pages.length === 1;
   byId("older").disabled = !next;
   byId("older").value = next ?? "";
@@ -107,10 +109,12 @@ function tab(name, count) {
   button.addEventListener("click", () => {
     shelf = name;
     again();
-    byId("shelves").querySelector(`[data-shelf="${name}"]`)?.focus();
   });
   return button;
 }
+
+/** The tabs are drawn anew with each answer: the one that had the focus keeps it. */
+const focusTab = (name) => byId("shelves").querySelector(`[data-shelf="${name}"]`)?.focus();
 
 function row(report) {
   const line = document.createElement("tr");

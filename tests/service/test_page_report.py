@@ -7,7 +7,7 @@ import pytest
 from linear_model import write_linear_model
 from live import ROOT, Server, clean_environment, free_port, serve_command, started
 from page_visits import KEY, PERSON, api_of, begin, draw, eventually, message, press, report_of, visit
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 from serving.reports.store import sqlite_url
 
@@ -94,6 +94,27 @@ def test_a_second_report_of_a_specimen_is_made_only_after_a_question(browser: Br
     page.keyboard.press("Enter")
     expect(message(page)).to_have_text("4 images read.")
     assert len(api_of(keeping).get("/v1/reports", params={"specimen_id": "twice"}).json()["reports"]) == 2
+    page.context.close()
+
+
+def test_a_late_answer_moves_no_focus_from_where_somebody_types(browser: Browser, keeping: Server, tmp_path: Path) -> None:
+    page = begin(browser, keeping, "left-behind", draw(tmp_path / "slide", 3, seed=83)).page
+    late: list[Route] = []
+    page.route("**/v1/worklist", lambda route: late.append(route))
+    with page.expect_request("**/v1/worklist"):
+        page.click("#new")
+    expect(page.locator("#search-number")).to_be_focused()
+    page.focus("#specimen-id")
+    page.keyboard.type("ty")
+    with page.expect_response("**/v1/worklist"):
+        late.pop().continue_()
+    page.unroute("**/v1/worklist")
+    expect(page.locator("#reports")).to_contain_text("left-behind")
+    page.keyboard.type("ped")
+    assert (page.input_value("#specimen-id"), page.input_value("#search-number")) == ("typed", "")
+    page.click("[data-shelf=all]")
+    expect(page.locator("[data-shelf=all]")).to_have_attribute("aria-pressed", "true")
+    expect(page.locator("[data-shelf=all]")).to_be_focused()  # the tabs are drawn anew with the answer
     page.context.close()
 
 
