@@ -157,12 +157,32 @@ def _met(words: Words, is_asked: NDArray[np.bool_], part: _Part, max_bits: int) 
     """The close pairs that meet in the table of a part, each once, with the bits in which they differ."""
     keys, order = _in_buckets(part.keys(words), is_asked)
     words, is_asked = words[order], is_asked[order]
-    for first, second in _near(keys, is_asked, part):
-        difference = words[first] ^ words[second]
-        close = np.flatnonzero(np.bitwise_count(difference) <= max_bits)  # one of thousands
-        close = close[(first[close] < second[close]) | ~is_asked[second[close]]]
-        one, other = order[first[close]], order[second[close]]
-        yield np.minimum(one, other), np.maximum(one, other), difference[close]
+    for run in _near(keys, is_asked, part):
+        first, second = run.close(words, max_bits)
+        kept = (first < second) | ~is_asked[second]
+        first, second = first[kept], second[kept]
+        one, other = order[first], order[second]
+        yield np.minimum(one, other), np.maximum(one, other), words[first] ^ words[second]
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """Pairs of each of the positions `firsts` with the `times` positions from `seconds` on; int32 (n,)."""
+
+    firsts: Numbers
+    seconds: Numbers
+    times: Numbers
+
+    def close(self, words: Words, max_bits: int) -> tuple[Numbers, Numbers]:
+        """Those of the pairs whose words differ in at most so many bits. Little is made of the others,
+        which are thousands of times as many."""
+        ends = np.cumsum(self.times, dtype=np.int32)
+        second = np.arange(ends[-1], dtype=np.int32)
+        second += np.repeat(self.seconds - (ends - self.times), self.times)
+        difference = np.repeat(words[self.firsts], self.times)
+        difference ^= words[second]
+        found = np.flatnonzero(np.bitwise_count(difference) <= max_bits)
+        return self.firsts[np.searchsorted(ends, found, side="right")], second[found]
 
 
 def _in_buckets(keys: NDArray[np.uint32], asked: NDArray[np.bool_]) -> tuple[NDArray[np.uint32], Numbers]:
@@ -178,7 +198,7 @@ def _in_buckets(keys: NDArray[np.uint32], asked: NDArray[np.bool_]) -> tuple[NDA
     return halves[:, 1].copy(), (halves[:, 0] & np.uint32(2**31 - 1)).view(np.int32)
 
 
-def _near(keys: NDArray[np.uint32], asked: NDArray[np.bool_], part: _Part) -> Iterator[tuple[Numbers, Numbers]]:
+def _near(keys: NDArray[np.uint32], asked: NDArray[np.bool_], part: _Part) -> Iterator[_Runs]:
     """Pairs of an asked position and one that is near it in this part, by the `keys` of words. These are in ascending order, and
     in each bucket the asked ones are first. Of two that are asked a pair comes once at least.
 
@@ -203,7 +223,7 @@ def _near(keys: NDArray[np.uint32], asked: NDArray[np.bool_], part: _Part) -> It
         times = starts[theirs + np.uint32(1)] - seconds
         counts = askers[place + who] * times
         for some in _slices(counts):
-            yield _each_with_each(firsts[some], seconds[some], times[some], counts[some])
+            yield _of_each(askers[place + who[some]], firsts[some], seconds[some], times[some])
 
 
 def _starts(keys: NDArray[np.uint32], size: int) -> Numbers:
@@ -217,13 +237,11 @@ def _starts(keys: NDArray[np.uint32], size: int) -> Numbers:
     return starts
 
 
-def _each_with_each(firsts: Numbers, seconds: Numbers, times: Numbers, counts: Places) -> tuple[Numbers, Numbers]:
-    """Pairs of the positions from each of `firsts` on with the `times` ones from each of `seconds` on; `counts` pairs of each."""
-    ends = np.cumsum(counts)
-    pair = np.arange(ends[-1], dtype=np.int32) - np.repeat((ends - counts).astype(np.int32), counts)
-    width = np.repeat(times, counts)
-    row = pair // width
-    return np.repeat(firsts, counts) + row, np.repeat(seconds, counts) + pair - row * width
+def _of_each(askers: Places, firsts: Numbers, seconds: Numbers, times: Numbers) -> _Runs:
+    """The same runs for each of the `askers` that lie in a bucket from `firsts` on."""
+    first = np.arange(askers.sum(), dtype=np.int32)
+    first += np.repeat((firsts - (np.cumsum(askers) - askers)).astype(np.int32), askers)
+    return _Runs(first, np.repeat(seconds, askers), np.repeat(times, askers))
 
 
 def _slices(counts: Places) -> Iterator[slice]:
