@@ -10,6 +10,7 @@ import httpx
 from linear_model import png
 from live import Server
 from playwright.sync_api import Browser, Locator, Page, Request, expect
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 from wbc_model.rendering.cells import render_cells
 
@@ -72,8 +73,18 @@ def drop_folder(page: Page, folder: Path) -> None:
     """Drop a folder from outside the browser, as the desktop does."""
     session = page.context.new_cdp_session(page)
     data = {"items": [], "files": [str(folder)], "dragOperationsMask": 1}
-    for kind in ("dragEnter", "dragOver", "drop"):
+
+    def dragged(kind: str, over: bool) -> bool:
+        """Whether the page knows of it soon: events of a drag are no answers to a call, and one may go by."""
         session.send("Input.dispatchDragEvent", {"type": kind, "x": 600, "y": 450, "data": data})
+        try:
+            page.wait_for_function("over => document.body.classList.contains('over') === over", arg=over, timeout=4_000)
+        except PlaywrightTimeout:
+            return False
+        return True
+
+    session.send("Input.dispatchDragEvent", {"type": "dragEnter", "x": 600, "y": 450, "data": data})
+    assert any(dragged("dragOver", True) and dragged("drop", False) for _ in range(5))
 
 
 def message(page: Page) -> Locator:
