@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from wbc_model.cells import tables
 from wbc_model.cells.tables import (
     all_differ,
+    among,
     csv_blocks,
     digests,
     first_places,
@@ -124,6 +125,16 @@ def test_names_are_found_where_they_first_stand(wanted: list[int], there: list[i
     expected = [there.index(number) if number in there else -1 for number in wanted]
     assert places_in(names[wanted], names[there]).tolist() == expected
     assert first_places(names[wanted]).tolist() == [wanted.index(number) for number in wanted]
+
+
+@given(st.lists(st.sampled_from(["", "ab" * 32, "AB" * 32, "cd" * 32, "no name"]), max_size=8), st.booleans(), st.data())
+@settings(max_examples=50, deadline=None)
+def test_cells_are_among_others_as_isin_says(names: list[str], as_column: bool, data: st.DataObject) -> None:
+    """Whatever stands where a sha256 belongs, and however often."""
+    column = pd.Series([*names, *names], dtype="str", index=range(7, 7 + 2 * len(names)))
+    wanted = data.draw(st.lists(st.sampled_from([*names, "ef" * 32]), max_size=8))
+    found = among(column, pd.Series(wanted, dtype="str") if as_column else wanted)
+    assert found.tolist() == column.isin(wanted).tolist()
 
 
 def test_texts_are_whole_numbers_or_missing() -> None:

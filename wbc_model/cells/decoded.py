@@ -20,7 +20,7 @@ import PIL
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from wbc_model.cells.store import ImageStore, ShardPart
+from wbc_model.cells.store import ImageStore, ShardPart, StoreIndex
 from wbc_model.code_version import code_version
 from wbc_model.core import images
 from wbc_model.core.errors import WbcError
@@ -72,8 +72,12 @@ class DecodedCells:
 
     def __init__(self, store: ImageStore, cache: Path, size: int, view: images.View) -> None:
         self.store, self.cache, self.size, self.view = store, cache, size, view
-        self._index = store.index()
         self._version = _decoding_version()
+
+    @functools.cached_property
+    def _index(self) -> StoreIndex:
+        """Read when a cell is asked for: an ingest may ask for none."""
+        return self.store.index()
 
     def _file(self, shard: Path) -> Path:
         return self.cache / f"{shard.stem}-{self.size}-{self.view}-{self._version}.u8"

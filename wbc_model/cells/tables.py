@@ -23,7 +23,7 @@ if "jemalloc" in pa.supported_memory_backends():  # gives back what is free; the
 
 _COMMA, _QUOTE, _LINE_END, _NOTHING = (pa.scalar(text, pa.large_string()) for text in (",", '"', "\n", ""))
 _ROWS: Final = 16_384  # rows rendered at a time
-_MUST_BE_QUOTED: Final = '[",\n]'
+_MUST_BE_QUOTED: Final = (b'"', b",", b"\n")
 Digests = NDArray[np.bytes_]  # S32: 32 bytes each
 
 
@@ -86,7 +86,9 @@ def must_quote_all(frame: pd.DataFrame) -> bool:
 
 
 def _has_returns(columns: dict[str, Any]) -> bool:
-    return any(pc.any(pc.match_substring(text, "\r")).as_py() for text in columns.values())
+    return any(
+        b"\r" in _data(_joined(text.slice(start, _ROWS))) for text in columns.values() for start in range(0, len(text), _ROWS)
+    )
 
 
 def _texts(frame: pd.DataFrame) -> dict[str, Any]:
@@ -106,11 +108,11 @@ def _joined(text: Any) -> Any:
 
 def _quoted(text: Any, quote_all: bool) -> Any:
     """The fields of one column, quoted where they must be."""
-    marked = pc.match_substring_regex(text, _MUST_BE_QUOTED)
-    if not quote_all and not pc.any(marked).as_py():
+    data = _data(text)
+    if not quote_all and not any(mark in data for mark in _MUST_BE_QUOTED):
         return text
     quoted = pc.binary_join_element_wise(_QUOTE, pc.replace_substring(text, '"', '""'), _QUOTE, _NOTHING)
-    return quoted if quote_all else pc.if_else(marked, quoted, text)
+    return quoted if quote_all else pc.if_else(pc.match_substring_regex(text, '[",\n]'), quoted, text)
 
 
 def _data(lines: Any) -> bytes:
@@ -202,14 +204,11 @@ def all_differ(columns: "Iterable[Sequence[str] | pd.Series[str]]") -> bool:
     return not bool((first[1:] == first[:-1]).any())
 
 
-def among(names: "pd.Series[str]", wanted: Collection[str]) -> NDArray[np.bool_]:
-    """Which of these names are wanted, (n,): as `isin`, with the memory of a name's bytes only."""
-    if not len(names):
-        return np.zeros(0, bool)
-    try:
-        return np.isin(digests(names), digests(list(wanted)))
-    except ValueError:  # there is one that is no sha256
-        return np.asarray(names.isin(list(wanted)))
+def among(names: "pd.Series[str]", wanted: "Collection[str] | pd.Series[str]") -> NDArray[np.bool_]:
+    """Which of these names are wanted, (n,): as `isin`, which makes an object of each."""
+    texts = wanted if isinstance(wanted, pd.Series) else pd.Series(list(wanted), dtype=str)
+    known = _joined(_texts(texts.to_frame("name"))["name"])
+    return np.asarray(pc.is_in(_texts(names.to_frame("name"))["name"], value_set=known))
 
 
 def names_of(sha256s: "pd.Series[str]") -> Digests:
