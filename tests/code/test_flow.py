@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 from flows.cli import app
 from flows.labels import oracle_answers, record
 from flows.progress import TRAINING_LINE
-from flows.retraining.prefect_api import prefect_api, retraining_flow
+from flows.retraining.prefect_api import retraining_flow
 from flows.state import read_state
 from flows.tracking import open_tracker
 from flows.workspace import init_workspace, set_params
@@ -144,7 +144,7 @@ def outcome(workspace: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A workspace with 130 rendered cells; the databases of Prefect and MLflow are made here once."""
+    """A workspace with 130 rendered cells."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment().items():
             patch.setenv(name, value)
@@ -154,9 +154,6 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         set_params(workspace, TINY)
         data = write_cells(workspace / ".wbc/rendered", 130, seed=0, size=64)
         ingest(data, workspace / "data", read_params(workspace / "params.yaml"), source="rendered")
-        with prefect_api(workspace):
-            pass
-        open_tracker(workspace, read_params(workspace / "params.yaml"))
         yield workspace
 
 

@@ -147,6 +147,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 yield url
 
 
+@pytest.mark.slow
 def test_runs_that_were_killed_or_missed_are_put_right(server: str) -> None:
     from prefect import flow
     from prefect.client.orchestration import get_client
@@ -176,6 +177,7 @@ def test_runs_that_were_killed_or_missed_are_put_right(server: str) -> None:
     assert not state[planned[0]].is_completed()  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_a_suspended_run_is_found_resumed_and_dropped_by_its_deployment(server: str) -> None:
     from prefect import flow
     from prefect.client.orchestration import get_client
@@ -206,6 +208,7 @@ def test_a_suspended_run_is_found_resumed_and_dropped_by_its_deployment(server: 
     assert [state.name for state in states] == ["Resuming", "Superseded", "Suspended"]  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_a_watch_that_is_slower_than_its_interval_drops_the_runs_that_it_overtook(server: str) -> None:
     from prefect import flow
     from prefect.client.orchestration import get_client
@@ -254,6 +257,7 @@ def test_a_failure_is_told_by_a_notification_block_of_prefects(
         assert why in said
 
 
+@pytest.mark.slow
 def test_a_run_that_waits_is_no_completed_one(server: str, marked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from flows.retraining import flow as retrain
 

@@ -74,17 +74,18 @@ def drop_folder(page: Page, folder: Path) -> None:
     session = page.context.new_cdp_session(page)
     data = {"items": [], "files": [str(folder)], "dragOperationsMask": 1}
 
-    def dragged(kind: str, over: bool) -> bool:
-        """Whether the page knows of it soon: events of a drag are no answers to a call, and one may go by."""
-        session.send("Input.dispatchDragEvent", {"type": kind, "x": 600, "y": 450, "data": data})
+    def dragged(*kinds: str, over: bool) -> bool:
+        """Whether the page knows of it soon: the events of a drag are no answers to a call, and one may go by."""
+        for kind in kinds:
+            session.send("Input.dispatchDragEvent", {"type": kind, "x": 600, "y": 450, "data": data})
         try:
             page.wait_for_function("over => document.body.classList.contains('over') === over", arg=over, timeout=4_000)
         except PlaywrightTimeout:
+            session.send("Input.dispatchDragEvent", {"type": "dragCancel", "x": 600, "y": 450, "data": data})
             return False
         return True
 
-    session.send("Input.dispatchDragEvent", {"type": "dragEnter", "x": 600, "y": 450, "data": data})
-    assert any(dragged("dragOver", True) and dragged("drop", False) for _ in range(5))
+    assert any(dragged("dragEnter", "dragOver", over=True) and dragged("drop", over=False) for _ in range(5))
 
 
 def message(page: Page) -> Locator:

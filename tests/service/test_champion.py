@@ -194,6 +194,7 @@ def get(server: Server, path: str) -> int:
     return httpx.get(f"{server.url}{path}", timeout=5).status_code
 
 
+@pytest.mark.slow
 def test_it_is_not_ready_before_an_engine_has_answered(tmp_path: Path) -> None:
     directory, port = tmp_path / "champion", free_port()
     put(directory, "tiny-2", classes=4)  # its files are whole, but the engine does not answer as its card says
