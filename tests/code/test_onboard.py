@@ -104,9 +104,7 @@ def site_data(home: Path) -> str:
     return str(home.parent / "site" / "manifest.csv")
 
 
-def test_with_known_labels_it_uses_those_it_asked_for_and_tests_on_the_rest(
-    home: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_with_known_labels_it_uses_those_it_asked_for_and_tests_on_the_rest(home: Path, workspace: Path) -> None:
     before = Pools.read(workspace / "data/pools").version()
     result = here(workspace, site_data(home))
     assert result["status"] == "adapted"
@@ -133,6 +131,14 @@ def test_with_known_labels_it_uses_those_it_asked_for_and_tests_on_the_rest(
     assert "8 labelled cells of manifest" in adapted.data_source
     assert adapted.parameters["size"]["updates"] == 4  # the model that asked for the second half had half of them
 
+
+@pytest.mark.slow
+def test_what_was_onboarded_is_taken_as_it_is_and_what_is_stale_is_made_again(
+    home: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = here(workspace, site_data(home))
+    site = workspace / "sites/manifest"
+    adapted = read_card(site / "models/adapted")
     packed = shutil.make_archive(str(workspace.parent / "manifest"), "zip", home.parent / "site")
     with monkeypatch.context() as patch:
         patch.setattr(onboard, "_shift", None)  # who brings answers does not wait for it again
