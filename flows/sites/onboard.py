@@ -181,6 +181,9 @@ def onboard(
         progress.say(
             f"site {site.name}: {sum(report.pools.values())} cells" + (f", refused: {report.reasons}" if report.reasons else "")
         )
+        frames = ctx.usable().frames
+        if asked > (cells := len(frames["labelled"]) + len(frames["unlabelled"])):  # before people label what does not suffice
+            raise _too_few(ctx, asked, cells)
         refused = _take_answers(ctx, answers) if answers is not None else []
         result: dict[str, Any] = {"site": site.name, "workspace": str(site), "champion": str(ctx.champion)}
         result |= {"refused": report.reasons, "refused_answers": refused, "shift": _look(ctx)}
@@ -193,6 +196,12 @@ def onboard(
             commit_all(site, f"{version.name}: site {site.name}, {counts}")
             tag(site, version)
     return result
+
+
+def _too_few(ctx: Onboarding, asked: int, cells: int) -> WbcError:
+    return WbcError(
+        f"site {ctx.site.name}: {asked} labels were asked for, it has only {cells} cells: `--labels {cells}` asks for all"
+    )
 
 
 def _look(ctx: Onboarding) -> dict[str, Any]:
@@ -359,7 +368,7 @@ def _ask(ctx: Onboarding, missing: int, asked: int) -> bool:
         card = read_card(model)
         decoded = decoded_cells(ctx.site, card.input_size, card.view)
         if frames["unlabelled"].empty:
-            raise WbcError(f"site {ctx.site.name}: {asked} labels were asked for, it has only {len(frames['labelled'])} cells")
+            raise _too_few(ctx, asked, len(frames["labelled"]))
         free = frames["unlabelled"][~frames["unlabelled"]["sha256"].isin(_passed(ctx))]
         if free.empty:
             _passed_over(ctx).unlink()  # there are no others left: they are asked about once more

@@ -6,7 +6,6 @@ import json
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -37,7 +36,7 @@ from flows.sites.onboard import (
 from flows.state import label_cycle
 from flows.tracking import open_tracker
 from flows.workspace import find_workspace, init_workspace, set_params
-from tests.code.test_flow import IDENTITY, TINY, environment
+from tests.code.test_flow import IDENTITY, TINY
 from tests.pools import ingest
 from wbc_model.cells.pools import COLUMNS, Pools
 from wbc_model.core.classes import CLASSES
@@ -56,11 +55,6 @@ SMALL = TINY | {
     "onboard.labels": 8,
     "onboard.train.updates": 4,
 }
-
-
-def wbc(workspace: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "flows.cli", *arguments]
-    return subprocess.run(command, cwd=workspace, env=environment(), capture_output=True, text=True, check=False)
 
 
 def here(workspace: Path, *arguments: str) -> dict[str, Any]:
@@ -234,11 +228,12 @@ def test_a_wrong_answer_is_refused_in_one_line_and_nothing_is_taken_in(home: Pat
     assert Pools.read(workspace / "sites/manifest/data/pools").frames["labelled"].empty
 
 
-@pytest.mark.slow
-def test_more_labels_than_the_site_has_cells_is_one_clear_line(home: Path, workspace: Path):
-    answer = wbc(workspace, "onboard", site_data(home), "--labels", "500")
-    assert answer.returncode == 1
-    assert "500 labels were asked for, it has only 40 cells" in answer.stderr
+def test_more_labels_than_the_site_has_cells_are_refused_before_anybody_is_asked(home: Path, workspace: Path) -> None:
+    with pytest.raises(WbcError, match="500 labels were asked for, it has only 40 cells: `--labels 40` asks for all"):
+        here(workspace, site_data(home), "--labels", "500")
+    site = workspace / "sites/manifest"
+    assert Pools.read(site / "data/pools").frames["labelled"].empty
+    assert not (site / "models").exists(), "nothing was measured either"
 
 
 def test_two_sites_of_one_name_are_not_taken_for_one(home: Path, tmp_path: Path):
