@@ -26,7 +26,7 @@ ssl.create_default_context = functools.cache(ssl.create_default_context)
 
 def pytest_collection_finish() -> None:
     """What 3,000 tests and their libraries have made stays: the collector of garbage need not look at it again and again. At what
-    the tests make it looks seldom: that spares a fifteenth of their processor time."""
+    the tests make it looks seldom."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)
