@@ -402,6 +402,7 @@ def _inside(path: str, root: Path) -> Path:
         target = (exact if os.path.lexists(exact) else _spelt(plain)).resolve()
     except (OSError, RuntimeError) as error:  # a loop of links, a name that is too long
         raise ImageRejected("missing", f"it cannot be read: {error}") from None
+    # No link is left in the target: where it lies under the folder as written, that has none either, and need not be resolved.
     if inside and not target.is_relative_to(folder) and not target.is_relative_to(folder.resolve()):
         raise ImageRejected("outside_folder", "a link on the path leads out of the manifest's folder")
     return target

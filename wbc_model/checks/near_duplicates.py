@@ -174,8 +174,8 @@ class _Runs:
     times: Numbers
 
     def close(self, words: Words, max_bits: int) -> tuple[Numbers, Numbers]:
-        """Those of the pairs whose words differ in at most so many bits. Little is made of the others,
-        which are thousands of times as many."""
+        """Those of the pairs whose words differ in at most so many bits. Little is made of the others: there are thousands of
+        times as many."""
         ends = np.cumsum(self.times, dtype=np.int32)
         second = np.arange(ends[-1], dtype=np.int32)
         second += np.repeat(self.seconds - (ends - self.times), self.times)
