@@ -41,6 +41,15 @@ def long_sentences(path: Path) -> Iterator[str]:
                     yield " ".join(sentence.split())
 
 
+def chance_needles(path: Path) -> Iterator[str]:
+    """A text without four certain digits: a random hash or a time in it has them one day, and the test fails by chance."""
+    for node in nodes(path):
+        if isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.NotIn) and isinstance(node.left, ast.Constant):
+            needle = node.left.value.decode("latin-1") if isinstance(node.left.value, bytes) else str(node.left.value)
+            if re.fullmatch(r"[0-9a-f]{1,12}", needle):
+                yield f"line {node.lineno}: a hash may hold {needle!r}"
+
+
 @pytest.mark.parametrize("rule", [long_functions, many_by_place, long_sentences])
 def test_every_file_keeps_the_rule(rule: object) -> None:
     assert callable(rule)
@@ -48,8 +57,14 @@ def test_every_file_keeps_the_rule(rule: object) -> None:
     assert broken == {}
 
 
+def test_no_test_fails_by_the_chance_of_a_hash() -> None:
+    tests = sorted((ROOT / "tests").rglob("*.py"))
+    assert {path.name: found for path in tests if (found := list(chance_needles(path)))} == {}
+
+
 def test_the_rules_find_what_they_are_for(tmp_path: Path) -> None:
     path = tmp_path / "long.py"
     words = " ".join(["word"] * 26)
-    path.write_text(f'def f():\n    """{words}."""\n' + "    pass\n" * 50 + "f(1, 2, 3, 4, 5, 6, 7, 8)\n")
-    assert [len(list(rule(path))) for rule in (long_functions, many_by_place, long_sentences)] == [1, 1, 1]
+    calls = "f(1, 2, 3, 4, 5, 6, 7, 8)\nassert '4711' not in log\n"
+    path.write_text(f'def f():\n    """{words}."""\n' + "    pass\n" * 50 + calls)
+    assert [len(list(rule(path))) for rule in (long_functions, many_by_place, long_sentences, chance_needles)] == [1] * 4

@@ -20,7 +20,7 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 from live import ROOT, clean_environment, form, free_port, of_class, serve_command, started
-from specimens import site
+from specimens import SPECIMEN, site
 from sqlalchemy import select
 from test_reports import DOCTOR, assert_problem, correct, posted, sign
 
@@ -239,8 +239,8 @@ def test_every_answer_has_its_line_and_a_deed_its_intention_before(service: Serv
     url = f"/v1/reports/{report}"
     client.get(url)
     client.get(f"/v1/reports/{'0' * 32}")
-    client.get("/v1/reports?specimen_id=S-4711")
-    client.get("/v1/reports/S-4711")
+    client.get(f"/v1/reports?specimen_id={SPECIMEN}")
+    client.get(f"/v1/reports/{SPECIMEN}")
     correct(client, report, 0, "Monocyte", '"9"')
     correct(client, report, 99, "Monocyte", "*")
     client.put(f"{url}/cells/0", json={"label": "Thrombocyte", **DOCTOR}, headers={"If-Match": "*"})
@@ -270,7 +270,7 @@ def test_every_answer_has_its_line_and_a_deed_its_intention_before(service: Serv
     ]
     for before, after in itertools.pairwise(lines):
         assert "intends" not in before or before["intention"] == after["intention"]
-    assert "4711" not in service.path.read_text()
+    assert SPECIMEN not in service.path.read_text()
     found = verify(service.path)
     assert (found.records, found.open) == (17, 0)
 
