@@ -152,7 +152,7 @@ def test_readers_who_change_their_minds_at_once_leave_a_record_that_is_whole(pos
     """Answers, undoing and decisions of five people at random, on the same few cells; then the record is replayed."""
     store = Store.open(new_database(postgres))
     with pytest.MonkeyPatch.context() as patch:
-        room = Room(store, site_of(second=0.5), patch)
+        room = Room(store, site_of(second=0.5), patch, at_once=True)
 
         def acts(who: str) -> None:
             chance = Random(who)

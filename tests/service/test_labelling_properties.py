@@ -50,11 +50,14 @@ def light(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
 
 
 class Room:
-    """A queue of its own, readers, and a clock that can be moved on."""
+    """A queue of its own, readers, and a clock that can be moved on.
 
-    def __init__(self, store: Store, site: Site, patch: pytest.MonkeyPatch) -> None:
+    Where readers act `at_once`, one may take an answer back between a decision and the next, and may decide then.
+    """
+
+    def __init__(self, store: Store, site: Site, patch: pytest.MonkeyPatch, at_once: bool = False) -> None:
         number = next(_NUMBERS)
-        self.store, self.site, self.queue = store, site, f"{number:012x}"
+        self.store, self.site, self.queue, self.at_once = store, site, f"{number:012x}", at_once
         self.known: dict[str, list[str]] = defaultdict(list)  # each reader's tasks
         self.ahead = timedelta(0)
         for module in (tasks, answers, disputes):
@@ -87,6 +90,10 @@ class Room:
             return
         name = found[place % len(found)].name
         disputes.decide(self.store, Who(THIRD, "k"), name, said, self.site)
+        if not self.at_once:
+            self._no_reader_decides(name, said)
+
+    def _no_reader_decides(self, name: str, said: str) -> None:
         for reader in self._readers_of(name):
             with pytest.raises((OwnReading, NoSuchDispute)):
                 disputes.decide(self.store, Who(reader, "k"), name, said, self.site)
