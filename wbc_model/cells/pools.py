@@ -139,16 +139,7 @@ class Pools:
 
     @classmethod
     def _load(cls, directory: Path) -> Self:
-        frames = {}
-        for name in POOLS:
-            path = directory / f"{name}.csv"
-            frame = read_table(path, COLUMNS)
-            whole = frame["cycle"].str.fullmatch(r"\d*").to_numpy(bool)
-            if not whole.all():
-                wrong = frame[~whole]
-                raise WbcError(f"{path} line {wrong.index[0] + 2}: cycle {wrong['cycle'].iloc[0]!r} is not a whole number")
-            frames[name] = _typed(frame)
-        return cls(frames)
+        return cls({name: read_table(directory / f"{name}.csv", COLUMNS, whole="cycle") for name in POOLS})
 
     def write(self, directory: Path, also: Mapping[Path, Content] | None = None) -> None:
         """Write the four files, and the text files of `also` in the same step: all of them or, after a crash, none.

@@ -27,8 +27,11 @@ _MUST_BE_QUOTED: Final = (b'"', b",", b"\n")
 Digests = NDArray[np.bytes_]  # S32: 32 bytes each
 
 
-def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """Read one of the project's own CSV files as text; raises WbcError naming the file when its columns are not `columns`."""
+def read_table(path: Path, columns: Sequence[str], whole: str | None = None) -> pd.DataFrame:
+    """Read one of the project's own CSV files as text, the column `whole` as nullable whole numbers.
+
+    Raises WbcError naming the file when its columns are not `columns`, and the line where `whole` holds something else.
+    """
     if not path.exists():
         raise WbcError(f"{path} is missing: run `wbc ingest DATA` first, or `dvc checkout` to bring it back")
     try:
@@ -40,8 +43,19 @@ def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame:
         raise WbcError(f"{path} is damaged: {str(error).splitlines()[0]}; bring it back with `dvc checkout`") from None
     if table.column_names != list(columns):
         raise WbcError(f"{path}: its columns are {', '.join(table.column_names)}; expected {', '.join(columns)}")
-    frame: pd.DataFrame = table.to_pandas()
+    if whole is not None:
+        table = table.set_column(columns.index(whole), whole, _checked_numbers(table[whole], whole, path))
+    frame: pd.DataFrame = table.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
     return frame
+
+
+def _checked_numbers(column: Any, name: str, path: Path) -> Any:
+    texts = _joined(column)
+    right = np.asarray(pc.match_substring_regex(texts, "^[0-9]{0,18}$"))
+    if not right.all():
+        row = int(np.argmin(right))
+        raise WbcError(f"{path} line {row + 2}: {name} {texts[row].as_py()!r} is not a whole number")
+    return _numbers(texts)
 
 
 def _read(source: Any, columns: Sequence[str]) -> Any:
@@ -127,10 +141,13 @@ def _data(lines: Any) -> bytes:
 
 def whole_numbers(column: pd.Series) -> pd.Series:
     """Texts or numbers as nullable integers; what is empty is missing."""
-    texts = _joined(_texts(column.to_frame("number"))["number"])
-    numbers = pc.if_else(pc.equal(texts, _NOTHING), pa.scalar(None, pa.large_string()), texts).cast(pa.int64())
+    numbers = _numbers(_joined(_texts(column.to_frame("number"))["number"]))
     missing = np.asarray(numbers.is_null())
     return pd.Series(pd.arrays.IntegerArray(np.asarray(numbers.fill_null(0)), missing), column.index)
+
+
+def _numbers(texts: Any) -> Any:
+    return pc.if_else(pc.equal(texts, _NOTHING), pa.scalar(None, pa.large_string()), texts).cast(pa.int64())
 
 
 def in_order(frame: pd.DataFrame, by: Sequence[str]) -> pd.DataFrame:
