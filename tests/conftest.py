@@ -24,19 +24,26 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 ssl.create_default_context = functools.cache(ssl.create_default_context)
 
 
+# What 3,000 tests and their libraries make while they are collected stays: the collector of garbage need not look at it again and
+# again. At what the tests make it looks seldom.
+gc.set_threshold(100_000, 50, 100)
+
+
 def pytest_collection_finish() -> None:
-    """What 3,000 tests and their libraries have made stays: the collector of garbage need not look at it again and again. At what
-    the tests make it looks seldom."""
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """pytest looks for garbage five times when all has ended; it finds what the first look leaves."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(100_000, 50, 100)
 
 
 # Files that use the same servers are run by one process, which starts them once. These groups are as long as they are, so they
 # come first, and what is long by itself comes before them.
 FIRST = ("code/test_flow", "code/test_champion")
 PAGES = ("advisories", "api", "differential_call", "hosts", "page", "page_decisions", "page_report", "page_upload")
-PAGES += ("page_speed", "promotion", "repeats")
+PAGES += ("page_people", "label_page", "label_agreement", "page_speed", "promotion", "repeats")
 STORES = ("backup", "clock", "connections", "deeds", "further_kinds", "kept_images", "labelling_load", "labelling_over_queues")
 STORES += ("labelling_store", "outbox", "reports", "stack", "store", "watch", "way_back", "worklist")
 GROUP = {f"tests/{name}.py": "" for name in FIRST}

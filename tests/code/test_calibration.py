@@ -30,6 +30,8 @@ from wbc_model.training.validation import calibrated_card
 
 ROOT = Path(__file__).parents[2]
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -20,6 +20,8 @@ from wbc_model.rendering.cells import write_cells
 
 ROOT = Path(__file__).parents[2]
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 
 @pytest.fixture(scope="module")
 def study() -> ModuleType:

@@ -38,7 +38,7 @@ def blobs(seed: int, side: int = 96) -> Image.Image:
 
 def encoded(image: Image.Image, image_format: str = "PNG", **options: int) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, image_format, **options)
+    image.save(buffer, image_format, **{"compress_level": 1, **options})
     return buffer.getvalue()
 
 

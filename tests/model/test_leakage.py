@@ -25,6 +25,8 @@ from wbc_model.network.resnet import MEAN, STD, AttentionResNet18
 from wbc_model.rendering.cells import write_cells
 from wbc_model.sources.opened import open_source
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 
 def sha(number: int) -> str:
     return hashlib.sha256(str(number).encode()).hexdigest()

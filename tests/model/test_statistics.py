@@ -9,6 +9,8 @@ from wbc_model.network.batch_norm_statistics import MAX_CELLS, MIN_CELLS, some_c
 from wbc_model.network.predict import predict
 from wbc_model.network.resnet import AttentionResNet18
 
+pytestmark = pytest.mark.usefixtures("narrow")
+
 
 @pytest.fixture(scope="module")
 def network() -> AttentionResNet18:

@@ -1,7 +1,9 @@
 """Real servers for the session, a browser, databases."""
 
+import asyncio
 import os
 import shutil
+from asyncio import AbstractEventLoop
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -124,11 +126,26 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return texts
 
 
-@pytest.fixture(scope="module")  # no longer: while it is open, no other test may run an event loop
-def browser() -> Iterator[Browser]:
-    """Headless Chromium."""
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[tuple[Browser, AbstractEventLoop | None]]:
+    """Headless Chromium for all files, and the event loop of Playwright."""
     with headless_chromium() as started_browser:
-        yield started_browser
+        loop = asyncio._get_running_loop()
+        asyncio._set_running_loop(None)
+        yield started_browser, loop
+        asyncio._set_running_loop(loop)
+
+
+@pytest.fixture
+def browser(chromium: tuple[Browser, AbstractEventLoop | None]) -> Iterator[Browser]:
+    """Headless Chromium without pages. The loop of Playwright counts as running while a test drives it, and no longer: other
+    tests run loops of their own."""
+    opened, loop = chromium
+    asyncio._set_running_loop(loop)
+    yield opened
+    for context in opened.contexts:
+        context.close()
+    asyncio._set_running_loop(None)
 
 
 @pytest.fixture(scope="session")
