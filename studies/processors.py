@@ -6,7 +6,8 @@
 
 The first is run once for each kind of processor. It writes `studies/processors/`, and prints the row for the table in
 wbc_model/network/processors.py, which training looks up. The second compares a 64 px update as it was and as it is: two of
-training, and one of `wbc onboard` (decision 063). All ways take turns in one run, so the machine's drift falls on all. With
+training, and one of `wbc onboard` (decision 063). It also has one that `torch.compile` made, and the least time that the sums of
+an update take at the rate of a large matrix product. All ways take turns in one run, so the machine's drift falls on all. With
 `--threads 1` the processor's time of the one thread counts, and other work on the machine changes little.
 """
 
@@ -20,6 +21,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 from unittest import mock
@@ -27,11 +29,12 @@ from unittest import mock
 import numpy as np
 import pandas as pd
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from flows.sites.onboard import ADAPTATION, HOME_SHARE
 from flows.studies.results import publishing
 from wbc_model.network import attention, processors
-from wbc_model.network.convolution import convolved
+from wbc_model.network.convolution import Conv3x3, convolved
 from wbc_model.network.processors import CPUINFO, TABLE, Way, kind
 from wbc_model.params import Params, read_params
 from wbc_model.training.adaptation import FIXED, SiteBatches, the_last
@@ -158,6 +161,17 @@ def as_it_was() -> Iterator[None]:
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
+@contextlib.contextmanager
+def without_own_ways() -> Iterator[None]:
+    """The network of PyTorch's own operations alone, which is all that `torch.compile` sees through."""
+    with (
+        mock.patch.object(Conv3x3, "forward", torch.nn.Conv2d.forward),
+        mock.patch.object(attention, "mean_and_max_of_pixels", lambda x: (x.mean((2, 3)), x.amax((2, 3)))),
+        mock.patch.object(attention, "mean_and_max_of_channels", lambda x: (x.mean(1), x.amax(1))),
+    ):
+        yield
+
+
 def noise(count: int, size: int, seed: int) -> LabelledCells:
     random = np.random.default_rng(seed)
     images = random.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
@@ -219,6 +233,32 @@ def updates(was: Training, now: Training, rounds: int, clock: Clock) -> dict[str
     }
 
 
+def compiled(params: Params, folder: Path, rounds: int, clock: Clock) -> dict[str, Any]:
+    """Seconds of an update of training: by PyTorch's own operations, these compiled, and as it is."""
+    trainings = {name: training_of(params, folder / name, pseudo=False) for name in ("plain", "compiled", "now")}
+    trainings["compiled"].module = torch.compile(trainings["compiled"].module, dynamic=False)
+
+    def step(name: str) -> None:
+        with contextlib.nullcontext() if name == "now" else without_own_ways():
+            trainings[name].step(params.size.updates // 2)
+
+    seconds = taking_turns({name: partial(step, name) for name in trainings}, rounds, clock)
+    medians = {name: round(statistics.median(values), 4) for name, values in seconds.items()}
+    least = limit(trainings["now"], clock)
+    return {"of": "torch.compile", "seconds": medians, **least, "of_the_least": round(medians["now"] / least["least"], 2)}
+
+
+def limit(training: Training, clock: Clock) -> dict[str, float]:
+    """The sums of an update in GFLOP, how many a large matrix product does in a second, and the seconds at that rate."""
+    with FlopCounterMode(display=False) as counter:
+        training.step(training.params.size.updates // 2)
+    side, precision = 2048, torch.float32 if kind() == "other" else torch.bfloat16
+    left, right = (torch.randn(side, side).to(precision) for _ in range(2))
+    best = min(taking_turns({"product": lambda: left @ right}, 10, clock)["product"])
+    sums, rate = counter.get_total_flops() / 1e9, 2 * side**3 / best / 1e9
+    return {"gflop": round(sums, 1), "gflop_per_second": round(rate), "least": round(sums / rate, 4)}
+
+
 def images_of(training: Training) -> int:
     return training.params.size.batch_size + (training.pseudo.count if training.pseudo is not None else 0)
 
@@ -230,6 +270,7 @@ def all_updates(rounds: int, clock: Clock) -> list[dict[str, Any]]:
         for pseudo in (False, True):
             one = training_of(params, Path(name), pseudo)
             rows.append({"of": "training", **updates(one, one, rounds, clock)})
+        rows.append(compiled(params, Path(name), rounds, clock))
         was, now = (onboarding_of(params, Path(name), was) for was in (True, False))
         rows.append({"of": "onboarding", **updates(was, now, rounds, clock)})
     return rows
