@@ -6,8 +6,8 @@
 
 The first is run once for each kind of processor. It writes `studies/processors/`, and prints the row for the table in
 wbc_model/network/processors.py, which training looks up. The second compares a 64 px update as it was and as it is: two of
-training, and one of `wbc onboard` (decision 063). It also has one that `torch.compile` made, and the least time that the sums of
-an update take at the rate of a large matrix product. All ways take turns in one run, so the machine's drift falls on all. With
+training, and one of `wbc onboard` (decision 063). It also has one that `torch.compile` made. And it says what the sums of an
+update would take at the rate of a large matrix product. All ways take turns in one run, so the machine's drift falls on all. With
 `--threads 1` the processor's time of the one thread counts, and other work on the machine changes little.
 """
 

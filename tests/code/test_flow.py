@@ -80,7 +80,7 @@ def until(condition: Callable[[], bool], process: "subprocess.Popen[str]", secon
     while not condition():
         assert process.poll() is None
         assert time.monotonic() < deadline
-        time.sleep(0.02)
+        time.sleep(0.2)
 
 
 def in_stage(process: "subprocess.Popen[str]", stage: str) -> bool:
