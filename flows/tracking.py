@@ -233,9 +233,10 @@ class Tracker:
         self.tag_run(run, tags | {NOTE: model_note(card, record.metrics, record.pools_name)})
 
     def tag_run(self, run: str, tags: Mapping[str, str]) -> None:
-        """Set tags of a run."""
-        for name, value in tags.items():
-            self.client.set_tag(run, name, value)
+        """Set tags of a run, all of them or none."""
+        from mlflow.entities import RunTag
+
+        self.client.log_batch(run, tags=[RunTag(name, value) for name, value in tags.items()])
 
     def _place(self, run: str) -> str:
         return located(str(self.client.get_run(run).info.artifact_uri), self.workspace)
