@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from sklearn.linear_model import LogisticRegression
 from typer.testing import CliRunner
 
 from flows.cli import app
@@ -36,6 +35,8 @@ pytestmark = pytest.mark.usefixtures("narrow")
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network whose last layer alone was fitted, with a calibration that is wrong for every site."""
+    from sklearn.linear_model import LogisticRegression
+
     card = ModelCard(
         version="",
         input_size=32,

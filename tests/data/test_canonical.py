@@ -1,5 +1,7 @@
 """The canonical view: the same cell, whatever the magnification, the stain and the lamp; and honest where there is none."""
 
+import functools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,7 +24,11 @@ from wbc_model.core.images import decode
 from wbc_model.rendering.cells import render_cells
 
 SIZE = 64
-CELLS = [Image.fromarray(cell.pixels) for cell in render_cells(20, seed=7, size=192)]
+
+
+@functools.cache
+def cells() -> list[Image.Image]:
+    return [Image.fromarray(cell.pixels) for cell in render_cells(20, seed=7, size=192)]
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> float:
@@ -63,7 +69,7 @@ def test_otsu_parts_two_groups():
 
 @pytest.mark.parametrize("zoom", [0.5, 0.75, 2.0])
 def test_magnification_does_not_show(zoom: float):
-    for cell in CELLS:
+    for cell in cells():
         side = round(cell.width * zoom)
         assert difference(canonical_view(cell, SIZE)[0], canonical_view(cell.resize((side, side)), SIZE)[0]) < 8
 
@@ -71,7 +77,7 @@ def test_magnification_does_not_show(zoom: float):
 def test_the_share_of_the_crop_that_the_cell_fills_hardly_shows():
     """A cell or two may change its view, since the whole crop decides what counts as stained."""
     differences = []
-    for cell in CELLS:
+    for cell in cells():
         wide = Image.new("RGB", (cell.width * 3 // 2,) * 2, tuple(int(v) for v in background_colour(np.asarray(cell))))
         wide.paste(cell, (cell.width // 4, cell.height // 4))
         differences.append(difference(canonical_view(cell, SIZE)[0], canonical_view(wide, SIZE)[0]))
@@ -80,7 +86,7 @@ def test_the_share_of_the_crop_that_the_cell_fills_hardly_shows():
 
 
 def test_the_lamp_does_not_show_and_the_strength_of_the_stain_less():
-    for cell in CELLS:
+    for cell in cells():
         seen, nucleus = canonical_view(cell, SIZE)
         share = np.asarray(cell) / 255.0
         yellow = Image.fromarray((share * [250, 235, 190]).astype(np.uint8))
@@ -98,7 +104,7 @@ def test_the_background_of_a_view_is_white():
 
 
 def test_black_padding_is_cut_off():
-    cell = CELLS[0]
+    cell = cells()[0]
     padded = Image.new("RGB", (cell.width + 60, cell.height + 40))
     padded.paste(cell, (60, 40))
     assert difference(canonical_view(cell, SIZE)[0], canonical_view(padded, SIZE)[0]) < 8

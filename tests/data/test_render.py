@@ -14,9 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from wbc_model.core.classes import CLASS_INDEX, CLASSES
 from wbc_model.core.errors import WbcError
@@ -169,6 +166,10 @@ def test_the_cell_fills_a_good_part_of_the_crop(cells: list[RenderedCell]) -> No
 
 
 def test_mean_colours_alone_do_not_tell_the_classes(cells: list[RenderedCell]) -> None:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     labels = np.array([CLASS_INDEX[cell.label] for cell in cells])
     colours = np.array(
         [np.concatenate([cell.pixels.mean(axis=(0, 1)), cell.pixels[cell.cell].mean(axis=0)]) for cell in cells], dtype=float

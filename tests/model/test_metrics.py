@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
@@ -46,6 +45,8 @@ cells = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1, ma
 @settings(max_examples=60, deadline=None)
 @given(cells)
 def test_agrees_with_scikit_learn(pairs: list[tuple[int, int]]):
+    from sklearn.metrics import balanced_accuracy_score, f1_score  # half a second, in each process that collects this
+
     labels, predicted = np.array(pairs).T
     metrics = classification_metrics(one_hot(predicted.tolist(), 0.8), labels, resamples=0)
     present = np.unique(labels)

@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import multivariate_normal
-from sklearn.metrics import roc_auc_score
 
 from tests.realdata import real_data
 from wbc_model.core.images import APPEARANCE, look
@@ -88,6 +87,8 @@ def test_a_class_with_few_cells_or_none_and_a_pool_too_small():
 
 
 def test_real_sites_are_told_apart_by_light_and_stain():
+    from sklearn.metrics import roc_auc_score
+
     root = real_data()
     home = pd.read_csv(root / "pbc.csv")
     parts = {name: home[home["split"] == name]["path"].iloc[:: 8 if name == "val" else 10] for name in ("val", "test")}

@@ -15,6 +15,7 @@ from serving.contract.differential import (
     Differential,
     Flag,
     ReferenceRange,
+    _confusions,
     card_confusion,
     clopper_pearson,
     count_differential,
@@ -204,6 +205,16 @@ def test_where_there_may_be_none_the_lower_limit_is_0_and_where_all_are_the_uppe
 
 counts = st.lists(st.integers(0, 60), min_size=5, max_size=5).filter(any)
 matrices = st.lists(st.lists(st.integers(0, 50), min_size=5, max_size=5).filter(any), min_size=5, max_size=5)
+
+
+def test_what_is_kept_of_a_confusion_matrix_gives_the_limits_of_a_new_computation() -> None:
+    """The draws of a matrix are kept. Those of the counts follow them, as if both had been drawn anew."""
+    matrices = [np.diag([diagonal] * 5) + 1 for diagonal in (20, 50)]
+    kept = [differential(TWO_HUNDRED, matrix) for matrix in [*matrices, *matrices]]
+    _confusions.cache_clear()
+    anew = [differential(TWO_HUNDRED, matrix) for matrix in matrices]
+    assert kept == [*anew, *anew]
+    assert anew[0] != anew[1]
 
 
 @settings(max_examples=40, deadline=None)
