@@ -231,6 +231,7 @@ def test_a_watch_that_is_slower_than_its_interval_drops_the_runs_that_it_overtoo
     assert [state.type for state in states[2:]] == ["SCHEDULED", "RUNNING", "SCHEDULED"]  # type: ignore[union-attr]
 
 
+@pytest.mark.slow
 def test_a_failure_is_told_by_a_notification_block_of_prefects(
     server: str, marked: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
