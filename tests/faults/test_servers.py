@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from compose import SEAWEEDFS, Stack, services, stack_in
 from test_stack import package
@@ -110,7 +111,10 @@ def test_a_dvc_remote_on_s3_that_is_gone_stops_nothing_but_the_push(stack: Stack
     pushing = subprocess.Popen(
         [sys.executable, "-m", "dvc", "push", "--jobs", "1"], cwd=workspace, env=environment() | secret, stderr=subprocess.DEVNULL
     )
-    time.sleep(4)  # it is about to begin, or under way
+    port, process = int(stack.ports["8333"]), psutil.Process(pushing.pid)
+    while not any(one.raddr and one.raddr.port == port for one in process.net_connections()):  # until it is under way
+        assert pushing.poll() is None
+        time.sleep(0.02)
     is_gone(stack, "s3")
     assert pushing.wait(300) != 0
     succeeds(workspace, "labels", "import", str(two_labels(workspace, by="Dr. Bo")))
