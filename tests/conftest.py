@@ -4,9 +4,11 @@ width does not matter, and which files are run by one process."""
 import functools
 import gc
 import os
+import shutil
 import ssl
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,6 +39,15 @@ def pytest_sessionfinish() -> None:
     """pytest looks for garbage five times when all has ended; it finds what the first look leaves."""
     gc.collect()
     gc.freeze()
+
+
+# The fast tests write some gigabytes, of which one at most is there at a time. In memory the suite takes a twentieth less.
+MEMORY, ROOM = Path("/dev/shm"), 4 * 2**30  # noqa: S108 - pytest makes folders of its own there
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.markexpr == "not slow" and MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ROOM:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
 # Files that use the same servers are run by one process, which starts them once. These groups are as long as they are, so they
