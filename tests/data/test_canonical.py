@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -121,8 +121,18 @@ def test_a_crop_without_a_nucleus_says_so_and_is_shown_whole():
     assert (view[22:38, 22:38] == view[30, 30]).all()
 
 
+@pytest.mark.parametrize("lit", [(slice(0, None, 63),), (slice(None), slice(0, None, 63))], ids=["rows", "columns"])
+def test_bright_lines_far_apart_on_black_are_no_padding(lit: tuple[slice, ...]):
+    """Two lines at the borders: each is lit from end to end, and what crosses them hardly at all."""
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[lit] = 255
+    assert without_padding(Image.fromarray(pixels)).image.size == (64, 64)
+    assert canonical_view(Image.fromarray(pixels), 32)[0].shape == (32, 32, 3)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(16, 90), st.integers(16, 90), st.integers(0, 2**32 - 1), st.sampled_from([32, 64]))
+@example(16, 84, 160, 32)  # dark noise with a few bright rows
 def test_anything_gives_a_view(width: int, height: int, seed: int, size: int):
     rng = np.random.default_rng(seed)
     levels = rng.integers(1, 257)

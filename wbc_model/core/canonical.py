@@ -66,6 +66,8 @@ def without_padding(image: Image.Image) -> Crop:
     if len(rows) == 0:
         return whole
     columns = np.flatnonzero(lit[rows[0] : rows[-1] + 1].mean(axis=0) > 0.1)
+    if len(columns) == 0:  # a few bright rows far apart
+        return whole
     height, width = lit.shape
     ends = [columns[0], rows[0], width - 1 - columns[-1], height - 1 - rows[-1]]
     if not any(ends):
