@@ -41,7 +41,7 @@ def pytest_sessionfinish() -> None:
     gc.freeze()
 
 
-# The fast tests write some gigabytes, of which one at most is there at a time. In memory the suite takes a twentieth less.
+# The fast tests write some gigabytes, of which little is there at the same time. In memory that costs the least.
 MEMORY, ROOM = Path("/dev/shm"), 4 * 2**30  # noqa: S108 - pytest makes folders of its own there
 
 

@@ -208,7 +208,7 @@ def _dirichlet(rng: np.random.Generator, weights: NDArray[Any]) -> Floats:
 @lru_cache(maxsize=8)
 def _confusions(counts: bytes, classes: int) -> tuple[Floats, Mapping[str, Any]]:
     """Draws (DRAWS, classes, classes) of a model's confusion matrix, predicted by true class, from its counts as bytes; and the
-    state of the generator after them. They are the same for each report of a model, and half of what a report costs."""
+    state of the generator after them. They are the same for each report of a model."""
     rng = np.random.default_rng(SEED)
     rates = _dirichlet(rng, np.frombuffer(counts, np.int64).reshape(classes, classes) + CONFUSION_PRIOR).transpose(0, 2, 1)
     rates.flags.writeable = False

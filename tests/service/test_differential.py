@@ -21,6 +21,7 @@ from serving.contract.differential import (
     count_differential,
     flag,
     foreign_site,
+    true_shares,
 )
 from serving.contract.site import Critical, CriticalLimits, Range, Reference, read_site
 from wbc_model.core.classes import CLASSES
@@ -215,6 +216,17 @@ def test_what_is_kept_of_a_confusion_matrix_gives_the_limits_of_a_new_computatio
     anew = [differential(TWO_HUNDRED, matrix) for matrix in matrices]
     assert kept == [*anew, *anew]
     assert anew[0] != anew[1]
+
+
+def test_the_draws_of_the_counts_follow_those_of_the_matrix() -> None:
+    """As one generator gives them: were the counts drawn from the seed again, both would move together."""
+    rng, counts, matrix = np.random.default_rng(0), np.array(TWO_HUNDRED), np.diag([20] * 5) + 1
+    rates = rng.standard_gamma(np.broadcast_to(matrix + 0.2, (4000, 5, 5)))
+    predicted = rng.standard_gamma(np.broadcast_to(counts + 0.5, (4000, 5)))
+    rates, predicted = rates / rates.sum(2, keepdims=True), predicted / predicted.sum(1, keepdims=True)
+    shares = np.linalg.solve(rates.transpose(0, 2, 1), predicted[:, :, None])[:, :, 0].clip(min=0)
+    expected = shares / shares.sum(1, keepdims=True)
+    np.testing.assert_allclose(true_shares(counts, np.zeros(5, np.int64), matrix), expected, rtol=1e-9)
 
 
 @settings(max_examples=40, deadline=None)
