@@ -1,7 +1,7 @@
 """Disk: what a training keeps is stored once, and `wbc gc` gives back what a policy no longer keeps (decision 040).
 
-Models only, and decoded cells that nothing reads any more. Images, pools and label logs are never deleted, of whatever version,
-and whether a commit names it or not.
+Models only, and what was decoded or measured of cells and is read no more. Images, pools and label logs are never deleted, of
+whatever version, and whether a commit names it or not.
 """
 
 import json
@@ -19,7 +19,8 @@ from flows.registry.verdicts import ROLLED_BACK, verdicts
 from flows.state import hold_lock
 from flows.tracking import BEFORE, CHAMPION, open_tracker, registry_exists
 from flows.workspace import environment, is_git_repository
-from wbc_model.cells.decoded import of_no_use
+from wbc_model.cells import decoded
+from wbc_model.checks import quality
 from wbc_model.params import read_params
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def collect(workspace: Path, last: int = LAST, champions: int | None = None, del
         if tracker is not None:
             _plan_registry(plan, tracker, last, champions)
         _plan_cache(plan, workspace, last)
-        _plan_decoded(plan, workspace)
+        _plan_caches(plan, workspace)
         frees = plan.frees
         if delete:
             _delete(plan, tracker)
@@ -127,11 +128,16 @@ def _plan_cache(plan: Plan, workspace: Path, last: int) -> None:
     plan.notes += [path for path, one in outputs.items() if one and set(one.values()) <= gone]
 
 
-def _plan_decoded(plan: Plan, workspace: Path) -> None:
-    gone = of_no_use(workspace / ".wbc/decoded", workspace / "data/images")
-    if gone:
-        plan.objects += gone
-        plan.lines.append(f"{len(gone)} files of decoded cells that nothing reads any more")
+def _plan_caches(plan: Plan, workspace: Path) -> None:
+    images = workspace / "data/images"
+    caches = {
+        "decoded cells": decoded.of_no_use(workspace / ".wbc/decoded", images),
+        "measurements of cells": quality.of_no_use(workspace / ".wbc/cache", images),
+    }
+    for what, gone in caches.items():
+        if gone:
+            plan.objects += gone
+            plan.lines.append(f"{len(gone)} files of {what} that nothing reads any more")
 
 
 def _yaml(text: str) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from flows.artifacts import share
 from flows.registry.disk import collect
 from flows.workspace import init_workspace
 from wbc_model.cells.decoded import _decoding_version
+from wbc_model.checks.quality import _measure_stored
+from wbc_model.code_version import code_version
 from wbc_model.core.files import file_sha256
 
 IDENTITY = {f"GIT_{who}_{what}": "t@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
@@ -126,6 +128,28 @@ def test_decoded_cells_that_nothing_reads_go_and_those_in_use_stay(site: Path) -
     said = collect(site, last=4, delete=True)
     assert (said["lines"], said["frees"]) == (["3 files of decoded cells that nothing reads any more"], 15)
     assert sorted(cache.iterdir()) == sorted(kept)
+
+
+def test_measurements_that_nothing_reads_go_and_those_in_use_stay(site: Path) -> None:
+    images, cache = site / "data/images", site / ".wbc/cache"
+    images.mkdir(parents=True)
+    cache.mkdir(parents=True)
+    (images / "aa.parquet").touch()
+    version = code_version(_measure_stored)
+    kept = [
+        f"quality-aa-{version}.parquet",
+        f"quality-aa-{version}.views",
+        "quality-aa-damaged.views",
+        "pairs-1.npz",
+        ".written-now",
+    ]
+    gone = [f"quality-bb-{version}.parquet", "quality-aa-0123456789abcdef.views", ".quality-aa.killed"]
+    for name in [*kept, *gone]:
+        (cache / name).write_bytes(b"cells")
+    os.utime(cache / ".quality-aa.killed", (0, 0))
+    said = collect(site, last=4, delete=True)
+    assert (said["lines"], said["frees"]) == (["3 files of measurements of cells that nothing reads any more"], 15)
+    assert sorted(path.name for path in cache.iterdir()) == sorted(kept)
 
 
 def test_last_keeps_so_many(site: Path) -> None:

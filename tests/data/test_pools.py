@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from wbc_model.cells import journal
 from wbc_model.cells import pools as pools_module
-from wbc_model.cells.pools import COLUMNS, POOLS, Pools, update
+from wbc_model.cells.pools import COLUMNS, POOLS, Pools, Reading, transaction, update
 from wbc_model.cells.rejections import quarantined
 from wbc_model.cells.tables import to_csv
 from wbc_model.core.classes import CLASSES
@@ -203,13 +203,30 @@ def test_an_unfinished_write_does_not_overwrite_another_checkout(tmp_path: Path,
     directory = tmp_path / "data" / "pools"
     before = some_pools()
     before.write(directory)
-    monkeypatch.setattr(journal, "roll_forward", lambda directory: None)
+    monkeypatch.setattr(journal, "_take_places", lambda due, journal: None)
     before.label(labels([10]), 1).write(directory)
     monkeypatch.undo()
     checked_out = before.label(labels([30, 31]), 1).frames["labelled"]
     (directory / "labelled.csv").write_text(to_csv(checked_out))
     with pytest.raises(WbcError, match=r"remove .*pools.journal"):
         Pools.read(directory)
+
+
+def test_pools_that_were_written_since_a_reading_are_read_again(tmp_path: Path) -> None:
+    directory = tmp_path / "data" / "pools"
+    some_pools().write(directory)
+    reading = Reading.of(directory)
+    seen: list[Pools] = []
+
+    def look(pools: Pools) -> tuple[Pools, dict[Path, str]]:
+        seen.append(pools)
+        return pools, {}
+
+    transaction(directory, look, reading)
+    update(directory, lambda pools: pools.label(labels([10]), 1))
+    transaction(directory, look, reading)
+    assert seen[0] is reading.pools
+    assert seen[1].version() == Pools.read(directory).version() != seen[0].version()
 
 
 def test_a_journal_of_earlier_versions_is_carried_out(tmp_path: Path) -> None:

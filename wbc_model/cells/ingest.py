@@ -95,7 +95,7 @@ def ingest(
         manifest["split"] = "train"
     terms = Terms(source or origin.name, reveal_labels, list_conflicts)
     check_present(workspace_data)
-    compare_first(manifest, origin, workspace_data, params, terms)
+    reading = compare_first(manifest, origin, workspace_data, params, terms)
     store, rows = ImageStore(workspace_data / "images"), Examined()
     state = workspace_data.absolute().parent / ".wbc"  # the same folder for processes that stand in others
     shards = store.add(Examination(origin, store, terms.source, state / "ingest").images(manifest, rows))
@@ -104,7 +104,7 @@ def ingest(
         # not while the pools are locked; training needs it too
         decoded.prepare([row.sha256 for row in rows.accepted if row.label and row.side in ("", "train")])
     merge = Merge(workspace_data, params, terms, rows, functools.partial(first_query, decoded))
-    pools = transaction(workspace_data / "pools", merge)
+    pools = transaction(workspace_data / "pools", merge, reading)
     return IngestReport(
         rows=len(manifest),
         added=merge.added,

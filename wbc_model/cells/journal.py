@@ -8,7 +8,7 @@ finishes a write that was killed in between. Readers and writers exclude each ot
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final
@@ -57,7 +57,7 @@ def write_together(directory: Path, contents: Mapping[Path, Content]) -> None:
         raise
     if entries:
         write_atomic(_journal(directory), json.dumps(entries))
-        roll_forward(directory)
+        _take_places([workspace / entry["path"] for entry in entries], _journal(directory))
 
 
 def _write_beside(path: Path, blocks: Iterable[bytes]) -> str | None:
@@ -110,14 +110,19 @@ def roll_forward(directory: Path) -> None:
                     f"remove {journal} to keep what is there now"
                 )
             due.append(path)
-        for path in due:
-            _beside(path).chmod(0o644)
-            os.replace(_beside(path), path)
-        for folder in {path.parent for path in due}:
-            sync(folder)
-        remove_durably(journal)  # one that came back would want the files as they were then
+        _take_places(due, journal)
     for leftover in _leftovers(directory):
         leftover.unlink()
+
+
+def _take_places(due: Collection[Path], journal: Path) -> None:
+    """Put the new files of `due` in the places of the old ones, and remove the journal."""
+    for path in due:
+        _beside(path).chmod(0o644)
+        os.replace(_beside(path), path)
+    for folder in {path.parent for path in due}:
+        sync(folder)
+    remove_durably(journal)  # one that came back would want the files as they were then
 
 
 def _with_new_file(entry: dict[str, Any], workspace: Path) -> dict[str, Any]:

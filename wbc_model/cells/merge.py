@@ -11,7 +11,7 @@ import pandas as pd
 from wbc_model.cells.conflicts import CONFLICTS, Conflict, conflicts_csv, read_conflicts, too_many
 from wbc_model.cells.journal import Content
 from wbc_model.cells.manifest import Load, Source, each_file, printable
-from wbc_model.cells.pools import COLUMNS, DRAWN, POOLS, Pools, now, sides, taken_out_as
+from wbc_model.cells.pools import COLUMNS, DRAWN, POOLS, Pools, Reading, now, sides, taken_out_as
 from wbc_model.cells.rejections import CONFLICT, UNUSABLE, Rejection, read_rejections, rejections_csv
 from wbc_model.cells.split import choose_sides, reveal
 from wbc_model.cells.tables import all_differ, among, csv_blocks, in_order, read_table
@@ -345,14 +345,15 @@ def _refuse_many(conflicts: list[Conflict], compared: int, params: Params) -> No
     )
 
 
-def compare_first(manifest: pd.DataFrame, origin: Source, workspace_data: Path, params: Params, terms: Terms) -> None:
-    """Look for too many conflicts before anything is stored: a manifest that is refused must leave nothing behind. Raises
-    WbcError as `ingest` does."""
+def compare_first(manifest: pd.DataFrame, origin: Source, workspace_data: Path, params: Params, terms: Terms) -> Reading | None:
+    """Look for too many conflicts before anything is stored: a manifest that is refused must leave nothing behind. Returns the
+    pools as they were read for it. Raises WbcError as `ingest` does."""
     if terms.list_conflicts or not Pools.exist(workspace_data / "pools"):
-        return
-    pools = Pools.read(workspace_data / "pools")
+        return None
+    reading = Reading.of(workspace_data / "pools")
+    pools = reading.pools
     if not sum(pools.counts().values()):
-        return
+        return reading
     settled = {one.claim for one in read_conflicts(workspace_data / CONFLICTS) if one.settled_at}
     labelled = manifest[manifest["label"].isin(CLASSES)]
     paths, labels = labelled["path"].tolist(), labelled["label"].tolist()
@@ -367,6 +368,7 @@ def compare_first(manifest: pd.DataFrame, origin: Source, workspace_data: Path, 
             if labels[place] != present.label and conflict.claim not in settled:
                 conflicts.append(conflict)
     _refuse_many(conflicts, compared, params)
+    return reading
 
 
 def _digests(origin: Source, paths: list[str]) -> Iterator[tuple[int, str]]:

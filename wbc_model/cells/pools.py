@@ -17,6 +17,7 @@ from wbc_model.cells.journal import Content, is_unfinished, is_untidy, pools_loc
 from wbc_model.cells.tables import all_differ, among, csv_blocks, in_order, must_quote_all, read_table, whole_numbers
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
+from wbc_model.core.files import Signature, signature
 from wbc_model.core.written import read_yaml
 
 POOLS: Final = ("labelled", "unlabelled", "validation", "test")
@@ -384,14 +385,41 @@ def update(directory: Path, change: Callable[[Pools], Pools]) -> Pools:
     return transaction(directory, lambda pools: (change(pools), {}))
 
 
-def transaction(directory: Path, change: Callable[[Pools], tuple[Pools, Mapping[Path, Content]]]) -> Pools:
+@dataclass(frozen=True)
+class Reading:
+    """Pools that were read and checked, and the signatures of their files from before: as long as these stay, so do the pools."""
+
+    pools: Pools
+    files: tuple[Signature, ...]
+
+    @classmethod
+    def of(cls, directory: Path) -> Self:
+        """Raises WbcError as `Pools.read`."""
+        files = _signatures(directory)
+        return cls(Pools.read(directory), files)
+
+    def holds(self, directory: Path) -> bool:
+        """Whether nobody has written the pools since."""
+        return self.files == _signatures(directory)
+
+
+def _signatures(directory: Path) -> tuple[Signature, ...]:
+    return tuple(signature(directory / f"{name}.csv") for name in POOLS)
+
+
+def transaction(
+    directory: Path, change: Callable[[Pools], tuple[Pools, Mapping[Path, Content]]], reading: Reading | None = None
+) -> Pools:
     """As `update`, for a change that also gives the new content of other files, written in the same step. `change` gets
-    pools without cells where none were ever written."""
+    pools without cells where none were ever written. Files that are as they were at a `reading` are not read again."""
     with pools_lock(directory):
         roll_forward(directory)
         check_present(directory.parent)
-        pools = Pools._load(directory) if Pools.exist(directory) else Pools.empty()
-        pools.check()
+        if reading is not None and reading.holds(directory):
+            pools = reading.pools
+        else:
+            pools = Pools._load(directory) if Pools.exist(directory) else Pools.empty()
+            pools.check()
         changed, also = change(pools)
         changed._commit(directory, also)
         return changed

@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import json
 import os
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -88,6 +89,8 @@ _NOTHING: Final = {
     "landmarks": b"",
     "hashes": b"",
 }
+_DAMAGED: Final = "damaged"  # in the place of the code's version: measured each time
+_DAY: Final = 86_400
 INTACT: Final = "intact.json"  # what the shards looked like whose bytes were seen to be whole
 
 
@@ -167,6 +170,18 @@ def _read_views(path: Path, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         return np.frombuffer(b"".join(parts), np.uint8).reshape(-1, VIEW * VIEW)
 
 
+def of_no_use(cache: Path, store: Path) -> list[Path]:
+    """The files of a cache that nobody reads any more: of shards that are gone, of earlier code, or left by a process that was
+    killed a day ago or longer. Where the whole store is away, as in a clone, its measurements are of use when it comes."""
+    version, shards = code_version(_measure_stored), {shard.stem for shard in store.glob("*.parquet")}
+    gone = [path for path in cache.glob(".*") if time.time() - path.stat().st_mtime > _DAY]
+    for path in cache.glob("quality-*"):
+        _, shard, made_by = path.stem.split("-")
+        if made_by not in (version, _DAMAGED) or (shards and shard not in shards):
+            gone.append(path)
+    return sorted(gone)
+
+
 def measure_store(store: ImageStore, cache: Path) -> Measured:
     """The measurements of all stored cells.
 
@@ -181,7 +196,7 @@ def measure_store(store: ImageStore, cache: Path) -> Measured:
     for shard, whole in zip(unseen, each(intact, [shard.absolute() for shard in unseen]), strict=True):
         if not whole:
             del now[shard.stem]
-    kept = {shard: cache / f"quality-{shard.stem}-{version if shard.stem in now else 'damaged'}.parquet" for shard in shards}
+    kept = {shard: cache / f"quality-{shard.stem}-{version if shard.stem in now else _DAMAGED}.parquet" for shard in shards}
     _measure({shard: file for shard, file in kept.items() if shard.stem not in now or not _is_kept(file)}, store)
     measured = _read(tuple(kept.values()))
     if now != seen:
