@@ -71,7 +71,8 @@ def test_the_index_knows_each_cell_and_no_other(tmp_path: Path) -> None:
     assert [index[sha256].row for sha256 in everything] == [*range(40), *range(30)]
     assert [index[sha256].shard for sha256 in everything] == [store.shards()[0]] * 40 + [store.shards()[1]] * 30
     asked = [everything[50], "f" * 64, "no name", "", everything[3].upper(), everything[0]]
-    assert (index.find(asked) >= 0).tolist() == [True, False, False, False, False, True]
+    assert (index.find(asked) >= 0).tolist() == [True, False, False, False, False, True] == [name in index for name in asked]
+    assert 7 not in index
     assert np.bincount(index.places(np.arange(len(index)))[0]).tolist() == [40, 30]
     with pytest.raises(KeyError):
         index["f" * 64]
@@ -82,6 +83,8 @@ def test_names_that_end_in_zeros_are_told_apart(tmp_path: Path) -> None:
     index = store_module.StoreIndex([tmp_path], [store_module.digests(names)])
     assert list(index) == names
     assert [index[name].row for name in names] == [0, 1, 2, 3]
+    assert all(name in index for name in names)
+    assert not any(name in index for name in ("ab" * 29 + "000000", "ac" * 32, "00" * 31 + "01", "ff" * 32))
 
 
 def test_shards_keep_their_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

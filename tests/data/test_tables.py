@@ -14,6 +14,7 @@ from wbc_model.cells import tables
 from wbc_model.cells.tables import (
     all_differ,
     among,
+    are_names,
     csv_blocks,
     digests,
     first_places,
@@ -41,6 +42,21 @@ def by_pandas(frame: pd.DataFrame, **options: int) -> str:
     text = io.StringIO()
     frame.to_csv(text, index=False, lineterminator="\n", **options)
     return text.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("names", "right"),
+    [
+        (["0a" * 32], True),
+        ([], True),
+        (["0A" * 32], False),
+        (["0a" * 31], False),
+        (["0a" * 32, "é" * 64], False),
+        (["a", "b" * 127], False),
+    ],
+)
+def test_names_of_cells_are_told_from_other_texts(names: list[str], right: bool) -> None:
+    assert are_names(pd.Series(names, dtype=str)) is right
 
 
 @given(ROWS)

@@ -14,7 +14,7 @@ from typing import Final, Self
 import pandas as pd
 
 from wbc_model.cells.journal import Content, is_unfinished, is_untidy, pools_lock, roll_forward, write_together
-from wbc_model.cells.tables import all_differ, among, csv_blocks, in_order, must_quote_all, read_table, whole_numbers
+from wbc_model.cells.tables import all_differ, among, are_names, csv_blocks, in_order, must_quote_all, read_table, whole_numbers
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
 from wbc_model.core.files import Signature, signature
@@ -175,9 +175,10 @@ class Pools:
         for name, frame in self.frames.items():
             if list(frame.columns) != COLUMNS:
                 raise WbcError(f"pool {name}: its columns are {', '.join(frame.columns)}; expected {', '.join(COLUMNS)}")
-            named = frame["sha256"].str.fullmatch("[0-9a-f]{64}").to_numpy(bool)
-            for path, sha256 in () if named.all() else frame.loc[~named, ["path", "sha256"]].to_numpy():
-                yield "sha256", f"{name}: {path} has {sha256!r} where its sha256 belongs"
+            if not are_names(frame["sha256"]):
+                named = frame["sha256"].str.fullmatch("[0-9a-f]{64}").to_numpy(bool)
+                for path, sha256 in frame.loc[~named, ["path", "sha256"]].to_numpy():
+                    yield "sha256", f"{name}: {path} has {sha256!r} where its sha256 belongs"
             known = (frame["label"] == "" if name == "unlabelled" else frame["label"].isin(CLASSES)).to_numpy(bool)
             for path, label in () if known.all() else frame.loc[~known, ["path", "label"]].to_numpy():
                 allowed = "no label" if name == "unlabelled" else f"one of {', '.join(CLASSES)}"

@@ -188,6 +188,17 @@ def _joined_names(names: "Sequence[str] | pd.Series[str]") -> Iterator[tuple[str
             yield "".join(some), min(map(len, some)), max(map(len, some))
 
 
+def are_names(sha256s: "pd.Series[str]") -> bool:
+    """Whether each of these is the name of a cell as it is written: 64 digits, in lower case."""
+    try:
+        return all(
+            shortest == longest == 64 and not texts.encode().translate(None, b"0123456789abcdef")
+            for texts, shortest, longest in _joined_names(sha256s)
+        )
+    except UnicodeDecodeError:
+        return False
+
+
 def first_places(names: Digests) -> NDArray[np.int64]:
     """For each of these names the position at which it first stands, (n,)."""
     codes, different = pd.factorize(_beginnings(names))

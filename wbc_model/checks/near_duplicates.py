@@ -77,8 +77,8 @@ def alike(crops: Crops, max_bits: int, min_correlation: float, new: NDArray[np.b
 
 def _close_landmarks(crops: Crops, max_bits: int, asked: Numbers) -> Iterator[tuple[Numbers, Numbers]]:
     """Pairs of landmarks of two crops with close hashes, many at a time."""
-    _, size = np.unique(crops.sizes, axis=0, return_inverse=True)
-    mixed = bool(len(size)) and bool(size.max() > 0)
+    size, sizes = pd.factorize(crops.sizes[:, 0] * 2.0**32 + crops.sizes[:, 1])  # both are whole numbers
+    mixed = len(sizes) > 1
     for first, second, bits in close_pairs(crops.hashes, asked, max_bits + SCALE_BITS * mixed):
         one, other = crops.owner[first], crops.owner[second]
         kept = (one != other) & ((bits <= max_bits) | (size[one] != size[other]))
