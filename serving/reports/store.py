@@ -9,10 +9,12 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import (
     URL,
@@ -36,10 +38,14 @@ from wbc_model.core.errors import WbcError
 from wbc_model.core.files import make_folder
 from wbc_model.core.lock import locked
 
+if TYPE_CHECKING:
+    import psycopg
+
 IMAGE_KEYS: Final = "image_keys"  # where a session has the keys of the kept images
 BUSY_SECONDS: Final = 30  # that a writer waits for another one
 READ_SECONDS: Final = 10  # that a reader waits for anything
 CONNECT_SECONDS: Final = 10
+SILENT_SECONDS: Final = 5  # that nobody else waits for a server that has kept one waiting in vain
 POOL: Final = 20  # connections to PostgreSQL that are kept open; making one takes longer than most of what is asked over it
 HELD: Final = 0x7762635F68656C64  # "wbc_held": PostgreSQL's advisory lock of those who work with a store
 DRIVERS: Final = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
@@ -89,8 +95,9 @@ class Store:
             if parsed.get_backend_name() == "sqlite":
                 _use_wal(engine)
             with store._upgrading() as connection:
-                if parsed.get_backend_name() == "postgresql":
-                    connection.exec_driver_sql("SET LOCAL statement_timeout = 0")  # large tables take their time
+                if parsed.get_backend_name() == "postgresql":  # large tables take their time
+                    connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+                    _wait_for(connection, None)
                 upgrade(connection, Base.metadata)
         except (SQLAlchemyError, sqlite3.Error) as error:
             engine.dispose()
@@ -310,6 +317,7 @@ def _engine(url: URL) -> Engine:
             pool_timeout=READ_SECONDS,
             connect_args=_POSTGRES_LIMITS,
         )
+        _stay_patient(engine)
         event.listen(engine, "handle_error", _without_values)
         event.listen(engine, "begin", _begin_postgres)
         return engine
@@ -319,6 +327,87 @@ def _engine(url: URL) -> Engine:
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+@cache
+def _patient_connection() -> "type[psycopg.Connection[Any]]":
+    """Connections of one server, as `_engine` makes them; psycopg is loaded where it is used."""
+    import psycopg
+
+    class PatientConnection(psycopg.Connection[Any]):
+        """A connection that waits for no answer for ever, and tells the others of a silent server.
+
+        A server whose disk or machine stands still keeps its connections open, and no `statement_timeout`. Whoever would take a
+        connection in the next seconds is refused at once. So a queue of people is not made to wait one after the other.
+        """
+
+        patience: float | None = CONNECT_SECONDS  # seconds; None: as long as it takes
+        in_use = True
+        silence: Silence
+
+        def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+            """As psycopg has it; raises OperationalError, and closes the connection, where the patience is at its end."""
+            if not self.in_use and self.silence.lasts():
+                self.pgconn.finish()
+                raise psycopg.OperationalError(self.silence.said)
+            try:
+                return super().wait(gen, interval, self.patience if timeout is None else timeout)
+            except psycopg.OperationalError:
+                if self.pgconn.transaction_status != psycopg.pq.TransactionStatus.ACTIVE:
+                    raise
+                self.pgconn.finish()
+                self.silence.begin()
+                raise psycopg.OperationalError(self.silence.said) from None
+
+    return PatientConnection
+
+
+@dataclass
+class Silence:
+    """Whether a server is known to be silent: somebody has waited for it in vain, a few seconds ago."""
+
+    until: float = 0.0  # by the monotonic clock
+    said: str = "the server does not answer, though its connections stay open"
+
+    def begin(self) -> None:
+        """Somebody has waited in vain."""
+        self.until = time.monotonic() + SILENT_SECONDS
+
+    def lasts(self) -> bool:
+        """Whether that was a moment ago."""
+        return time.monotonic() < self.until
+
+
+def _stay_patient(engine: Engine) -> None:
+    """Have the connections of an engine wait for no answer for ever."""
+    silence = Silence()
+
+    def connect(_dialect: object, _record: object, arguments: Sequence[Any], parameters: Mapping[str, Any]) -> Any:
+        import psycopg
+
+        if silence.lasts():
+            raise psycopg.OperationalError(silence.said)
+        try:
+            made: Any = _patient_connection().connect(*arguments, **parameters)
+        except psycopg.errors.ConnectionTimeout:
+            silence.begin()
+            raise
+        made.silence = silence
+        return made
+
+    def rest(connection: Any, _record: object) -> None:
+        """Whoever takes this connection next looks first whether the server is still there."""
+        if connection is not None:
+            connection.patience, connection.in_use = CONNECT_SECONDS, False
+
+    event.listen(engine, "do_connect", connect)
+    event.listen(engine, "checkin", rest)
+
+
+def _wait_for(connection: Connection, seconds: float | None) -> None:
+    """Wait so long for the answer to a statement of this transaction; None: as long as it takes."""
+    used: Any = connection.connection.driver_connection
+    used.patience, used.in_use = seconds, True
 
 
 def _without_values(context: ExceptionContext) -> None:
@@ -360,9 +449,10 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 def _begin_postgres(connection: Connection) -> None:
-    # Nor a table that somebody has locked.
-    writing = connection.get_execution_options().get("writing", False)
-    connection.exec_driver_sql(f"SET LOCAL statement_timeout = {1000 * (BUSY_SECONDS if writing else READ_SECONDS)}")
+    # Nor a table that somebody has locked. A server that can say so does, before it is no longer waited for.
+    seconds = BUSY_SECONDS if connection.get_execution_options().get("writing", False) else READ_SECONDS
+    connection.exec_driver_sql(f"SET LOCAL statement_timeout = {1000 * seconds}")
+    _wait_for(connection, seconds + CONNECT_SECONDS / 2)
 
 
 def _use_wal(engine: Engine) -> None:

@@ -9,6 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,34 @@ def test_postgresql_that_is_restarted_is_503_for_as_long(ward: Path) -> None:
                 assert answer.headers["retry-after"]
             assert client.post("/v1/classify", files=form(of_class("Basophil"))).status_code == 200, "which needs no store"
             machine.start()
+            assert post(client).status_code == 200
+            assert client.get(f"/v1/reports/{opened}").status_code == 200
+            assert server.process.poll() is None
+        assert_whole(ward, before, lambda: report_is_begun(ward, store), store)
+        assert verify(ward / AUDIT).open == 0
+
+
+def test_postgresql_that_falls_silent_is_503_for_as_long(ward: Path) -> None:
+    """Its connections stay open, and many ask at once: none of them may hold a thread of the service for ever."""
+    with postgres_machine() as machine:
+        store = new_database(machine.url)
+        opened = keep_two_reports(store)
+        before = kept(ward, store)
+        with serving(ward, store) as (server, client), ThreadPoolExecutor(30) as people:
+            assert list(people.map(lambda _: client.get(f"/v1/reports/{opened}").status_code, range(30))) == [200] * 30
+            with machine.silent():
+                asking = time.monotonic()
+                asked = [people.submit(client.get, f"/v1/reports/{opened}") for _ in range(29)]
+                asked.append(people.submit(post, client))
+                for _ in range(3):
+                    began = time.monotonic()
+                    assert client.post("/v1/classify", files=form(of_class("Basophil"))).status_code == 200, "needs no store"
+                    assert time.monotonic() - began < 5
+                for answer in asked:
+                    assert answer.result().status_code == 503
+                    assert answer.result().json()["type"].endswith("store-unavailable")
+                assert time.monotonic() - asking < 30, "all of them"
+            time.sleep(int(asked[0].result().headers["retry-after"]))
             assert post(client).status_code == 200
             assert client.get(f"/v1/reports/{opened}").status_code == 200
             assert server.process.poll() is None

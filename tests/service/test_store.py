@@ -4,6 +4,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -13,17 +14,19 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
+from databases import new_database
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from live import ROOT, clean_environment
 from specimens import PERSON, SPECIMEN, classified, read, rejected, reported, several, site
 from sqlalchemy import create_engine, inspect, make_url, select, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from serving.contract.differential import Differential
 from serving.contract.schemas import Result
 from serving.contract.site import Hl7Receiver
 from serving.contract.specimen import Specimen
+from serving.reports import store as store_module
 from serving.reports.errors import AlreadySigned, ChangedMeanwhile, NoSuchCell, NotSignable, RejectedCell
 from serving.reports.intake import take_in
 from serving.reports.kept_images import images_of
@@ -264,6 +267,26 @@ def test_rows_cannot_point_to_nothing_and_states_are_known_ones(store: Store) ->
     report = reported(store)
     with pytest.raises(DBAPIError), store.writing() as session:
         session.execute(text("UPDATE reports SET status = 'done' WHERE id = :id"), {"id": report})
+
+
+def test_a_statement_is_not_waited_for_for_ever(postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that stands still keeps no limit of its own. Those who come next are refused at once, for some seconds."""
+    monkeypatch.setattr(store_module, "SILENT_SECONDS", 1)
+    store = Store.open(new_database(postgres))
+    began = time.monotonic()
+    with store.reading() as session:
+        store_module._wait_for(session.connection(), 0.5)
+        with pytest.raises(OperationalError, match="does not answer"):
+            session.execute(text("SELECT pg_sleep(8)"))
+    assert time.monotonic() - began < 4
+    refused = time.monotonic()
+    with pytest.raises(OperationalError, match="does not answer"), store.reading() as session:
+        session.execute(text("SELECT 1"))
+    assert time.monotonic() - refused < 0.5
+    time.sleep(1)
+    with store.reading() as session:
+        assert session.scalar(text("SELECT 1")) == 1
+    store.close()
 
 
 def test_an_error_names_neither_specimen_nor_password(store: Store, store_url: str, postgres: str) -> None:
