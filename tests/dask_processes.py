@@ -9,8 +9,23 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import psutil
+
 ROOT = Path(__file__).parents[1]
 SECONDS = 60
+
+
+@contextmanager
+def silent(address: str) -> Iterator[None]:
+    """For as long as the block lasts the scheduler at this address stands still, with its connections open."""
+    port = int(address.rpartition(":")[2])
+    found = [one.pid for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN and one.laddr.port == port]
+    (process,) = {psutil.Process(pid) for pid in found if pid is not None}
+    process.suspend()
+    try:
+        yield
+    finally:
+        process.resume()
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import functools
 import importlib
 import logging
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,8 @@ from wbc_model.spread import spread_by
 Client = Any  # Dask's: `distributed` has no types, and takes a second to load
 ADDRESS: Final = "WBC_DASK_ADDRESS"  # of the cluster that a flow has started, for the stages that DVC starts
 CONNECT_SECONDS: Final = 10
+LOOK_SECONDS: Final = 60  # that a part takes before its scheduler is asked whether it is still there
+SILENT_SECONDS: Final = 300  # that a scheduler may take for an answer: it may be busy
 _TLS: Final = "DASK_DISTRIBUTED__COMM__TLS__"  # Dask's own settings, which the stages that DVC starts find in the environment
 _CERTIFICATES: Final = {
     f"{_TLS}CA_FILE": "tls_ca_file",
@@ -118,11 +121,27 @@ def check_runner(params: RetrainParams) -> None:
 def await_workers(client: Client, address: str) -> int:
     """How many threads the cluster has, once it has any; raises WbcError where it has none in CONNECT_SECONDS."""
     deadline = time.monotonic() + CONNECT_SECONDS
-    while not (threads := int(sum(client.nthreads().values()))):
+    while not (threads := sum(worker["nthreads"] for worker in _workers(client, address, CONNECT_SECONDS))):
         if time.monotonic() > deadline:
             raise WbcError(f"the Dask scheduler at {address} has no worker: start one with `dask worker {address}`")
         time.sleep(0.1)
-    return threads
+    return int(threads)
+
+
+def _workers(client: Client, address: str, seconds: float) -> list[dict[str, Any]]:
+    """What the scheduler says of its workers. Raises WbcError where it says nothing for so many seconds: its machine may stand
+    still, and its connections stay open."""
+    try:
+        return list(client.sync(client.scheduler.identity, callback_timeout=seconds)["workers"].values())
+    except (OSError, TimeoutError) as error:
+        raise _gone(address, error) from None
+
+
+def _gone(address: str, error: Exception) -> WbcError:
+    return WbcError(
+        f"the Dask scheduler at {address} has stopped answering ({_said(error)}); finished parts are kept, and the same "
+        "command continues"
+    )
 
 
 def on_cluster(client: Client, work: Callable[[Any], Any], parts: Sequence[Any]) -> Iterator[Any]:
@@ -143,20 +162,36 @@ def in_order(submit: Callable[[Any], Any], parts: Sequence[Any], ahead: int, add
         for part in following:
             waiting.append(submit(part))
             if len(waiting) >= ahead:
-                yield waiting.popleft().result()
+                yield _result(waiting.popleft(), address)
         while waiting:
-            yield waiting.popleft().result()
+            yield _result(waiting.popleft(), address)
     except distributed.KilledWorker as error:
         raise WbcError(f"a part of the work killed {error.allowed_failures + 1} workers of the Dask cluster at {address}: "
                        "have they enough memory? Finished parts are kept") from None  # fmt: skip
     except (distributed.client.FutureCancelledError, distributed.comm.CommClosedError) as error:
-        raise WbcError(
-            f"the Dask scheduler at {address} has stopped answering ({_said(error)}); finished parts are kept, and the same "
-            "command continues"
-        ) from None
+        raise _gone(address, error) from None
     finally:
         for future in waiting:
-            getattr(future, "wrapped_future", future).cancel()  # of Prefect's future the one of Dask
+            _of_dask(future).cancel()
+
+
+def _result(future: Any, address: str) -> Any:
+    """What came of a part, however long it takes. Raises WbcError where its scheduler no longer answers."""
+    part, done = _of_dask(future), threading.Event()
+    part.add_done_callback(lambda _: done.set())
+    while not done.wait(LOOK_SECONDS):
+        _workers(part.client, address, SILENT_SECONDS)
+    try:
+        return future.result(timeout=SILENT_SECONDS)
+    except TimeoutError as error:
+        if part.status == "error":  # of the work itself
+            raise
+        raise _gone(address, error) from None
+
+
+def _of_dask(future: Any) -> Any:
+    """Of Prefect's future the one of Dask."""
+    return getattr(future, "wrapped_future", future)
 
 
 def _distributed() -> Any:

@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.dask_processes import dask_processes
+from tests.dask_processes import dask_processes, silent
 from tests.data.conftest import blobs, encoded
 from tests.data.test_archives import in_parquet, in_tar, in_zip, taken_in, unpacked
 from tests.model.conftest import tiny_params
@@ -282,6 +282,28 @@ def test_a_worker_that_is_killed_costs_its_part_alone(tmp_path: Path) -> None:
     assert results == [(number, number**2) for number in range(16)]
     begun = [path.name.split("-")[0] for path in tmp_path.iterdir()]
     assert 16 < len(begun) <= 16 + 4, "what the killed one had, once more"
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_falls_silent_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that stood still for a moment is none. A part that takes longer than one look is waited for."""
+    from flows.shards import cluster as module
+
+    monkeypatch.setattr(module, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(module, "SILENT_SECONDS", 4)
+    with dask_processes(tmp_path / "dask", workers=1) as address, module.connected(address) as client:
+        found = module.on_cluster(client, slowly, [(tmp_path, number) for number in range(12)])
+        assert next(found) == (0, 0)
+        with silent(address):
+            time.sleep(2)
+        assert [next(found) for _ in range(3)] == [(number, number**2) for number in (1, 2, 3)]
+        with silent(address):
+            began = time.monotonic()
+            with pytest.raises(WbcError, match=f"the Dask scheduler at {address} has stopped answering"):
+                list(found)
+            assert time.monotonic() - began < 20
+            with pytest.raises(WbcError, match="has stopped answering"):
+                module.await_workers(client, address)
 
 
 def deadly(number: int) -> int:
