@@ -85,7 +85,7 @@ class StoreIndex(Mapping[str, Location]):
             order = order[np.r_[True, every[order[1:]] != every[order[:-1]]]]
         self.shards = tuple(shards)
         self._names = every[order]
-        self._numbers = memoryview(self._names.view(">u8")[::_NUMBERS].astype(np.uint64))
+        self._numbers = self._names.view(">u8")[::_NUMBERS].astype(np.uint64).data
         self._shard = np.repeat(np.arange(len(counts), dtype=np.int32), counts)[order]
         self._row = np.concatenate([*(np.arange(count, dtype=np.int32) for count in counts), np.zeros(0, np.int32)])[order]
 
