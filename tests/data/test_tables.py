@@ -22,6 +22,7 @@ from wbc_model.cells.tables import (
     names_of,
     places_in,
     read_table,
+    slices_in_order,
     to_csv,
     whole_numbers,
 )
@@ -119,6 +120,17 @@ def test_rows_are_ordered_as_pandas_orders_them(rows: list[tuple[str, str, int |
     frame = table(rows)
     expected = frame.sort_values(["cycle", "path"], na_position="last", kind="stable")
     pd.testing.assert_frame_equal(in_order(frame, ["cycle", "path"]), expected)
+
+
+@given(ROWS)
+@settings(max_examples=30, deadline=None)
+def test_slices_in_order_are_the_table_in_order(rows: list[tuple[str, str, int | None]]) -> None:
+    frame = pd.DataFrame(rows, columns=["a", "b", "n"]).astype({"a": str, "b": str, "n": "Int64"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "_TAKEN", 3)
+        slices = list(slices_in_order(frame, ["b", "a"]))
+    pd.testing.assert_frame_equal(pd.concat(slices), in_order(frame, ["b", "a"]))
+    assert len(slices) == max(1, -(-len(frame) // 3))
 
 
 def test_names_of_cells_as_bytes() -> None:

@@ -14,7 +14,17 @@ from typing import Final, Self
 import pandas as pd
 
 from wbc_model.cells.journal import Content, is_unfinished, is_untidy, pools_lock, roll_forward, write_together
-from wbc_model.cells.tables import all_differ, among, are_names, csv_blocks, in_order, must_quote_all, read_table, whole_numbers
+from wbc_model.cells.tables import (
+    all_differ,
+    among,
+    are_names,
+    csv_blocks,
+    in_order,
+    must_quote_all,
+    read_table,
+    slices_in_order,
+    whole_numbers,
+)
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
 from wbc_model.core.files import Signature, signature
@@ -366,9 +376,9 @@ class Pools:
         digest = hashlib.sha256()
         quote_all = any(must_quote_all(frame) for frame in self.frames.values())
         for place, (name, frame) in enumerate(sorted(self.frames.items())):
-            rows = in_order(frame, ["sha256"]).assign(pool=name)[named]
-            for block in csv_blocks(rows, quote_all, header=place == 0):
-                digest.update(block)
+            for number, rows in enumerate(slices_in_order(frame, ["sha256"])):
+                for block in csv_blocks(rows.assign(pool=name)[named], quote_all, header=place == number == 0):
+                    digest.update(block)
         return digest.hexdigest()[:12]
 
     def truth(self, pool: str) -> str:
