@@ -33,7 +33,7 @@ from wbc_model.cells.pools import DRAWN, Pools, now, sides, transaction
 from wbc_model.cells.rejections import quarantined
 from wbc_model.cells.tables import read_table, to_csv
 from wbc_model.core.classes import CLASSES
-from wbc_model.core.errors import WbcError
+from wbc_model.core.errors import WbcError, counted
 from wbc_model.core.files import remove_durably, write_atomic
 from wbc_model.core.lock import locked
 from wbc_model.core.written import read_sheet, read_written
@@ -345,8 +345,8 @@ def _refuse_behind(workspace: Path, pools: Pools, log: pd.DataFrame, record: pd.
     if len(behind):
         where = LOG if behind["label"].isin(CLASSES).any() else RECORD_FILE
         raise WbcError(
-            f"{workspace / where} has {len(behind)} labels that the pools do not, as after a checkout of an older version: "
-            "`dvc checkout` brings both to one version, or `wbc labels replay` takes these labels in"
+            f"{workspace / where} has {counted(len(behind), 'label')} that the pools do not, as after a checkout of an older "
+            "version: `dvc checkout` brings both to one version, or `wbc labels replay` takes these labels in"
         )
 
 

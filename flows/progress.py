@@ -17,11 +17,6 @@ LINE_SECONDS: Final = 60.0
 _ROWS: Final = ".wbc/training.jsonl"
 
 
-def counted(count: int, noun: str) -> str:
-    """A number with its noun: 1 label, 2 labels."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
 class TrainingLines:
     """What `Training.fit` reports to: lines on stderr, where no terminal shows its bar.
 

@@ -9,6 +9,7 @@ import typer
 if TYPE_CHECKING:
     from wbc_model.cells.conflicts import Conflict
 from flows.cli.command import DATA_FORMS, Json, app, emit, here, writing_here
+from wbc_model.core.errors import counted
 
 
 @app.command("init")
@@ -127,7 +128,9 @@ def raabin_command(
     lines.append(f"{report.shared:.1%} of TestA's cells are of a smear that Train has too")
     lines += [f"left out, no class: {name}" for name in report.left_out]
     if report.unnamed:
-        lines.append(f"{len(report.unnamed)} files do not begin with a smear's name, the first: {report.unnamed[0]}")
+        lines.append(
+            f"{counted(len(report.unnamed), 'file')} without a smear's name at the beginning, the first: {report.unnamed[0]}"
+        )
     lines += [f"warning: {line}" for line in report.warnings]
     lines.append(f"wrote {', '.join(map(str, report.wrote))}")
     following = f"next: `{shlex.join(['wbc', 'ingest', str(report.wrote[0])])}` takes one of them into the pools"

@@ -10,7 +10,7 @@ import typer
 
 from flows.cli.command import Json, emit, here, labels_app, writing_here
 from flows.cli.data import conflict_lines
-from flows.progress import counted
+from wbc_model.core.errors import counted
 
 
 @labels_app.command("export")
@@ -30,7 +30,11 @@ def labels_export_command(
     unseen = count and out.suffix.casefold() == ".csv" and images is None and not with_predictions
     hint = "\nthe sheet names each cell by its image file: --images DIR writes those, too" if unseen else ""
     following = f"{hint}\nnext: {_labelling(out)}" if count else ""
-    emit({"cells": count, "wrote": wrote}, json_, f"{count} cells await a label\nwrote {', '.join(wrote)}{following}")
+    emit(
+        {"cells": count, "wrote": wrote},
+        json_,
+        f"{counted(count, 'cell awaits', 'cells await')} a label\nwrote {', '.join(wrote)}{following}",
+    )
 
 
 def _labelling(sheet: Path) -> str:
@@ -183,7 +187,7 @@ def labels_replay_command(json_: Json = False) -> None:
     workspace = here()
     with writing_here(workspace, "labels replay"):
         count = replay(workspace) + take_waiting(workspace)
-    emit({"replayed": count, "wrote": ["data/pools"]}, json_, f"{count} labels replayed\nwrote data/pools", workspace)
+    emit({"replayed": count, "wrote": ["data/pools"]}, json_, f"{counted(count, 'label')} replayed\nwrote data/pools", workspace)
 
 
 def _none_of_five(counts: Mapping[str, int]) -> list[str]:

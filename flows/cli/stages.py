@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from flows.cli.command import DATA_FORMS, Json, app, emit, follow, rows_used, run_stage, scores_text
-from flows.progress import counted
+from wbc_model.core.errors import counted
 
 Statistics = Literal["model", "data"]
 
@@ -95,7 +95,7 @@ def evaluate_command(
         with open_source(data) as origin:
             result = evaluate_model(model, origin, plots, statistics == "data")
         lines = [rows_used(result["split"], result["n"]), scores_text(result), *result["seen_before"]["warnings"]]
-        lines += [f"{len(result['rejected'])} rows could not be used"] if result["rejected"] else []
+        lines += [f"{counted(len(result['rejected']), 'row')} could not be used"] if result["rejected"] else []
         emit(result, json_, "\n".join([*lines, *([f"wrote {plots}"] if plots else [])]))
         return
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from flows.exchange.answers import Refused, Said, one_choice, person
-from wbc_model.core.errors import WbcError
+from wbc_model.core.errors import WbcError, counted
 from wbc_model.core.written import read_sheet
 
 SHEETS: Final = (".csv", ".tsv", ".txt")
@@ -30,7 +30,7 @@ def read_rows(file: Path) -> Iterator[Said]:
         }
         place = f"line {line}"
         if len(row) > len(sheet.header):
-            yield Refused(place, fields["sha256"], f"{len(row)} fields, the header has {len(sheet.header)}")
+            yield Refused(place, fields["sha256"], f"{counted(len(row), 'field')}, the header has {len(sheet.header)}")
         elif fields["label"]:
             by = fields.get("labelled_by") or next((person(fields[name]) for name in STUDIO_BY if fields.get(name)), "")
             at = next((fields[name] for name in AT if fields.get(name)), "")

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Final
 import pandas as pd
 
 from flows import labels
-from flows.progress import counted
 from wbc_model.cells.pools import Pools, sides
 from wbc_model.cells.rejections import read_rejections
+from wbc_model.core.errors import counted
 from wbc_model.params import Params
 
 if TYPE_CHECKING:

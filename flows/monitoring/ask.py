@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from flows.labelling.store import meeting_store
 from flows.notify import announce
 from flows.progress import Progress
-from wbc_model.core.errors import WbcError
+from wbc_model.core.errors import WbcError, counted
 
 if TYPE_CHECKING:
     from serving.reports.store import Store
@@ -66,7 +66,8 @@ def _cells(store: "Store", folder: Path, day: str) -> Path:
                 (folder / name).write_bytes(data)
                 rows.append([name, "", report])
     if len(rows) < LEAST:
-        raise WbcError(f"{len(rows)} cells since {day} have an image, {LEAST} are needed: see keep_images in the site's file")
+        found = counted(len(rows), "cell has", "cells have")
+        raise WbcError(f"{found} an image since {day}, {LEAST} are needed: see keep_images in the site's file")
     manifest = folder / f"{folder.name}.csv"
     with manifest.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([["path", "label", "group"], *rows])

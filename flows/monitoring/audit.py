@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from flows.pipeline.package import BENTO
-from flows.progress import counted
 from flows.workspace import AUDIT
 from wbc_model.cells.pools import Pools
 from wbc_model.cells.rejections import quarantined, read_rejections
 from wbc_model.cells.store import ImageStore, intact
 from wbc_model.checks.quality import INTACT
-from wbc_model.core.errors import WbcError
+from wbc_model.core.errors import WbcError, counted
 from wbc_model.core.model_card import CARD, read_card
 from wbc_model.params import read_params
 

@@ -27,7 +27,7 @@ from wbc_model.cells.tables import names_of, places_in, read_table
 from wbc_model.checks.findings import MIN_CONTRAST, REPEATS, describe, find, rows_of
 from wbc_model.checks.quality import measure_store
 from wbc_model.core.classes import CLASSES
-from wbc_model.core.errors import WbcError
+from wbc_model.core.errors import WbcError, counted
 from wbc_model.core.files import replace_directory, write_atomic
 from wbc_model.core.images import MAX_PIXELS, MIN_SIDE, RGB_CONVERTIBLE
 from wbc_model.params import CheckParams, Params
@@ -270,10 +270,6 @@ def _pool_suite(checks: CheckParams) -> "ExpectationSuite":
     return gx.ExpectationSuite(name="pools", expectations=expectations)
 
 
-def _cells(count: int) -> str:
-    return f"{count} cell" if count == 1 else f"{count} cells"
-
-
 def _cell_table(cells: pd.DataFrame) -> pd.DataFrame:
     """The columns of which something is expected; no others, since Great Expectations copies all that it is given."""
     label = cells["label"].astype(object)
@@ -306,7 +302,7 @@ def _pool_table(cells: pd.DataFrame, checks: CheckParams) -> pd.DataFrame:
         for name in CLASSES if pool in HELD_OUT else ():
             count = int(counts.get(name, 0))
             missing = max(0, checks.min_test_cells_per_class - count)
-            lack = f"has {_cells(count)} of {name} in use, and needs {checks.min_test_cells_per_class}"
+            lack = f"has {counted(count, 'cell')} of {name} in use, and needs {checks.min_test_cells_per_class}"
             rows.append({"pool": pool, "class": name, "missing_cells": missing, "lack": lack, "share": count / max(1, len(here))})
     return pd.DataFrame(rows)
 

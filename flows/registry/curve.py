@@ -19,7 +19,7 @@ from flows.state import read_state
 from flows.workspace import is_git_repository
 from wbc_model.cells.pools import Pools
 from wbc_model.core.cell_filter import CellFilter
-from wbc_model.core.errors import WbcError
+from wbc_model.core.errors import WbcError, counted
 from wbc_model.core.files import write_atomic
 from wbc_model.core.model_card import read_card
 
@@ -180,5 +180,6 @@ def mark_curve(workspace: Path) -> list[str]:
     count = write_curve(workspace, cycles) if cycles else 0
     if not count:
         return []
-    of = f"{count} of {len(cycles)} points of the learning curve rest on labels that were corrected since"
+    rest = "rests" if count == 1 else "rest"
+    of = f"{count} of {counted(len(cycles), 'point')} of the learning curve {rest} on labels that were corrected since"
     return [f"{of}: they are open in {CURVE_PNG}, and {CURVE_CSV} counts these labels"]

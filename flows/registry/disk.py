@@ -21,6 +21,7 @@ from flows.tracking import BEFORE, CHAMPION, open_tracker, registry_exists
 from flows.workspace import environment, is_git_repository
 from wbc_model.cells import decoded
 from wbc_model.checks import quality
+from wbc_model.core.errors import counted
 from wbc_model.params import read_params
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def _plan_caches(plan: Plan, workspace: Path) -> None:
     for what, gone in caches.items():
         if gone:
             plan.objects += gone
-            plan.lines.append(f"{len(gone)} files of {what} that nothing reads any more")
+            plan.lines.append(f"{counted(len(gone), 'file')} of {what} that nothing reads any more")
 
 
 def _yaml(text: str) -> dict[str, Any]:

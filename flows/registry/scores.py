@@ -17,6 +17,7 @@ from flows.registry.champion import FOLDER
 from flows.registry.curve import mark_curve
 from flows.tracking import BEFORE, CHAMPION, open_tracker, registry_exists
 from wbc_model.cells.pools import Pools
+from wbc_model.core.errors import counted
 from wbc_model.core.files import building
 from wbc_model.core.model_card import CARD, ModelCard, PoolName, read_card
 from wbc_model.network.model_directory import load_model, write_card
@@ -81,7 +82,7 @@ def _candidate(workspace: Path) -> list[str]:
     if not count:
         return []
     again = "`dvc repro evaluate` or the next retraining makes it again"
-    return [f"metrics.json rests on {count} labels that were corrected since: {again}"]
+    return [f"metrics.json rests on {counted(count, 'label that was', 'labels that were')} corrected since: {again}"]
 
 
 def mark_history(workspace: Path) -> list[str]:
@@ -89,11 +90,9 @@ def mark_history(workspace: Path) -> list[str]:
     lines, params = mark_curve(workspace), read_params(workspace / "params.yaml")
     if registry_exists(workspace, params):
         count = mark_runs(workspace, open_tracker(workspace, params))
-        lines += (
-            [f"{count} runs in MLflow have scores on labels that were corrected since: their tag {RUN_MARK} counts these labels"]
-            if count
-            else []
-        )
+        if count:
+            have = counted(count, "run in MLflow has", "runs in MLflow have")
+            lines.append(f"{have} scores on labels that were corrected since: the tag {RUN_MARK} counts these labels")
     return lines
 
 

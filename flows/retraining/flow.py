@@ -33,7 +33,7 @@ from flows.pipeline import dvc as versioning
 from flows.pipeline.dvc import PoolsVersion, StageFailed
 from flows.pipeline.installed import relink
 from flows.pipeline.package import PACKAGED_MODEL
-from flows.progress import TRAINING_LINE, Progress, TrainingRows, counted
+from flows.progress import TRAINING_LINE, Progress, TrainingRows
 from flows.registry import scores
 from flows.registry.champion import follow
 from flows.registry.curve import CURVE_CSV, CURVE_PNG, CYCLES, SCORED, begin_record, note_cycle, scored_cells, write_curve
@@ -55,7 +55,7 @@ from flows.tracking import BEFORE, packaged_digest
 from flows.workspace import gone_line, narrow_query, note_after_cycle, set_params
 from wbc_model.cells.pools import Pools, check_present
 from wbc_model.cells.rejections import quarantined
-from wbc_model.core.errors import WbcError
+from wbc_model.core.errors import WbcError, counted
 from wbc_model.core.files import write_atomic
 from wbc_model.core.model_card import WEIGHTS, read_card
 from wbc_model.params import RENDERED, Params, check_paths, read_params

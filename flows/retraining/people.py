@@ -18,13 +18,12 @@ from flows.labelling.store import has_store, meeting_store
 from flows.labelling.waiting import Part, Wait, deadline_of, in_words, next_parts, said_on_the_page, waits_for
 from flows.labelling.worth import Worth, worth_of
 from flows.notify import announce
-from flows.progress import counted
 from flows.retraining import fresh_cells
 from flows.state import Busy, State, hold_lock, is_locked, label_cycle, read_state
 from flows.workspace import note_nameless as note_cells_without_name
 from wbc_model.cells.pools import Pools
 from wbc_model.cells.rejections import quarantined
-from wbc_model.core.errors import WbcError
+from wbc_model.core.errors import WbcError, counted
 from wbc_model.core.files import write_atomic
 from wbc_model.core.model_card import CARD, read_card
 from wbc_model.params import Params, read_params

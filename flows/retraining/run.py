@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 from flows.pipeline.dvc import check_git
 from flows.pipeline.precision import slow_precision
-from flows.progress import Progress, counted
+from flows.progress import Progress
 from flows.retraining.prefect_api import prefect_api
 from flows.shards.cluster import check_runner
 from flows.state import hold_lock
 from flows.workspace import params_with
 from wbc_model.cells.pools import Pools
+from wbc_model.core.errors import counted
 from wbc_model.params import check_paths
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from flows.guard import FLOW, flow_token
 from flows.identity import workspace_name
 from flows.pipeline.precision import slow_precision
-from flows.progress import counted
 from flows.retraining.prefect_api import (
     BY_SCHEDULE,
     drop_missed_runs,
@@ -24,7 +23,7 @@ from flows.retraining.prefect_api import (
 )
 from flows.retraining.run import check_before
 from flows.state import hold_lock, is_locked
-from wbc_model.core.errors import WbcError
+from wbc_model.core.errors import WbcError, counted
 from wbc_model.params import ScheduleParams, read_params
 
 if TYPE_CHECKING:

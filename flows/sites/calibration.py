@@ -18,7 +18,7 @@ from flows.workspace import label_names
 from wbc_model.cells.manifest import Source, source_of
 from wbc_model.core.cell_filter import CellFilter
 from wbc_model.core.classes import CLASSES
-from wbc_model.core.errors import WbcError
+from wbc_model.core.errors import WbcError, counted
 from wbc_model.core.files import building
 from wbc_model.core.model_card import CARD, INT8, ONNX, README, REFERENCE, WEIGHTS, ModelCard, read_card
 from wbc_model.core.probabilities import softmax
@@ -132,7 +132,7 @@ def _calibrated(card: ModelCard, seen: Predictions, labels: Labels, appearance: 
             "uncalibrated": "",
             "conformal_threshold": conformal_threshold(probabilities, labels, card.conformal_coverage),
             "out_of_distribution": fit_out_of_distribution(seen, labels, appearance),
-            "calibrated_on": f"{len(labels)} cells of {origin.name}",
+            "calibrated_on": f"{counted(len(labels), 'cell')} of {origin.name}",
             "metrics": {**card.metrics, "validation": classification_metrics(probabilities, labels)},
         }
     )

@@ -41,7 +41,7 @@ from wbc_model.choices import Acquisition
 from wbc_model.code_version import code_version
 from wbc_model.core.cell_filter import CellFilter
 from wbc_model.core.classes import CLASS_INDEX, CLASSES
-from wbc_model.core.errors import ImageRejected, WbcError
+from wbc_model.core.errors import ImageRejected, WbcError, counted
 from wbc_model.core.files import write_atomic
 from wbc_model.core.model_card import ModelCard, read_card
 from wbc_model.core.out_of_distribution import OutOfDistribution
@@ -376,7 +376,7 @@ def _ask(ctx: Onboarding, missing: int, asked: int) -> bool:
         queue = query(model, decoded, free, Question(strategy, count, ctx.params.seed), frames["labelled"])
         write_queue(ctx.site, queue)
         waiting = awaited(ctx.site)
-        ctx.progress.say(f"round {done + 1}: {len(waiting)} cells asked for by {strategy}")
+        ctx.progress.say(f"round {done + 1}: {counted(len(waiting), 'cell')} asked for by {strategy}")
     given = oracle_answers(ctx.site, waiting)
     if len(given):
         record(ctx.site, given, done + 1)
@@ -385,7 +385,7 @@ def _ask(ctx: Onboarding, missing: int, asked: int) -> bool:
         return left.empty
     passed = pd.DataFrame({"sha256": sorted(_passed(ctx) | set(left["sha256"]))})
     write_atomic(_passed_over(ctx), passed.to_csv(index=False))
-    ctx.progress.say(f"{len(left)} cells were left without an answer: going on with those that have one")
+    ctx.progress.say(f"{counted(len(left), 'cell was', 'cells were')} left without an answer: going on with those that have one")
     return True
 
 

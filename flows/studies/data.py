@@ -15,7 +15,7 @@ from wbc_model.cells.ingest import ingest
 from wbc_model.cells.manifest import Plain, root_of
 from wbc_model.cells.pools import Pools
 from wbc_model.cells.rejections import quarantined
-from wbc_model.core.errors import WbcError
+from wbc_model.core.errors import WbcError, counted
 from wbc_model.core.files import write_atomic
 from wbc_model.core.lock import locked
 from wbc_model.params import RENDERED, Params
@@ -135,7 +135,7 @@ def _fill(folder: Path, source: Path | None, params: Params, seed: int, check: b
     params = params.model_copy(update={"seed": seed, "data": params.data.model_copy(update=shares)})
     with open_source(source) as origin:
         outcome = ingest(origin, folder / "data", params, first_query=first_query)
-    notes = [f"{source.name}: {count} rows not in use: {reason}" for reason, count in outcome.reasons.items()]
+    notes = [f"{source.name}: {counted(count, 'row')} not in use: {reason}" for reason, count in outcome.reasons.items()]
     if check:
         from flows.pipeline.checks import validate
 

@@ -83,7 +83,9 @@ def _none_usable(results: Sequence[Result]) -> Response | None:
     if any(isinstance(result, Classified) for result in results):
         return None
     rejected = [result.model_dump() for result in results]
-    detail = f"None of the {len(results)} images could be used; `results` says why for each."
+    detail = "The image could not be used; `results` says why."
+    if len(results) > 1:
+        detail = f"None of the {len(results)} images could be used; `results` says why for each."
     return Problem(422, "no-usable-image", "No usable image", detail, results=rejected).response()
 
 

@@ -29,6 +29,7 @@ from serving.contract.site import Hl7Receiver
 from serving.formats.hl7 import Acknowledgement, BadAcknowledgement, frame, may_be_whole, parse_acknowledgement, unframe
 from serving.reports.store import Store
 from serving.reports.tables import Message, Report
+from wbc_model.core.errors import counted
 
 FIRST_WAIT: Final = 1.0
 LONGEST_WAIT: Final = 60.0
@@ -92,7 +93,7 @@ def _receive(connection: socket.socket, timeout: float) -> str:
             if may_be_whole(received):
                 return received.decode(errors="replace")
             raise ConnectionError(
-                f"{error}, after {len(received)} bytes without the end of a frame" if received else error
+                f"{error}, after {counted(len(received), 'byte')} without the end of a frame" if received else error
             ) from None
         received += chunk
         if len(received) > MAX_ACKNOWLEDGEMENT:

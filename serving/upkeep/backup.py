@@ -27,7 +27,7 @@ from serving.reports.store import Store, file_lock, file_of, sqlite_url
 from serving.reports.tables import Base, BelievedTime, Deed, KeptImage, Report
 from serving.security.chain import Link, head_path, lines, read_head, read_record, rotated_files, verify
 from wbc_model import __version__
-from wbc_model.core.errors import WbcError
+from wbc_model.core.errors import WbcError, counted
 from wbc_model.core.files import building
 from wbc_model.core.lock import take
 
@@ -301,11 +301,11 @@ def _newer(backup: Path, copy: Path, places: Places) -> list[str]:
     here, there = _versions(places.store), _versions(sqlite_url(copy))
     found = []
     if others := [name for name in here if name not in there]:
-        found.append(f"{len(others)} reports are not in it")
+        found.append(f"{counted(len(others), 'report is', 'reports are')} not in it")
     if later := [name for name in here if name in there and here[name] > there[name]]:
-        found.append(f"{len(later)} reports were changed since")
+        found.append(f"{counted(len(later), 'report was', 'reports were')} changed since")
     if said := _answers(places.store) - _answers(sqlite_url(copy)):
-        found.append(f"{len(said)} answers of readers are not in it")
+        found.append(f"{counted(len(said), 'answer of a reader is', 'answers of readers are')} not in it")
     log, kept = places.audit, backup / AUDIT
     if log is not None and log.is_file() and (ours := read_head(log)) is not None and ours.number:
         theirs = read_head(kept) if kept.is_file() else None

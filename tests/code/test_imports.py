@@ -50,7 +50,7 @@ PACKAGES = {
     "flows.registry": ". .pipeline serving.contract serving.inference "
     "wbc_model wbc_model.core wbc_model.network wbc_model.cells wbc_model.checks wbc_model.evaluation wbc_model.training",
     "flows.labelling": ". .exchange .pipeline .registry serving.contract serving.labelling serving.reports serving.security "
-    "serving.upkeep wbc_model wbc_model.network wbc_model.cells wbc_model.evaluation wbc_model.acquisition",
+    "serving.upkeep wbc_model wbc_model.core wbc_model.network wbc_model.cells wbc_model.evaluation wbc_model.acquisition",
     "flows.retraining": ". .shards .exchange .pipeline .registry .labelling serving.contract serving.labelling serving.reports "
     "wbc_model wbc_model.core wbc_model.rendering wbc_model.network wbc_model.cells wbc_model.sources wbc_model.evaluation "
     "wbc_model.acquisition",

@@ -123,7 +123,7 @@ def test_what_is_newer_is_not_overwritten_without_a_word(places: Places, tmp_pat
     store.close()
     add_lines(log_of(places), 1)
     before = everything(places.store)
-    with pytest.raises(WbcError, match="newer than the backup: 1 reports are not in it; 1 reports were changed since; the audit"):
+    with pytest.raises(WbcError, match="newer than the backup: 1 report is not in it; 1 report was changed since; the audit"):
         bring_back(tmp_path / "backup", places, replace=False)
     assert everything(places.store) == before
     back = bring_back(tmp_path / "backup", places, replace=True)
@@ -141,7 +141,7 @@ def test_answers_of_readers_are_not_overwritten_without_a_word(places: Places, t
     store = Store.open(places.store)
     says(store, "Dr. Ada", str(next_of(store, "Dr. Ada")), "Band")
     store.close()
-    with pytest.raises(WbcError, match="newer than the backup: 1 answers of readers are not in it"):
+    with pytest.raises(WbcError, match="newer than the backup: 1 answer of a reader is not in it"):
         bring_back(tmp_path / "backup", places, replace=False)
     assert len(everything(places.store)["answers"]) == 2
 

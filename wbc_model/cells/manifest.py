@@ -18,7 +18,7 @@ from urllib.parse import unquote
 import pandas as pd
 
 from wbc_model.core.classes import CLASSES
-from wbc_model.core.errors import ImageRejected, WbcError, nearest
+from wbc_model.core.errors import ImageRejected, WbcError, counted, nearest
 from wbc_model.core.images import MAX_BYTES
 from wbc_model.core.written import Sheet, read_sheet
 from wbc_model.spread import part_size, threads
@@ -214,9 +214,8 @@ def _csv_rows(sheet: Sheet, names: Mapping[str, str]) -> Iterator[ManifestRow]:
     places = _columns(sheet)
     for line, row in _with_label_column(sheet, names):
         if len(row) > len(sheet.header):
-            raise WbcError(
-                f"{sheet.path} line {line}: {len(row)} fields, the header has {len(sheet.header)} (separated by {sheet.said})"
-            )
+            fields = counted(len(row), "field")
+            raise WbcError(f"{sheet.path} line {line}: {fields}, the header has {len(sheet.header)} (separated by {sheet.said})")
         row += [""] * (len(sheet.header) - len(row))
         cell = {name: row[place] for name, place in places.items()}
         split = SPLITS.get(cell.get("split", "").strip().casefold())

@@ -20,7 +20,7 @@ import pandas as pd
 from wbc_model.cells.manifest import IMAGE_SUFFIXES, known_label
 from wbc_model.cells.split import choose_sides, seeded_rank
 from wbc_model.core.classes import CLASSES
-from wbc_model.core.errors import WbcError
+from wbc_model.core.errors import WbcError, counted
 from wbc_model.core.files import write_atomic
 
 PARTS: Final = ("train", "testa", "testb")
@@ -188,5 +188,7 @@ def _warnings(manifests: dict[str, pd.DataFrame]) -> list[str]:
             for label, count in counts.items():
                 expected = size * total.get(label, 0) / len(manifests[name])
                 if label in total and count < max(1, 0.2 * expected):
-                    warnings.append(f"{name}: {split} has {count} cells of {label}, by its size it would have {expected:.0f}")
+                    warnings.append(
+                        f"{name}: {split} has {counted(count, 'cell')} of {label}, by its size it would have {expected:.0f}"
+                    )
     return warnings

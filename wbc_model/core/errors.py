@@ -1,4 +1,4 @@
-"""The errors a user can act on; everything else is a defect and keeps its traceback."""
+"""The errors a user can act on, and words that their lines are made of; everything else is a defect and keeps its traceback."""
 
 import difflib
 from collections.abc import Iterable
@@ -13,6 +13,11 @@ def nearest(word: str, known: Iterable[str], alike: float = SLIP) -> str | None:
     """The known name that `word` is a slip of the pen for; None where it is near to none: a wrong guess is worse than none."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=alike)
     return near[0] if near else None
+
+
+def counted(count: int, noun: str, nouns: str = "") -> str:
+    """A number with its noun, and what goes with it: 1 label, 2 labels; by `nouns` what is not made by an s."""
+    return f"{count} {noun if count == 1 else nouns or f'{noun}s'}"
 
 
 class WbcError(Exception):

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from wbc_model.cells.decoded import DecodedCells
 from wbc_model.core.classes import CLASS_INDEX
-from wbc_model.core.errors import WbcError
+from wbc_model.core.errors import WbcError, counted
 
 VALIDATION_BATCH: Final = 128
 
@@ -43,7 +43,7 @@ class LabelledCells:
 def check_trainable(labelled: LabelledCells, validation: LabelledCells) -> None:
     """Raises WbcError when there is too little to learn from or to validate on."""
     if len(np.unique(labelled.labels)) < 2:
-        few = f"the labelled pool has {len(labelled.labels)} cells of fewer than two classes"
+        few = f"the labelled pool has {counted(len(labelled.labels), 'cell')} of fewer than two classes"
         raise WbcError(f"{few}: label more cells first (before there is a model, `wbc query --count 30` says which)")
     if len(validation.labels) == 0:
         raise WbcError("the validation pool is empty: training needs it to choose the best weights and to calibrate")

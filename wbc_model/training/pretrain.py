@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from wbc_model.code_version import code_version
-from wbc_model.core.errors import WbcError
+from wbc_model.core.errors import WbcError, counted
 from wbc_model.core.files import write_atomic_by
 from wbc_model.core.lock import locked
 from wbc_model.network.resnet import AttentionResNet18, load_imagenet
@@ -131,7 +131,9 @@ class Pretraining:
         self.params, self.cells, self.path = params, cells, path
         size, train = params.size, params.train
         if len(cells.sha256s) < size.batch_size:
-            raise WbcError(f"train.pretraining: the pool has {len(cells.sha256s)} cells, at least {size.batch_size} are needed")
+            raise WbcError(
+                f"train.pretraining: the pool has {counted(len(cells.sha256s), 'cell')}, at least {size.batch_size} are needed"
+            )
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # as in training
         self.device = Fabric(devices=1).device
