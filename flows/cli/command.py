@@ -16,7 +16,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from flows.workspace import bypass_proxies
-from wbc_model.core.errors import WbcError
+from wbc_model.core.errors import WbcError, counted
 
 app = typer.Typer(
     name="wbc",
@@ -177,9 +177,9 @@ def scores_text(metrics: Mapping[str, Any]) -> str:
         f"  {name:<11} recall {percent(one['recall']):>8}  precision {percent(one['precision']):>8}  {one['support']:>6} cells"
         for name, one in metrics["per_class"].items()
     ]
-    head = f"{metrics['n']} cells: accuracy {metrics['accuracy']:.2%}{around}, macro-F1 {metrics['macro_f1']:.2%}, "
+    head = f"{counted(metrics['n'], 'cell')}: accuracy {metrics['accuracy']:.2%}{around}, macro-F1 {metrics['macro_f1']:.2%}, "
     return "\n".join([f"{head}balanced accuracy {metrics['balanced_accuracy']:.2%}, ECE {metrics['ece']:.3f}", *rows])
 
 
 def rows_used(split: str, cells: int) -> str:
-    return f"used {cells} cells, " + ("all rows" if split == "all" else f"the rows of split {split} only")
+    return f"used {counted(cells, 'cell')}, " + ("all rows" if split == "all" else f"the rows of split {split} only")

@@ -68,7 +68,7 @@ def ingest_command(
     wrote = ["data/images", "data/pools", "data/oracle.csv", "data/rejected.csv", "data/quarantine.csv"]
     wrote += ["data/conflicts.csv"] if report.conflicts else []
     lines = [
-        f"{report.rows} rows{f' ({report.read_as})' if report.read_as else ''}: "
+        f"{counted(report.rows, 'row')}{f' ({report.read_as})' if report.read_as else ''}: "
         + ", ".join(f"{count} new in {name}" for name, count in report.added.items()),
         f"{report.known} known already; pools now: " + ", ".join(f"{name} {count}" for name, count in report.pools.items()),
         *_set_aside(workspace),

@@ -60,8 +60,9 @@ def labels_import_command(
 
     workspace = here()
     result = import_labels(workspace, file, label_cycle(workspace), annotator)
+    awaited = counted(result["awaited"], "cell still awaits", "cells still await")
     lines = [
-        f"{result['labels']} labels: {result['new']} new, {result['known']} known; {result['awaited']} cells still await one",
+        f"{counted(result['labels'], 'label')}: {result['new']} new, {result['known']} known; {awaited} one",
         *_beside_labels(result),
         *(f"  refused: {one['place']}: {one['reason']}" for one in result["refused"]),
         *_out_of_date(workspace, result),
@@ -126,7 +127,8 @@ def labels_decide_command(
         waiting = conflicts(workspace)
         emit({"conflicts": [vars(one) for one in waiting]}, json_, "\n".join(conflict_lines(waiting)) or "no conflict")
         return
-    text = f"{result['new']} decided, {result['corrected']} labels changed; {result['conflicts']} conflicts wait"
+    left = counted(result["conflicts"], "conflict waits", "conflicts wait")
+    text = f"{result['new']} decided, {counted(result['corrected'], 'label')} changed; {left}"
     text += "\nnone of the five classes: the cell is out of use, and not asked again" if result["none_of_five"] else ""
     lines = [text, *_out_of_date(workspace, result), *_waits(result), f"wrote {', '.join(result['wrote'])}"]
     emit(result, json_, "\n".join(lines), workspace)
@@ -167,9 +169,9 @@ def labels_test_command(
     if export is not None:
         fresh_cells.export(workspace, export, images)
         result["wrote"] = [*result["wrote"], str(export), *([str(images)] if images else [])]
-    lines = [f"{result['drawn']} cells drawn, {result['labelled']} of them labelled by the oracle"] if draw else []
+    lines = [f"{counted(result['drawn'], 'cell')} drawn, {result['labelled']} of them labelled by the oracle"] if draw else []
     limit = "" if result["max_comparisons"] == sys.maxsize else f" of {result['max_comparisons']}"  # none where gate.alpha is 0
-    lines += [f"test pool: {result['cells']} cells, compared on {result['comparisons']} times{limit}"]
+    lines += [f"test pool: {counted(result['cells'], 'cell')}, compared on {result['comparisons']} times{limit}"]
     lines += [result["asks"]] if result["asks"] else []
     lines += [f"{result['awaited']} drawn cells await a label"]
     if result["awaited"] and export is None:
@@ -211,10 +213,13 @@ def labels_status_command(json_: Json = False) -> None:
         "labelled by: " + (", ".join(f"{name} {count}" for name, count in result["labelled_by"].items()) or "nobody"),
         "classes: " + ", ".join(f"{name} {count}" for name, count in result["classes"].items()),
         *_none_of_five(result["none_of_five"]),
-        f"{result['awaited']} cells of the queue await a label",
+        f"{counted(result['awaited'], 'cell of the queue awaits', 'cells of the queue await')} a label",
         *([worth["text"]] if worth else []),
         f"what happens next: {result['next_step']}",
-        *([f"{result['superseded']} labels were superseded by later ones"] * bool(result["superseded"])),
-        *([f"{result['conflicts']} conflicts wait for a decision: `wbc labels decide`"] * bool(result["conflicts"])),
+        *([f"{counted(result['superseded'], 'label was', 'labels were')} superseded by later ones"] * bool(result["superseded"])),
+        *(
+            [f"{counted(result['conflicts'], 'conflict waits', 'conflicts wait')} for a decision: `wbc labels decide`"]
+            * bool(result["conflicts"])
+        ),
     ]
     emit(result, json_, "\n".join(lines), workspace)

@@ -9,7 +9,7 @@ import typer
 from flows.cli.command import Json, emit, reports_app
 from flows.cli.service import audit_log, open_store
 from flows.workspace import find_workspace
-from wbc_model.core.errors import WbcError
+from wbc_model.core.errors import WbcError, counted
 
 ReportStatus = Literal["open", "preliminary", "final", "amended", "withdrawn", "all"]  # serving.reports.listing.Wanted
 
@@ -55,7 +55,9 @@ def reports_export_command(
 
     done = export(open_store(), out, signed)
     manifest = out / MANIFEST
-    lines = [f"{done.cells} cells that people labelled, {done.cells - done.confirmed} of them otherwise than the model"]
+    lines = [
+        f"{counted(done.cells, 'cell')} that people labelled, {done.cells - done.confirmed} of them otherwise than the model"
+    ]
     lines += [f"{done.no_image} left out, their images are not kept"] if done.no_image else []
     lines += [f"{done.none} left out, they were said to be no cell of the differential"] if done.none else []
     lines += [f"{done.superseded} left out, a later decision on the same file stands"] if done.superseded else []

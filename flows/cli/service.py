@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flows.workspace import AUDIT, KEYRING, STORE
-from wbc_model.core.errors import WbcError
+from wbc_model.core.errors import WbcError, counted
 
 if TYPE_CHECKING:
     from serving.reports.store import Store
@@ -97,7 +97,10 @@ def backup_command(
 
     found = back_up(_places(), out)
     audit = found["audit"]
-    lines = [f"{found['reports']} reports, " + (f"{audit['records']} records of the audit log" if audit else "no audit log")]
+    lines = [
+        f"{counted(found['reports'], 'report')}, "
+        + (f"{counted(audit['records'], 'record')} of the audit log" if audit else "no audit log")
+    ]
     lines += ["" if found["keys"] else "no keyring", *_image_keys_line(found), f"wrote {out}"]
     lines += [f"`{shlex.join(['wbc', 'restore', str(out)])}` brings it back"]
     emit({**found, "wrote": [str(out)]}, json_, "\n".join(line for line in lines if line))
@@ -113,7 +116,7 @@ def restore_command(
     from serving.upkeep.backup import bring_back
 
     found = bring_back(backup, _places(), replace)
-    lines = [f"{found['reports']} reports as of {found['made_at']}"]
+    lines = [f"{counted(found['reports'], 'report')} as of {found['made_at']}"]
     lines += [f"newer than the backup and put aside: {what}" for what in found["newer"]]
     lines += [f"what was here is in {found['aside']}"] if found["aside"] else []
     emit(found, json_, "\n".join([*lines, *_image_keys_line(found), "next: `wbc serve` starts the service again"]))

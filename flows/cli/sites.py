@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from flows.cli.command import DATA_FORMS, Json, app, emit, follow, here, rows_used, scores_text
+from wbc_model.core.errors import counted
 
 
 @app.command("calibrate")
@@ -26,9 +27,10 @@ def calibrate_command(
     with open_source(data) as origin:
         result = calibrate(model, origin, out)
     coverage, size = result["coverage"], result["classes_in_a_set"]
+    cells = counted(result["cells"], "cell")
     text = (
         rows_used(result["split"], result["cells"]) + "\n"
-        f"{result['cells']} cells: prediction sets stated at {coverage['stated']:.0%} held {coverage['before']:.1%} of the "
+        f"{cells}: prediction sets stated at {coverage['stated']:.0%} held {coverage['before']:.1%} of the "
         f"labels (classes in a set {size['before']:.2f}), now {coverage['after']:.1%} ({size['after']:.2f})\n"
         + (f"no cell of {', '.join(result['without'])}: how the model errs there is not known\n" if result["without"] else "")
         + ("" if result["knows_the_site"] else "too few nuclei were found to know the site by its cells\n")
@@ -65,7 +67,7 @@ def onboard_command(
     again += ["--commit"] if commit else []
     if result["status"] == "waiting":
         text = (
-            f"{result['awaited']} cells wait for a label: {result['queue']}\n"
+            f"{counted(result['awaited'], 'cell waits', 'cells wait')} for a label: {result['queue']}\n"
             f"fill in its column label, as far as you can, and run `{shlex.join([*again, '--answers', result['queue']])}`"
         )
     else:

@@ -59,7 +59,7 @@ def train_command(json_: Json = False) -> None:
     if result:  # of several devices only the first reports
         result["wrote"] = ["models/candidate", "models/history.csv"]
         text = (
-            f"model {result['version']} from {result['labels']} labels, {result['updates']} updates "
+            f"model {result['version']} from {counted(result['labels'], 'label')}, {counted(result['updates'], 'update')} "
             f"(best {result['best_update']}), validation accuracy {result['validation']['accuracy']:.2%}\n"
             + _uncalibrated_line(result["uncalibrated"])
             + f"wrote {', '.join(result['wrote'])}\nnext: `wbc evaluate`"

@@ -14,6 +14,7 @@ from flows.site import site_of
 from flows.state import State, at_work, new_labels, read_state
 from flows.workspace import gone_line
 from wbc_model.cells.pools import Pools
+from wbc_model.core.errors import counted
 from wbc_model.core.model_card import CARD, read_card
 from wbc_model.params import read_params
 
@@ -57,24 +58,28 @@ def next_command(workspace: Path) -> str:
     state = read_state(workspace)
     waits = _waits(workspace, state)
     if waits["put_off"]:
-        return f"`wbc labels replay` takes {waits['put_off']} labels in that waited for the end of others' work"
+        return f"`wbc labels replay` takes {counted(waits['put_off'], 'label')} in that waited for the end of others' work"
     if waits["conflicts"]:
-        return f"`wbc labels decide` lists {waits['conflicts']} rows that disagree with the pools"
+        rows = counted(waits["conflicts"], "row that disagrees", "rows that disagree")
+        return f"`wbc labels decide` lists {rows} with the pools"
     if state is not None and state.status == "running":
         return "`wbc retrain` goes on with the retraining that was interrupted"
     if waits["people"]:
         answered = waits["asked"] - waits["people"]
-        on = f", or `wbc retrain` goes on with the {answered} that were given" if answered else ""
+        on = f", or `wbc retrain` goes on with the {answered} that came" if answered else ""
         on_the_page = ", and the page /label shows them" if state is not None and state.queue else ""
-        return f"`wbc labels export FILE.csv` writes the {waits['people']} cells that await a label{on_the_page}{on}"
+        cells = counted(waits["people"], "cell that awaits", "cells that await")
+        return f"`wbc labels export FILE.csv` writes the {cells} a label{on_the_page}{on}"
     if state is not None and state.status == "waiting":
         return "`wbc retrain` goes on: every cell that it asked about has its label"
+    new = counted(waits["new_labels"], "label that came", "labels that came")
     if waits["new_labels"] and site_of(workspace) is not None:
-        return f"`wbc onboard` with this site's data learns the {waits['new_labels']} labels that came since the last adaptation"
+        return f"`wbc onboard` with this site's data learns the {new} since the last adaptation"
     if waits["new_labels"]:
-        return f"`wbc retrain` learns the {waits['new_labels']} labels that came since the last training"
+        return f"`wbc retrain` learns the {new} since the last training"
     if waits["test_cells"]:
-        return f"`wbc labels test --export FILE.csv` writes {waits['test_cells']} test cells that await a label"
+        cells = counted(waits["test_cells"], "test cell that awaits", "test cells that await")
+        return f"`wbc labels test --export FILE.csv` writes {cells} a label"
     if (workspace / "models/champion" / CARD).exists():
         return "`wbc serve` serves the champion"
     return _to_a_champion(workspace) if state else "`wbc retrain` trains the first model"
@@ -164,7 +169,11 @@ def status_text(result: dict[str, Any]) -> str:
     lines += [f"waits: {line}" for line in _waiting_lines(waits)]
     lines += [f"at work: {result['at_work']}"] if result["at_work"] else []
     if run:
-        scores = f", {run['labels']} labels, accuracy {run['accuracy']:.2%}, {run['pools']}" if run["labels"] is not None else ""
+        scores = (
+            f", {counted(run['labels'], 'label')}, accuracy {run['accuracy']:.2%}, {run['pools']}"
+            if run["labels"] is not None
+            else ""
+        )
         word = {True: ", promoted", False: ", not promoted:"}.get(run["promoted"], "")
         lines.append(f"last run: {run['retraining']}, {run['status']}{scores}{word}")
         lines += [f"  {reason}" for reason in run["reason"].split("; ") if run["promoted"] is False]
@@ -193,8 +202,12 @@ def _champion_words(champion: dict[str, Any]) -> str:
         return "none"
     accuracy, macro_f1 = champion["accuracy"], champion["macro_f1"]
     score = "no score" if accuracy is None else f"accuracy {accuracy:.2%}, macro-F1 {macro_f1:.2%}"
-    old = f" (rests on {champion['out_of_date']} labels that were corrected since)" if champion["out_of_date"] else ""
-    labels_ = f", {champion['labels']} labels" if champion["labels"] is not None else ""
+    old = (
+        f" (rests on {counted(champion['out_of_date'], 'label that was', 'labels that were')} corrected since)"
+        if champion["out_of_date"]
+        else ""
+    )
+    labels_ = f", {counted(champion['labels'], 'label')}" if champion["labels"] is not None else ""
     rendered = ", of rendered cells" if champion["rendered"] else ""
     rendered += ", not calibrated" if champion["uncalibrated"] else ""
     when = f", data of {champion['created_at'][:10]}" if champion["created_at"] else ""

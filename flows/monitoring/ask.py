@@ -30,7 +30,7 @@ def ask_for_labels(workspace: Path, site: str, day: str) -> str:
         data = _cells(store, workspace / ".wbc/watched" / _name(site), day)
     result = onboard(workspace, data, LABELS, None, None, Progress())
     line = (
-        f"site {site}: {result['awaited']} cells wait for a label in {result['queue']}"
+        f"site {site}: {counted(result['awaited'], 'cell waits', 'cells wait')} for a label in {result['queue']}"
         if result["status"] == "waiting"
         else (f"site {site}: the champion was adapted, as {result['model']}")
     )

@@ -13,7 +13,7 @@ from flows.monitoring.drift import Verdict, judge
 from flows.monitoring.measures import NAMES, Cells
 from flows.monitoring.pictures import days_as_svg
 from flows.workspace import SITES
-from wbc_model.core.errors import WbcError
+from wbc_model.core.errors import WbcError, counted
 from wbc_model.core.model_card import CARD, read_card
 from wbc_model.core.reference import read_reference
 from wbc_model.params import read_params
@@ -42,7 +42,7 @@ class Watched:
     def lines(self) -> list[str]:
         """In words, one a line."""
         told = [*(one.line for one in self.alarms), *self.differs, *self.missing, *self.sites]
-        told += [f"{self.drawn} cells were drawn for readers on the page /label"] if self.drawn else []
+        told += [f"{counted(self.drawn, 'cell was', 'cells were')} drawn for readers on the page /label"] if self.drawn else []
         return told
 
     def to_dict(self) -> dict[str, Any]:

@@ -56,10 +56,12 @@ def mark(workspace: Path) -> list[str]:
     if found.get("validation"):
         what = "temperature, prediction sets and validation scores"
         again = "calibrate it again" if card.calibrated_on else "`wbc champion --rescore` or the next retraining makes them again"
-        lines.append(f"the champion's {what} rest on {found['validation']} labels that were corrected since: {again}")
+        labels = counted(found["validation"], "label that was", "labels that were")
+        lines.append(f"the champion's {what} rest on {labels} corrected since: {again}")
     if found.get("test"):
         again = "`wbc champion --rescore` or the next retraining makes them again"
-        lines.append(f"the champion's test scores rest on {found['test']} labels that were corrected since: {again}")
+        labels = counted(found["test"], "label that was", "labels that were")
+        lines.append(f"the champion's test scores rest on {labels} corrected since: {again}")
     return lines
 
 

@@ -179,7 +179,8 @@ def onboard(
             origin, site / "data", params, site.name, reveal_labels=False, list_conflicts=True, first_query=first_query
         )
         progress.say(
-            f"site {site.name}: {sum(report.pools.values())} cells" + (f", refused: {report.reasons}" if report.reasons else "")
+            f"site {site.name}: {counted(sum(report.pools.values()), 'cell')}"
+            + (f", refused: {report.reasons}" if report.reasons else "")
         )
         frames = ctx.usable().frames
         if asked > (cells := len(frames["labelled"]) + len(frames["unlabelled"])):  # before people label what does not suffice

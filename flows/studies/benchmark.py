@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -25,7 +25,7 @@ from flows.studies.data import Request, find_data, named_data, prepare
 from flows.studies.provenance import provenance
 from flows.studies.results import CACHE, claim
 from flows.studies.tracking import StudyTracking
-from wbc_model.core.errors import WbcError
+from wbc_model.core.errors import WbcError, counted
 from wbc_model.params import read_params
 from wbc_model.spread import each, is_spread
 from wbc_model.studies.study import HOME, Study, read_study, seeds_of, shown
@@ -63,8 +63,8 @@ def plan_text(result: dict[str, Any]) -> str:
     width = max(len(_arm_name(name, result)) for name in arms)
     others = f", and at {', '.join(tests[1:])}" if tests[1:] else ""
     lines = [
-        f"{result['study']}: {_counted(arms, 'arm')} x {_counted(seeds, 'seed')} x {_counted(budgets, 'budget')} "
-        f"= {result['grid_cells']} cells of the grid",
+        f"{result['study']}: {counted(len(arms), 'arm')} x {counted(len(seeds), 'seed')} x {counted(len(budgets), 'budget')} "
+        f"= {result['grid_cells']} combinations",
         *textwrap.wrap(result["description"], WIDTH, initial_indent="  ", subsequent_indent="  "),
         f"data: {result['data']}, preset {result['preset']}; tested on its own test split{others}",
         f"seeds: {', '.join(map(str, seeds))}",
@@ -74,10 +74,6 @@ def plan_text(result: dict[str, Any]) -> str:
         f"at most {result['trainings']:,} trainings of up to {result['updates']:,} updates each",
     ]
     return "\n".join(lines)
-
-
-def _counted(things: Collection[Any], noun: str) -> str:
-    return f"{len(things)} {noun}{'s' * (len(things) != 1)}"
 
 
 def _arm_name(name: str, result: dict[str, Any]) -> str:
@@ -165,7 +161,7 @@ def report(workspace: Path, request: Request) -> dict[str, Any]:
 def result_text(result: dict[str, Any]) -> str:
     """The outcome for a terminal."""
     lines = [
-        f"{row['arm']}: {row['metric']} {row['mean']:.2%} with {row['labels']} labels, area {row['area']:.4f}"
+        f"{row['arm']}: {row['metric']} {row['mean']:.2%} with {counted(row['labels'], 'label')}, area {row['area']:.4f}"
         for row in result["summary"]
     ]
     done = [f"{result['trained']} trainings done, {result['reused']} were recorded already"] if "trained" in result else []

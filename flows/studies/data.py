@@ -141,7 +141,7 @@ def _fill(folder: Path, source: Path | None, params: Params, seed: int, check: b
 
         found = validate(folder, params)
         lost = sum(found.pools.values()) - sum(found.usable.values())
-        notes += [f"{source.name}: {lost} cells in quarantine after the data checks"] if lost else []
+        notes += [f"{source.name}: {counted(lost, 'cell')} in quarantine after the data checks"] if lost else []
     return {"source": source.name, "pools": outcome.pools, "notes": notes}
 
 

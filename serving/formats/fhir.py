@@ -28,6 +28,7 @@ from serving.contract.differential import (
 from serving.contract.names import visible
 from serving.contract.schemas import ModelName
 from serving.contract.site import Site
+from wbc_model.core.errors import counted
 
 MEDIA_TYPE: Final = "application/fhir+json"
 Status = Literal["preliminary", "final", "amended", "entered-in-error", "cancelled"]
@@ -225,7 +226,7 @@ def _method(differential: Differential) -> str:
 
 def _panel(differential: Differential, site: Site) -> Json:
     if differential.kind == "too_few_cells":
-        return {"text": f"Classified leukocytes, too few for a differential ({differential.cells} cells)"}
+        return {"text": f"Classified leukocytes, too few for a differential ({counted(differential.cells, 'cell')})"}
     return _coded(LOINC, site.loinc.panel, text="Leukocyte differential, 5 classes")
 
 
@@ -263,12 +264,12 @@ def _performers(entries: _Entries, person: str | None, site: Site) -> Iterator[J
 def _observations(differential: Differential, site: Site, entries: _Entries) -> Iterator[tuple[str, Json]]:
     """Name and content of each Observation; absolute ones follow their percentages and refer to them."""
     few = differential.kind == "too_few_cells"
-    absent = f"{differential.cells} cells, {differential.minimum_cells} are needed" if few else None
+    absent = f"{counted(differential.cells, 'cell')}, {differential.minimum_cells} are needed" if few else None
     for name, share in differential.classes.items():
-        counted = {"code": {"text": "Cells counted of this class"}, "valueInteger": share.count}
+        cell_count = {"code": {"text": "Cells counted of this class"}, "valueInteger": share.count}
         code = _coded(LOINC, site.loinc.percent[name], text=f"{name}s/100 leukocytes in Blood")
         measured = _measured(share, PERCENT, absent, differential.reference_source)
-        yield f"{name} percent", _observation(code, measured, [counted])
+        yield f"{name} percent", _observation(code, measured, [cell_count])
     for name, share in differential.classes.items():
         if share.absolute is not None:
             code = _absolute_code(name, site)
@@ -277,8 +278,11 @@ def _observations(differential: Differential, site: Site, entries: _Entries) -> 
     for name, further in differential.further.items():
         if not few and further.per_100 is not None:
             code = _further_code(name, further.loinc)
-            counted = {"code": {"text": "Cells counted of this kind"}, "valueInteger": further.count}
-            yield f"{name} further", _observation(code, {"valueQuantity": _quantity(float(further.printed), PER_100)}, [counted])
+            cell_count = {"code": {"text": "Cells counted of this kind"}, "valueInteger": further.count}
+            yield (
+                f"{name} further",
+                _observation(code, {"valueQuantity": _quantity(float(further.printed), PER_100)}, [cell_count]),
+            )
 
 
 def _absolute_code(name: str, site: Site) -> Json:

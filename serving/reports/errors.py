@@ -6,6 +6,7 @@ from typing import Literal
 
 from serving.contract.errors import Refused
 from serving.contract.schemas import Block, ModelName
+from wbc_model.core.errors import counted
 
 
 @dataclass(eq=False)
@@ -35,7 +36,7 @@ class NoSuchCell(Refused):
     cells: int
 
     def __str__(self) -> str:
-        return f"The report has {self.cells} cells, numbered from 0: there is no cell {self.position}."
+        return f"The report has {counted(self.cells, 'cell')}, numbered from 0: there is no cell {self.position}."
 
 
 @dataclass(eq=False)
@@ -156,7 +157,7 @@ class MoreThanAnnounced(Refused):
     expected: int
 
     def __str__(self) -> str:
-        return f"'expected_images' is {self.expected}, and the request has {self.images} images."
+        return f"'expected_images' is {self.expected}, and the request has {counted(self.images, 'image')}."
 
 
 @dataclass(eq=False)
@@ -167,7 +168,7 @@ class AnotherExpectation(Refused):
     announced: int
 
     def __str__(self) -> str:
-        return f"The report expects {self.expected} images and the request says {self.announced}."
+        return f"The report expects {counted(self.expected, 'image')} and the request says {self.announced}."
 
 
 @dataclass(eq=False)
@@ -179,7 +180,7 @@ class MoreThanExpected(Refused):
     more: int
 
     def __str__(self) -> str:
-        return f"The report expects {self.expected} images and has {self.held}; {self.more} more are too many."
+        return f"The report expects {counted(self.expected, 'image')} and has {self.held}; {self.more} more would be too many."
 
 
 @dataclass(eq=False)
@@ -190,7 +191,7 @@ class FewerThanHeld(Refused):
     expected: int
 
     def __str__(self) -> str:
-        return f"The report has {self.held} images already; it cannot expect {self.expected}."
+        return f"The report has {counted(self.held, 'image')} already; it cannot expect {self.expected}."
 
 
 @dataclass(eq=False)

@@ -18,7 +18,7 @@ from serving.reports.signing import standing
 from serving.reports.store import Store
 from serving.reports.tables import Report
 from wbc_model.core.classes import CLASS_INDEX
-from wbc_model.core.errors import WbcError
+from wbc_model.core.errors import WbcError, counted
 from wbc_model.core.files import building
 from wbc_model.core.structure import one_picture
 
@@ -92,7 +92,8 @@ def export(store: Store, out: Path, signed: bool = False) -> Exported:
 
 def _nothing(none: int, no_image: int, signed: bool) -> str:
     if no_image:
-        return f"the images of all {no_image} cells that a person gave a label are not kept: see keep_images in the site's file"
+        cells = counted(no_image, "cell")
+        return f"the images of {cells} that a person gave a label are not kept: see keep_images in the site's file"
     which = "signed reports" if signed else "reports that are not withdrawn"
     left = f"; {none} were said to be none" if none else ""
     return f"no person has given a cell a label in {which}{left}: correct or confirm cells first"

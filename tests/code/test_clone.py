@@ -116,7 +116,7 @@ def test_after_a_checkout_of_an_older_version_no_later_label_is_replayed_unasked
     pools = {path: path.read_bytes() for path in (workspace / "data/pools").iterdir()}
     for command in (["labels", "import", str(answers)], ["retrain"]):
         said = wbc(workspace, *command, code=1)
-        assert "1 labels that the pools do not" in said, said
+        assert "1 label that the pools do not" in said, said
         assert "`wbc labels replay`" in said
     assert {path: path.read_bytes() for path in pools} == pools
     run(workspace, "git", "checkout", "-q", "pools-v2")
@@ -127,13 +127,13 @@ def test_after_a_checkout_of_an_older_version_no_later_label_is_replayed_unasked
     bring_back(workspace)
     log = pd.read_csv(workspace / "data/labels.csv")
     assert (log["sha256"].nunique(), log["label"].nunique(), log["why"].tolist()) == (1, 2, ["seen", "seen"])
-    assert "1 labels were superseded by later ones" in wbc(workspace, "labels", "status")
+    assert "1 label was superseded by later ones" in wbc(workspace, "labels", "status")
     # What is none of the five comes and goes with its version as labels do.
     wbc(workspace, "labels", "decide", cells[2], "Smudge", "--by", "ada", "--why", "torn")
     version(workspace, "pools-v4")
     run(workspace, "git", "checkout", "-q", "pools-v3")
     bring_back(workspace)
-    assert "data/none_of_five.csv has 1 labels that the pools do not" in wbc(workspace, "labels", "import", str(answers), code=1)
+    assert "data/none_of_five.csv has 1 label that the pools do not" in wbc(workspace, "labels", "import", str(answers), code=1)
     run(workspace, "git", "checkout", "-q", "pools-v4")
     bring_back(workspace)
     assert json.loads(wbc(workspace, "labels", "status", "--json"))["none_of_five"] == {"Smudge": 1}

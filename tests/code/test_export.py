@@ -139,7 +139,7 @@ def test_what_is_there_is_not_written_over_and_what_is_not_kept_is_said(
         export(store, tmp_path / "out")
     report = reported(store, [png(cells[0])], ["Neutrophil"], of=KEPT.model_copy(update={"keep_images": None}))
     decide(store, report, 0, "Monocyte")
-    with pytest.raises(WbcError, match="the images of all 1 cells that a person gave a label are not kept"):
+    with pytest.raises(WbcError, match="the images of 1 cell that a person gave a label are not kept"):
         export(store, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     (tmp_path / "out").mkdir()

@@ -31,7 +31,7 @@ PACKAGES = {
     "serving.contract": "wbc_model.core",
     "serving.inference": ".contract wbc_model.core wbc_model.network",
     "serving.security": ".contract wbc_model.core",
-    "serving.formats": ".contract",
+    "serving.formats": ".contract wbc_model.core",
     "serving.reports.migrations": "wbc_model.core",
     "serving.reports": ".contract .inference .security .formats .reports.migrations wbc_model.core",
     "serving.labelling": ".contract .security .reports wbc_model.core",

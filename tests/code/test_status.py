@@ -59,7 +59,7 @@ def test_the_next_command_follows_what_happened(marked: Path) -> None:
     assert next_command(marked).startswith("`wbc labels export FILE.csv` writes the 2 cells that await a label")
     answers = pools.frames["unlabelled"].head(2)[["sha256"]].assign(label=CLASSES[0], labelled_by="ada", labelled_at="")
     labels.record(marked, answers.head(1), 1)
-    assert next_command(marked).endswith("the 1 cells that await a label, or `wbc retrain` goes on with the 1 that were given")
+    assert next_command(marked).endswith("the 1 cell that awaits a label, or `wbc retrain` goes on with the 1 that came")
     labels.record(marked, answers, 1)
     assert next_command(marked).startswith("`wbc retrain` goes on: every cell")
     run("done").write(marked)

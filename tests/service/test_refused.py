@@ -127,7 +127,7 @@ ANSWERS: list[tuple[Refused, tuple[int, str, str], str, dict[str, Any], dict[str
     (
         reports.MoreThanExpected(expected=10, held=8, more=3),
         NUMBER,
-        "The report expects 10 images and has 8; 3 more are too many. Send only those that it does not hold, or put "
+        "The report expects 10 images and has 8; 3 more would be too many. Send only those that it does not hold, or put "
         "expected_images right with PATCH.",
         FIELD,
         {},
