@@ -58,8 +58,8 @@ def gc_command(
     yes: Annotated[bool, typer.Option("--yes", help="Delete; without it only say what would be deleted.")] = False,
     json_: Json = False,
 ) -> None:
-    """Give disk back: models that no alias, tag or branch names and that are not among the last. Caches that nothing reads go, too.
-    Never images or pools."""
+    """Give disk back: models that no alias, tag or branch names and that are not among the last. Caches that nothing reads go,
+    too. Never images or pools."""
     from flows.registry.disk import collect
 
     result = collect(here(), keep, champions, yes)
