@@ -31,7 +31,7 @@ import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from flows.sites.onboard import ADAPTATION, HOME_SHARE
+from flows.sites.onboard import ADAPTATION
 from flows.studies.results import publishing
 from wbc_model.network import attention, processors
 from wbc_model.network.convolution import Conv3x3, convolved
@@ -205,10 +205,7 @@ def training_of(params: Params, folder: Path, pseudo: bool) -> Training:
 def onboarding_of(params: Params, folder: Path, was: bool) -> Training:
     """An onboarding without labels on noise, as it was before decision 063 or as it is."""
     size = params.size
-    batch = size.batch_size if was else round(HOME_SHARE * size.batch_size)
-    train = {**ADAPTATION, "unlabelled_ratio": ADAPTATION["unlabelled_ratio"] * size.batch_size / batch}
-    presets = {**params.presets, params.preset: size.model_copy(update={"batch_size": batch})}
-    params = params.model_copy(update={"presets": presets, "train": params.train.model_copy(update=train)})
+    params = params.model_copy(update={"train": params.train.model_copy(update=ADAPTATION)})
     home, site = (noise(count, size.image_size, 0) for count in (CELLS, 0))
     batches, pseudo = SiteBatches(home, site, params, 0.0), PseudoLabelling(pool_of(size.image_size), params, 0.0)
     fixed = () if was else FIXED

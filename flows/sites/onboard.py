@@ -67,7 +67,6 @@ RECOGNISED_BY = 50  # cells of a site's data, of which one is known when it is g
 SHIFT_CELLS = 1000  # of home that the shift is measured against
 LATER_STRATEGY: Final[Acquisition] = "badge"  # of the rounds after the first, by the adapted model
 SITE_SHARE: Final = 0.3  # of each batch drawn again from the site's labelled cells
-HOME_SHARE: Final = 0.5  # of the preset's batch where the site has no label: home's cells, which are there to be remembered
 PSEUDO_START_SHARE: Final = 0.25  # of the updates before the first pseudo-label
 ASKING_SHARE: Final = 0.5  # of the updates, for a model that only asks: 200 of 400 cost no points (studies/onboard)
 PROGRESS_CELLS: Final = 256  # of home that are looked at while the network learns; what is kept is measured on all
@@ -129,14 +128,11 @@ def champion_of(workspace: Path) -> Path:
 
 def adaptation_params(params: Params, card: ModelCard, labels: int, asked: int) -> Params:
     """The parameters of an adaptation with `labels` of the `asked`: training's with ADAPTATION, and the champion's network.
-    Without a label a batch has fewer of home's cells, and as many of the site's. Raises WbcError for a champion of a kind that is
-    not trained any more."""
+    Raises WbcError for a champion of a kind that is not trained any more."""
     if card.architecture.norm == "frozen":
         raise WbcError("the champion has model.norm: frozen, which went: `wbc retrain` makes one that can be taken to a site")
-    share, ratio = 1.0 if labels else HOME_SHARE, ADAPTATION["unlabelled_ratio"]
     size = {
         "updates": max(1, round(_share_of_updates(labels, asked) * params.onboard.train.updates)),
-        "batch_size": max(2, round(share * params.size.batch_size)),
         "image_size": card.input_size,
     }
     architecture = {**card.architecture.model_dump(include={"attention", "lossnet", "norm"}), "view": card.view}
@@ -144,7 +140,7 @@ def adaptation_params(params: Params, card: ModelCard, labels: int, asked: int) 
         update={
             "presets": {**params.presets, params.preset: params.size.model_copy(update=size)},
             "model": params.model.model_copy(update=architecture),
-            "train": params.train.model_copy(update=ADAPTATION | {"unlabelled_ratio": ratio / share}),
+            "train": params.train.model_copy(update=ADAPTATION),
         }
     )
 

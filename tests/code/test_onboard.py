@@ -268,7 +268,7 @@ def test_the_adapted_network_is_the_champions_whatever_params_say_now(home: Path
     assert (how.model.view, how.model.norm, how.size.image_size, how.size.updates) == ("whole", "group", 96, 4)
     without = adaptation_params(params, card, 0, 8)
     batches = [(of.size.batch_size, of.train.unlabelled_ratio * of.size.batch_size) for of in (how, without)]
-    assert batches == [(16, 8), (8, 8)], "without a label home has fewer of a batch, the site as many"
+    assert batches == [(16, 8), (16, 8)]
     assert how.train.hard_share == 0.0, "what is drawn again are the site's cells"
     frozen = card.model_copy(update={"architecture": card.architecture.model_copy(update={"norm": "frozen"})})
     with pytest.raises(WbcError, match=r"model\.norm: frozen, which went"):
