@@ -331,7 +331,7 @@ def _engine(url: URL) -> Engine:
 
 @cache
 def _patient_connection() -> "type[psycopg.Connection[Any]]":
-    """Connections of one server, as `_engine` makes them; psycopg is loaded where it is used."""
+    """The class of the connections; it is made where psycopg is needed, since a store in a file needs none."""
     import psycopg
 
     class PatientConnection(psycopg.Connection[Any]):

@@ -143,12 +143,12 @@ def test_measurements_that_nothing_reads_go_and_those_in_use_stay(site: Path) ->
         "pairs-1.npz",
         ".written-now",
     ]
-    gone = [f"quality-bb-{version}.parquet", "quality-aa-0123456789abcdef.views", ".quality-aa.killed"]
+    gone = [f"quality-bb-{version}.parquet", "quality-aa-0123456789abcdef.views", "quality-aa.npz", ".quality-aa.killed"]
     for name in [*kept, *gone]:
         (cache / name).write_bytes(b"cells")
     os.utime(cache / ".quality-aa.killed", (0, 0))
     said = collect(site, last=4, delete=True)
-    assert (said["lines"], said["frees"]) == (["3 files of measurements of cells that nothing reads any more"], 15)
+    assert (said["lines"], said["frees"]) == (["4 files of measurements of cells that nothing reads any more"], 20)
     assert sorted(path.name for path in cache.iterdir()) == sorted(kept)
 
 

@@ -391,7 +391,7 @@ def _readings(path: str) -> Iterator[str]:
 def _inside(path: str, root: Path) -> Path:
     """Where a path leads, links followed; raises ImageRejected where it leaves the manifest's folder, or cannot be followed.
 
-    Paths are texts here: `Path` takes three times as long, and this is done for each of millions of cells.
+    Paths are texts here: `Path` takes longer, and this is done for each of millions of cells.
     """
     folder = os.path.normpath(root.absolute())  # as written: links are followed below
     elsewhere = path.startswith(os.sep)

@@ -176,7 +176,7 @@ def of_no_use(cache: Path, store: Path) -> list[Path]:
     version, shards = code_version(_measure_stored), {shard.stem for shard in store.glob("*.parquet")}
     gone = [path for path in cache.glob(".*") if time.time() - path.stat().st_mtime > _DAY]
     for path in cache.glob("quality-*"):
-        _, shard, made_by = path.stem.split("-")
+        shard, _, made_by = path.stem.removeprefix("quality-").partition("-")
         if made_by not in (version, _DAMAGED) or (shards and shard not in shards):
             gone.append(path)
     return sorted(gone)
