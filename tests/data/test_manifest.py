@@ -1,5 +1,6 @@
 """Folders, paths, separators and names as people have them."""
 
+import itertools
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -106,6 +107,39 @@ def test_no_spelling_leads_out(tmp_path: Path, cell: Cell, written: str) -> None
     (tmp_path / "x.png").write_bytes(b"secret")
     with pytest.raises(ImageRejected, match="outside_folder"):
         read_cell(written.format(root=tmp_path / "source"), tmp_path / "source")
+
+
+def test_a_folder_that_is_remembered_changes_nothing(tmp_path: Path, cell: Cell) -> None:
+    """Each path alone, and each with what was found of the folders of all others before it."""
+    source, outside = tmp_path / "source", tmp_path / "outside"
+    for name in ("a/x.png", "a/b/x.png"):
+        cell(name, name.encode())
+    outside.mkdir()
+    (outside / "x.png").write_bytes(b"secret")
+    for link, target in {
+        "in": "a",
+        "out": outside,
+        "up": "..",
+        "round": "round",
+        "a/x": "b/x.png",
+        "a/y": outside / "x.png",
+    }.items():
+        (source / link).symlink_to(target)
+    parts = ("a", "b", "in", "out", "up", "round", "..", ".", "source", "outside", "x", "y", "x.png")
+    paths = ["/".join(some) for length in (1, 2, 3) for some in itertools.product(parts, repeat=length)]
+    folders: dict[str, str] = {}
+
+    def found(path: str, *known: dict[str, str]) -> bytes | str:
+        try:
+            return read_cell(path, source, *known)
+        except ImageRejected as error:
+            return error.reason
+
+    alone = {path: found(path) for path in paths}
+    assert {path: found(path, folders) for path in paths} == alone
+    assert set(alone.values()) == {b"a/x.png", b"a/b/x.png", "missing", "outside_folder"}
+    assert alone["in/b/x.png"] == alone["a/x"] == b"a/b/x.png"
+    assert alone["in/y"] == "outside_folder"
 
 
 def test_a_file_of_just_that_name_comes_first(tmp_path: Path, cell: Cell) -> None:

@@ -51,6 +51,7 @@ ManifestRow = tuple[str, str, str, str]  # path, label, split, group
 Load = Callable[[], bytes]  # gives the bytes of a file, or raises ImageRejected
 Found = TypeVar("Found")
 PART: Final = 256  # files of a part that one process reads, at least
+_FILES_AT_A_TIME: Final = 4  # of a thread: to wake it for each takes longer than to read a small one
 NO_NAMES: Final[Mapping[str, str]] = MappingProxyType({})
 _PEEKED: Final = 50  # rows in which a column of labels under another name is looked for
 _SLIP_OF_A_CLASS: Final = 0.79  # as SLIP, but diseases are named after classes: neutropenia is no slip of neutrophil
@@ -130,8 +131,8 @@ class Plain:
 
     def files(self, paths: Sequence[str]) -> Iterator[tuple[int, Load]]:
         """In the manifest's order."""
-        root = root_of(self.data)
-        return ((place, partial(read_cell, path, root)) for place, path in enumerate(paths))
+        root, folders = root_of(self.data), dict[str, str]()
+        return ((place, partial(read_cell, path, root, folders)) for place, path in enumerate(paths))
 
     def parts(self, paths: Sequence[str]) -> list[list[int]]:
         """In their order."""
@@ -150,15 +151,19 @@ def source_of(data: Path | Source) -> Source:
 def each_file(origin: Source, paths: Sequence[str], work: Callable[[int, Load], Found]) -> Iterator[tuple[int, Found]]:
     """Each path's position and what `work` makes of its file, in threads, in the order in which files are read fastest. A few
     are in memory at a time: the files of some sources come with their bytes."""
-    workers = threads()
+
+    def work_through(files: list[tuple[int, Load]]) -> list[tuple[int, Found]]:
+        return [(place, work(place, load)) for place, load in files]
+
+    workers, files = threads(), iter(origin.files(paths))
     with ThreadPoolExecutor(workers) as pool:
-        pending: deque[tuple[int, Future[Found]]] = deque()
-        for place, load in origin.files(paths):
-            pending.append((place, pool.submit(work, place, load)))
+        pending: deque[Future[list[tuple[int, Found]]]] = deque()
+        while some := list(itertools.islice(files, _FILES_AT_A_TIME)):
+            pending.append(pool.submit(work_through, some))
             if len(pending) > 2 * workers:
-                place, future = pending.popleft()
-                yield place, future.result()
-        yield from ((place, future.result()) for place, future in pending)
+                yield from pending.popleft().result()
+        for future in pending:
+            yield from future.result()
 
 
 def in_parts(places: Sequence[int]) -> list[list[int]]:
@@ -339,13 +344,14 @@ def printable(path: str) -> str:
     return path if path.isascii() else path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def read_cell(path: str, root: Path) -> bytes:
-    """The bytes of a manifest's `path` under the manifest's folder `root`.
+def read_cell(path: str, root: Path, folders: dict[str, str] | None = None) -> bytes:
+    """The bytes of a manifest's `path` under the manifest's folder `root`. `folders` keeps, for those who read many, where the
+    links on the way to a folder lead.
 
     Raises ImageRejected: `missing`, `too_large`, or `outside_folder` when the path leaves the folder by `..` or a link. Only a
     path that the manifest itself gives as absolute may name a file elsewhere.
     """
-    file = _locate(path, root)
+    file = Path(_locate(path, root, {} if folders is None else folders))
     try:
         status = file.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -359,7 +365,7 @@ def read_cell(path: str, root: Path) -> bytes:
         raise ImageRejected("missing", f"it cannot be read: {error.strerror}") from None
 
 
-def _locate(path: str, root: Path) -> Path:
+def _locate(path: str, root: Path, folders: dict[str, str]) -> str:
     """The file that a manifest's path means, as it is written. Else it is tried without spaces around it, as a file URL, with the
     separators of Windows, and in the other normal form of Unicode."""
     if not path.strip():
@@ -368,7 +374,7 @@ def _locate(path: str, root: Path) -> Path:
         raise ImageRejected("missing", "the path contains a zero byte")
     targets = []
     for written in _readings(path):
-        targets.append(_inside(written, root))
+        targets.append(_inside(written, root, folders))
         if os.path.lexists(targets[-1]):
             return targets[-1]
     return targets[0]
@@ -388,7 +394,7 @@ def _readings(path: str) -> Iterator[str]:
         yield bare.replace("\\", "/")
 
 
-def _inside(path: str, root: Path) -> Path:
+def _inside(path: str, root: Path, folders: dict[str, str]) -> str:
     """Where a path leads, links followed; raises ImageRejected where it leaves the manifest's folder, or cannot be followed.
 
     Paths are texts here: `Path` takes longer, and this is done for each of millions of cells.
@@ -401,13 +407,27 @@ def _inside(path: str, root: Path) -> Path:
     if not inside and (not elsewhere or ".." in PurePosixPath(path).parts):
         raise ImageRejected("outside_folder", "the path leaves the manifest's folder")
     try:
-        target = os.path.realpath(exact if os.path.lexists(exact) else _spelt(Path(plain)))
+        target = _followed(exact, folders) if os.path.lexists(exact) else os.path.realpath(_spelt(Path(plain)))
     except OSError as error:
         raise ImageRejected("missing", f"it cannot be read: {error}") from None
     # No link is left in the target: where it lies under the folder as written, that has none either, and need not be resolved.
-    if inside and not _lies_in(target, folder) and not _lies_in(target, os.path.realpath(folder)):
+    if inside and not _lies_in(target, folder) and not _lies_in(target, _resolved(folder, folders)):
         raise ImageRejected("outside_folder", "a link on the path leads out of the manifest's folder")
-    return Path(target)
+    return target
+
+
+def _followed(path: str, folders: dict[str, str]) -> str:
+    """`os.path.realpath` of what is there; a folder is resolved once for all its files, which takes longer than to read one."""
+    folder, name = os.path.split(path)
+    if name in ("", ".", "..") or stat.S_ISLNK(os.lstat(path).st_mode):
+        return os.path.realpath(path)
+    return f"{_resolved(folder, folders).rstrip(os.sep)}{os.sep}{name}"
+
+
+def _resolved(folder: str, folders: dict[str, str]) -> str:
+    if folder not in folders:
+        folders[folder] = os.path.realpath(folder)
+    return folders[folder]
 
 
 def _lies_in(path: str, folder: str) -> bool:
