@@ -21,7 +21,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from serving.contract.site import Critical, Range, Site
 from wbc_model.core.classes import CLASS_INDEX, CLASSES
-from wbc_model.core.errors import WbcError
+from wbc_model.core.errors import WbcError, counted
 from wbc_model.core.model_card import CARD, ModelCard
 
 Floats = NDArray[np.float64]
@@ -37,6 +37,7 @@ PERSON_ONLY: Final = "Every cell's class was given by a person; the exact limits
 NO_CELL: Final = "No cell was counted, so that nothing is known of the specimen."
 SITE_UNKNOWN: Final = "The images look like those of no site that the model was calibrated for: how it errs here is not known."
 RENDERED: Final = "The model learned from drawn cells: this is for trying out, says nothing about a patient and cannot be signed."
+NAMED_BY_PERSONS: Final = "Each cell named by a person from its image"  # how what stands beside the differential was found
 PERCENT_DIGITS, ABSOLUTE_DIGITS = 1, 2  # decimals that are printed where no more are needed
 MOST_DIGITS: Final = 12
 
@@ -377,7 +378,7 @@ def _further(names: Sequence[str], leukocytes: int, site: Site) -> dict[str, Fur
 
 
 def _note(cells: int, to_review: int, minimum: int) -> str:
-    noted = f"{cells} cells counted, {to_review} of them to be looked at by a person."
+    noted = f"{counted(cells, 'cell')} counted, {to_review} of them to be looked at by a person."
     return noted if cells >= minimum else f"{noted} Too few for a differential: at least {minimum} are needed."
 
 

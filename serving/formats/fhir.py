@@ -16,6 +16,7 @@ from typing import Any, Final, Literal, NamedTuple, cast
 from uuid import UUID, uuid4, uuid5
 
 from serving.contract.differential import (
+    NAMED_BY_PERSONS,
     RENDERED,
     SITE_UNKNOWN,
     AbsoluteCount,
@@ -279,10 +280,8 @@ def _observations(differential: Differential, site: Site, entries: _Entries) -> 
         if not few and further.per_100 is not None:
             code = _further_code(name, further.loinc)
             cell_count = {"code": {"text": "Cells counted of this kind"}, "valueInteger": further.count}
-            yield (
-                f"{name} further",
-                _observation(code, {"valueQuantity": _quantity(float(further.printed), PER_100)}, [cell_count]),
-            )
+            measured = {"valueQuantity": _quantity(float(further.printed), PER_100), "method": {"text": NAMED_BY_PERSONS}}
+            yield f"{name} further", _observation(code, measured, [cell_count])
 
 
 def _absolute_code(name: str, site: Site) -> Json:

@@ -6,7 +6,7 @@ must have, and the receiver finds the patient by the specimen number.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, Literal, NamedTuple
 
@@ -14,6 +14,7 @@ from hl7apy.consts import VALIDATION_LEVEL  # type: ignore[import-untyped]
 from hl7apy.core import Group, Message  # type: ignore[import-untyped]
 
 from serving.contract.differential import (
+    NAMED_BY_PERSONS,
     RENDERED,
     SITE_UNKNOWN,
     AbsoluteCount,
@@ -40,6 +41,7 @@ FLAGS: Final[dict[Flag, str]] = {
     "critical_high": "HH",
 }  # table 0078
 ESCAPES: Final = {"\\": "\\E\\", "|": "\\F\\", "^": "\\S\\", "&": "\\T\\", "~": "\\R\\"}
+OBSERVED, STATUS = 3, 11  # fields of an OBX
 CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 PERCENT: Final = "%^percent^UCUM"
 ABSOLUTE: Final = "10*3/uL^thousand per microliter^UCUM"
@@ -62,10 +64,14 @@ class Acknowledgement(NamedTuple):
         return self.code in ("AA", "CA")
 
 
+Told = Sequence[str]  # the fields of an OBX as it was sent, escaped as they are
+
+
 class Signed(NamedTuple):
     """What a message says beside the numbers. Times are aware; `corrected` counts cells whose class a person changed.
 
-    Of a withdrawal `by`, `signed` and `reason` are who withdrew the report, when and why.
+    Of a withdrawal `by`, `signed` and `reason` are who withdrew the report, when and why. `told` are observations that the
+    receiver may hold, as `observations_of` reads them: what the message does not say anew it takes back.
     """
 
     report_id: str
@@ -77,6 +83,7 @@ class Signed(NamedTuple):
     signed: datetime
     corrected: int
     reason: str = ""
+    told: Sequence[Told] = ()
 
 
 def escape(text: str) -> str:
@@ -93,8 +100,9 @@ def oru_r01(differential: Differential, report: Signed, control_id: str, site: S
     """The message; segments end in a carriage return. `control_id` (20 characters at most) is MSH-10.
 
     Where the cells were too few for a differential, the observations carry no value and the status `X`, and a note says why. A
-    withdrawal repeats the observations with the status `W`, so that the receiver marks what it has as wrong. Raises ValueError
-    for a model of drawn cells, of which no message may leave.
+    withdrawal repeats the observations with the status `W`, so that the receiver marks what it has as wrong. So does any message
+    with what the receiver was told and the report has no longer. Raises ValueError for a model of drawn cells, of which no
+    message may leave.
     """
     if differential.rendered:
         raise ValueError(RENDERED)
@@ -108,10 +116,13 @@ def oru_r01(differential: Differential, report: Signed, control_id: str, site: S
     for number, note in enumerate(_notes(differential, report), 1):
         _note(order, number, note)
     enough = differential.kind == "differential"
-    method = f"^Image classification, {how_reviewed(differential)}"
-    for number, observation in enumerate(_observations(differential, site), 1):
-        segment = _observe(order.add_group("ORU_R01_OBSERVATION"), number, observation, report, enough)
-        segment.obx_17 = method
+    observations = list(_observations(differential, site))
+    for number, observation in enumerate(observations, 1):
+        _observe(order.add_group("ORU_R01_OBSERVATION"), number, observation, report, enough)
+    here = {_term(observation.code) for observation in observations}
+    gone = [fields for fields in report.told if _term(fields[OBSERVED]) not in here]
+    for number, fields in enumerate(gone, len(observations) + 1):
+        _take_back(order.add_group("ORU_R01_OBSERVATION"), number, fields)
     if report.specimen_id:
         specimen = order.add_group("ORU_R01_SPECIMEN").add_segment("SPM")
         specimen.spm_1, specimen.spm_2, specimen.spm_4 = "1", escape(report.specimen_id), "BLD^Whole blood^HL70487"
@@ -156,21 +167,24 @@ class _Observation(NamedTuple):
     interval: str
     reference: str
     flag: Flag | None
+    method: str
 
 
 def _observations(differential: Differential, site: Site) -> Iterator[_Observation]:
+    method = f"Image classification, {how_reviewed(differential)}"
     for name, share in differential.classes.items():
         code = f"{site.loinc.percent[name]}^{name}s/100 leukocytes in Blood^LN"
-        yield _Observation(code, PERCENT, share.printed, *_limits(share, 1), share.flag)
+        yield _Observation(code, PERCENT, share.printed, *_limits(share, 1), share.flag, method)
     for name, share in differential.classes.items():
         if share.absolute is not None:
             code = f"{site.loinc.absolute[name]}^{name}s [#/volume] in Blood^LN"
-            yield _Observation(code, ABSOLUTE, share.absolute.printed, *_limits(share.absolute, 2), share.absolute.flag)
+            absolute = share.absolute
+            yield _Observation(code, ABSOLUTE, absolute.printed, *_limits(absolute, 2), absolute.flag, method)
     for name, further in differential.further.items():
         if further.loinc is not None and further.per_100 is not None:
             code = f"{further.loinc}^{escape(name)}s/100 leukocytes in Blood^LN"
             counted = f"{further.count} counted beside the differential, to {differential.leukocytes} leukocytes"
-            yield _Observation(code, PER_100, further.printed, counted, "", None)
+            yield _Observation(code, PER_100, further.printed, counted, "", None, NAMED_BY_PERSONS)
 
 
 def _limits(of: ClassShare | AbsoluteCount, digits: int) -> tuple[str, str]:
@@ -179,7 +193,7 @@ def _limits(of: ClassShare | AbsoluteCount, digits: int) -> tuple[str, str]:
     return limits, f"{plain(of.reference.low)}-{plain(of.reference.high)}"
 
 
-def _observe(group: Group, number: int, observation: _Observation, report: Signed, enough: bool) -> Any:
+def _observe(group: Group, number: int, observation: _Observation, report: Signed, enough: bool) -> None:
     segment = group.add_segment("OBX")
     segment.obx_1, segment.obx_2, segment.obx_3 = str(number), "NM", observation.code
     segment.obx_6, segment.obx_7 = observation.units, observation.reference
@@ -191,7 +205,20 @@ def _observe(group: Group, number: int, observation: _Observation, report: Signe
         _note(group, 1, observation.interval)
         if observation.flag is not None:
             segment.obx_8 = FLAGS[observation.flag]
-    return segment
+    segment.obx_17 = f"^{observation.method}"
+
+
+def _take_back(group: Group, number: int, fields: Told) -> None:
+    """Mark as wrong what the receiver was told, in the words in which it was told."""
+    segment = group.add_segment("OBX")
+    for place, value in enumerate(fields[1:], 1):
+        setattr(segment, f"obx_{place}", value)
+    segment.obx_1, segment.obx_11 = str(number), OBSERVATION_STATUS["withdrawn"]
+
+
+def _term(code: str) -> str:
+    """The term of an OBX-3, by which a receiver files a result; its words may change."""
+    return code.partition("^")[0]
 
 
 def _note(group: Group, number: int, text: str) -> None:
@@ -208,9 +235,21 @@ class About(NamedTuple):
 
 def about(text: str) -> About:
     """Read again what `oru_r01` has written."""
-    segments = {fields[0]: fields for fields in (line.split("|") for line in text.split("\r"))}
-    specimen = segments["SPM"][2] if "SPM" in segments else None
-    return About(None if specimen is None else _unescape(specimen), segments["OBX"][11] == OBSERVATION_STATUS["withdrawn"])
+    specimen = next((fields[2] for fields in _segments(text, "SPM")), None)
+    first = next(_segments(text, "OBX"))  # of a result that takes something back, too, the first is what it says anew
+    return About(None if specimen is None else _unescape(specimen), first[STATUS] == OBSERVATION_STATUS["withdrawn"])
+
+
+def observations_of(text: str, known: Mapping[str, Told]) -> dict[str, Told]:
+    """By its term each observation that a receiver holds after it has taken the message, `known` before it: those with a value
+    that was not taken back."""
+    said = {_term(fields[OBSERVED]): fields for fields in _segments(text, "OBX")}
+    held = {term: fields for term, fields in said.items() if fields[STATUS] not in (NO_RESULT, OBSERVATION_STATUS["withdrawn"])}
+    return {term: fields for term, fields in known.items() if term not in said} | held
+
+
+def _segments(text: str, name: str) -> Iterator[list[str]]:
+    return (fields for fields in (line.split("|") for line in text.split("\r")) if fields[0] == name)
 
 
 def _unescape(text: str) -> str:

@@ -156,7 +156,7 @@ def _head(page: _Page, report: ReportAnswer, site: Site, enough: bool) -> None:
 def _note(words: Words, report: ReportAnswer) -> str:
     """How many cells were counted, and whether they are enough."""
     of = report.differential
-    noted = words("pdf.note", cells=of.cells, to_review=of.to_review)
+    noted = words("pdf.note", count=of.cells, to_review=of.to_review)
     few = of.kind == "too_few_cells"
     return f"{noted} {words('pdf.note_few', minimum=of.minimum_cells)}" if few else noted
 

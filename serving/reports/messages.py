@@ -13,7 +13,7 @@ from typing import Final
 from serving.contract.differential import Differential
 from serving.contract.schemas import ModelName
 from serving.contract.site import Site
-from serving.formats.hl7 import Sent, Signed, about, oru_r01
+from serving.formats.hl7 import Sent, Signed, Told, about, observations_of, oru_r01
 from serving.reports.outbox import lock_messages, retire
 from serving.reports.tables import Message, Report
 
@@ -26,16 +26,18 @@ def announce_signature(report: Report, by: str, corrected: int, now: datetime, s
     `corrected` is how many cells count as something else than what the model said.
     """
     lock_messages(report)
-    wrong = [specimen for specimen in _told(report) if specimen != report.specimen_id]
+    told = _told(report)
+    wrong = [specimen for specimen in told if specimen != report.specimen_id]
     due, kept = _retire_others(report, now)
     if site.hl7 is None:
         return
     for specimen in wrong:
         if specimen not in kept:
             before = Differential.model_validate(report.signatures[-2].differential)
-            taken_back = _said(report, "withdrawn", by, 0, now)._replace(specimen_id=specimen, reason=OTHER_SPECIMEN)
+            taken_back = _said(report, "withdrawn", by, 0, now)
+            taken_back = taken_back._replace(specimen_id=specimen, reason=OTHER_SPECIMEN, told=told[specimen])
             report.messages.append(_message(before, taken_back, due, now, site))
-    said = _said(report, report.status, by, corrected, now)
+    said = _said(report, report.status, by, corrected, now)._replace(told=told.get(report.specimen_id, ()))
     report.messages.append(_message(Differential.model_validate(report.differential), said, due, now, site))
 
 
@@ -49,19 +51,29 @@ def announce_withdrawal(report: Report, by: str, reason: str, now: datetime, sit
     for specimen in told:
         if specimen not in kept:
             last = Differential.model_validate(report.signatures[-1].differential)
-            said = _said(report, "withdrawn", by, 0, now)._replace(specimen_id=specimen, reason=reason)
+            said = _said(report, "withdrawn", by, 0, now)._replace(specimen_id=specimen, reason=reason, told=told[specimen])
             report.messages.append(_message(last, said, due, now, site))
 
 
-def _told(report: Report) -> list[str | None]:
-    """The specimen numbers under which the receiver may have a result of the report that was not taken back."""
-    told: dict[str | None, bool] = {}
+def _told(report: Report) -> dict[str | None, list[Told]]:
+    """By the specimen number what the receiver may hold of the report's results: what it was told and was not taken back."""
+    told: dict[str | None, dict[str, Told]] = {}
     for message in report.messages:
         specimen, withdrawn = about(message.text)
-        # A result that was tried may have arrived, a withdrawal may not have: only the acknowledged one has taken it back.
-        if message.state == "delivered" or (message.attempts and message.state != "failed" and not withdrawn):
-            told[specimen] = not withdrawn
-    return [specimen for specimen, held in told.items() if held]
+        known = told.get(specimen, {})
+        after = observations_of(message.text, known)
+        if message.state == "delivered":
+            told[specimen] = after
+            if withdrawn and not after:
+                del told[specimen]
+        elif _may_have_arrived(message) and not withdrawn:  # and may not: what it takes back may still be there
+            told[specimen] = known | after
+    return {specimen: list(held.values()) for specimen, held in told.items()}
+
+
+def _may_have_arrived(message: Message) -> bool:
+    """Whether the receiver may have taken a message although it has not said so: what it refuses may be a repetition of that."""
+    return bool(message.unanswered if message.state == "failed" else message.attempts)
 
 
 def _retire_others(report: Report, now: datetime) -> tuple[datetime, set[str | None]]:

@@ -21,7 +21,7 @@ from collections.abc import Container
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
-from sqlalchemy import ColumnElement, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, case, exists, func, or_, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session, aliased, object_session
 
@@ -223,8 +223,12 @@ def refused(store: Store) -> list[Message]:
 
 
 def send_again(store: Store) -> int:
-    """Put every failed message back in the queue; returns how many. One that was superseded has retired and is none."""
-    fresh = {"state": "pending", "attempts": 0, "unanswered": 0, "not_before": _now(), "finished_at": None}
+    """Put every failed message back in the queue; returns how many. One that was superseded has retired and is none.
+
+    One that was once not answered may have arrived then: that is not forgotten.
+    """
+    once = case((Message.unanswered > 0, 1), else_=0)
+    fresh = {"state": "pending", "attempts": once, "unanswered": once, "not_before": _now(), "finished_at": None}
     with store.writing() as session:
         failed = list(session.scalars(select(Message.id).where(Message.state == "failed").with_for_update()))
         session.execute(update(Message).where(Message.id.in_(failed)).values(fresh))

@@ -96,9 +96,11 @@ def test_fhir_and_hl7_say_it_where_there_is_a_term() -> None:
         ("19048-8", 2.0),  # 2 to 99 leukocytes
         (None, 1.0),
     ]
+    assert {one["method"]["text"] for one in beside} == {said.NAMED_BY_PERSONS}
     text = oru_r01(differential, Signed("0" * 32, "final", "S", MODEL, "Dr. Ada", NOW, NOW, 0), "A" * 20, site())
     last = [line.split("|") for line in text.split("\r") if line.startswith("OBX")][-1]
     assert (last[3].split("^")[0], last[5], last[6].split("^")[0]) == ("19048-8", "2.0", "/100{WBCs}")
+    assert last[17] == f"^{said.NAMED_BY_PERSONS}"
     assert "Platelet" not in text
     few = fhir.bundle(counted(["Erythroblast"], ["Neutrophil"]), of, site())
     assert "/100{WBCs}" not in json.dumps(few)
@@ -131,5 +133,5 @@ def test_the_words_of_a_report_say_what_the_service_says() -> None:
     assert words("pdf.correction.no_cell") == said.NO_CELL
     applied = counted([]).correction
     assert words("pdf.correction.applied", cells=applied.validation_cells, draws=said.DRAWS) == applied.explanation
-    assert counted([]).note == words("pdf.note", cells=99, to_review=0)
+    assert counted([]).note == words("pdf.note", count=99, to_review=0)
     assert [words.kind(name) for name in CLASSES] == list(CLASSES)

@@ -370,6 +370,68 @@ def test_a_result_under_a_wrong_specimen_number_is_taken_back(store: Store, list
     assert [about(text) for text in listener.messages()[3:]] == [("S^2", True), ("S-1", False)]
 
 
+def observed(message: str) -> dict[str, list[str]]:
+    """Per status the terms of its OBX."""
+    found: dict[str, list[str]] = {}
+    for fields in (line.split("|") for line in message.split("\r") if line.startswith("OBX")):
+        found.setdefault(fields[11], []).append(fields[3].partition("^")[0])
+    return found
+
+
+def test_what_a_report_has_no_longer_is_taken_back(store: Store, listener: Listener) -> None:
+    """A mistyped leukocyte count and a band that is none would stay final at the receiver."""
+    listener.start()
+    receiver = listener.receiver()
+    of = site(receiver)
+    percent, absolute, band = (list(of.loinc.percent.values()), list(of.loinc.absolute.values()), "26508-2")
+    report = take_in(store, read(several("Neutrophil", 13)), Specimen(71.0, "S-1"), of).report.id
+    correct(store, Action(report, PERSON), 0, "Band", of)
+    sign(store, Action(report, PERSON), of)
+    deliver_due(store, receiver)
+    correct(store, Action(report, PERSON, amend=True), 0, "Neutrophil", of)
+    put_right(store, Action(report, PERSON, amend=True, reason=REASON), {"wbc_count": None}, of)
+    sign(store, Action(report, PERSON), of)
+    deliver_due(store, receiver)
+    amended(store, report, receiver)
+    deliver_due(store, receiver)
+    first, second, third = listener.messages()
+    assert observed(first) == {"F": [*percent, *absolute, band]}
+    assert observed(second) == {"C": percent, "W": [*absolute, band]}
+    assert about(second) == ("S-1", False)
+    told, taken_back = (
+        [line.split("|")[5:9] for line in one.split("\r") if line.startswith("OBX")][5:] for one in (first, second)
+    )
+    assert told == taken_back
+    assert observed(third) == {"C": percent}
+
+
+def test_a_withdrawal_takes_back_all_that_was_told_since_the_last(store: Store, listener: Listener) -> None:
+    """The amendment without the count has not left: the receiver holds the one before it."""
+    listener.start()
+    receiver = listener.receiver()
+    of = site(receiver)
+    report = take_in(store, read(several("Neutrophil", 12)), Specimen(71.0, "S-1"), of).report.id
+    sign(store, Action(report, PERSON), of)
+    deliver_due(store, receiver)
+    put_right(store, Action(report, PERSON, amend=True, reason=REASON), {"wbc_count": None}, of)
+    sign(store, Action(report, PERSON), of)
+    withdraw(store, Action(report, PERSON, amend=True, reason=REASON), of)
+    deliver_due(store, receiver)
+    assert observed(listener.messages()[-1]) == {"W": [*of.loinc.percent.values(), *of.loinc.absolute.values()]}
+
+
+def test_a_refused_repetition_of_what_may_have_arrived_is_still_withdrawn(store: Store, listener: Listener) -> None:
+    """Its acknowledgement was lost, and the receiver refuses what it has already."""
+    of = site(listener.receiver(timeout=0.5))
+    report = signed(store, "S-1", listener.receiver())
+    with store.writing() as session:
+        for message in session.scalars(select(Message)):
+            message.attempts, message.unanswered, message.state = 2, 1, "failed"
+    assert send_again(store) == 1
+    withdraw(store, Action(report, PERSON, amend=True, reason=REASON), of)
+    assert [(one.state, about(one.text).withdrawn) for one in outbox(store)] == [("retired", False), ("pending", True)]
+
+
 def test_a_withdrawal_that_was_refused_can_be_sent_again_until_the_number_is_used_again(store: Store, listener: Listener) -> None:
     listener.start()
     receiver = listener.receiver()

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from specimens import counted, site
 
+from serving.contract.words import Language, words_of
 from serving.http.refused import LEFT, TABLE, UNSIGNABLE
 from serving.page.static import FILES, FOLDER
 from wbc_model.core.classes import CLASSES
@@ -118,3 +120,10 @@ def test_the_pages_write_no_words_of_their_own() -> None:
         page = re.sub(r"<noscript>.*?</noscript>|<kbd[^>]*>.*?</kbd>", "", Path(FOLDER / name).read_text(encoding="utf-8"))
         assert not re.findall(r">[^<>]*[A-Za-z]{2}[^<>]*<", page.replace("\n", " ")), name
         assert not re.findall(r'\s(?:title|alt|aria-label|placeholder)="[^"]*[A-Za-z]', page), name
+
+
+@pytest.mark.parametrize("language", ["en", "de"])
+def test_a_report_of_one_cell_says_cell(language: Language) -> None:
+    cell, cells = (words_of(language)("pdf.note", count=count, to_review=0).split()[1] for count in (1, 2))
+    assert (cell, cells) in {("cell", "cells"), ("Zelle", "Zellen")}
+    assert counted(["Monocyte"], site()).note.startswith("1 cell counted, ")
