@@ -48,6 +48,7 @@ from serving.reports.errors import AnotherModel
 from serving.reports.intake import Call, Taken, add_cells, refuse_too_many, same_specimen, take_in
 from serving.reports.recount import AT_A_TIME, begun, model_of, read_again
 from serving.reports.repeats import place, site_unknown
+from serving.reports.review import Person
 from serving.security.keys import SCOPES
 
 JSON = "application/json"
@@ -170,7 +171,7 @@ async def differential(request: Request) -> Response:
                     if report_id is None:
                         document = _count(running, reading, specimen)
                     else:
-                        call = Call(request.state.caller, HEADER not in request.headers, again)
+                        call = Call(_caller(request), HEADER not in request.headers, again)
                         document = _extend(running, report_id, reading, specimen, call)
                     running.metrics.results(document.results)
                     if running.kept is not None:
@@ -203,6 +204,12 @@ async def _model_for(running: Running, report_id: str) -> tuple[Classifier, Mapp
         if not room:
             raise busy()
         return classifier, await read_again(kept.store, report_id, before.places, classifier)
+
+
+def _caller(request: Request) -> Person:
+    """Whose key it came with, else the key's name: no `by` comes with images."""
+    caller: str = request.state.caller
+    return Person(request.state.person or caller, caller)
 
 
 def _is_all(running: Running, specimen: Specimen, images: int) -> bool:

@@ -24,7 +24,7 @@ from serving.reports.errors import (
 from serving.reports.kept_images import fingerprints_of, keep, know_again
 from serving.reports.recount import model_of, recount
 from serving.reports.repeats import Placed, held, place
-from serving.reports.review import count_again, locked, look_for_images
+from serving.reports.review import Person, count_again, locked, look_for_images
 from serving.reports.signing import refuse_added_to
 from serving.reports.store import Store
 from serving.reports.tables import Cell, Report
@@ -46,11 +46,11 @@ class Taken(NamedTuple):
 class Call(NamedTuple):
     """A request that adds to a report.
 
-    `caller` is the name of its key. It may be a `repetition` of a request that came already: then what the report holds is not
-    taken in again. Where another model began the report, `again` is what the model says of the report's images.
+    `person` is whose key it came with, or the key's name. It may be a `repetition` of a request that came already: then what the
+    report holds is not taken in again. Where another model began the report, `again` is what the model says of its images.
     """
 
-    caller: str = "local"
+    person: Person = Person("local", "local")
     repetition: bool = True
     again: Mapping[int, Seen] | None = None
 
@@ -118,7 +118,7 @@ def add_cells(store: Store, report_id: str, reading: Reading, specimen: Specimen
         if (report.model_name, report.model_version) != (reading.model.name, reading.model.version):
             if call.again is None:
                 raise AnotherModel(model_of(report), reading.model, report.id)
-            recounted = recount(report, call.again, reading, call.caller)
+            recounted = recount(report, call.again, reading, call.person)
             know_again(session, report, {at: seen.fingerprint for at, seen in call.again.items()})
             session.flush()
         report.rendered = report.rendered or reading.rendered  # of one made before this was kept

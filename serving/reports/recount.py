@@ -61,7 +61,7 @@ def _files(store: Store, report_id: str, places: Sequence[int]) -> dict[int, byt
         return images_of(session, report_id, places)
 
 
-def recount(report: Report, again: Mapping[int, Seen], reading: Reading, caller: str) -> Recounted:
+def recount(report: Report, again: Mapping[int, Seen], reading: Reading, person: Person) -> Recounted:
     """Let a report, whole and locked, be one of the model that gave `reading` and says `again` of its cells.
 
     The differential is left to be counted. Raises CellsCameMeanwhile where other cells have come: nothing is changed then.
@@ -75,7 +75,7 @@ def recount(report: Report, again: Mapping[int, Seen], reading: Reading, caller:
             result = result.model_copy(update={"twin": places[result.twin]})
         _say(cell, result, cell.position in decided)
     now = reading.model
-    action = Action(report.id, Person(caller, caller), reason=REASON)
+    action = Action(report.id, person, reason=REASON)
     report.changes.append(record(report, action, MODEL, report.model_version, now.version))
     recounted = Recounted(from_version=report.model_version, to_version=now.version, cells=len(usable))
     report.model_name, report.model_version, report.rendered = now.name, now.version, reading.rendered

@@ -19,6 +19,7 @@ from serving.http.running import Running
 from serving.inference.classify import Classifier
 from serving.reports import recount
 from serving.reports.tables import KeptImage, Report
+from serving.security.keys import ApiKeys, add_key
 from wbc_model.rendering.cells import render_cells
 
 Promote = Callable[[TestClient], Classifier]
@@ -92,6 +93,16 @@ def test_the_whole_report_is_counted_again_and_says_so(keeping: TestClient, prom
     assert add(keeping, report, of_class("Monocyte")).status_code == 409  # expects no more
     assert "recounted" in answer
     assert sign(keeping, report, "*").json()["status"] == "final"
+
+
+def test_the_record_says_whose_key_it_was(keeping: TestClient, promote: Promote, tmp_path: Path) -> None:
+    report = posted(keeping)["report_id"]
+    promote(keeping)
+    keeping.headers["X-API-Key"] = add_key(tmp_path / "keys", "ada", ["classify", "review"], "Dr Ada Lovelace")
+    running(keeping).keys = ApiKeys(file=tmp_path / "keys")
+    assert add(keeping, report, of_class("Basophil")).status_code == 200
+    [change] = report_of(keeping, report)["changes"]
+    assert (change["by"], change["caller"]) == ("Dr Ada Lovelace", "ada")
 
 
 def test_adding_once_more_counts_nothing_again(keeping: TestClient, promote: Promote) -> None:
