@@ -3,9 +3,10 @@
 Each run is a process of its own that acts on the workspace it was scheduled for, and ends when `wbc schedule` does.
 """
 
+import asyncio
 import os
 import zoneinfo
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -46,17 +47,23 @@ def timezone(params: ScheduleParams) -> str:
 
 def when(params: ScheduleParams, every: float | None) -> tuple["Schedule", str]:
     """The schedule, and what it is in words: by an interval in seconds, or by cron."""
-    from cronsim import CronSim
     from prefect.schedules import Cron, Interval
 
     if every:
         return Interval(timedelta(seconds=every)), f"every {every:g} s"
     zone = timezone(params)
-    words = f"by cron {params.cron} ({zone}"
-    if not params.cron.startswith("@"):
-        following = next(CronSim(params.cron, datetime.now(zoneinfo.ZoneInfo(zone))))
-        words += f"; next {following:%a %Y-%m-%d %H:%M %Z}"
-    return Cron(params.cron, timezone=zone), f"{words})"
+    following = next_run(params.cron, zone, datetime.now(UTC))
+    return Cron(params.cron, timezone=zone), f"by cron {params.cron} ({zone}; next {following:%a %Y-%m-%d %H:%M %Z})"
+
+
+def next_run(cron: str, zone: str, after: datetime) -> datetime:
+    """When a cron line's next run begins, in its time zone, by Prefect's own reckoning. Others skip an hour that a change of the
+    clock leaves out in another way, or take a day of the month together with a weekday otherwise."""
+    from prefect.server.schemas.schedules import CronSchedule
+
+    dates = asyncio.run(CronSchedule(cron=cron, timezone=zone).get_dates(2, start=after))
+    following = next(date for date in dates if date > after)  # in the night of the change it names one that is over, too
+    return following.astimezone(zoneinfo.ZoneInfo(zone))
 
 
 class Beside(Protocol):

@@ -130,6 +130,16 @@ def test_cron_says_its_time_zone_and_takes_one(marked: Path, monkeypatch: pytest
     assert zoneinfo.ZoneInfo(schedule.timezone(read_params(marked / "params.yaml").schedule))
 
 
+def test_the_next_run_that_is_said_is_the_one_that_the_server_makes() -> None:
+    noon = datetime(2026, 11, 30, 12, tzinfo=UTC)
+    assert f"{schedule.next_run('0 2 */2 * 1', 'UTC', noon):%F %H:%M}" == "2026-12-01 02:00", "a day of the month or a Monday"
+    evening = datetime(2027, 3, 27, 20, tzinfo=UTC)
+    said = f"{schedule.next_run('0 2 * * *', 'Europe/Berlin', evening):%F %H:%M %Z}"
+    assert said == "2027-03-28 01:00 CET", "there is no 02:00 in this night, and Prefect begins before"
+    assert schedule.next_run("0 2 * * *", "Europe/Berlin", evening + timedelta(hours=4, minutes=30)).day == 29
+    assert schedule.next_run("@daily", "Europe/Berlin", noon).hour == 0
+
+
 # --- at a server ---------------------------------------------------------------------------------------------------------
 
 
