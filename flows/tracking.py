@@ -4,13 +4,14 @@ Everything may be repeated: runs are found again by their tags, and what a kill 
 """
 
 import hashlib
+import json
 import logging
 import os
 import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -430,6 +431,10 @@ class Tracker:
         """Point an alias of the registered model at a version."""
         self.client.set_registered_model_alias(self.model_name, alias, version)
 
+    def drop_alias(self, alias: str) -> None:
+        """Have an alias of the registered model name no version."""
+        self.client.delete_registered_model_alias(self.model_name, alias)
+
     def alias(self, alias: str) -> str | None:
         """The version that an alias points at, or None."""
         from mlflow.exceptions import MlflowException
@@ -460,16 +465,45 @@ class Tracker:
         if paragraph not in said:
             self.describe_version(version, f"{said[: _LONGEST - len(paragraph) - 2]}\n\n{paragraph}".strip())
 
-    def fetch(self, version: str, directory: Path) -> ModelCard:
-        """Put the files of a registered version in the place of `directory`; returns the card. Raises WbcError."""
+    def scores(self, version: str) -> tuple[dict[str, Any], pd.DataFrame] | None:
+        """The test scores of a version as metrics.json has them, and the cells (sha256, label) that they are from: those of the
+        cycle that made it. None where its run has none."""
+        from mlflow.exceptions import MlflowException
+
+        run = self.client.get_model_version(self.model_name, version).run_id
+        with tempfile.TemporaryDirectory(prefix="wbc-scores-") as folder:
+            try:
+                files = [
+                    Path(self._repository(str(run)).download_artifacts(name, folder))
+                    for name in ("metrics.json", "predictions.csv")
+                ]
+            except (MlflowException, OSError):  # of an adapted model, or somebody deleted the run's files
+                return None
+            return json.loads(files[0].read_text()), pd.read_csv(files[1], usecols=["sha256", "label"], dtype=str)
+
+    def commit(self, version: str) -> tuple[str, str]:
+        """The name of the pools that a version was made of, and the git commit that its run notes; empty where there is none."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            tags = self.client.get_run(str(self.client.get_model_version(self.model_name, version).run_id)).data.tags
+        except MlflowException:  # somebody deleted the run
+            return "", ""
+        return tags.get(POOLS_NAME, ""), tags.get("mlflow.source.git.commit", "")
+
+    def fetch(self, version: str, directory: Path, finish: Callable[[Path], None] = lambda folder: None) -> ModelCard:
+        """Put the files of a registered version in the place of `directory`, once `finish` has added to them; returns the card.
+        Raises WbcError."""
         directory.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
         try:
             files = self._download(version, temporary)
-            card = read_card(files)
+            read_card(files)
             for name in _OF_THE_REGISTRY:
                 (files / name).unlink(missing_ok=True)
             files.chmod(0o755)
+            finish(files)
+            card = read_card(files, verify=False)
             replace_directory(files, directory)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -4,16 +4,19 @@ The registry decides. Where somebody moved its alias, the workspace follows at i
 """
 
 import contextlib
+import tempfile
 from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from flows.pipeline.dvc import commit_of
 from flows.registry import verdicts
 from flows.registry.verdicts import AGAINST, say
 from flows.state import Busy, hold_lock, read_state
 from flows.tracking import BEFORE, CHALLENGER, CHAMPION, open_tracker, packaged_digest, registry_exists
 from flows.workspace import is_workspace
 from wbc_model.cells.pools import Pools
+from wbc_model.core.cell_filter import CellFilter
 from wbc_model.core.errors import WbcError
 from wbc_model.core.model_card import CARD, ModelCard, read_card
 from wbc_model.params import read_params
@@ -111,6 +114,7 @@ def roll_back(workspace: Path, reason: str, by: str = "", steps: int = 1) -> dic
     count as no step. Raises WbcError, before anything changes, where there are not so many.
 
     All that it leaves behind is withdrawn. The words come before the alias: the same command again finishes what a kill cut off.
+    Where a person made the first champion against the gate, there is none again.
     """
     with hold_lock(workspace):
         tracker = _tracker(workspace)
@@ -119,11 +123,15 @@ def roll_back(workspace: Path, reason: str, by: str = "", steps: int = 1) -> dic
             raise WbcError("there is no champion to go back from")
         finished = _said_by_a_killed_one(tracker, present, reason, by)
         earlier = _earlier(tracker, present, finished)
+        if steps == 1 and not earlier and _first_by_a_person(tracker, present):
+            _take_away(workspace, tracker, present, reason, by if present not in finished else None)
+            change: dict[str, Any] = {"from": present, "to": None, "model": "", "withdrawn": [present]}
+            return {**champions(workspace), "rolled_back": change, "wrote": []}
         _enough(tracker, present, earlier, steps)
         behind, target = [present, *earlier[: steps - 1]], earlier[steps - 1]
         for version in behind:  # a word names the model by its card: one without files is told of now
             tracker.card(version)
-        card = tracker.fetch(target, workspace / FOLDER)
+        card = _fetch(workspace, tracker, target)
         for version in behind:
             if version not in finished:
                 say(tracker, "withdrawn", version, reason, by)
@@ -136,6 +144,12 @@ def roll_back(workspace: Path, reason: str, by: str = "", steps: int = 1) -> dic
 def rolled_back_text(change: dict[str, Any]) -> list[str]:
     """What a rollback changed, for a terminal: in the registry, in the files, and in a service."""
     behind, last = change["withdrawn"], change["withdrawn"][0]
+    if change["to"] is None:
+        return [
+            f"version {last} was withdrawn, and there was no champion before it: there is none now",
+            "changed: the alias champion in MLflow, and models/champion is gone; a service that runs keeps the model until it ends",
+            f"no retraining brings it back; `wbc champion --promote {last} --reason TEXT` does",
+        ]
     return [
         f"version {change['to']} ({change['model']}) is champion in the place of version {change['from']}",
         f"{_versions(behind)} withdrawn: no retraining brings {'it' if len(behind) == 1 else 'them'} back; "
@@ -153,13 +167,35 @@ def _versions(versions: list[str]) -> str:
 def _put(workspace: Path, tracker: "Tracker", version: str, present: str | None, reason: str, by: str) -> ModelCard:
     """Files first, then the words, then the alias: an alias never names a model that is not in place, and whatever a kill cuts
     off the same command does again."""
-    card = tracker.fetch(version, workspace / FOLDER)
+    card = _fetch(workspace, tracker, version)
     say(tracker, "promoted", version, reason, by)
     if present is not None and present != version:
         say(tracker, "replaced", present, f"version {version} was put in its place: {' '.join(reason.split())}", by)
         tracker.tag_version(version, {BEFORE: present})
     tracker.set_alias(CHAMPION, version)
     return card
+
+
+def _fetch(workspace: Path, tracker: "Tracker", version: str) -> ModelCard:
+    """Put the files of a registered version in the champion's place. Its card says what the gate's promotion writes there, too:
+    the test scores, the cells that they are from, and the commit that has its pools."""
+
+    def finish(folder: Path) -> None:
+        from wbc_model.network.model_directory import write_card
+
+        card, found = read_card(folder, verify=False), tracker.scores(version)
+        if "test" in card.metrics or found is None:
+            return
+        scores, cells = found
+        test = CellFilter.of(cells["sha256"].tolist(), cells["label"].tolist())
+        pools, noted = tracker.commit(version)
+        commit = noted if pools and commit_of(workspace, pools) == noted else ""
+        metrics = {**card.metrics, "test": scores}
+        write_card(
+            folder, card.model_copy(update={"metrics": metrics, "cells": {**card.cells, "test": test}, "git_commit": commit})
+        )
+
+    return tracker.fetch(version, workspace / FOLDER, finish)
 
 
 def _known(tracker: "Tracker", version: str) -> None:
@@ -188,6 +224,24 @@ def _said_by_a_killed_one(tracker: "Tracker", present: str, reason: str, by: str
         version for version, one in said.items() if (one.word, one.reason, one.by) == ("withdrawn", " ".join(reason.split()), by)
     }
     return same if present in same else set()
+
+
+def _first_by_a_person(tracker: "Tracker", present: str) -> bool:
+    """Whether the champion is the first, and is so because a person said it: the gate had not promoted it."""
+    tags = tracker.version_tags(present)
+    return BEFORE not in tags and tags.get("wbc.gate") != "promoted"
+
+
+def _take_away(workspace: Path, tracker: "Tracker", present: str, reason: str, by: str | None) -> None:
+    """Have no champion; the word is said already where `by` is None. The alias goes last: the same command then finishes what a
+    kill cut off."""
+    if by is not None:
+        say(tracker, "withdrawn", present, reason, by)
+    folder = workspace / FOLDER
+    if folder.exists():
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as gone:
+            folder.rename(Path(gone) / folder.name)  # whole or not at all, for a service that reads it
+    tracker.drop_alias(CHAMPION)
 
 
 def _enough(tracker: "Tracker", present: str, earlier: list[str], steps: int) -> None:
@@ -271,7 +325,7 @@ def follow(workspace: Path, tracker: "Tracker") -> str | None:
             f"`wbc champion --promote {version} --reason TEXT` makes it champion all the same, or promote another"
         )
     displaced = _version_of(tracker, here)
-    card = tracker.fetch(version, folder)
+    card = _fetch(workspace, tracker, version)
     if here is None:
         return f"models/champion was missing: version {version} ({card.version}) came from the registry"
     _note_move(tracker, version, displaced)
