@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -13,8 +14,8 @@ from flows.retraining import fresh_cells
 from flows.site import site_of
 from flows.state import State, at_work, new_labels, read_state
 from flows.workspace import gone_line
-from wbc_model.cells.pools import Pools
-from wbc_model.core.errors import counted
+from wbc_model.cells.pools import Pools, check_present
+from wbc_model.core.errors import WbcError, counted
 from wbc_model.core.model_card import CARD, read_card
 from wbc_model.params import read_params
 
@@ -52,6 +53,10 @@ def status(workspace: Path) -> dict[str, Any]:
 def next_command(workspace: Path) -> str:
     """What a person would do next here, as a command with its reason; empty where there is nothing to do."""
     if not Pools.exist(workspace / "data/pools"):
+        try:
+            check_present(workspace / "data")
+        except WbcError as absent:  # a clone without its data
+            return str(absent)
         return "`wbc ingest DATA` takes images in; `wbc retrain` alone begins with what data.source in params.yaml names"
     if busy := at_work(workspace):
         return f"wait: {busy} is at work"
@@ -127,9 +132,15 @@ def _failures(workspace: Path, state: State | None) -> list[str]:
     since = datetime.fromisoformat(state.started) if state else datetime.min.replace(tzinfo=UTC)
     path = workspace / notify.LOG
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    said = [line for line in lines if datetime.fromisoformat(f"{line[:19]}+00:00") > since]
+    said = [line for line in lines if (then := _moment(line)) is not None and then > since]
     faults = [log for log in sorted((workspace / FOLDER).glob("error-*.log")) if log.stat().st_mtime > since.timestamp()]
     return said + [f"a fault: see {log.relative_to(workspace)}" for log in faults]
+
+
+def _moment(line: str) -> datetime | None:
+    """When a line of the log was written; None where a full disk tore it. What came next then stands in the same line."""
+    found = re.findall(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?=Z )", line)
+    return datetime.fromisoformat(f"{found[-1]}+00:00") if found else None
 
 
 def _champion(workspace: Path) -> dict[str, Any]:

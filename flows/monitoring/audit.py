@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from flows.pipeline.package import BENTO
 from flows.workspace import AUDIT
-from wbc_model.cells.pools import Pools
+from wbc_model.cells.pools import Pools, check_present
 from wbc_model.cells.rejections import quarantined, read_rejections
 from wbc_model.cells.store import ImageStore, intact
 from wbc_model.checks.quality import INTACT
@@ -56,7 +56,7 @@ def audit(workspace: Path) -> Audit:
     """Look at the image store, the pools, the audit log, the champion and the Bento of a workspace."""
     looked: list[str] = []
     findings: list[str] = []
-    for look in (_images, _pools, _log, _answers):
+    for look in (_there, _images, _pools, _log, _answers):
         try:
             said, found = look(workspace)
         except WbcError as error:
@@ -64,6 +64,12 @@ def audit(workspace: Path) -> Audit:
         looked += [said] if said else []
         findings += found
     return Audit(looked, findings)
+
+
+def _there(workspace: Path) -> tuple[str, list[str]]:
+    """What DVC's notes name is there: of what is gone no other look has a word."""
+    check_present(workspace / "data")
+    return "", []
 
 
 def _images(workspace: Path) -> tuple[str, list[str]]:

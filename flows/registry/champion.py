@@ -147,7 +147,7 @@ def rolled_back_text(change: dict[str, Any]) -> list[str]:
     if change["to"] is None:
         return [
             f"version {last} was withdrawn, and there was no champion before it: there is none now",
-            "changed: the alias champion in MLflow, and models/champion is gone; a service that runs keeps the model until it ends",
+            "changed: the alias champion in MLflow, and models/champion is gone; a running service keeps the model until it ends",
             f"no retraining brings it back; `wbc champion --promote {last} --reason TEXT` does",
         ]
     return [

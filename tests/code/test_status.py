@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from flows import labels, notify
 from flows.cli import app
 from flows.cli.status import next_command, status, status_text
+from flows.monitoring.audit import audit
 from flows.state import State, hold_lock, note_learned
 from flows.workspace import template
 from wbc_model.cells.pools import COLUMNS, Pools
@@ -45,6 +46,24 @@ def ask(site: Path, pools: Pools, count: int) -> None:
 def run(status: str) -> State:
     row = {"labelled": 3, "labels": 3, "accuracy": 0.5, "macro_f1": 0.4, "pools": "pools-v1"}
     return State("20260101-000000-000", "hash", "2026-01-01T00:00:00+00:00", 0, False, status=status, rows=[row])
+
+
+def test_a_clone_without_its_data_is_told_how_to_get_them(marked: Path) -> None:
+    (marked / "data").mkdir()
+    (marked / "data/pools.dvc").write_text("outs:\n- md5: 0.dir\n  nfiles: 4\n  path: pools\n")
+    assert "`dvc pull data/pools.dvc` brings it" in next_command(marked), "an ingest would be refused"
+    fill(marked)
+    (marked / "data/pools/test.csv").unlink()
+    found = audit(marked)
+    assert any("3 of the 4 files" in line for line in found.findings), "what is gone is not well"
+
+
+def test_a_line_of_the_log_that_a_full_disk_tore_hides_no_other(marked: Path) -> None:
+    fill(marked)
+    run("done").write(marked)
+    (marked / notify.LOG).parent.mkdir(parents=True)
+    (marked / notify.LOG).write_text("2026-11-30 16:00:00Z one\n2026-11-3\n2026-11-32026-11-30 16:01:00Z two\n")
+    assert [line[-3:] for line in status(marked)["failures"]] == ["one", "two"]
 
 
 def test_the_next_command_follows_what_happened(marked: Path) -> None:
