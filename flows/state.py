@@ -15,13 +15,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+import pandas as pd
+
 from flows.guard import alive, began
 from flows.site import site_of
 from wbc_model.cells.pools import POOLS, Pools
+from wbc_model.cells.rejections import quarantined
 from wbc_model.cells.tables import read_table, to_csv
 from wbc_model.core.errors import WbcError
 from wbc_model.core.files import file_sha256, make_folder, write_atomic
 from wbc_model.core.lock import locked, take
+from wbc_model.core.model_card import CARD, read_card
 
 _ORPHAN_SECONDS: Final = 60  # for the children of a killed flow to end by themselves
 TURNSTILE: Final = ".wbc/incoming.lock"  # between asking whether somebody works on the pools, and changing them
@@ -92,16 +96,26 @@ def note_learned(workspace: Path, pools: Pools) -> None:
 
 
 def new_labels(workspace: Path) -> int:
-    """Cells whose label has come, or become another, since the last training of this workspace; all, where it never trained."""
+    """Cells whose label has come, or become another, since the last training of this workspace. Where it never trained, as in a
+    clone, they are those that the candidate has not learned from; without a candidate all."""
     if not Pools.exist(workspace / "data/pools"):
         return 0
-    labelled = Pools.read(workspace / "data/pools").frames["labelled"]
-    path = workspace / _LEARNED
-    if not path.exists():  # it was trained before this was noted, or never
-        state = read_state(workspace)
-        return len(labelled) - (state.rows[-1]["labelled"] if state and state.rows else 0)
+    pools = Pools.read(workspace / "data/pools")
+    labelled, path = pools.frames["labelled"], workspace / _LEARNED
+    if not path.exists():
+        return _not_in_candidate(workspace, pools.without(quarantined(workspace / "data")).frames["labelled"])
     learned = set(map(tuple, read_table(path, ["sha256", "label"]).to_numpy()))
     return sum(cell not in learned for cell in map(tuple, labelled[["sha256", "label"]].to_numpy()))
+
+
+def _not_in_candidate(workspace: Path, labelled: pd.DataFrame) -> int:
+    folder = workspace / "models/candidate"
+    learned = read_card(folder, verify=False).cells.get("labelled") if (folder / CARD).exists() else None
+    if learned is not None:
+        cells, names = labelled["sha256"].tolist(), labelled["label"].tolist()
+        return int((~learned.knows(cells) | learned.relabelled(cells, names)).sum())
+    state = read_state(workspace)  # it was trained before this was noted, or never
+    return len(labelled) - (state.rows[-1]["labelled"] if state and state.rows else 0)
 
 
 def label_cycle(workspace: Path) -> int:

@@ -87,6 +87,8 @@ def next_command(workspace: Path) -> str:
         return f"`wbc labels test --export FILE.csv` writes {cells} a label"
     if (workspace / "models/champion" / CARD).exists():
         return "`wbc serve` serves the champion"
+    if state is None and (workspace / "models/candidate" / CARD).exists():  # a clone without the registry of its original
+        return "`wbc retrain` asks the gate about models/candidate: no model is champion here"
     return _to_a_champion(workspace) if state else "`wbc retrain` trains the first model"
 
 

@@ -16,7 +16,9 @@ from flows.cli.status import next_command, status, status_text
 from flows.monitoring.audit import audit
 from flows.state import State, hold_lock, note_learned
 from flows.workspace import template
+from tests.model.test_export import card
 from wbc_model.cells.pools import COLUMNS, Pools
+from wbc_model.core.cell_filter import CellFilter
 from wbc_model.core.classes import CLASSES
 
 
@@ -29,7 +31,7 @@ def marked(tmp_path: Path) -> Path:
 
 def fill(site: Path) -> Pools:
     """Three labelled cells and four that are not."""
-    rows = [{"path": str(number), "sha256": f"{number:064d}"} for number in range(7)]
+    rows = [{"path": str(number), "sha256": str(number) * 64} for number in range(7)]
     frame = pd.DataFrame(rows).reindex(columns=COLUMNS, fill_value="")
     labelled = frame.head(3).assign(label=list(CLASSES[:3]), cycle=0, labelled_by="manifest")
     pools = Pools.empty().plus({"labelled": labelled, "unlabelled": frame.tail(4)})
@@ -56,6 +58,19 @@ def test_a_clone_without_its_data_is_told_how_to_get_them(marked: Path) -> None:
     (marked / "data/pools/test.csv").unlink()
     found = audit(marked)
     assert any("3 of the 4 files" in line for line in found.findings), "what is gone is not well"
+
+
+def test_in_a_clone_the_labels_that_the_candidate_learned_from_are_not_new(marked: Path) -> None:
+    labelled = fill(marked).frames["labelled"]
+    seen = CellFilter.of(labelled["sha256"].tolist()[:2], [labelled["label"][0], CLASSES[4]])
+    known = card().model_copy(update={"cells": {"labelled": seen}})
+    (marked / "models/candidate").mkdir(parents=True)
+    (marked / "models/candidate/model.json").write_text(known.model_dump_json())
+    assert status(marked)["waits"]["new_labels"] == 2, "one came, and one was learned with another class"
+    everything = CellFilter.of(labelled["sha256"].tolist(), labelled["label"].tolist())
+    known = known.model_copy(update={"cells": {"labelled": everything}})
+    (marked / "models/candidate/model.json").write_text(known.model_dump_json())
+    assert status(marked)["next"].startswith("`wbc retrain` asks the gate about models/candidate")
 
 
 def test_a_line_of_the_log_that_a_full_disk_tore_hides_no_other(marked: Path) -> None:
