@@ -40,6 +40,7 @@ WORKSPACE: Final = "wbc.workspace"
 MLMODEL: Final = "MLmodel"
 _OF_THE_REGISTRY: Final = (MLMODEL, "registered_model_meta")  # files that MLflow has beside those of the model
 POOLS_NAME: Final = "wbc.pools_name"
+COMMIT: Final = "wbc.commit"  # of a cycle's run: the commit that has its pools and its model, where there is one
 _OF_THE_RUN: Final = (RUN, CYCLE, POOLS_NAME, "wbc.preset", "wbc.strategy", "wbc.seed")  # what a version takes over from its run
 _OPEN: Final = ("RUNNING", "SCHEDULED")  # MLflow's states of a run that has not ended
 _FIRST_DESCRIPTION: Final = "Leukocyte classification"  # of registered models that earlier versions made
@@ -481,15 +482,15 @@ class Tracker:
                 return None
             return json.loads(files[0].read_text()), pd.read_csv(files[1], usecols=["sha256", "label"], dtype=str)
 
-    def commit(self, version: str) -> tuple[str, str]:
-        """The name of the pools that a version was made of, and the git commit that its run notes; empty where there is none."""
+    def commit(self, version: str) -> str:
+        """The git commit that has a version's model and its pools; empty where there is none."""
         from mlflow.exceptions import MlflowException
 
         try:
-            tags = self.client.get_run(str(self.client.get_model_version(self.model_name, version).run_id)).data.tags
+            run = self.client.get_run(str(self.client.get_model_version(self.model_name, version).run_id))
         except MlflowException:  # somebody deleted the run
-            return "", ""
-        return tags.get(POOLS_NAME, ""), tags.get("mlflow.source.git.commit", "")
+            return ""
+        return str(run.data.tags.get(COMMIT, ""))
 
     def fetch(self, version: str, directory: Path, finish: Callable[[Path], None] = lambda folder: None) -> ModelCard:
         """Put the files of a registered version in the place of `directory`, once `finish` has added to them; returns the card.

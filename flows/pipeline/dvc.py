@@ -278,6 +278,21 @@ def commit_of(workspace: Path, tag: str) -> str:
     return _asked_git(workspace, "rev-parse", "--verify", "--quiet", f"refs/tags/{tag}^{{commit}}").stdout.strip()
 
 
+def commit_of_model(workspace: Path, version: str) -> str:
+    """The commit that has the pools of this name and the model that dvc.lock names now: the tag's. The tag stays on the first
+    model of these pools; one that was made of them since with other parameters is in HEAD. Empty where there is no such tag."""
+    tagged, lock = commit_of(workspace, version), workspace / "dvc.lock"
+    then = _asked_git(workspace, "show", f"{version}:./dvc.lock").stdout if tagged else ""
+    if not tagged or _trained(then) == _trained(lock.read_text(encoding="utf-8") if lock.exists() else ""):
+        return tagged
+    return _git(workspace, "rev-parse", "HEAD").strip()
+
+
+def _trained(lock: str) -> object:
+    """What the stage `train` made, by the text of a dvc.lock."""
+    return ((yaml.safe_load(lock) or {}).get("stages") or {}).get("train", {}).get("outs")
+
+
 def _asked_git(workspace: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     """Git without anybody to answer it: no editor, no question, no terminal."""
     values = environment() | {"GIT_EDITOR": "true", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}

@@ -9,7 +9,6 @@ from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from flows.pipeline.dvc import commit_of
 from flows.registry import verdicts
 from flows.registry.verdicts import AGAINST, say
 from flows.state import Busy, hold_lock, read_state
@@ -188,12 +187,9 @@ def _fetch(workspace: Path, tracker: "Tracker", version: str) -> ModelCard:
             return
         scores, cells = found
         test = CellFilter.of(cells["sha256"].tolist(), cells["label"].tolist())
-        pools, noted = tracker.commit(version)
-        commit = noted if pools and commit_of(workspace, pools) == noted else ""
-        metrics = {**card.metrics, "test": scores}
-        write_card(
-            folder, card.model_copy(update={"metrics": metrics, "cells": {**card.cells, "test": test}, "git_commit": commit})
-        )
+        metrics, seen = {**card.metrics, "test": scores}, {**card.cells, "test": test}
+        update = {"metrics": metrics, "cells": seen, "git_commit": tracker.commit(version)}
+        write_card(folder, card.model_copy(update=update))
 
     return tracker.fetch(version, workspace / FOLDER, finish)
 

@@ -51,7 +51,7 @@ from flows.retraining.prefect_api import (
 )
 from flows.shards.prefect_tasks import spread_in_flow
 from flows.state import State, hold_lock, last_cycle, note_learned, read_state
-from flows.tracking import BEFORE, packaged_digest
+from flows.tracking import BEFORE, COMMIT, packaged_digest
 from flows.workspace import gone_line, narrow_query, note_after_cycle, set_params
 from wbc_model.cells.pools import Pools, check_present
 from wbc_model.cells.rejections import quarantined
@@ -349,7 +349,8 @@ def log_cycle(ctx: Context, run: str, version: PoolsVersion, metrics: dict[str, 
         said = f"accuracy {metrics['accuracy']:.4f}, macro-F1 {metrics['macro_f1']:.4f}"
         versioning.commit_all(workspace, f"{version.name}: {sizes}; {said}")
         versioning.tag(workspace, version)  # the pools and the model made of them
-        ctx.tracker.tag_run(run, {"mlflow.source.git.commit": versioning.commit_of(workspace, version.name)})
+        commit = versioning.commit_of_model(workspace, version.name)
+        ctx.tracker.tag_run(run, {"mlflow.source.git.commit": commit, COMMIT: commit})
 
 
 def _note(ctx: Context, *more: str) -> str:
@@ -442,7 +443,7 @@ def _carry_out(ctx: Context, run: str, version: str, decision: gate.Decision) ->
     tracker.tag_run(ctx.parent_run, said)
     tracker.describe(ctx.parent_run, _note(ctx, word))
     if decision.promoted and (not decision.in_place or tracker.alias("champion") is None):
-        scored, commit = scored_cells(workspace), versioning.commit_of(workspace, row["pools"]) if ctx.state.commit else ""
+        scored, commit = scored_cells(workspace), versioning.commit_of_model(workspace, row["pools"]) if ctx.state.commit else ""
         gate.promote(workspace / PACKAGED_MODEL, workspace / "models/champion", row["metrics"], scored, commit)
         if decision.champion and decision.champion != version:
             tracker.tag_version(version, {BEFORE: decision.champion})

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from flows.guard import FLOW, alive, flow_token
-from flows.pipeline.dvc import StageFailed, check_git, commit_all, heal, repro, run_dvc, tag, version_pools
+from flows.pipeline.dvc import StageFailed, check_git, commit_all, commit_of_model, heal, repro, run_dvc, tag, version_pools
 from flows.state import (
     Busy,
     State,
@@ -460,3 +460,21 @@ def test_an_unfinished_merge_stops_before_anything_is_done(repository: Path) -> 
     with pytest.raises(WbcError, match="a merge is not finished"):
         check_git(repository, commit=True)
     check_git(repository, commit=False)
+
+
+def test_the_commit_of_a_model_is_the_one_that_has_it_though_the_tag_is_on_another_of_the_same_pools(repository: Path) -> None:
+    def trained(model: str) -> str:
+        outs = {"outs": [{"path": "models/candidate", "md5": model}]}
+        (repository / "dvc.lock").write_text(json.dumps({"stages": {"train": outs}}))
+        commit_all(repository, f"pools-v1: {model}")
+        return git(repository, "rev-parse", "HEAD").strip()
+
+    pools_of(repository, 2)
+    first = trained("one")
+    assert commit_of_model(repository, "pools-v1") == "", "there is no such tag"
+    git(repository, "tag", "pools-v1")
+    assert commit_of_model(repository, "pools-v1") == first
+    second = trained("two")
+    assert commit_of_model(repository, "pools-v1") == second != first
+    assert trained("one") != first
+    assert commit_of_model(repository, "pools-v1") == first
