@@ -57,8 +57,8 @@ def when(params: ScheduleParams, every: float | None) -> tuple["Schedule", str]:
 
 
 def next_run(cron: str, zone: str, after: datetime) -> datetime:
-    """When a cron line's next run begins, in its time zone, by Prefect's own reckoning. Others skip an hour that a change of the
-    clock leaves out in another way, or take a day of the month together with a weekday otherwise."""
+    """When a cron line's next run begins, in its time zone, by Prefect's own reckoning. Others differ in the night in which the
+    clock is put forward, and where a day of the month and a weekday are both named."""
     from prefect.server.schemas.schedules import CronSchedule
 
     dates = asyncio.run(CronSchedule(cron=cron, timezone=zone).get_dates(2, start=after))
