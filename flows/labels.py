@@ -6,9 +6,11 @@ which stays in the log. The last row of a cell is the label that counts. What pe
 its own (wbc_model/cells/none_of_five.py); as long as that stands, it counts and not the log.
 """
 
+import csv
 import hashlib
 import io
 import json
+import re
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +20,7 @@ from typing import Any, Final, Literal
 
 import pandas as pd
 
+from flows.artifacts import cached
 from flows.exchange.answers import Disagreement, Refused
 from flows.exchange.export import export_cells
 from flows.exchange.given import Vocabulary, read_answers
@@ -44,6 +47,7 @@ _WAITING: Final = ".wbc/incoming"
 COLUMNS: Final = ["sha256", "label", "labelled_by", "labelled_at", "cycle", "why"]
 FIRST_COLUMNS: Final = COLUMNS[:5]  # of a log that was begun before labels could be superseded
 STAY_ASKED: Final = ("unsure", "skipped", "predicted")  # why a cell of a file that came in has no answer
+_NOTED: Final = re.compile(r"\A(?!.*^<{7}).*?md5: (?P<md5>[0-9a-f]{32})\n\s+size: (?P<size>\d+)$", re.DOTALL | re.MULTILINE)
 QUEUE: Final = ["sha256", "path", "rank", "score", "reason", "predicted", "probability"]
 
 
@@ -340,7 +344,43 @@ def _behind(pools: Pools, log: pd.DataFrame, record: pd.DataFrame) -> pd.DataFra
     return last[last["label"] != labels.reindex(last.index)].reset_index()
 
 
+def check_known(workspace: Path) -> None:
+    """Raises WbcError where git's note of a log names answers that the log here does not have, as after a `git pull` without its
+    data. The next version of the pools would drop them in silence."""
+    for name in (LOG, RECORD_FILE):
+        note, path = workspace / f"{name}.dvc", workspace / name
+        noted = _NOTED.search(note.read_text(encoding="utf-8")) if note.exists() else None
+        if noted is None:
+            continue
+        here, before = path.read_bytes() if path.exists() else b"", cached(workspace, noted["md5"])
+        grown = _md5(here[: int(noted["size"])]) == noted["md5"]
+        if not grown and not (before.is_file() and _answers(before.read_bytes()) <= _answers(here)):
+            raise WbcError(_unknown(workspace, name, own=bool(here) and not cached(workspace, _md5(here)).is_file()))
+
+
+def _md5(data: bytes) -> str:
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+
+def _answers(log: bytes) -> set[tuple[str, ...]]:
+    return {tuple(row[:4]) for row in csv.reader(io.StringIO(log.decode("utf-8")))}
+
+
+def _unknown(workspace: Path, name: str, own: bool) -> str:
+    """What `check_known` says; `own`: the log has answers, too, that no version has."""
+    notes = " ".join(f"data/{one.name}" for one in sorted((workspace / "data").glob("?*.dvc")))
+    said = f"{workspace / name} lacks answers that {name}.dvc names, as after a `git pull` without its data"
+    if not own:
+        return f"{said}: `dvc pull {notes}` brings them"
+    mine = Path(name).with_stem(f"{Path(name).stem}-mine").name
+    return (
+        f"{said}, and has others of its own: `cp {name} {mine}` keeps those, `dvc pull --force {notes}` brings the others, and "
+        f"`wbc labels import {mine}` takes yours in again"
+    )
+
+
 def _refuse_behind(workspace: Path, pools: Pools, log: pd.DataFrame, record: pd.DataFrame) -> None:
+    check_known(workspace)
     behind = _behind(pools, log, record)
     if len(behind):
         where = LOG if behind["label"].isin(CLASSES).any() else RECORD_FILE
@@ -462,7 +502,7 @@ def keep_edited_queue(workspace: Path) -> Path | None:
     path, lock = workspace / "data/queue.csv", workspace / "dvc.lock"
     if is_ours(path, workspace) or (not was_handed_out(path, workspace) and read_sheet(path, QUEUE).header == QUEUE):
         return None
-    digest = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+    digest = _md5(path.read_bytes())
     if lock.exists() and digest in lock.read_text(encoding="utf-8"):
         return None  # DVC brought it back
     return move_aside(path)

@@ -153,8 +153,10 @@ def run_stage(name: str, body: Callable[[Path], dict[str, Any]]) -> dict[str, An
 
 def writing_here(workspace: Path, command: str) -> contextlib.AbstractContextManager[None]:
     """Have the workspace for a change of its data, when nobody works on them as they are; says on stderr who is waited for."""
+    from flows.labels import check_known
     from flows.state import writing
 
+    check_known(workspace)
     return writing(workspace, f"`wbc {command}`", lambda line: print(f"wbc: {line}", file=sys.stderr))
 
 

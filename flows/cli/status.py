@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -53,13 +54,12 @@ def status(workspace: Path) -> dict[str, Any]:
 def next_command(workspace: Path) -> str:
     """What a person would do next here, as a command with its reason; empty where there is nothing to do."""
     if not Pools.exist(workspace / "data/pools"):
-        try:
-            check_present(workspace / "data")
-        except WbcError as absent:  # a clone without its data
-            return str(absent)
-        return "`wbc ingest DATA` takes images in; `wbc retrain` alone begins with what data.source in params.yaml names"
+        begin = "`wbc ingest DATA` takes images in; `wbc retrain` alone begins with what data.source in params.yaml names"
+        return _refusal(lambda: check_present(workspace / "data")) or begin
     if busy := at_work(workspace):
         return f"wait: {busy} is at work"
+    if behind := _refusal(lambda: labels.check_known(workspace)):
+        return behind
     state = read_state(workspace)
     waits = _waits(workspace, state)
     if waits["put_off"]:
@@ -90,6 +90,15 @@ def next_command(workspace: Path) -> str:
     if state is None and (workspace / "models/candidate" / CARD).exists():  # a clone without the registry of its original
         return "`wbc retrain` asks the gate about models/candidate: no model is champion here"
     return _to_a_champion(workspace) if state else "`wbc retrain` trains the first model"
+
+
+def _refusal(check: Callable[[], None]) -> str:
+    """What the next command would be refused with, and the way on; empty where it would not be."""
+    try:
+        check()
+    except WbcError as refused:
+        return str(refused)
+    return ""
 
 
 def _to_a_champion(workspace: Path) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import signal
@@ -18,7 +19,9 @@ import pandas as pd
 import psutil
 import pytest
 
+from flows.cli.status import next_command
 from flows.guard import FLOW, alive, flow_token
+from flows.labels import check_known, check_replayed
 from flows.pipeline.dvc import StageFailed, check_git, commit_all, commit_of_model, heal, repro, run_dvc, tag, version_pools
 from flows.state import (
     Busy,
@@ -478,3 +481,39 @@ def test_the_commit_of_a_model_is_the_one_that_has_it_though_the_tag_is_on_anoth
     assert commit_of_model(repository, "pools-v1") == second != first
     assert trained("one") != first
     assert commit_of_model(repository, "pools-v1") == first
+
+
+def test_answers_that_git_names_and_the_log_here_lacks_are_not_dropped_in_silence(marked: Path) -> None:
+    rows = ["sha256,label,labelled_by,labelled_at,cycle,why", "a,Monocyte,ada,2026-11-29T08:00:00Z,1,", "b,Basophil,ada,,1,"]
+    log, note = marked / "data/labels.csv", marked / "data/labels.csv.dvc"
+    pools_of(marked, 2)
+
+    def text(count: int) -> bytes:
+        return "".join(f"{row}\n" for row in rows[:count]).encode()
+
+    def noted(data: bytes) -> Path:
+        digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
+        note.write_text(f"outs:\n- md5: {digest}\n  size: {len(data)}\n  hash: md5\n  path: labels.csv\n")
+        return marked / ".dvc/cache/files/md5" / digest[:2] / digest[2:]
+
+    log.write_bytes(text(3))
+    first = noted(text(2))
+    first.parent.mkdir(parents=True)
+    first.write_bytes(text(2))
+    check_known(marked)  # an answer came since
+    kept = noted(text(3))
+    log.write_bytes(text(2))  # a `git pull` brought the note alone
+    with pytest.raises(WbcError, match=r"lacks answers that data/labels\.csv\.dvc names"):
+        check_known(marked)
+    with pytest.raises(WbcError, match=r"`dvc pull data/labels\.csv\.dvc` brings them"):
+        check_replayed(marked)  # so begin a retraining and an import
+    assert next_command(marked).endswith("brings them")
+    log.write_bytes(text(3).replace(b"ada", b'"ada"'))  # written otherwise, by another version: DVC's cache has what it was
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(text(3))
+    check_known(marked)
+    log.write_bytes(text(2) + b"c,Monocyte,bo,,1,\n")
+    with pytest.raises(WbcError, match=r"has others of its own: `cp data/labels\.csv labels-mine\.csv`"):
+        check_known(marked)
+    note.write_text(f"<<<<<<< HEAD\n{note.read_text()}=======\n>>>>>>> theirs\n")
+    check_known(marked)  # of a conflict somebody else speaks
