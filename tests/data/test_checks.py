@@ -222,9 +222,24 @@ def test_too_much_quarantine_stops_and_lists_twenty(site: Site) -> None:
     site.ingest()
     with pytest.raises(WbcError) as stopped:
         site.validate()
-    assert "labelled: 100% of the cells are in quarantine, more than 15%" in str(stopped.value)
+    assert re.search(
+        r"labelled and unlabelled: (\d+) of \1 cells \(100%\) are in quarantine, more than 15%: ", str(stopped.value)
+    )
     assert len(str(stopped.value).splitlines()) <= 22
     assert len(quarantined(site.data)) == 90
+
+
+def test_the_first_ten_labels_have_no_share_of_their_own(params: Params) -> None:
+    """Two of ten would be more than 15 %, of the 60 cells that came together they are not."""
+
+    def stops(labelled: int, unlabelled: int, test: int) -> set[str]:
+        counts = {"labelled": (10, labelled), "unlabelled": (50, unlabelled), "validation": (5, 1), "test": (10, test)}
+        rows = [(name, CLASSES[at % 5], at < out) for name, (size, out) in counts.items() for at in range(size)]
+        table = checks._pool_table(pd.DataFrame(rows, columns=["pool", "label", "quarantined"]), params.checks)
+        return set(table.loc[table["quarantined_share"] > params.checks.max_quarantined_share, "pool"])
+
+    assert stops(2, 0, 0) == set()
+    assert stops(2, 8, 2) == {"labelled and unlabelled", "test"}
 
 
 @pytest.mark.slow
