@@ -3,6 +3,7 @@
 The defaults are `serving/sites/default.yaml`; a file named by WBC_SITE_FILE replaces whole blocks of it.
 """
 
+import hashlib
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,10 @@ STORE_URL: Final = "WBC_STORE_URL"  # the database in which a site keeps its rep
 DEFAULT: Final = Path(__file__).resolve().parent.parent / "sites" / "default.yaml"
 Kind = Literal["percent", "absolute"]
 KINDS: Final[tuple[Kind, ...]] = ("percent", "absolute")
+COUNTED_BY: Final[Any] = {
+    **dict.fromkeys(("name", "minimum_cells", "review_before_signature", "reference", "critical"), True),
+    "labelling": {"further_kinds"},
+}
 HIGHEST_REFERENCE: Final = 100.0  # 10*3/uL: no laboratory's range reaches it; one in cells/uL would
 # What LOINC has for the five classes in blood: without a method, by an automated and by a manual count.
 LOINC_TERMS: Final[dict[Kind, dict[str, tuple[str, ...]]]] = {
@@ -259,6 +264,10 @@ class Site(_Section):
     def further_kind(self, name: str) -> FurtherKind | None:
         """The site's further kind of this name; None where it has none, or none any more."""
         return next((kind for kind in self.labelling.further_kinds if kind.name == name), None)
+
+    def digest(self) -> str:
+        """Of the settings that a differential, and what is left to review of it, depend on."""
+        return hashlib.sha256(self.model_dump_json(include=COUNTED_BY).encode()).hexdigest()
 
     @model_validator(mode="after")
     def _classes_are_known(self) -> Self:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Header, Path, Query
 from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -45,7 +46,7 @@ from serving.reports.answers import delta, summary, whole
 from serving.reports.errors import NoSuchReport
 from serving.reports.kept_images import images_of
 from serving.reports.listing import Filter, Wanted, listed
-from serving.reports.review import Action, Person, correct, find, put_right, reinstate, sign, undo, withdraw
+from serving.reports.review import Action, Person, correct, find, follow, put_right, reinstate, sign, undo, withdraw
 from serving.reports.tables import Report
 from serving.upkeep.removal import remove
 from wbc_model.core.classes import CLASSES
@@ -290,6 +291,7 @@ async def sign_report(request: Request, report_id: ReportId, if_match: IfMatch =
     kept, site = kept_of(request), _site(request)
     asked = await read_json(request, SignatureRequest)
     action = action_of(request, report_id, if_match, by=who(request, asked.by))
+    await run_in_threadpool(follow, kept.store, action.report_id, site)  # then who saw the report before is told to look again
     change = partial(sign, kept.store, action, site)
     answer = await changed(request, asked, change, lambda signed: range(len(signed.cells)))
     if kept.sender is not None:

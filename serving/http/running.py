@@ -26,6 +26,7 @@ from serving.security.refusals import Refusals
 from serving.upkeep.clock import Clock
 from serving.upkeep.deeds import Cleaned
 from serving.upkeep.metrics import process_metrics
+from serving.upkeep.open_reports import OpenReports
 from serving.upkeep.retention import Retention
 from serving.watch.record import Recorder
 from serving.worklist.presence import Looking
@@ -48,6 +49,7 @@ class Kept:
         self.sender = Sender(store, site.hl7) if site.hl7 is not None else None
         self.retention = Retention(store, site.keep_images, self.clock)
         self.recorder = Recorder(store, site, self.clock.now)
+        self.open_reports = OpenReports(store, site)
 
     @classmethod
     def from_environment(cls, site: Site) -> Self | None:
@@ -60,6 +62,7 @@ class Kept:
 
     def close(self) -> None:
         """End the threads, which write what waits, and close the store."""
+        self.open_reports.close()
         self.recorder.close()
         self.retention.close()
         if self.sender is not None:

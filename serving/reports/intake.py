@@ -24,7 +24,7 @@ from serving.reports.errors import (
 from serving.reports.kept_images import fingerprints_of, keep, know_again
 from serving.reports.recount import model_of, recount
 from serving.reports.repeats import Placed, held, place
-from serving.reports.review import Person, count_again, locked, look_for_images
+from serving.reports.review import Person, let_count, locked, look_for_images
 from serving.reports.signing import refuse_added_to
 from serving.reports.store import Store
 from serving.reports.tables import Cell, Report
@@ -87,7 +87,7 @@ def take_in(store: Store, reading: Reading, specimen: Specimen, site: Site) -> T
         opinions=[],
     )
     report.cells = _cells(placed)
-    report.differential = count_again(report, site, reading.false_alarms).model_dump(mode="json")
+    let_count(report, site, reading.false_alarms)
     with store.writing() as session:
         session.add(report)
         _keep(session, report.cells, placed, reading, site)
@@ -126,7 +126,7 @@ def add_cells(store: Store, report_id: str, reading: Reading, specimen: Specimen
         _enough_room(report, len(placed.new))
         new = _cells(placed)
         report.cells += new
-        report.differential = count_again(report, site, reading.false_alarms).model_dump(mode="json")
+        let_count(report, site, reading.false_alarms)
         _keep(session, new, placed, reading, site)
         look_for_images(session, report)
     return Taken(report, placed, recounted)

@@ -48,6 +48,9 @@ WHOLE = (
     selectinload(Report.comments),
     selectinload(Report.opinions),
 )
+SETTINGS: Final = "settings"  # beside a kept differential: the digest of those that it was counted by
+# The draws behind these limits may differ in their last digits from one processor to the next; no setting changes them.
+BY_THE_PROCESSOR: Final[Any] = {"classes": {"__all__": {"corrected": True, "absolute": {"corrected"}}}}
 MOST_NAMED: Final = 100  # earlier reports of a specimen number
 WITHDRAWAL = "withdrawal"  # what was changed
 WITHDRAWN = "withdrawn"  # what it was changed to
@@ -173,7 +176,7 @@ def _decide(session: Session, report: Report, cell: Cell, correction: Correction
     cell.label = correction.to_label
     session.flush()
     session.refresh(cell, ["image_key"])  # the database computes it, and a row that was written has lost it
-    report.differential = count_again(report, site).model_dump(mode="json")
+    let_count(report, site)
 
 
 def count_again(report: Report, site: Site, false_alarms: float | None = None) -> Differential:
@@ -193,6 +196,33 @@ def count_again(report: Report, site: Site, false_alarms: float | None = None) -
     )
     confusion = None if report.confusion is None else np.array(report.confusion, np.int64)
     return count_differential([str(cell.label) for cell in counted], confusion, site, circumstances)
+
+
+def let_count(report: Report, site: Site, false_alarms: float | None = None) -> None:
+    """Count a report again as `count_again` does, and keep by which settings of the site that was."""
+    counted = count_again(report, site, false_alarms)
+    report.differential = {**counted.model_dump(mode="json"), SETTINGS: site.digest()}
+
+
+def follow(store: Store, report_id: str, site: Site) -> bool:
+    """Count a report again that nobody has signed as it is, where the settings of the site have changed since.
+
+    Returns whether it came out otherwise. It then has a new version, so that nobody signs it who saw the one before.
+    """
+    with store.writing() as session:
+        report = session.get(Report, report_id, with_for_update=True)
+        if report is None or report.status != "preliminary" or report.withdrawn_at is not None:
+            return False
+        if report.differential.get(SETTINGS) == site.digest():
+            return False
+        before = Differential.model_validate(report.differential)
+        let_count(report, site)
+        now = Differential.model_validate(report.differential)
+        changed = now.model_dump(exclude=BY_THE_PROCESSOR) != before.model_dump(exclude=BY_THE_PROCESSOR)
+        if changed:
+            report.version += 1
+            report.changed_at = datetime.now(UTC)
+    return changed
 
 
 def changed_cells(report: Report) -> int:
@@ -250,7 +280,7 @@ def put_right(store: Store, action: Action, fields: Mapping[str, Any], site: Sit
         for name, value in others.items():
             report.changes.append(record(report, action, name, getattr(report, name), value))
             setattr(report, name, value)
-        report.differential = count_again(report, site).model_dump(mode="json")
+        let_count(report, site)
         session.flush()
     return report
 

@@ -105,6 +105,16 @@ def test_the_record_says_whose_key_it_was(keeping: TestClient, promote: Promote,
     assert (change["by"], change["caller"]) == ("Dr Ada Lovelace", "ada")
 
 
+def test_nobody_signs_by_settings_that_he_has_not_seen(keeping: TestClient) -> None:
+    """They changed, and the service has not come to this report yet."""
+    report = posted(keeping, [of_class("Neutrophil")] * 12)["report_id"]
+    running(keeping).site = running(keeping).site.model_copy(update={"minimum_cells": 500})
+    refused = assert_problem(sign(keeping, report, '"1"'), 412, "changed-meanwhile")
+    assert refused["version"] == 2
+    assert report_of(keeping, report)["differential"]["kind"] == "too_few_cells"
+    assert sign(keeping, report, '"2"').json()["signatures"][0]["differential"]["minimum_cells"] == 500
+
+
 def test_adding_once_more_counts_nothing_again(keeping: TestClient, promote: Promote) -> None:
     report = posted(keeping)["report_id"]
     promote(keeping)

@@ -14,10 +14,11 @@ from serving.formats import fhir
 from serving.formats.hl7 import Signed, oru_r01
 from serving.formats.pdf import report_pdf
 from serving.reports.answers import whole
-from serving.reports.errors import NotSignable
+from serving.reports.errors import ChangedMeanwhile, NotSignable
 from serving.reports.review import Action, correct, find, sign
 from serving.reports.store import Store, sqlite_url
 from serving.reports.tables import Report
+from serving.upkeep.open_reports import OpenReports, follow_all
 
 NOW = datetime(2026, 11, 23, 9, 30, 1, tzinfo=UTC)
 HALF_MARKED = several("Neutrophil", 100) + several("Lymphocyte", 17, review=True)
@@ -149,3 +150,30 @@ def test_all_formats_print_the_same_number_and_the_same_range(kept: Store, writt
         if entry["resource"]["resourceType"] == "Observation"
     }
     assert (values[code], values[count]) == (6.04, 0.45)
+
+
+# --- the settings of the site change while reports are open
+
+
+def test_open_reports_follow_the_settings_of_the_site(store: Store) -> None:
+    """What is left to review, and whether it is a differential at all, is by the settings that hold; what is signed stays."""
+    before, after = site(review="all"), site(minimum_cells=50)
+    report, signed = (reported(store, before, several("Neutrophil", 20)) for _ in range(2))
+    sign(store, Action(signed, PERSON), site())
+    kept, was = find(store, signed).differential, whole(find(store, report), before)
+    assert (was.version, was.to_review, was.differential.kind) == (1, 20, "differential")
+    assert [follow_all(store, of) for of in (before, after, after)] == [0, 1, 0]
+    now = whole(find(store, report), after)
+    assert (now.version, now.to_review, now.differential.kind) == (2, 0, "too_few_cells")
+    assert (find(store, signed).differential, find(store, signed).version) == (kept, 2)
+    with pytest.raises(ChangedMeanwhile):
+        sign(store, Action(report, PERSON, 1), after)
+    assert sign(store, Action(report, PERSON, 2), after).differential["to_review"] == 0
+
+
+def test_a_service_starts_with_the_settings_that_hold(store: Store) -> None:
+    report = reported(store, site(review="all"), several("Neutrophil", 20))
+    of = site()
+    thread = OpenReports(store, of)
+    thread.join()
+    assert whole(find(store, report), of).to_review == 0
