@@ -222,10 +222,11 @@ def audit_verify_command(
 
     path = audit_log(file)
     found = verify(path, contains, archived)
-    torn = f", {found.torn} lines torn by a crash" if found.torn else ""
+    torn = f", {counted(found.torn, 'line')} torn by a crash" if found.torn else ""
     first = f"; records before {found.first} lie elsewhere" if found.first > 1 else ""
-    waiting = f"\n{found.open} calls have no outcome yet: under way, or the service completes them at its next start"
-    text = f"{path}: {found.records} records, unbroken{torn}{first}{waiting if found.open else ''}\nlast {found.last}"
+    calls = counted(found.open, "call has", "calls have")
+    waiting = f"\n{calls} no outcome yet: under way, or to be completed by the service at its next start"
+    text = f"{path}: {counted(found.records, 'record')}, unbroken{torn}{first}{waiting if found.open else ''}\nlast {found.last}"
     emit({"file": str(path), **asdict(found)}, json_, text)
 
 

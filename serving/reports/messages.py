@@ -1,8 +1,8 @@
 """The messages that a signature or a withdrawal puts into the outbox, in the same transaction.
 
 What was waiting of the same report retires, whether or not the site has a receiver now: it may have one again, and nothing older
-may then follow. A receiver files results by the specimen number: where that was put right, the result under the former number is
-taken back first.
+may then follow. What corrects a result that a receiver may hold waits for it. A receiver files results by the specimen number:
+where that was put right, the result under the former number is taken back first.
 """
 
 import base64
@@ -21,7 +21,8 @@ OTHER_SPECIMEN: Final = "the specimen number was wrong and has been corrected"
 
 
 def announce_signature(report: Report, by: str, corrected: int, now: datetime, site: Site) -> None:
-    """Put the message of a report that `by` has just signed into the outbox, where the site has a receiver.
+    """Put the message of a report that `by` has just signed into the outbox, where the site has a receiver or had one that
+    may hold a result of it.
 
     `corrected` is how many cells count as something else than what the model said.
     """
@@ -29,7 +30,7 @@ def announce_signature(report: Report, by: str, corrected: int, now: datetime, s
     told = _told(report)
     wrong = [specimen for specimen in told if specimen != report.specimen_id]
     due, kept = _retire_others(report, now)
-    if site.hl7 is None:
+    if site.hl7 is None and not told:
         return
     for specimen in wrong:
         if specimen not in kept:
@@ -46,8 +47,6 @@ def announce_withdrawal(report: Report, by: str, reason: str, now: datetime, sit
     lock_messages(report)
     told = _told(report)
     due, kept = _retire_others(report, now)
-    if site.hl7 is None:
-        return
     for specimen in told:
         if specimen not in kept:
             last = Differential.model_validate(report.signatures[-1].differential)

@@ -238,6 +238,18 @@ def test_a_result_that_was_superseded_while_nothing_was_sent_is_not_sent_later(s
     assert (listener.messages(), [one.state for one in outbox(store)]) == ([], ["retired"])
 
 
+def test_what_corrects_a_result_waits_for_a_receiver_that_is_out_of_the_settings(store: Store, listener: Listener) -> None:
+    listener.start()
+    receiver = listener.receiver()
+    reports = [signed(store, specimen, receiver) for specimen in ("S-1", "S-2")]
+    deliver_due(store, receiver)
+    withdraw(store, Action(reports[0], PERSON, amend=True, reason=REASON), site())
+    correct(store, Action(reports[1], PERSON, amend=True), 0, "Basophil", site())
+    sign(store, Action(reports[1], PERSON), site())
+    assert deliver_due(store, receiver) == 2
+    assert [about(text) for text in listener.messages()[2:]] == [("S-1", True), ("S-2", False)]
+
+
 def test_a_result_waits_while_it_is_being_amended(store: Store, listener: Listener) -> None:
     receiver = listener.receiver()
     report = signed(store, "S-1", receiver)
