@@ -21,8 +21,9 @@ OTHER_SPECIMEN: Final = "the specimen number was wrong and has been corrected"
 
 
 def announce_signature(report: Report, by: str, corrected: int, now: datetime, site: Site) -> None:
-    """Put the message of a report that `by` has just signed into the outbox, where the site has a receiver or had one that
-    may hold a result of it.
+    """Put the message of a report that `by` has just signed into the outbox.
+
+    The site has a receiver, or had one that may hold a result of the report.
 
     `corrected` is how many cells count as something else than what the model said.
     """
