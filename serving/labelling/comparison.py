@@ -22,7 +22,7 @@ from serving.labelling.agreement import cohen_kappa, hits, kappa_of_class
 from serving.labelling.confusion import MIN_COMPARED, compared, dawid_skene, reportable
 from serving.labelling.queue import states_of
 from serving.labelling.readings import Readings, readings_of
-from serving.labelling.tasks import free_cells
+from serving.labelling.tasks import free_cells, waiting
 from serving.reports.labelling_tables import Asked, Queue, Reader, Task
 from serving.reports.store import Store
 
@@ -59,10 +59,9 @@ def _progress(session: Session, queue: Queue) -> dict[str, tuple[int, int]]:
 def _left(session: Session, queue: Queue, reader: str) -> int:
     if queue.closed_at is not None:
         return 0
-    waiting = select(func.count()).select_from(Task)
-    waiting = waiting.where(Task.queue_id == queue.id, Task.reader == reader, Task.state == "open")
+    tasks = select(func.count()).select_from(Task).where(waiting(queue.id, reader))
     free = select(func.count()).select_from(Asked).where(free_cells(queue.id, reader))
-    return (session.scalar(waiting) or 0) + (session.scalar(free) or 0)
+    return (session.scalar(tasks) or 0) + (session.scalar(free) or 0)
 
 
 def _kinds(readings: Readings, site: Site) -> list[str]:

@@ -64,7 +64,7 @@ def current_queue(session: Session, reader: str) -> Queue | None:
 
 
 def _has_something_left(session: Session, queue_id: str, reader: str) -> bool:
-    waits = select(Task.number).where(Task.queue_id == queue_id, Task.reader == reader, Task.state == "open")
+    waits = select(Task.number).where(waiting(queue_id, reader))
     free = select(Asked.place).where(free_cells(queue_id, reader))
     return session.scalar(waits.limit(1)) is not None or session.scalar(free.limit(1)) is not None
 
@@ -92,12 +92,19 @@ def count_unread(session: Session, row: Reader, exactly: bool = False) -> int:
     `exactly`: between two counts an answer takes one off."""
     if exactly or now() - row.counted_at >= COUNT_AGAIN:
         session.flush()
-        tasks = select(func.count()).select_from(Task)
-        tasks = tasks.where(Task.queue_id == row.queue_id, Task.reader == row.reader, Task.state == "open")
+        tasks = select(func.count()).select_from(Task).where(waiting(row.queue_id, row.reader))
         free = select(func.count()).select_from(Asked).where(free_cells(row.queue_id, row.reader))
         row.unread = (session.scalar(tasks) or 0) + (session.scalar(free) or 0)
         row.counted_at = now()
     return row.unread
+
+
+def waiting(queue_id: str, reader: str) -> ColumnElement[bool]:
+    """The reader's tasks of a queue that wait for an answer. No answer is taken about a cell that has left the queue: its task waits
+    for none."""
+    cell = aliased(Asked)
+    left = exists().where(cell.queue_id == Task.queue_id, cell.sha256 == Task.sha256, cell.withdrawn.is_not(None))
+    return and_(Task.queue_id == queue_id, Task.reader == reader, Task.state == "open", ~left)
 
 
 def free_cells(queue_id: str, reader: str) -> ColumnElement[bool]:
@@ -135,7 +142,7 @@ def next_tasks(store: Store, reader: str, count: int, site: Site) -> list[Given]
 def open_tasks(session: Session, queue_id: str, reader: str, count: int, sweep: bool = False) -> list[Given]:
     """The reader's first `count` tasks that wait for an answer; with `sweep` only those of a grid."""
     query = select(Task.number, Asked.width, Asked.height).join(Asked, CELL_OF_TASK)
-    query = query.where(Task.queue_id == queue_id, Task.reader == reader, Task.state == "open")
+    query = query.where(waiting(queue_id, reader))
     query = query.where(Task.sweep.is_(True)) if sweep else query
     rows = session.execute(query.order_by(Task.number).limit(count))
     return [Given(f"{queue_id}.{number}", width, height) for number, width, height in rows]
@@ -248,7 +255,7 @@ def _passed_over_if_held(session: Session, queue_id: str, names: Collection[str]
 def _take_up_again(session: Session, row: Reader) -> bool:
     """Give the reader again what has lapsed and nobody else was given meanwhile; returns whether there was such a task."""
     query = select(Task).join(Asked, CELL_OF_TASK).where(Task.queue_id == row.queue_id, Task.reader == row.reader)
-    query = query.where(Task.state == "lapsed", (Asked.vacant.is_(True)) | Task.kind.not_in(READ))
+    query = query.where(Task.state == "lapsed", Asked.withdrawn.is_(None), (Asked.vacant.is_(True)) | Task.kind.not_in(READ))
     tasks = session.scalars(query.order_by(Task.number).limit(LAPSED_AT_A_TIME)).all()
     cells = _passed_over_if_held(session, row.queue_id, {task.sha256 for task in tasks})
     for task in tasks:

@@ -10,16 +10,19 @@ export const PICTURES = 4; // the one that is looked at and the next three
 const AT_ONCE = 8; // tasks asked for
 const FRESH = 20 * 60 * 1000; // ms: a task that is older may have gone to another reader
 const AGAIN = 2000; // ms until a picture that has not come is asked for again
+const GONE = 404; // the status of a picture that is kept no more, as of a report that was removed
 
 export class Ahead {
   /** `ask(count)` resolves to the next tasks, each with an `id`; `load(id)` to the picture of one, a Blob; `answered(id)` tells
-   * whether it was answered here; `came(task)` is called when a picture has come or failed. */
+   * whether it was answered here; `came(task)` is called when a picture has come or failed. A task whose picture is gone is dropped
+   * before that: nothing can be said of it. */
   constructor({ ask, load, answered, came }) {
     Object.assign(this, { ask, load, answered, came });
     this.tasks = []; // the first is looked at
     this.asking = null;
     this.dry = false; // the service had fewer than were asked for
     this.asked = 0; // when it was asked
+    this.gone = new Set(); // tasks that were dropped
   }
 
   get current() {
@@ -28,7 +31,7 @@ export class Ahead {
 
   /** Have enough tasks and pictures here. Resolves when the tasks are; pictures come later. */
   async fill(waiting = 0) {
-    if (performance.now() - this.asked > FRESH) this.#forgetOld();
+    if (performance.now() - this.asked > FRESH) this.askAgain();
     if (this.tasks.length < PICTURES && !this.dry) {
       this.asking ??= this.#more(this.tasks.length + waiting + AT_ONCE).finally(() => (this.asking = null));
       await this.asking;
@@ -40,7 +43,7 @@ export class Ahead {
     const found = await this.ask(count);
     this.asked = performance.now();
     const known = new Set(this.tasks.map(({ id }) => id));
-    const fresh = found.filter(({ id }) => !known.has(id) && !this.answered(id));
+    const fresh = found.filter(({ id }) => !known.has(id) && !this.gone.has(id) && !this.answered(id));
     this.dry = found.length < count;
     this.tasks.push(...fresh);
   }
@@ -61,9 +64,16 @@ export class Ahead {
     this.dry = false;
   }
 
-  #forgetOld() {
-    this.tasks.splice(1); // the one that is looked at stays: the service says whether it may be answered
+  /** What was asked for may be asked for no more. The one that is looked at stays: the service says whether it may be answered. */
+  askAgain() {
+    this.tasks.splice(1);
     this.dry = false;
+  }
+
+  #drop(task) {
+    this.gone.add(task.id);
+    this.tasks = this.tasks.filter((one) => one !== task);
+    this.again();
   }
 
   async #picture(task) {
@@ -79,6 +89,7 @@ export class Ahead {
     } catch (failure) {
       if (!(failure instanceof service.Failure || failure instanceof DOMException)) throw failure;
       task.failure = failure;
+      if (failure.status === GONE) this.#drop(task);
       if (failure.unknown) setTimeout(() => this.tasks.includes(task) && this.#picture(task), AGAIN);
     } finally {
       task.loading = false;

@@ -17,7 +17,7 @@ const CALLS = {
   sweep: ({ ids, answer, seconds, deed }) =>
     labelling.answerSeveral({ answers: ids.map((task) => ({ task, answer })), seconds, way: "sweep" }, deed),
   adjudicated: ({ id, answer, seconds, deed }) => labelling.adjudicate(id, { answer, seconds }, deed),
-  undo: ({ deed }) => labelling.undo(deed),
+  undo: ({ of, decided, deed }) => (of === null ? labelling.undo(deed) : decided ? labelling.takeDecisionBack(of, deed) : labelling.takeBack(of, deed)),
 };
 
 const answered = new Set(); // tasks and disputes that were answered here, and whose answer stands
@@ -76,12 +76,13 @@ function unnote(ids) {
   for (const id of ids) answered.delete(id);
 }
 
-/** Take an answer back: it is not sent at all where it has not left, else the service undoes it. */
+/** Take an answer back: it is not sent at all where it has not left, else the service undoes it. It is told which: what the reader
+ * said last may be another answer, given in another window. */
 export function takeBack(given) {
   unnote(idsOf(given));
   const unsent = waiting.find((one) => one.deed === given.deed && !one.tried);
   if (unsent) waiting = waiting.filter((one) => one !== unsent);
-  else for (const id of idsOf(given)) waiting.push({ way: "undo", of: id, reader, deed: service.deed() });
+  else for (const id of idsOf(given)) waiting.push({ way: "undo", of: id, decided: given.way === "adjudicated", reader, deed: service.deed() });
   start();
 }
 

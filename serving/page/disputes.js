@@ -25,7 +25,7 @@ const ahead = new Ahead({
   ask: async () => labelling.disputes(unnamed),
   load: labelling.disputedPicture,
   answered: (id) => !unnamed && answers.holds(id), // what was said to have no name is looked at once more
-  came: (one) => shown === one && show(),
+  came: (one) => shown === one && (ahead.current === one ? show() : void next()),
 });
 
 /** `onEnd(unnamed)` is called when nothing is disputed, or nothing is left that nobody could name. */
@@ -34,7 +34,7 @@ export function begin(onEnd) {
   given = [];
   shown = null;
   ahead.tasks = [];
-  answers.listen("adjudicated", { refused });
+  answers.listen("adjudicated", { confirmed: (_, { left }) => leftAre(left), refused });
 }
 
 /** Show the first dispute; with `ofUnnamed` the first cell that nobody could name. */
@@ -51,6 +51,15 @@ export async function enter(ofUnnamed = false) {
   await next();
   await showReferences(byId("kinds"));
 }
+
+/** What the service told with a decision: others decide, too. It is of the past while further decisions are on their way. */
+function leftAre(left) {
+  if (answers.unsaved()) return;
+  queue.disputed = left;
+  draw();
+}
+
+const nameOf = (answer) => (answer === UNSURE ? t("label.unnamed.kind") : kind(answer));
 
 function nameUnsure() {
   const made = byId("kinds").querySelector(`[data-answer="${UNSURE}"]`);
@@ -129,7 +138,7 @@ function give(answer) {
   one.unnamed = unnamed;
   counted(one, 1);
   flash(byId("kinds"), answer);
-  const name = answer === UNSURE ? t("label.unnamed.kind") : kind(answer);
+  const name = nameOf(answer);
   say(unnamed ? t("label.unnamed.decided", { kind: name }) : t("label.decided", { kind: name, count: queue.disputed }));
   answers.give(one.entry);
   void next();
@@ -146,7 +155,7 @@ export function undo() {
   counted(one, -1);
   ahead.first(one);
   show();
-  say(t("label.back", { kind: kind(one.entry.answer) }));
+  say(t("label.back", { kind: nameOf(one.entry.answer) }));
 }
 
 /** A cell is decided, or with -1 no longer. */
@@ -163,7 +172,7 @@ function refused({ id, answer }, failure) {
   if (one) counted(one, -1);
   if (one && failure.status !== 404) ahead.first(one);
   show();
-  say(t("label.refused", { kind: kind(answer), why: failure.message }), true);
+  say(t("label.refused", { kind: nameOf(answer), why: failure.message }), true);
 }
 
 /** What a key does here; undefined for one that does nothing. */

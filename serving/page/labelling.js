@@ -26,6 +26,9 @@ export async function disputes(unnamed = false) {
   return found.map(({ dispute, answers, opinion }) => ({ id: dispute, answers, opinion }));
 }
 
+/** How many disputes this person may decide, of queues that have closed as well. */
+export const disputesLeft = async () => (await json(`${BASE}/disputes`)).disputes[0]?.left ?? 0;
+
 /** What this person has said, the latest first; `before` is where the list before ended. */
 export const answers = (before) => json(`${BASE}/answers${before ? `?before=${before}` : ""}`);
 

@@ -46,7 +46,7 @@ async function begin() {
     byId("help-further").querySelector("dt").replaceChildren(...further.map(({ key }) => keyOf(key)));
     const me = await service.me();
     dialogs.setOwner(me.person);
-    byId("owner").textContent = me.person ?? "";
+    byId("owner").textContent = byId("owner").title = me.person ?? "";
     byId("sign-out").hidden = false;
     byId("to-label").hidden = !me.scopes.includes("label");
     makeMicroscope(site.pixel_um);

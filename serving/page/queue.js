@@ -16,22 +16,24 @@ export let queue = { queue: null, kinds: [], done: 0, left: 0, cells: 0, agreed:
 let paces = []; // seconds of the last answers
 let confirmed = 0; // answers since the page was opened
 
-/** Ask the service; the answers that are on their way count already. */
+/** Ask the service; the answers that are on their way count already. Whoever decides disputes is told of those that are theirs. */
 export async function refresh() {
-  queue = await labelling.state();
+  const state = await labelling.state();
+  if (state.lead) state.disputed = await labelling.disputesLeft();
+  queue = state;
   count(answers.unsavedCells());
 }
 
 /** What the service told with an answer. It is of the past while others are on their way. */
 export function progressed({ done, left, disputed }) {
   if (answers.unsaved()) return;
-  Object.assign(queue, { done, left, disputed });
+  Object.assign(queue, { done, left, ...(!queue.lead && { disputed }) });
   draw();
   if (++confirmed % REFRESH === 0) void refreshSilently();
 }
 
-/** What happens next changes while readers answer. */
-async function refreshSilently() {
+/** What the page counts itself may be behind: other readers and other windows answer, too. */
+export async function refreshSilently() {
   try {
     await refresh();
   } catch (failure) {

@@ -7,7 +7,7 @@ import * as labelling from "./labelling.js";
 import { kind, t } from "./language.js";
 import * as microscope from "./microscope.js";
 import { say } from "./notices.js";
-import { answerOf, count, place, progressed } from "./queue.js";
+import { answerOf, count, place, progressed, refreshSilently } from "./queue.js";
 import { Failure } from "./service.js";
 
 const AGAIN = 3000; // ms
@@ -16,7 +16,7 @@ const GONE = [404, 409]; // the status of a refusal after which the cell is not 
 const byId = (id) => document.getElementById(id);
 
 let told = {}; // `ended()` when there is nothing left to read, `stopped(failure)` when the service does not let the reader go on
-let given = []; // what was answered here: the entry that is sent, and its task
+let given = []; // what was answered here: the entry that is sent, its task, and the answer that the task had before (`was`)
 let shown = null; // the task that is on the screen
 let here = false; // whether this view is
 let timer; // until the service is asked again, where it did not answer
@@ -25,7 +25,7 @@ const ahead = new Ahead({
   ask: labelling.tasks,
   load: labelling.picture,
   answered: answers.holds,
-  came: (task) => shown === task && show(),
+  came: (task) => shown === task && (ahead.current === task ? show() : void next()),
 });
 
 /** Begin with another reader; `ended()` is called when nothing is left to read, `stopped(failure)` where it cannot go on. */
@@ -35,7 +35,7 @@ export function begin(whom) {
   shown = null;
   ahead.tasks = [];
   answers.listen("single", { confirmed: (_, answer) => progressed(answer), refused });
-  answers.listen("undo", { confirmed: undone, refused: (_, failure) => say(failure.message, true) });
+  answers.listen("undo", { confirmed: undone, refused: notUndone });
 }
 
 /** Show the cell that is next. */
@@ -79,6 +79,8 @@ async function next() {
     return;
   }
   show();
+  if (ahead.current) return;
+  await refreshSilently(); // who has the rest is of now
   if (here && !ahead.current) told.ended();
 }
 
@@ -115,11 +117,12 @@ function give(answer) {
     return;
   }
   const entry = { way: "single", id: task.id, answer, seconds };
+  const { was } = task;
   ahead.shift();
-  given.push({ entry, task });
+  given.push({ entry, task, was });
   if (given.length > BEFORE) release(given[given.length - 1 - BEFORE].task);
-  if (task.was) task.was = undefined;
-  else count(1, seconds);
+  task.was = undefined;
+  if (!was) count(1, seconds);
   show();
   flash(byId("kinds"), answer);
   say(t("label.answered", { kind: kind(answer), place: place() }));
@@ -135,19 +138,31 @@ export function undo() {
     return;
   }
   answers.takeBack(last.entry);
-  count(-1);
+  unsaid(last);
   comeBack(last.task);
   say(t("label.back", { kind: kind(last.entry.answer) }));
 }
 
+/** An answer does not stand: its cell waits again, or has the answer that it had before. */
+function unsaid({ task, was }) {
+  task.was = was;
+  if (!was) count(-1);
+}
+
+/** The service took nothing back: another window has, or the answer is no longer the reader's to change. */
+function notUndone(_, failure) {
+  void refreshSilently();
+  say(failure.message, true);
+}
+
 /** An answer was taken back. Where this page did not know which it would be, its cell is looked at now. */
 function undone(entry, { task, dispute }) {
+  void refreshSilently();
   if (entry.of === (task ?? dispute)) return;
   if (!task) {
     location.hash = "#/disputes"; // it was about a disputed cell
     return;
   }
-  if (entry.of === null) count(-1);
   comeBack({ id: task });
   say(t("label.back_other"));
 }
@@ -155,9 +170,12 @@ function undone(entry, { task, dispute }) {
 function refused({ id, answer }, failure) {
   const at = given.findIndex((one) => one.entry.id === id);
   const [known] = at < 0 ? [undefined] : given.splice(at, 1);
-  count(-1);
+  unsaid(known ?? { task: {} });
   const gone = GONE.includes(failure.status);
-  if (!gone) comeBack(known?.task ?? { id });
+  if (gone) {
+    ahead.askAgain(); // others may have left with it
+    void refreshSilently();
+  } else comeBack(known?.task ?? { id });
   const words = [t("label.refused", { kind: kind(answer), why: failure.message }), !gone && t("label.refused_back")];
   say(words.filter(Boolean).join(" "), true);
 }

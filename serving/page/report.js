@@ -71,7 +71,8 @@ function markComments() {
 export async function readAgain() {
   const { reportId } = specimen;
   const report = await service.report(reportId);
-  if (specimen.reportId === reportId) showReport(report);
+  // An answer that is late shows no state that the report has left.
+  if (specimen.reportId === reportId && report.version >= specimen.version) showReport(report);
 }
 
 const unit = () => document.querySelector("input[name=unit]:checked").value;

@@ -3,7 +3,7 @@
 import { addressOf } from "./address.js";
 import * as dialogs from "./dialogs.js";
 import { moment, number, t } from "./language.js";
-import { guarded, say } from "./notices.js";
+import { guarded, notice, say } from "./notices.js";
 import * as service from "./service.js";
 import { write } from "./tiles.js";
 import { progress, status } from "./words.js";
@@ -21,7 +21,7 @@ let written = ""; // what is shown
 let typing = null;
 let shown = false;
 
-/** Show the list; false where this service keeps no reports. */
+/** Show the list; false where this service keeps no reports, undefined where it does not answer. */
 export async function showWorklist() {
   shown = true;
   return search();
@@ -30,6 +30,7 @@ export async function showWorklist() {
 /** It is out of sight. */
 export function leaveWorklist() {
   shown = false;
+  notice("away", "");
 }
 
 /** Begin again with everything that is to do. */
@@ -60,12 +61,26 @@ function midnight(day, later) {
 
 async function search() {
   const mine = ++asked;
-  const found = await service.search(wanted());
+  const found = await answered(mine);
+  if (found === undefined) return undefined;
   if (mine !== asked) return true;
   byId("list").hidden = found === null;
   document.body.classList.toggle("unkept", found === null);
   if (found) draw(found);
   return found !== null;
+}
+
+/** What the service answers; undefined where it does not. The page says so for as long as the list is older than it seems. */
+async function answered(mine) {
+  try {
+    const found = await service.search(wanted());
+    notice("away", "");
+    return found;
+  } catch (failure) {
+    if (!(failure instanceof service.Failure && failure.unknown)) throw failure;
+    if (shown && mine === asked) notice("away", t("report.worklist.away", { why: failure.message }));
+    return undefined;
+  }
 }
 
 function draw({ reports, next, counts }) {

@@ -16,6 +16,7 @@ from serving.contract.site import KeepImages
 from serving.labelling import answers as answers_module
 from serving.labelling import tasks as tasks_module
 from serving.labelling.answers import answer_several, take_back_answer, take_back_decision, undo
+from serving.labelling.comparison import agreement
 from serving.labelling.disputes import decide, dispute_image, disputes
 from serving.labelling.errors import LeftTheQueue, NoAnswerToUndo, NoImage, NoSuchDispute, NotAsked, OwnReading, UnknownKind
 from serving.labelling.history import said
@@ -166,6 +167,20 @@ def test_a_cell_that_left_the_queue_says_why(light: Store, why: str) -> None:
         says(light, ADA, task, "Monocyte")
     assert refused.value.why == why
     assert progress(light, "ward").cells == 1
+
+
+def test_a_cell_that_left_the_queue_is_shown_to_nobody_again(light: Store) -> None:
+    asked(light, 3)
+    first, *rest = [one.name for one in next_tasks(light, ADA, 3, site_of())]
+    withdraw_cells(light, "ward", [sha_of_task(light, ADA, first)])
+    assert [one.name for one in next_tasks(light, ADA, 3, site_of())] == rest
+    assert overview(light, ADA).left == 2
+    for task in rest:
+        says(light, ADA, task, "Monocyte")
+    assert next_of(light, ADA) is None
+    assert (overview(light, ADA).done, overview(light, ADA).left) == (2, 0)
+    [reader] = agreement(light, site_of(), lead=True).readers
+    assert reader.left == 0
 
 
 def test_answers_in_a_sweep_are_all_taken_or_none(light: Store) -> None:
