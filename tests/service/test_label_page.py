@@ -7,11 +7,23 @@ from pathlib import Path
 
 import axe
 import pytest
-from label_visits import LABELLING, NEXT_STEP, QUEUE, Readers, answer_all, asking, in_sight, name_cells, rendered, sit_down
+from label_visits import (
+    LABELLING,
+    NEXT_STEP,
+    QUEUE,
+    WORKSPACE,
+    Readers,
+    answer_all,
+    asking,
+    in_sight,
+    name_cells,
+    rendered,
+    sit_down,
+)
 from page_visits import eventually, lose_answers, message
 from playwright.sync_api import Browser, Page, Route, expect
 
-from serving.labelling.queue import say
+from serving.labelling.queue import close, say, withdraw_cells
 
 COUNT = 80
 PERSONS = {
@@ -410,3 +422,81 @@ def test_what_the_next_labels_gain_is_said_in_the_readers_language(browser: Brow
     expect(german.locator("#gain")).to_be_empty()
     for page in (english, german):
         page.context.close()
+
+
+# ---------------------------------------------------------------- several windows, and a queue that changes meanwhile
+
+FEW = {
+    "ada": ("Ada", ("label",)),
+    "bert": ("Bert", ("label",)),
+    "cleo": ("Cleo", ("adjudicate",)),
+    "dan": ("Dan", ("adjudicate",)),
+}
+
+
+@pytest.fixture
+def few(model_dir: Path, tmp_path: Path) -> Iterator[Readers]:
+    """A server that asks about twelve cells, each by two readers."""
+    with asking(model_dir, tmp_path, FEW, rendered(12), SETTINGS) as running:
+        yield running
+
+
+@pytest.mark.slow
+def test_undo_takes_back_what_this_window_has_said(browser: Browser, few: Readers) -> None:
+    one = sit_down(browser, few, "ada").page
+    name_cells(one, "1")
+    eventually(lambda: done(few, "ada") == 1)
+    other = sit_down(browser, few, "ada").page
+    name_cells(other, "3")
+    eventually(lambda: done(few, "ada") == 2)
+    one.keyboard.press("u")
+    eventually(lambda: done(few, "ada") == 1)
+    expect(one.locator("#done")).to_have_text("1 of 12 cells")
+    (first, *_), *_, back = few.said("Ada")
+    assert back[:2] == (first, ""), "and not what the other window has said"
+
+    # An answer that took the place of another leaves that one when it is taken back.
+    one.get_by_role("link", name="My answers").click()
+    one.get_by_role("button", name="Name again: Lymphocyte").click()
+    name_cells(one, "4")
+    eventually(lambda: few.said("Ada")[-1][1] == "Monocyte")
+    one.keyboard.press("u")
+    eventually(lambda: few.said("Ada")[-1][1] == "")
+    expect(one.locator("#answer-heading")).to_have_text("You said: Lymphocyte. What is this cell?")
+    expect(one.locator("#done")).to_have_text("1 of 12 cells")
+    for page in (one, other):
+        page.context.close()
+
+
+@pytest.mark.slow
+def test_disputes_that_others_decide_are_not_counted_on(browser: Browser, few: Readers) -> None:
+    for name, answer in (("ada", "Lymphocyte"), ("bert", "Monocyte")):
+        with few.api(name) as api:
+            answer_all(api, answer)
+    page = sit_down(browser, few, "cleo", "#/disputes").page
+    in_sight(page)
+    expect(page.locator("#disputed")).to_have_text("12")
+    with few.api("dan") as api:
+        last = api.get(f"{LABELLING}/disputes").json()["disputes"][-1]["dispute"]
+        assert api.put(f"{LABELLING}/disputes/{last}", json={"answer": "Basophil"}).status_code == 200
+    name_cells(page, "3")
+    expect(page.locator("#disputed")).to_have_text("10")
+    page.keyboard.press("u")
+    expect(page.locator("#disputed")).to_have_text("11")
+    close(few.store, QUEUE)
+    page.reload()
+    expect(page.locator("#disputed")).to_have_text("11")  # they outlive their queue
+    page.context.close()
+
+
+@pytest.mark.slow
+def test_cells_that_left_the_queue_are_asked_about_no_more(browser: Browser, few: Readers) -> None:
+    page = sit_down(browser, few, "ada").page
+    in_sight(page)
+    withdraw_cells(few.store, WORKSPACE, few.truth)
+    page.keyboard.press("1")
+    expect(message(page)).to_contain_text("Basophil was not kept")
+    in_sight(page)
+    page.keyboard.press("1")  # the one that was there before the page knew
+    expect(page.locator("#nothing-heading")).to_have_text("Nothing to read for you")
+    page.context.close()

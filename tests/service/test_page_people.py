@@ -420,3 +420,45 @@ def test_the_cell_that_is_looked_at_fills_its_column(
     assert min(picture["width"], picture["height"]) >= (320 if width > 400 else 300)
     assert page.evaluate("document.documentElement.scrollWidth") <= width, "nothing sticks out"
     page.context.close()
+
+
+CUT_OFF = """() => {
+    const names = "#specimen-line, #differential th, #differential td, #unit span, #report button, #report-note, header button, header a";
+    return [...document.querySelectorAll(names)].filter((one) => {
+        const box = one.getBoundingClientRect();
+        const panel = one.closest("#work > section")?.getBoundingClientRect() ?? { right: innerWidth };
+        return box.width && (box.right > Math.min(panel.right, innerWidth) || one.scrollWidth > one.clientWidth + 1 && one.id);
+    }).map((one) => one.textContent);
+}"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("locale", ["en-GB", "de-DE"])
+def test_no_flag_number_or_button_is_cut_off(browser: Browser, ward: Ward, tmp_path: Path, locale: str) -> None:
+    number = "26-4711/" + 55 * "8" + "1"  # the last sign may be all that tells two specimens apart
+    report = post(api_of(ward.server), number, draw(tmp_path / "all", 110), wbc_count="0.6")
+    page = seen_by(browser, ward, ADA, f"{ward.server.url}/#/report/{report}", locale=locale).page
+    expect(page.locator("#specimen-line")).to_contain_text(number)
+    for unit, flag in enumerate(("hoch ▲", "kritisch ▼") if locale == "de-DE" else ("high ▲", "critical ▼")):
+        page.locator("#unit input").nth(unit).evaluate("one => one.click()")
+        expect(page.locator("td.flag", has_text=flag)).not_to_have_count(0)
+        for width in (1440, 1280, 1181, 1024, 720, 512, 390, 320):
+            page.set_viewport_size({"width": width, "height": 800})
+            assert page.evaluate(CUT_OFF) == [], width
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+    page.context.close()
+
+
+@pytest.mark.slow
+def test_a_list_that_is_of_before_says_so_until_the_service_answers(browser: Browser, ward: Ward, slide: Path) -> None:
+    post(api_of(ward.server), "26-AWAY", slide)
+    page = seen_by(browser, ward, ADA).page
+    line_of(page, "26-AWAY").wait_for()
+    page.route("**/v1/worklist", lambda route: route.abort())
+    page.click("[data-shelf=final]")
+    expect(page.locator("#notice-away")).to_have_text("The service cannot be reached. The list is as it was before.")
+    expect(page.locator("#reports tr", has_text="26-AWAY")).to_be_visible()
+    page.unroute("**/v1/worklist")
+    page.click("[data-shelf=all]")
+    expect(page.locator("#notice-away")).to_have_count(0)
+    page.context.close()
