@@ -100,8 +100,10 @@ def count_unread(session: Session, row: Reader, exactly: bool = False) -> int:
 
 
 def waiting(queue_id: str, reader: str) -> ColumnElement[bool]:
-    """The reader's tasks of a queue that wait for an answer. About a cell that has left the queue none is taken: its task does not
-    wait."""
+    """The reader's tasks of a queue that wait for an answer.
+
+    No answer is taken about a cell that has left the queue, so that its task waits for none.
+    """
     cell = aliased(Asked)
     left = exists().where(cell.queue_id == Task.queue_id, cell.sha256 == Task.sha256, cell.withdrawn.is_not(None))
     return and_(Task.queue_id == queue_id, Task.reader == reader, Task.state == "open", ~left)
