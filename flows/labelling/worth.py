@@ -1,5 +1,6 @@
 """Whether the next labels are worth their while: the learning curve of the workspace, and what it expects of the next batch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,9 +55,14 @@ def worth_of(workspace: Path, params: Params, queue: pd.DataFrame) -> Worth:
     A gain that the gate would not even notice as a loss (`gate.max_accuracy_drop`) is not worth a batch.
     """
     cycles = read_cycles(workspace)
-    points = [_point(row) for row in cycles if _comparable(row, cycles[-1])]
+    points = [_point(row) for row in _models(cycles) if _comparable(row, cycles[-1])]
     known = [float(text) for text in queue["probability"] if text]
     return Worth(expected_gain(points, len(queue)), expected_wrong(known), params.gate.max_accuracy_drop)
+
+
+def _models(cycles: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The cycles, those of one model once: a night without a new label trains nothing, and its point says nothing new."""
+    return list({(row["pools"], row["labels"], row["accuracy"], row["macro_f1"]): row for row in cycles}.values())
 
 
 def _comparable(row: dict[str, Any], last: dict[str, Any]) -> bool:

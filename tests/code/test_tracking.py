@@ -5,9 +5,11 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from flows.artifacts import located
+from flows.labelling.worth import worth_of
 from flows.progress import TrainingRows, noted
 from flows.registry.curve import CURVE_CSV, CYCLES, begin_record, note_cycle, read_cycles
 from flows.retraining import flow as retrain
@@ -151,6 +153,22 @@ def test_the_curve_has_the_cycles_of_all_retrainings(tmp_path: Path) -> None:
     (tmp_path / CYCLES).write_text(text[:50])
     with pytest.raises(WbcError, match=r"cycles\.json is damaged: bring it back with git, or remove it"):
         read_cycles(tmp_path)
+
+
+def test_nights_without_a_new_label_make_the_expected_gain_no_surer(made: Path, tmp_path: Path) -> None:
+    params, asked = read_params(made / "params.yaml"), pd.DataFrame({"probability": ["0.5"] * 20})
+
+    def note(night: int, number: int, accuracy: float) -> None:
+        scores = {"accuracy": accuracy, "metrics": {**SCORES, "accuracy": accuracy}}
+        note_cycle(tmp_path, f"20261129-{night:02}0000-000", cycle(number, f"pools-v{number}", **scores))
+
+    for number, accuracy in enumerate((0.6, 0.7, 0.8)):
+        note(0, number, accuracy)
+    once = worth_of(tmp_path, params, asked)
+    assert once.gain.expected is not None
+    for night in range(1, 9):
+        note(night, 2, 0.8)
+    assert worth_of(tmp_path, params, asked) == once
 
 
 def test_the_curve_of_an_earlier_version_is_read_from_its_tags_and_its_state(tmp_path: Path) -> None:
