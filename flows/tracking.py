@@ -287,6 +287,10 @@ class Tracker:
         elif tag in self.client.get_run(run).data.tags:
             self.client.delete_tag(run, tag)
 
+    def has_tag(self, tag: str) -> bool:
+        """Whether any run of the experiment has this tag."""
+        return bool(self.client.search_runs([self.experiment], f"tags.`{tag}` != ''", max_results=1))
+
     def runs_with_models(self, last: int) -> list[str]:
         """The finished runs of cycles that a model may lie in, but for those of the `last` retrainings."""
         finished = self.client.search_runs(

@@ -17,7 +17,7 @@ from flows.state import State, at_work, new_labels, read_state
 from flows.workspace import gone_line
 from wbc_model.cells.pools import Pools, check_present
 from wbc_model.core.errors import WbcError, counted
-from wbc_model.core.model_card import CARD, read_card
+from wbc_model.core.model_card import CARD, ModelCard, read_card
 from wbc_model.params import read_params
 
 PARTS: Final = {
@@ -166,11 +166,19 @@ def _champion(workspace: Path) -> dict[str, Any]:
         "created_at": card.created_at,
         "accuracy": test.get("accuracy"),
         "macro_f1": test.get("macro_f1"),
-        "out_of_date": test.get("out_of_date", 0),
+        "out_of_date": _corrected(workspace, card),
         "labels": learned.count if learned else None,
         "rendered": card.rendered,
         "uncalibrated": card.uncalibrated,
     }
+
+
+def _corrected(workspace: Path, card: ModelCard) -> int:
+    """How many of the test labels that the scores rest on are others now, whichever way the corrections came."""
+    if not Pools.exist(workspace / "data/pools") or "test" not in card.cells:
+        return int(card.metrics.get("test", {}).get("out_of_date", 0))
+    now = Pools.read(workspace / "data/pools").named("test")
+    return int(card.cells["test"].relabelled(now["sha256"].tolist(), now["label"].tolist()).sum())
 
 
 def _size(path: Path) -> int:
@@ -210,13 +218,13 @@ def status_text(result: dict[str, Any]) -> str:
 
 def _waiting_lines(waits: dict[str, int]) -> list[str]:
     words = {
-        "people": "cells for a label of people",
-        "test_cells": "test cells for a label of people",
-        "conflicts": "conflicts for a person's decision",
-        "put_off": "labels for whoever is at work",
-        "new_labels": "new labels for the next training",
+        "people": ("cell", "for a label of people"),
+        "test_cells": ("test cell", "for a label of people"),
+        "conflicts": ("conflict", "for a person's decision"),
+        "put_off": ("label", "for whoever is at work"),
+        "new_labels": ("new label", "for the next training"),
     }
-    return [f"{waits[name]} {what}" for name, what in words.items() if waits.get(name)]
+    return [f"{counted(waits[name], one)} {what}" for name, (one, what) in words.items() if waits.get(name)]
 
 
 def _champion_words(champion: dict[str, Any]) -> str:

@@ -337,7 +337,7 @@ def log_cycle(ctx: Context, run: str, version: PoolsVersion, metrics: dict[str, 
         row |= {"seconds": known[0]["seconds"], "at": known[0]["at"]}
     state.rows = [old for old in state.rows if old["cycle"] != row["cycle"]] + [row]
     state.write(workspace)
-    if write_curve(workspace, note_cycle(workspace, state.key, row)):
+    if write_curve(workspace, note_cycle(workspace, state.key, row)) or ctx.tracker.has_tag(scores.RUN_MARK):
         scores.mark_runs(workspace, ctx.tracker)
     record = CycleRecord(row["cycle"], count, metrics, version.name, version.version, row["at"])
     ctx.tracker.log_cycle(run, ctx.parent_run, record, ctx.params.for_labels(count))

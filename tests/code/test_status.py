@@ -73,6 +73,21 @@ def test_in_a_clone_the_labels_that_the_candidate_learned_from_are_not_new(marke
     assert status(marked)["next"].startswith("`wbc retrain` asks the gate about models/candidate")
 
 
+def test_scores_that_rest_on_a_label_corrected_since_say_so_whichever_way_it_came(marked: Path) -> None:
+    pools = fill(marked)
+    cells = pools.frames["labelled"]
+    seen = CellFilter.of(cells["sha256"].tolist(), [CLASSES[4], *cells["label"][1:]])
+    known = card().model_copy(update={"metrics": {"test": {"accuracy": 0.9, "macro_f1": 0.8}}, "cells": {"test": seen}})
+    (marked / "models/champion").mkdir(parents=True)
+    (marked / "models/champion/model.json").write_text(known.model_dump_json())
+    Pools.empty().plus({"test": cells}).write(marked / "data/pools")
+    note_learned(marked, pools)
+    assert "(rests on 1 label that was corrected since)" in status_text(status(marked))
+    (marked / ".wbc/incoming").mkdir(parents=True)
+    (marked / ".wbc/incoming/1.json").write_text('{"rows": [{}]}')
+    assert "waits: 1 label for whoever is at work" in status_text(status(marked))
+
+
 def test_a_line_of_the_log_that_a_full_disk_tore_hides_no_other(marked: Path) -> None:
     fill(marked)
     run("done").write(marked)
