@@ -14,7 +14,7 @@ import re
 import shlex
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -31,6 +31,7 @@ from serving.contract.labelling import UNSURE, answers_of
 from serving.contract.site import site_from_environment
 from wbc_model.cells.conflicts import CONFLICTS, MACHINES, Conflict, conflicts_csv, open_conflicts, read_conflicts, settled
 from wbc_model.cells.journal import Content
+from wbc_model.cells.merge import known_cells
 from wbc_model.cells.none_of_five import RECORD, grown, read_record, standing
 from wbc_model.cells.pools import DRAWN, Pools, now, sides, transaction
 from wbc_model.cells.rejections import quarantined
@@ -436,8 +437,18 @@ def decide_all(
 
 
 def conflicts(workspace: Path) -> list[Conflict]:
-    """The rows of manifests that disagree with the pools and wait for a decision."""
-    return open_conflicts(workspace / "data" / CONFLICTS)
+    """The rows of manifests that disagree with the pools and wait for a decision, with what is known of their cells by now. A row
+    whose label a person has given since disagrees no longer, nor does one of a cell that no pool has any more."""
+    waiting = open_conflicts(workspace / "data" / CONFLICTS)
+    if not waiting:
+        return []
+    present = known_cells(Pools.read(workspace / "data/pools"), {one.sha256 for one in waiting}, workspace / "data")
+    now_known = [(one, present[one.sha256]) for one in waiting if one.sha256 in present]
+    return [
+        replace(one, path=cell.path, pool=cell.pool, label=cell.label, labelled_by=cell.labelled_by)
+        for one, cell in now_known
+        if cell.label != one.other
+    ]
 
 
 def _decided(workspace: Path, labels: list[tuple[str, str]], by: str, why: str, cycle: int) -> dict[str, Any]:

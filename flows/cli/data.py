@@ -71,7 +71,10 @@ def ingest_command(
         f"{counted(report.rows, 'row')}{f' ({report.read_as})' if report.read_as else ''}: "
         + ", ".join(f"{count} new in {name}" for name, count in report.added.items()),
         f"{report.known} known already; pools now: " + ", ".join(f"{name} {count}" for name, count in report.pools.items()),
+        *([f"{counted(report.answered, 'cell')} of the pools got the label that was missing"] * bool(report.answered)),
+        *([f"{counted(report.grouped, 'cell')} of the pools got the group that was missing"] * bool(report.grouped)),
         *_set_aside(workspace),
+        *_split_groups(report.split_groups),
         *(f"  {entry.reason}: {entry.path}{f' ({entry.detail})' if entry.detail else ''}" for entry in report.rejections),
         *conflict_lines(report.conflicts),
         "not in use: " + (", ".join(f"{count} {reason}" for reason, count in report.reasons.items()) or "none"),
@@ -80,6 +83,13 @@ def ingest_command(
     emit({**report.to_dict(), "wrote": wrote}, json_, "\n".join(lines), workspace)
     if report.refused:
         raise typer.Exit(3)
+
+
+def _split_groups(count: int) -> list[str]:
+    """Why rows of these groups are refused, and the way on."""
+    there = counted(count, "group has", "groups have")
+    way = "no row of them is taken; `Groups that come later` in docs/labelling.md names the way on"
+    return [f"{there} cells in the pools on more than one side: {way}"] if count else []
 
 
 def _set_aside(workspace: Path) -> list[str]:

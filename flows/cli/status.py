@@ -89,6 +89,8 @@ def next_command(workspace: Path) -> str:
         return "`wbc serve` serves the champion"
     if state is None and (workspace / "models/candidate" / CARD).exists():  # a clone without the registry of its original
         return "`wbc retrain` asks the gate about models/candidate: no model is champion here"
+    if state is None and not any(Pools.read(workspace / "data/pools", check=False).counts().values()):
+        return "`wbc ingest DATA` takes cells in: the pools have none (data/rejected.csv says what was refused, and why)"
     return _to_a_champion(workspace) if state else "`wbc retrain` trains the first model"
 
 

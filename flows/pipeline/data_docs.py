@@ -39,7 +39,7 @@ WHY: Final = {
     "unknown_label": "the label is none of the five classes",
     "duplicate": "a different row has the same picture",
     "label_conflict": "two rows give one cell two labels",
-    "split_leak": "the same picture is in a held-out pool",
+    "split_leak": "the same picture, or one of the same group, is in another pool",
     "near_duplicate": "a different row shows the same cell, cut or saved in another way",
     "blank": "there is too little to see",
     "blurred": "the picture is out of focus",

@@ -31,7 +31,9 @@ FirstQuery = Callable[[DecodedCells, pd.DataFrame, int, int], pd.DataFrame]
 class IngestReport:
     """What an ingest did. `added` and `pools`: cells per pool, new and in all; `known`: rows that were there already;
     `rejections`: the rows of this manifest that are not in use, with the reason; `conflicts`: those that give a cell of the pools
-    another label, and wait for a person's decision; `read_as`: how a CSV was read."""
+    another label, and wait for a person's decision; `read_as`: how a CSV was read; `answered` and `grouped`: cells of the pools
+    that had no label, or no group, and have one now; `split_groups`: groups of this manifest that have cells of the pools on
+    several sides, so that no row can be of them."""
 
     rows: int
     added: dict[str, int]
@@ -41,6 +43,9 @@ class IngestReport:
     shards: list[Path]
     conflicts: list[Conflict] = field(default_factory=list)
     read_as: str = ""
+    answered: int = 0
+    grouped: int = 0
+    split_groups: int = 0
 
     @property
     def reasons(self) -> dict[str, int]:
@@ -51,7 +56,7 @@ class IngestReport:
     def refused(self) -> bool:
         """Whether a row could not be used at all, or waits for a person's decision; repeats, leaks, and conflicts within the
         manifest are reported and count as dealt with."""
-        return bool(self.conflicts) or any(rejection.reason in UNUSABLE for rejection in self.rejections)
+        return bool(self.conflicts or self.split_groups) or any(rejection.reason in UNUSABLE for rejection in self.rejections)
 
     def to_dict(self) -> dict[str, Any]:
         """For `--json`."""
@@ -61,6 +66,9 @@ class IngestReport:
             "added": self.added,
             "pools": self.pools,
             "known": self.known,
+            "answered": self.answered,
+            "grouped": self.grouped,
+            "split_groups": self.split_groups,
             "rejected": self.reasons,
             "refused": self.refused,
             "rejections": [vars(rejection) for rejection in self.rejections],
@@ -114,4 +122,7 @@ def ingest(
         shards=shards,
         conflicts=sorted(one for one in merge.conflicts if not one.settled_at),
         read_as=str(manifest.attrs["read_as"]),
+        answered=merge.answered,
+        grouped=len(merge.groups),
+        split_groups=merge.split_groups,
     )

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -50,6 +50,9 @@ class Row:
         return self.path, self.sha256
 
 
+Homes = dict[str, dict[str, Row]]  # for each group, by the side, one of its cells there
+
+
 @dataclass
 class Examined:
     """The rows of a manifest whose files were read, in its order, and those that could not be used."""
@@ -95,31 +98,40 @@ class Merge:
     added: dict[str, int] = field(default_factory=dict)
     conflicts: list[Conflict] = field(default_factory=list)
     answers: dict[str, list[Row]] = field(default_factory=dict)  # rows with a label for cells of the pools that had none
+    answered: int = 0  # cells of these that got it
+    came: set[str] = field(default_factory=set)  # cells that no pool had, and that a row was refused of before
+    groups: dict[str, str] = field(default_factory=dict)  # of cells of the pools that had none, by sha256
+    split_groups: int = 0  # groups of these rows that have cells of the pools on several sides
 
     def __call__(self, pools: Pools) -> tuple[Pools, Mapping[Path, Content]]:
         recorded = read_rejections(self.workspace_data / "rejected.csv")
         oracle = _oracle(self.workspace_data / "oracle.csv")
         existing = _existing(pools.cells({row.sha256 for row in self.rows.accepted}), oracle)
+        homes = _homes(pools, self.rows.accepted, existing)
+        self.split_groups = sum(len(sides) > 1 for sides in homes.values())
         decided = {(entry.path, entry.sha256): entry for entry in sorted(recorded) if entry.reason == "split_leak"}
-        new = self._unknown(existing, decided)
+        new = self._unknown(existing, homes, decided)
         refused = {entry.path for entry in recorded}
         self.rows.accepted = [row for row in self.rows.accepted if row.path in refused]  # a million others take 0.3 GB
         if not self.terms.list_conflicts:
             _refuse_many([one for one in self.conflicts if not one.settled_at], self.compared, self.params)
         answered = self._answered(existing)
-        new = self._without_conflicts(new)
-        new = self._without_split_groups(_homes(pools, {row.group for row in new}), new)
+        new = _completed(self._without_conflicts(new))
+        new = self._without_split_groups(homes, new)
         new = [*answered, *self._sided(self._without_repeats(new))]
-        pools, oracle = self._revealed(pools.without({row.sha256 for row in answered}), new, oracle)
+        waited = {row.sha256 for row in answered}
+        recorded_cells = {entry.sha256 for entry in recorded if entry.sha256}
+        self.came = {row.sha256 for row in new if row.sha256 in recorded_cells} - waited
+        pools, oracle = self._revealed(_grouped(pools.without(waited), self.groups), new, oracle, waited)
         return pools, self._files(recorded, oracle, pools)
 
     def _reject(self, row: Row, reason: str, detail: str) -> None:
         self.rows.rejections.append(Rejection(row.path, row.sha256, reason, detail))
 
-    def _unknown(self, existing: dict[str, Present], decided: dict[tuple[str, str], Rejection]) -> list[Row]:
+    def _unknown(self, existing: dict[str, Present], homes: Homes, decided: dict[tuple[str, str], Rejection]) -> list[Row]:
         """The rows of cells that no pool has; the others are known, or named with what they disagree with.
 
-        Nothing that is in a pool changes by them, but a cell without a label gets the one that comes.
+        Nothing that is in a pool changes by them, but a cell without a label, or without a group, gets the one that comes.
         """
         listed = {one.claim: one for one in read_conflicts(self.workspace_data / CONFLICTS)}
         seen: set[tuple[str, str]] = set()
@@ -138,9 +150,12 @@ class Merge:
             if row.label and present.label and row.label != present.label:
                 self._reject(row, CONFLICT, present.path)
                 conflict = present.conflict(row, self.terms.source, self.moment)
-                self.conflicts.append(listed.get(conflict.claim, conflict))
+                before = listed.get(conflict.claim, conflict)
+                self.conflicts.append(replace(conflict, seen_at=before.seen_at, settled_at=before.settled_at))
             elif row.side not in ("", present.side):
                 self._reject(row, "split_leak", present.path)
+            elif why_not := self._why_no_group(row, present, homes):
+                self._reject(row, "split_leak", why_not)
             elif row.label and not present.label:
                 self.answers.setdefault(row.sha256, []).append(row)
             elif present.path != row.path or again:
@@ -148,6 +163,17 @@ class Merge:
             else:
                 self.known += 1
         return new
+
+    def _why_no_group(self, row: Row, present: Present, homes: Homes) -> str:
+        """Why a cell of the pools cannot be of the row's group: it is of another one, or this one has cells on another side. Empty
+        where it can, and is from now on."""
+        if row.group in ("", present.group):
+            return ""
+        elsewhere = [cell.path for side, cell in homes[row.group].items() if side != present.side]
+        if present.group or elsewhere:
+            return elsewhere[0] if elsewhere else "its cell is of another group in the pools"
+        given = self.groups.setdefault(present.sha256, row.group)
+        return "" if given == row.group else "its cell is of another group in a row before"
 
     def _answered(self, existing: dict[str, Present]) -> list[Row]:
         """The cells of the pools that had no label and get one; two labels for one cell are a conflict, and it gets none."""
@@ -158,7 +184,9 @@ class Merge:
                 self._reject(row, "duplicate", kept[0].path)
             if kept:
                 present = existing[sha256]
-                answered.append(Row(present.path, sha256, kept[0].label, present.group, present.side))
+                group = self.groups.get(sha256, present.group)
+                answered.append(Row(present.path, sha256, kept[0].label, group, present.side))
+        self.answered = len(answered)
         return answered
 
     def _without_conflicts(self, rows: list[Row]) -> list[Row]:
@@ -178,9 +206,10 @@ class Merge:
                 kept.append(row)
         return kept
 
-    def _without_split_groups(self, home: dict[str, Row], rows: list[Row]) -> list[Row]:
-        """Keep each group on one side: where it is already (`home`, by its name), else the side nearest to the test; the rest of
-        it goes."""
+    def _without_split_groups(self, homes: Homes, rows: list[Row]) -> list[Row]:
+        """Keep each group on one side: where it is already (`homes`), else the side nearest to the test; the rest of it goes. Of
+        a group that is on several sides already nothing can be added to any."""
+        home = {group: next(iter(sides.values())) for group, sides in homes.items()}
         for row in rows:
             if row.group and row.side:
                 best = home.get(row.group)
@@ -191,6 +220,8 @@ class Merge:
             best = home.get(row.group) if row.group else None
             if best is None:
                 kept.append(row)
+            elif len(homes.get(row.group, ())) > 1:
+                self._reject(row, "split_leak", best.path)
             elif row.side in ("", best.side):
                 row.side = best.side
                 if row.label or row.side == "train":
@@ -232,9 +263,11 @@ class Merge:
                 row.side = side
         return rows
 
-    def _revealed(self, pools: Pools, rows: list[Row], oracle: pd.DataFrame) -> tuple[Pools, pd.DataFrame]:
-        """The pools with the new rows, and the oracle with their labels that are not revealed; labels of cells that left go from
-        it. The list of rows is emptied: as columns they take less."""
+    def _revealed(
+        self, pools: Pools, rows: list[Row], oracle: pd.DataFrame, waited: set[str]
+    ) -> tuple[Pools, pd.DataFrame]:
+        """The pools with these rows, of which some `waited` there, and the oracle with their labels that are not revealed; labels
+        of cells that left go from it. The list of rows is emptied: as columns they take less."""
         training = [row.sha256 for row in rows if row.side == "train" and row.label]
         at_least = LEAST_FIRST if pools.frames["labelled"].empty else 0
         shown = self._first(training, at_least) if self.terms.reveal_labels else set()
@@ -246,7 +279,7 @@ class Merge:
         hidden = {name: [getattr(row, name) for row in parts["unlabelled"] if row.label] for name in oracle.columns}
         hidden_labels = pd.DataFrame(hidden, dtype=str)
         oracle = pd.concat([oracle[among(oracle["sha256"], pd.concat(known))], hidden_labels], ignore_index=True)
-        self.added = {name: len(part) for name, part in parts.items()}
+        self.added = {name: sum(row.sha256 not in waited for row in part) for name, part in parts.items()}
         rows.clear()
         return pools.plus({name: self._frame(parts.pop(name), name) for name in POOLS}), oracle
 
@@ -274,14 +307,14 @@ class Merge:
 
     def _files(self, recorded: set[Rejection], oracle: pd.DataFrame, pools: Pools) -> Mapping[Path, Content]:
         """The files that change with the pools. A path that could not be used earlier, or had two labels, is refused again or
-        no longer."""
+        no longer; so is one whose cell has come by another path now."""
         accepted = self.rows.accepted
         examined = {row.path for row in accepted} | {entry.path for entry in self.rows.rejections}
         again = {row.key for row in accepted}
         standing = {
             entry
             for entry in recorded
-            if (entry.path not in examined if entry.reason in UNUSABLE else True)
+            if (entry.path not in examined and entry.sha256 not in self.came if entry.reason in UNUSABLE else True)
             and (entry.reason != CONFLICT or (entry.path, entry.sha256) not in again)
         }
         rejected = standing | set(self.rows.rejections)
@@ -309,13 +342,48 @@ def _oracle(path: Path) -> pd.DataFrame:
     return read_table(path, columns) if path.exists() else pd.DataFrame(columns=columns, dtype=str)
 
 
-def _homes(pools: Pools, groups: set[str]) -> dict[str, Row]:
-    """Of these groups the first cell that is in a pool, by the group's name."""
-    names = list(groups - {""})
+def _completed(rows: list[Row]) -> list[Row]:
+    """The rows, where those of one cell all have the label and the group that one of them has: whichever of them stays."""
+    if _each_once(rows):
+        return rows
+    said: dict[str, Row] = {}
+    for row in rows:
+        first = said.setdefault(row.sha256, row)
+        first.label, first.group = first.label or row.label, first.group or row.group
+    for row in rows:
+        row.label, row.group = said[row.sha256].label, row.group or said[row.sha256].group
+    return rows
+
+
+def _homes(pools: Pools, rows: list[Row], existing: dict[str, Present]) -> Homes:
+    """For each group of these rows a cell of it on each side where it has any: in the pools, and among the cells of the pools that
+    are of it by these rows."""
+    names = list({row.group for row in rows} - {""})
     table = Pools({name: frame[frame["group"].isin(names)] for name, frame in pools.frames.items()}).table()
-    table = table.assign(side=sides(table)).drop_duplicates("group")
-    rows = table[["path", "sha256", "label", "group", "side"]].to_numpy()
-    return {group: Row(path, sha256, label, group, side, existing=True) for path, sha256, label, group, side in rows}
+    table = table.assign(side=sides(table)).drop_duplicates(["group", "side"])
+    homes: Homes = {}
+    for path, sha256, label, group, side in table[["path", "sha256", "label", "group", "side"]].to_numpy():
+        homes.setdefault(group, {})[side] = Row(path, sha256, label, group, side, existing=True)
+    for row in rows:
+        if row.group and (present := existing.get(row.sha256)) is not None:
+            homes.setdefault(row.group, {}).setdefault(present.side, present)
+    return homes
+
+
+def _grouped(pools: Pools, groups: Mapping[str, str]) -> Pools:
+    """The pools with these groups of cells that had none, by sha256."""
+    if not groups:
+        return pools
+    frames = {}
+    for name, frame in pools.frames.items():
+        coming = among(frame["sha256"], groups)
+        frames[name] = frame.assign(group=frame["group"].mask(coming, frame["sha256"].map(groups)).astype(str))
+    return Pools(frames)
+
+
+def known_cells(pools: Pools, sha256s: set[str], workspace_data: Path) -> dict[str, Present]:
+    """Those of these cells that are in a pool, with the label that is known of them, even if it is set aside."""
+    return _existing(pools.cells(sha256s), _oracle(workspace_data / "oracle.csv"))
 
 
 def _existing(table: pd.DataFrame, oracle: pd.DataFrame) -> dict[str, Present]:
@@ -358,7 +426,7 @@ def compare_first(manifest: pd.DataFrame, origin: Source, workspace_data: Path, 
     labelled = manifest[manifest["label"].isin(CLASSES)]
     paths, labels = labelled["path"].tolist(), labelled["label"].tolist()
     names = list(_digests(origin, paths))
-    existing = _existing(pools.cells({sha256 for _, sha256 in names}), _oracle(workspace_data / "oracle.csv"))
+    existing = known_cells(pools, {sha256 for _, sha256 in names}, workspace_data)
     conflicts, compared = [], 0
     for place, sha256 in names:
         present = existing.get(sha256)

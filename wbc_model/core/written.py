@@ -22,6 +22,7 @@ MARKS: Final = (
     (BOM_UTF16_LE, "utf-16"),
     (BOM_UTF16_BE, "utf-16"),
 )
+_PACKED: Final = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")  # how a workbook of a spreadsheet begins: .xlsx and .ods, .xls
 
 
 def read_written(path: Path) -> str:
@@ -38,6 +39,8 @@ def read_written(path: Path) -> str:
 
 def decode_written(data: bytes, path: Path) -> str:
     """The same of a file's bytes."""
+    if data.startswith(_PACKED):
+        raise WbcError(f"{path}: is no text but a workbook or another packed file: save its sheet as CSV in UTF-8")
     encoding = next((name for mark, name in MARKS if data.startswith(mark)), "utf-8")
     try:
         text = data.decode(encoding)

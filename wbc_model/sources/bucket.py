@@ -2,11 +2,12 @@
 Amazon's, with the credentials that its tools find."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from posixpath import normpath
 from typing import Any, Final, Self
+from unicodedata import normalize
 
 from wbc_model.cells.manifest import Load, ManifestRow, sheet_rows
 from wbc_model.core.errors import ImageRejected, WbcError
@@ -14,7 +15,7 @@ from wbc_model.core.images import MAX_BYTES
 from wbc_model.core.written import decode_written, parse_sheet
 from wbc_model.sources.limits import MOST_TEXT, refuse_many, too_large
 from wbc_model.sources.listing import COLUMNS, rows_of
-from wbc_model.sources.members import NO_FILE, NOT_THERE, Member, Members, plain_name
+from wbc_model.sources.members import NO_FILE, Member, Members, plain_name
 
 PROTOCOLS: Final = ("s3", "s3a", "gs", "gcs", "az", "abfs", "file", "memory")
 
@@ -103,16 +104,22 @@ class Folder:
     def _read(self, member: Member) -> bytes:
         if member.size > MAX_BYTES:
             raise too_large(member.size)
-        with answering(f"{self.shown}: {member.where}"):
-            try:
-                data = bytes(self.system.cat_file(member.where, end=MAX_BYTES + 1))
-            except FileNotFoundError:
-                raise ImageRejected(*NOT_THERE) from None
-            except IsADirectoryError:
-                raise ImageRejected(*NO_FILE) from None
-        if len(data) > MAX_BYTES:
-            raise too_large(len(data))
-        return data
+        for where in self._spelt(member):
+            with answering(f"{self.shown}: {where}"):
+                try:
+                    data = bytes(self.system.cat_file(where, end=MAX_BYTES + 1))
+                except FileNotFoundError:
+                    continue
+                except IsADirectoryError:
+                    raise ImageRejected(*NO_FILE) from None
+            if len(data) > MAX_BYTES:
+                raise too_large(len(data))
+            return data
+        raise ImageRejected("missing", "there is no such file in the bucket")
+
+    def _spelt(self, member: Member) -> Iterable[str]:
+        """Where a file may lie."""
+        return (member.where,)
 
     def close(self) -> None:
         """Nothing is open."""
@@ -135,3 +142,8 @@ class Manifest(Folder):
             if not plain_name(plain)[1]:
                 self.members[plain] = Member(0, f"{self.root}/{plain}")
         return rows
+
+    def _spelt(self, member: Member) -> Iterable[str]:
+        """As the manifest says it, or in the other normal form of Unicode."""
+        plain = member.where.removeprefix(f"{self.root}/")
+        return dict.fromkeys(f"{self.root}/{one}" for one in (plain, *(normalize(form, plain) for form in ("NFC", "NFD"))))

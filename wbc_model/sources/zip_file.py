@@ -14,7 +14,7 @@ from wbc_model.sources.limits import MOST_TEXT, length_of, refuse_many, refuse_s
 from wbc_model.sources.listing import rows_of
 from wbc_model.sources.members import LINK, Member, Members, Problem
 
-_ENCRYPTED = 0x1  # of the general purpose flags
+_ENCRYPTED, _UTF_8 = 0x1, 0x800  # of the general purpose flags
 
 
 class ZipArchive:
@@ -36,7 +36,7 @@ class ZipArchive:
         _refuse_overlaps(shown, listed)
         for one in listed:
             if not one.is_dir():
-                self.members.put(one.filename, Member(one.file_size, one, _problem(one)))
+                self.members.put(_name(one), Member(one.file_size, one, _problem(one)))
 
     def load(self, names: Sequence[str]) -> Iterator[tuple[int, Load]]:
         """In the order in which they lie there."""
@@ -72,6 +72,16 @@ class ZipArchive:
     def close(self) -> None:
         """Close the archive."""
         self.zip.close()
+
+
+def _name(one: zipfile.ZipInfo) -> str:
+    """A file's name: a Mac writes UTF-8 and does not say so, and Python then takes it for the code page of DOS."""
+    if one.flag_bits & _UTF_8:
+        return one.filename
+    try:
+        return one.filename.encode("cp437").decode()
+    except UnicodeError:
+        return one.filename
 
 
 def _problem(one: zipfile.ZipInfo) -> Problem | None:
