@@ -98,6 +98,8 @@ def test_a_line_of_the_log_that_a_full_disk_tore_hides_no_other(marked: Path) ->
 
 def test_the_next_command_follows_what_happened(marked: Path) -> None:
     assert next_command(marked).startswith("`wbc ingest DATA`")
+    Pools.empty().write(marked / "data/pools")
+    assert next_command(marked).startswith("`wbc ingest DATA` takes cells in"), "all rows of a first manifest were refused"
     pools = fill(marked)
     assert next_command(marked).startswith("`wbc retrain` learns the 3 labels")
     note_learned(marked, pools)

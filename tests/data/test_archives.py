@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import unicodedata
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -431,6 +432,22 @@ def test_an_address_that_is_not_read_is_a_line() -> None:
             pass
 
 
+def test_names_of_a_mac_s_archive_are_read(tmp_path: Path, params: Params) -> None:
+    """It writes them in UTF-8, accents as characters of their own, and does not say so."""
+
+    class OfMac(zipfile.ZipInfo):
+        def _encodeFilenameFlags(self) -> tuple[bytes, int]:  # noqa: N802 - what zipfile asks for names
+            return unicodedata.normalize("NFD", self.filename).encode(), self.flag_bits & ~0x800
+
+    names = [f"Zelle ä{n}.png" for n in range(3)]
+    with zipfile.ZipFile(tmp_path / "mac.zip", "w") as archive:
+        archive.writestr("manifest.csv", "path,label\n" + "".join(f"{name},Basophil\n" for name in names))
+        for number, name in enumerate(names):
+            archive.writestr(OfMac(name), encoded(blobs(number, 32)))
+    assert taken_in(tmp_path / "mac.zip", tmp_path / "w", params).rejections == []
+    assert set(Pools.read(tmp_path / "w/data/pools").table()["path"]) == set(names)
+
+
 def test_what_lies_behind_a_file_system_is_taken_in_as_what_lies_here(tmp_path: Path, params: Params) -> None:
     """Without a server: fsspec's `memory://` stands for a bucket."""
     import fsspec
@@ -440,13 +457,14 @@ def test_what_lies_behind_a_file_system_is_taken_in_as_what_lies_here(tmp_path: 
     memory.pipe({f"/bucket/folder/{name}": data for name, data in files.items()})
     memory.pipe({"/bucket/cells.tar.gz": in_tar(files, "w:gz"), "/bucket/shards/data/train-0.parquet": in_parquet(files)})
     lines = "".join(f"folder/{name},{name.split('/')[1]},{name.split('/')[0]}\n" for name in files)
-    memory.pipe({"/bucket/cells.csv": f"path,label,split\n{lines}gone.png,Basophil,\n../x.png,Basophil,\n".encode()})
+    memory.pipe({"/bucket/cells.csv": f"path,label,split\n{lines}gone.png,Basophil,\n../x.png,Basophil,\nä.png,Basophil,train\n".encode()})
+    memory.pipe({unicodedata.normalize("NFD", "/bucket/ä.png"): files[f"train/{CLASSES[0]}/again.png"]})
     for number, url in enumerate(("folder", "folder/", "cells.tar.gz", "shards")):
         report = taken_in(f"memory://bucket/{url}", tmp_path / str(number), params)
         assert report.reasons == {"duplicate": 1}
         assert version(tmp_path / str(number)) == version(tmp_path / "w"), url
     report = taken_in("memory://bucket/cells.csv", tmp_path / "csv", params)
-    assert report.reasons == {"duplicate": 1, "missing": 1, "outside_folder": 1}
+    assert report.reasons == {"duplicate": 2, "missing": 1, "outside_folder": 1}
     assert version(tmp_path / "csv", with_paths=False) == version(tmp_path / "w", with_paths=False)
     with pytest.raises(WbcError, match="memory://bucket/none: there is no such file or folder"):
         taken_in("memory://bucket/none", tmp_path / "none", params)

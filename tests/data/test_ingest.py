@@ -237,6 +237,7 @@ def test_a_label_for_a_waiting_cell_is_taken_from_another_path_too(tmp_path: Pat
     ingest(write_manifest(source, [("a.png", ""), ("b.png", "")]), data, everything)
     report = ingest(write_manifest(source, [("moved/a.png", "Monocyte")]), data, everything)
     assert (report.pools["labelled"], report.pools["unlabelled"]) == (1, 1)
+    assert (report.answered, sum(report.added.values())) == (1, 0)
     torn = ingest(write_manifest(source, [("b.png", "Monocyte"), ("b.png", "Basophil")]), data, everything)
     assert torn.reasons == {"label_conflict": 2}
     assert where(data) == {"a.png": "labelled", "b.png": "unlabelled"}
@@ -304,6 +305,58 @@ def test_given_splits_and_groups(tmp_path: Path, cell: Cell, params: Params) -> 
     more = [(cell(f"later{n}.png", 20 + n), "Monocyte", "", "slide 1") for n in range(5)]
     ingest(write_manifest(tmp_path / "source", more, ("path", "label", "split", "group")), data, params)
     assert {where(data)[row[0]] for row in more} == {"test"}
+
+
+def test_a_group_that_comes_later_keeps_its_cells_on_one_side(tmp_path: Path, cell: Cell, params: Params) -> None:
+    data, source, columns = tmp_path / "w" / "data", tmp_path / "source", ("path", "label", "split", "group")
+    rows = [(cell(f"{n}.png", n), "Basophil", ("train", "test")[n % 2], "") for n in range(8)]
+    ingest(write_manifest(source, rows, columns), data, params)
+    groups = {"0.png": "one", "2.png": "one", "3.png": "two", "4.png": "torn", "5.png": "torn"}
+    later = [(path, label, "", groups.get(path, "")) for path, label, *_ in rows]
+    later += [(cell(f"new-{group}.png", place), "Basophil", "", group) for place, group in enumerate(("one", "two", "torn"), 20)]
+    report = ingest(write_manifest(source, later, columns), data, params)
+    assert {(entry.path, entry.reason, entry.detail) for entry in report.rejections} == {
+        ("4.png", "split_leak", "5.png"),
+        ("5.png", "split_leak", "4.png"),
+        ("new-torn.png", "split_leak", "4.png"),
+    }
+    assert (report.grouped, report.split_groups, report.known, report.refused) == (3, 1, 6, True)
+    table = Pools.read(data / "pools").table().set_index("path")
+    assert table.loc[table["group"] != "", "group"].to_dict() == {
+        **{path: group for path, group in groups.items() if group != "torn"},
+        "new-one.png": "one",
+        "new-two.png": "two",
+    }
+    assert (table["pool"]["new-one.png"], table["pool"]["new-two.png"]) == ("unlabelled", "test")
+    before = content(data)
+    ingest(source / "manifest.csv", data, params)
+    assert content(data) == before
+    other = ingest(write_manifest(source, [("3.png", "Basophil", "", "three")], columns), data, params)
+    assert [entry.detail for entry in other.rejections] == ["its cell is of another group in the pools"]
+
+
+def test_the_row_that_stays_has_what_any_row_of_its_cell_says(tmp_path: Path, cell: Cell, params: Params) -> None:
+    data, source = tmp_path / "w" / "data", tmp_path / "source"
+    rows = [(cell(f"{n}.png", n), "Monocyte", "g") for n in range(12)]
+    rows[0] = ("0.png", "", "")
+    rows.append((cell("again.png", 0), "Basophil", "g"))
+    report = ingest(write_manifest(source, rows, ("path", "label", "group")), data, with_data(params, initial_share=1.0))
+    assert reasons(report) == {"again.png": "duplicate"}
+    table = Pools.read(data / "pools").table().set_index("path")
+    assert (table["label"]["0.png"], set(table["group"]), len(set(table["pool"]))) == ("Basophil", {"g"}, 1)
+    before = content(data)
+    assert ingest(source / "manifest.csv", data, with_data(params, initial_share=1.0)).answered == 0
+    assert content(data) == before
+
+
+def test_a_row_that_was_refused_is_no_longer_when_its_cell_comes_by_another_path(
+    tmp_path: Path, cell: Cell, params: Params
+) -> None:
+    data, source = tmp_path / "w" / "data", tmp_path / "source"
+    ingest(write_manifest(source, [(cell("a.png", 1), "Zebra"), (cell("b.png", 2), "Zebra")]), data, params)
+    cell("right/a.png", 1)
+    ingest(write_manifest(source, [("right/a.png", "Monocyte")]), data, params)
+    assert pd.read_csv(data / "rejected.csv")["path"].tolist() == ["b.png"]
 
 
 def test_folders_per_class(tmp_path: Path, cell: Cell, params: Params) -> None:

@@ -229,6 +229,23 @@ def test_a_person_decides_on_any_cell_with_name_and_reason(workspace: Path, para
         decide_all(workspace, "manifest", None, "ben", "x", 1)
 
 
+def test_a_conflict_is_one_with_the_pools_as_they_are(workspace: Path, params: Params, tmp_path: Path) -> None:
+    table = pd.read_csv(tmp_path / "manifest.csv", dtype=str)
+    cells = Pools.read(workspace / "data/pools").frames["test"].head(2)
+    claimed = {path: next(name for name in CLASSES if name != label) for path, label in cells[["path", "label"]].to_numpy()}
+    table.assign(label=table["path"].map(claimed).fillna(table["label"])).to_csv(tmp_path / "other.csv", index=False)
+    ingest(tmp_path / "other.csv", workspace / "data", params)
+    first, second = conflicts(workspace)
+    third = next(name for name in CLASSES if name not in (second.label, second.other))
+    rows = pd.DataFrame({"sha256": [first.sha256, second.sha256], "label": [first.other, third]})
+    take_in(workspace, rows.assign(labelled_by="ada", labelled_at=""), 1)
+    (left,) = conflicts(workspace)
+    assert (left.sha256, left.label, left.labelled_by) == (second.sha256, third, "ada")
+    assert decide_all(workspace, "pools", None, "ben", "ada is right", 1)["corrected"] == 0
+    after = Pools.read(workspace / "data/pools").frames["test"].set_index("sha256")["label"]
+    assert (after[first.sha256], after[second.sha256]) == (first.other, third)
+
+
 def test_a_shifted_first_manifest_is_put_right_by_the_right_one(workspace: Path, params: Params, tmp_path: Path) -> None:
     table = pd.read_csv(tmp_path / "manifest.csv", dtype=str)
     right = table.assign(label=table["label"].to_numpy()[[*range(1, len(table)), 0]])

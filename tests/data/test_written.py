@@ -27,6 +27,12 @@ def test_what_is_no_utf_8_is_refused_by_one_line(data: bytes) -> None:
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("data", [b"PK\x03\x04\x14\x00\x06", b"\xd0\xcf\x11\xe0\xa1\xb1"])
+def test_a_workbook_is_called_one(data: bytes) -> None:
+    with pytest.raises(WbcError, match=r"some\.yaml: is no text but a workbook .* save its sheet as CSV"):
+        decode_written(data, FILE)
+
+
 def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(WbcError, match=r"absent.*cannot be read"):
         read_written(tmp_path / "absent")
