@@ -436,7 +436,7 @@ def test_names_of_a_mac_s_archive_are_read(tmp_path: Path, params: Params) -> No
     """It writes them in UTF-8, accents as characters of their own, and does not say so."""
 
     class OfMac(zipfile.ZipInfo):
-        def _encodeFilenameFlags(self) -> tuple[bytes, int]:  # noqa: N802 - what zipfile asks for names
+        def _encodeFilenameFlags(self) -> tuple[bytes, int]:
             return unicodedata.normalize("NFD", self.filename).encode(), self.flag_bits & ~0x800
 
     names = [f"Zelle ä{n}.png" for n in range(3)]
@@ -457,7 +457,8 @@ def test_what_lies_behind_a_file_system_is_taken_in_as_what_lies_here(tmp_path: 
     memory.pipe({f"/bucket/folder/{name}": data for name, data in files.items()})
     memory.pipe({"/bucket/cells.tar.gz": in_tar(files, "w:gz"), "/bucket/shards/data/train-0.parquet": in_parquet(files)})
     lines = "".join(f"folder/{name},{name.split('/')[1]},{name.split('/')[0]}\n" for name in files)
-    memory.pipe({"/bucket/cells.csv": f"path,label,split\n{lines}gone.png,Basophil,\n../x.png,Basophil,\nä.png,Basophil,train\n".encode()})
+    others = "gone.png,Basophil,\n../x.png,Basophil,\nä.png,Basophil,train\n"
+    memory.pipe({"/bucket/cells.csv": f"path,label,split\n{lines}{others}".encode()})
     memory.pipe({unicodedata.normalize("NFD", "/bucket/ä.png"): files[f"train/{CLASSES[0]}/again.png"]})
     for number, url in enumerate(("folder", "folder/", "cells.tar.gz", "shards")):
         report = taken_in(f"memory://bucket/{url}", tmp_path / str(number), params)

@@ -165,8 +165,8 @@ class Merge:
         return new
 
     def _why_no_group(self, row: Row, present: Present, homes: Homes) -> str:
-        """Why a cell of the pools cannot be of the row's group: it is of another one, or this one has cells on another side. Empty
-        where it can, and is from now on."""
+        """Why a cell of the pools cannot be of the row's group: it is of another one, or this one has cells on another side.
+        Empty where it can, and is from now on."""
         if row.group in ("", present.group):
             return ""
         elsewhere = [cell.path for side, cell in homes[row.group].items() if side != present.side]
@@ -356,8 +356,8 @@ def _completed(rows: list[Row]) -> list[Row]:
 
 
 def _homes(pools: Pools, rows: list[Row], existing: dict[str, Present]) -> Homes:
-    """For each group of these rows a cell of it on each side where it has any: in the pools, and among the cells of the pools that
-    are of it by these rows."""
+    """For each group of these rows a cell of it on each side where it has any: in the pools, and among the cells of the pools
+    that are of it by these rows."""
     names = list({row.group for row in rows} - {""})
     table = Pools({name: frame[frame["group"].isin(names)] for name, frame in pools.frames.items()}).table()
     table = table.assign(side=sides(table)).drop_duplicates(["group", "side"])
