@@ -304,8 +304,8 @@ class _Sorting:
             self.known += 1
             return ""
         if sha256 in self.out_of_use and not self.decided and row["labelled_by"] != "oracle":
-            decide = f"`wbc labels decide {sha256[:12]} {shlex.quote(label)}` takes it in all the same"
-            return f"the data checks took this cell out of use (data/quarantine.csv says why); {decide}"
+            decide = f"`wbc labels decide {sha256[:12]} {shlex.quote(label)}` notes it all the same"
+            return f"the data checks took this cell out of use (data/quarantine.csv says why); {decide}, for when it is in use"
         if not cell["label"]:
             return None
         if not self.decided and (superseded := self._superseded(row, cell)):

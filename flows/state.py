@@ -92,7 +92,12 @@ def last_cycle(workspace: Path) -> int:
 
 def note_learned(workspace: Path, pools: Pools) -> None:
     """Note which labels the last training has learned from: what differs later is new."""
-    write_atomic(workspace / _LEARNED, to_csv(pools.frames["labelled"][["sha256", "label"]]))
+    write_atomic(workspace / _LEARNED, to_csv(_to_learn(workspace, pools)))
+
+
+def _to_learn(workspace: Path, pools: Pools) -> pd.DataFrame:
+    """The labelled cells that are not in quarantine: sha256, label."""
+    return pools.without(quarantined(workspace / "data")).frames["labelled"][["sha256", "label"]]
 
 
 def new_labels(workspace: Path) -> int:
@@ -100,12 +105,11 @@ def new_labels(workspace: Path) -> int:
     clone, they are those that the candidate has not learned from; without a candidate all."""
     if not Pools.exist(workspace / "data/pools"):
         return 0
-    pools = Pools.read(workspace / "data/pools")
-    labelled, path = pools.frames["labelled"], workspace / _LEARNED
+    labelled, path = _to_learn(workspace, Pools.read(workspace / "data/pools")), workspace / _LEARNED
     if not path.exists():
-        return _not_in_candidate(workspace, pools.without(quarantined(workspace / "data")).frames["labelled"])
+        return _not_in_candidate(workspace, labelled)
     learned = set(map(tuple, read_table(path, ["sha256", "label"]).to_numpy()))
-    return sum(cell not in learned for cell in map(tuple, labelled[["sha256", "label"]].to_numpy()))
+    return sum(cell not in learned for cell in map(tuple, labelled.to_numpy()))
 
 
 def _not_in_candidate(workspace: Path, labelled: pd.DataFrame) -> int:

@@ -223,3 +223,13 @@ def test_gc_ends_with_the_command_that_was_meant_and_the_way_back(marked: Path, 
     ]
     lines.clear()
     assert said(marked, monkeypatch, "gc")[-1] == "all is kept"
+
+
+def test_a_label_in_quarantine_is_none_to_learn(marked: Path) -> None:
+    pools = fill(marked)
+    (marked / "data/quarantine.csv").write_text(f"path,sha256,reason,detail\n0,{0:064d},blurred,\n")
+    assert status(marked)["waits"]["new_labels"] == 2
+    note_learned(marked, pools)
+    assert status(marked)["waits"]["new_labels"] == 0
+    (marked / "data/quarantine.csv").unlink()
+    assert status(marked)["waits"]["new_labels"] == 1, "it has come out of quarantine, and nothing has learned it"

@@ -263,9 +263,7 @@ class Merge:
                 row.side = side
         return rows
 
-    def _revealed(
-        self, pools: Pools, rows: list[Row], oracle: pd.DataFrame, waited: set[str]
-    ) -> tuple[Pools, pd.DataFrame]:
+    def _revealed(self, pools: Pools, rows: list[Row], oracle: pd.DataFrame, waited: set[str]) -> tuple[Pools, pd.DataFrame]:
         """The pools with these rows, of which some `waited` there, and the oracle with their labels that are not revealed; labels
         of cells that left go from it. The list of rows is emptied: as columns they take less."""
         training = [row.sha256 for row in rows if row.side == "train" and row.label]
