@@ -9,9 +9,10 @@ import hashlib
 import re
 import uuid
 import zlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import select
@@ -43,11 +44,15 @@ PARAMETER: Final[dict[str, Any]] = {
 
 
 class Done(NamedTuple):
-    """What a call did: its answer, and of which images (SHA-256) and which model the audit log speaks."""
+    """What a call did: its answer, and of which images (SHA-256) and which model the audit log speaks.
+
+    `said` stands in the log's line as it is.
+    """
 
     answer: Response
     images: Sequence[str] = ()
     model: ModelName | None = None
+    said: Mapping[str, str] = MappingProxyType({})
 
 
 Work = Callable[[], Done]
@@ -162,6 +167,7 @@ class Begun:
             state.intention = None  # it stays open in the audit log; the next start completes it
             raise
         note(self._request, done.images, done.model)
+        state.said = done.said
         await run_in_threadpool(forget_old, kept.store, audit, running.cleaned, kept.clock)
         return done.answer
 
@@ -196,9 +202,10 @@ class Begun:
             status=answer.status_code,
             headers=headers,
             body=zlib.compress(body, 1) if self._key else b"",
-            record=outcome(
-                self.caller, self._request.state.call, answer.status_code, done.images, done.model, body, self._person
-            ),
+            record={
+                **outcome(self.caller, self._request.state.call, answer.status_code, done.images, done.model, body, self._person),
+                **done.said,
+            },
             at=datetime.now(UTC),
         )
 

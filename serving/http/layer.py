@@ -163,7 +163,7 @@ class _Exchange:
             return
         line = (caller, state["call"], self.status, state.get("images", ()), state.get("model"), body, state.get("person", ""))
         if state.get("intention"):
-            await audit.conclude(state["intention"], outcome(*line))
+            await audit.conclude(state["intention"], {**outcome(*line), **state.get("said", {})})
         else:
             more = {"replay_of": state["replay_of"]} if "replay_of" in state else {}
             await audit.record(*line, **more)

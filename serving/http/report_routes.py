@@ -315,7 +315,8 @@ async def remove_report(request: Request, report_id: ReportId) -> Response:
     def work() -> Done:
         removal = remove(kept.store, checked(report_id), by, asked.reason)
         answer = ReportRemoval.model_validate(removal, from_attributes=True)
-        return Done(Response(answer.model_dump_json(), media_type="application/json"), [], None)
+        said = {"by": by, "reason": asked.reason}  # the report, whose record would say it, is gone
+        return Done(Response(answer.model_dump_json(), media_type="application/json"), said=said)
 
     return await carry_out(request, work, asked.model_dump_json())
 

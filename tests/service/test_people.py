@@ -11,6 +11,7 @@ from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
 from specimens import site
+from test_outbox import eventually
 from test_reports import assert_problem, client_of, posted
 from typer.testing import CliRunner
 
@@ -151,3 +152,17 @@ def test_the_audit_log_names_the_person(people: tuple[TestClient, dict[str, dict
     assert ["intends" in record for record in of_ada] == [True, False, False]
     assert {record["person"] for record in of_ada} == {ADA}
     assert verify(log).records == len(found)
+
+
+def test_the_audit_log_says_who_removed_a_report_and_why(
+    people: tuple[TestClient, dict[str, dict[str, str]], Path], tmp_path: Path
+) -> None:
+    """The report, whose record says it of all else, is gone."""
+    client, headers, log = people
+    report = report_of(client, headers["system"])
+    admin = {"X-API-Key": add_key(tmp_path / "keys", "admin", ["review", "admin"])}
+    body = {"by": "Dr. Bo", "reason": "asked for by the patient"}
+    eventually(lambda: client.get("/v1/me", headers=admin).status_code == 200)
+    assert client.request("DELETE", f"/v1/reports/{report}", json=body, headers=admin).status_code == 200
+    last = records(log)[-1]
+    assert (last["call"], last["by"], last["reason"]) == (f"DELETE /v1/reports/{report}", body["by"], body["reason"])
