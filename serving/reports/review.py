@@ -6,13 +6,13 @@ the latter with the differential as it was signed. An undo is a correction, too,
 report as a whole has its reason: what was said of the specimen is put right; it is withdrawn, and the withdrawal is taken back.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session, selectinload
 from sqlalchemy.orm.attributes import set_committed_value
 
@@ -204,16 +204,24 @@ def let_count(report: Report, site: Site, false_alarms: float | None = None) -> 
     report.differential = {**counted.model_dump(mode="json"), SETTINGS: site.digest()}
 
 
+def by_other_settings(site: Site) -> Sequence[ColumnElement[bool]]:
+    """That nobody has signed a report as it is, and that it was counted by other settings than these."""
+    others = Report.differential[SETTINGS].as_string().is_distinct_from(site.digest())
+    return Report.status == "preliminary", Report.withdrawn_at.is_(None), others
+
+
 def follow(store: Store, report_id: str, site: Site) -> bool:
     """Count a report again that nobody has signed as it is, where the settings of the site have changed since.
 
     Returns whether it came out otherwise. It then has a new version, so that nobody signs it who saw the one before.
     """
-    with store.writing() as session:
-        report = session.get(Report, report_id, with_for_update=True)
-        if report is None or report.status != "preliminary" or report.withdrawn_at is not None:
+    wanted = select(Report).where(Report.id == report_id, *by_other_settings(site))
+    with store.reading() as session:  # which is all that most need
+        if session.scalar(wanted) is None:
             return False
-        if report.differential.get(SETTINGS) == site.digest():
+    with store.writing() as session:
+        report = session.scalar(wanted.with_for_update())
+        if report is None:  # meanwhile somebody else has seen to it
             return False
         before = Differential.model_validate(report.differential)
         let_count(report, site)

@@ -13,7 +13,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
 from serving.contract.site import Site
-from serving.reports.review import SETTINGS, follow
+from serving.reports.review import by_other_settings, follow
 from serving.reports.store import Store, reason_of
 from serving.reports.tables import Report
 from wbc_model.core.errors import counted
@@ -26,8 +26,7 @@ def follow_all(store: Store, site: Site, stopped: Callable[[], bool] = lambda: F
 
     Returns how many came out otherwise. Raises SQLAlchemyError.
     """
-    others = Report.differential[SETTINGS].as_string().is_distinct_from(site.digest())
-    query = select(Report.id).where(Report.status == "preliminary", Report.withdrawn_at.is_(None), others)
+    query = select(Report.id).where(*by_other_settings(site))
     with store.reading() as session:
         reports = list(session.scalars(query.order_by(Report.created_at.desc())))
     return sum(follow(store, report, site) for report in reports if not stopped())
