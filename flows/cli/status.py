@@ -110,7 +110,7 @@ def _to_a_champion(workspace: Path) -> str:
     if note.get("promoted", True):
         return "`wbc champion` says why no model is champion"
     return (
-        "`wbc champion` says why no model is champion; give it more labels or updates "
+        "give the model more labels or updates "
         f"(`wbc retrain --set presets.{params.preset}.updates={2 * params.size.updates}`), or take this one all the same "
         f"(`wbc champion --promote {note['version']} --reason TEXT`)"
     )

@@ -140,7 +140,8 @@ def _worse(comparison: Comparison, gate: GateParams) -> list[str]:
 
 def _class_reasons(name: str, mine: float | None, theirs: float | None, gate: GateParams) -> list[str]:
     if mine is None:
-        return [f"the test pool has no {name} to measure its recall on"] if gate.recall_floor[name] > 0 else []
+        needs = f"the test pool has no {name} to measure its recall on, which gate.recall_floor asks for: 0 there does without"
+        return [needs] if gate.recall_floor[name] > 0 else []
     reasons = []
     if mine < gate.recall_floor[name]:
         reasons.append(f"recall of {name} {mine:.1%} is below its floor {gate.recall_floor[name]:.1%}")
