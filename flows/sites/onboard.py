@@ -72,7 +72,7 @@ ASKING_SHARE: Final = 0.5  # of the updates, for a model that only asks: 200 of 
 PROGRESS_CELLS: Final = 256  # of home that are looked at while the network learns; what is kept is measured on all
 LOOK_CELLS: Final = 512  # of home that its statistics are measured on in a look in between; those that are kept on all of them
 ESTIMATED_AFTER: Final = 10  # updates: the first are slow
-# What differs from the section `train` (decision 019).
+# What differs from the section `train` (decision 015).
 ADAPTATION: Final[dict[str, Any]] = {
     "augmentation": "mild",  # of home's cells, which are there to be remembered; the site's are strongly augmented
     "learning_rate": 0.0003,
