@@ -171,9 +171,9 @@ def labels_test_command(
         result["wrote"] = [*result["wrote"], str(export), *([str(images)] if images else [])]
     lines = [f"{counted(result['drawn'], 'cell')} drawn, {result['labelled']} of them labelled by the oracle"] if draw else []
     limit = "" if result["max_comparisons"] == sys.maxsize else f" of {result['max_comparisons']}"  # none where gate.alpha is 0
-    lines += [f"test pool: {counted(result['cells'], 'cell')}, compared on {result['comparisons']} times{limit}"]
+    lines += [f"test pool: {counted(result['cells'], 'cell')}, compared on {counted(result['comparisons'], 'time')}{limit}"]
     lines += [result["asks"]] if result["asks"] else []
-    lines += [f"{result['awaited']} drawn cells await a label"]
+    lines += [f"{counted(result['awaited'], 'drawn cell awaits', 'drawn cells await')} a label"]
     if result["awaited"] and export is None:
         lines += ["`wbc labels test --export FILE.csv` writes them, `wbc labels import FILE.csv` takes their labels in"]
     lines += [f"wrote {', '.join(result['wrote'])}"] if result["wrote"] else []

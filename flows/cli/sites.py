@@ -79,5 +79,6 @@ def onboard_command(
             f"registered as version {known['version']} of {known['model']}" + ("" if known["champion"] else ", no champion")
         ]
         lines += [known["reason"]] if "reason" in known else []
-        text = "\n".join([*lines, f"wrote {result['model']}", f"next: `wbc serve` in {result['workspace']} serves it"])
+        which = "it" if known["champion"] else "the site's champion, not this one"
+        text = "\n".join([*lines, f"wrote {result['model']}", f"next: `wbc serve` in {result['workspace']} serves {which}"])
     emit(result, json_, text)

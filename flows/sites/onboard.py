@@ -178,9 +178,7 @@ def onboard(
             f"site {site.name}: {counted(sum(report.pools.values()), 'cell')}"
             + (f", refused: {report.reasons}" if report.reasons else "")
         )
-        frames = ctx.usable().frames
-        if asked > (cells := len(frames["labelled"]) + len(frames["unlabelled"])):  # before people label what does not suffice
-            raise _too_few(ctx, asked, cells)
+        _check_cells(ctx, asked)
         refused = _take_answers(ctx, answers) if answers is not None else []
         result: dict[str, Any] = {"site": site.name, "workspace": str(site), "champion": str(ctx.champion)}
         result |= {"refused": report.reasons, "refused_answers": refused, "shift": _look(ctx)}
@@ -195,10 +193,22 @@ def onboard(
     return result
 
 
+def _check_cells(ctx: Onboarding, asked: int) -> None:
+    """Raises WbcError for a site without a cell, or with fewer than are `asked` for, before people label for nothing."""
+    frames = ctx.usable().frames
+    if not (cells := len(frames["labelled"]) + len(frames["unlabelled"])):
+        raise WbcError(
+            f"site {ctx.site.name} has no cell that can be used: {ctx.site / 'data/rejected.csv'} says why; "
+            "put the data right and type the same again"
+        )
+    if asked > cells:
+        raise _too_few(ctx, asked, cells)
+
+
 def _too_few(ctx: Onboarding, asked: int, cells: int) -> WbcError:
-    return WbcError(
-        f"site {ctx.site.name}: {asked} labels were asked for, it has only {cells} cells: `--labels {cells}` asks for all"
-    )
+    asked_for = counted(asked, "label was", "labels were")
+    only = counted(cells, "cell")
+    return WbcError(f"site {ctx.site.name}: {asked_for} asked for, it has only {only}: `--labels {cells}` asks for all")
 
 
 def _look(ctx: Onboarding) -> dict[str, Any]:
@@ -220,6 +230,11 @@ def _learn(ctx: Onboarding, asked: int) -> int:
         if not _ask(ctx, asked - have, asked):
             return have
         _adapt(ctx, asked)
+    if have > asked:
+        ctx.progress.say(
+            f"the site has {counted(have, 'label')} already, more than the {asked} asked for: the model learns from all of them; "
+            "under another name the same data begin a site without them"
+        )
     if not _is_adapted(ctx, asked):
         _adapt(ctx, asked)  # killed between the labels and the training, or there is another champion since
     return have

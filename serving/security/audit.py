@@ -351,7 +351,7 @@ def rotate(path: Path) -> Path:
     Raises WbcError where there is no log, and where the service does not answer in time.
     """
     if not path.is_file() or not path.stat().st_size:
-        raise WbcError(f"{path}: there is no audit log, or nothing in it yet")
+        raise WbcError(f"{path}: there is no audit log, or nothing in it yet; `wbc serve` writes one")
     before = rotated_files(path)
     marker(path).touch()
     try:

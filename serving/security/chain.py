@@ -165,7 +165,7 @@ def verify(path: Path, contains: str | None = None, archived: bool = False) -> V
     missing, as they were moved elsewhere. Raises WbcError naming the first line that is broken, or what is missing at the end.
     """
     if not path.is_file():
-        raise WbcError(f"{path}: there is no audit log")
+        raise WbcError(f"{path}: there is no audit log; `wbc serve` writes one")
     head = read_head(path)  # before the log: a running service may go on meanwhile
     if head is None:
         raise WbcError(f"{head_path(path)} is missing: without it nobody can tell whether the log's last records are")

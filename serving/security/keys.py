@@ -124,7 +124,9 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def list_keys(path: Path) -> list[Key]:
-    """The keys of a keyring; raises WbcError naming the line that is damaged."""
+    """The keys of a keyring; raises WbcError naming the line that is damaged, or where there is no keyring."""
+    if not path.exists():
+        raise WbcError(f"{path} is not there: there is no key yet; `wbc keys add` makes one")
     return _parse_keyring(_read(path), path)
 
 

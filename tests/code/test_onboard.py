@@ -236,6 +236,38 @@ def test_more_labels_than_the_site_has_cells_are_refused_before_anybody_is_asked
     assert not (site / "models").exists(), "nothing was measured either"
 
 
+def test_a_site_without_a_usable_cell_is_refused_with_what_to_do(workspace: Path, tmp_path: Path) -> None:
+    (tmp_path / "moved.csv").write_text("path,label\nmoved/away.png,Monocyte\n")
+    for labels in ("0", "1"):
+        with pytest.raises(WbcError, match=r"has no cell that can be used: \S*data/rejected.csv says why"):
+            here(workspace, str(tmp_path / "moved.csv"), "--labels", labels)
+    assert "missing" in (workspace / "sites/moved/data/rejected.csv").read_text()
+
+
+def test_who_asks_for_fewer_labels_than_there_are_is_told_that_all_are_learned_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    frames = {"labelled": pd.DataFrame({"sha256": ["a", "b"]})}
+    ctx: Any = SimpleNamespace(pools=lambda: SimpleNamespace(frames=frames), progress=SimpleNamespace(say=said.append))
+    monkeypatch.setattr(onboard, "_is_adapted", lambda ctx, asked: True)
+    assert onboard._learn(ctx, 2) == 2
+    assert said == []
+    assert onboard._learn(ctx, 0) == 2
+    assert "has 2 labels already, more than the 0 asked for: the model learns from all of them" in said[0]
+
+
+@pytest.mark.parametrize(("champion", "served"), [(True, "it"), (False, "the site's champion, not this one")])
+def test_the_next_command_is_said_to_serve_what_it_serves(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, champion: bool, served: str
+) -> None:
+    registered = {"model": "wbc-moved", "version": "2", "champion": champion, "reason": "version 2 was withdrawn by Ada"}
+    result = {"status": "adapted", "model": "sites/moved/models/adapted", "workspace": "sites/moved", "registered": registered}
+    monkeypatch.setattr(onboard, "onboard", lambda *arguments: result)
+    monkeypatch.chdir(workspace)
+    (workspace.parent / "moved").mkdir()
+    text = CliRunner().invoke(app, ["onboard", "../moved"]).stdout
+    assert text.splitlines()[-1] == f"next: `wbc serve` in sites/moved serves {served}"
+
+
 def test_two_sites_of_one_name_are_not_taken_for_one(home: Path, tmp_path: Path):
     site = tmp_path / "sites/manifest"
     refuse_another_site(site, Path(site_data(home)))  # nothing is known yet

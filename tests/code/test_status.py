@@ -20,6 +20,7 @@ from tests.model.test_export import card
 from wbc_model.cells.pools import COLUMNS, Pools
 from wbc_model.core.cell_filter import CellFilter
 from wbc_model.core.classes import CLASSES
+from wbc_model.core.errors import WbcError
 
 
 @pytest.fixture
@@ -147,6 +148,8 @@ def test_status_shows_what_waits_what_failed_and_the_disk(marked: Path) -> None:
     assert "failed: 2026-01-01 02:00:00Z the disk was full" in lines
     assert "champion: none" in lines
     assert lines[-1].startswith("next: ")
+    for count, one in ((1, "1 conflict for a person's decision"), (2, "2 conflicts for a person's decision")):
+        assert f"waits: {one}" in status_text({**result, "waits": {"conflicts": count}})
 
 
 def test_it_says_who_is_at_work(marked: Path) -> None:
@@ -198,6 +201,8 @@ def test_queries_and_exports_end_with_what_to_do_with_them(marked: Path, monkeyp
 def test_keys_end_with_what_to_do_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = ["--file", "some keys"]
     monkeypatch.chdir(tmp_path)
+    with pytest.raises(WbcError, match="some keys is not there: there is no key yet; `wbc keys add` makes one"):
+        said(tmp_path, monkeypatch, "keys", "list", *keys)
     shown = CliRunner().invoke(app, ["keys", "add", "lab", "--scope", "classify", *keys], catch_exceptions=False).stdout
     assert (
         shown.splitlines()[-1]

@@ -171,8 +171,12 @@ def test_distance_to_the_nearest_by_hand():
 def test_separability_is_chance_for_one_site_and_one_for_two_far_apart():
     rng = np.random.default_rng(0)
     one, same, far = (rng.normal(size=(300, 16)).astype(np.float32) for _ in range(3))
-    assert 0.35 < separability(one, same, 0) < 0.65
-    assert separability(one, far + 5, 0) > 0.99
+    alike, apart = separability(one, same, 0), separability(one, far + 5, 0)
+    assert alike is not None
+    assert 0.35 < alike < 0.65
+    assert apart is not None
+    assert apart > 0.99
+    assert separability(one, far[:1], 0) is None, "one cell cannot be told apart and validated on"
 
 
 def test_between_two_networks_by_hand():

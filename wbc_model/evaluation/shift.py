@@ -24,9 +24,12 @@ def distances_to(cells: Rows, reference: Rows) -> NDArray[np.float64]:
     return nearest
 
 
-def separability(home: Rows, site: Rows, seed: int) -> float:
+def separability(home: Rows, site: Rows, seed: int) -> float | None:
     """Area under the ROC curve of a linear classifier that tells the sites' embeddings apart, five-fold cross-validated: 0.5
-    where they look alike, 1 where each cell betrays its site (the proxy of Ben-David et al. 2007 for the distance of domains)."""
+    where they look alike, 1 where each cell betrays its site (the proxy of Ben-David et al. 2007 for the distance of domains).
+    None where a site has one cell alone, which leaves nothing to validate on."""
+    if (folds := min(5, len(home), len(site))) < 2:
+        return None
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
@@ -35,8 +38,8 @@ def separability(home: Rows, site: Rows, seed: int) -> float:
 
     rows, which = np.concatenate([home, site]), np.repeat([0, 1], [len(home), len(site)])
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=200, class_weight="balanced"))
-    folds = StratifiedKFold(min(5, len(home), len(site)), shuffle=True, random_state=seed)
-    return float(roc_auc_score(which, cross_val_predict(model, rows, which, cv=folds, method="decision_function")))
+    parts = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    return float(roc_auc_score(which, cross_val_predict(model, rows, which, cv=parts, method="decision_function")))
 
 
 def measure_shift(home: Predictions, half: Predictions, site: Predictions, temperature: float, seed: int) -> dict[str, Any]:
