@@ -26,6 +26,7 @@ from wbc_model.core.errors import WbcError
 from wbc_model.core.files import file_sha256, make_folder, write_atomic
 from wbc_model.core.lock import locked, take
 from wbc_model.core.model_card import CARD, read_card
+from wbc_model.core.written import read_yaml
 
 _ORPHAN_SECONDS: Final = 60  # for the children of a killed flow to end by themselves
 TURNSTILE: Final = ".wbc/incoming.lock"  # between asking whether somebody works on the pools, and changing them
@@ -238,12 +239,32 @@ def _reproducing(lock: Path) -> str | None:
 
 
 @contextlib.contextmanager
-def one_version(workspace: Path) -> Iterator[None]:
-    """The block works on the pools as they are at its start; raises WbcError at its end where they have changed."""
-    before = _pool_digests(workspace)
+def one_version(workspace: Path, stage: str = "") -> Iterator[None]:
+    """The block works on the pools as they are at its start, and with what params.yaml says of the `stage` then: DVC notes both
+    when the stage has ended. Raises WbcError at the block's end where they have changed."""
+    before, numbers = _pool_digests(workspace), _numbers(workspace, stage)
     yield
     if _pool_digests(workspace) != before:
         raise WbcError("data/pools was changed meanwhile, by a checkout or by hand: what was made does not count; run it again")
+    now = _numbers(workspace, stage)
+    if changed := sorted(key for key in numbers.keys() | now.keys() if numbers.get(key) != now.get(key)):
+        raise WbcError(f"params.yaml was changed meanwhile ({', '.join(changed)}): what was made does not count; run it again")
+
+
+def _numbers(workspace: Path, stage: str) -> dict[str, Any]:
+    """The values of params.yaml that a stage depends on by dvc.yaml."""
+    pipeline = workspace / "dvc.yaml"
+    document = read_yaml(pipeline) if stage and pipeline.is_file() else {}
+    wanted = (document.get("stages", {}).get(stage) or {}).get("params", [])
+    given = read_yaml(workspace / "params.yaml") if wanted else {}
+    keys = [key.replace("${preset}", str(given.get("preset"))) for key in wanted if isinstance(key, str)]
+    return {key: _at(given, key) for key in keys}
+
+
+def _at(document: Any, key: str) -> Any:
+    for name in key.split("."):
+        document = document.get(name) if isinstance(document, dict) else None
+    return document
 
 
 def _pool_digests(workspace: Path) -> list[str]:

@@ -147,7 +147,7 @@ def run_stage(name: str, body: Callable[[Path], dict[str, Any]]) -> dict[str, An
     watch_flow()
     workspace = here()
     os.chdir(workspace)  # what params.yaml names is relative to it
-    with stage_lock(workspace, name), one_version(workspace), spread(read_params(workspace / "params.yaml").retrain):
+    with stage_lock(workspace, name), one_version(workspace, name), spread(read_params(workspace / "params.yaml").retrain):
         return body(workspace)
 
 

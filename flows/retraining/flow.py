@@ -577,6 +577,16 @@ def _digest(params: Params) -> str:
     return _SCHEME + hashlib.sha256(params.model_dump_json(exclude=apart).encode()).hexdigest()[:16]
 
 
+def _check_params(ctx: Context) -> None:
+    """Raises WbcError where params.yaml is not what the retraining began with: its next stages would take the new values, and the
+    records would name the old ones."""
+    if _digest(read_params(ctx.workspace / "params.yaml")) != _digest(ctx.params):
+        raise WbcError(
+            f"params.yaml was changed while retraining {ctx.state.key} ran, which ends here: its labels stay, and the next "
+            "`wbc retrain` begins a new one with what params.yaml says now"
+        )
+
+
 def _goes_on(old: State, params: Params) -> bool:
     """Whether an unfinished retraining has these parameters. Those that an earlier version began are named in its way, by all of
     params.yaml as that version knew it: they go on."""
@@ -628,6 +638,7 @@ def _one_cycle(ctx: Context) -> bool:
     number = ctx.number
     with progress.cycle(number, state.cycle, ctx.params.retrain.cycles) as doing:
         doing("versioning the pools")
+        _check_params(ctx)
         version = version_pools(ctx)
         doing("checking the data")
         validate(ctx)
@@ -643,6 +654,7 @@ def _one_cycle(ctx: Context) -> bool:
             doing("packaging")
             package(ctx)
         doing("logging")
+        _check_params(ctx)
         log_cycle(ctx, run, version, metrics, time.monotonic() - start)
     progress.row(state.rows[-1])
     if asked == 0 and state.cycle == 0:
@@ -677,6 +689,7 @@ def _waiting(ctx: Context) -> Outcome:
 
 def _finish(ctx: Context) -> Outcome:
     state, workspace = ctx.state, ctx.workspace
+    _check_params(ctx)
     with ctx.progress.doing("packaging, asking the gate") as doing:
         package(ctx)
         if why := read_card(workspace / "models/candidate", verify=False).uncalibrated:

@@ -3,7 +3,8 @@
 import json
 import subprocess
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pandas as pd
 import pytest
@@ -17,7 +18,7 @@ from flows.retraining.artifacts import gate_page
 from flows.retraining.gate import Decision
 from flows.state import State
 from flows.tracking import Tracker, open_tracker
-from flows.workspace import params_with, template
+from flows.workspace import params_with, set_params, template
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
 from wbc_model.params import read_params
@@ -128,6 +129,16 @@ def test_another_schedule_abandons_no_waiting_retraining(made: Path) -> None:
     assert not retrain._goes_on(state, params_with(made, {"retrain.until": 0.5}))
     state.params = "0123456789abcdef"  # as an earlier version named its parameters
     assert retrain._goes_on(state, params)
+
+
+def test_a_retraining_under_which_params_yaml_was_changed_ends(made: Path, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_bytes((made / "params.yaml").read_bytes())
+    ctx = SimpleNamespace(workspace=tmp_path, state=SimpleNamespace(key="k"), params=read_params(tmp_path / "params.yaml"))
+    set_params(tmp_path, {"schedule.cron": "0 3 * * *"})
+    retrain._check_params(cast(retrain.Context, ctx))
+    set_params(tmp_path, {"presets.small.updates": 7})
+    with pytest.raises(WbcError, match="changed while retraining k ran, which ends here: its labels stay"):
+        retrain._check_params(cast(retrain.Context, ctx))
 
 
 # --- the learning curve ---------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ from flows.state import (
     read_state,
     writing,
 )
-from flows.workspace import template
+from flows.workspace import set_params, template
 from wbc_model.cells.pools import COLUMNS, Pools
 from wbc_model.core.errors import WbcError
 
@@ -284,6 +284,14 @@ def test_pools_that_become_others_while_a_stage_works_are_no_result(tmp_path: Pa
         pass
     with pytest.raises(WbcError, match="data/pools was changed meanwhile"), one_version(tmp_path):
         (tmp_path / "data/pools/test.csv").write_text("another\n")
+
+
+def test_parameters_that_become_others_while_a_stage_works_are_no_result(marked: Path) -> None:
+    with one_version(marked, "train"):
+        set_params(marked, {"schedule.cron": "0 3 * * *", "presets.full.updates": 9})  # nothing that the stage takes
+    said = r"params\.yaml was changed meanwhile \(presets\.small, seed\)"
+    with pytest.raises(WbcError, match=said), one_version(marked, "train"):
+        set_params(marked, {"seed": 1, "presets.small.updates": 7})
 
 
 def test_who_works_on_the_pools_is_known(marked: Path) -> None:
