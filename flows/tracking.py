@@ -470,6 +470,14 @@ class Tracker:
         if paragraph not in said:
             self.describe_version(version, f"{said[: _LONGEST - len(paragraph) - 2]}\n\n{paragraph}".strip())
 
+    def files(self, model: str, folder: Path, *names: str) -> bool:
+        """Copy files of the newest registered version of a model, by its card's version, below `folder`; returns whether there
+        is such a version. Raises WbcError where they cannot be had."""
+        found = next((str(one.version) for one in self.versions() if one.tags.get("wbc.model") == model), None)
+        for name in names if found else ():
+            self._download(str(found), folder, name)
+        return found is not None
+
     def scores(self, version: str) -> tuple[dict[str, Any], pd.DataFrame] | None:
         """The test scores of a version as metrics.json has them, and the cells (sha256, label) that they are from: those of the
         cycle that made it. None where its run has none."""

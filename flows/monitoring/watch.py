@@ -1,20 +1,25 @@
 """`wbc watch`: judges the days that are over, draws cells for readers, measures how right the model is, and tells of alarms."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
+from flows.away import one_try
 from flows.labelling.store import has_store, meeting_store
 from flows.monitoring import in_use, served
 from flows.monitoring.alarms import DRIFT, Alarm, tell_what_is_new
 from flows.monitoring.drift import Verdict, judge
 from flows.monitoring.measures import NAMES, Cells
 from flows.monitoring.pictures import days_as_svg
-from flows.workspace import SITES
+from flows.tracking import open_tracker, registry_exists
+from flows.workspace import SITES, is_workspace
 from wbc_model.core.errors import WbcError, counted
-from wbc_model.core.model_card import CARD, read_card
+from wbc_model.core.files import file_sha256
+from wbc_model.core.model_card import CARD, REFERENCE, ModelCard, read_card
 from wbc_model.core.reference import read_reference
 from wbc_model.params import read_params
 
@@ -58,7 +63,7 @@ def watch(workspace: Path, today: date | None = None) -> Watched:
     if not has_store(workspace):
         raise WbcError("there is no store to watch: `wbc serve` makes one, or WBC_STORE_URL names one")
     today = today or datetime.now(UTC).date()
-    trained = references(workspace)
+    trained = References(workspace)
     found = Watched()
     with meeting_store(workspace) as store:
         for stream in served.streams(store):
@@ -69,33 +74,61 @@ def watch(workspace: Path, today: date | None = None) -> Watched:
     return found
 
 
-def references(workspace: Path) -> dict[str, Cells]:
-    """By version the cells that a model was chosen by, of the models in the workspace and in those of its sites."""
-    known: dict[str, Cells] = {}
-    for root in [workspace, *sorted((workspace / SITES).glob("*/"))]:
-        for name in MODELS:
-            if not (root / name / CARD).is_file():
-                continue
-            card = read_card(root / name)
-            if card.version not in known and (reference := read_reference(root / name, card)) is not None:
-                known[card.version] = Cells.independent(reference.cells)
-    return known
+class References:
+    """By version the cells that a model was chosen by: of the models in the workspace and in those of its sites, and of those in
+    their registries. What answered yesterday may have had another put in its place this night."""
+
+    def __init__(self, workspace: Path) -> None:
+        self.roots = [workspace, *sorted((workspace / SITES).glob("*/"))]
+        self.known: dict[str, Cells | None] = {}
+        for folder in [root / name for root in self.roots for name in MODELS]:
+            if (folder / CARD).is_file():
+                card = read_card(folder)
+                if self.known.get(card.version) is None:
+                    self.known[card.version] = _cells(folder, card)
+
+    def of(self, version: str) -> Cells | None:
+        """Those of a version; None where nothing has its reference."""
+        if version not in self.known:
+            self.known[version] = next((found for root in self.roots if (found := _registered(root, version))), None)
+        return self.known[version]
 
 
-def _watch_stream(store: "Store", stream: served.Stream, today: str, trained: Mapping[str, Cells], found: Watched) -> None:
+def _registered(root: Path, version: str) -> Cells | None:
+    """The reference cells of a registered model. Where the registry does not answer nothing else waits for it."""
+    params = read_params(root / "params.yaml") if is_workspace(root) else None
+    if params is None or not registry_exists(root, params):
+        return None
+    from mlflow.exceptions import MlflowException
+
+    with suppress(WbcError, MlflowException), one_try(), TemporaryDirectory(prefix="wbc-reference-") as name:
+        folder = Path(name)
+        if open_tracker(root, params).files(version, folder, CARD, REFERENCE):
+            card = read_card(folder, verify=False)
+            return _cells(folder, card) if card.sha256.get(REFERENCE) == file_sha256(folder / REFERENCE) else None
+    return None
+
+
+def _cells(folder: Path, card: ModelCard) -> Cells | None:
+    reference = read_reference(folder, card)
+    return None if reference is None else Cells.independent(reference.cells)
+
+
+def _watch_stream(store: "Store", stream: served.Stream, today: str, trained: References, found: Watched) -> None:
     usual = served.usual_of(store, stream)
     days = served.days_of(store, stream, usual.through, today)
     if not days:
         return
-    standing = served.alarms_on(store, stream, days[0].day)
-    verdicts, usual = judge(days, usual, trained.get(stream.model_version))
+    standing, reference = served.alarms_on(store, stream, days[0].day), trained.of(stream.model_version)
+    verdicts, usual = judge(days, usual, reference)
     served.keep(store, stream, verdicts, usual, _news(stream, verdicts, standing, found))
     shown = served.effects(store, stream)
     served.keep_pictures(store, stream.site, [(name, days_as_svg(shown[name])) for name in NAMES if name in shown])
     found.judged += len({one.day for one in verdicts if one.state != "few"})
-    if stream.model_version not in trained:
+    if reference is None:
         found.missing.append(
-            f"site {stream.site}: model {stream.model_version} has no reference of what it was made with; a retraining makes one"
+            f"site {stream.site}: model {stream.model_version} has no reference here of what it was made with; a retraining "
+            "makes a model that has one"
         )
 
 

@@ -3,11 +3,13 @@
 import json
 import shutil
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from flows.monitoring.watch import References
 from flows.registry import champion
 from flows.registry.verdicts import objection
 from flows.retraining import gate
@@ -16,7 +18,8 @@ from flows.workspace import template
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
 from wbc_model.core.files import file_sha256
-from wbc_model.core.model_card import ONNX, WEIGHTS, Architecture, ModelCard, Normalisation, read_card
+from wbc_model.core.model_card import ONNX, REFERENCE, WEIGHTS, Architecture, ModelCard, Normalisation, read_card
+from wbc_model.core.reference import WIDTH, Axes, Reference
 from wbc_model.network.model_directory import write_card
 from wbc_model.params import read_params
 
@@ -38,7 +41,10 @@ def registered(tracker: Tracker, accuracy: float) -> str:
     place.mkdir(parents=True)
     save_file({"one": torch.full((1,), accuracy)}, place / WEIGHTS)
     (place / ONNX).write_bytes(b"onnx")
-    digests = {name: file_sha256(place / name) for name in (WEIGHTS, ONNX)}
+    Reference(Axes(np.zeros(512, np.float32), np.zeros((8, 512), np.float32)), np.full((3, WIDTH), accuracy, np.float32)).write(
+        place / REFERENCE
+    )
+    digests = {name: file_sha256(place / name) for name in (WEIGHTS, ONNX, REFERENCE)}
     card = ModelCard(
         version=digests[WEIGHTS][:12],
         input_size=32,
@@ -68,6 +74,10 @@ def test_decisions_that_are_taken_back_leave_what_was(tracker: Tracker) -> None:
     first, second = registered(tracker, 0.25), registered(tracker, 0.75)
     champion.promote(workspace, first, "we need one for the course", "ada")
     champion.promote(workspace, second, "another", "ada")
+    replaced = References(workspace).of(tracker.card(first).version)
+    assert replaced is not None
+    assert replaced.rows[0, 0] == 0.25, "what it served yesterday is still compared with what it was made with"
+    assert References(workspace).of("unheard of") is None
     champion.roll_back(workspace, "the first was better", "ada")
     card = read_card(workspace / FOLDER)
     assert (card.metrics["test"]["accuracy"], card.cells["test"].count) == (0.25, len(CLASSES)), "its scores come with it"
