@@ -136,7 +136,11 @@ def _last_run(state: State | None) -> dict[str, Any]:
     row = state.rows[-1] if state.rows else {}
     scores = {name: row.get(name) for name in ("labels", "accuracy", "macro_f1", "pools")}
     gate = state.gate or {}
-    said = {"promoted": gate.get("promoted"), "reason": "; ".join(gate.get("reasons", []))}
+    said = {
+        "promoted": gate.get("promoted"),
+        "in_place": gate.get("in_place", False),
+        "reason": "; ".join(gate.get("reasons", [])),
+    }
     return {"retraining": state.key, "started": state.started, "status": state.status, **scores, **said}
 
 
@@ -206,7 +210,8 @@ def status_text(result: dict[str, Any]) -> str:
             if run["labels"] is not None
             else ""
         )
-        word = {True: ", promoted", False: ", not promoted:"}.get(run["promoted"], "")
+        promoted = ", the champion stays" if run["in_place"] else ", promoted"
+        word = {True: promoted, False: ", not promoted:"}.get(run["promoted"], "")
         lines.append(f"last run: {run['retraining']}, {run['status']}{scores}{word}")
         lines += [f"  {reason}" for reason in run["reason"].split("; ") if run["promoted"] is False]
     lines += [f"failed: {line}" for line in result["failures"]]
