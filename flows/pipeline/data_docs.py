@@ -140,8 +140,10 @@ def remember(path: Path, found: Findings) -> pd.DataFrame:
 
 
 def _by_path(cells: pd.DataFrame, paths: Collection[str]) -> dict[str, str]:
-    """The cell behind each of these paths of the pools: a finding names the other row of a pair by its path."""
-    return dict(cells.loc[cells["path"].isin(list(paths)), ["path", "sha256"]].astype(str).to_numpy())
+    """The cell behind each of these paths of the pools: a finding names the other row of a pair by its path. Two hospitals may
+    have a file of one name: which of them is meant is not known."""
+    found = cells.loc[cells["path"].isin(list(paths)), ["path", "sha256"]].drop_duplicates()
+    return dict(found[~found["path"].duplicated(keep=False)].astype(str).to_numpy())
 
 
 def _sound(cells: pd.DataFrame, sha256s: Collection[str]) -> set[str]:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageFilter
 
-from flows.pipeline import checks
+from flows.pipeline import checks, data_docs
 from flows.pipeline.checks import ValidationReport, validate
 from tests.chromium import headless_chromium
 from tests.data.conftest import encoded, write_manifest
@@ -227,6 +227,11 @@ def test_too_much_quarantine_stops_and_lists_twenty(site: Site) -> None:
     )
     assert len(str(stopped.value).splitlines()) <= 22
     assert len(quarantined(site.data)) == 90
+
+
+def test_a_path_that_two_cells_have_shows_neither() -> None:
+    cells = pd.DataFrame({"path": ["1.png", "2.png", "1.png"], "sha256": ["a", "b", "c"]})
+    assert data_docs._by_path(cells, {"1.png", "2.png", "3.png"}) == {"2.png": "b"}
 
 
 def test_the_first_ten_labels_have_no_share_of_their_own(params: Params) -> None:

@@ -316,9 +316,9 @@ def test_a_group_that_comes_later_keeps_its_cells_on_one_side(tmp_path: Path, ce
     later += [(cell(f"new-{group}.png", place), "Basophil", "", group) for place, group in enumerate(("one", "two", "torn"), 20)]
     report = ingest(write_manifest(source, later, columns), data, params)
     assert {(entry.path, entry.reason, entry.detail) for entry in report.rejections} == {
-        ("4.png", "split_leak", "5.png"),
-        ("5.png", "split_leak", "4.png"),
-        ("new-torn.png", "split_leak", "4.png"),
+        ("4.png", "split_leak", "its group is in several pools already, there with 5.png"),
+        ("5.png", "split_leak", "its group is in several pools already, there with 4.png"),
+        ("new-torn.png", "split_leak", "its group is in several pools already, there with 4.png"),
     }
     assert (report.grouped, report.split_groups, report.known, report.refused) == (3, 1, 6, True)
     table = Pools.read(data / "pools").table().set_index("path")

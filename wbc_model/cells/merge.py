@@ -171,7 +171,7 @@ class Merge:
             return ""
         elsewhere = [cell.path for side, cell in homes[row.group].items() if side != present.side]
         if present.group or elsewhere:
-            return elsewhere[0] if elsewhere else "its cell is of another group in the pools"
+            return _on_several(elsewhere[0]) if elsewhere else "its cell is of another group in the pools"
         given = self.groups.setdefault(present.sha256, row.group)
         return "" if given == row.group else "its cell is of another group in a row before"
 
@@ -221,7 +221,7 @@ class Merge:
             if best is None:
                 kept.append(row)
             elif len(homes.get(row.group, ())) > 1:
-                self._reject(row, "split_leak", best.path)
+                self._reject(row, "split_leak", _on_several(best.path))
             elif row.side in ("", best.side):
                 row.side = best.side
                 if row.label or row.side == "train":
@@ -327,6 +327,12 @@ class Merge:
             self.workspace_data / "rejected.csv": rejections_csv(rejected),
             quarantine: rejections_csv(rejected | found),
         }
+
+
+def _on_several(path: str) -> str:
+    """Why a row cannot be of its group. In words: for a cell of the pools the path alone would be what the checks of the pools say
+    of the same picture on two sides, which takes it out of use."""
+    return f"its group is in several pools already, there with {path}"
 
 
 def _each_once(rows: list[Row]) -> bool:
