@@ -108,7 +108,7 @@ def conflict_lines(conflicts: "list[Conflict]") -> list[str]:
     """Who disagrees with whom, a person's labels first, and the command that decides."""
     named = sorted(conflicts, key=lambda one: not one.by_a_person)[:20]
     lines = [
-        f"  {one.row} says {one.other}, {one.path} is labelled {one.label} by {one.labelled_by}: "
+        f"  {one.row} of {one.source} says {one.other}, {one.path} is labelled {one.label} by {one.labelled_by}: "
         f"`wbc labels decide {one.sha256[:12]} LABEL --by NAME --why REASON`"
         for one in named
     ]

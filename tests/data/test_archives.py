@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -430,6 +431,20 @@ def test_an_address_that_is_not_read_is_a_line() -> None:
     for url in ("https://example.org/cells.zip", "simplecache::s3://bucket/x.zip", "s3://"):
         with pytest.raises(WbcError, match="cells are not taken in from there"), open_source(url):
             pass
+
+
+def test_a_group_that_is_no_number_is_none(tmp_path: Path) -> None:
+    """As NumPy has what is missing, and as its JSON is read."""
+    images = [{"bytes": encoded(blobs(n, 32)), "path": f"{n}.png"} for n in range(2)]
+    table = pa.table({"image": images, "label": ["Basophil"] * 2, "group": pa.array(np.array([7.5, np.nan]))})
+    pq.write_table(table, buffer := io.BytesIO())
+    lines = "".join(
+        f'{{"file_name": "{n}.png", "label": "Basophil", "group": {group}}}\n' for n, group in enumerate(("7.5", "NaN"))
+    )
+    files = {"metadata.jsonl": lines.encode(), "0.png": images[0]["bytes"], "1.png": images[1]["bytes"]}
+    for name, data in (("cells.parquet", buffer.getvalue()), ("cells.zip", in_zip(files))):
+        with open_source(written(tmp_path, name, data)) as opened:
+            assert opened.manifest({})["group"].tolist() == ["7.5", ""]
 
 
 def test_names_of_a_mac_s_archive_are_read(tmp_path: Path, params: Params) -> None:

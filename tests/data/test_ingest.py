@@ -1,6 +1,7 @@
 import contextlib
 import hashlib
 import os
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -333,6 +334,18 @@ def test_a_group_that_comes_later_keeps_its_cells_on_one_side(tmp_path: Path, ce
     assert content(data) == before
     other = ingest(write_manifest(source, [("3.png", "Basophil", "", "three")], columns), data, params)
     assert [entry.detail for entry in other.rejections] == ["its cell is of another group in the pools"]
+
+
+def test_a_group_is_one_however_its_accent_is_written(tmp_path: Path, cell: Cell, params: Params) -> None:
+    data, source, columns = tmp_path / "w" / "data", tmp_path / "source", ("path", "label", "split", "group")
+    name = "Süd 7"
+    forms = [unicodedata.normalize(form, name) for form in ("NFC", "NFD")]
+    ingest(write_manifest(source, [(cell("0.png", 0), "Basophil", "test", forms[1])], columns), data, params)
+    update(data / "pools", lambda pools: Pools({**pools.frames, "test": pools.frames["test"].assign(group=forms[1])}))
+    later = [(cell(f"{n}.png", n), "Basophil", "", forms[n % 2]) for n in range(1, 8)]
+    assert ingest(write_manifest(source, later, columns), data, params).added["test"] == 7, (
+        "an earlier version kept it as it came"
+    )
 
 
 def test_the_row_that_stays_has_what_any_row_of_its_cell_says(tmp_path: Path, cell: Cell, params: Params) -> None:

@@ -226,7 +226,12 @@ def _csv_rows(sheet: Sheet, names: Mapping[str, str]) -> Iterator[ManifestRow]:
         split = SPLITS.get(cell.get("split", "").strip().casefold())
         if split is None:
             raise WbcError(f"{sheet.path} line {line}: split {cell['split']!r} is not one of train, val, test")
-        yield cell["path"], folder_label(cell.get("label", ""), names), split, sys.intern(cell.get("group", "").strip())
+        yield cell["path"], folder_label(cell.get("label", ""), names), split, group_name(cell.get("group", ""))
+
+
+def group_name(text: str) -> str:
+    """A slide or patient as all call it: Windows and a Mac write one letter with an accent in two ways."""
+    return sys.intern(unicodedata.normalize("NFC", text.strip()))
 
 
 def folder_label(text: str, names: Mapping[str, str]) -> str:

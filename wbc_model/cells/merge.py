@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
+from unicodedata import normalize
 
 import pandas as pd
 
 from wbc_model.cells.conflicts import CONFLICTS, Conflict, conflicts_csv, read_conflicts, too_many
 from wbc_model.cells.journal import Content
-from wbc_model.cells.manifest import Load, Source, each_file, printable
+from wbc_model.cells.manifest import Load, Source, each_file, group_name, printable
 from wbc_model.cells.pools import COLUMNS, DRAWN, POOLS, Pools, Reading, now, sides, taken_out_as
 from wbc_model.cells.rejections import CONFLICT, UNUSABLE, Rejection, read_rejections, rejections_csv
 from wbc_model.cells.split import choose_sides, reveal
@@ -167,7 +168,7 @@ class Merge:
     def _why_no_group(self, row: Row, present: Present, homes: Homes) -> str:
         """Why a cell of the pools cannot be of the row's group: it is of another one, or this one has cells on another side.
         Empty where it can, and is from now on."""
-        if row.group in ("", present.group):
+        if row.group in ("", group_name(present.group)):
             return ""
         elsewhere = [cell.path for side, cell in homes[row.group].items() if side != present.side]
         if present.group or elsewhere:
@@ -330,8 +331,8 @@ class Merge:
 
 
 def _on_several(path: str) -> str:
-    """Why a row cannot be of its group. In words: for a cell of the pools the path alone would be what the checks of the pools say
-    of the same picture on two sides, which takes it out of use."""
+    """Why a row cannot be of its group. In words: for a cell of the pools the path alone would be what the checks of the pools
+    say of the same picture on two sides, which takes it out of use."""
     return f"its group is in several pools already, there with {path}"
 
 
@@ -362,9 +363,10 @@ def _completed(rows: list[Row]) -> list[Row]:
 def _homes(pools: Pools, rows: list[Row], existing: dict[str, Present]) -> Homes:
     """For each group of these rows a cell of it on each side where it has any: in the pools, and among the cells of the pools
     that are of it by these rows."""
-    names = list({row.group for row in rows} - {""})
-    table = Pools({name: frame[frame["group"].isin(names)] for name, frame in pools.frames.items()}).table()
-    table = table.assign(side=sides(table)).drop_duplicates(["group", "side"])
+    names = {row.group for row in rows} - {""}
+    names |= {normalize("NFD", name) for name in names}  # as earlier versions kept what a Mac had written
+    table = Pools({name: frame[frame["group"].isin(list(names))] for name, frame in pools.frames.items()}).table()
+    table = table.assign(side=sides(table), group=table["group"].map(group_name)).drop_duplicates(["group", "side"])
     homes: Homes = {}
     for path, sha256, label, group, side in table[["path", "sha256", "label", "group", "side"]].to_numpy():
         homes.setdefault(group, {})[side] = Row(path, sha256, label, group, side, existing=True)

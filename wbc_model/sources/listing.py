@@ -11,6 +11,7 @@ from wbc_model.cells.manifest import (
     SPLITS,
     ManifestRow,
     folder_label,
+    group_name,
     sheet_rows,
     visible_name,
 )
@@ -106,7 +107,7 @@ def _json_lines(text: str, place: Path) -> Sheet:
     """A metadata.jsonl as a table of what rows have."""
     rows = [(line, _json_object(one, f"{place} line {line}")) for line, one in enumerate(text.splitlines(), 1) if one.strip()]
     header = [name for name in (*COLUMNS, FILE_NAME) if any(name in row for _, row in rows)]
-    return Sheet(place, ",", header, ((line, [_text(row.get(name)) for name in header]) for line, row in rows))
+    return Sheet(place, ",", header, ((line, [text_of(row.get(name)) for name in header]) for line, row in rows))
 
 
 def _json_object(text: str | bytes, place: str) -> dict[str, Any]:
@@ -119,8 +120,9 @@ def _json_object(text: str | bytes, place: str) -> dict[str, Any]:
     return {str(name).casefold(): value for name, value in found.items()}
 
 
-def _text(value: object) -> str:
-    return "" if value is None else str(value)
+def text_of(value: object) -> str:
+    """A value of a table or of JSON as text; what is missing is empty, also where it is no number (NaN)."""
+    return "" if value is None or value != value else str(value)
 
 
 # --- small files beside the images ---------------------------------------------------------------------------------------
@@ -155,11 +157,11 @@ def _sample_rows(archive: Listed, samples: Mapping[str, list[str]], names: Mappi
             else:
                 told |= _json_object(archive.text(name), place)
         by_folder, split_here = folders.get(image, ("", ""))
-        said = _text(told.get("label", told.get("cls")))
-        split = SPLITS.get(_text(told.get("split")).strip().casefold())
+        said = text_of(told.get("label", told.get("cls")))
+        split = SPLITS.get(text_of(told.get("split")).strip().casefold())
         if split is None:
             raise WbcError(f"{archive.shown}/{image}: its split {told['split']!r} is not one of train, val, test")
-        yield image, folder_label(said, names) if said else by_folder, split or split_here, _text(told.get("group")).strip()
+        yield image, folder_label(said, names) if said else by_folder, split or split_here, group_name(text_of(told.get("group")))
 
 
 # --- folders per class ---------------------------------------------------------------------------------------------------

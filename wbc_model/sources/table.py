@@ -14,6 +14,7 @@ from wbc_model.core.errors import ImageRejected, WbcError
 from wbc_model.core.images import MAX_BYTES
 from wbc_model.core.written import Sheet
 from wbc_model.sources.limits import length_of, refuse_many, refuse_swollen, too_large
+from wbc_model.sources.listing import text_of
 from wbc_model.sources.members import Member, Members, plain_name
 
 IMAGES: Final = ("image", "img")
@@ -122,9 +123,9 @@ def _class_names(schema: Any, column: str) -> Sequence[str]:
 
 def _texts(values: Sequence[Any], names: Sequence[str]) -> list[str]:
     if not names:
-        return ["" if value is None else str(value) for value in values]
+        return [text_of(value) for value in values]
     return [
-        "" if value is None or value == -1 else names[value] if isinstance(value, int) and 0 <= value < len(names) else str(value)
+        "" if value == -1 else names[value] if isinstance(value, int) and 0 <= value < len(names) else text_of(value)
         for value in values
     ]
 
