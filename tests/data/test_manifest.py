@@ -32,7 +32,8 @@ def test_unlabelled_images_wait_for_a_label(tmp_path: Path, cell: Cell, params: 
     manifest.write_text("path;slide\n0.png;one\n1.png;two\n")
     report = ingest(manifest, tmp_path / "v/data", params)
     assert (report.pools["unlabelled"], report.refused) == (2, False)
-    assert report.read_as == "read as separated by a semicolon, without a column label"
+    group = "without a column group: if 'slide' is the slide or patient, name it group"
+    assert report.read_as == f"read as separated by a semicolon, without a column label, {group}"
     manifest.write_text("path,label\n0.png,unlabelled\n")
     assert rows(manifest) == {"0.png": ("", "")}
 

@@ -55,6 +55,7 @@ _FILES_AT_A_TIME: Final = 4  # of a thread: to wake it for each takes longer tha
 NO_NAMES: Final[Mapping[str, str]] = MappingProxyType({})
 _PEEKED: Final = 50  # rows in which a column of labels under another name is looked for
 _SLIP_OF_A_CLASS: Final = 0.79  # as SLIP, but diseases are named after classes: neutropenia is no slip of neutrophil
+_LIKE_A_GROUP: Final = ("patient", "slide", "smear", "specimen", "subject")  # as a column of slides or patients begins
 _SLIP_OF_A_COLUMN: Final = 0.7  # `lables` is meant for label: a column that is missed leaves all cells without a label
 
 
@@ -195,6 +196,7 @@ def read_manifest(data: Path, names: Mapping[str, str] = NO_NAMES) -> pd.DataFra
         sheet = read_sheet(data, (*REQUIRED, *OPTIONAL))
         rows = sheet_rows(sheet, names)
         read_as = f"read as separated by {sheet.said}" + ("" if "label" in sheet.header else ", without a column label")
+        read_as += _instead_of_group(sheet.header)
     else:
         raise WbcError(f"{data} does not exist: name a manifest CSV, a folder of images or an archive")
     return manifest_frame(rows, read_as)
@@ -250,6 +252,14 @@ def _columns(sheet: Sheet) -> dict[str, int]:
     if twice:
         raise WbcError(f"{sheet.path}: the column {min(twice)!r} is there twice")
     return {name: header.index(name) for name in (*REQUIRED, *OPTIONAL) if name in header}
+
+
+def _instead_of_group(header: list[str]) -> str:
+    """Says that there is no column of groups, where one of another name seems to be it."""
+    if "group" in header:
+        return ""
+    meant = [name for name in header if _plain(name).startswith(_LIKE_A_GROUP) or nearest("group", [name], _SLIP_OF_A_COLUMN)]
+    return f", without a column group: if {meant[0]!r} is the slide or patient, name it group" if meant else ""
 
 
 def _with_label_column(sheet: Sheet, names: Mapping[str, str]) -> Iterator[tuple[int, list[str]]]:

@@ -331,8 +331,8 @@ class Merge:
 
 
 def _on_several(path: str) -> str:
-    """Why a row cannot be of its group. In words: for a cell of the pools the path alone would be what the checks of the pools
-    say of the same picture on two sides, which takes it out of use."""
+    """Why a row cannot be of its group, in words. The path alone is what the checks of the pools say of one picture in two pools,
+    and that takes a cell out of use."""
     return f"its group is in several pools already, there with {path}"
 
 
