@@ -65,8 +65,12 @@ def outbox_command(
     failed = [{"control_id": one.control_id, "report": one.report_id, "error": one.error} for one in refused(store)]
     result = {"sent_again": send_again(store) if again else 0, **backlog(store)._asdict(), "refused": failed}
     lines = [f"{result['pending']} wait, the oldest for {result['oldest_seconds']:.0f} s; {result['failed']} refused"]
+    lines += (
+        [f"{result['sent_again']} put back in the queue" + (", which the receiver had refused:" if failed else "")]
+        if again
+        else []
+    )
     lines += [f"  {one['control_id']} of report {one['report']}: {one['error']}" for one in failed]
-    lines += [f"{result['sent_again']} put back in the queue"] if again else []
     lines += ["next: `wbc outbox --again` sends them again, when the receiver takes them"] if failed and not again else []
     emit(result, json_, "\n".join(lines))
 
