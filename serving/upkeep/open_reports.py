@@ -7,6 +7,7 @@ given up. It would still be called a differential where more cells are asked for
 import logging
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from sqlalchemy import select
@@ -17,6 +18,8 @@ from serving.reports.review import by_other_settings, follow
 from serving.reports.store import Store, reason_of
 from serving.reports.tables import Report
 from wbc_model.core.errors import counted
+
+PAUSE: Final = 0.02  # seconds between two reports: those who write meanwhile find the store free
 
 _LOG: Final = logging.getLogger("bentoml.wbc")  # BentoML sets up the log of what is called `bentoml`
 
@@ -56,7 +59,7 @@ class OpenReports:
 
     def _run(self) -> None:
         try:
-            changed = follow_all(self._store, self._site, self._stop.is_set)
+            changed = follow_all(self._store, self._site, partial(self._stop.wait, PAUSE))
         except SQLAlchemyError as error:
             _LOG.error("open reports could not be counted again: %s", reason_of(error))
             return
