@@ -18,8 +18,10 @@ from serving.formats.hl7 import (
     START,
     BadAcknowledgement,
     Signed,
+    about,
     escape,
     frame,
+    observations_of,
     oru_r01,
     parse_acknowledgement,
     unframe,
@@ -238,3 +240,17 @@ def test_any_answer_is_read_or_refused(text: str) -> None:
 
 def test_other_separators_and_line_ends_are_read() -> None:
     assert parse_acknowledgement(f"MSH#^~\\&#LIS\nMSA#AA#{CONTROL_ID}\n", CONTROL_ID).accepted
+
+
+def test_what_is_taken_back_stands_at_the_end_as_it_was_told() -> None:
+    """Names of the site, model and specimen have delimiters in them; a term that the message has anew is not taken back."""
+    odd = {"model": ModelName(name="w&b", version="1|2^3"), "specimen_id": "S^1"}
+    before = message(**odd)
+    known = observations_of(before, {})
+    after = message(differential=counted(LABELS, site(), None), told=list(known.values()), **odd)
+    assert parse_message(after, validation_level=VALIDATION_LEVEL.STRICT).validate()
+    told, said = segments(before, "OBX"), segments(after, "OBX")
+    assert [fields[:11] + fields[12:] for fields in said] == [fields[:11] + fields[12:] for fields in told]
+    assert [fields[11] for fields in said] == ["F"] * 5 + ["W"] * 5
+    assert about(after) == ("S^1", False)
+    assert list(observations_of(after, known)) == [fields[3].split("^")[0] for fields in told[:5]]
