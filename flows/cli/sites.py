@@ -74,6 +74,7 @@ def onboard_command(
         stages = [when for when in ("before", "statistics", "after") if when in result]
         both = [(when, place, scores) for when in stages for place, scores in result[when].items()]
         lines = [f"{when}, {place}: {scores_text(scores)}" for when, place, scores in both]
+        lines += [f"{place}: {line}" for place, seen in result["seen_before"].items() for line in seen["warnings"]]
         known = result["registered"]
         lines += [
             f"registered as version {known['version']} of {known['model']}" + ("" if known["champion"] else ", no champion")

@@ -23,7 +23,7 @@ from flows.exchange.export import blank_sheet
 from flows.exchange.handed_out import hand_out, is_ours
 from flows.labels import QUEUE, awaited, import_labels, oracle_answers, read_queue, record, write_queue
 from flows.pipeline.dvc import PoolsVersion, check_git, commit_all, tag, version_pools
-from flows.pipeline.stages import decoded_cells, usable_pools
+from flows.pipeline.stages import decoded_cells, seen_before, usable_pools
 from flows.progress import Progress, TrainingLines, duration
 from flows.registry.champion import FOLDER, followed_for
 from flows.site import ADAPTED, REPORT, complete
@@ -578,7 +578,7 @@ def _shift(ctx: Onboarding) -> dict[str, Any]:
 
 def _before_and_after(ctx: Onboarding) -> dict[str, Any]:
     """The champion and the adapted model on home's test pool and on the site's cells that were not asked for; there also the
-    champion with the site's statistics."""
+    champion with the site's statistics. `seen_before`: whether the adapted model was made from some of either."""
     rest = ctx.usable().frames["unlabelled"]
     oracle = ctx.site / "data/oracle.csv"
     known = dict(pd.read_csv(oracle, dtype=str).to_numpy()) if oracle.exists() else {}
@@ -590,6 +590,9 @@ def _before_and_after(ctx: Onboarding) -> dict[str, Any]:
         result["before"]["site"] = _metrics(ctx, ctx.champion, ctx.site, rest)
         result["statistics"] = {"site": _metrics(ctx, ctx.start, ctx.site, rest)}
         result["after"]["site"] = _metrics(ctx, ctx.adapted, ctx.site, rest)
+    # A site may have sent cells that home has, too.
+    card, tested = read_card(ctx.adapted), {"home": home, **({"site": rest} if len(rest) else {})}
+    result["seen_before"] = {place: seen_before(card, frame["sha256"].tolist()) for place, frame in tested.items()}
     return result
 
 

@@ -116,6 +116,8 @@ def test_with_known_labels_it_uses_those_it_asked_for_and_tests_on_the_rest(home
         low, high = result[when]["site"]["intervals"]["balanced_accuracy"]
         assert low <= result[when]["site"]["balanced_accuracy"] <= high
     assert Pools.read(workspace / "data/pools").version() == before  # home's pools are as they were
+    seen = {place: (one["trained_on"], one["chosen_by"]) for place, one in result["seen_before"].items()}
+    assert seen == {"home": (0, 0), "site": (0, 0)}
     assert 0 <= result["shift"]["far"] <= 1
     assert 0 <= result["shift"]["separability"] <= 1
     assert set(result["shift"]["recoloured"]) == {"home", "site"}
@@ -261,10 +263,12 @@ def test_the_next_command_is_said_to_serve_what_it_serves(
 ) -> None:
     registered = {"model": "wbc-moved", "version": "2", "champion": champion, "reason": "version 2 was withdrawn by Ada"}
     result = {"status": "adapted", "model": "sites/moved/models/adapted", "workspace": "sites/moved", "registered": registered}
+    result["seen_before"] = {"home": {"warnings": []}, "site": {"warnings": ["warning: the model was trained on them"]}}
     monkeypatch.setattr(onboard, "onboard", lambda *arguments: result)
     monkeypatch.chdir(workspace)
     (workspace.parent / "moved").mkdir()
     text = CliRunner().invoke(app, ["onboard", "../moved"]).stdout
+    assert "site: warning: the model was trained on them" in text.splitlines()
     assert text.splitlines()[-1] == f"next: `wbc serve` in sites/moved serves {served}"
 
 
