@@ -82,8 +82,9 @@ def _images(workspace: Path) -> tuple[str, list[str]]:
 
 def _pools(workspace: Path) -> tuple[str, list[str]]:
     """The checks of `wbc validate`, beside the workspace: it finds what it found before. Measurements and pairs are taken as they
-    were kept, once each shard was hashed anew: a disk decays in silence."""
-    from flows.pipeline.checks import validate
+    were kept, once each shard was hashed anew: a disk decays in silence. A pool that is too small to train or test is as it
+    should be: that of a site which was onboarded, say."""
+    from flows.pipeline.checks import LISTED, ChecksStopped, validate
 
     if not Pools.exist(workspace / "data/pools"):
         return "", []
@@ -101,14 +102,19 @@ def _pools(workspace: Path) -> tuple[str, list[str]]:
         for file in (workspace / ".wbc/cache").glob("[!.]*"):
             if file.name != INTACT:
                 (copy / ".wbc/cache" / file.name).symlink_to(file.resolve())  # what is written anew takes the link's place
-        validate(copy, read_params(workspace / "params.yaml"))
+        wrong: list[str] = []
+        try:
+            validate(copy, read_params(workspace / "params.yaml"))
+        except ChecksStopped as stopped:
+            wrong = [line.text for line in stopped.critical if not line.lacks][:LISTED]
         new = [entry for entry in read_rejections(copy / "data/quarantine.csv") if entry.sha256 and entry.sha256 not in known]
     rejected = {entry.sha256 for entry in read_rejections(workspace / "data/rejected.csv")}
     found = [
         f"pools: cell {one.sha256[:12]} is {one.reason}: `wbc validate` says more" for one in new if one.sha256 not in rejected
     ]
-    counts = Pools.read(workspace / "data/pools").counts()
-    return f"{counted(sum(counts.values()), 'cell')} in the pools as they should be", sorted(found)
+    counts = Pools.read(workspace / "data/pools", check=False).counts()
+    found = [f"pools: {line}: `wbc validate` says more" for line in wrong] + sorted(found)
+    return f"{counted(sum(counts.values()), 'cell')} in the pools as they should be", found
 
 
 def _log(workspace: Path) -> tuple[str, list[str]]:

@@ -69,13 +69,21 @@ class ValidationReport:
         }
 
 
+class ChecksStopped(WbcError):
+    """Findings are `critical`: the page `docs` shows them all."""
+
+    def __init__(self, critical: list[Line], docs: Path) -> None:
+        self.critical = critical
+        super().__init__(_explain([line.text for line in critical], docs))
+
+
 def validate(workspace: Path, params: Params) -> ValidationReport:
     """Check the pools of a workspace; writes `data/quarantine.csv` and `data/docs/`, the same for the same data, and adds a
     result that is new to `reports/checks.csv`.
 
-    Raises WbcError, after both are written, when a finding is critical. An image is missing or damaged. A label is unknown, a
-    cell is in two pools, or a group is split. Cells or classes are too few to train or test. Too much of a pool is in
-    quarantine.
+    Raises ChecksStopped, after both are written, when a finding is critical. An image is missing or damaged. A label is
+    unknown, a cell is in two pools, or a group is split. Cells or classes are too few to train or test. Too much of a pool is
+    in quarantine.
     """
     data = workspace / "data"
     pools = Pools.read(data / "pools", check=False)
@@ -103,7 +111,7 @@ def validate(workspace: Path, params: Params) -> ValidationReport:
     write_page(building / "index.html", found_here, store, remember(workspace / CHECKS_CSV, found_here))
     replace_directory(building, docs)
     if critical:
-        raise WbcError(_explain([line.text for line in critical], docs / "index.html"))
+        raise ChecksStopped(critical, docs / "index.html")
     return ValidationReport(
         pools=counts,
         usable=usable,
@@ -254,7 +262,7 @@ def _pool_suite(checks: CheckParams) -> "ExpectationSuite":
 
     most = checks.max_quarantined_share
     low, high = USUAL_SHARE
-    enough = {"what": "there are enough cells and classes to train and test", "says": "{pool}: {lack}"}
+    enough = {"what": "there are enough cells and classes to train and test", "says": "{pool}: {lack}", "lacks": True}
     quarantined = {
         "what": f"at most {most:.0%} of the cells to learn from, of validation and of test are out of use",
         "says": (
@@ -418,7 +426,11 @@ def _sort_out(results: list[_Results]) -> tuple[list[Line], list[Line], list[Che
         different = [index for one in found for index in one.get("unexpected_index_list") or []]
         rows = result.rows(different).to_dict("records") if different else [{}]
         lines = [
-            Line(says.format_map(row) if says and row else f"this is not so: {meta['what']}", row.get("sha256") or "")
+            Line(
+                says.format_map(row) if says and row else f"this is not so: {meta['what']}",
+                row.get("sha256") or "",
+                meta.get("lacks", False),
+            )
             for row in rows
         ]
         (critical if stops else noted).extend(lines)

@@ -47,10 +47,12 @@ WHY: Final = {
 
 
 class Line(NamedTuple):
-    """A finding in words; `sha256` names its cell, or is empty where it is about a pool."""
+    """A finding in words; `sha256` names its cell, or is empty where it is about a pool. One that `lacks` says only that a pool
+    is too small to train or test: nothing in it is wrong."""
 
     text: str
     sha256: str = ""
+    lacks: bool = False
 
 
 class Check(NamedTuple):

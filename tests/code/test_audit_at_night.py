@@ -11,6 +11,9 @@ from typer.testing import CliRunner
 from flows.cli import app
 from flows.monitoring import audit as audit_module
 from flows.monitoring.audit import audit
+from flows.pipeline import checks
+from flows.pipeline.checks import ChecksStopped
+from flows.pipeline.data_docs import Line
 from flows.pipeline.package import build_bento
 from tests.data.test_from_reports import FILES
 from tests.model.test_export import card
@@ -90,6 +93,22 @@ def test_each_thing_that_is_wrong_is_a_line(workspace: Path, monkeypatch: pytest
     assert "line" in found.findings[2]
     assert found.findings[3] == "models/champion does not answer"
     assert found.text.count("\n") == 3
+
+
+def test_a_pool_too_small_to_learn_from_is_no_finding_and_a_wrong_label_is(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An onboarded site has neither test nor validation cells, and nobody to wake for that."""
+
+    def stopped(copy: Path, params: object) -> None:
+        (copy / "data/quarantine.csv").write_text("path,sha256,reason,detail\n")
+        raise ChecksStopped([Line("test: has 0 cells of Basophil", lacks=True), *wrong], copy / "data/docs/index.html")
+
+    monkeypatch.setattr(checks, "validate", stopped)
+    wrong: list[Line] = []
+    assert audit(workspace).findings == []
+    wrong.append(Line("labelled: 1.png has an unknown label (Monocite)", "a" * 64))
+    assert audit(workspace).findings == ["pools: labelled: 1.png has an unknown label (Monocite): `wbc validate` says more"]
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageFilter
 
 from flows.pipeline import checks, data_docs
-from flows.pipeline.checks import ValidationReport, validate
+from flows.pipeline.checks import ChecksStopped, ValidationReport, validate
 from tests.chromium import headless_chromium
 from tests.data.conftest import encoded, write_manifest
 from tests.pools import ingest
@@ -179,9 +179,14 @@ def test_critical_findings_stop_with_the_rows_and_documents_are_written(
     edit(workspace, "labelled", lambda frame: pd.concat([frame, extra.assign(label="Monocyte")]))
     ghost = extra.assign(path="ghost.png", sha256="0" * 64)
     edit(workspace, "validation", lambda frame: pd.concat([frame, ghost]))
-    with pytest.raises(WbcError) as stopped:
-        validate(workspace, clean.params)
+    many = clean.params.checks.model_copy(update={"min_test_cells_per_class": 1000})
+    params = clean.params.model_copy(update={"checks": many})
+    with pytest.raises(ChecksStopped) as stopped:
+        validate(workspace, params)
     says = str(stopped.value)
+    lacks = [line.text for line in stopped.value.critical if line.lacks]
+    assert len(lacks) == 2 * len(CLASSES)
+    assert all("and needs 1000" in text for text in lacks)
     assert f"test: {names[0]} has an unknown, missing or stray label" in says
     assert f"test: {names[0]} is of a group that is split" in says
     assert f"labelled: {names[3]} is in the pools more than once" in says
@@ -191,7 +196,7 @@ def test_critical_findings_stop_with_the_rows_and_documents_are_written(
     assert "ghost.png" in page
     monkeypatch.setattr(checks, "CHECKED_AT_A_TIME", 50)
     with pytest.raises(WbcError) as again:
-        validate(workspace, clean.params)
+        validate(workspace, params)
     assert str(again.value) == says
     assert (workspace / "data" / "docs" / "index.html").read_text() == page
 
