@@ -356,7 +356,8 @@ def check_known(workspace: Path) -> None:
         here, before = path.read_bytes() if path.exists() else b"", cached(workspace, noted["md5"])
         grown = _md5(here[: int(noted["size"])]) == noted["md5"]
         if not grown and not (before.is_file() and _answers(before.read_bytes()) <= _answers(here)):
-            raise WbcError(_unknown(workspace, name, own=bool(here) and not cached(workspace, _md5(here)).is_file()))
+            own = bool(here) and not cached(workspace, _md5(here)).is_file()
+            raise WbcError(_unknown(workspace, name, "checkout" if before.is_file() else "pull", own))
 
 
 def _md5(data: bytes) -> str:
@@ -367,15 +368,16 @@ def _answers(log: bytes) -> set[tuple[str, ...]]:
     return {tuple(row[:4]) for row in csv.reader(io.StringIO(log.decode("utf-8")))}
 
 
-def _unknown(workspace: Path, name: str, own: bool) -> str:
-    """What `check_known` says; `own`: the log has answers, too, that no version has."""
+def _unknown(workspace: Path, name: str, how: str, own: bool) -> str:
+    """What `check_known` says. `how` is the DVC command that brings the data; `own`: the log has answers that no version has."""
     notes = " ".join(f"data/{one.name}" for one in sorted((workspace / "data").glob("?*.dvc")))
     said = f"{workspace / name} lacks answers that {name}.dvc names, as after a `git pull` without its data"
     if not own:
-        return f"{said}: `dvc pull {notes}` brings them"
+        return f"{said}: `dvc {how} {notes}` brings them"
     mine = Path(name).with_stem(f"{Path(name).stem}-mine").name
+    keep = f"cp {name} {mine}" if name == LOG else f"sed 1s/answer/label/ {name} > {mine}"  # an import takes a column `label`
     return (
-        f"{said}, and has others of its own: `cp {name} {mine}` keeps those, `dvc pull --force {notes}` brings the others, and "
+        f"{said}, and has others of its own: `{keep}` keeps those, `dvc {how} --force {notes}` brings the others, and "
         f"`wbc labels import {mine}` takes yours in again"
     )
 

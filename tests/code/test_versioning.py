@@ -521,7 +521,7 @@ def test_answers_that_git_names_and_the_log_here_lacks_are_not_dropped_in_silenc
     kept.write_bytes(text(3))
     check_known(marked)
     log.write_bytes(text(2) + b"c,Monocyte,bo,,1,\n")
-    with pytest.raises(WbcError, match=r"has others of its own: `cp data/labels\.csv labels-mine\.csv`"):
+    with pytest.raises(WbcError, match=r"others of its own: `cp data/labels\.csv labels-mine\.csv` .* `dvc checkout --force "):
         check_known(marked)
     note.write_text(f"<<<<<<< HEAD\n{note.read_text()}=======\n>>>>>>> theirs\n")
     check_known(marked)  # of a conflict somebody else speaks
