@@ -354,10 +354,12 @@ def check_known(workspace: Path) -> None:
         if noted is None:
             continue
         here, before = path.read_bytes() if path.exists() else b"", cached(workspace, noted["md5"])
-        grown = _md5(here[: int(noted["size"])]) == noted["md5"]
-        if not grown and not (before.is_file() and _answers(before.read_bytes()) <= _answers(here)):
-            own = bool(here) and not cached(workspace, _md5(here)).is_file()
-            raise WbcError(_unknown(workspace, name, "checkout" if before.is_file() else "pull", own))
+        known = _answers(before.read_bytes()) if before.is_file() else None
+        if _md5(here[: int(noted["size"])]) != noted["md5"] and (known is None or not known <= _answers(here)):
+            how = "dvc pull" if known is None else "dvc checkout"
+            own = bool(here) and (known is None or not _answers(here) <= known)
+            force = "" if not here or cached(workspace, _md5(here)).is_file() else " --force"  # DVC takes no answer away unasked
+            raise WbcError(_unknown(workspace, name, how, force, own))
 
 
 def _md5(data: bytes) -> str:
@@ -368,18 +370,15 @@ def _answers(log: bytes) -> set[tuple[str, ...]]:
     return {tuple(row[:4]) for row in csv.reader(io.StringIO(log.decode("utf-8")))}
 
 
-def _unknown(workspace: Path, name: str, how: str, own: bool) -> str:
-    """What `check_known` says. `how` is the DVC command that brings the data; `own`: the log has answers that no version has."""
-    notes = " ".join(f"data/{one.name}" for one in sorted((workspace / "data").glob("?*.dvc")))
+def _unknown(workspace: Path, name: str, how: str, force: str, own: bool) -> str:
+    """What `check_known` says. `how` is the command that brings the data; `own`: the log may have answers that are not there."""
+    brings = f"{how}{force} {' '.join(f'data/{one.name}' for one in sorted((workspace / 'data').glob('?*.dvc')))}"
     said = f"{workspace / name} lacks answers that {name}.dvc names, as after a `git pull` without its data"
     if not own:
-        return f"{said}: `dvc {how} {notes}` brings them"
+        return f"{said}: `{brings}` brings them"
     mine = Path(name).with_stem(f"{Path(name).stem}-mine").name
     keep = f"cp {name} {mine}" if name == LOG else f"sed 1s/answer/label/ {name} > {mine}"  # an import takes a column `label`
-    return (
-        f"{said}, and has others of its own: `{keep}` keeps those, `dvc {how} --force {notes}` brings the others, and "
-        f"`wbc labels import {mine}` takes yours in again"
-    )
+    return f"{said}: `{keep}` keeps what is here, `{brings}` brings the others, and `wbc labels import {mine}` adds yours to them"
 
 
 def _refuse_behind(workspace: Path, pools: Pools, log: pd.DataFrame, record: pd.DataFrame) -> None:

@@ -513,15 +513,18 @@ def test_answers_that_git_names_and_the_log_here_lacks_are_not_dropped_in_silenc
     log.write_bytes(text(2))  # a `git pull` brought the note alone
     with pytest.raises(WbcError, match=r"lacks answers that data/labels\.csv\.dvc names"):
         check_known(marked)
-    with pytest.raises(WbcError, match=r"`dvc pull data/labels\.csv\.dvc` brings them"):
+    with pytest.raises(WbcError, match=r"keeps what is here, `dvc pull data/labels\.csv\.dvc` brings the others"):
         check_replayed(marked)  # so begin a retraining and an import
-    assert next_command(marked).endswith("brings them")
+    assert next_command(marked).endswith("adds yours to them")
     log.write_bytes(text(3).replace(b"ada", b'"ada"'))  # written otherwise, by another version: DVC's cache has what it was
     kept.parent.mkdir(parents=True)
     kept.write_bytes(text(3))
     check_known(marked)
+    log.write_bytes(text(2))
+    with pytest.raises(WbcError, match=r"without its data: `dvc checkout data/labels\.csv\.dvc` brings them"):
+        check_known(marked)
     log.write_bytes(text(2) + b"c,Monocyte,bo,,1,\n")
-    with pytest.raises(WbcError, match=r"others of its own: `cp data/labels\.csv labels-mine\.csv` .* `dvc checkout --force "):
+    with pytest.raises(WbcError, match=r"`cp data/labels\.csv labels-mine\.csv` .* `dvc checkout --force .* `wbc labels import "):
         check_known(marked)
     note.write_text(f"<<<<<<< HEAD\n{note.read_text()}=======\n>>>>>>> theirs\n")
     check_known(marked)  # of a conflict somebody else speaks
