@@ -2,13 +2,14 @@
 
 import io
 from collections.abc import Sequence
-from datetime import date
+from datetime import date, timedelta
 from typing import Final
 
 from flows.monitoring.measures import FLOOR
 
 GREY: Final = "#808080"  # of axes and limits: it can be seen on a light page and on a dark one
 DAYS: Final = 30  # that are shown
+TICKS: Final = 4  # days that are written out
 Point = tuple[str, float | None, float | None, str]  # day, effect, effect from training, state
 
 
@@ -17,8 +18,8 @@ def days_as_svg(points: Sequence[Point]) -> bytes:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib.dates import ConciseDateFormatter
     from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
 
     shown = points[-DAYS:]
     with matplotlib.rc_context({"svg.hashsalt": "wbc", "svg.fonttype": "none", "font.size": 9}):
@@ -33,7 +34,11 @@ def days_as_svg(points: Sequence[Point]) -> bytes:
             if of_state:
                 axes.plot(*zip(*of_state, strict=True), color=colour, marker=marker, linestyle="none", markersize=5)
         axes.set_ylim(0, 1)
-        axes.xaxis.set_major_formatter(ConciseDateFormatter(axes.xaxis.get_major_locator()))  # type: ignore[no-untyped-call]
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        days = [date.fromisoformat(day) for day, *_ in shown]
+        axes.set_xlim(days[0] - timedelta(days=1), days[-1] + timedelta(days=1))  # type: ignore[arg-type]
+        ticks = days[:: -(-len(days) // TICKS)]
+        axes.set_xticks(ticks, [str(day) for day in ticks])  # as all languages read it
         axes.tick_params(colors=GREY)
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(GREY)

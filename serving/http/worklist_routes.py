@@ -185,7 +185,7 @@ def watched(request: Request) -> Response:
     return Response(watch(kept_of(request).store).model_dump_json(), media_type=JSON)
 
 
-@router.get("/watch/{site}/pictures/{name}", responses={200: {"content": {"image/svg+xml": {}}}}, response_class=Response)
+@router.get("/watch/{site:path}/pictures/{name}", responses={200: {"content": {"image/svg+xml": {}}}}, response_class=Response)
 @heavy
 def watch_picture(
     request: Request,

@@ -1,7 +1,7 @@
 /** How far readers agree, what each of them takes which cells for, and who has how much to do. */
 
 import * as labelling from "./labelling.js";
-import { kind, number, percent, t } from "./language.js";
+import { kind, number, percent, share, t } from "./language.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const FEW_PAIRS = 3; // so many are shown opened
@@ -178,7 +178,7 @@ function confusionOf({ reader, compared, confusion }, needed) {
 /** One cell for each answer: its share with limits, as dark as the share is large. */
 function heat({ truth, rates, low, high }, answers) {
   return answers.map((answer, at) => {
-    const cell = made("td", percent(rates[at]), answer === truth ? "right" : "wrong");
+    const cell = made("td", share(rates[at]), answer === truth ? "right" : "wrong");
     cell.style.setProperty("--share", Math.sqrt(rates[at]).toFixed(3)); // the root, so that a few percent can be seen
     cell.append(made("span", between(low[at], high[at], percent), "small"));
     return cell;

@@ -79,6 +79,15 @@ function formatter(options) {
 /** A share of 1 in whole percent. */
 export const percent = (share) => number(share, { style: "percent" });
 
+/** A share that was measured, in whole percent, or with as many decimals as it takes not to look like a mark that it is not: 199 of
+ * 200 are not all, and what is under a limit is not written as the limit. */
+export function share(value, marks = [0, 1]) {
+  const shown = (one, digits) => number(one, { style: "percent", minimumFractionDigits: digits, maximumFractionDigits: digits });
+  const others = marks.filter((mark) => mark !== value);
+  const tells = (digits) => others.every((mark) => shown(mark, digits) !== shown(value, digits));
+  return shown(value, [0, 1, 2, 3].find(tells) ?? 4);
+}
+
 /** Day and time of a moment. */
 export const moment = (iso) => new Date(iso).toLocaleString(region, { dateStyle: "medium", timeStyle: "short" });
 
