@@ -89,6 +89,18 @@ function line(row, unit) {
   return numbers;
 }
 
+/** What is flagged in the unit that is not shown: nobody has to look for it there. */
+function flaggedElsewhere(differential, unit) {
+  const other = unit === "absolute" ? "percent" : "absolute";
+  const flagged = rows(differential, other).filter((row) => flag(row.flag));
+  const flags = flagged.map((row) => `${kinds(row.name)} ${flag(row.flag)}`).join(", ");
+  const line = element("p", flags && t("report.table.elsewhere", { unit: t(`report.table.${unitName(other)}`), flags }), "alarm small");
+  line.hidden = !flags;
+  return line;
+}
+
+const unitName = (unit) => (unit === "absolute" ? "giga" : "percent");
+
 function legend(differential) {
   const list = element("ul", undefined, "legend");
   const entry = (className, text, title) => {
@@ -115,7 +127,7 @@ export function drawDifferential(container, differential, unit) {
   const top = unit === "absolute" ? (ticks.find((tick) => tick > 0.5 && tick >= highest) ?? highest) : 100;
   const table = element("table");
   const head = element("tr");
-  const columns = ["class", "cells", unit === "absolute" ? "giga" : "percent", "limits", "reference"];
+  const columns = ["class", "cells", unitName(unit), "limits", "reference"];
   for (const text of [...columns.map((name) => t(`report.table.${name}`)), ""]) {
     const cell = element("th", text);
     cell.scope = "col";
@@ -137,7 +149,7 @@ export function drawDifferential(container, differential, unit) {
   const header = element("thead");
   header.append(head);
   table.append(header, body);
-  container.replaceChildren(table, legend(differential));
+  container.replaceChildren(table, flaggedElsewhere(differential, unit), legend(differential));
 }
 
 /** Show in `container` what was counted beside the differential: each kind, how many, and for each 100 leukocytes. */

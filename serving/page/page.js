@@ -37,9 +37,8 @@ async function begin() {
   await guarded(async () => {
     const card = await modelCard();
     classes = card.classes;
-    byId("model-line").textContent = t("report.model", { version: card.version });
+    describe(card);
     byId("help-classes").textContent = t("report.help.correct", { classes: listed(classes.map(kind)) });
-    notice("rendered", card.rendered ? t("report.rendered") : "");
     const site = await service.site();
     further = site.further_kinds;
     byId("help-further").hidden = !further.length;
@@ -53,6 +52,12 @@ async function begin() {
     makeChoices(classes, further, choose);
     await go();
   });
+}
+
+/** Say which model serves; a report says which has counted it. */
+function describe(card) {
+  byId("model-line").textContent = t("report.model", { version: card.version });
+  notice("rendered", card.rendered ? t("report.rendered") : "");
 }
 
 /** The card of the model. While there is none yet, the page says so, and where cells can be named all the same. */
@@ -102,6 +107,7 @@ async function toWorklist() {
     newSpecimen(classes);
     clear();
     byId("specimen-id").value = byId("wbc-count").value = "";
+    void guarded(async () => describe(await service.model())); // another may serve by now
   }
   view("worklist");
   // Not after the answer of the service: whoever types a number by then would find the rest of it in another field.

@@ -32,6 +32,7 @@ export function showReport(answer) {
     message: answer.messages.at(-1) ?? null,
   });
   keepRecord(answer);
+  if (answer.model) write(byId("model-line"), t("report.model", { version: answer.model.version }));
   if (answer.status !== "preliminary") specimen.amend = false;
   takeOver(answer.cells);
   markComments();

@@ -442,6 +442,8 @@ def test_no_flag_number_or_button_is_cut_off(browser: Browser, ward: Ward, tmp_p
     for unit, flag in enumerate(("hoch ▲", "kritisch ▼") if locale == "de-DE" else ("high ▲", "critical ▼")):
         page.locator("#unit input").nth(unit).evaluate("one => one.click()")
         expect(page.locator("td.flag", has_text=flag)).not_to_have_count(0)
+        elsewhere = ("kritisch ▼" if locale == "de-DE" else "critical ▼", "▲")[unit]
+        expect(page.locator("#differential-table p")).to_contain_text(elsewhere)  # what the other unit would show
         for width in (1440, 1280, 1181, 1024, 720, 512, 390, 320):
             page.set_viewport_size({"width": width, "height": 800})
             assert page.evaluate(CUT_OFF) == [], width
