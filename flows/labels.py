@@ -48,6 +48,7 @@ _WAITING: Final = ".wbc/incoming"
 COLUMNS: Final = ["sha256", "label", "labelled_by", "labelled_at", "cycle", "why"]
 FIRST_COLUMNS: Final = COLUMNS[:5]  # of a log that was begun before labels could be superseded
 STAY_ASKED: Final = ("unsure", "skipped", "predicted")  # why a cell of a file that came in has no answer
+_BLOCK: Final = 2**20  # bytes
 _NOTED: Final = re.compile(r"\A(?!.*^<{7}).*?md5: (?P<md5>[0-9a-f]{32})\n\s+size: (?P<size>\d+)$", re.DOTALL | re.MULTILINE)
 QUEUE: Final = ["sha256", "path", "rank", "score", "reason", "predicted", "probability"]
 
@@ -353,13 +354,25 @@ def check_known(workspace: Path) -> None:
         noted = _NOTED.search(note.read_text(encoding="utf-8")) if note.exists() else None
         if noted is None:
             continue
+        if path.exists() and _begins_with(path, int(noted["size"]), noted["md5"]):  # as it was noted, and perhaps grown since
+            continue
         here, before = path.read_bytes() if path.exists() else b"", cached(workspace, noted["md5"])
         known = _answers(before.read_bytes()) if before.is_file() else None
-        if _md5(here[: int(noted["size"])]) != noted["md5"] and (known is None or not known <= _answers(here)):
-            how = "dvc pull" if known is None else "dvc checkout"
-            own = bool(here) and (known is None or not _answers(here) <= known)
-            force = "" if not here or cached(workspace, _md5(here)).is_file() else " --force"  # DVC takes no answer away unasked
-            raise WbcError(_unknown(workspace, name, how, force, own))
+        if known is not None and known <= _answers(here):
+            continue
+        own = bool(here) and (known is None or not _answers(here) <= known)
+        force = "" if not here or cached(workspace, _md5(here)).is_file() else " --force"  # DVC takes no answer away unasked
+        raise WbcError(_unknown(workspace, name, "dvc pull" if known is None else "dvc checkout", force, own))
+
+
+def _begins_with(path: Path, size: int, md5: str) -> bool:
+    """Whether the first `size` bytes of a file have this MD5; a log of a million answers is not held for it."""
+    digest = hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file:
+        while size > 0 and (block := file.read(min(size, _BLOCK))):
+            digest.update(block)
+            size -= len(block)
+    return size == 0 and digest.hexdigest() == md5
 
 
 def _md5(data: bytes) -> str:
