@@ -24,6 +24,7 @@ from wbc_model.params import NOTIFY, read_params
 WBC_NOTIFY: Final = "WBC_NOTIFY"
 LOG: Final = ".wbc/logs/schedule.log"  # what went wrong: `wbc status` shows it
 NEWS: Final = ".wbc/logs/news.log"
+RETRAINING_FAILED: Final = "the scheduled retraining failed"
 _SECONDS: Final = 15
 
 
@@ -102,4 +103,4 @@ def _block(name: str, workspace: Path, line: str) -> None:
 def tell_failure(workspace: Path, message: str) -> None:
     """Say in one line that a scheduled run failed, and why."""
     why = re.sub(r"^Flow run encountered an exception: (?:WbcError: )?", "", message)
-    tell(workspace, f"{workspace}: the scheduled retraining failed: {why}")
+    tell(workspace, f"{workspace}: {RETRAINING_FAILED}: {why}")

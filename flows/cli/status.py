@@ -4,7 +4,7 @@ import contextlib
 import json
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -145,11 +145,14 @@ def _last_run(state: State | None) -> dict[str, Any]:
 
 
 def _failures(workspace: Path, state: State | None) -> list[str]:
-    """What failed since the last retraining began: lines of the schedule's log, and log files of faults."""
+    """What failed since the last retraining began: lines of the schedule's log, and log files of faults. What is no retraining's
+    failure, such as an alarm or what the audit found, stands for a day: no retraining puts it right."""
     since = datetime.fromisoformat(state.started) if state else datetime.min.replace(tzinfo=UTC)
     path = workspace / notify.LOG
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    said = [line for line in lines if (then := _moment(line)) is not None and then > since]
+    of_others = min(since, datetime.now(UTC) - timedelta(days=1))
+    told = [(line, since if notify.RETRAINING_FAILED in line else of_others) for line in lines]
+    said = [line for line, start in told if (then := _moment(line)) is not None and then > start]
     faults = [log for log in sorted((workspace / FOLDER).glob("error-*.log")) if log.stat().st_mtime > since.timestamp()]
     return said + [f"a fault: see {log.relative_to(workspace)}" for log in faults]
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,19 @@ def test_scores_that_rest_on_a_label_corrected_since_say_so_whichever_way_it_cam
     (marked / ".wbc/incoming").mkdir(parents=True)
     (marked / ".wbc/incoming/1.json").write_text('{"rows": [{}]}')
     assert "waits: 1 label for whoever is at work" in status_text(status(marked))
+
+
+def test_what_the_night_found_is_shown_though_a_retraining_has_begun_since(marked: Path) -> None:
+    fill(marked)
+    now = datetime.now(UTC)
+    state = run("done")
+    state.started = now.isoformat(timespec="seconds")
+    state.write(marked)
+    (marked / notify.LOG).parent.mkdir(parents=True)
+    lines = [(2, "at night: a shard is damaged"), (2, f"{marked}: {notify.RETRAINING_FAILED}: no disk"), (40, "at night: over")]
+    text = "".join(f"{now - timedelta(hours=hours):%Y-%m-%d %H:%M:%S}Z {line}\n" for hours, line in lines)
+    (marked / notify.LOG).write_text(text)
+    assert [line[21:] for line in status(marked)["failures"]] == ["at night: a shard is damaged"]
 
 
 def test_a_line_of_the_log_that_a_full_disk_tore_hides_no_other(marked: Path) -> None:
