@@ -423,7 +423,7 @@ def test_the_cell_that_is_looked_at_fills_its_column(
 
 
 CUT_OFF = """() => {
-    const names = "#specimen-line, #differential :is(th, td), #unit span, #report button, #report-note, header :is(button, a)";
+    const names = "#specimen-line, #differential :is(th, td), #unit span, #report button, #report-note, header :is(button, a), #record button";
     return [...document.querySelectorAll(names)].filter((one) => {
         const box = one.getBoundingClientRect();
         const panel = one.closest("#work > section")?.getBoundingClientRect() ?? { right: innerWidth };
@@ -437,8 +437,11 @@ CUT_OFF = """() => {
 def test_no_flag_number_or_button_is_cut_off(browser: Browser, ward: Ward, tmp_path: Path, locale: str) -> None:
     number = "26-4711/" + 55 * "8" + "1"  # the last sign may be all that tells two specimens apart
     report = post(api_of(ward.server), number, draw(tmp_path / "all", 110), wbc_count="0.6")
+    comment = {"text": "//share/" + 200 * "W", "by": ADA}
+    assert api_of(ward.server).post(f"/v1/reports/{report}/comments", headers={"If-Match": "*"}, json=comment).is_success
     page = seen_by(browser, ward, ADA, f"{ward.server.url}/#/report/{report}", locale=locale).page
     expect(page.locator("#specimen-line")).to_contain_text(number)
+    expect(page.locator("#history .said")).to_have_count(1)
     for unit, flag in enumerate(("hoch ▲", "kritisch ▼") if locale == "de-DE" else ("high ▲", "critical ▼")):
         page.locator("#unit input").nth(unit).evaluate("one => one.click()")
         expect(page.locator("td.flag", has_text=flag)).not_to_have_count(0)
