@@ -423,7 +423,7 @@ def test_the_cell_that_is_looked_at_fills_its_column(
 
 
 CUT_OFF = """() => {
-    const names = "#specimen-line, #differential :is(th, td), #unit span, #report button, #report-note, header :is(button, a), #record button";
+    const names = "#specimen-line, #differential :is(th, td), #unit span, :is(#report, #record, header) :is(button, a), #report-note";
     return [...document.querySelectorAll(names)].filter((one) => {
         const box = one.getBoundingClientRect();
         const panel = one.closest("#work > section")?.getBoundingClientRect() ?? { right: innerWidth };
