@@ -423,7 +423,7 @@ def test_the_cell_that_is_looked_at_fills_its_column(
 
 
 CUT_OFF = """() => {
-    const names = "#specimen-line, #differential :is(th, td), #unit span, :is(#report, #record, header) :is(button, a), #report-note";
+    const names = "#specimen-line, #report-note, #unit span, #differential :is(th, td), :is(#report, #record, header) button";
     return [...document.querySelectorAll(names)].filter((one) => {
         const box = one.getBoundingClientRect();
         const panel = one.closest("#work > section")?.getBoundingClientRect() ?? { right: innerWidth };
