@@ -38,8 +38,12 @@ def reports_list_command(
         line, last = summary(report, images), report.signatures[-1] if report.signatures else None
         by = None if last is None else {"by": last.by, "at": last.at.isoformat()}
         found.append({**line.model_dump(mode="json"), "last_signature": by})
-        words = [line.id, f"{line.status:11}", f"{line.created_at:%Y-%m-%d %H:%M}", f"{line.cells:4} cells", line.model.version]
-        words += [f"specimen {line.specimen_id or '-'}", "" if last is None else f"last signed by {last.by}, {last.at:%Y-%m-%d}"]
+        cells = f"{counted(line.cells, 'cell'):>10}"
+        words = [line.id, f"{line.status:11}", f"{line.created_at:%Y-%m-%d %H:%M} UTC", cells, line.model.version]
+        words += [
+            f"specimen {line.specimen_id or '-'}",
+            "" if last is None else f"last signed by {last.by}, {last.at:%Y-%m-%d %H:%M} UTC",
+        ]
         text.append("  ".join(words).rstrip())
     emit({"reports": found}, json_, "\n".join([*text, f"{len(found)} {'report' if len(found) == 1 else 'reports'}"]))
 

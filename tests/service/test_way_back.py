@@ -324,6 +324,7 @@ def test_recall_on_the_command_line(store_url: str, store: Store, monkeypatch: p
     lines = wbc("--model", "tiny-1").splitlines()
     assert (len(lines), lines[-1]) == (5, "4 reports")
     assert f"{ids[2]}  withdrawn" in lines[2]
+    assert lines[2].count(" UTC") == 2  # when it was made, and when it was signed last
     assert wbc("--model", "tiny-2") == "0 reports\n"
     assert ids[0] in wbc("--model", "tiny-1", "--unsigned")
     assert wbc("--specimen", SPECIMEN).count("specimen") == 5
