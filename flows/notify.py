@@ -12,6 +12,7 @@ import contextlib
 import os
 import re
 import sys
+import threading
 from collections.abc import Awaitable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -62,7 +63,9 @@ def _notify(workspace: Path, line: str) -> None:
     if not where:
         return
     if not NOTIFY.fullmatch(where):
-        raise WbcError(f"{WBC_NOTIFY}: {where} is neither a webhook's address nor a Prefect block TYPE/NAME")
+        raise WbcError(
+            f"what {WBC_NOTIFY} holds is neither a webhook's address nor a Prefect block TYPE/NAME"
+        )  # it may be a secret
     if where.startswith(("http://", "https://")):
         _post(where, workspace, line)
     else:
@@ -70,14 +73,29 @@ def _notify(workspace: Path, line: str) -> None:
 
 
 def _post(url: str, workspace: Path, line: str) -> None:
+    """Post the line. A receiver that answers a byte at a time, or without an end, is waited for no longer than any other."""
+    answered: list[int | Exception] = []
+    body = {"text": line, "workspace": workspace_name(workspace)}
+    thread = threading.Thread(target=_ask, args=(url, body, answered), name="webhook", daemon=True)
+    thread.start()
+    thread.join(_SECONDS)
+    if not answered:
+        raise WbcError(f"the webhook does not answer: nothing came within {_SECONDS} s")
+    if isinstance(answered[0], Exception):
+        raise WbcError(f"the webhook does not answer: {str(answered[0]) or type(answered[0]).__name__}")
+    if answered[0] >= 300:
+        raise WbcError(f"the webhook answered {answered[0]}")
+
+
+def _ask(url: str, body: dict[str, str], answered: list[int | Exception]) -> None:
+    """Put the status of an answer into `answered`, whose body nobody reads, or why there is none."""
     import httpx
 
     try:
-        answer = httpx.post(url, json={"text": line, "workspace": workspace_name(workspace)}, timeout=_SECONDS)
+        with httpx.stream("POST", url, json=body, timeout=_SECONDS) as answer:
+            answered.append(answer.status_code)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise WbcError(f"the webhook does not answer: {str(error) or type(error).__name__}") from None
-    if answer.status_code >= 300:
-        raise WbcError(f"the webhook answered {answer.status_code}")
+        answered.append(error)
 
 
 def _block(name: str, workspace: Path, line: str) -> None:

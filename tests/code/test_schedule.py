@@ -2,9 +2,11 @@
 
 import contextlib
 import http.server
+import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -89,7 +91,7 @@ def test_a_webhook_that_refuses_or_is_gone_hides_nothing(
         monkeypatch.setenv(notify.WBC_NOTIFY, url)
         notify.tell(marked, "a failure")
     notify.tell(marked, "another")
-    monkeypatch.setenv(notify.WBC_NOTIFY, "nonsense")
+    monkeypatch.setenv(notify.WBC_NOTIFY, "https:/hooks.example/a-secret")
     notify.tell(marked, "a third")
     said = capsys.readouterr().err.splitlines()
     assert said[:2] == ["wbc: a failure", "wbc: nobody was notified: the webhook answered 500"]
@@ -97,6 +99,25 @@ def test_a_webhook_that_refuses_or_is_gone_hides_nothing(
     assert said[3].startswith("wbc: nobody was notified: the webhook does not answer")
     assert "neither a webhook's address" in said[5]
     assert len((marked / notify.LOG).read_text().splitlines()) == 6
+    assert "a-secret" not in (marked / notify.LOG).read_text()
+
+
+def test_a_webhook_that_answers_a_byte_at_a_time_holds_nobody(
+    marked: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trickle(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError):
+            for number in itertools.count():
+                connection.sendall(b"HTTP/1.1 200 OK\r\nX: "[number : number + 1] or b"x")
+                time.sleep(0.1)
+
+    monkeypatch.setattr(notify, "_SECONDS", 1)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=trickle, args=(listener,), daemon=True).start()
+        monkeypatch.setenv(notify.WBC_NOTIFY, f"http://127.0.0.1:{listener.getsockname()[1]}/api")
+        notify.tell(marked, "a failure")
+    assert capsys.readouterr().err.endswith("nobody was notified: the webhook does not answer: nothing came within 1 s\n")
 
 
 def test_names_at_a_server_are_the_workspaces_own_and_the_limit_is_the_machines(tmp_path: Path) -> None:
