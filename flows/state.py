@@ -123,9 +123,18 @@ def _not_in_candidate(workspace: Path, labelled: pd.DataFrame) -> int:
     return len(labelled) - (state.rows[-1]["labelled"] if state and state.rows else 0)
 
 
+def last_retraining(workspace: Path) -> State | None:
+    """The state of the last retraining. None in a site that was only onboarded: without a validation cell one that was tried
+    there came to nothing, and none goes on."""
+    state = read_state(workspace)
+    if state is None or site_of(workspace) is None or Pools.read(workspace / "data/pools", check=False).counts()["validation"]:
+        return state
+    return None
+
+
 def label_cycle(workspace: Path) -> int:
     """The number that labels given now carry: that of the round which a retraining waits for, else of the one to come."""
-    state = read_state(workspace)
+    state = last_retraining(workspace)
     if state is None:
         return onboarding_round(workspace) if site_of(workspace) else max(1, last_cycle(workspace))
     return state.label_cycle

@@ -13,7 +13,7 @@ from flows.complaints import FOLDER
 from flows.registry.champion import follow_notes
 from flows.retraining import fresh_cells
 from flows.site import site_of
-from flows.state import State, at_work, new_labels, read_state
+from flows.state import State, at_work, last_retraining, new_labels
 from flows.workspace import gone_line
 from wbc_model.cells.pools import Pools, check_present
 from wbc_model.core.errors import WbcError, counted
@@ -34,7 +34,7 @@ def status(workspace: Path) -> dict[str, Any]:
     """Pools, what waits, the last run and failures since, the champion, disk, and the next command. Raises WbcError where a file
     is damaged."""
     notes = follow_notes(workspace)
-    state = read_state(workspace)
+    state = last_retraining(workspace)
     there = Pools.exist(workspace / "data/pools")
     return {
         "workspace": str(workspace),
@@ -60,7 +60,7 @@ def next_command(workspace: Path) -> str:
         return f"wait: {busy} is at work"
     if behind := _refusal(lambda: labels.check_known(workspace)):
         return behind
-    state = read_state(workspace)
+    state = last_retraining(workspace)
     waits = _waits(workspace, state)
     if waits["put_off"]:
         return f"`wbc labels replay` takes {counted(waits['put_off'], 'label')} in that waited for the end of others' work"
@@ -215,7 +215,8 @@ def status_text(result: dict[str, Any]) -> str:
         )
         promoted = ", the champion stays" if run["in_place"] else ", promoted"
         word = {True: promoted, False: ", not promoted:"}.get(run["promoted"], "")
-        lines.append(f"last run: {run['retraining']}, {run['status']}{scores}{word}")
+        status = "interrupted" if run["status"] == "running" and not result["at_work"] else run["status"]
+        lines.append(f"last run: {run['retraining']}, {status}{scores}{word}")
         lines += [f"  {reason}" for reason in run["reason"].split("; ") if run["promoted"] is False]
     lines += [f"failed: {line}" for line in result["failures"]]
     lines += [f"champion: {line}" for line in result["notes"]]

@@ -1,5 +1,6 @@
 """`wbc status` says what is there, what waits and for whom, and what to type next; and so does every command at its end."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from flows import labels, notify
 from flows.cli import app
 from flows.cli.status import next_command, status, status_text
 from flows.monitoring.audit import audit
-from flows.state import State, hold_lock, note_learned
+from flows.state import State, hold_lock, label_cycle, note_learned
 from flows.workspace import template
 from tests.model.test_export import card
 from wbc_model.cells.pools import COLUMNS, Pools
@@ -162,8 +163,24 @@ def test_status_shows_what_waits_what_failed_and_the_disk(marked: Path) -> None:
     assert "failed: 2026-01-01 02:00:00Z the disk was full" in lines
     assert "champion: none" in lines
     assert lines[-1].startswith("next: ")
+    running = {**result, "last_run": {**result["last_run"], "status": "running"}}
+    for at_work, word in (("", "interrupted"), ("`wbc retrain` (pid 7)", "running")):
+        assert f"last run: 20260101-000000-000, {word}, 3 labels" in status_text({**running, "at_work": at_work})
     for count, one in ((1, "1 conflict for a person's decision"), (2, "2 conflicts for a person's decision")):
         assert f"waits: {one}" in status_text({**result, "waits": {"conflicts": count}})
+
+
+def test_a_site_that_was_only_onboarded_has_no_retraining_to_go_on_with(marked: Path) -> None:
+    """One that was tried there has stopped at the checks, and would again."""
+    pools = fill(marked)
+    dataclasses.replace(run("running"), rows=[], cycle=4).write(marked)
+    (marked / "parent.yaml").write_text("name: ward\nparent: ..\n")
+    assert next_command(marked).startswith("`wbc onboard` with this site's data learns the 3 labels")
+    assert status(marked)["last_run"] == {}
+    assert label_cycle(marked) == 1, "that of the onboarding"
+    cell = pools.frames["unlabelled"].head(1).assign(label=CLASSES[0], labelled_by="ada")
+    pools.plus({"validation": cell.assign(sha256=f"{9:064d}", path="9")}).write(marked / "data/pools")
+    assert next_command(marked) == "`wbc retrain` goes on with the retraining that was interrupted"
 
 
 def test_it_says_who_is_at_work(marked: Path) -> None:
