@@ -362,6 +362,16 @@ def test_the_row_that_stays_has_what_any_row_of_its_cell_says(tmp_path: Path, ce
     assert content(data) == before
 
 
+def test_a_leak_that_the_manifest_no_longer_has_goes_in(tmp_path: Path, cell: Cell, params: Params) -> None:
+    data, source, columns = tmp_path / "w" / "data", tmp_path / "source", ("path", "label", "split", "group")
+    rows = [(cell("a.png", 1), "Basophil", "train", "one"), (cell("b.png", 2), "Basophil", "test", "one")]
+    assert reasons(ingest(write_manifest(source, rows, columns), data, params)) == {"a.png": "split_leak"}
+    rows[0] = ("a.png", "Basophil", "train", "two")
+    report = ingest(write_manifest(source, rows, columns), data, params)
+    assert (report.rejections, set(where(data))) == ([], {"a.png", "b.png"})
+    assert pd.read_csv(data / "rejected.csv").empty
+
+
 def test_a_row_that_was_refused_is_no_longer_when_its_cell_comes_by_another_path(
     tmp_path: Path, cell: Cell, params: Params
 ) -> None:

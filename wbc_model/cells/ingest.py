@@ -1,7 +1,8 @@
 """From a manifest or folder into the image store and the pools: every row goes in, or is named with the reason why not.
 
-A cell is the sha256 of its file. Ingesting the same data again changes nothing. Rows that are in the pools are known; rows that
-were refused are refused again in the same words; every seeded choice depends on the seed and the cells alone.
+A cell is the sha256 of its file. Ingesting the same data again changes no pool. Rows that are in the pools are known; rows that
+were refused are refused again, or no longer where they were put right. Every seeded choice depends on the seed and the cells
+alone.
 """
 
 import functools

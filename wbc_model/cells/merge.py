@@ -102,16 +102,17 @@ class Merge:
     answered: int = 0  # cells of these that got it
     came: set[str] = field(default_factory=set)  # cells that no pool had, and that a row was refused of before
     groups: dict[str, str] = field(default_factory=dict)  # of cells of the pools that had none, by sha256
+    said: dict[tuple[str, str, str], Rejection] = field(default_factory=dict)  # what was refused before, by row and reason
     split_groups: int = 0  # groups of these rows that have cells of the pools on several sides
 
     def __call__(self, pools: Pools) -> tuple[Pools, Mapping[Path, Content]]:
         recorded = read_rejections(self.workspace_data / "rejected.csv")
+        self.said = {(entry.path, entry.sha256, entry.reason): entry for entry in sorted(recorded)}
         oracle = _oracle(self.workspace_data / "oracle.csv")
         existing = _existing(pools.cells({row.sha256 for row in self.rows.accepted}), oracle)
         homes = _homes(pools, self.rows.accepted, existing)
         self.split_groups = sum(len(sides) > 1 for sides in homes.values())
-        decided = {(entry.path, entry.sha256): entry for entry in sorted(recorded) if entry.reason == "split_leak"}
-        new = self._unknown(existing, homes, decided)
+        new = self._unknown(existing, homes)
         refused = {entry.path for entry in recorded}
         self.rows.accepted = [row for row in self.rows.accepted if row.path in refused]  # a million others take 0.3 GB
         if not self.terms.list_conflicts:
@@ -127,9 +128,12 @@ class Merge:
         return pools, self._files(recorded, oracle, pools)
 
     def _reject(self, row: Row, reason: str, detail: str) -> None:
-        self.rows.rejections.append(Rejection(row.path, row.sha256, reason, detail))
+        """Name a row with the reason, in the words of the last time: of several rows of a group it may be another that is met
+        first."""
+        now_said = Rejection(row.path, row.sha256, reason, detail)
+        self.rows.rejections.append(self.said.get((*row.key, reason), now_said))
 
-    def _unknown(self, existing: dict[str, Present], homes: Homes, decided: dict[tuple[str, str], Rejection]) -> list[Row]:
+    def _unknown(self, existing: dict[str, Present], homes: Homes) -> list[Row]:
         """The rows of cells that no pool has; the others are known, or named with what they disagree with.
 
         Nothing that is in a pool changes by them, but a cell without a label, or without a group, gets the one that comes.
@@ -140,10 +144,7 @@ class Merge:
         for row in self.rows.accepted:
             present = existing.get(row.sha256)
             if present is None:
-                if row.key in decided:
-                    self.rows.rejections.append(decided[row.key])
-                else:
-                    new.append(row)
+                new.append(row)
                 continue
             again = row.key in seen
             seen.add(row.key)
@@ -155,15 +156,21 @@ class Merge:
                 self.conflicts.append(replace(conflict, seen_at=before.seen_at, settled_at=before.settled_at))
             elif row.side not in ("", present.side):
                 self._reject(row, "split_leak", present.path)
-            elif why_not := self._why_no_group(row, present, homes):
-                self._reject(row, "split_leak", why_not)
-            elif row.label and not present.label:
-                self.answers.setdefault(row.sha256, []).append(row)
-            elif present.path != row.path or again:
-                self._reject(row, "duplicate", present.path)
             else:
-                self.known += 1
+                self._add_to(present, row, homes, again)
         return new
+
+    def _add_to(self, present: Present, row: Row, homes: Homes, again: bool) -> None:
+        """Give a cell of the pools what it lacks and this row of it has; nothing of it contradicts but the group, perhaps."""
+        why_not = self._why_no_group(row, present, homes)
+        if row.label and not present.label:
+            self.answers.setdefault(row.sha256, []).append(row)
+        elif present.path != row.path or again:
+            self._reject(row, "duplicate", present.path)
+        elif why_not:
+            self._reject(row, "split_leak", why_not)
+        else:
+            self.known += 1
 
     def _why_no_group(self, row: Row, present: Present, homes: Homes) -> str:
         """Why a cell of the pools cannot be of the row's group: it is of another one, or this one has cells on another side.
@@ -305,8 +312,8 @@ class Merge:
         return set(self.first_query(cells, count, seed)["sha256"])
 
     def _files(self, recorded: set[Rejection], oracle: pd.DataFrame, pools: Pools) -> Mapping[Path, Content]:
-        """The files that change with the pools. A path that could not be used earlier, or had two labels, is refused again or
-        no longer; so is one whose cell has come by another path now."""
+        """The files that change with the pools. A row that was refused earlier is refused again or no longer; so is a path that
+        could not be used, and one whose cell has come by another path now."""
         accepted = self.rows.accepted
         examined = {row.path for row in accepted} | {entry.path for entry in self.rows.rejections}
         again = {row.key for row in accepted}
@@ -314,7 +321,7 @@ class Merge:
             entry
             for entry in recorded
             if (entry.path not in examined and entry.sha256 not in self.came if entry.reason in UNUSABLE else True)
-            and (entry.reason != CONFLICT or (entry.path, entry.sha256) not in again)
+            and (entry.path, entry.sha256) not in again
         }
         rejected = standing | set(self.rows.rejections)
         quarantine = self.workspace_data / "quarantine.csv"
