@@ -10,9 +10,10 @@ import * as labelling from "./labelling.js";
 import { kind, percent, t } from "./language.js";
 import * as microscope from "./microscope.js";
 import { guarded, say } from "./notices.js";
-import { answerOf, draw, queue } from "./queue.js";
+import { answerOf, draw, queue, refreshSilently } from "./queue.js";
 
 const UNSURE = "unsure";
+const GONE = [403, 404, 409]; // the status of a refusal after which nothing is to be decided by this person
 const byId = (id) => document.getElementById(id);
 
 let ended = () => {};
@@ -170,8 +171,11 @@ function refused({ id, answer }, failure) {
   const at = given.findIndex((one) => one.id === id);
   const [one] = at >= 0 ? given.splice(at, 1) : [];
   if (one) counted(one, -1);
-  if (one && failure.status !== 404) ahead.first(one);
-  show();
+  if (GONE.includes(failure.status)) {
+    ahead.askAgain(); // others may have left with it
+    void refreshSilently();
+  } else if (one) ahead.first(one);
+  void next();
   say(t("label.refused", { kind: nameOf(answer), why: failure.message }), true);
 }
 
