@@ -16,7 +16,6 @@ import * as service from "./service.js";
 import { makeGallery, newSpecimen, parts, specimen, usable } from "./specimen.js";
 import { laneOf, REVIEW, UNCOUNTED } from "./tiles.js";
 import * as upload from "./upload.js";
-import { images } from "./words.js";
 import { leaveWorklist, listenToWorklist, resetWorklist, showWorklist } from "./worklist.js";
 
 const LOOK_AGAIN = 10_000; // ms until the page looks again for a model, while there is none
@@ -173,7 +172,7 @@ async function reopen(id) {
   report.showReport(whole);
   void showReferences([...classes, ...further.map(({ name }) => name)]);
   const { complete, images: kept, expected_images: expected, sent_images: sent, withdrawn } = whole;
-  if (!complete && !withdrawn) say(t("report.upload.incomplete", { sent, images: images(expected) }));
+  if (!complete && !withdrawn) say(t("report.upload.incomplete", { sent, count: expected }));
   else if (!kept.kept) say(t("report.upload.see"));
   else say(kept.delete_after ? t("report.images_until", { day: day(kept.delete_after) }) : "");
 }

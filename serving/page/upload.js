@@ -136,7 +136,7 @@ export async function again(files) {
   const { found, missing } = await compared(files);
   const { state } = specimen;
   const room = state && !state.complete && !state.withdrawn ? state.expected_images - state.sent_images : 0;
-  const belong = t("report.upload.belong", { found, images: images(files.length) });
+  const belong = t("report.upload.belong", { found, count: files.length });
   if (!room || !missing.length) {
     say(room ? `${belong} ${t("report.upload.still_missing", { images: images(room) })}` : belong);
     return;

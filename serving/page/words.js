@@ -26,7 +26,7 @@ const BLOCKED = ["incomplete", "rendered_model", "no_cells"];
 /** Why a report cannot be signed. */
 export const why = ({ kind: name }, state) =>
   BLOCKED.includes(name)
-    ? t(`report.blocked.${name}`, { sent: state.sent_images, images: images(state.expected_images) })
+    ? t(`report.blocked.${name}`, { sent: state.sent_images, count: state.expected_images })
     : t(`common.problem.${name.replace("_", "-")}`);
 
 export const cells = (count) => t("report.count.cells", { count });
@@ -34,7 +34,7 @@ export const images = (count) => t("report.count.images", { count });
 
 /** How many images have come, where some are missing. */
 export const progress = ({ complete, sent_images: sent, expected_images: expected }) =>
-  complete ? "" : t("report.line_progress", { sent, images: images(expected) });
+  complete ? "" : t("report.line_progress", { sent, count: expected });
 
 /** A flag in words; empty for a value inside its range. */
 export const flag = (name) => (name ? t(`report.flag.${name}`) : "");
