@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
 from cronsim import CronSim, CronSimError
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from wbc_model.choices import AUTO, RUNNERS, Acquisition, Annotator, Candidates, PresetName
 from wbc_model.core.classes import CLASSES
@@ -104,6 +113,9 @@ Timezone = Annotated[str, AfterValidator(_timezone)]
 Text = Annotated[str, Field(min_length=1)]
 
 
+Named = Annotated[str, BeforeValidator(lambda name: str(name) if type(name) is int else name)]  # 0 is as YAML has it
+
+
 class DataParams(Section):
     source: Text
     rendered_cells: Annotated[int, Field(ge=50)]
@@ -111,7 +123,7 @@ class DataParams(Section):
     test_share: Share
     initial_share: Share
     initial: Literal["colours", "random"]
-    label_names: dict[str, str] = {}
+    label_names: dict[Named, str] = {}
 
     @field_validator("label_names")
     @classmethod
