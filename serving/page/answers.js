@@ -24,6 +24,7 @@ const answered = new Set(); // tasks and disputes that were answered here, and w
 let reader = "";
 let waiting = [];
 let others = []; // what other readers of this tab could not send; it waits for them
+let trouble = ""; // why the last one could not be sent
 let sending = null; // resolves when nothing waits
 let wake = () => {}; // ends the pause before what could not be sent is sent again
 const views = {}; // who is told, by the way an answer was given
@@ -115,7 +116,7 @@ async function send() {
     try {
       const answer = await CALLS[entry.way](entry);
       failures = 0;
-      notice("unsent", "");
+      trouble = "";
       done(entry);
       if (entry.way === "undo") unnote([answer.task, answer.dispute].filter((id) => !again(id)));
       views[entry.way]?.confirmed?.(entry, answer);
@@ -125,7 +126,6 @@ async function send() {
       else refuse(entry, failure);
     }
   }
-  notice("unsent", "");
 }
 
 /** Whether what is taken back was answered again meanwhile. */
@@ -135,7 +135,8 @@ const again = (id) => waiting.some((entry) => entry.way !== "undo" && idsOf(entr
 const mayYetBe = ({ unknown, status, kind }) => unknown || [401, 429].includes(status) || kind === "idempotency-key-in-use";
 
 async function pause(failure, failures) {
-  notice("unsent", t("label.unsent", { count: waiting.length, why: failure.message }));
+  trouble = failure.message;
+  tell();
   await new Promise((resolve) => {
     wake = resolve;
     if (failure.status !== 401) setTimeout(resolve, PATIENCE[Math.min(failures, PATIENCE.length - 1)]); // else when there is a key
@@ -145,6 +146,7 @@ async function pause(failure, failures) {
 function refuse(entry, failure) {
   const ids = idsOf(entry);
   unnote(ids);
+  trouble = "";
   done(entry);
   waiting = waiting.filter((one) => !(one.way === "undo" && ids.includes(one.of))); // there is nothing to take back
   keep();
@@ -160,7 +162,13 @@ function keep() {
   const all = [...others, ...waiting];
   if (all.length) sessionStorage.setItem(KEPT, JSON.stringify(all));
   else sessionStorage.removeItem(KEPT);
+  tell();
   changed();
+}
+
+/** Say how many are not saved, for as long as that is so. */
+function tell() {
+  notice("unsent", trouble && waiting.length ? t("label.unsent", { count: waiting.length, why: trouble }) : "");
 }
 
 const kept = () => JSON.parse(sessionStorage.getItem(KEPT) ?? "[]");
