@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from wbc_model.core.classes import CLASSES
+from wbc_model.core.errors import counted
 from wbc_model.core.model_card import ModelCard
 
 LOADER: Final = "flows.registry.pyfunc"  # every MLmodel file names it: it must stay
@@ -98,7 +99,7 @@ def model_note(card: ModelCard, metrics: Mapping[str, Any] | None = None, pools:
     lines += [f"**{RENDERED.capitalize()}:** the scores say nothing about real blood."] if card.rendered else []
     if seen:
         scores = f"accuracy {_score(seen, 'accuracy')}, macro-F1 {_score(seen, 'macro_f1')}"
-        lines.append(f"{seen['n']} test cells: {scores}." if "n" in seen else f"Test cells: {scores}.")
+        lines.append(f"{counted(seen['n'], 'test cell')}: {scores}." if "n" in seen else f"Test cells: {scores}.")
     lines += [f"Its probabilities are not calibrated: {card.uncalibrated}."] if card.uncalibrated else []
     lines += [f"Calibrated on {card.calibrated_on}."] if card.calibrated_on else []
     return "\n\n".join(lines)

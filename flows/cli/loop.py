@@ -124,11 +124,17 @@ def watch_command(
 
 
 def _decided(usual: str | None, undo: str | None, since: str | None, reason: str, by: str | None) -> list[str]:
-    """Keep a person's word; returns what was kept, in words."""
+    """Keep a person's word; returns what was kept, in words. Raises BadParameter for options that do not go together."""
+    if since is not None and usual is None:
+        raise typer.BadParameter("--since belongs to --usual SITE")
     if usual is None and undo is None:
+        if reason or by is not None:
+            raise typer.BadParameter(f"{'--reason' if reason else '--by'} belongs to --usual SITE or --undo SITE")
         return []
     if usual is not None and undo is not None:
         raise typer.BadParameter("--usual and --undo are different things: give one")
+    if usual is not None and since is None:
+        raise typer.BadParameter("--usual needs --since DAY, the first day of the usual state")
     if not reason.strip():
         raise typer.BadParameter(f"{'--undo' if undo else '--usual'} needs --reason TEXT")
     from flows.cli.service import open_store
@@ -139,13 +145,13 @@ def _decided(usual: str | None, undo: str | None, since: str | None, reason: str
     if undo is not None:
         stream = take_back(store, undo, reason, who)
         return [f"taken back: site {undo} is compared with its first days again (model {stream.model_version})"]
-    stream = accept(store, str(usual), _day(since), reason, who)
+    stream = accept(store, str(usual), _day(str(since)), reason, who)
     return [f"site {usual} is compared with its cells since {since} (model {stream.model_version}); --undo takes that back"]
 
 
-def _day(text: str | None) -> str:
+def _day(text: str) -> str:
     try:
-        return str(date.fromisoformat(text or ""))
+        return str(date.fromisoformat(text))
     except ValueError:
         raise WbcError(f"--since is {text!r}: give the first day of the usual state, as 2026-11-29") from None
 

@@ -86,9 +86,10 @@ def calibrate(model: Path, data: Path | Source, out: Path) -> dict[str, Any]:
 
 def _check(labels: Labels, origin: Source) -> None:
     if len(labels) < MIN_CELLS:
-        raise WbcError(f"{origin.shown}: {len(labels)} usable labelled cells are too few to calibrate on; {MIN_CELLS} are needed")
+        few = counted(len(labels), "usable labelled cell is", "usable labelled cells are")
+        raise WbcError(f"{origin.shown}: {few} too few to calibrate on; {MIN_CELLS} are needed")
     if len(present := np.unique(labels)) < 2:
-        only = f"all {len(labels)} usable cells are labelled {CLASSES[present[0]]}"
+        only = f"all {counted(len(labels), 'usable cell')} are labelled {CLASSES[present[0]]}"
         raise WbcError(
             f"{origin.shown}: {only}, and one class tells nothing of how classes are confused; add labelled cells of others"
         )

@@ -176,7 +176,7 @@ def onboard(
         )
         progress.say(
             f"site {site.name}: {counted(sum(report.pools.values()), 'cell')}"
-            + (f", refused: {report.reasons}" if report.reasons else "")
+            + "".join(f", {count} refused as {reason}" for reason, count in report.reasons.items())
         )
         _check_cells(ctx, asked)
         refused = _take_answers(ctx, answers) if answers is not None else []
@@ -442,7 +442,7 @@ def _adapt(ctx: Onboarding, asked: int) -> None:
     shown = decoded_cells(ctx.workspace, card.input_size, card.view).appearance(validation.sha256s)
     new = calibrated_card(home_model, validation, params, shown)
     new.parameters["adaptation"] = {"site_share": SITE_SHARE, "pseudo_start_share": start_share}
-    source = f"{card.data_source}, {len(site.labels)} labelled cells of {ctx.site.name}"
+    source = f"{card.data_source}, {counted(len(site.labels), 'labelled cell')} of {ctx.site.name}"
     facts: dict[str, Any] = {
         "pool_version": _made_from(ctx),
         "git_commit": card.git_commit,

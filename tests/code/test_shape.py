@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FILES = [path for room in ("wbc_model", "flows", "serving", "studies") for path in sorted((ROOT / room).rglob("*.py"))]
 SCHEMA = ROOT / "serving/reports/migrations/versions"  # a table's columns are its arguments
-NOUNS = "(?:answers|bytes|cells|conflicts|fields|files|images|labels|records|reports|rows|runs|updates)"
+KINDS = "(?:drawn|labelled|new|test|usable)"
+NOUNS = f"(?:{KINDS} )*(?:answers|bytes|cells|conflicts|fields|files|images|labels|records|reports|rows|runs|updates)"
 NEVER_ONE = {  # files with a number before a noun that is many whatever happens
     "flows/labels.py",
     "flows/registry/verdicts.py",

@@ -14,7 +14,9 @@ from specimens import classified, site
 from sqlalchemy import select
 from sqlalchemy.exc import DatabaseError
 from test_reports import assert_problem, client_of, posted
+from typer import BadParameter
 
+from flows.cli.loop import _decided
 from flows.monitoring import served
 from flows.monitoring.measures import FLOOR, Cells
 from flows.monitoring.watch import watch
@@ -194,6 +196,21 @@ def test_a_workspace_without_a_store_says_what_makes_one(workspace: Path, monkey
     monkeypatch.delenv("WBC_STORE_URL", raising=False)
     with pytest.raises(WbcError, match="`wbc serve` makes one"):
         watch(workspace)
+
+
+@pytest.mark.parametrize(
+    ("options", "refusal"),
+    [
+        ((None, None, "2026-11-11", "", None), "--since belongs to"),
+        ((None, None, None, "", "Ada"), "--by belongs to"),
+        ((None, None, None, "a new stain", None), "--reason belongs to"),
+        ((None, "ward", "2026-11-11", "a slip", None), "--since belongs to"),
+        (("ward", None, None, "a new stain", None), "--usual needs --since"),
+    ],
+)
+def test_an_option_that_would_be_passed_over_is_refused(options: tuple[str | None, ...], refusal: str) -> None:
+    with pytest.raises(BadParameter, match=refusal):
+        _decided(*options)  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------- the dashboard

@@ -14,7 +14,7 @@ from wbc_model.cells.decoded import DecodedCells, Pixels
 from wbc_model.cells.manifest import NO_NAMES, Load, Source, each_file, source_of
 from wbc_model.core import images
 from wbc_model.core.classes import CLASS_INDEX, CLASSES
-from wbc_model.core.errors import ImageRejected, WbcError
+from wbc_model.core.errors import ImageRejected, WbcError, counted
 from wbc_model.core.probabilities import softmax
 from wbc_model.evaluation.metrics import classification_metrics, confusion_matrix
 from wbc_model.evaluation.plots import plot_confusion, plot_reliability
@@ -131,8 +131,8 @@ class Files:
         mixed = some_cells(len(self.paths), seed=0).tolist()
         some = dict(self.views(mixed))
         if len(some) < MIN_CELLS:
-            what = f"{len(some)} usable images are too few to measure statistics of; {MIN_CELLS} are needed"
-            raise WbcError(f"{self.origin.shown}: {what}")
+            few = counted(len(some), "usable image is", "usable images are")
+            raise WbcError(f"{self.origin.shown}: {few} too few to measure statistics of; {MIN_CELLS} are needed")
         return with_statistics_of(network, np.stack([some[place] for place in mixed if place in some]))
 
 
@@ -157,7 +157,8 @@ def evaluate_data(
     rejected = [{"path": path, "reason": "unknown_label"} for path in rows.loc[~known, "path"]]
     rejected += [{"path": files.paths[place], "reason": reason} for place, reason in sorted(files.rejected.items())]
     if not used:
-        raise WbcError(f"{origin.shown}: no usable labelled image ({len(rejected)} rejected, first: {rejected[:1]})")
+        first = "".join(f", the first, {one['path']}, as {one['reason']}" for one in rejected[:1])
+        raise WbcError(f"{origin.shown}: no usable labelled image ({len(rejected)} rejected{first})")
     cells = labelled.iloc[used]
     frame = prediction_frame(cells["path"].tolist(), cells["label"].tolist(), seen, card.temperature)
     frame = frame.iloc[np.argsort(used)].reset_index(drop=True)  # an archive may be read in another order than the manifest's
