@@ -103,6 +103,9 @@ class Store:
     def cycle(self, parent: str, key: str, cycle: int) -> str:
         return self._run(f"{key}/{cycle}")
 
+    def has_tag(self, tag: str) -> bool:
+        return any(tag in tags for tags in self.runs.values())
+
     @contextlib.contextmanager
     def system_metrics(self, run: str) -> Iterator[None]:
         yield
