@@ -37,8 +37,8 @@ def days_as_svg(points: Sequence[Point]) -> bytes:
         axes.yaxis.set_major_formatter(PercentFormatter(1))
         days = [date.fromisoformat(day) for day, *_ in shown]
         axes.set_xlim(days[0] - timedelta(days=1), days[-1] + timedelta(days=1))  # type: ignore[arg-type]
-        ticks = days[:: -(-len(days) // TICKS)]
-        axes.set_xticks(ticks, [str(day) for day in ticks])  # as all languages read it
+        ticks = days[:: -(-len(days) // TICKS)]  # as all languages read them
+        axes.set_xticks(ticks, [str(day) for day in ticks])  # type: ignore[arg-type]
         axes.tick_params(colors=GREY)
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(GREY)
