@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from serving.contract.agreement_schemas import (
@@ -20,10 +20,9 @@ from serving.contract.labelling import UNSURE, answers_of
 from serving.contract.site import Site
 from serving.labelling.agreement import cohen_kappa, hits, kappa_of_class
 from serving.labelling.confusion import MIN_COMPARED, compared, dawid_skene, reportable
-from serving.labelling.queue import states_of
+from serving.labelling.queue import left_of, states_of
 from serving.labelling.readings import Readings, readings_of
-from serving.labelling.tasks import free_cells, waiting
-from serving.reports.labelling_tables import Asked, Queue, Reader, Task
+from serving.reports.labelling_tables import Queue, Reader
 from serving.reports.store import Store
 
 
@@ -53,15 +52,8 @@ def agreement(store: Store, site: Site, lead: bool) -> Agreement:
 def _progress(session: Session, queue: Queue) -> dict[str, tuple[int, int]]:
     """By reader who was given a task of the queue: how many were answered, and how many the reader could still answer."""
     answered = select(Reader.reader, Reader.answered).where(Reader.queue_id == queue.id, Reader.number > 0)
-    return {reader: (done, _left(session, queue, reader)) for reader, done in session.execute(answered).tuples().all()}
-
-
-def _left(session: Session, queue: Queue, reader: str) -> int:
-    if queue.closed_at is not None:
-        return 0
-    tasks = select(func.count()).select_from(Task).where(waiting(queue.id, reader))
-    free = select(func.count()).select_from(Asked).where(free_cells(queue.id, reader))
-    return (session.scalar(tasks) or 0) + (session.scalar(free) or 0)
+    rows = session.execute(answered).tuples().all()
+    return {reader: (done, 0 if queue.closed_at else left_of(session, queue.id, reader)) for reader, done in rows}
 
 
 def _kinds(readings: Readings, site: Site) -> list[str]:

@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any, Final
 
 from PIL import Image
-from sqlalchemy import ColumnElement, Select, exists, func, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, exists, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from serving.contract.labelling import UNSURE, answers_of
@@ -395,6 +395,35 @@ def say(
         session.execute(update(Queue).where(Queue.id == queue_id).values(values))
 
 
+# --- what is left for a reader ------------------------------------------------------------------------------------------------
+
+
+def waiting(queue_id: str, reader: str) -> ColumnElement[bool]:
+    """The reader's tasks of a queue that wait for an answer.
+
+    No answer is taken about a cell that has left the queue, so that its task waits for none.
+    """
+    cell = aliased(Asked)
+    left = exists().where(cell.queue_id == Task.queue_id, cell.sha256 == Task.sha256, cell.withdrawn.is_not(None))
+    return and_(Task.queue_id == queue_id, Task.reader == reader, Task.state == "open", ~left)
+
+
+def free_cells(queue_id: str, reader: str) -> ColumnElement[bool]:
+    """The cells of a queue that the reader could be given: vacant, not given to this reader in it, nor read in an earlier one."""
+    workspace = select(Queue.workspace).where(Queue.id == queue_id).scalar_subquery()
+    ours = Task.queue_id.in_(select(Queue.id).where(Queue.workspace == workspace))
+    counts = (Task.queue_id == queue_id) | ((Task.state == "answered") & ours)
+    had = exists().where(Task.sha256 == Asked.sha256, Task.reader == reader, counts)
+    return and_(Asked.queue_id == queue_id, Asked.vacant.is_(True), ~had)
+
+
+def left_of(session: Session, queue_id: str, reader: str) -> int:
+    """How many answers the reader could still give in a queue: to tasks that wait, and to cells that are free for this reader."""
+    tasks = select(func.count()).select_from(Task).where(waiting(queue_id, reader))
+    free = select(func.count()).select_from(Asked).where(free_cells(queue_id, reader))
+    return (session.scalar(tasks) or 0) + (session.scalar(free) or 0)
+
+
 # --- how far -----------------------------------------------------------------------------------------------------------------
 
 
@@ -408,8 +437,8 @@ def progress(store: Store, workspace: str) -> Progress:
         states = states_of(session, queue.id)
         answered = (Task.queue_id == Asked.queue_id) & (Task.sha256 == Asked.sha256) & (Task.state == "answered")
         waits = (Asked.state == "open") & (Asked.readers_wanted > 1) & exists().where(answered)
-        rows = select(Reader.reader, Reader.answered, Reader.unread).where(Reader.queue_id == queue.id, Reader.number > 0)
-        readers = session.execute(rows.order_by(Reader.reader)).tuples().all()
+        rows = select(Reader.reader, Reader.answered).where(Reader.queue_id == queue.id, Reader.number > 0)
+        readers = dict(session.execute(rows.order_by(Reader.reader)).tuples().all())
         return Progress(
             queue_id=queue.id,
             cycle=queue.cycle,
@@ -421,8 +450,8 @@ def progress(store: Store, workspace: str) -> Progress:
             second_waiting=_count(session, queue.id, waits),
             unnamed=states["unnamed"],
             removed=_count(session, queue.id, Asked.withdrawn == "removed"),
-            readers={reader: answered for reader, answered, _ in readers},
-            left={reader: unread for reader, _, unread in readers},
+            readers=readers,
+            left={reader: 0 if queue.closed_at else left_of(session, queue.id, reader) for reader in readers},
             deadline=queue.deadline,
             closed=queue.closed_at is not None,
             next_step=queue.next_step,

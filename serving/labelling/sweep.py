@@ -15,12 +15,11 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from serving.contract.site import Site
-from serving.labelling.queue import COUNTED, place_of
+from serving.labelling.queue import COUNTED, free_cells, place_of
 from serving.labelling.tasks import (
     Given,
     current_queue,
     first_behind,
-    free_cells,
     free_lapsed,
     give,
     known_cells,

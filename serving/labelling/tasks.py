@@ -8,13 +8,13 @@ from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, and_, exists, func, select
+from sqlalchemy import ColumnElement, Select, and_, exists, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session, aliased
 
 from serving.contract.site import Site
 from serving.labelling.errors import NoImage, NotAsked
-from serving.labelling.queue import COUNTED, place_of, share_of
+from serving.labelling.queue import COUNTED, free_cells, left_of, place_of, share_of, waiting
 from serving.labelling.settling import settle
 from serving.reports.labelling_tables import READ, Asked, AskedImage, Queue, Reader, Task, TaskKind
 from serving.reports.store import IMAGE_KEYS, Store
@@ -92,30 +92,9 @@ def count_unread(session: Session, row: Reader, exactly: bool = False) -> int:
     `exactly`: between two counts an answer takes one off."""
     if exactly or now() - row.counted_at >= COUNT_AGAIN:
         session.flush()
-        tasks = select(func.count()).select_from(Task).where(waiting(row.queue_id, row.reader))
-        free = select(func.count()).select_from(Asked).where(free_cells(row.queue_id, row.reader))
-        row.unread = (session.scalar(tasks) or 0) + (session.scalar(free) or 0)
+        row.unread = left_of(session, row.queue_id, row.reader)
         row.counted_at = now()
     return row.unread
-
-
-def waiting(queue_id: str, reader: str) -> ColumnElement[bool]:
-    """The reader's tasks of a queue that wait for an answer.
-
-    No answer is taken about a cell that has left the queue, so that its task waits for none.
-    """
-    cell = aliased(Asked)
-    left = exists().where(cell.queue_id == Task.queue_id, cell.sha256 == Task.sha256, cell.withdrawn.is_not(None))
-    return and_(Task.queue_id == queue_id, Task.reader == reader, Task.state == "open", ~left)
-
-
-def free_cells(queue_id: str, reader: str) -> ColumnElement[bool]:
-    """The cells of a queue that the reader could be given: vacant, not given to this reader in it, nor read in an earlier one."""
-    workspace = select(Queue.workspace).where(Queue.id == queue_id).scalar_subquery()
-    ours = Task.queue_id.in_(select(Queue.id).where(Queue.workspace == workspace))
-    counts = (Task.queue_id == queue_id) | ((Task.state == "answered") & ours)
-    had = exists().where(Task.sha256 == Asked.sha256, Task.reader == reader, counts)
-    return and_(Asked.queue_id == queue_id, Asked.vacant.is_(True), ~had)
 
 
 # --- giving -----------------------------------------------------------------------------------------------------------------

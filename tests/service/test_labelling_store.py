@@ -183,6 +183,14 @@ def test_a_cell_that_left_the_queue_is_shown_to_nobody_again(light: Store) -> No
     assert reader.left == 0
 
 
+def test_who_has_how_much_to_do_is_of_now(light: Store) -> None:
+    asked(light, 6)
+    says(light, ADA, str(next_of(light, ADA)), "Monocyte")
+    assert progress(light, "ward").left == {ADA: 5}
+    reads_all(light, BEN, "Monocyte")
+    assert progress(light, "ward").left == {ADA: 0, BEN: 0}, "others have read what was left for her"
+
+
 def test_answers_in_a_sweep_are_all_taken_or_none(light: Store) -> None:
     asked(light, 3)
     names = [one.name for one in next_tasks(light, ADA, 3, site_of())]
