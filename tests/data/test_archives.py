@@ -433,6 +433,17 @@ def test_an_address_that_is_not_read_is_a_line() -> None:
             pass
 
 
+def test_a_manifest_by_another_name_is_not_passed_over_in_silence(tmp_path: Path) -> None:
+    files = {"1.png": encoded(blobs(1, 32)), "cells.csv": b"path,label\n1.png,Basophil\n"}
+    forms = {"a.zip": in_zip(files), "a.tar.gz": in_tar(files, "w:gz")}
+    for data in (unpacked(tmp_path / "a", files), *(written(tmp_path, name, packed) for name, packed in forms.items())):
+        with open_source(data) as opened:
+            assert "no folder tells a class, and cells.csv is not read: " in opened.manifest({}).attrs["read_as"], data
+    labelled = {"Basophil/1.png": files["1.png"], "cells.csv": b""}
+    with open_source(written(tmp_path, "b.zip", in_zip(labelled))) as opened:
+        assert opened.manifest({}).attrs["read_as"] == ""
+
+
 def test_a_group_that_is_no_number_is_none(tmp_path: Path) -> None:
     """As NumPy has what is missing, and as its JSON is read."""
     images = [{"bytes": encoded(blobs(n, 32)), "path": f"{n}.png"} for n in range(2)]

@@ -6,7 +6,7 @@ import stat
 import sys
 import unicodedata
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -192,6 +192,7 @@ def read_manifest(data: Path, names: Mapping[str, str] = NO_NAMES) -> pd.DataFra
         rows = list(_folder_rows(data, names))
         if not rows:
             raise WbcError(f"{data} has no images: expected images, or a subfolder per class ({', '.join(CLASSES)})")
+        read_as = table_not_read(rows, [entry.name for entry in _entries(data)], "name it in place of the folder")
     elif data.is_file():
         sheet = read_sheet(data, (*REQUIRED, *OPTIONAL))
         rows = sheet_rows(sheet, names)
@@ -200,6 +201,13 @@ def read_manifest(data: Path, names: Mapping[str, str] = NO_NAMES) -> pd.DataFra
     else:
         raise WbcError(f"{data} does not exist: name a manifest CSV, a folder of images or an archive")
     return manifest_frame(rows, read_as)
+
+
+def table_not_read(rows: Sequence[ManifestRow], files: Iterable[str], way: str) -> str:
+    """Where no row has a label, and one of the files may have been meant for the manifest: says so, with the way on."""
+    table = next((name for name in sorted(files) if name.casefold().endswith((".csv", ".tsv"))), "")
+    known = not table or any(label in CLASSES for _, label, *_ in rows)
+    return "" if known else f"no folder tells a class, and {table} is not read: {way}"
 
 
 def manifest_frame(rows: Sequence[ManifestRow], read_as: str = "") -> pd.DataFrame:

@@ -19,6 +19,7 @@ from wbc_model.cells.manifest import (
     in_parts,
     manifest_frame,
     read_manifest,
+    table_not_read,
     visible_name,
 )
 from wbc_model.core.classes import CLASSES
@@ -74,7 +75,10 @@ class Opened:
             raise WbcError(
                 f"{self.shown} has no images: expected images, a folder per class ({', '.join(CLASSES)}), or a manifest.csv"
             )
-        return manifest_frame(sorted(rows, key=lambda row: row[0]))
+        beside = [name for archive in self.archives.values() for name in archive.members if name.count("/") <= 1]
+        named = any(PurePosixPath(name).name.casefold() in MANIFESTS for name in beside)
+        read_as = "" if named else table_not_read(rows, beside, "call it manifest.csv")
+        return manifest_frame(sorted(rows, key=lambda row: row[0]), read_as)
 
     def files(self, paths: Sequence[str]) -> Iterator[tuple[int, Load]]:
         """Archive by archive, each in the order in which it is read fastest; before them what is not read."""
