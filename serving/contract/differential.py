@@ -79,7 +79,7 @@ class AbsoluteCount(BaseModel):
 
 
 class ClassShare(BaseModel):
-    """One class of the differential; shares and their limits are in percent."""
+    """One class of the differential; shares and their limits are in percent of the leukocytes counted."""
 
     count: int
     percent: float
@@ -97,7 +97,7 @@ class ClassShare(BaseModel):
 
 
 class FurtherCount(BaseModel):
-    """Cells that persons have named as one of the site's further kinds: they are beside the differential, not in it."""
+    """Cells that persons have named as one of the site's further kinds: they are beside the five classes, in none of them."""
 
     count: int
     per_100: float | None = Field(description="For each 100 `leukocytes`; null where there is none.")
@@ -118,7 +118,10 @@ class Differential(BaseModel):
 
     kind: Literal["differential", "too_few_cells"]
     note: str
-    cells: int = Field(description="Cells counted: all that were classified, by their label, those to review too.")
+    cells: int = Field(
+        description="Leukocytes counted, which the shares are of: the cells of the five classes by their label, those to review "
+        "too, and cells of further kinds that the site calls leukocytes."
+    )
     minimum_cells: int
     to_review: int = Field(description="How many of the cells counted a person must still look at.")
     by_person: int = Field(description="How many of the cells counted have their class from a person.")
@@ -128,11 +131,11 @@ class Differential(BaseModel):
     classes: dict[str, ClassShare]
     further: dict[str, FurtherCount] = Field(
         default_factory=dict,
-        description="What was counted beside the differential, by the site's names.",
+        description="What was counted beside the five classes, by the site's names.",
     )
     leukocytes: int | None = Field(
         default=None,
-        description="What `further` is counted to: the cells of the differential, and the leukocytes beside it.",
+        description="What `further` is counted to: `cells`, where something of a further kind was counted.",
     )
     correction: Correction
     site: str
@@ -217,7 +220,8 @@ def _confusions(counts: bytes, classes: int) -> tuple[Floats, Mapping[str, Any]]
 
 
 def true_shares(by_model: NDArray[np.int64], by_person: NDArray[np.int64], confusion: NDArray[np.int64]) -> Floats:
-    """Draws (DRAWS, 5) of the specimen's true shares, from the cells (5,) that the model and that a person gave each class.
+    """Draws (DRAWS, K) of the specimen's true shares, from the cells that the model (5,) and that a person (K,) gave each class.
+    K is 5, or 6 where a person found leukocytes that are of no class.
 
     For each draw a confusion matrix and the shares of predicted labels are sampled. The matrix is inverted on the shares, and
     what falls below zero is cut off. A person's labels are taken as true. The seed is fixed: the same counts, the same limits.
@@ -228,21 +232,22 @@ def true_shares(by_model: NDArray[np.int64], by_person: NDArray[np.int64], confu
     predicted = _dirichlet(rng, by_model + COUNT_PRIOR * model_part)
     shares: Floats = np.linalg.solve(rates, predicted[:, :, None])[:, :, 0].clip(min=0)
     shares /= shares.sum(axis=1, keepdims=True)
+    shares = np.pad(shares, ((0, 0), (0, len(by_person) - shares.shape[1])))
     if by_person.any():
         shares = model_part * shares + (1 - model_part) * _dirichlet(rng, by_person + COUNT_PRIOR * (1 - model_part))
     return shares
 
 
-def _corrected(counts: NDArray[np.int64], draws: Floats) -> list[Corrected]:
-    """Median and limits in percent. Where no cell of a class was seen the lower limit is 0: there may be none."""
-    low, median, high = 100 * np.quantile(draws, (TAILS[0], 0.5, TAILS[1]), axis=0)
+def _corrected(counts: NDArray[np.int64], total: int, draws: Floats) -> list[Corrected]:
+    """Median and limits in percent of `total` cells. Where none of a class was seen the lower limit is 0: there may be none."""
+    low, median, high = 100 * np.quantile(draws[:, : len(counts)], (TAILS[0], 0.5, TAILS[1]), axis=0)
     low[counts == 0] = 0
-    high[counts == counts.sum()] = 100
+    high[counts == total] = 100
     return [Corrected(low=a, median=b, high=c) for a, b, c in zip(low.tolist(), median.tolist(), high.tolist(), strict=True)]
 
 
-def _correction(confusion: NDArray[np.int64] | None, seen: NDArray[np.bool_], site_unknown: bool) -> Correction:
-    if not seen.size:
+def _correction(confusion: NDArray[np.int64] | None, seen: NDArray[np.bool_], beside: int, site_unknown: bool) -> Correction:
+    if not seen.size and not beside:
         return Correction(applied=False, explanation=NO_CELL, validation_cells=None)
     if seen.all():
         return Correction(applied=False, explanation=PERSON_ONLY, validation_cells=None)
@@ -327,32 +332,35 @@ def count_differential(
 ) -> Differential:
     """The differential of the labels (N,) of one specimen's cells. Without a cell every share is 0, from 0 to 100 %.
 
-    `confusion` (5, 5) is true x predicted of the validation pool, None where it is not known.
+    Shares are of all leukocytes: of the N cells and of those of further kinds that the site calls leukocytes, as in LOINC's terms
+    and in the `wbc_count` of an analyser. `confusion` (5, 5) is true x predicted of the validation pool, None where it is not
+    known.
     """
     indices = np.array([CLASS_INDEX[label] for label in labels], np.int64)
     seen = np.zeros(len(labels), bool) if of.by_person is None else np.asarray(of.by_person, bool)
     person = np.bincount(indices[seen], minlength=len(CLASSES))
     counts = np.bincount(indices, minlength=len(CLASSES))
-    correction = _correction(confusion, seen, of.site_unknown)
+    beside = sum(site.is_leukocyte(name) for name in of.further)
+    total = len(labels) + beside
+    correction = _correction(confusion, seen, beside, of.site_unknown)
     corrected: Sequence[Corrected | None] = [None] * len(CLASSES)
     if correction.applied and confusion is not None:
-        corrected = _corrected(counts, true_shares(counts - person, person, confusion))
-    enough = len(labels) >= site.minimum_cells
-    leukocytes = len(labels) + sum(kind.leukocyte for name in of.further if (kind := site.further_kind(name)))
+        named = np.append(person, beside) if beside else person
+        corrected = _corrected(counts, total, true_shares(counts - person, named, confusion))
     shares = zip(CLASSES, counts.tolist(), corrected, strict=True)
     return Differential(
-        kind="differential" if enough else "too_few_cells",
-        note=_note(len(labels), of.to_review, site.minimum_cells),
-        cells=len(labels),
+        kind="differential" if total >= site.minimum_cells else "too_few_cells",
+        note=_note(total, of.to_review, site.minimum_cells),
+        cells=total,
         minimum_cells=site.minimum_cells,
         to_review=of.to_review,
-        by_person=int(seen.sum()),
+        by_person=int(seen.sum()) + beside,
         site_unknown=of.site_unknown,
         rendered=of.rendered,
         wbc_count=of.wbc_count,
-        classes={name: _share(name, count, len(labels), limits, site, of.wbc_count) for name, count, limits in shares},
-        further=_further(of.further, leukocytes, site),
-        leukocytes=leukocytes if of.further else None,
+        classes={name: _share(name, count, total, limits, site, of.wbc_count) for name, count, limits in shares},
+        further=_further(of.further, total, site),
+        leukocytes=total if of.further else None,
         correction=correction,
         site=site.name,
         reference_source=site.reference.source,

@@ -29,6 +29,8 @@ COUNTED_BY: Final[Any] = {
     **dict.fromkeys(("name", "minimum_cells", "review_before_signature", "reference", "critical"), True),
     "labelling": {"further_kinds"},
 }
+# The way in which a differential is counted; with each change of it one more, so that what nobody has signed is counted again.
+COUNTING: Final = 2
 HIGHEST_REFERENCE: Final = 100.0  # 10*3/uL: no laboratory's range reaches it; one in cells/uL would
 # What LOINC has for the five classes in blood: without a method, by an automated and by a manual count.
 LOINC_TERMS: Final[dict[Kind, dict[str, tuple[str, ...]]]] = {
@@ -173,7 +175,7 @@ class KeepImages(_Section):
 class FurtherKind(_Section):
     """What a person may call a cell beside the five classes, by which key, and LOINC's term for it where there is one.
 
-    Reports count a `leukocyte` among the 100 that the further kinds are counted to.
+    Reports count a `leukocyte` among the cells that all shares are of.
     """
 
     name: Annotated[Line, Field(min_length=1, max_length=40)]
@@ -265,9 +267,15 @@ class Site(_Section):
         """The site's further kind of this name; None where it has none, or none any more."""
         return next((kind for kind in self.labelling.further_kinds if kind.name == name), None)
 
+    def is_leukocyte(self, name: str) -> bool:
+        """Whether a cell of this name is counted among the leukocytes: a class, or such a further kind."""
+        kind = self.further_kind(name)
+        return name in CLASSES or (kind is not None and kind.leukocyte)
+
     def digest(self) -> str:
-        """Of the settings that a differential, and what is left to review of it, depend on."""
-        return hashlib.sha256(self.model_dump_json(include=COUNTED_BY).encode()).hexdigest()
+        """Of the settings that a differential, and what is left to review of it, depend on, and of the way in which it is
+        counted."""
+        return hashlib.sha256(f"{COUNTING}{self.model_dump_json(include=COUNTED_BY)}".encode()).hexdigest()
 
     @model_validator(mode="after")
     def _classes_are_known(self) -> Self:

@@ -10,7 +10,6 @@ from serving.contract.site import Site
 from serving.reports.errors import AlreadySigned, AlreadyWithdrawn
 from serving.reports.store import Store
 from serving.reports.tables import Cell, Correction, Report
-from wbc_model.core.classes import CLASS_INDEX
 
 
 def stand(corrections: Iterable[Correction]) -> list[Correction]:
@@ -51,8 +50,8 @@ def blocked(report: Report, site: Site) -> list[Block]:
         sent, expected = len(report.cells), report.expected_images
         detail = f"{sent} of {expected} images have come. Send the rest, or put the number right (PATCH, expected_images)."
         found.append(Block(kind="incomplete", detail=detail))
-    if not any(cell.label in CLASS_INDEX for cell in report.cells):
-        found.append(Block(kind="no_cells", detail="No image of the report counts as a cell; there is nothing to sign."))
+    if not any(cell.label is not None and site.is_leukocyte(cell.label) for cell in report.cells):
+        found.append(Block(kind="no_cells", detail="No image of the report counts as a leukocyte; there is nothing to sign."))
     if report.rendered:
         found.append(Block(kind="rendered_model", detail=RENDERED))
     if site.review_before_signature != "nothing" and (left := len(waiting(report.cells, standing(report.corrections), site))):

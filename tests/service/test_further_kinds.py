@@ -3,10 +3,12 @@
 import json
 from datetime import UTC, datetime
 
+import numpy as np
 import pytest
 from fhir.resources.R4B.bundle import Bundle
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import beta
 from specimens import CONFUSION, MODEL, PERSON, reported, several, site
 from sqlalchemy import select
 
@@ -26,6 +28,8 @@ from wbc_model.core.classes import CLASSES
 NOW = datetime(2026, 11, 23, 9, 30, 1, tzinfo=UTC)
 KINDS = [kind.name for kind in site().labelling.further_kinds]
 LABELS = ["Neutrophil"] * 80 + ["Lymphocyte"] * 19
+LEUKOCYTES = ("Band", "Immature granulocyte", "Blast")
+NO_ERRORS = np.eye(5, dtype=np.int64) * 500
 
 
 def counted(further: list[str], labels: list[str] = LABELS) -> Differential:
@@ -34,13 +38,34 @@ def counted(further: list[str], labels: list[str] = LABELS) -> Differential:
 
 @settings(max_examples=40, deadline=None)
 @given(further=st.lists(st.sampled_from([*KINDS, "No kind any more"]), max_size=20))
-def test_the_five_classes_are_counted_as_if_nothing_were_beside_them(further: list[str]) -> None:
+def test_all_shares_are_of_all_leukocytes(further: list[str]) -> None:
     alone, beside = counted([]), counted(further)
-    assert beside.model_copy(update={"further": {}, "leukocytes": None}) == alone
     assert {name: of.count for name, of in beside.further.items()} == {name: further.count(name) for name in set(further)}
-    leukocytes = len(LABELS) + sum(name in ("Band", "Immature granulocyte", "Blast") for name in further)
-    assert beside.leukocytes == (leukocytes if further else None)
+    leukocytes = len(LABELS) + sum(name in LEUKOCYTES for name in further)
+    assert (beside.cells, beside.leukocytes) == (leukocytes, leukocytes if further else None)
     assert all(of.per_100 == pytest.approx(100 * of.count / leukocytes) for of in beside.further.values())
+    for name, share in beside.classes.items():
+        assert (share.count, share.percent) == (LABELS.count(name), pytest.approx(100 * LABELS.count(name) / leukocytes))
+        assert share.absolute is not None
+        assert share.absolute.value == pytest.approx(4.0 * share.percent / 100)
+    if leukocytes == len(LABELS):  # what is no leukocyte changes nothing
+        assert beside.model_copy(update={"further": {}, "leukocytes": None}) == alone
+
+
+def test_neutrophils_beside_blasts() -> None:
+    """By hand: 50 leukocytes per nanolitre, of 100 cells 90 are blasts and 5 neutrophils."""
+    labels = ["Neutrophil"] * 5 + ["Lymphocyte"] * 5
+    of = count_differential(labels, NO_ERRORS, site(), Circumstances(wbc_count=50.0, further=["Blast"] * 90))
+    neutrophils = of.classes["Neutrophil"]
+    assert (neutrophils.printed, neutrophils.absolute and neutrophils.absolute.printed) == ("5.0", "2.50")
+    assert neutrophils.interval.low == pytest.approx(100 * beta.ppf(0.025, 5, 96))
+    assert neutrophils.interval.high == pytest.approx(100 * beta.ppf(0.975, 6, 95))
+    assert neutrophils.corrected is not None
+    assert neutrophils.corrected.low < 5 < neutrophils.corrected.high < 15
+    assert neutrophils.corrected.median == pytest.approx(5, abs=0.6)
+    assert of.classes["Monocyte"].corrected is not None
+    assert of.classes["Monocyte"].corrected.high < 8, "of ten cells it would be thirty"
+    assert (of.kind, of.by_person, of.further["Blast"].printed) == ("differential", 90, "90.0")
 
 
 def test_without_a_leukocyte_there_is_no_rate() -> None:
@@ -55,7 +80,7 @@ def test_a_person_names_a_cell_so_and_takes_it_back(store: Store) -> None:
     for position, kind in enumerate(["Erythroblast", "Band", "Erythroblast"]):
         correct(store, Action(report, PERSON), position, kind, site())
     found = whole(find(store, report), site())
-    assert found.differential.cells == 96
+    assert found.differential.cells == 97, "96 neutrophils and the band"
     assert {name: (of.count, of.printed) for name, of in found.differential.further.items()} == {
         "Band": (1, "1.0"),  # to 96 neutrophils and the band itself
         "Erythroblast": (2, "2.1"),
@@ -83,6 +108,24 @@ def test_where_all_cells_are_of_further_kinds_there_is_nothing_to_sign(store: St
     for position in range(2):
         correct(store, Action(report, PERSON), position, "Erythroblast", site())
     assert [block.kind for block in whole(find(store, report), site()).blocked] == ["no_cells"]
+
+
+def test_a_specimen_of_blasts_is_signed_and_told(store: Store) -> None:
+    report = reported(store, site(), several("Neutrophil", 100), 80.0)
+    for position in range(100):
+        correct(store, Action(report, PERSON), position, "Blast", site())
+    signed = whole(sign(store, Action(report, PERSON), site()), site())
+    of = signed.differential
+    assert (of.kind, of.cells, of.by_person, of.further["Blast"].printed) == ("differential", 100, 100, "100.0")
+    assert {(share.printed, share.absolute and share.absolute.printed) for share in of.classes.values()} == {("0.0", "0.00")}
+    assert of.classes["Neutrophil"].flag in ("low", "critical_low")
+    assert of.correction.explanation == said.PERSON_ONLY
+    document = json.dumps(fhir.bundle(of, fhir.Reported(model=MODEL, specimen_id="S", issued=NOW, status="final"), site()))
+    assert Bundle.model_validate_json(document).get_resource_type() == "Bundle"
+    text = oru_r01(of, Signed("0" * 32, "final", "S", MODEL, "Dr. Ada", NOW, NOW, 100), "A" * 20, site())
+    values = {fields[3].split("^")[1]: fields[5] for line in text.split("\r") if (fields := line.split("|"))[0] == "OBX"}
+    assert values["Neutrophils/100 leukocytes in Blood"] == "0.0"
+    assert "Image classification, each cell reviewed by a person" in text
 
 
 def test_fhir_and_hl7_say_it_where_there_is_a_term() -> None:
