@@ -332,9 +332,8 @@ def count_differential(
 ) -> Differential:
     """The differential of the labels (N,) of one specimen's cells. Without a cell every share is 0, from 0 to 100 %.
 
-    Shares are of all leukocytes: of the N cells and of those of further kinds that the site calls leukocytes, as in LOINC's terms
-    and in the `wbc_count` of an analyser. `confusion` (5, 5) is true x predicted of the validation pool, None where it is not
-    known.
+    Shares are of all leukocytes: the N cells, and those of further kinds that the site calls leukocytes. LOINC's terms and an
+    analyser's `wbc_count` mean the same. `confusion` (5, 5) is true x predicted of the validation pool, None where not known.
     """
     indices = np.array([CLASS_INDEX[label] for label in labels], np.int64)
     seen = np.zeros(len(labels), bool) if of.by_person is None else np.asarray(of.by_person, bool)

@@ -160,7 +160,7 @@ def test_images_none_of_which_can_be_used(browser: Browser, keeping: Server, tmp
         inactive(page, "No image could be used: there is nothing to sign.")
     else:
         expect(message(page)).to_have_text("70 images read.")
-        inactive(page, "No image counts as a cell: there is nothing to sign. No cell left to review.")
+        inactive(page, "No image counts as a leukocyte: there is nothing to sign. No cell left to review.")
     for key in ("Enter", "1", "u", "r", "ArrowRight", "h"):
         press(page, key)
     page.click("#new")
