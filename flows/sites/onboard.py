@@ -213,6 +213,9 @@ def _too_few(ctx: Onboarding, asked: int, cells: int) -> WbcError:
 
 def _look(ctx: Onboarding) -> dict[str, Any]:
     """What is known of the site without a label: the champion with its statistics, and the shift, which is returned."""
+    if (cells := len(ctx.pools().table())) < MIN_CELLS:
+        few = counted(cells, "cell is", "cells are")
+        ctx.progress.say(f"{few} too few to measure the site's statistics, {MIN_CELLS} are needed: the model keeps home's")
     _start(ctx)
     shift = _known_shift(ctx)
     ctx.progress.say(f"{shift['far']:.0%} of the cells are unlike any at home; confidence {shift['confidence']['site']:.2f}, "

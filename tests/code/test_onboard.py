@@ -246,6 +246,19 @@ def test_a_site_without_a_usable_cell_is_refused_with_what_to_do(workspace: Path
     assert "missing" in (workspace / "sites/moved/data/rejected.csv").read_text()
 
 
+@pytest.mark.parametrize("cells", [31, 32])
+def test_a_site_too_small_for_statistics_of_its_own_is_told_so(cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    shift = {"far": 0.0, "confidence": {"site": 0.9, "home": 0.9}, "recoloured": None}
+    monkeypatch.setattr(onboard, "_start", lambda ctx: None)
+    monkeypatch.setattr(onboard, "_known_shift", lambda ctx: shift)
+    said: list[str] = []
+    table = pd.DataFrame({"sha256": [str(number) for number in range(cells)]})
+    ctx: Any = SimpleNamespace(pools=lambda: SimpleNamespace(table=lambda: table), progress=SimpleNamespace(say=said.append))
+    assert onboard._look(ctx) == shift
+    few = "31 cells are too few to measure the site's statistics, 32 are needed: the model keeps home's"
+    assert said[:-1] == ([few] if cells < 32 else [])
+
+
 def test_who_asks_for_fewer_labels_than_there_are_is_told_that_all_are_learned_from(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     frames = {"labelled": pd.DataFrame({"sha256": ["a", "b"]})}
