@@ -224,17 +224,21 @@ def true_shares(by_model: NDArray[np.int64], by_person: NDArray[np.int64], confu
     K is 5, or 6 where a person found leukocytes that are of no class.
 
     For each draw a confusion matrix and the shares of predicted labels are sampled. The matrix is inverted on the shares, and
-    what falls below zero is cut off. A person's labels are taken as true. The seed is fixed: the same counts, the same limits.
+    what falls below zero is cut off. A person's labels are taken as true. How many cells a person gave is sampled, too: it goes
+    with their classes. The seed is fixed: the same counts, the same limits.
     """
     rng = np.random.default_rng(SEED)
     model_part = float(by_model.sum() / (by_model.sum() + by_person.sum()))
     rates, rng.bit_generator.state = _confusions(confusion.astype(np.int64).tobytes(), len(confusion))
-    predicted = _dirichlet(rng, by_model + COUNT_PRIOR * model_part)
+    counted_by_model, named = by_model + COUNT_PRIOR * model_part, by_person + COUNT_PRIOR * (1 - model_part)
+    predicted = _dirichlet(rng, counted_by_model)
     shares: Floats = np.linalg.solve(rates, predicted[:, :, None])[:, :, 0].clip(min=0)
     shares /= shares.sum(axis=1, keepdims=True)
     shares = np.pad(shares, ((0, 0), (0, len(by_person) - shares.shape[1])))
     if by_person.any():
-        shares = model_part * shares + (1 - model_part) * _dirichlet(rng, by_person + COUNT_PRIOR * (1 - model_part))
+        theirs = _dirichlet(rng, named)
+        weight = rng.beta(counted_by_model.sum(), named.sum(), (DRAWS, 1))  # people look at some classes more than at others
+        shares = weight * shares + (1 - weight) * theirs
     return shares
 
 

@@ -191,6 +191,23 @@ def test_corrected_limits_cover_95_percent_where_the_classifier_errs(
     assert exact.min() < corrected.min()
 
 
+def test_corrected_limits_cover_95_percent_where_people_look_at_some_classes_only() -> None:
+    """They name each cell that the model calls a lymphocyte or monocyte: how many these are is chance as well."""
+    rng, rates = np.random.default_rng(7), one_sided(0.97)
+    held = np.zeros(5)
+    for _ in range(100):
+        confusion = np.stack([rng.multinomial(300, row) for row in rates])
+        true = rng.choice(5, 150, p=HEALTHY)
+        predicted = np.array([rng.choice(5, p=rates[one]) for one in true])
+        seen = np.isin(predicted, (2, 3))
+        names = [CLASSES[one] for one in np.where(seen, true, predicted)]
+        answer = count_differential(names, confusion, SITE, Circumstances(by_person=seen.tolist()))
+        limits = [share.corrected for share in answer.classes.values()]
+        held += [one is not None and one.low <= truth <= one.high for one, truth in zip(limits, 100 * HEALTHY, strict=True)]
+    assert 0.93 <= (held / 100).mean() <= 0.99
+    assert (held / 100).min() >= 0.88
+
+
 def test_corrected_limits_cover_95_percent_where_it_does_not() -> None:
     exact, corrected = simulate(HEALTHY, np.eye(5), 200, 200)
     assert exact.mean() >= 0.95
