@@ -189,7 +189,9 @@ def labels_replay_command(json_: Json = False) -> None:
     workspace = here()
     with writing_here(workspace, "labels replay"):
         count = replay(workspace) + take_waiting(workspace)
-    emit({"replayed": count, "wrote": ["data/pools"]}, json_, f"{counted(count, 'label')} replayed\nwrote data/pools", workspace)
+    wrote = ["data/pools"] if count else []
+    text = f"{counted(count, 'label')} replayed\nwrote {', '.join(wrote) or 'nothing'}"
+    emit({"replayed": count, "wrote": wrote}, json_, text, workspace)
 
 
 def _none_of_five(counts: Mapping[str, int]) -> list[str]:

@@ -171,3 +171,5 @@ def test_the_command(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "compared on 0 times of 20" in text
     assert "3 drawn cells await a label" in text
     assert set(CLASSES) >= set(pools(site).frames["test"]["label"])
+    replayed = CliRunner().invoke(app, ["labels", "replay"]).stdout.splitlines()
+    assert replayed[:2] == ["0 labels replayed", "wrote nothing"]
