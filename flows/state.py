@@ -6,6 +6,7 @@ are gone. Whoever holds it works on one version of the pools: what comes meanwhi
 """
 
 import contextlib
+import csv
 import json
 import os
 import time
@@ -22,6 +23,7 @@ from flows.site import site_of
 from wbc_model.cells.pools import POOLS, Pools
 from wbc_model.cells.rejections import quarantined
 from wbc_model.cells.tables import read_table, to_csv
+from wbc_model.core.cell_filter import CellFilter
 from wbc_model.core.errors import WbcError
 from wbc_model.core.files import file_sha256, make_folder, write_atomic
 from wbc_model.core.lock import locked, take
@@ -102,25 +104,32 @@ def _to_learn(workspace: Path, pools: Pools) -> pd.DataFrame:
 
 
 def new_labels(workspace: Path) -> int:
-    """Cells whose label has come, or become another, since the last training of this workspace. Where it never trained, as in a
-    clone, they are those that the candidate has not learned from; without a candidate all."""
+    """Cells whose label has come, or become another, since the last training of this workspace. What a retraining on another
+    machine has learned, whose candidate came by DVC, is not new either. Where nothing was trained they are all."""
     if not Pools.exist(workspace / "data/pools"):
         return 0
     labelled, path = _to_learn(workspace, Pools.read(workspace / "data/pools")), workspace / _LEARNED
-    if not path.exists():
-        return _not_in_candidate(workspace, labelled)
-    learned = set(map(tuple, read_table(path, ["sha256", "label"]).to_numpy()))
-    return sum(cell not in learned for cell in map(tuple, labelled.to_numpy()))
+    candidate = _learned_by_candidate(workspace, here=path.exists())
+    if not path.exists() and candidate is None:  # it was trained before this was noted, or never
+        state = read_state(workspace)
+        return len(labelled) - (state.rows[-1]["labelled"] if state and state.rows else 0)
+    learned = set(map(tuple, read_table(path, ["sha256", "label"]).to_numpy())) if path.exists() else set()
+    new = [cell for cell in map(tuple, labelled.to_numpy()) if cell not in learned]
+    if candidate is None or not new:
+        return len(new)
+    cells, names = [cell for cell, _ in new], [name for _, name in new]
+    return int((~candidate.knows(cells) | candidate.relabelled(cells, names)).sum())
 
 
-def _not_in_candidate(workspace: Path, labelled: pd.DataFrame) -> int:
-    folder = workspace / "models/candidate"
-    learned = read_card(folder, verify=False).cells.get("labelled") if (folder / CARD).exists() else None
-    if learned is not None:
-        cells, names = labelled["sha256"].tolist(), labelled["label"].tolist()
-        return int((~learned.knows(cells) | learned.relabelled(cells, names)).sum())
-    state = read_state(workspace)  # it was trained before this was noted, or never
-    return len(labelled) - (state.rows[-1]["labelled"] if state and state.rows else 0)
+def _learned_by_candidate(workspace: Path, here: bool) -> CellFilter | None:
+    """The cells that the candidate has learned from. With `here` only of one that a retraining has made: the gate was asked about
+    no other, and its labels wait for that."""
+    folder, versions = workspace / "models/candidate", workspace / "data/versions.csv"
+    if not (folder / CARD).exists():
+        return None
+    card = read_card(folder, verify=False)
+    rows = csv.DictReader(versions.read_text().splitlines()) if versions.exists() else ()
+    return card.cells.get("labelled") if not here or card.pool_version in {row["version"] for row in rows} else None
 
 
 def last_retraining(workspace: Path) -> State | None:

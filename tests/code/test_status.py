@@ -74,6 +74,11 @@ def test_in_a_clone_the_labels_that_the_candidate_learned_from_are_not_new(marke
     known = known.model_copy(update={"cells": {"labelled": everything}})
     (marked / "models/candidate/model.json").write_text(known.model_dump_json())
     assert status(marked)["next"].startswith("`wbc retrain` asks the gate about models/candidate")
+    (marked / ".wbc").mkdir(exist_ok=True)
+    (marked / ".wbc/learned.csv").write_text("sha256,label\n")  # this machine has trained before: with fewer labels
+    assert status(marked)["waits"]["new_labels"] == 3, "no retraining made this candidate, and the gate has not seen it"
+    (marked / "data/versions.csv").write_text(f"number,version\n1,{known.pool_version}\n")
+    assert status(marked)["waits"]["new_labels"] == 0, "a retraining on another machine has learned them"
 
 
 def test_scores_that_rest_on_a_label_corrected_since_say_so_whichever_way_it_came(marked: Path) -> None:
