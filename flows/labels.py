@@ -33,7 +33,7 @@ from wbc_model.cells.conflicts import CONFLICTS, MACHINES, Conflict, conflicts_c
 from wbc_model.cells.journal import Content
 from wbc_model.cells.merge import known_cells
 from wbc_model.cells.none_of_five import RECORD, grown, read_record, standing
-from wbc_model.cells.pools import DRAWN, Pools, now, sides, transaction
+from wbc_model.cells.pools import DRAWN, Pools, check_present, now, sides, transaction
 from wbc_model.cells.rejections import quarantined
 from wbc_model.cells.tables import read_table, to_csv
 from wbc_model.core.classes import CLASSES
@@ -354,14 +354,16 @@ def check_known(workspace: Path) -> None:
         noted = _NOTED.search(note.read_text(encoding="utf-8")) if note.exists() else None
         if noted is None:
             continue
-        if path.exists() and _begins_with(path, int(noted["size"]), noted["md5"]):  # as it was noted, and perhaps grown since
+        if not path.exists():
+            check_present(workspace / "data")  # raises
+        if _begins_with(path, int(noted["size"]), noted["md5"]):  # as it was noted, and perhaps grown since
             continue
-        here, before = path.read_bytes() if path.exists() else b"", cached(workspace, noted["md5"])
+        here, before = path.read_bytes(), cached(workspace, noted["md5"])
         known = _answers(before.read_bytes()) if before.is_file() else None
         if known is not None and known <= _answers(here):
             continue
-        own = bool(here) and (known is None or not _answers(here) <= known)
-        force = "" if not here or cached(workspace, _md5(here)).is_file() else " --force"  # DVC takes no answer away unasked
+        own = known is None or not _answers(here) <= known
+        force = "" if cached(workspace, _md5(here)).is_file() else " --force"  # DVC takes no answer away unasked
         raise WbcError(_unknown(workspace, name, "dvc pull" if known is None else "dvc checkout", force, own))
 
 

@@ -330,18 +330,30 @@ def run_name(workspace: Path) -> str:
 def end_dead_runs(flows: Sequence[str], but: str = "", deployment: str = "") -> int:
     """Put the runs of these flows that still count as running, but were killed with their process, in the state Crashed.
 
-    So it does with those of a `deployment` (its id). Returns how many. Only whoever knows that none of them runs may call this.
-    `but` is the id of the run that asks.
+    So it does with those of a `deployment` (its id). Returns how many. Only whoever has the workspace may call this. `but` is the
+    id of the run that asks. One that has a process on this machine has just begun, and is about to find the workspace taken.
     """
     from prefect.client.schemas.objects import StateType
     from prefect.states import Crashed
 
     found = _runs(flows, StateType.RUNNING, StateType.PENDING, StateType.CANCELLING)
     found += _runs_of(deployment, StateType.RUNNING, StateType.CANCELLING) if deployment else []
-    dead = list({run.id: run for run in found if str(run.id) != but}.values())
+    alive = {but, *_with_a_process()}
+    dead = list({run.id: run for run in found if str(run.id) not in alive}.values())
     for run in dead:
         _force(run.id, Crashed(message="its process was killed, and could not say so"))
     return len(dead)
+
+
+def _with_a_process() -> set[str]:
+    """The runs (ids) of deployments that a process of this machine works for, by the environment that Prefect gives it."""
+    import psutil
+
+    found = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):  # it has ended, or is another user's
+            found.add(process.environ().get("PREFECT__FLOW_RUN_ID", ""))
+    return found
 
 
 def drop_missed_runs(flows: Sequence[str]) -> int:

@@ -197,7 +197,15 @@ def test_runs_that_were_killed_or_missed_are_put_right(server: str) -> None:
         theirs = client.create_flow_run(others, state=Running()).id
         times = [now - timedelta(hours=hours) for hours in (30, 20, 10)] + [now + timedelta(hours=1)]
         planned = [client.create_flow_run(mine, state=Scheduled(scheduled_time=time)).id for time in times]
-        assert prefect_api.end_dead_runs(["retraining-test-1"], but=str(own)) == 2
+        begun = client.create_flow_run(mine, state=Running()).id
+        command = [sys.executable, "-c", "print(1, flush=True); input()"]
+        values = {**os.environ, "PREFECT__FLOW_RUN_ID": str(begun)}
+        with subprocess.Popen(command, env=values, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            assert prefect_api.end_dead_runs(["retraining-test-1"], but=str(own)) == 2, "one has only just begun"
+            process.communicate(b"\n")
+        assert prefect_api.end_dead_runs(["retraining-test-1"], but=str(own)) == 1
         assert prefect_api.drop_missed_runs(["retraining-test-1", "retraining-test-2"]) == 2
         state = {run: client.read_flow_run(run).state for run in [*dead, own, theirs, *planned]}
     names = [state[run].name for run in [*dead, own, theirs, *planned]]  # type: ignore[union-attr]
