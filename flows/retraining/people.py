@@ -186,8 +186,9 @@ def _stand(workspace: Path, state: State | None, params: Params, store: "Store |
     from serving.labelling.queue import given_up, progress
 
     there = (workspace / "data/queue.csv").exists()
-    queue = labels.awaited(workspace) if there else None
-    worth = worth_of(workspace, params, queue) if queue is not None and len(queue) and state is not None and state.rows else None
+    open_ = there and len(labels.awaited(workspace)) and state is not None and state.rows
+    # Of the whole round: the few that are left of it gain little, however much the round does.
+    worth = worth_of(workspace, params, labels.read_queue(workspace)) if open_ else None
     seen = progress(store, workspace_name(workspace)) if store is not None else None
     if state is None or state.status != "waiting" or not there:
         return Standing(None, seen, worth, [_not_waiting(state, params, is_locked(workspace))])

@@ -16,6 +16,7 @@ from flows import labels, notify
 from flows.cli import app
 from flows.cli.status import next_command, status, status_text
 from flows.monitoring.audit import audit
+from flows.retraining import people
 from flows.state import State, hold_lock, label_cycle, note_learned
 from flows.workspace import template
 from tests.model.test_export import card
@@ -107,6 +108,20 @@ def test_what_the_night_found_is_shown_though_a_retraining_has_begun_since(marke
     text = "".join(f"{now - timedelta(hours=hours):%Y-%m-%d %H:%M:%S}Z {line}\n" for hours, line in lines)
     (marked / notify.LOG).write_text(text)
     assert [line[21:] for line in status(marked)["failures"]] == ["at night: a shard is damaged"]
+
+
+def test_what_the_round_gains_is_said_of_the_whole_round_however_few_of_it_are_left(
+    marked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pools = fill(marked)
+    run("waiting").write(marked)
+    ask(marked, pools, 3)
+    answers = pools.frames["unlabelled"].head(2)[["sha256"]].assign(label=CLASSES[0], labelled_by="ada", labelled_at="")
+    labels.record(marked, answers, 1)
+    of: list[int] = []
+    monkeypatch.setattr(people, "worth_of", lambda workspace, params, queue: of.append(len(queue)))
+    people.stand(marked)
+    assert of == [3]
 
 
 def test_a_line_of_the_log_that_a_full_disk_tore_hides_no_other(marked: Path) -> None:
