@@ -167,6 +167,7 @@ def onboard(
     for line in filter(None, [followed_for(model or workspace / FOLDER), gone_line(workspace)]):
         progress.say(line)
     ctx = Onboarding(workspace, site, model or champion_of(workspace), params, progress)
+    _check_home(workspace)
     complete(workspace, site)
     check_git(site, commit)
     with hold_lock(site, "`wbc onboard`") as lock:
@@ -191,6 +192,18 @@ def onboard(
             commit_all(site, f"{version.name}: site {site.name}, {counts}")
             tag(site, version)
     return result
+
+
+def _check_home(workspace: Path) -> None:
+    """Raises WbcError, before anybody waits, where home lacks cells to learn from, to hold the model by or to measure it on."""
+    frames = usable_pools(workspace).frames
+    for pool, way_on in (
+        ("labelled", "`dvc pull` brings the cells that the champion learned from"),
+        ("validation", "`wbc ingest` takes cells in"),
+        ("test", "`wbc labels test --draw N` draws cells for it"),
+    ):
+        if frames[pool].empty:
+            raise WbcError(f"the workspace's {pool} pool is empty, and onboarding needs it: {way_on}")
 
 
 def _check_cells(ctx: Onboarding, asked: int) -> None:
@@ -414,8 +427,6 @@ def _people_answered(ctx: Onboarding) -> bool:
 
 def _home(ctx: Onboarding, pool: str, card: ModelCard) -> LabelledCells:
     frame = usable_pools(ctx.workspace).frames[pool]
-    if frame.empty:
-        raise WbcError(f"the workspace's {pool} pool is empty: onboarding needs the cells that the champion learned from")
     decoded = decoded_cells(ctx.workspace, card.input_size, card.view)
     return LabelledCells.load(decoded, frame["sha256"].tolist(), frame["label"].tolist())
 

@@ -238,6 +238,14 @@ def test_more_labels_than_the_site_has_cells_are_refused_before_anybody_is_asked
     assert not (site / "models").exists(), "nothing was measured either"
 
 
+def test_a_home_without_test_cells_is_refused_before_anybody_waits(home: Path, workspace: Path) -> None:
+    path = workspace / "data/pools/test.csv"
+    path.write_text(path.read_text().splitlines()[0] + "\n")
+    with pytest.raises(WbcError, match="test pool is empty, and onboarding needs it: `wbc labels test --draw N` draws cells"):
+        here(workspace, site_data(home), "--labels", "0")
+    assert not (workspace / "sites").exists()
+
+
 def test_a_site_without_a_usable_cell_is_refused_with_what_to_do(workspace: Path, tmp_path: Path) -> None:
     (tmp_path / "moved.csv").write_text("path,label\nmoved/away.png,Monocyte\n")
     for labels in ("0", "1"):
