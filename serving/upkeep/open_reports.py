@@ -65,4 +65,4 @@ class OpenReports:
             return
         if changed:
             said = counted(changed, "open report was", "open reports were")
-            _LOG.info("%s counted again: the settings of the site have changed", said)
+            _LOG.info("%s counted again: the settings of the site, or the way in which reports are counted, have changed", said)
