@@ -3,13 +3,16 @@
 import enum
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flows.cli.command import Json, app, audit_app, emit, here
 from wbc_model.choices import Acquisition, Annotator, Method, PresetName
 from wbc_model.core.errors import WbcError
+
+if TYPE_CHECKING:
+    from flows.monitoring.deployed import Nightly
 
 
 class AlarmChoice(enum.StrEnum):
@@ -95,10 +98,15 @@ def schedule_command(
 
     At night it also does what `wbc watch` and `wbc audit` do.
     """
-    from flows.monitoring.deployed import Nightly
     from flows.retraining.schedule import schedule
 
-    schedule(here(), every, watch, commit, Nightly(on_alarm.value))
+    schedule(here(), every, watch, commit, lambda: _watching(on_alarm))
+
+
+def _watching(on_alarm: AlarmChoice) -> "Nightly":
+    from flows.monitoring.deployed import Nightly  # which imports Prefect, whose settings must be in the environment by then
+
+    return Nightly(on_alarm.value)
 
 
 @app.command("watch")

@@ -6,6 +6,7 @@ Each run is a process of its own that acts on the workspace it was scheduled for
 import asyncio
 import os
 import zoneinfo
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -82,8 +83,11 @@ class Beside(Protocol):
         ...
 
 
-def schedule(workspace: Path, every: float | None, watch: float, commit: bool = False, beside: Beside | None = None) -> None:
-    """Serve the deployments until stopped; `every` and `watch` are seconds. Raises WbcError."""
+def schedule(
+    workspace: Path, every: float | None, watch: float, commit: bool = False, served_beside: Callable[[], Beside] | None = None
+) -> None:
+    """Serve the deployments until stopped; `every` and `watch` are seconds. What `served_beside` names is asked for once
+    Prefect's settings are in the environment, as it may import Prefect. Raises WbcError."""
     check_before(workspace, commit=commit)
     whole = read_params(workspace / "params.yaml")
     if line := slow_precision(whole):
@@ -98,6 +102,7 @@ def schedule(workspace: Path, every: float | None, watch: float, commit: bool = 
 
         from flows.retraining.deployed import label_watch_flow, scheduled_flow
 
+        beside = served_beside() if served_beside else None
         names = retraining_flow(workspace), watch_flow_name(workspace)
         _clear(workspace, (*names, *(beside.flow_names(workspace) if beside else ())), own_server)
         timing, words = when(params, every)

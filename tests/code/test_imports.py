@@ -1,7 +1,9 @@
 """The rooms of the design and the packages in them: what each may import, and what loading it may bring."""
 
 import ast
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -167,6 +169,32 @@ def test_a_training_loads_no_library_that_it_does_not_use() -> None:
     code = f"import sys, wbc_model.training.train; print([m for m in {unused} if m in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert answer.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", ["retrain", "schedule"])
+def test_prefect_is_not_loaded_before_its_settings_are_in_the_environment(command: str, tmp_path: Path) -> None:
+    """Prefect reads them once, when it is loaded. Without an address it starts a server of its own, which schedules nothing."""
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    code = """
+import sys
+from contextlib import contextmanager
+from flows.retraining import prefect_api
+
+@contextmanager
+def look(workspace, scheduling=False):
+    print([name for name in ("prefect",) if name in sys.modules])
+    sys.exit()
+    yield
+
+prefect_api.prefect_api = look
+from flows.cli.command import main
+main()
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    asked = [sys.executable, "-c", code, command]
+    answer = subprocess.run(asked, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    assert answer.stdout.strip() == "[]", answer.stderr
 
 
 def test_who_starts_the_worker_of_the_service_loads_neither_routes_nor_database() -> None:
