@@ -118,13 +118,15 @@ def _pools(workspace: Path) -> tuple[str, list[str]]:
 
 
 def _log(workspace: Path) -> tuple[str, list[str]]:
-    """The chain of the service's audit log."""
-    from serving.security.chain import verify
+    """The chain of the service's audit log. One that is gone is found by the note of its last line, and by the champion where
+    WBC_AUDIT_LOG names it: a service that has no model yet has not begun one."""
+    from serving.security.chain import head_path, verify
 
     named = os.environ.get("WBC_AUDIT_LOG", "").strip()
     path = Path(named) if named else workspace / AUDIT
     if not path.exists():
-        return "", [f"{path} of WBC_AUDIT_LOG is not there"] if named else []
+        begun = head_path(path).exists() or (named and (workspace / CHAMPION / CARD).exists())
+        return "", [f"{path}: the service's audit log is not there"] if begun else []
     return f"{counted(verify(path, None, False).records, 'record')} of the audit log unbroken", []
 
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun, State, StateType
 
 LEASE_SECONDS: Final = 60
+KEPT_SECONDS: Final = 30 * 86400  # for which a server keeps a run that has ended
 _START_SECONDS: Final = 180  # a loaded machine with 2 cores and a new database
 _DATABASE: Final = "prefect.db"
 _LOG: Final = "server.log"
@@ -56,6 +57,9 @@ def settings(home: Path) -> dict[str, str]:
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": str(_START_SECONDS),
         # Leases on disk: one whose holder and server were both killed still runs out, and its slot comes back.
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+        # The watch alone is 1,440 runs a day. By default Prefect keeps them all.
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
+        "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": str(KEPT_SECONDS),
         "DO_NOT_TRACK": "1",
     }
     if "PREFECT_API_URL" in os.environ:  # a shared server may be started again, or lose its database for a while

@@ -77,6 +77,20 @@ def test_answers_may_differ_by_what_int8_costs_and_no_more() -> None:
     ]
 
 
+def test_an_audit_log_is_missed_once_the_service_has_begun_it(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert audit_module._log(workspace) == ("", [])
+    log = workspace / "data/audit.jsonl"
+    log.with_name("audit.jsonl.head").touch()
+    assert audit_module._log(workspace) == ("", [f"{log}: the service's audit log is not there"])
+    elsewhere = workspace / "volume/audit.jsonl"
+    monkeypatch.setenv("WBC_AUDIT_LOG", str(elsewhere))
+    assert audit_module._log(workspace) == ("", []), "as in a stack before its first champion"
+    card = workspace / "models/champion/model.json"
+    card.parent.mkdir(parents=True)
+    card.touch()
+    assert audit_module._log(workspace) == ("", [f"{elsewhere}: the service's audit log is not there"])
+
+
 def test_each_thing_that_is_wrong_is_a_line(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit_module, "_pools", lambda _: ("", ["pools: something"]))
     shutil.copy(ROOT / "tests/service/audit-2026-11.jsonl", workspace / ".wbc-audit.jsonl")

@@ -19,12 +19,15 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
 
 from flows import notify
 from flows.identity import workspace_name
 from flows.retraining import prefect_api, schedule
 from flows.workspace import bypass_proxies, init_workspace, machine_name, set_params, template
 from wbc_model.params import read_params
+
+ROOT = Path(__file__).parents[2]
 
 
 @contextlib.contextmanager
@@ -129,6 +132,19 @@ def test_names_at_a_server_are_the_workspaces_own_and_the_limit_is_the_machines(
     assert all(name.startswith("stadtisches-labor-") for name in names)
     assert workspace_name(one.rename(tmp_path / "a/städtisches labor")) == names[0], "a moved workspace stays the same"
     assert prefect_api.gpu_limit() == f"gpu-{machine_name()}"
+
+
+def test_no_server_of_ours_keeps_the_runs_of_years(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The private one and the stack's. The watch of labels is a run each minute."""
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    code = "from prefect.settings import get_current_settings as now\n"
+    code += "kept = now().server.services.db_vacuum\n"
+    code += "print(sorted(kept.enabled_vacuum_types), kept.retention_period.days)"
+    deployed = yaml.safe_load((ROOT / "deploy/compose.yaml").read_text())["services"]["prefect"]["environment"]
+    for given in (prefect_api.settings(tmp_path), {**deployed, "PREFECT_HOME": str(tmp_path)}):
+        environment = {"PATH": os.environ["PATH"], **given}
+        said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout
+        assert said.strip() == "['events', 'flow_runs', 'orphans'] 30"
 
 
 def test_cron_says_its_time_zone_and_takes_one(marked: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,21 @@ def test_every_container_has_as_little_power_as_it_needs() -> None:
             assert name == "service" or port.startswith("127.0.0.1:"), name
 
 
+def test_what_containers_say_does_not_fill_the_disk() -> None:
+    """Docker's own default keeps every line for ever."""
+    for name, service in services().items():
+        assert service["logging"] == {"driver": "local"}, name
+
+
+def test_the_worker_finds_what_the_service_keeps() -> None:
+    """Each night it looks whether that is whole; it backs it up, and brings it back. Settings of both are in one file."""
+    worker, service = services()["worker"], services()["service"]
+    assert worker["environment"]["WBC_AUDIT_LOG"] == service["environment"]["WBC_AUDIT_LOG"]
+    assert "audit:/audit" in worker["volumes"], "to be written: a restore does"
+    for one in (worker, service):
+        assert "secrets/store.env" in one["env_file"]
+
+
 def test_nobody_is_told_of_anything_and_no_secret_is_in_the_file() -> None:
     silent = {"DO_NOT_TRACK", "PREFECT_SERVER_ANALYTICS_ENABLED", "MLFLOW_DISABLE_TELEMETRY", "BENTOML_DO_NOT_TRACK"}
     for name, service in services().items():
@@ -132,10 +147,10 @@ def draw_folder(folder: Path, drawn: Path) -> None:
         shutil.copy(drawn / path, folder / label)
 
 
-def lines_of_the_document() -> list[str]:
-    """What docs/stack.md has one type in the worker's container, as it stands."""
-    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "docs/stack.md").read_text(), re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines()]
+def lines_of_the_document(section: str) -> list[str]:
+    """What a section of docs/stack.md has one type in the worker's container, as it stands."""
+    text = (ROOT / "docs/stack.md").read_text().partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    lines = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
     return [line.removeprefix("stack exec worker ") for line in lines if line.startswith("stack exec worker ")]
 
 
@@ -149,12 +164,13 @@ def test_the_whole_loop(stack: Stack) -> None:
     workspace = worker["/workspace"]
     draw_folder(worker["/tmp"] / "cells", stack.folder / "drawn")  # noqa: S108
     said = {}
-    for line in lines_of_the_document():
+    for line in lines_of_the_document("Start it"):
         said[line] = stack.run("worker", line)
         if line.startswith("wbc init"):
             set_params(workspace, QUICK | {"retrain.until": 0.3, "retrain.cycles": 1})
     _what_mlflow_and_s3_have(stack, workspace)
     _what_is_served(stack, workspace, _key(said))
+    _a_backup_that_comes_back(stack)
     _a_fresh_clone(stack, workspace)
 
 
@@ -225,6 +241,22 @@ def _what_is_served(stack: Stack, workspace: Path, key: str) -> None:
         assert connection.execute("SELECT id, specimen_id FROM reports").fetchall() == [(report["id"], "S-1")]
     assert '"call":"POST /v1/differential"' in (stack.places("service")["/audit"] / "audit.jsonl").read_text().replace(": ", ":")
     assert not (workspace / "data/service.db").exists()
+
+
+def _a_backup_that_comes_back(stack: Stack) -> None:
+    """What the service keeps, taken while it runs, and in the database again after that was lost."""
+    taken, brought = lines_of_the_document("Backup")
+    assert "1 report, " in stack.run("worker", taken)
+    stack.stop("nginx", "service")
+    url = _database(stack, "store", "wbc")
+    with psycopg.connect(url) as connection:
+        connection.execute("DROP SCHEMA public CASCADE")
+        connection.execute("CREATE SCHEMA public")
+    assert "1 report as of" in stack.run("worker", brought)
+    with psycopg.connect(url) as connection:
+        assert connection.execute("SELECT specimen_id FROM reports").fetchall() == [("S-1",)]
+    stack.up("service")
+    assert "unbroken" in stack.run("worker", "wbc audit verify")
 
 
 def _a_fresh_clone(stack: Stack, workspace: Path) -> None:
