@@ -183,7 +183,7 @@ def card(setting: Setting) -> Result:
     }
 
 
-def _discard(tensor: Tensor) -> None:
+def _discard(_tensor: Tensor) -> None:
     """For work of which only the time counts."""
 
 

@@ -541,9 +541,7 @@ def _held_back(
     return network, step
 
 
-def _predictions(
-    ctx: Onboarding, model: Path, root: Path, frame: pd.DataFrame, embeddings: bool = False, bf16: bool = False
-) -> Predictions:
+def _predictions(model: Path, root: Path, frame: pd.DataFrame, embeddings: bool = False, bf16: bool = False) -> Predictions:
     network, card = load_model(model)
     decoded = decoded_cells(root, card.input_size, card.view)
     return score_pool(network, decoded, frame["sha256"].tolist(), bf16, embeddings)
@@ -578,8 +576,8 @@ def _shift(ctx: Onboarding) -> dict[str, Any]:
     pools = usable_pools(ctx.workspace).frames
     frames = [of_all_kinds(pools[pool]) for pool in ("labelled", "validation")]
     bf16 = ctx.params.size.precision == "bf16-mixed"
-    home, half = (_predictions(ctx, ctx.champion, ctx.workspace, frame, True, bf16) for frame in frames)
-    site = _predictions(ctx, ctx.champion, ctx.site, ctx.pools().table().sort_values("sha256"), True, bf16)
+    home, half = (_predictions(ctx.champion, ctx.workspace, frame, True, bf16) for frame in frames)
+    site = _predictions(ctx.champion, ctx.site, ctx.pools().table().sort_values("sha256"), True, bf16)
     network, card = load_model(ctx.champion)
     shift = measure_shift(home, half, site, card.temperature, ctx.params.seed)
     of_site = _views_of_site(ctx, card)
@@ -598,19 +596,19 @@ def _before_and_after(ctx: Onboarding) -> dict[str, Any]:
     known = dict(pd.read_csv(oracle, dtype=str).to_numpy()) if oracle.exists() else {}
     rest = rest[rest["sha256"].isin(set(known))].assign(label=lambda frame: frame["sha256"].map(known))
     home = usable_pools(ctx.workspace).frames["test"]
-    result: dict[str, Any] = {"before": {"home": _metrics(ctx, ctx.champion, ctx.workspace, home)}}
-    result["after"] = {"home": _metrics(ctx, ctx.home, ctx.workspace, home)}
+    result: dict[str, Any] = {"before": {"home": _metrics(ctx.champion, ctx.workspace, home)}}
+    result["after"] = {"home": _metrics(ctx.home, ctx.workspace, home)}
     if len(rest):  # cells of a site whose labels nobody knows cannot be a test
-        result["before"]["site"] = _metrics(ctx, ctx.champion, ctx.site, rest)
-        result["statistics"] = {"site": _metrics(ctx, ctx.start, ctx.site, rest)}
-        result["after"]["site"] = _metrics(ctx, ctx.adapted, ctx.site, rest)
+        result["before"]["site"] = _metrics(ctx.champion, ctx.site, rest)
+        result["statistics"] = {"site": _metrics(ctx.start, ctx.site, rest)}
+        result["after"]["site"] = _metrics(ctx.adapted, ctx.site, rest)
     # A site may have sent cells that home has, too.
     card, tested = read_card(ctx.adapted), {"home": home, **({"site": rest} if len(rest) else {})}
     result["seen_before"] = {place: seen_before(card, frame["sha256"].tolist()) for place, frame in tested.items()}
     return result
 
 
-def _metrics(ctx: Onboarding, model: Path, root: Path, frame: pd.DataFrame) -> dict[str, Any]:
-    seen = _predictions(ctx, model, root, frame)
+def _metrics(model: Path, root: Path, frame: pd.DataFrame) -> dict[str, Any]:
+    seen = _predictions(model, root, frame)
     labels = np.array([CLASS_INDEX[label] for label in frame["label"]], dtype=np.int64)
     return classification_metrics(softmax(seen.logits, read_card(model).temperature), labels)

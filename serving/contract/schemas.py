@@ -25,7 +25,6 @@ NOT_A_LEUKOCYTE: Final = "not_a_leukocyte"  # unlike the site's cells of every c
 SITE_UNKNOWN: Final = "site_unknown"  # stain and light are not those of the site the model was calibrated for
 HIGH_PREDICTED_LOSS: Final = "high_predicted_loss"  # LossNet expects a larger error than of almost all cells of the site
 NEAR_DUPLICATE: Final = "near_duplicate"  # an earlier image of the specimen shows the same cell, cut or saved in another way
-REVIEW_REASONS: Final[tuple[Reason, ...]] = (AMBIGUOUS, NOT_A_LEUKOCYTE, SITE_UNKNOWN, HIGH_PREDICTED_LOSS, NEAR_DUPLICATE)
 ReportStatus = Literal["preliminary", "final", "amended"]  # as FHIR's DiagnosticReport.status names them
 Status = Literal["preliminary", "final", "amended", "withdrawn"]
 Delivery = Literal["pending", "delivered", "failed", "retired"]  # retired: a later message says what it should have said

@@ -44,7 +44,7 @@ def disputes(store: Store, person: str, count: int, site: Site, unnamed: bool = 
     """
     order = {answer: place for place, answer in enumerate(answers_of(site))}
     with store.reading() as session:
-        undecided, left, found = _for(session, person, unnamed), _left(session, person, unnamed), []
+        undecided, left, found = _for(person, unnamed), _left(session, person, unnamed), []
         for cell in session.scalars(select(Asked).where(undecided).order_by(Asked.place).limit(count)):
             said = [str(task.answer) for task in readings(session, cell) if task.state == "answered"]
             said.sort(key=lambda answer: (order.get(answer, len(order)), answer))
@@ -54,10 +54,10 @@ def disputes(store: Store, person: str, count: int, site: Site, unnamed: bool = 
 
 
 def _left(session: Session, person: str, unnamed: bool = False) -> int:
-    return session.scalar(select(func.count()).select_from(Asked).where(_for(session, person, unnamed))) or 0
+    return session.scalar(select(func.count()).select_from(Asked).where(_for(person, unnamed))) or 0
 
 
-def _for(session: Session, person: str, unnamed: bool) -> ColumnElement[bool]:
+def _for(person: str, unnamed: bool) -> ColumnElement[bool]:
     later, again = aliased(Queue), aliased(Asked)
     follows = and_(later.id == again.queue_id, later.workspace == Queue.workspace, later.published_at > Queue.published_at)
     asked_again = exists().where(again.sha256 == Asked.sha256, follows).correlate(Asked, Queue)

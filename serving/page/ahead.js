@@ -6,7 +6,7 @@
 
 import * as service from "./service.js";
 
-export const PICTURES = 4; // the one that is looked at and the next three
+const PICTURES = 4; // the one that is looked at and the next three
 const AT_ONCE = 8; // tasks asked for
 const FRESH = 20 * 60 * 1000; // ms: a task that is older may have gone to another reader
 const AGAIN = 2000; // ms until a picture that has not come is asked for again

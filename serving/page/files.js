@@ -1,7 +1,7 @@
 /** From what was dropped or chosen to the image files in it, and these in batches that one request may hold. */
 
 const IMAGE = /\.(jpe?g|png|bmp|tiff?)$/i;
-export const MAX_FILE_BYTES = 32 * 2 ** 20; // a larger one would make the service refuse its whole batch
+const MAX_FILE_BYTES = 32 * 2 ** 20; // a larger one would make the service refuse its whole batch
 const BATCH_BYTES = 32 * 2 ** 20;
 
 /** Image files and how many other files were left out. Folders are read to the bottom. */

@@ -105,7 +105,7 @@ function timeLeft() {
 }
 
 /** Whether all answers are with the service. */
-export function drawSaved() {
+function drawSaved() {
   const waiting = answers.unsaved();
   byId("saved").textContent = waiting ? t("label.waiting", { count: waiting }) : queue.done ? t("label.saved") : "";
   byId("saved").classList.toggle("waits", waiting > 0);

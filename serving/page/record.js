@@ -2,7 +2,7 @@
 
 import { showComments } from "./cell.js";
 import * as dialogs from "./dialogs.js";
-import { kind, moment, number, t } from "./language.js";
+import { moment, number, t } from "./language.js";
 import { guarded, say } from "./notices.js";
 import { showReport } from "./report.js";
 import { saved } from "./review.js";
@@ -154,7 +154,7 @@ async function takeBack({ id, of }) {
 }
 
 /** Say something of the report, or of the cell that is looked at. */
-export async function sendComment() {
+async function sendComment() {
   const text = byId("comment-text").value.trim();
   if (!text || !specimen.reportId) return;
   if (!dialogs.person() && !(await named(t("report.record.who"), t("report.record.send")))) return;

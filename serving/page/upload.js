@@ -56,7 +56,7 @@ function askSecond(number, earlier) {
 const inBatches = (files, count) => batches(files, count).map((some) => ({ files: some, deed: service.deed() }));
 
 /** Post the batches that wait. Where one fails, it and those after it wait for the button, with the keys of their deeds. */
-export async function post(known = 0) {
+async function post(known = 0) {
   const mine = specimen;
   mine.posting = true;
   byId("new").disabled = true;

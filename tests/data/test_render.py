@@ -18,8 +18,7 @@ from PIL import Image
 from wbc_model.core.classes import CLASS_INDEX, CLASSES
 from wbc_model.core.errors import WbcError
 from wbc_model.rendering import cells as cells_module
-from wbc_model.rendering.cells import SHARES, SMEAR_CELLS, RenderedCell, Smear, draw_cell, render_cell, render_cells, write_cells
-from wbc_model.rendering.contact_sheet import contact_sheet
+from wbc_model.rendering.cells import SHARES, SMEAR_CELLS, RenderedCell, Smear, draw_cell, render_cells, write_cells
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +64,7 @@ def test_smears_differ_in_light_stain_focus_and_magnification() -> None:
     assert len({smear.group for smear in smears}) == 30
     for name in ("magnification", "focus_um", "light", "azure", "eosin", "red_cells", "shading"):
         assert len({getattr(smear, name) for smear in smears}) == 30
-    pictures = [render_cell("Neutrophil", smear, np.random.default_rng(0)) for smear in smears]
+    pictures = [draw_cell("Neutrophil", smear, np.random.default_rng(0)).pixels for smear in smears]
     background = np.array([np.median(picture.reshape(-1, 3), axis=0) for picture in pictures])
     assert (background.std(axis=0) > 4).all()
 
@@ -120,7 +119,7 @@ def test_other_senseless_arguments_are_errors() -> None:
     with pytest.raises(WbcError, match="at least 32"):
         render_cells(1, seed=0, size=16)
     with pytest.raises(WbcError, match="Blast"):
-        render_cell("Blast", Smear.draw(0, 0), np.random.default_rng(0))
+        draw_cell("Blast", Smear.draw(0, 0), np.random.default_rng(0))
 
 
 def test_classes_have_their_nuclei_and_sizes(cells: list[RenderedCell]) -> None:
@@ -252,14 +251,3 @@ def test_files_of_somebody_else_are_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(WbcError, match="file"):
         write_cells(tmp_path / "file", 3, seed=0)
-
-
-def test_contact_sheet_lays_out_images_of_any_shape() -> None:
-    red, blue = np.zeros((40, 80, 3), np.uint8), np.zeros((16, 16, 3), np.uint8)
-    red[..., 0], blue[..., 2] = 200, 200
-    sheet = contact_sheet([("Red", [red]), ("Blue", [blue, blue])], title="Two rows", tile=64)
-    colours = Counter(map(tuple, np.asarray(sheet).reshape(-1, 3).tolist()))
-    assert colours[200, 0, 0] == 64 * 32
-    assert colours[0, 0, 200] == 2 * 64 * 64
-    with pytest.raises(WbcError, match="at least one"):
-        contact_sheet([("None", [])])

@@ -15,7 +15,7 @@ from tests.data.conftest import encoded
 from tests.data.test_near_duplicates import CHANGES, found
 from wbc_model.core import twins
 from wbc_model.core.images import decode
-from wbc_model.core.twins import fingerprint, twin_of, twins_of
+from wbc_model.core.twins import fingerprint, twins_of
 from wbc_model.rendering.cells import render_cells
 
 RANDOM = np.random.default_rng(0).uniform(0, 255, (twins.VIEW, twins.VIEW)).astype(np.float32)
@@ -45,7 +45,7 @@ def test_the_service_knows_every_cell_again_that_the_learner_does(change: str, c
     assert found([encoded(crop) for crop in [*crops, *changed]]) == {(number, number + 12) for number in range(12)}
     earlier, later = [fingerprint(crop) for crop in crops], [fingerprint(crop) for crop in changed]
     assert twins_of(later, earlier) == twins_of([*earlier, *later])[12:] == list(range(12))
-    assert [twin_of(cell, earlier) for cell in later] == list(range(12))
+    assert [twins_of([cell], earlier) for cell in later] == [[number] for number in range(12)]
 
 
 def test_of_a_jpeg_decoded_small_the_fingerprint_is_that_of_the_file(crops: list[Image.Image]) -> None:
@@ -53,7 +53,7 @@ def test_of_a_jpeg_decoded_small_the_fingerprint_is_that_of_the_file(crops: list
     image, facts = decode(large, at_least=100)
     small = fingerprint(image, max(image.size) / max(facts.width, facts.height))
     assert small[:4] == fingerprint(decode(large)[0])[:4] == np.array([480, 640], "<u2").tobytes()
-    assert twin_of(small, [fingerprint(crops[1]), fingerprint(decode(large)[0])]) == 1
+    assert twins_of([small], [fingerprint(crops[1]), fingerprint(decode(large)[0])]) == [1]
 
 
 def test_other_cells_have_no_twin() -> None:

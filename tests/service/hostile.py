@@ -118,8 +118,6 @@ def srgb() -> bytes:
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
-LYMPHOCYTE_AS_PNG_NAMED_JPEG = of_class("Lymphocyte")
-
 # Odd, but an image of one cell: the class that it must be taken for.
 USABLE: dict[str, tuple[Made, str]] = {
     "jpeg": (encode(BLUE, "JPEG", quality=95), "Basophil"),

@@ -40,7 +40,7 @@ from playwright.sync_api import Browser, expect
 from test_keys_and_start import in_process
 
 from serving.contract.differential import Flag
-from serving.contract.schemas import REVIEW_REASONS, Delivery, ImageProblem, Status
+from serving.contract.schemas import Delivery, ImageProblem, Reason, Status
 from serving.http.layer import COMPRESSED_FROM
 from serving.http.limits import Limits
 from serving.page.static import ADDRESSES, CONTENT_SECURITY_POLICY, FILES, FOLDER, MEDIA_TYPES
@@ -170,7 +170,7 @@ def test_every_constant_of_the_service_has_words() -> None:
     words = json.loads(source("words/en.json"))["report"]
     rejected = get_args(ImageProblem.model_fields["reason"].annotation)
     for group, names in {
-        "why": REVIEW_REASONS,
+        "why": get_args(Reason),
         "rejected": rejected,
         "flag": get_args(Flag),
         "status": get_args(Status),

@@ -104,7 +104,7 @@ def ingest(
         manifest["split"] = "train"
     terms = Terms(source or origin.name, reveal_labels, list_conflicts)
     check_present(workspace_data)
-    reading = compare_first(manifest, origin, workspace_data, params, terms)
+    reading = compare_first(manifest, origin, workspace_data, terms)
     store, rows = ImageStore(workspace_data / "images"), Examined()
     state = workspace_data.absolute().parent / ".wbc"  # the same folder for processes that stand in others
     shards = store.add(Examination(origin, store, terms.source, state / "ingest").images(manifest, rows))

@@ -116,7 +116,7 @@ class Merge:
         refused = {entry.path for entry in recorded}
         self.rows.accepted = [row for row in self.rows.accepted if row.path in refused]  # a million others take 0.3 GB
         if not self.terms.list_conflicts:
-            _refuse_many([one for one in self.conflicts if not one.settled_at], self.compared, self.params)
+            _refuse_many([one for one in self.conflicts if not one.settled_at], self.compared)
         answered = self._answered(existing)
         new = _completed(self._without_conflicts(new))
         new = self._without_split_groups(homes, new)
@@ -414,7 +414,7 @@ def _existing(table: pd.DataFrame, oracle: pd.DataFrame) -> dict[str, Present]:
     }
 
 
-def _refuse_many(conflicts: list[Conflict], compared: int, params: Params) -> None:
+def _refuse_many(conflicts: list[Conflict], compared: int) -> None:
     """Raises WbcError where so many rows disagree with the pools that the manifest itself is in doubt."""
     if not too_many(len(conflicts), compared):
         return
@@ -426,7 +426,7 @@ def _refuse_many(conflicts: list[Conflict], compared: int, params: Params) -> No
     )
 
 
-def compare_first(manifest: pd.DataFrame, origin: Source, workspace_data: Path, params: Params, terms: Terms) -> Reading | None:
+def compare_first(manifest: pd.DataFrame, origin: Source, workspace_data: Path, terms: Terms) -> Reading | None:
     """Look for too many conflicts before anything is stored: a manifest that is refused must leave nothing behind. Returns the
     pools as they were read for it. Raises WbcError as `ingest` does."""
     if terms.list_conflicts or not Pools.exist(workspace_data / "pools"):
@@ -448,7 +448,7 @@ def compare_first(manifest: pd.DataFrame, origin: Source, workspace_data: Path, 
             conflict = present.conflict(Row(printable(paths[place]), sha256, labels[place], "", ""), terms.source, "")
             if labels[place] != present.label and conflict.claim not in settled:
                 conflicts.append(conflict)
-    _refuse_many(conflicts, compared, params)
+    _refuse_many(conflicts, compared)
     return reading
 
 

@@ -161,11 +161,6 @@ def twins_of(fingerprints: Sequence[bytes], earlier: Sequence[bytes] = ()) -> li
     return [_twin(crops, place) for place in range(len(earlier), len(crops.views))]
 
 
-def twin_of(fingerprint: bytes, earlier: Sequence[bytes]) -> int | None:
-    """The position of one of `earlier` that shows the same cell; None where there is none."""
-    return twins_of([fingerprint], earlier)[0]
-
-
 def _twin(crops: "Crops", place: int) -> int | None:
     """The position of a crop before this one that shows the same cell."""
     start, end = crops.starts[place], crops.starts[place + 1]

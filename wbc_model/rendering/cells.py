@@ -29,7 +29,6 @@ from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
 from wbc_model.core.files import replace_directory, write_atomic
 from wbc_model.rendering.anatomy import ANATOMY, Anatomy, Colour, Floats, Granules, polar, scattered
-from wbc_model.rendering.contact_sheet import contact_sheet
 
 NOTICE: Final = "Rendered cells, drawn by a program, not real: never quote an accuracy measured on them."
 # Like blood, but with the rare classes common enough for a small demo to learn them.
@@ -387,11 +386,6 @@ def _check_size(size: int) -> None:
         raise WbcError(f"cannot render cells of {size} pixels: at least 32 are needed to see a nucleus")
 
 
-def render_cell(label: str, smear: Smear, rng: np.random.Generator, size: int = 128) -> NDArray[np.uint8]:
-    """The picture of one leukocyte of class `label`, uint8 (size, size, 3); raises as `draw_cell`."""
-    return draw_cell(label, smear, rng, size).pixels
-
-
 # ---------------------------------------------------------------- many cells
 
 
@@ -477,13 +471,3 @@ def write_cells(folder: Path, count: int, seed: int, shares: Mapping[str, float]
     write_atomic(readme, NOTICE + "\n")
     write_atomic(manifest, rows.getvalue())
     return manifest
-
-
-def rendered_sheet(per_class: int = 10, seed: int = 0, size: int = 128) -> Image.Image:
-    """A contact sheet of rendered cells, a row for each class, every column from another smear."""
-    smears = [Smear.draw(seed, number) for number in range(per_class)]
-    rows = [
-        (label, [render_cell(label, smear, np.random.default_rng((seed, 3, row, at)), size) for at, smear in enumerate(smears)])
-        for row, label in enumerate(CLASSES)
-    ]
-    return contact_sheet(rows, title="Leukocytes: rendered, not real", note=NOTICE)
