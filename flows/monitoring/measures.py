@@ -7,7 +7,6 @@ Cells of one request are of one smear and alike. So they count as fewer independ
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -169,8 +168,3 @@ def _worth(request: NDArray[np.int64], alike: float) -> float:
     """As how many independent cells those of some requests count (Kish's design effect)."""
     sizes = np.unique(request, return_counts=True)[1].astype(np.float64)
     return float(sizes.sum() / (1 + ((sizes**2).sum() / sizes.sum() - 1) * alike))
-
-
-def together(parts: Sequence[Cells]) -> Cells:
-    """The cells of several, one after the other."""
-    return reduce(Cells.plus, parts, Cells.none())

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from scipy.stats import chi2_contingency, ks_2samp
 
-from flows.monitoring.drift import LEAST, USUAL, Day, Usual, judge
+from flows.monitoring.drift import LEAST, PLAIN, USUAL, Day, Usual, judge
 from flows.monitoring.measures import ALPHA, FLOOR, NAMES, Cells, compare
 from wbc_model.core.reference import MEASURES, WIDTH
 
@@ -70,6 +71,35 @@ def test_cells_of_one_smear_count_as_fewer() -> None:
     assert alike.effective < 25, "five smears are hardly more than five cells, if their cells are alike"
 
 
+def test_of_independent_cells_of_one_class_scipy_says_the_same() -> None:
+    chance = np.random.default_rng(0)
+    now, usual = chance.normal(0.2, 1, (200, WIDTH)).astype(np.float32), chance.normal(0, 1, (300, WIDTH)).astype(np.float32)
+    now[:, 0] = usual[:, 0] = 4
+    for name in NAMES[1:]:
+        tests = [ks_2samp(now[:, n], usual[:, n], method="asymp") for n in range(WIDTH)[MEASURES[name]]]
+        largest = max(tests, key=lambda one: one.statistic)
+        one = compare(name, Cells.independent(now), Cells.independent(usual))
+        assert one is not None
+        assert (one.effect, one.effective) == (pytest.approx(largest.statistic), pytest.approx(200))
+        assert one.p == pytest.approx(min(1, largest.pvalue * len(tests)), rel=0.3), "scipy does not take the limit of many cells"
+    now[:80, 0], usual[:90, 0] = 2, 2
+    one = compare("class", Cells.independent(now), Cells.independent(usual))
+    assert one == pytest.approx((0.4 - 0.3, chi2_contingency([[80, 120], [90, 210]], correction=False).pvalue, 200))
+
+
+def test_what_cells_of_some_requests_are_worth_by_hand() -> None:
+    """Ranks 1 and 2 to 4: mean squares of 3 between and 1 within, 1.5 cells a request, so they are (3 - 1) / (3 + 0.5) alike.
+    Kish: 4 cells in requests of 1 and 3 count as 4 / (1 + (10 / 4 - 1) 4 / 7). Requests of one class each count as cells."""
+    now, usual = np.zeros((4, WIDTH), np.float32), np.zeros((20, WIDTH), np.float32)
+    now[:, MEASURES["stain"]] = [[1], [2], [3], [4]]
+    usual[:, MEASURES["stain"]] = np.linspace(0, 5, 20)[:, None]
+    one = compare("stain", Cells(now, np.array([0, 1, 1, 1])), Cells.independent(usual))
+    assert one is not None
+    assert one.effective == pytest.approx(28 / 13)
+    now[2:, 0] = usual[10:, 0] = 1
+    assert compare("class", Cells(now, np.array([0, 0, 1, 1])), Cells.independent(usual)) == pytest.approx((0, 1, 2))
+
+
 def test_smears_that_differ_are_no_drift() -> None:
     """Five smears a day, each stained a little otherwise: taken as 500 cells, they would be an alarm most days."""
     for seed in range(2):
@@ -115,6 +145,23 @@ def test_small_days_wait_for_the_next() -> None:
     found = [(one.day[-2:], one.state, one.cells) for one in judge(days, Usual(), None)[0] if one.measure == "stain"]
     assert found == [("01", "few", 40), ("02", "few", 80), ("03", "unknown", 120), ("04", "few", 40)]
     assert LEAST == 100
+
+
+def test_a_day_of_just_enough_cells_is_judged_and_a_usual_state_of_enough_is_left() -> None:
+    verdicts, usual = judge([Day("2026-11-01", cells(LEAST, 1))], Usual(), None)
+    assert {one.state for one in verdicts} == {"unknown"}
+    assert (usual.since, usual.through, len(usual.cells)) == ("2026-11-01", "2026-11-01", LEAST)
+    usual = judge([Day("2026-11-02", cells(500, 2))], Usual("2026-11-01", "2026-11-01", cells(USUAL, 3)), None)[1]
+    assert (usual.since, usual.through, len(usual.cells)) == ("2026-11-01", "2026-11-02", USUAL)
+
+
+def test_a_day_that_is_no_alarm_but_no_chance_either_does_not_become_usual() -> None:
+    """Else a slow change would take the usual state along with it."""
+    before = Usual("2026-11-01", "2026-11-01", cells(1500, 1))
+    verdicts, usual = judge([Day("2026-11-02", cells(1500, 2, shift=0.25))], before, None)
+    assert {one.state for one in verdicts} == {"usual"}
+    assert min(one.compared.p for one in verdicts if one.compared) < PLAIN
+    assert usual == Usual("2026-11-01", "2026-11-02", before.cells)
 
 
 def test_a_model_without_an_embedding_is_watched_by_the_rest() -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
-from wbc_model.core.probabilities import softmax
+from wbc_model.core.probabilities import at_bound, softmax
 from wbc_model.evaluation.calibrate import conformal_threshold, fit_temperature, negative_log_likelihood
 from wbc_model.evaluation.metrics import classification_metrics, expected_calibration_error
 
@@ -76,6 +76,23 @@ def test_interval_has_the_width_of_the_binomial():
     assert high == pytest.approx(0.9 + 0.0186, abs=0.003)
 
 
+def test_intervals_are_those_of_cells_that_are_drawn_again_one_by_one():
+    rng = np.random.default_rng(3)
+    labels = rng.choice(5, 200, p=[0.1, 0.1, 0.4, 0.1, 0.3])
+    probabilities = softmax(rng.normal(0, 1.2, (200, 5)) + 2 * np.eye(5)[labels])
+    drawn = []
+    for _ in range(400):
+        cells = rng.integers(0, 200, 200)
+        metrics = classification_metrics(probabilities[cells], labels[cells], resamples=0)
+        recalls = {f"recall_{name}": one["recall"] for name, one in metrics["per_class"].items()}
+        drawn.append(recalls | {name: metrics[name] for name in ("accuracy", "macro_f1", "balanced_accuracy", "ece")})
+    found = classification_metrics(probabilities, labels)["intervals"]
+    assert set(found) == set(drawn[0])
+    for name, limits in found.items():
+        expected = np.percentile([one[name] for one in drawn], [2.5, 97.5])
+        assert limits == pytest.approx(expected, abs=0.25 * (expected[1] - expected[0])), name
+
+
 def test_five_of_five_leave_much_open():
     """Exact limits of 5 of 5: 0.025 ** (1 / 5) = 47.8 % to 100 %; what is no proportion has no interval then."""
     found = classification_metrics(one_hot([0] * 5), np.zeros(5, dtype=int))["intervals"]
@@ -91,6 +108,18 @@ def test_five_of_five_leave_much_open():
 def test_no_cell_is_an_error():
     with pytest.raises(WbcError, match="no labelled cell"):
         classification_metrics(np.empty((0, 5)), np.empty(0, dtype=int))
+
+
+def test_softmax_by_hand():
+    """Logits ln 1 ... ln 4, whatever is added to a row: 1/10 ... 4/10. At a temperature of 1/2 the shares of 1, 4, 9, 16."""
+    logits = np.log([[1, 2, 3, 4], [4, 3, 2, 1]]) + np.array([[5_000], [-5_000]])
+    np.testing.assert_allclose(softmax(logits), [[0.1, 0.2, 0.3, 0.4], [0.4, 0.3, 0.2, 0.1]], rtol=1e-9)
+    np.testing.assert_allclose(softmax(logits, 0.5)[0], np.array([1, 4, 9, 16]) / 30, rtol=1e-9)
+    assert softmax(logits.astype(np.float32)).dtype == np.float64
+
+
+def test_a_temperature_near_a_bound_is_at_it():
+    assert [at_bound(t) for t in (0.05, 0.0504, 0.06, 1, 19, 19.9, 20)] == [True, True, False, False, False, True, True]
 
 
 def test_temperature_is_found():
