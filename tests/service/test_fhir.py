@@ -87,6 +87,23 @@ def test_absolute_observations_where_the_count_is_given() -> None:
     assert critical["interpretation"][0]["coding"][0]["code"] == "LL"
 
 
+def test_limits_and_ranges_are_those_of_the_differential() -> None:
+    """Of percentages with two decimals, of absolute counts with three; exact limits come first, corrected ones after them."""
+    differential = counted()
+    found = resources(document(differential), "Observation")
+    shares = list(differential.classes.values())
+    for observation, share, digits in [(one, of, 2) for one, of in zip(found[:5], shares, strict=True)] + [
+        (one, of.absolute, 3) for one, of in zip(found[5:], shares, strict=True)
+    ]:
+        assert share is not None
+        assert share.corrected is not None
+        limits = [one["valueRange"] for one in observation["component"] if "valueRange" in one]
+        expected = [[round(of.low, digits), round(of.high, digits)] for of in (share.interval, share.corrected)]
+        assert [[one["low"]["value"], one["high"]["value"]] for one in limits] == expected
+        [range_] = observation["referenceRange"]
+        assert (range_["low"]["value"], range_["high"]["value"]) == (share.reference.low, share.reference.high)
+
+
 def test_every_reference_is_resolvable_within_the_bundle() -> None:
     made = document(counted(), performer="Dr A", status="final", report_id="r-1")
     urls = [entry["fullUrl"] for entry in made["entry"]]

@@ -116,6 +116,7 @@ def test_every_class_has_its_percentage_and_its_count() -> None:
     }
     assert {(one[2], one[11], one[18], one[19]) for one in found} == {("NM", "F", "tiny-1^wbc", "20261123093001+0000")}
     assert "95 % limits 52.8 to 72.4" in message()  # Clopper-Pearson of 63 in 100
+    assert "95 % limits 2.11 to 2.90" in message()  # the same of 4.0
 
 
 def test_without_a_leukocyte_count_there_are_percentages_only() -> None:
