@@ -246,6 +246,20 @@ def test_the_draws_of_the_counts_follow_those_of_the_matrix() -> None:
     np.testing.assert_allclose(true_shares(counts, np.zeros(5, np.int64), matrix), expected, rtol=1e-9)
 
 
+@pytest.mark.parametrize("by_person", [[5, 10, 0, 5, 5], [5, 10, 0, 5, 5, 20], [0] * 5])
+def test_where_the_model_never_errs_it_does_not_matter_who_named_a_cell(by_person: list[int]) -> None:
+    """The shares are then a Dirichlet distribution's, of the counts and half a cell a class (of a sixth what is people's part):
+    mean a / n, variance a (n - a) / n² / (n + 1)."""
+    by_model, named = np.array([5, 0, 40, 0, 30]), np.array(by_person)
+    prior = np.full(len(named), 0.5)
+    prior[5:] *= named.sum() / (by_model.sum() + named.sum())
+    a = np.pad(by_model, (0, len(named) - 5)) + named + prior
+    draws, n = true_shares(by_model, named, 10**9 * np.eye(5, dtype=np.int64)), a.sum()
+    spread = np.sqrt(a * (n - a) / n**2 / (n + 1))
+    np.testing.assert_allclose(draws.mean(axis=0) / spread, a / n / spread, atol=0.08)
+    np.testing.assert_allclose(draws.std(axis=0), spread, rtol=0.06)
+
+
 @settings(max_examples=40, deadline=None)
 @given(counts, matrices)
 def test_whatever_the_matrix_the_limits_are_limits_and_the_same_again(seen: list[int], rows: list[list[int]]) -> None:
