@@ -29,11 +29,11 @@ def silent(address: str) -> Iterator[None]:
 
 
 @contextmanager
-def dask_processes(folder: Path, workers: int = 2) -> Iterator[str]:
-    """The address of the scheduler, for `retrain.runner`."""
+def dask_processes(folder: Path, workers: int = 2, code: Path = ROOT) -> Iterator[str]:
+    """The address of the scheduler, for `retrain.runner`. The workers have the `code` of this folder."""
     folder.mkdir()
     told = folder / "scheduler.json"
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(code)}
     dask = [sys.executable, "-m", "dask"]
     commands = [["scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file", str(told)]]
     commands += [["worker", "--scheduler-file", str(told), "--nthreads", "1", "--no-dashboard", "--name", f"w{number}"]

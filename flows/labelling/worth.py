@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from flows.registry.curve import SCORED, read_cycles
+from flows.registry.curve import MODEL, SCORED, read_cycles
 from wbc_model.evaluation.expected_gain import MIN_POINTS, Gain, Point, expected_gain, expected_wrong
 from wbc_model.params import Params
 
@@ -62,7 +62,7 @@ def worth_of(workspace: Path, params: Params, queue: pd.DataFrame) -> Worth:
 
 def _models(cycles: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The cycles, those of one model once: a night without a new label trains nothing, and its point says nothing new."""
-    return list({(row["pools"], row["labels"], row["accuracy"], row["macro_f1"]): row for row in cycles}.values())
+    return list({tuple(row[name] for name in MODEL): row for row in cycles}.values())
 
 
 def _comparable(row: dict[str, Any], last: dict[str, Any]) -> bool:

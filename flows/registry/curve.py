@@ -28,6 +28,7 @@ CURVE_PNG: Final = "reports/learning_curve.png"
 CYCLES: Final = "reports/cycles.json"
 SCORED: Final = "scored"  # in a row: the test cells of its scores with the labels that they had, as a CellFilter
 _KEPT: Final = ("retraining", "cycle", "labels", "accuracy", "macro_f1", "strategy", "pools", "champion")
+MODEL: Final = ("pools", "labels", "accuracy", "macro_f1")  # of a row: alike where two cycles have one model
 _SCORES: Final = ("accuracy", "macro_f1", "n", "intervals")
 
 
@@ -74,9 +75,18 @@ def note_cycle(workspace: Path, retraining: str, row: dict[str, Any], champion: 
     new = {**{name: named[name] for name in _KEPT}, "metrics": _scores(row["metrics"]), SCORED: row.get(SCORED)}
     cycles = read_cycles(workspace)
     others = [old for old in cycles if any(old[name] != new[name] for name in ("retraining", "cycle"))]
-    cycles = [*others, new]  # a word is repeated about the last cycle only
+    cycles = [*_without_idle(others, new), new]  # a word is repeated about the last cycle only
     _write(workspace, cycles)
     return cycles
+
+
+def _without_idle(cycles: list[dict[str, Any]], new: dict[str, Any]) -> list[dict[str, Any]]:
+    """The cycles before a `new` one. Of nights on which nothing was new, whose one cycle has the model of before, only the last
+    is kept: the record of years of them is no longer than that of one."""
+    last = [*cycles, new][-3:]
+    if len({row["retraining"] for row in last}) < 3 or len({tuple(row[name] for name in MODEL) for row in last}) > 1:
+        return cycles
+    return [*cycles[:-2], {**last[0], "champion": last[0]["champion"] or last[1]["champion"]}]
 
 
 def _moment(retraining: str) -> str:

@@ -15,7 +15,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
-from wbc_model.core.errors import WbcError
+from wbc_model.code_version import package_version
+from wbc_model.core.errors import WbcError, counted
 from wbc_model.params import RetrainParams
 from wbc_model.spread import spread_by
 
@@ -56,7 +57,10 @@ def spread(params: RetrainParams, workers: int | None = None) -> Iterator[None]:
 
         @functools.cache
         def client() -> Client:  # of work that has several parts only: starting a cluster takes seconds
-            return stack.enter_context(connected(stack.enter_context(cluster(params, workers))))
+            client = stack.enter_context(connected(stack.enter_context(cluster(params, workers))))
+            if params.scheduler:
+                _check_code(client, params.scheduler)
+            return client
 
         with spread_by(lambda work, parts: on_cluster(client(), work, parts)):
             yield
@@ -112,10 +116,25 @@ def connected(address: str) -> Iterator[Client]:
 
 
 def check_runner(params: RetrainParams) -> None:
-    """Raises WbcError where no scheduler answers at the address in `retrain.runner`: nothing starts then."""
+    """Raises WbcError where no scheduler answers at the address in `retrain.runner`, or its workers have another code: nothing
+    starts then."""
     if params.scheduler:
         with connected(params.scheduler) as client:
             await_workers(client, params.scheduler)
+            _check_code(client, params.scheduler)
+
+
+def _check_code(client: Client, address: str) -> None:
+    """Raises WbcError where a worker has another code than this process, or none: under the same names of files it would write
+    what another release makes."""
+    mine = package_version("wbc_model")
+    theirs = client.run(package_version, "wbc_model", on_error="return")  # an older release raises: it is another one
+    others = sorted(worker for worker, its in theirs.items() if its != mine)
+    if others:
+        raise WbcError(
+            f"{counted(len(others), 'worker')} of the Dask cluster at {address} ({others[0]} first) must have this release of "
+            "wbc: install it there and start these workers again, or set retrain.runner to local"
+        )
 
 
 def await_workers(client: Client, address: str) -> int:

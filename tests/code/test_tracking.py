@@ -166,6 +166,22 @@ def test_the_curve_has_the_cycles_of_all_retrainings(tmp_path: Path) -> None:
         read_cycles(tmp_path)
 
 
+def test_years_of_nights_without_a_new_label_are_one_point_more(tmp_path: Path) -> None:
+    for number in range(2):
+        note_cycle(tmp_path, "20261129-131744-040", cycle(number, f"pools-v{number + 1}"))
+    for night in range(1, 8):
+        key = f"202612{night:02}-020000-000"
+        note_cycle(tmp_path, key, cycle(1, "pools-v2"))
+        note_cycle(tmp_path, key, cycle(1, "pools-v2"), champion=night == 3)
+    told = [(row["retraining"], row["cycle"], row["champion"]) for row in read_cycles(tmp_path)]
+    first, second, night_after = ("2026-11-29 13:17:44", 0, False), ("2026-11-29 13:17:44", 1, True), "2026-12-07 02:00:00"
+    assert told == [first, second, (night_after, 1, False)]
+    note_cycle(tmp_path, "20261207-020000-000", cycle(2, "pools-v3"))
+    assert [row["retraining"] for row in read_cycles(tmp_path)][2:] == [night_after] * 2, "the point that its line begins with"
+    note_cycle(tmp_path, "20261208-020000-000", cycle(2, "pools-v3"))
+    assert len(read_cycles(tmp_path)) == 5
+
+
 def test_nights_without_a_new_label_make_the_expected_gain_no_surer(made: Path, tmp_path: Path) -> None:
     params, asked = read_params(made / "params.yaml"), pd.DataFrame({"probability": ["0.5"] * 20})
 

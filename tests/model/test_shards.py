@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import os
 import pickle
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.dask_processes import dask_processes, silent
+from tests.dask_processes import ROOT, dask_processes, silent
 from tests.data.conftest import blobs, encoded
 from tests.data.test_archives import in_parquet, in_tar, in_zip, taken_in, unpacked
 from tests.model.conftest import tiny_params
@@ -304,6 +305,21 @@ def test_a_scheduler_that_falls_silent_is_a_line(tmp_path: Path, monkeypatch: py
             assert time.monotonic() - began < 20
             with pytest.raises(WbcError, match="has stopped answering"):
                 module.await_workers(client, address)
+
+
+@pytest.mark.slow
+def test_workers_of_another_release_are_refused_before_anything_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows.shards.cluster import check_runner
+
+    code = tmp_path / "code"
+    for package in ("wbc_model", "flows", "serving"):
+        shutil.copytree(ROOT / package, code / package, ignore=shutil.ignore_patterns("__pycache__"))
+    with (code / "wbc_model/spread.py").open("a") as module:
+        module.write("\nOLDER = True\n")
+    monkeypatch.setattr("flows.shards.cluster.CONNECT_SECONDS", 60)
+    refused = r"1 worker of the Dask cluster at tcp\S* \(tcp\S* first\) must have this release of wbc"
+    with dask_processes(tmp_path / "dask", workers=1, code=code) as address, pytest.raises(WbcError, match=refused):
+        check_runner(DASK.model_copy(update={"runner": address}))
 
 
 def deadly(number: int) -> int:
