@@ -122,14 +122,19 @@ class Stack:
     def up(self, *names: str) -> None:
         """Start services, after those that they wait for, and wait until each is healthy or has ended well."""
         for name in names:
-            if name == "owners":
-                continue  # volumes are folders of ours
-            for other in waits_for(self.services[name]):
+            self._up(name, wait=True)
+
+    def _up(self, name: str, wait: bool) -> None:
+        if name == "owners":
+            return  # volumes are folders of ours
+        if name not in self.running:
+            for other, how in waits_for(self.services[name]).items():
                 if other not in self.running:
-                    self.up(other)
+                    self._up(other, wait=how["condition"] != "service_started")
             if name == "postgres":
                 self._make_databases()
             self._start(name)
+        if wait:
             self._wait(name)
 
     def _start(self, name: str) -> None:

@@ -52,7 +52,16 @@ def test_every_container_has_as_little_power_as_it_needs() -> None:
         if name != "postgres":
             assert service["read_only"], name
         for port in service.get("ports", ()):
-            assert name == "service" or port.startswith("127.0.0.1:"), name
+            assert name == "nginx" or port.startswith("127.0.0.1:"), name
+
+
+def test_who_starts_again_takes_nobodys_network_along() -> None:
+    """The service starts again until it has a model, and at each `stack restart service`. Whoever shared a network of its own
+    would then be cut off, for good (docker/compose#6626)."""
+    owners = {service["network_mode"] for service in services().values() if "service:" in service.get("network_mode", "")}
+    assert owners == {"service:nginx"}
+    assert "depends_on" not in services()["nginx"], "it waits for nobody, and answers 503 meanwhile"
+    assert services()["service"]["depends_on"]["nginx"] == {"condition": "service_started", "restart": True}
 
 
 def test_what_containers_say_does_not_fill_the_disk() -> None:
