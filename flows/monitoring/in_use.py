@@ -2,14 +2,16 @@
 
 Each cell of a report whose image is kept has the same chance, by a hash of where it is. So all that were read weigh the same.
 Cells that nobody has read yet, or that are disputed, count when they are settled. A cell that readers call none of the five
-classes was named wrong.
+classes was named wrong. Cells of one specimen are alike, so they count as fewer independent ones.
 """
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
 
 from flows.monitoring.alarms import RECALL, Alarm, note
 from wbc_model.core.classes import CLASSES
@@ -108,21 +110,19 @@ def measure(store: "Store", site: str, floors: Mapping[str, float]) -> list[tupl
     """Keep how right each model is in use; returns the models with the classes whose recall has come under its floor since. These
     alarms are to be told.
 
-    The limits are exact (Clopper & Pearson 1934). A recall is under its floor where its upper limit is.
+    The limits are those of `limits`, by specimens. A recall is under its floor where its upper limit is.
     """
     from serving.reports.tables import InUse
 
     new, at = [], datetime.now(UTC)
     for model, said in _settled(store, site).items():
-        counts = {"": (len(said), sum(truth == named for truth, named in said))}
-        for label in CLASSES:
-            of_class = [named for truth, named in said if truth == label]
-            counts[label] = len(of_class), of_class.count(label)
+        counts = {label: by_specimen(one for one in said if label in ("", one.truth)) for label in ("", *CLASSES)}
         under = []
         with store.writing() as session:
-            for label, (cells, right) in counts.items():
+            for label, specimens in counts.items():
                 floor = floors.get(label)
-                low, high = limits(right, cells, (1 - LIMITS) / 2)
+                right, cells = sum(one for one, _ in specimens), sum(number for _, number in specimens)
+                low, high = limits(specimens, (1 - LIMITS) / 2)
                 alarm = floor is not None and high < floor
                 before = session.get(InUse, (site, model, label))
                 if alarm and (before is None or not before.alarm):
@@ -135,26 +135,63 @@ def measure(store: "Store", site: str, floors: Mapping[str, float]) -> list[tupl
     return new
 
 
-def _settled(store: "Store", site: str) -> dict[str, list[tuple[str, str]]]:
-    """By model what each settled cell is and what the model named it; a cell that was asked about twice counts once."""
-    from sqlalchemy import select
+class Read(NamedTuple):
+    """A settled cell: its specimen (its report, where that has no number), what it is, and what the model named it."""
+
+    specimen: str
+    truth: str
+    named: str
+
+
+def _settled(store: "Store", site: str) -> dict[str, list[Read]]:
+    """By model each settled cell; one that was asked about twice counts once, with its first report."""
+    from sqlalchemy import func, select
 
     from serving.reports.labelling_tables import Asked, Queue
+    from serving.reports.tables import Cell, Report
 
-    prefix = queue_name(site, "")
-    query = select(Queue.model_version, Asked.sha256, Asked.answer, Asked.predicted)
-    query = query.join(Queue, Queue.id == Asked.queue_id).where(Asked.state == "agreed", Queue.workspace.startswith(prefix))
-    found = defaultdict[str, dict[str, tuple[str, str]]](dict)
+    specimen = func.coalesce(Report.specimen_id, Report.id)
+    query = select(Queue.model_version, Asked.sha256, specimen, Asked.answer, Asked.predicted)
+    query = query.join(Queue, Queue.id == Asked.queue_id).join(Cell, Cell.sha256 == Asked.sha256)
+    query = query.join(Report, Report.id == Cell.report_id)
+    query = query.where(Asked.state == "agreed", Queue.workspace.startswith(queue_name(site, "")))
+    found = defaultdict[str, dict[str, Read]](dict)
     with store.reading() as session:
-        for model, sha256, answer, predicted in session.execute(query.order_by(Asked.agreed_at)).tuples():
-            found[model][sha256] = str(answer), predicted
+        for model, sha256, of, answer, predicted in session.execute(
+            query.order_by(Asked.agreed_at, Report.created_at.desc())
+        ).tuples():
+            found[model][sha256] = Read(of, str(answer), predicted)
     return {model: list(cells.values()) for model, cells in found.items()}
 
 
-def limits(right: int, cells: int, tail: float) -> tuple[float, float]:
-    """Exact limits of a share, each missed with a chance of `tail`; 0 and 1 where nothing was read."""
+def by_specimen(said: Iterable[Read]) -> list[tuple[int, int]]:
+    """Of each specimen how many of its cells the model named right, and how many they are."""
+    counts = defaultdict[str, list[bool]](list)
+    for one in said:
+        counts[one.specimen].append(one.truth == one.named)
+    return [(sum(right), len(right)) for right in counts.values()]
+
+
+def limits(specimens: Sequence[tuple[int, int]], tail: float) -> tuple[float, float]:
+    """Limits of the share of cells that are right, each missed with a chance of `tail`, from (right, cells) of each specimen.
+
+    They are exact (Clopper & Pearson 1934) where each specimen has one cell; 0 and 1 where there is none. Else the cells count
+    as fewer: they are divided by the design effect (Kish 1965; Korn & Graubard 1998). That is the variance of the share by
+    specimens, over that of as many independent cells. Few specimens may be alike by chance. So the variances are taken with two
+    more of the usual size, one all right and one all wrong.
+    """
     from scipy.stats import beta
 
-    low = 0.0 if right == 0 else float(beta.ppf(tail, right, cells - right + 1))
-    high = 1.0 if right == cells else float(beta.ppf(1 - tail, right + 1, cells - right))
+    if not specimens:
+        return 0.0, 1.0
+    counts = np.array(specimens, np.float64)
+    right, cells = counts.sum(axis=0)
+    usual = (counts[:, 1] ** 2).sum() / cells
+    more = np.concatenate([counts, [(usual, usual), (0, usual)]])
+    share, all_ = more[:, 0].sum() / more[:, 1].sum(), more[:, 1].sum()
+    spread = ((more[:, 0] - share * more[:, 1]) ** 2).sum() / (all_ * share * (1 - share))
+    worth = cells / max(spread, 1.0)
+    hits = worth * right / cells
+    low = 0.0 if right == 0 else float(beta.ppf(tail, hits, worth - hits + 1))
+    high = 1.0 if right == cells else float(beta.ppf(1 - tail, hits + 1, worth - hits))
     return low, high

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
 from readers import next_of, says
 from sqlalchemy import select, update
@@ -119,7 +120,8 @@ def test_old_and_withdrawn_reports_are_not_drawn_from(store: Store) -> None:
 
 def test_a_class_that_is_missed_for_certain_is_an_alarm_once(store: Store) -> None:
     site = ward(1.0)
-    reported(store, FILES, SAID)
+    for at in range(0, len(FILES), 5):
+        reported(store, FILES[at : at + 5], SAID[at : at + 5])
     draw(store, site)
     assert read_all(store, site, wrong=("Neutrophil", "Monocyte")) == 40
     assert measure(store, site.name, FLOORS) == [("v1", ("Eosinophil",))]
@@ -132,15 +134,48 @@ def test_a_class_that_is_missed_for_certain_is_an_alarm_once(store: Store) -> No
     assert agreed(store, "ward") == [], "no retraining takes what tests the model"
 
 
+def test_a_class_that_is_missed_in_one_specimen_only_is_no_alarm(store: Store) -> None:
+    """Its cells are alike: a second specimen of the ward may have none of them. Two reports of one number are one specimen."""
+    site = ward(1.0)
+    for at in (0, 20):
+        reported(store, FILES[at : at + 20], SAID[at : at + 20], specimen="S-1")
+    draw(store, site)
+    assert read_all(store, site, wrong=("Neutrophil", "Monocyte")) == 40
+    assert measure(store, site.name, FLOORS) == []
+    assert found(store)["Eosinophil"] == (24, 8, False)
+
+
 @pytest.mark.parametrize(("right", "cells"), [(0, 0), (0, 5), (5, 5), (37, 40), (1, 200)])
-def test_limits_are_exact(right: int, cells: int) -> None:
+def test_limits_are_exact_where_each_specimen_has_one_cell(right: int, cells: int) -> None:
     """At its own limit a share would give as many right, or more (fewer), with the chance that it is missed with."""
     from scipy.stats import binom
 
-    low, high = limits(right, cells, 0.005)
+    low, high = limits([(int(place < right), 1) for place in range(cells)], 0.005)
     assert low <= (right / cells if cells else 0.5) <= high
     if right:
         assert binom.sf(right - 1, cells, low) == pytest.approx(0.005)
     if right < cells:
         assert binom.cdf(right, cells, high) == pytest.approx(0.005)
     assert (low, high) == (0, 1) or cells
+
+
+@pytest.mark.parametrize(("alike", "specimens", "size", "share"), [(0.8, 4, 4, 0.8), (0.3, 10, 10, 0.8), (0.2, 60, 6, 0.9)])
+def test_limits_hold_where_cells_of_a_specimen_are_alike(alike: float, specimens: int, size: int, share: float) -> None:
+    """Each limit may be missed in 5 of 1000 cases. Were the cells taken as independent, the upper one would be in 30 or more."""
+    rng, missed = np.random.default_rng(7), np.zeros(3)
+    a, b = (one * (1 - alike) / alike for one in (share, 1 - share))
+    for _ in range(1000):
+        cells = 1 + rng.poisson(size - 1, specimens)
+        right = rng.binomial(cells, rng.beta(a, b, specimens))
+        low, high = limits(list(zip(right.tolist(), cells.tolist(), strict=True)), 0.005)
+        _, as_independent = limits([(int(at < right.sum()), 1) for at in range(cells.sum())], 0.005)
+        missed += (low > share, high < share, as_independent < share)
+    assert missed[:2].max() <= 10
+    assert missed[2] >= 30
+
+
+def test_of_few_specimens_that_agree_nobody_concludes_as_from_many_cells() -> None:
+    """Nothing says how alike their cells are, so they count as little more than one each."""
+    assert limits([(0, 10)], 0.005)[1] > 0.99
+    assert limits([(0, 10)] * 2, 0.005)[1] > 0.8
+    assert limits([(10, 10)] * 3, 0.005)[0] < 0.3

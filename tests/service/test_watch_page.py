@@ -36,7 +36,7 @@ def watched(linear_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     serve(store, 6, cells(90, 7), "Zweigstelle")
     with store.writing() as session:
         for label, (read, right) in {"": (200, 199), "Monocyte": (40, 20)}.items():
-            low, high = limits(right, read, 0.005)
+            low, high = limits([(1, 1)] * right + [(0, 1)] * (read - right), 0.005)
             numbers = {"cells": read, "right": right, "low": low, "high": high, "floor": high + 0.001 if label else None}
             session.add(InUse(site=SITE, model_version="m-1", label=label, alarm=bool(label), at=datetime.now(UTC), **numbers))
     store.close()
@@ -93,7 +93,7 @@ def test_what_is_not_all_and_what_is_under_its_floor_is_written_so(watched: Serv
     page.goto(f"{watched.url}/watch?lang=en#key={KEY}")
     everything, monocytes = (page.locator("tr", has_text=text) for text in ("199 of 200", "20 of 40"))
     expect(everything).to_contain_text("99.5%")
-    low, high = limits(20, 40, 0.005)
+    low, high = limits([(1, 1), (0, 1)] * 20, 0.005)
     expect(monocytes).to_contain_text(f"{low:.0%} to {high:.1%}")
     expect(monocytes.locator(".alarm")).to_have_text(f"under {high + 0.001:.1%}")
     page.close()
