@@ -26,6 +26,7 @@ WBC_NOTIFY: Final = "WBC_NOTIFY"
 LOG: Final = ".wbc/logs/schedule.log"  # what went wrong: `wbc status` shows it
 NEWS: Final = ".wbc/logs/news.log"
 RETRAINING_FAILED: Final = "the scheduled retraining failed"
+WATCH_FAILED: Final = "the watch for labels failed"
 _SECONDS: Final = 15
 
 
@@ -118,7 +119,7 @@ def _block(name: str, workspace: Path, line: str) -> None:
         raise WbcError(f"Prefect's block {name}: {' '.join(str(error).split()) or type(error).__name__}") from None
 
 
-def tell_failure(workspace: Path, message: str) -> None:
-    """Say in one line that a scheduled run failed, and why."""
+def tell_failure(workspace: Path, message: str, what: str = RETRAINING_FAILED) -> None:
+    """Say in one line that a scheduled run failed, and why. `what` failed is one of the two above."""
     why = re.sub(r"^Flow run encountered an exception: (?:WbcError: )?", "", message)
-    tell(workspace, f"{workspace}: {RETRAINING_FAILED}: {why}")
+    tell(workspace, f"{workspace}: {what}: {why}")

@@ -4,9 +4,10 @@ What `wbc schedule` calls them at the server carries the workspace's name. A ret
 holds no process, slot or worker, and the watch resumes it when enough cells are agreed, or the time is up.
 """
 
+import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from uuid import uuid4
 
 from prefect import flow, get_run_logger, runtime, suspend_flow_run
@@ -14,7 +15,7 @@ from prefect.context import FlowRunContext
 
 from flows.guard import watch_flow
 from flows.labels import take_waiting
-from flows.notify import tell, tell_failure
+from flows.notify import WATCH_FAILED, tell, tell_failure
 from flows.retraining import people
 from flows.retraining.prefect_api import (
     BY_SCHEDULE,
@@ -30,10 +31,14 @@ from flows.retraining.run import check_before
 from flows.state import Busy, State, hold_lock, is_locked, new_labels, read_state
 from wbc_model.cells.pools import Pools
 from wbc_model.core.errors import WbcError
+from wbc_model.core.files import write_atomic
 from wbc_model.params import read_params
 
 if TYPE_CHECKING:
     from flows.retraining.flow import Outcome
+
+_WATCH_TOLD: Final = ".wbc/watch-told"  # why the watch for labels failed, as it was told
+_A_DAY: Final = 86_400  # seconds
 
 
 def retraining(workspace: Path, commit: bool) -> Any:
@@ -136,13 +141,33 @@ def _failed(flow: Any, flow_run: Any, state: Any) -> None:
     tell_failure(Path(flow_run.parameters["workspace"]), state.message or state.name)
 
 
+def _watch_failed(flow: Any, flow_run: Any, state: Any) -> None:
+    """Tell of a failed watch, but not again each minute: the same failure is told once a day until a watch goes well."""
+    workspace, why = Path(flow_run.parameters["workspace"]), state.message or state.name
+    told = workspace / _WATCH_TOLD
+    if told.exists() and time.time() - told.stat().st_mtime < _A_DAY and told.read_text(encoding="utf-8") == why:
+        return
+    write_atomic(told, why)
+    tell_failure(workspace, why, WATCH_FAILED)
+
+
+def _watch_went_well(flow: Any, flow_run: Any, state: Any) -> None:
+    (Path(flow_run.parameters["workspace"]) / _WATCH_TOLD).unlink(missing_ok=True)
+
+
 @flow(name="retraining", flow_run_name=_run_name, on_failure=[_failed], on_crashed=[_failed])
 def scheduled_flow(workspace: str, commit: bool = False) -> Any:
     """A retraining of the workspace, unless one is running."""
     return retraining(Path(workspace), commit)
 
 
-@flow(name="label-watch", flow_run_name=_run_name, on_failure=[_failed], on_crashed=[_failed])
+@flow(
+    name="label-watch",
+    flow_run_name=_run_name,
+    on_failure=[_watch_failed],
+    on_crashed=[_watch_failed],
+    on_completion=[_watch_went_well],
+)
 def label_watch_flow(workspace: str, retraining: str = "") -> int:
     """Take in what people agreed on; have a retraining go on, or begin, when that is enough. `retraining` names its deployment
     (FLOW/NAME) where `wbc schedule` does not serve it."""

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import json
+import os
 import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -74,6 +75,25 @@ def watch(
     standing = people.Standing(wait, None, None, [{"code": "queue_gone"}])
     monkeypatch.setattr(people, "stand", lambda path, show: standing)
     assert deployed.label_watch(workspace, "retraining/march") == new
+
+
+def test_a_watch_that_fails_each_minute_says_so_once(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    hooks, run = deployed.label_watch_flow, SimpleNamespace(parameters={"workspace": str(tmp_path)})
+
+    def ends(hooks: list[Any], message: str = "") -> int:
+        for hook in hooks:
+            hook(None, run, SimpleNamespace(message=message, name="Failed"))
+        log = tmp_path / notify.LOG
+        return len(log.read_text().splitlines()) if log.exists() else 0
+
+    failed, well = hooks.on_failure_hooks, hooks.on_completion_hooks
+    told = [ends(failed, "no label log"), ends(failed, "no label log"), ends(failed, "row 7"), ends(failed, "row 7")]
+    assert told == [1, 1, 2, 2], "what is new is told"
+    assert [ends(well), ends(failed, "row 7"), ends(failed, "row 7")] == [2, 3, 3], "it had gone well in between"
+    os.utime(tmp_path / ".wbc/watch-told", (0, 0))
+    assert ends(failed, "row 7") == 4, "`wbc status` shows a line for a day"
+    assert f"{notify.WATCH_FAILED}: row 7" in (tmp_path / notify.LOG).read_text()
 
 
 ENOUGH, TOO_FEW = Wait(20, 17, 17), Wait(20, 16, 17)
