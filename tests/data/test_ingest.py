@@ -17,7 +17,7 @@ from tests.pools import ingest
 from wbc_model.cells import merge
 from wbc_model.cells.conflicts import open_conflicts
 from wbc_model.cells.ingest import IngestReport
-from wbc_model.cells.manifest import read_manifest
+from wbc_model.cells.manifest import group_name, read_manifest
 from wbc_model.cells.pools import Pools, update
 from wbc_model.cells.rejections import quarantined
 from wbc_model.cells.split import choose_sides, reveal
@@ -336,16 +336,21 @@ def test_a_group_that_comes_later_keeps_its_cells_on_one_side(tmp_path: Path, ce
     assert [entry.detail for entry in other.rejections] == ["its cell is of another group in the pools"]
 
 
-def test_a_group_is_one_however_its_accent_is_written(tmp_path: Path, cell: Cell, params: Params) -> None:
+@pytest.mark.parametrize("forms", [tuple(unicodedata.normalize(form, "Süd 7") for form in ("NFC", "NFD")), ("7", "7.0")])
+def test_a_group_is_one_however_it_is_written(tmp_path: Path, cell: Cell, params: Params, forms: tuple[str, str]) -> None:
+    """A Mac takes an accent apart, and a spreadsheet makes 7.0 of a 7 where another row has no number."""
     data, source, columns = tmp_path / "w" / "data", tmp_path / "source", ("path", "label", "split", "group")
-    name = "Süd 7"
-    forms = [unicodedata.normalize(form, name) for form in ("NFC", "NFD")]
     ingest(write_manifest(source, [(cell("0.png", 0), "Basophil", "test", forms[1])], columns), data, params)
     update(data / "pools", lambda pools: Pools({**pools.frames, "test": pools.frames["test"].assign(group=forms[1])}))
     later = [(cell(f"{n}.png", n), "Basophil", "", forms[n % 2]) for n in range(1, 8)]
     assert ingest(write_manifest(source, later, columns), data, params).added["test"] == 7, (
         "an earlier version kept it as it came"
     )
+
+
+@pytest.mark.parametrize("text", ["7.5", "7.0.0", "v7.0", "7.", ".0", "07"])
+def test_what_only_looks_like_a_whole_number_is_another_group(text: str) -> None:
+    assert group_name(text) == text
 
 
 def test_the_row_that_stays_has_what_any_row_of_its_cell_says(tmp_path: Path, cell: Cell, params: Params) -> None:

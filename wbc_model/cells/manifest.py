@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import stat
 import sys
 import unicodedata
@@ -25,6 +26,7 @@ from wbc_model.spread import part_size, threads
 
 REQUIRED: Final = ("path",)
 OPTIONAL: Final = ("label", "split", "group")
+_WHOLE_NUMBER: Final = re.compile(r"^(\d+)\.0+$", re.ASCII)
 SPLITS: Final = {
     "": "",
     **dict.fromkeys(("train", "training"), "train"),
@@ -240,8 +242,9 @@ def _csv_rows(sheet: Sheet, names: Mapping[str, str]) -> Iterator[ManifestRow]:
 
 
 def group_name(text: str) -> str:
-    """A slide or patient as all call it: Windows and a Mac write one letter with an accent in two ways."""
-    return sys.intern(unicodedata.normalize("NFC", text.strip()))
+    """A slide or patient as all call it: Windows and a Mac write one letter with an accent in two ways, and a column of numbers
+    with a gap in it is exported as 7.0 where it was 7."""
+    return sys.intern(_WHOLE_NUMBER.sub(r"\1", unicodedata.normalize("NFC", text.strip())))
 
 
 def folder_label(text: str, names: Mapping[str, str]) -> str:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
-from unicodedata import normalize
 
 import pandas as pd
 
@@ -371,8 +370,9 @@ def _homes(pools: Pools, rows: list[Row], existing: dict[str, Present]) -> Homes
     """For each group of these rows a cell of it on each side where it has any: in the pools, and among the cells of the pools
     that are of it by these rows."""
     names = {row.group for row in rows} - {""}
-    names |= {normalize("NFD", name) for name in names}  # as earlier versions kept what a Mac had written
-    table = Pools({name: frame[frame["group"].isin(list(names))] for name, frame in pools.frames.items()}).table()
+    kept = {name: frame["group"].unique() for name, frame in pools.frames.items()}  # earlier versions kept them as they came
+    theirs = {name: [group for group in groups if group_name(group) in names] for name, groups in kept.items()}
+    table = Pools({name: frame[frame["group"].isin(theirs[name])] for name, frame in pools.frames.items()}).table()
     table = table.assign(side=sides(table), group=table["group"].map(group_name)).drop_duplicates(["group", "side"])
     homes: Homes = {}
     for path, sha256, label, group, side in table[["path", "sha256", "label", "group", "side"]].to_numpy():
