@@ -170,6 +170,9 @@ def labels_test_command(
         fresh_cells.export(workspace, export, images)
         result["wrote"] = [*result["wrote"], str(export), *([str(images)] if images else [])]
     lines = [f"{counted(result['drawn'], 'cell')} drawn, {result['labelled']} of them labelled by the oracle"] if draw else []
+    lines += (
+        ["they are more than you asked for: a group (a slide or patient) goes whole"] if draw and result["drawn"] > draw else []
+    )
     limit = "" if result["max_comparisons"] == sys.maxsize else f" of {result['max_comparisons']}"  # none where gate.alpha is 0
     lines += [f"test pool: {counted(result['cells'], 'cell')}, compared on {counted(result['comparisons'], 'time')}{limit}"]
     lines += [result["asks"]] if result["asks"] else []

@@ -29,7 +29,8 @@ CELLS: Final = "reports/gate_cells.json"  # by the name of a test pool, the cell
 
 def draw(workspace: Path, count: int) -> dict[str, Any]:
     """Draw unlabelled cells for the test pool at random, whole groups at a time; where the oracle answers (retrain.annotator),
-    their labels are taken in at once. Raises WbcError where there are too few that can go there."""
+    their labels are taken in at once. They are `count`, or a few more where groups do not add up to it. Raises WbcError where there are
+    too few that can go there."""
     drawn: list[str] = []
     taken = quarantined(workspace / "data")
     if (workspace / "data/queue.csv").exists():
@@ -37,11 +38,14 @@ def draw(workspace: Path, count: int) -> dict[str, Any]:
 
     def change(pools: Pools) -> Pools:
         units = _units(pools, taken | set(pools.drawn()["sha256"]))
-        order = np.random.default_rng().permutation(len(units))
-        for place in order:
-            if len(drawn) >= count:
-                break
-            drawn.extend(units[place])
+        larger = []
+        for place in np.random.default_rng().permutation(len(units)):
+            if len(drawn) + len(units[place]) <= count:
+                drawn.extend(units[place])
+            else:
+                larger.append(units[place])
+        if larger and len(drawn) < count:
+            drawn.extend(min(larger, key=len))  # each of them is more than what is lacking
         if len(drawn) < count:
             raise WbcError(
                 f"only {len(drawn)} of the {count} cells that you ask for can go to the test pool: the others are in the queue, "

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from typer.testing import CliRunner
@@ -108,6 +109,19 @@ def test_a_group_is_drawn_whole_and_not_where_training_has_a_part_of_it(site: Pa
     first = drawn["sha256"].iloc[0]
     decide(site, first, "Basophil", "Ada", "seen", 1)  # its group is on the test's side already
     assert first in set(pools(site).frames["test"]["sha256"])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "count", "drawn"), [([30, 4, 3], 7, 7), ([30, 9], 5, 9), ([30, 2, 2], 5, 34), ([5, 30], 6, 35)]
+)
+def test_no_more_are_drawn_than_whole_groups_make_necessary(site: Path, sizes: list[int], count: int, drawn: int) -> None:
+    """A draw of five took a patient of thirty, where others were of a few cells."""
+    now = pools(site)
+    frame, names = now.frames["unlabelled"], np.repeat([f"smear-{size}-{place}" for place, size in enumerate(sizes)], sizes)
+    frame["group"] = [*names, *["large"] * (len(frame) - len(names))]
+    now.frames["labelled"].loc[0, "group"] = "large"
+    now.write(site / "data/pools")
+    assert fresh_cells.draw(site, count)["drawn"] == drawn
 
 
 def test_the_oracle_answers_at_once_where_it_is_the_annotator(site: Path) -> None:
