@@ -335,7 +335,7 @@ def _settled(workspace: Path, sha256s: set[str]) -> dict[Path, str]:
 
 def _behind(pools: Pools, log: pd.DataFrame, record: pd.DataFrame) -> pd.DataFrame:
     """The answers that count and that the pools do not know: what is none of the five by the record, else the last row of the log
-    with the `cycle` of the cell's first row."""
+    with the `cycle` of the cell's first row. The oracle's word never supersedes the label of a cell that has one."""
     last = log.drop_duplicates("sha256", keep="last").set_index("sha256")
     last["cycle"] = log.drop_duplicates("sha256").set_index("sha256")["cycle"]
     called = standing(record).set_index("sha256")
@@ -343,7 +343,8 @@ def _behind(pools: Pools, log: pd.DataFrame, record: pd.DataFrame) -> pd.DataFra
     labels = pools.cells(last.index).set_index("sha256")["label"]
     labels.update(pools.none_of_five().set_index("sha256")["answer"])
     last = last[last.index.isin(labels.index)]
-    return last[last["label"] != labels.reindex(last.index)].reset_index()
+    present = labels.reindex(last.index)
+    return last[(last["label"] != present) & ~((last["labelled_by"] == "oracle") & (present != ""))].reset_index()
 
 
 def check_known(workspace: Path) -> None:

@@ -33,7 +33,7 @@ from flows.labels import (
 )
 from flows.pipeline.stages import query
 from tests.pools import ingest
-from wbc_model.cells.pools import Pools
+from wbc_model.cells.pools import Pools, update
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
 from wbc_model.params import Params, read_params
@@ -124,6 +124,21 @@ def test_labels_of_a_later_version_are_replayed_only_when_somebody_asks(workspac
     assert replay(workspace) == 2
     assert Pools.read(workspace / "data/pools").version() == expected
     assert replay(workspace) == 0
+
+
+@pytest.mark.parametrize(("by", "label"), [("oracle", "Monocyte"), ("anna", "Basophil")])
+def test_an_old_word_of_the_oracle_does_not_win_over_a_corrected_manifest(workspace: Path, by: str, label: str) -> None:
+    """Pools that were made anew have the manifest's label, the log an earlier one. A person's word supersedes the manifest's."""
+    before = {path: path.read_bytes() for path in (workspace / "data/pools").iterdir()}
+    record(workspace, rows(workspace, ["Basophil"], by), 2)
+    for path, content in before.items():
+        path.write_bytes(content)
+    [sha256] = rows(workspace, ["Monocyte"])["sha256"]
+    manifests = rows(workspace, ["Monocyte"], "manifest")
+    update(workspace / "data/pools", lambda pools: pools.label(manifests, 0))
+    assert replay(workspace) == (by == "anna")
+    check_replayed(workspace)
+    assert Pools.read(workspace / "data/pools").cells({sha256})["label"].tolist() == [label]
 
 
 @pytest.mark.parametrize("survives", range(4))
