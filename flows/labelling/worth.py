@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from flows.registry.curve import MODEL, SCORED, read_cycles
+from flows.registry.curve import MODEL, SCORED, SIZE, read_cycles
 from wbc_model.evaluation.expected_gain import MIN_POINTS, Gain, Point, expected_gain, expected_wrong
 from wbc_model.params import Params
 
@@ -26,7 +26,7 @@ class Worth:
         """In one sentence, for people."""
         gain = self.gain
         if gain.expected is None or gain.low is None or gain.high is None:
-            have = f"{gain.points} of at least {MIN_POINTS} rounds were trained and scored on the same test cells"
+            have = f"{gain.points} of at least {MIN_POINTS} rounds of this preset were scored on the same test cells"
             return f"what the next labels gain cannot be said yet: {have}"
         by = f"{gain.more} more labels are expected to raise the accuracy by {100 * gain.expected:.1f} points"
         limits = f"95 % limits {100 * gain.low:.1f} to {100 * gain.high:.1f}"
@@ -50,7 +50,8 @@ class Worth:
 
 
 def worth_of(workspace: Path, params: Params, queue: pd.DataFrame) -> Worth:
-    """What the answers to this `queue` (columns QUEUE) are worth, by all cycles that were scored on the last one's test cells.
+    """What the answers to this `queue` (columns QUEUE) are worth, by all cycles that were trained with the last one's preset and
+    scored on its test cells.
 
     A gain that the gate would not even notice as a loss (`gate.max_accuracy_drop`) is not worth a batch.
     """
@@ -66,8 +67,9 @@ def _models(cycles: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _comparable(row: dict[str, Any], last: dict[str, Any]) -> bool:
-    """Whether a cycle was scored on the same cells with the same labels."""
-    return row["labels"] > 0 and row.get(SCORED) == last.get(SCORED) and row["metrics"].get("n") == last["metrics"].get("n")
+    """Whether a cycle was trained in the same size, and scored on the same cells with the same labels."""
+    same = all(row.get(name) == last.get(name) for name in (SIZE, SCORED))
+    return row["labels"] > 0 and same and row["metrics"].get("n") == last["metrics"].get("n")
 
 
 def _point(row: dict[str, Any]) -> Point:

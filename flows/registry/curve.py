@@ -26,6 +26,7 @@ from wbc_model.core.model_card import read_card
 CURVE_CSV: Final = "reports/learning_curve.csv"
 CURVE_PNG: Final = "reports/learning_curve.png"
 CYCLES: Final = "reports/cycles.json"
+SIZE: Final = "size"  # in a row: the preset that it was trained with, and its numbers
 SCORED: Final = "scored"  # in a row: the test cells of its scores with the labels that they had, as a CellFilter
 _KEPT: Final = ("retraining", "cycle", "labels", "accuracy", "macro_f1", "strategy", "pools", "champion")
 MODEL: Final = ("pools", "labels", "accuracy", "macro_f1")  # of a row: alike where two cycles have one model
@@ -46,7 +47,7 @@ def scored_cells(workspace: Path) -> CellFilter | None:
 
 def read_cycles(workspace: Path) -> list[dict[str, Any]]:
     """All cycles, those of one retraining together: `retraining`, `cycle`, `labels`, `accuracy`, `macro_f1`, `strategy`, `pools`,
-    `champion` (whether its model became the champion), `metrics` and perhaps SCORED.
+    `champion` (whether its model became the champion), `metrics`, and perhaps SIZE and SCORED.
 
     A workspace that an earlier version made has no record: its cycles are read from the commits that are tagged `pools-vN`, and
     from the last retraining's state. Raises WbcError where the record is damaged.
@@ -72,7 +73,8 @@ def note_cycle(workspace: Path, retraining: str, row: dict[str, Any], champion: 
     """Keep a finished cycle of a retraining, in the place of an earlier word about it; returns all cycles. `row` has the fields
     of the state's rows, `champion` says whether its model became the champion."""
     named = {**row, "retraining": _moment(retraining), "champion": champion}
-    new = {**{name: named[name] for name in _KEPT}, "metrics": _scores(row["metrics"]), SCORED: row.get(SCORED)}
+    new = {**{name: named[name] for name in _KEPT}, "metrics": _scores(row["metrics"])}
+    new |= {name: row.get(name) for name in (SIZE, SCORED)}
     cycles = read_cycles(workspace)
     others = [old for old in cycles if any(old[name] != new[name] for name in ("retraining", "cycle"))]
     cycles = [*_without_idle(others, new), new]  # a word is repeated about the last cycle only
@@ -119,7 +121,8 @@ def _cycles_before(workspace: Path) -> list[dict[str, Any]]:
     known = {(row["pools"], row["accuracy"]) for row in last}
     cycles = [row for row in _tagged(workspace) if (row["pools"], row["accuracy"]) not in known] + last
     return [
-        {**{name: row.get(name, False) for name in _KEPT}, "metrics": _scores(row["metrics"]), SCORED: row.get(SCORED)}
+        {**{name: row.get(name, False) for name in _KEPT}, "metrics": _scores(row["metrics"])}
+        | {name: row.get(name) for name in (SIZE, SCORED)}
         for row in cycles
     ]
 

@@ -36,7 +36,7 @@ from flows.pipeline.package import PACKAGED_MODEL
 from flows.progress import TRAINING_LINE, Progress, TrainingRows
 from flows.registry import scores
 from flows.registry.champion import follow
-from flows.registry.curve import CURVE_CSV, CURVE_PNG, CYCLES, SCORED, begin_record, note_cycle, scored_cells, write_curve
+from flows.registry.curve import CURVE_CSV, CURVE_PNG, CYCLES, SCORED, SIZE, begin_record, note_cycle, scored_cells, write_curve
 from flows.registry.verdicts import objection
 from flows.retraining import gate, people
 from flows.retraining.artifacts import ProgressBar, show_cycle, show_gate, show_waiting
@@ -329,6 +329,7 @@ def log_cycle(ctx: Context, run: str, version: PoolsVersion, metrics: dict[str, 
         "labelled": len(pools.frames["labelled"]),
         "strategy": ctx.params.acquisition.strategy,
         "metrics": metrics,
+        SIZE: {"preset": ctx.params.preset, **ctx.params.size.model_dump(exclude={"precision"})},
         SCORED: scored.model_dump() if (scored := scored_cells(workspace)) else None,
         "at": int(time.time() * 1000),
     }

@@ -12,7 +12,7 @@ import pytest
 from flows.artifacts import located
 from flows.labelling.worth import worth_of
 from flows.progress import TrainingRows, noted
-from flows.registry.curve import CURVE_CSV, CYCLES, begin_record, note_cycle, read_cycles
+from flows.registry.curve import CURVE_CSV, CYCLES, SIZE, begin_record, note_cycle, read_cycles
 from flows.retraining import flow as retrain
 from flows.retraining.artifacts import gate_page
 from flows.retraining.gate import Decision
@@ -196,6 +196,17 @@ def test_nights_without_a_new_label_make_the_expected_gain_no_surer(made: Path, 
     for night in range(1, 9):
         note(night, 2, 0.8)
     assert worth_of(tmp_path, params, asked) == once
+
+
+def test_rounds_of_another_preset_are_no_points_of_the_curve_that_the_expected_gain_is_of(made: Path, tmp_path: Path) -> None:
+    """A larger network was better with the same labels: that is no gain of labels."""
+    params, asked = read_params(made / "params.yaml"), pd.DataFrame({"probability": ["0.5"] * 20})
+    for preset, night in (("small", 1), ("standard", 2)):
+        for number, accuracy in enumerate((0.6, 0.7, 0.8) if preset == "small" else (0.9, 0.91)):
+            scores = {"accuracy": accuracy, "metrics": {**SCORES, "accuracy": accuracy}, SIZE: {"preset": preset}}
+            note_cycle(tmp_path, f"20261129-{night:02}0000-000", cycle(number, f"pools-v{number}", **scores))
+    gain = worth_of(tmp_path, params, asked).gain
+    assert (gain.points, gain.expected) == (2, None)
 
 
 def test_the_curve_of_an_earlier_version_is_read_from_its_tags_and_its_state(tmp_path: Path) -> None:

@@ -180,8 +180,8 @@ def test_news_is_no_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize(
     ("gain", "text"),
     [
-        (Gain(20, 2), "what the next labels gain cannot be said yet: 2 of at least 3 rounds were trained and scored on the same "
-         "test cells"),
+        (Gain(20, 2), "what the next labels gain cannot be said yet: 2 of at least 3 rounds of this preset were scored on the "
+         "same test cells"),
         (Gain(20, 4, 0.008, 0.001, 0.02), "20 more labels are expected to raise the accuracy by 0.8 points (95 % limits 0.1 to "
          "2.0): labelling goes on being of use"),
         (Gain(20, 4, 0.001, 0.0, 0.004), "20 more labels are expected to raise the accuracy by 0.1 points (95 % limits 0.0 to "
