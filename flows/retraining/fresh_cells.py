@@ -29,8 +29,8 @@ CELLS: Final = "reports/gate_cells.json"  # by the name of a test pool, the cell
 
 def draw(workspace: Path, count: int) -> dict[str, Any]:
     """Draw unlabelled cells for the test pool at random, whole groups at a time; where the oracle answers (retrain.annotator),
-    their labels are taken in at once. They are `count`, or a few more where groups do not add up to it. Raises WbcError where there are
-    too few that can go there."""
+    their labels are taken in at once. They are `count`, or a few more where groups do not add up to it. Raises WbcError where
+    there are too few that can go there."""
     drawn: list[str] = []
     taken = quarantined(workspace / "data")
     if (workspace / "data/queue.csv").exists():
