@@ -30,6 +30,7 @@ COVERAGE: Final = 0.95
 TAILS: Final = ((1 - COVERAGE) / 2, (1 + COVERAGE) / 2)
 DRAWS: Final = 4000
 SEED: Final = 0
+STEPS: Final = 20  # after which no limit moves by 0.1 points of percent any more
 COUNT_PRIOR: Final = 0.5  # Jeffreys' prior of a multinomial
 CONFUSION_PRIOR: Final = 1 / len(CLASSES)  # one imagined cell a row: a confusion never seen is rare, not impossible
 SURE_FOREIGN: Final = 1e-3  # probability under which so many cells that look foreign are no chance
@@ -223,23 +224,38 @@ def true_shares(by_model: NDArray[np.int64], by_person: NDArray[np.int64], confu
     """Draws (DRAWS, K) of the specimen's true shares, from the cells that the model (5,) and that a person (K,) gave each class.
     K is 5, or 6 where a person found leukocytes that are of no class.
 
-    For each draw a confusion matrix and the shares of predicted labels are sampled. The matrix is inverted on the shares, and
-    what falls below zero is cut off. A person's labels are taken as true. How many cells a person gave is sampled, too: it goes
-    with their classes. The seed is fixed: the same counts, the same limits.
+    For each draw a confusion matrix is sampled, and the shares of what the model and what people gave. A person's labels are
+    taken as true. Without any the matrix is inverted on the model's shares, and what falls below zero is cut off. The seed is
+    fixed: the same counts, the same limits.
     """
     rng = np.random.default_rng(SEED)
     model_part = float(by_model.sum() / (by_model.sum() + by_person.sum()))
     rates, rng.bit_generator.state = _confusions(confusion.astype(np.int64).tobytes(), len(confusion))
-    counted_by_model, named = by_model + COUNT_PRIOR * model_part, by_person + COUNT_PRIOR * (1 - model_part)
-    predicted = _dirichlet(rng, counted_by_model)
+    given = np.concatenate([by_model + COUNT_PRIOR * model_part, by_person + COUNT_PRIOR * (1 - model_part)])
+    if by_person.any():
+        drawn = _dirichlet(rng, given)
+        return _with_named(rates, drawn[:, : len(by_model)], drawn[:, len(by_model) :])
+    predicted = _dirichlet(rng, given[: len(by_model)])
     shares: Floats = np.linalg.solve(rates, predicted[:, :, None])[:, :, 0].clip(min=0)
     shares /= shares.sum(axis=1, keepdims=True)
-    shares = np.pad(shares, ((0, 0), (0, len(by_person) - shares.shape[1])))
-    if by_person.any():
-        theirs = _dirichlet(rng, named)
-        weight = rng.beta(counted_by_model.sum(), named.sum(), (DRAWS, 1))  # people look at some classes more than at others
-        shares = weight * shares + (1 - weight) * theirs
     return shares
+
+
+def _with_named(rates: Floats, predicted: Floats, named: Floats) -> Floats:
+    """The likeliest shares (DRAWS, K) of the specimen, where the model gave the shares `predicted` (DRAWS, 5) of all cells, and
+    people `named` (DRAWS, K).
+
+    People look at some predictions more than at others, so what is left is no sample of the specimen: where they named all that
+    were called neutrophils, no neutrophil is left but those that were missed. But among the cells of one prediction the true
+    classes are as in the whole specimen. By these shares each prediction is divided among the classes, until the shares stay as
+    they are (expectation maximisation: Dempster, Laird & Rubin 1977).
+    """
+    classes = predicted.shape[1]
+    shares = predicted + named[:, :classes]
+    for _ in range(STEPS):
+        explained = predicted / np.einsum("dpt,dt->dp", rates, shares)
+        shares = named[:, :classes] + shares * np.einsum("dpt,dp->dt", rates, explained)
+    return np.concatenate([shares, named[:, classes:]], axis=1)
 
 
 def _corrected(counts: NDArray[np.int64], total: int, draws: Floats) -> list[Corrected]:
