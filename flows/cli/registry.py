@@ -18,7 +18,7 @@ def champion_command(
         bool, typer.Option("--rescore", help="Make the champion's numbers again that rest on labels corrected since.")
     ] = False,
     rollback: Annotated[
-        bool, typer.Option("--rollback", help="Withdraw the champion, or the last N; back comes the one before.")
+        bool, typer.Option("--rollback", help="Withdraw the champion, or the last N; back comes the one before, if any.")
     ] = False,
     reason: Annotated[str, typer.Option(metavar="TEXT", help="Why; needed with each of the three.")] = "",
     by: Annotated[str | None, typer.Option(metavar="NAME", help="Who decides; default: the user's name.")] = None,

@@ -113,7 +113,7 @@ def roll_back(workspace: Path, reason: str, by: str = "", steps: int = 1) -> dic
     count as no step. Raises WbcError, before anything changes, where there are not so many.
 
     All that it leaves behind is withdrawn. The words come before the alias: the same command again finishes what a kill cut off.
-    Where a person made the first champion against the gate, there is none again.
+    Where it is the first champion, there is none again.
     """
     with hold_lock(workspace):
         tracker = _tracker(workspace)
@@ -122,7 +122,7 @@ def roll_back(workspace: Path, reason: str, by: str = "", steps: int = 1) -> dic
             raise WbcError("there is no champion to go back from")
         finished = _said_by_a_killed_one(tracker, present, reason, by)
         earlier = _earlier(tracker, present, finished)
-        if steps == 1 and not earlier and _first_by_a_person(tracker, present):
+        if steps == 1 and BEFORE not in tracker.version_tags(present):
             _take_away(workspace, tracker, present, reason, by if present not in finished else None)
             change: dict[str, Any] = {"from": present, "to": None, "model": "", "withdrawn": [present]}
             return {**champions(workspace), "rolled_back": change, "wrote": []}
@@ -222,12 +222,6 @@ def _said_by_a_killed_one(tracker: "Tracker", present: str, reason: str, by: str
     return same if present in same else set()
 
 
-def _first_by_a_person(tracker: "Tracker", present: str) -> bool:
-    """Whether the champion is the first, and is so because a person said it: the gate had not promoted it."""
-    tags = tracker.version_tags(present)
-    return BEFORE not in tags and tags.get("wbc.gate") != "promoted"
-
-
 def _take_away(workspace: Path, tracker: "Tracker", present: str, reason: str, by: str | None) -> None:
     """Have no champion; the word is said already where `by` is None. The alias goes last: the same command then finishes what a
     kill cut off."""
@@ -244,8 +238,9 @@ def _enough(tracker: "Tracker", present: str, earlier: list[str], steps: int) ->
     """Raises WbcError, with what there is, where so many steps back lead nowhere."""
     if 1 <= steps <= len(earlier):
         return
-    if not earlier and BEFORE not in tracker.version_tags(present):
-        raise WbcError(f"version {present} was the first champion: there is none before it")
+    if BEFORE not in tracker.version_tags(present):
+        none = "`wbc champion --rollback --reason TEXT` takes it back, and there is none then"
+        raise WbcError(f"version {present} was the first champion: there is none before it; {none}")
     another = "`wbc champion --promote VERSION --reason TEXT` takes another"
     if not earlier:
         raise WbcError(f"every champion before version {present} was withdrawn or deleted: {another}")
