@@ -116,7 +116,7 @@ def _cycles_before(workspace: Path) -> list[dict[str, Any]]:
     """The cycles of before the record: from the tagged commits, the last retraining's from its state."""
     state = read_state(workspace)
     last = [{**row, "retraining": _moment(state.key)} for row in state.rows] if state else []
-    if last and state and state.gate and state.gate["promoted"]:
+    if last and state and state.gate and state.gate["promoted"] and not state.gate.get("in_place"):
         last[-1]["champion"] = True
     known = {(row["pools"], row["accuracy"]) for row in last}
     cycles = [row for row in _tagged(workspace) if (row["pools"], row["accuracy"]) not in known] + last

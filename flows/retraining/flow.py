@@ -698,7 +698,7 @@ def _finish(ctx: Context) -> Outcome:
         doing("asking the gate")
         run = ctx.tracker.cycle(ctx.parent_run, state.key, ctx.number)
         decision = ask_gate(ctx, run)
-    write_curve(workspace, note_cycle(workspace, state.key, state.rows[-1], champion=decision.promoted))
+    write_curve(workspace, note_cycle(workspace, state.key, state.rows[-1], champion=decision.new_champion))
     show_gate(workspace, state.key, decision, state.rows)
     ctx.tracker.end_retraining(ctx.parent_run, [workspace / name for name in (CURVE_CSV, CURVE_PNG, CYCLES, GATE_NOTE)])
     if state.commit:

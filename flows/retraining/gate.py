@@ -66,6 +66,11 @@ class Decision:
     def reason(self) -> str:
         return "; ".join(self.reasons)
 
+    @property
+    def new_champion(self) -> bool:
+        """Whether the model becomes champion by this, and is not so already."""
+        return self.promoted and not self.in_place
+
     def to_dict(self) -> dict[str, Any]:
         """For `--json` and models/gate.json."""
         return asdict(self) | {"reason": self.reason}

@@ -332,8 +332,9 @@ def test_a_rollback_passes_over_what_was_withdrawn(site: Site) -> None:
     champion.roll_back(site.workspace, "so is four")
     champion.roll_back(site.workspace, "and two")
     assert site.version() == "1"
-    with pytest.raises(WbcError, match="version 1 was the first champion"):
-        champion.roll_back(site.workspace, "and one")
+    with pytest.raises(WbcError, match="version 1 was the first champion: there is none before it; `wbc champion --rollback"):
+        champion.roll_back(site.workspace, "and one", steps=2)
+    assert champion.roll_back(site.workspace, "and one")["rolled_back"]["to"] is None
 
 
 class Opened:
@@ -606,8 +607,9 @@ def read_run(site: Site, version: str) -> str:
 
 def test_the_same_packaged_model_is_one_version(site: Site) -> None:
     site.candidate(1)
-    site.ask()
-    assert site.ask().in_place
+    first, again = site.ask(), site.ask()
+    assert (first.in_place, again.in_place) == (False, True)
+    assert (first.new_champion, again.new_champion) == (True, False), "one that only stays has no star on the learning curve"
     site.candidate(2)
     site.ask()
     site.candidate(1)
