@@ -27,6 +27,7 @@ from serving.contract.differential import (
 )
 from serving.contract.schemas import ModelName, ReportStatus
 from serving.contract.site import Site
+from wbc_model.core.errors import counted
 
 START, END = b"\x0b", b"\x1c\r"
 Sent = ReportStatus | Literal["withdrawn"]
@@ -183,8 +184,9 @@ def _observations(differential: Differential, site: Site) -> Iterator[_Observati
     for name, further in differential.further.items():
         if further.loinc is not None and further.per_100 is not None:
             code = f"{further.loinc}^{escape(name)}s/100 leukocytes in Blood^LN"
-            counted = f"{further.count} counted beside the differential, to {differential.leukocytes} leukocytes"
-            yield _Observation(code, PER_100, further.printed, counted, "", None, NAMED_BY_PERSONS)
+            of = counted(differential.leukocytes or 0, "leukocyte")
+            said = f"{further.count} counted beside the differential, to {of}"
+            yield _Observation(code, PER_100, further.printed, said, "", None, NAMED_BY_PERSONS)
 
 
 def _limits(of: ClassShare | AbsoluteCount, digits: int) -> tuple[str, str]:

@@ -179,6 +179,12 @@ def test_a_training_at_a_bound_keeps_its_model_and_says_that_it_is_not_calibrate
     assert "**Not calibrated.**" in page
     assert "probabilities and the prediction set are calibrated" not in page
     assert _labels(card, None)["calibrated"] == "false"
+    whose = "home's validation pool; out-of-distribution scores by the cells of St. Anna"
+    page = render_readme(card.model_copy(update={"version": "v", "calibrated_on": whose}))
+    assert "## How well it did on home's validation pool\n" in page, (
+        "the heading says whose cells the figures are of, and no more"
+    )
+    assert f"| calibrated on | {whose} |" in page
 
 
 def test_a_card_of_before_whose_temperature_is_a_bound_is_read_as_not_calibrated(model: Path, tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def test_the_printed_report_has_it_in_the_language_of_the_site(store: Store, wri
     correct(store, Action(report, PERSON), 0, "Erythroblast", german)
     report_pdf(whole(find(store, report), german), german)
     assert "VORLÄUFIG, NICHT UNTERSCHRIEBEN" in written
-    assert "Neben dem Differenzialblutbild gezählt, auf 98 Leukozyten" in written
+    assert "Neben dem Differenzialblutbild gezählt (Leukozyten: 98)" in written
     at = written.index("Erythroblasten")
     assert written[at : at + 3] == ["Erythroblasten", "1", "1,0"]
     at = written.index("Neutrophile")

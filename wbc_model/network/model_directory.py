@@ -113,7 +113,8 @@ def _scores(card: ModelCard) -> str:
     )
     stale = validation.get("out_of_date", 0)
     flattering += f"\n{stale} of these labels were corrected since: the figures are out of date." if stale else ""
-    return f"""## How well it did on {card.calibrated_on or "its validation pool"}
+    whose = "its validation pool" if not card.calibrated_on else card.calibrated_on.partition("; ")[0]
+    return f"""## How well it did on {whose}
 
 {validation.get("n", 0)} cells, accuracy {_percent(validation.get("accuracy"))}, macro-F1 {_percent(validation.get("macro_f1"))}.
 {flattering}
