@@ -275,13 +275,17 @@ class Bench:
         self.rows.append({"what": what, "target": target, "found": found, "met": met, **measured})
         print(f"{what}: {found} (target {target})", flush=True)
 
+    def load(self, server: Server, each: int, clients: int, path: str = "/v1/classify") -> Measure:
+        """Requests of `each` images from so many clients."""
+        return partial(sent, f"{server.url}{path}", self.images, each, clients, self.seconds)
+
     def against_loop(self, model: Path, server: Server) -> None:
         """64-image requests against decode and OpenVINO in a loop: without the second look in float32, and with it."""
         card = read_card(model)
         engine, classifier = OpenVinoEngine(model, thread_count()), Classifier.open(model)
         rows = alternate(
             self.repeats,
-            service=lambda: sent(f"{server.url}/v1/classify", self.images, REQUEST, BULK_CLIENTS, self.seconds),
+            service=self.load(server, REQUEST, BULK_CLIENTS),
             loop=lambda: bare_loop(engine.infer, card, self.files, self.seconds),
             answers=lambda: bare_loop(classifier.infer, card, self.files, self.seconds),
         )
@@ -297,7 +301,7 @@ class Bench:
         engine = OpenVinoEngine(model, thread_count())
         rows = alternate(
             self.repeats,
-            service=lambda: sent(f"{server.url}/v1/classify", self.images, 1, 1, self.seconds),
+            service=self.load(server, 1, 1),
             call=lambda: bare_call(engine, card, self.files, self.seconds),
         )
         extra = spread([a["median_ms"] - b["median_ms"] for a, b in zip(rows["service"], rows["call"], strict=True)])
@@ -308,8 +312,8 @@ class Bench:
         """64-image requests against the obvious service."""
         rows = alternate(
             self.repeats,
-            service=lambda: sent(f"{server.url}/v1/classify", self.images, REQUEST, BULK_CLIENTS, self.seconds),
-            obvious=lambda: sent(f"{other.url}/classify", self.images, REQUEST, BULK_CLIENTS, self.seconds),
+            service=self.load(server, REQUEST, BULK_CLIENTS),
+            obvious=self.load(other, REQUEST, BULK_CLIENTS, "/classify"),
         )
         ratio = over(rows, "service", "obvious", "images_per_second")
         what = f"{REQUEST}-image requests at {read_card(model).input_size} px, {name}, against the obvious service"
@@ -319,8 +323,8 @@ class Bench:
         """One image a request from 16 clients against the obvious service."""
         rows = alternate(
             self.repeats,
-            service=lambda: sent(f"{server.url}/v1/classify", self.images, 1, SINGLE_CLIENTS, self.seconds),
-            obvious=lambda: sent(f"{other.url}/classify", self.images, 1, SINGLE_CLIENTS, self.seconds),
+            service=self.load(server, 1, SINGLE_CLIENTS),
+            obvious=self.load(other, 1, SINGLE_CLIENTS, "/classify"),
         )
         ratio = over(rows, "service", "obvious", "requests_per_second")
         p99 = {name: spread([row["p99_ms"] for row in sides]) for name, sides in rows.items()}
@@ -335,8 +339,8 @@ class Bench:
         """One image a request with OpenTelemetry's traces and metrics against without."""
         rows = alternate(
             self.repeats,
-            off=lambda: sent(f"{server.url}/v1/classify", self.images, 1, SINGLE_CLIENTS, self.seconds),
-            on=lambda: sent(f"{watched.url}/v1/classify", self.images, 1, SINGLE_CLIENTS, self.seconds),
+            off=self.load(server, 1, SINGLE_CLIENTS),
+            on=self.load(watched, 1, SINGLE_CLIENTS),
         )
         ratio = over(rows, "on", "off", "requests_per_second")
         what = f"one image a request at {read_card(model).input_size} px, with OpenTelemetry against without"

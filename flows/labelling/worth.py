@@ -50,8 +50,7 @@ class Worth:
 
 
 def worth_of(workspace: Path, params: Params, queue: pd.DataFrame) -> Worth:
-    """What the answers to this `queue` (columns QUEUE) are worth, by all cycles that were trained with the last one's preset and
-    scored on its test cells.
+    """What the answers to this `queue` (columns QUEUE) are worth. It goes by the cycles of the last one's preset and test cells.
 
     A gain that the gate would not even notice as a loss (`gate.max_accuracy_drop`) is not worth a batch.
     """

@@ -24,6 +24,7 @@ from flows.workspace import RETRAINING_FILE, ensure_dvc, environment, has_identi
 from wbc_model.cells.pools import Pools
 from wbc_model.core.errors import WbcError
 from wbc_model.core.files import write_atomic
+from wbc_model.core.written import parse_yaml
 
 TRACKED: Final = (
     "data/images",
@@ -290,7 +291,7 @@ def commit_of_model(workspace: Path, version: str) -> str:
 
 def _trained(lock: str) -> object:
     """What the stage `train` made, by the text of a dvc.lock."""
-    return ((yaml.safe_load(lock) or {}).get("stages") or {}).get("train", {}).get("outs")
+    return (parse_yaml(lock, Path("dvc.lock")).get("stages") or {}).get("train", {}).get("outs")
 
 
 def _asked_git(workspace: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":

@@ -108,6 +108,13 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wbc_model.acquisition.query.SLICE", 16)
 
 
+@pytest.fixture
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here and in processes that are begun: a sum of floats depends on how it is parted."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+
+
 def model_in(folder: Path) -> Path:
     torch.manual_seed(0)
     architecture = Architecture(attention="none", lossnet=False)
@@ -181,12 +188,11 @@ DASK = RetrainParams(until=0.5, cycles=1, annotator="oracle", runner="dask")
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("form", "seed"), [("folder", 2), ("tar.gz", 3), ("parquet", 4)])
-def test_a_cluster_is_as_one_process(tmp_path: Path, form: str, seed: int, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("small", "one_thread")
+def test_a_cluster_is_as_one_process(tmp_path: Path, form: str, seed: int) -> None:
     """Shards at random; the network as it is, since a process of the cluster knows nothing of a narrow one."""
     from flows.shards.cluster import spread
 
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    torch.set_num_threads(1)
     data, model = in_any_form(tmp_path, form, seed), model_in(tmp_path)
     here = Result(data, tmp_path / "here", model)
     with spread(DASK, workers=2):
@@ -195,13 +201,12 @@ def test_a_cluster_is_as_one_process(tmp_path: Path, form: str, seed: int, small
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small", "one_thread")
 def test_a_scheduler_and_workers_that_were_started_elsewhere_are_as_one_process(
-    tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from flows.shards.cluster import check_runner, spread
 
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    torch.set_num_threads(1)
     data, model = in_any_form(tmp_path, "zip", seed=5), model_in(tmp_path)
     here = Result(data, tmp_path / "here", model)
     monkeypatch.chdir(tmp_path)
@@ -241,14 +246,11 @@ class Dying:
 
 
 @pytest.mark.slow
-def test_workers_killed_in_the_middle_of_shards_change_no_bit(
-    tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("small", "one_thread")
+def test_workers_killed_in_the_middle_of_shards_change_no_bit(tmp_path: Path) -> None:
     """One in each of ingest, measuring, decoding and scoring, with a part half done."""
     from flows.shards.cluster import cluster, connected, on_cluster
 
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    torch.set_num_threads(1)
     data, model = in_any_form(tmp_path, "folder", seed=6), model_in(tmp_path)
     here = Result(data, tmp_path / "here", model)
     with cluster(DASK, workers=2) as address, connected(address) as client:

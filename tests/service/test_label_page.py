@@ -492,30 +492,25 @@ def test_disputes_that_others_decide_are_not_counted_on(browser: Browser, few: R
 
 
 @pytest.mark.slow
-def test_cells_that_left_the_queue_are_asked_about_no_more(browser: Browser, few: Readers) -> None:
-    page = sit_down(browser, few, "ada").page
+@pytest.mark.parametrize(
+    ("reader", "where", "key", "answer", "then"),
+    [("ada", "", "1", "Basophil", "Nothing to read for you"), ("cleo", "#/disputes", "3", "Lymphocyte", "Nothing is disputed")],
+)
+def test_cells_that_left_the_queue_are_asked_about_no_more(
+    browser: Browser, few: Readers, reader: str, where: str, key: str, answer: str, then: str
+) -> None:
+    if where:
+        for name, said in (("ada", "Lymphocyte"), ("bert", "Monocyte")):
+            with few.api(name) as api:
+                answer_all(api, said)
+    page = sit_down(browser, few, reader, where).page
     in_sight(page)
     withdraw_cells(few.store, WORKSPACE, few.truth)
-    page.keyboard.press("1")
-    expect(message(page)).to_contain_text("Basophil was not kept")
+    page.keyboard.press(key)
+    expect(message(page)).to_contain_text(f"{answer} was not kept")
     in_sight(page)
-    page.keyboard.press("1")  # the one that was there before the page knew
-    expect(page.locator("#nothing-heading")).to_have_text("Nothing to read for you")
-    page.context.close()
-
-
-@pytest.mark.slow
-def test_a_dispute_about_a_cell_that_left_the_queue_is_let_go(browser: Browser, few: Readers) -> None:
-    for name, answer in (("ada", "Lymphocyte"), ("bert", "Monocyte")):
-        with few.api(name) as api:
-            answer_all(api, answer)
-    page = sit_down(browser, few, "cleo", "#/disputes").page
-    in_sight(page)
-    withdraw_cells(few.store, WORKSPACE, few.truth)
-    page.keyboard.press("3")
-    expect(message(page)).to_contain_text("Lymphocyte was not kept")
-    in_sight(page)
-    page.keyboard.press("3")  # the one that was there before the page knew
-    expect(page.locator("#nothing-heading")).to_have_text("Nothing is disputed")
-    expect(page.locator("#disputed")).to_be_empty()
+    page.keyboard.press(key)  # the one that was there before the page knew
+    expect(page.locator("#nothing-heading")).to_have_text(then)
+    if where:
+        expect(page.locator("#disputed")).to_be_empty()
     page.context.close()

@@ -242,7 +242,7 @@ def _csv_rows(sheet: Sheet, names: Mapping[str, str]) -> Iterator[ManifestRow]:
 
 
 def group_name(text: str) -> str:
-    """A slide or patient as all call it: Windows and a Mac write one letter with an accent in two ways, and a column of numbers
+    """A slide or patient as all call it: Windows and a Mac write one letter with an accent in two ways. A column of numbers
     with a gap in it is exported as 7.0 where it was 7."""
     return sys.intern(_WHOLE_NUMBER.sub(r"\1", unicodedata.normalize("NFC", text.strip())))
 
