@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from fhir.resources.R4B.bundle import Bundle
-from specimens import MODEL, PERSON, reported, several, site
+from specimens import MODEL, PERSON, rejected, reported, several, site
 
 from serving.contract.differential import RENDERED, Circumstances, Differential, count_differential, how_reviewed
 from serving.contract.site import Site
@@ -50,7 +50,7 @@ def test_what_is_marked_must_be_reviewed_before_a_signature(kept: Store) -> None
 
 
 def test_a_site_may_ask_for_all_cells_or_for_none(kept: Store) -> None:
-    report = reported(kept, site(review="all"), several("Neutrophil", 12))
+    report = reported(kept, site(review="all"), [*several("Neutrophil", 12), rejected()])
     assert kinds(kept, report, site(review="marked")) == []
     assert kinds(kept, report, site(review="all")) == ["unreviewed"]
     assert whole(find(kept, report), site(review="all")).to_review == 12
