@@ -10,11 +10,12 @@ import torch
 from tests.model.conftest import rendered_set, tiny_params
 from tests.model.test_train import history, same, weights
 from wbc_model.core.errors import WbcError
+from wbc_model.network.predict import Predictions
 from wbc_model.training import pseudo_labels
 from wbc_model.training import train as training_module
 from wbc_model.training.batches import log_prior
 from wbc_model.training.labelled import LabelledCells
-from wbc_model.training.pseudo_labels import PseudoLabels, UnlabelledCells, candidates, choose, class_thresholds
+from wbc_model.training.pseudo_labels import PseudoLabelling, PseudoLabels, UnlabelledCells, candidates, choose, class_thresholds
 from wbc_model.training.schedule import averaged
 from wbc_model.training.train import Training
 
@@ -53,6 +54,17 @@ def test_pseudo_labels_by_hand():
     assert chosen.weights.tolist() == pytest.approx([half, 0, half, 0, 1.0, 0])
     assert choose(probabilities, 0.9, 0.0).weights.tolist() == [1, 0, 1, 0, 1, 0]
     assert not choose(probabilities * 0.5, 1.0, 0.5).weights.isnan().any()
+
+
+def test_pseudo_labels_are_chosen_with_half_of_the_labelled_pools_shares(monkeypatch: pytest.MonkeyPatch):
+    """Class 1 is e^1.5 times as frequent as class 0, so 0.75 are added for it: more than it is behind in the second cell, and
+    less than in the first."""
+    logits = np.array([[1.0, 0, -9, -9, -9], [0.5, 0, -9, -9, -9]], np.float32)
+    seen = Predictions(logits, np.zeros(2, np.float32), np.empty((2, 0), np.float32))
+    monkeypatch.setattr(pseudo_labels, "predict", lambda network, batches, autocast: seen)
+    labelling = PseudoLabelling(UnlabelledCells(("a", "b"), lambda wanted: np.empty(0, np.uint8)), tiny_params(**POOL))
+    chosen = labelling.choose(torch.nn.Identity(), torch.tensor([0.0, 1.5, 0, 0, 0]), 50)  # type: ignore[arg-type]
+    assert chosen.labels.tolist() == [0, 1]
 
 
 def test_of_a_large_pool_other_cells_are_valued_at_each_validation_step():
