@@ -100,6 +100,12 @@ def test_what_cells_of_some_requests_are_worth_by_hand() -> None:
     assert compare("class", Cells(now, np.array([0, 0, 1, 1])), Cells.independent(usual)) == pytest.approx((0, 1, 2))
 
 
+def test_the_requests_of_one_day_are_not_those_of_another() -> None:
+    day = cells(150, 1)
+    both = Cells.none().plus(day).plus(day)
+    assert np.unique(both.request, return_counts=True)[1].tolist() == [100, 50, 100, 50]
+
+
 def test_smears_that_differ_are_no_drift() -> None:
     """Five smears a day, each stained a little otherwise: taken as 500 cells, they would be an alarm most days."""
     for seed in range(2):
