@@ -100,6 +100,11 @@ def test_what_cells_of_some_requests_are_worth_by_hand() -> None:
     assert compare("class", Cells(now, np.array([0, 0, 1, 1])), Cells.independent(usual)) == pytest.approx((0, 1, 2))
 
 
+def test_where_one_has_no_cells_nothing_is_said() -> None:
+    for one, other in ((cells(150, 1), Cells.none()), (Cells.none(), cells(150, 1))):
+        assert {compare(name, one, other) for name in NAMES} == {None}
+
+
 def test_the_requests_of_one_day_are_not_those_of_another() -> None:
     day = cells(150, 1)
     both = Cells.none().plus(day).plus(day)
