@@ -96,6 +96,9 @@ def test_what_cells_of_some_requests_are_worth_by_hand() -> None:
     one = compare("stain", Cells(now, np.array([0, 1, 1, 1])), Cells.independent(usual))
     assert one is not None
     assert one.effective == pytest.approx(28 / 13)
+    flat = compare("sharpness", Cells.independent(now), Cells.independent(usual))
+    assert flat is not None, "numbers without any spread are compared all the same"
+    assert flat.effect == 0
     now[2:, 0] = usual[10:, 0] = 1
     assert compare("class", Cells(now, np.array([0, 0, 1, 1])), Cells.independent(usual)) == pytest.approx((0, 1, 2))
 
