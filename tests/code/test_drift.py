@@ -96,6 +96,9 @@ def test_what_cells_of_some_requests_are_worth_by_hand() -> None:
     one = compare("stain", Cells(now, np.array([0, 1, 1, 1])), Cells.independent(usual))
     assert one is not None
     assert one.effective == pytest.approx(28 / 13)
+    alone = compare("stain", Cells(now, np.zeros(4, np.int64)), Cells.independent(usual))
+    assert alone is not None
+    assert alone.effective == pytest.approx(4), "of one request nobody knows how alike its cells are"
     flat = compare("sharpness", Cells.independent(now), Cells.independent(usual))
     assert flat is not None, "numbers without any spread are compared all the same"
     assert flat.effect == 0
