@@ -89,13 +89,14 @@ def evaluate_command(
         raise typer.BadParameter("--statistics data needs --model and --data")
     if model is not None and data is not None:
         from flows.pipeline.stages import evaluate_model
+        from wbc_model.cells.rejections import Rejection, not_used_lines
         from wbc_model.sources.opened import open_source
 
         follow(model)
         with open_source(data) as origin:
             result = evaluate_model(model, origin, plots, statistics == "data")
         lines = [rows_used(result["split"], result["n"]), scores_text(result), *result["seen_before"]["warnings"]]
-        lines += [f"{counted(len(result['rejected']), 'row')} could not be used"] if result["rejected"] else []
+        lines += not_used_lines(Rejection(one["path"], "", one["reason"], one["detail"]) for one in result["rejected"])
         emit(result, json_, "\n".join([*lines, *([f"wrote {plots}"] if plots else [])]))
         return
 

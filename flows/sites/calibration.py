@@ -50,7 +50,7 @@ def calibrate(model: Path, data: Path | Source, out: Path) -> dict[str, Any]:
     manifest = origin.manifest(label_names())
     rows = manifest[manifest["split"] == "val"] if (manifest["split"] == "val").any() else manifest
     views, appearance, labels = labelled_looks(rows, origin, card.input_size, card.view)
-    _check(labels, origin)
+    _check(labels, origin, len(rows) - len(labels))
     seen = predict(network, [views[start : start + BATCH] for start in range(0, len(views), BATCH)], embeddings=True)
     new = _calibrated(card, seen, labels, appearance, origin)
     used = digests(rows[rows["label"].isin(CLASSES)], origin)
@@ -84,10 +84,11 @@ def calibrate(model: Path, data: Path | Source, out: Path) -> dict[str, Any]:
     }
 
 
-def _check(labels: Labels, origin: Source) -> None:
+def _check(labels: Labels, origin: Source, rejected: int) -> None:
     if len(labels) < MIN_CELLS:
+        more = f"; `wbc evaluate` says why {counted(rejected, 'row is', 'rows are')} not used" if rejected else ""
         few = counted(len(labels), "usable labelled cell is", "usable labelled cells are")
-        raise WbcError(f"{origin.shown}: {few} too few to calibrate on; {MIN_CELLS} are needed")
+        raise WbcError(f"{origin.shown}: {few} too few to calibrate on; {MIN_CELLS} are needed{more}")
     if len(present := np.unique(labels)) < 2:
         only = f"all {counted(len(labels), 'usable cell')} are labelled {CLASSES[present[0]]}"
         raise WbcError(

@@ -36,6 +36,7 @@ from wbc_model.cells.decoded import DecodedCells
 from wbc_model.cells.ingest import ingest
 from wbc_model.cells.manifest import Source, printable, source_of
 from wbc_model.cells.pools import Pools
+from wbc_model.cells.rejections import not_used_lines
 from wbc_model.cells.tables import read_table
 from wbc_model.choices import Acquisition
 from wbc_model.code_version import code_version
@@ -175,10 +176,9 @@ def onboard(
         report = ingest(
             origin, site / "data", params, site.name, reveal_labels=False, list_conflicts=True, first_query=first_query
         )
-        progress.say(
-            f"site {site.name}: {counted(sum(report.pools.values()), 'cell')}"
-            + "".join(f", {count} refused as {reason}" for reason, count in report.reasons.items())
-        )
+        progress.say(f"site {site.name}: {counted(sum(report.pools.values()), 'cell')}")
+        for line in not_used_lines(report.rejections):
+            progress.say(line)
         _check_cells(ctx, asked)
         refused = _take_answers(ctx, answers) if answers is not None else []
         result: dict[str, Any] = {"site": site.name, "workspace": str(site), "champion": str(ctx.champion)}

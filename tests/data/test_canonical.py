@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from tests.realdata import real_data
 from wbc_model.core.canonical import (
@@ -103,12 +103,26 @@ def test_the_background_of_a_view_is_white():
     assert (view[:3].reshape(-1, 3) == WHITE).all()
 
 
-def test_black_padding_is_cut_off():
-    cell = cells()[0]
-    padded = Image.new("RGB", (cell.width + 60, cell.height + 40))
-    padded.paste(cell, (60, 40))
-    assert difference(canonical_view(cell, SIZE)[0], canonical_view(padded, SIZE)[0]) < 8
-    assert canonical_view(Image.new("RGB", (50, 50)), SIZE)[1] is None
+@pytest.mark.parametrize("colour", ["black", "white"])
+def test_padding_is_cut_off(colour: str):
+    """White bars, too: taken for the lamp, they would leave its colour in the view."""
+    differences = []
+    for cell in cells():
+        padded = Image.new("RGB", (cell.width + 120, cell.height + 80), colour)
+        padded.paste(cell, (90, 20))
+        differences.append(difference(canonical_view(cell, SIZE)[0], canonical_view(padded, SIZE)[0]))
+    assert np.median(differences) < 4
+    assert canonical_view(Image.new("RGB", (50, 50), colour), SIZE)[1] is None
+
+
+def test_the_black_around_a_round_field_of_view_is_no_nucleus():
+    differences = []
+    for cell in cells():
+        round_field, inside = Image.new("RGB", cell.size), Image.new("L", cell.size)
+        ImageDraw.Draw(inside).ellipse((0, 0, cell.width - 1, cell.height - 1), fill=255)
+        round_field.paste(cell, mask=inside)
+        differences.append(difference(canonical_view(cell, SIZE)[0], canonical_view(round_field, SIZE)[0]))
+    assert np.median(differences) < 4
 
 
 def test_a_crop_without_a_nucleus_says_so_and_is_shown_whole():

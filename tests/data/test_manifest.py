@@ -190,9 +190,84 @@ def test_names_of_the_field_and_of_the_site() -> None:
     ):
         assert known_label(other) == other
         assert "nearest" not in unknown_label(other)
-    assert "the nearest is Basophil" in unknown_label("Basofil")
+    assert "the nearest is Basophil" in unknown_label("Basophill")
     assert known_label("stab", {"STAB": "Neutrophil"}) == "Neutrophil"
     assert known_label("LY", {"LY": "Monocyte"}) == "Monocyte", "the site's own names come first"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        "Basófilos Eosinófilos Linfocitos Monocitos Neutrófilos",
+        "Basophile Éosinophiles Lymphozyten Monozyten Neutrophile",
+        "basofili eosinofili linfociti monociti neutrofili",
+        "1_basophil 02.Eosinophils WBC_Lymphocyte Monocyte(48) 5-neutrophil",
+    ],
+)
+def test_names_in_other_languages_and_with_numbers(names: str) -> None:
+    assert tuple(known_label(name) for name in names.split()) == CLASSES
+
+
+def test_words_beside_a_name() -> None:
+    for name in (
+        "neutrophilic granulocyte",
+        "Neutrophil granulocytes",
+        "neutrophil_cells",
+        "neutrophil_band",
+        "segmented neutrophils",
+    ):
+        assert known_label(name) == "Neutrophil"
+    others = [
+        "immature neutrophil",
+        "lymphocyte_reactive",
+        "Lymphocyte; Monocyte",
+        "basophilic normoblast",
+        "Neutrophil?",
+        "cells",
+    ]
+    others += ["eosinophilia", "lymphocytosis", "not neutrophil", "MO_12", "3"]
+    assert [known_label(name) for name in others] == others
+
+
+PUBLIC = {  # as data sets are handed out: the folders of a file, and what they tell
+    "Raabin-WBC/TestA/Basophil": ("Basophil", "test"),
+    "Raabin-WBC/Train/Eosinophil": ("Eosinophil", "train"),
+    "dataset2-master/dataset2-master/images/TEST_SIMPLE/MONOCYTE": ("Monocyte", "test"),
+    "PBC_dataset_normal_DIB/neutrophil/BNE": ("Neutrophil", ""),
+    "PBC_dataset_normal_DIB/ig": ("PBC_dataset_normal_DIB/ig", ""),
+    "PBC_dataset_normal_DIB/neutrophil/IG": ("PBC_dataset_normal_DIB/neutrophil/IG", ""),
+    "AML-Cytomorphology/NGS": ("Neutrophil", ""),
+    "MLL23/lymphocyte_reactive": ("MLL23/lymphocyte_reactive", ""),
+    "Ground Truth Segmentation/Baso/areaforexpert1": ("Ground Truth Segmentation/Baso/areaforexpert1", ""),
+    "patient 7/Lymphocytes/day 2": ("Lymphocyte", ""),
+    "BA/Neutrophil": ("BA/Neutrophil", ""),  # a patient's initials, or a class
+    "Neutrophil/test_set": ("Neutrophil", "test"),
+    "unlabelled/slide 1": ("", ""),
+    "val": ("", "val"),
+}
+
+
+def test_layouts_of_public_data_sets(tmp_path: Path, cell: Cell) -> None:
+    for folder in PUBLIC:
+        cell(f"{folder}/a.png", 1)
+    for name in ("Raabin-WBC/readme.txt", "dataset2-master/dataset2-master/labels.csv", "PBC_dataset_normal_DIB/ig/Thumbs.db"):
+        cell(name, b"x")
+    assert rows(tmp_path / "source") == {f"{folder}/a.png": told for folder, told in PUBLIC.items()}
+
+
+@pytest.mark.parametrize("header", ["filename,class", "Image_Path,cell type", ",image,Category", "img_name;labels"])
+def test_columns_by_other_names(tmp_path: Path, header: str) -> None:
+    separator = ";" if ";" in header else ","
+    first = "0" + separator if header.startswith(",") else ""
+    (tmp_path / "m.csv").write_text(f"{header}\n{first}a.png{separator}EOS\n")
+    assert rows(tmp_path / "m.csv") == {"a.png": ("Eosinophil", "")}
+    assert "as path" in read_manifest(tmp_path / "m.csv").attrs["read_as"]
+
+
+def test_a_column_that_may_be_meant_is_not_guessed(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("image,filename,label\na,a.png,EOS\n")
+    with pytest.raises(WbcError, match=r"the column 'path' is missing; it has 'image', 'filename', 'label'"):
+        rows(tmp_path / "m.csv")
 
 
 def test_a_sites_names_are_those_of_its_params(tmp_path: Path, cell: Cell, params: Params) -> None:

@@ -27,12 +27,19 @@ from wbc_model.spread import part_size, threads
 REQUIRED: Final = ("path",)
 OPTIONAL: Final = ("label", "split", "group")
 _WHOLE_NUMBER: Final = re.compile(r"^(\d+)\.0+$", re.ASCII)
+# What the columns are called elsewhere, without what parts words. A group is asked for by its name: who is one is no spelling.
+_ALSO_CALLED: Final = {
+    "path": ["filename", "file", "filepath", "image", "img", "imagepath", "imgpath", "imagename", "imgname", "imagefile"],
+    "label": ["labels", "class", "classname", "labelname", "category", "celltype"],
+}
+COLUMNS: Final = (*REQUIRED, *OPTIONAL, *(name for names in _ALSO_CALLED.values() for name in names))  # of one word each
 SPLITS: Final = {
     "": "",
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
+_SPLIT_NAME: Final = re.compile(r"([a-z]+?) ?(?:set|data|images|simple|[a-z]|\d+)?")  # TestA, test_set, TRAIN
 UNLABELLED: Final = frozenset({"unlabelled", "unlabeled"})
 IGNORED_FILES: Final = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini"})
 # What unpackers and file servers put beside the images.
@@ -42,13 +49,21 @@ IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".ti
 ABBREVIATIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "Basophil": ("ba", "bas", "baso"),
     "Eosinophil": ("eo", "eos", "eosi"),
-    "Lymphocyte": ("ly", "lym", "lymph", "lympho"),
+    "Lymphocyte": ("ly", "lym", "lymph", "lympho", "lyt"),
     "Monocyte": ("mo", "mon", "mono"),
-    "Neutrophil": (
-        *("ne", "neu", "neut", "neutro", "seg", "sne", "bne", "band", "pmn"),
-        *("segmented neutrophil", "neutrophil segmented", "band neutrophil", "neutrophil band"),
-    ),
+    "Neutrophil": ("ne", "neu", "neut", "neutro", "seg", "sne", "bne", "ngs", "ngb", "band", "pmn"),
 }
+# The classes in the languages of Europe, when accents are left off and ph, y, z and c are written as f, i and s.
+_IN_FULL: Final[Mapping[str, re.Pattern[str]]] = {
+    label: re.compile(f"{stem}(?:e|es|en|er|is|s|o|os|i|us)?")
+    for label, stem in zip(CLASSES, ("basofil", "eosinofil", "li[mn]fosit", "monosit", "neutrofil"), strict=True)
+}
+_FOLDED: Final = (("ph", "f"), ("y", "i"), ("z", "s"), ("c", "s"))
+# Words beside a name in full that leave the class the same.
+_BESIDE_A_NAME: Final = frozenset({"cell", "cells", "granulocyte", "granulocytes", "wbc", "typical", "segmented", "seg", "band"})
+_NO_WORD: Final = re.compile(r"[\s\d.,:#()\[\]]+")  # numbers and counts beside a name: `1. Basophils`, `Basophil (53)`
+# Folders that are sorted by class, or lie below one, and hold outlines of cells or other cells.
+_NOT_THE_CLASS: Final = re.compile(r"\b(?:masks?|segmentations?|ground ?truths?|grth|immature|ig|smudges?|art[ei]facts?)\b")
 ManifestRow = tuple[str, str, str, str]  # path, label, split, group
 Load = Callable[[], bytes]  # gives the bytes of a file, or raises ImageRejected
 Found = TypeVar("Found")
@@ -73,10 +88,29 @@ _CLASS_BY_NAME: Final = {name.casefold(): name for name in CLASSES} | {
 
 def known_label(text: str, names: Mapping[str, str] = NO_NAMES) -> str:
     """The class that a manifest's label or folder name means: its name or an abbreviation of the field in any case, plural
-    allowed, or one of the site's own `names`. Empty stays empty, and what is no class is given back as it is."""
+    allowed, or one of the site's own `names`. A name in full may be in another language, and have numbers and words beside it
+    that leave the class the same. Empty stays empty, and what is no class is given back as it is."""
     plain = _plain(text)
     table = _CLASS_BY_NAME | {_plain(name): label for name, label in names.items()}
-    return table.get(plain) or table.get(plain.removesuffix("s")) or text.strip()
+    return table.get(plain) or table.get(plain.removesuffix("s")) or _in_full(plain) or text.strip()
+
+
+def _in_full(plain: str) -> str:
+    """The one class that the words of a plain name mean; empty where a word means something else, or several are meant."""
+    words = {word for word in _NO_WORD.split(plain) if word} - _BESIDE_A_NAME
+    meant = set()
+    for word in words:
+        folded = "".join(sign for sign in unicodedata.normalize("NFKD", word) if not unicodedata.combining(sign))
+        for written, as_one in _FOLDED:
+            folded = folded.replace(written, as_one)
+        meant.add(next((label for label, name in _IN_FULL.items() if name.fullmatch(folded)), ""))
+    return meant.pop() if len(meant) == 1 else ""
+
+
+def split_of(text: str) -> str | None:
+    """train, val or test, as a folder or a row says it (`TestA`, `training_set`); empty for an empty text, None for another."""
+    found = _SPLIT_NAME.fullmatch(_plain(text))
+    return SPLITS.get(_plain(text), SPLITS.get(found[1]) if found else None)
 
 
 def unknown_label(label: str) -> str:
@@ -196,9 +230,11 @@ def read_manifest(data: Path, names: Mapping[str, str] = NO_NAMES) -> pd.DataFra
             raise WbcError(f"{data} has no images: expected images, or a subfolder per class ({', '.join(CLASSES)})")
         read_as = table_not_read(rows, [entry.name for entry in _entries(data)], "name it in place of the folder")
     elif data.is_file():
-        sheet = read_sheet(data, (*REQUIRED, *OPTIONAL))
+        sheet = read_sheet(data, COLUMNS)
+        taken = as_manifest(sheet)
         rows = sheet_rows(sheet, names)
-        read_as = f"read as separated by {sheet.said}" + ("" if "label" in sheet.header else ", without a column label")
+        read_as = f"read as separated by {sheet.said}" + "".join(f", {name!r} as {column}" for name, column in taken.items())
+        read_as += "" if "label" in sheet.header else ", without a column label"
         read_as += _instead_of_group(sheet.header)
     else:
         raise WbcError(f"{data} does not exist: name a manifest CSV, a folder of images or an archive")
@@ -235,7 +271,7 @@ def _csv_rows(sheet: Sheet, names: Mapping[str, str]) -> Iterator[ManifestRow]:
             raise WbcError(f"{sheet.path} line {line}: {fields}, the header has {len(sheet.header)} (separated by {sheet.said})")
         row += [""] * (len(sheet.header) - len(row))
         cell = {name: row[place] for name, place in places.items()}
-        split = SPLITS.get(cell.get("split", "").strip().casefold())
+        split = split_of(cell.get("split", ""))
         if split is None:
             raise WbcError(f"{sheet.path} line {line}: split {cell['split']!r} is not one of train, val, test")
         yield cell["path"], folder_label(cell.get("label", ""), names), split, group_name(cell.get("group", ""))
@@ -250,6 +286,18 @@ def group_name(text: str) -> str:
 def folder_label(text: str, names: Mapping[str, str]) -> str:
     """The class that a folder's name or a row's label means; empty for `unlabelled`."""
     return "" if _plain(text) in UNLABELLED else known_label(text, names)
+
+
+def as_manifest(sheet: Sheet) -> dict[str, str]:
+    """Call the columns of a table as a manifest's are called, where one of them can be meant only. Returns their own names with
+    what they are taken for."""
+    taken = {}
+    for column, others in _ALSO_CALLED.items():
+        meant = [name for name in sheet.header if "".join(_plain(name).split()) in others]
+        if column not in sheet.header and len(meant) == 1:
+            sheet.header[sheet.header.index(meant[0])] = column
+            taken[meant[0]] = column
+    return taken
 
 
 def _columns(sheet: Sheet) -> dict[str, int]:
@@ -289,58 +337,53 @@ def _with_label_column(sheet: Sheet, names: Mapping[str, str]) -> Iterator[tuple
     return itertools.chain(head, sheet.rows)
 
 
+def told_by_folders(folders: Sequence[str], names: Mapping[str, str]) -> tuple[str, str]:
+    """Label and split of an image by the names of the folders that it lies in, the outermost first.
+
+    One of them is named for the class or `unlabelled`, one may be for the split; others may lie around or below. Where none or
+    several name a class the label is what they are all called, which is none. So it is where one says that these are outlines
+    or other cells.
+    """
+    split, others = "", []
+    for folder in folders:
+        found = split_of(folder)
+        others += [] if found else [folder]
+        split = split or found or ""
+    meant = {label for folder in others if (label := folder_label(folder, names)) in (*CLASSES, "")}
+    if len(meant) == 1 and not any(_NOT_THE_CLASS.search(_plain(folder)) for folder in others):
+        return meant.pop(), split
+    return "/".join(others), split
+
+
+def row_of_file(path: str, names: Mapping[str, str]) -> ManifestRow | None:
+    """The row of a file that no manifest names, by its path in its folder or archive; None where it is none of the images: by
+    its folders' names it is not meant for one, and by its own neither."""
+    *folders, file = path.split("/")
+    label, split = told_by_folders(folders, names)
+    meant = label in CLASSES or any(_plain(folder) in UNLABELLED for folder in folders)
+    return (path, label, split, "") if meant or PurePosixPath(file).suffix.casefold() in IMAGE_SUFFIXES else None
+
+
 def _folder_rows(root: Path, names: Mapping[str, str]) -> Iterator[ManifestRow]:
-    """Images, folders per class, or these under folders named for the split; a folder around all of it is passed through."""
-    top = _unwrapped(root, names)
-    entries = _entries(top)
-    by_split = _has(entries, SPLITS) and all(
-        entry.name.casefold() in SPLITS or _plain(entry.name) in UNLABELLED for entry in entries if entry.is_dir()
-    )
-    for entry in entries:
-        split = SPLITS.get(entry.name.casefold(), "") if by_split else ""
-        if by_split and entry.is_dir() and entry.name.casefold() in SPLITS:
-            inside = _entries(entry) if _stays_inside(entry, root) else [entry]
-            yield from ((path, label, split, "") for one in inside for path, label in _labelled(one, root, names))
-        else:
-            yield from ((path, label, split, "") for path, label in _labelled(entry, root, names))
+    """The images of a folder, by the folders that they lie in."""
+    for path, is_link in _files(root, root, ()):
+        row = row_of_file(path, names)
+        if row is None and is_link:
+            row = (path, *told_by_folders(path.split("/"), names), "")
+        if row is not None:
+            yield row
 
 
-def _unwrapped(root: Path, names: Mapping[str, str]) -> Path:
-    """The only folder in `root`, where nothing else is there and it has the folders that are looked for; else `root`."""
-    entries = _entries(root)
-    if len(entries) != 1 or not entries[0].is_dir() or entries[0].is_symlink():
-        return root
-    only = entries[0]
-    if only.name.casefold() in SPLITS or folder_label(only.name, names) in (*CLASSES, ""):
-        return root
-    inside = [entry for entry in _entries(only) if entry.is_dir()]
-    known = _has(inside, SPLITS) or any(folder_label(entry.name, names) in CLASSES for entry in inside)
-    return only if known else root
-
-
-def _has(entries: list[Path], folders: Mapping[str, str]) -> bool:
-    return any(entry.is_dir() and entry.name.casefold() in folders for entry in entries)
-
-
-def _labelled(entry: Path, root: Path, names: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """The images under a class's folder with its label, and an image that lies in none without one."""
-    if entry.is_dir():
-        yield from ((path, folder_label(entry.name, names)) for path in _images(entry, root, ()))
-    elif entry.suffix.casefold() in IMAGE_SUFFIXES or (entry.is_symlink() and not entry.exists()):
-        yield _shown(entry, root), ""
-
-
-def _images(folder: Path, root: Path, trail: tuple[Path, ...]) -> Iterator[str]:
-    """The files under `folder`. A linked folder is walked into where it stays inside `root` and is none that it came through;
-    else it is given as it is, and where it leads is told when it is read."""
-    if not _stays_inside(folder, root) or folder.resolve() in trail:
-        yield _shown(folder, root)
-        return
+def _files(folder: Path, root: Path, trail: tuple[Path, ...]) -> Iterator[tuple[str, bool]]:
+    """The files under `folder`, and whether each is a link that is not walked into or leads nowhere. A linked folder is walked
+    into where it stays inside `root` and is none that it came through. Where others lead is told when they are read."""
     entries = _entries(folder)
-    yield from (_shown(entry, root) for entry in entries if not entry.is_dir())
+    yield from ((_shown(entry, root), entry.is_symlink() and not entry.exists()) for entry in entries if not entry.is_dir())
     for entry in entries:
-        if entry.is_dir():
-            yield from _images(entry, root, (*trail, folder.resolve()))
+        if entry.is_dir() and _stays_inside(entry, root) and entry.resolve() not in (*trail, folder.resolve()):
+            yield from _files(entry, root, (*trail, folder.resolve()))
+        elif entry.is_dir():
+            yield _shown(entry, root), True
 
 
 def _stays_inside(folder: Path, root: Path) -> bool:

@@ -1,6 +1,7 @@
 """Rows that are not in use, and why: `rejected.csv` has what an ingest refused, `quarantine.csv` that and what the data checks
 found among the pools."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Final
 import pandas as pd
 
 from wbc_model.cells.tables import read_table, to_csv
+from wbc_model.core.errors import counted
 
 UNUSABLE: Final = ("missing", "outside_folder", "undecodable", "truncated", "too_large", "too_small", "unknown_label")
 CONFLICT: Final = "label_conflict"
+MOST_LINES: Final = 6  # in which is told why rows are not used
 COLUMNS: Final = ["path", "sha256", "reason", "detail"]
 
 
@@ -23,6 +26,19 @@ class Rejection:
     sha256: str
     reason: str
     detail: str
+
+
+def not_used_lines(rejected: Iterable[Rejection]) -> list[str]:
+    """Why rows are not used, each reason once with how many there are and the first of them, the most frequent first."""
+    rows = list(rejected)
+    first = {(one.reason, one.detail): one.path for one in reversed(rows)}
+    counts = Counter((one.reason, one.detail) for one in rows).most_common()
+    lines = [
+        f"{counted(count, 'row is', 'rows are')} not used ({reason}), {first[reason, detail]} for one: {detail}"
+        for (reason, detail), count in counts[:MOST_LINES]
+    ]
+    others = sum(count for _, count in counts[MOST_LINES:])
+    return lines + [f"{counted(others, 'further row is', 'further rows are')} not used for other reasons"] * bool(others)
 
 
 def read_rejections(path: Path) -> set[Rejection]:

@@ -26,6 +26,8 @@ MIN_AREA: Final = 8  # pixels of the thumbnail: less is a platelet or a speck
 WINDOW: Final = 0.28  # of the side: the radius in which the search begins
 COMPACT: Final = 0.4  # of the disk with the same radius of gyration that a nucleus fills at least, lobes and gaps together
 BLACK: Final = 12  # rows and columns no brighter than this at the border are padding, not smear
+PURE_WHITE: Final = 254  # and such that are nowhere darker than this: the smear's own white has noise, and red cells in it
+BLACK_RIM: Final = 0.05  # of the pixels at the border; more that are black are the edge of a field of view, or a cut-out cell
 
 Floats = NDArray[np.float32]
 
@@ -58,14 +60,26 @@ def _with_thumbnail(image: Image.Image) -> Crop:
 
 
 def without_padding(image: Image.Image) -> Crop:
-    """Cut off black rows and columns at the border, with which crops near the edge of a photograph are filled up."""
-    whole = _with_thumbnail(image)
+    """Cut off black or white rows and columns at the border, with which crops near the edge of a photograph are filled up. What
+    is black there after that becomes background: outside a round field of view, or around a cell that was cut out."""
+    return _without_black(_without_bars(_with_thumbnail(image)))
+
+
+def _brightest(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    red, green, blue = pixels[..., 0], pixels[..., 1], pixels[..., 2]
+    brightest: NDArray[np.uint8] = np.maximum(np.maximum(red, green), blue)  # five times as fast as over an axis of three
+    return brightest
+
+
+def _without_bars(whole: Crop) -> Crop:
+    image, lit = whole.image, _brightest(whole.small) > BLACK
     red, green, blue = whole.small[..., 0], whole.small[..., 1], whole.small[..., 2]
-    lit = np.maximum(np.maximum(red, green), blue) > BLACK  # five times as fast as a maximum over an axis of three
-    rows = np.flatnonzero(lit.mean(axis=1) > 0.1)
+    white = np.minimum(np.minimum(red, green), blue) >= PURE_WHITE
+    rows = np.flatnonzero((lit.mean(axis=1) > 0.1) & ~white.all(axis=1))
     if len(rows) == 0:
         return whole
-    columns = np.flatnonzero(lit[rows[0] : rows[-1] + 1].mean(axis=0) > 0.1)
+    inside = slice(rows[0], rows[-1] + 1)
+    columns = np.flatnonzero((lit[inside].mean(axis=0) > 0.1) & ~white[inside].all(axis=0))
     if len(columns) == 0:  # a few bright rows far apart
         return whole
     height, width = lit.shape
@@ -75,6 +89,16 @@ def without_padding(image: Image.Image) -> Crop:
     cut = [int(np.ceil((end + 1) / whole.scale)) if end else 0 for end in ends]  # one more: the last row is a mixture
     box = cut[0], cut[1], image.width - cut[2], image.height - cut[3]
     return _with_thumbnail(image.crop(box)) if box[2] - box[0] >= 8 and box[3] - box[1] >= 8 else whole
+
+
+def _without_black(crop: Crop) -> Crop:
+    black = _brightest(crop.small) <= BLACK
+    rim = np.concatenate([black[0], black[-1], black[:, 0], black[:, -1]])
+    if rim.mean() <= BLACK_RIM or black.all():
+        return crop
+    pixels = np.array(crop.image)
+    pixels[_brightest(pixels) <= BLACK] = background_colour(crop.small[~black][None]).round()
+    return _with_thumbnail(Image.fromarray(pixels))
 
 
 def background_colour(pixels: NDArray[np.uint8]) -> Floats:

@@ -75,7 +75,8 @@ class Sheet:
 def read_sheet(path: Path, columns: Collection[str]) -> Sheet:
     """Read a CSV or TSV file that somebody may have saved in a spreadsheet.
 
-    The separator is what a first line `sep=;` says, else the one of SEPARATORS by which the header has most of `columns`.
+    The separator is what a first line `sep=;` says, else the one of SEPARATORS by which the header has most of `columns`, or
+    most columns.
     Raises WbcError as `read_written`, or, while its rows are read, where the file is no CSV.
     """
     return parse_sheet(read_written(path), path, columns)
@@ -89,7 +90,8 @@ def parse_sheet(text: str, path: Path, columns: Collection[str]) -> Sheet:
         separator, text, lines_before = named[1], rest, 1
     else:
         likely = sorted(SEPARATORS, key=lambda one: one != "\t") if path.suffix.casefold() == ".tsv" else list(SEPARATORS)
-        separator = max(likely, key=lambda one: len(set(columns) & set(_header(path, text, one))))
+        headers = {one: _header(path, text, one) for one in likely}
+        separator = max(likely, key=lambda one: (len(set(columns) & set(headers[one])), len(headers[one])))
     header = _header(path, text, separator)
     return Sheet(path, separator, header, _sheet_rows(path, text, separator, lines_before))
 

@@ -11,7 +11,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from wbc_model.cells.decoded import DecodedCells, Pixels
-from wbc_model.cells.manifest import NO_NAMES, Load, Source, each_file, source_of
+from wbc_model.cells.manifest import NO_NAMES, Load, Source, each_file, source_of, unknown_label
+from wbc_model.cells.rejections import Rejection, not_used_lines
 from wbc_model.core import images
 from wbc_model.core.classes import CLASS_INDEX, CLASSES
 from wbc_model.core.errors import ImageRejected, WbcError, counted
@@ -24,6 +25,7 @@ from wbc_model.network.predict import Predictions, predict
 from wbc_model.network.resnet import AttentionResNet18
 
 BATCH: Final = 128
+NO_LABEL: Final = "it has no label: a column label or the name of its folder tells it"
 
 
 def label_indices(labels: Sequence[str]) -> NDArray[np.int64]:
@@ -98,13 +100,13 @@ class Files:
     paths: Sequence[str]
     size: int
     view: images.View
-    rejected: dict[int, str] = field(default_factory=dict)
+    rejected: dict[int, ImageRejected] = field(default_factory=dict)
 
     def views(self, places: Sequence[int]) -> Iterator[tuple[int, Pixels]]:
         """Position and view of each usable file at these positions, in the order in which they are read fastest."""
         for at, seen in each_file(self.origin, [self.paths[place] for place in places], self._view):
             if isinstance(seen, ImageRejected):
-                self.rejected[places[at]] = seen.reason
+                self.rejected[places[at]] = seen
             else:
                 yield places[at], seen
 
@@ -143,7 +145,7 @@ def evaluate_data(
 
     Where the manifest has test rows, these are used, else all rows. With `own_statistics` the batch-norm statistics are
     those of these images, taken without their labels, instead of the model's. Returns the metrics, with `split` and the
-    `rejected` rows [{path, reason}], and the prediction frame. Raises WbcError when no labelled image is usable.
+    `rejected` rows [{path, reason, detail}], and the prediction frame. Raises WbcError when no labelled image is usable.
     """
     network, card = load_model(model_directory)
     origin = source_of(data)
@@ -154,13 +156,16 @@ def evaluate_data(
     labelled = rows[known]
     files = Files(origin, labelled["path"].tolist(), card.input_size, card.view)
     seen, used = files.predictions(files.with_their_statistics(network) if own_statistics else network)
-    rejected = [{"path": path, "reason": "unknown_label"} for path in rows.loc[~known, "path"]]
-    rejected += [{"path": files.paths[place], "reason": reason} for place, reason in sorted(files.rejected.items())]
+    rejected = [
+        Rejection(path, "", "unknown_label", unknown_label(label) if label else NO_LABEL)
+        for path, label in rows.loc[~known, ["path", "label"]].to_numpy()
+    ]
+    rejected += [Rejection(files.paths[at], "", why.reason, why.detail) for at, why in sorted(files.rejected.items())]
     if not used:
-        first = "".join(f", the first, {one['path']}, as {one['reason']}" for one in rejected[:1])
-        raise WbcError(f"{origin.shown}: no usable labelled image ({len(rejected)} rejected{first})")
+        raise WbcError(f"{origin.shown}: no usable labelled image: {'; '.join(not_used_lines(rejected))}")
     cells = labelled.iloc[used]
     frame = prediction_frame(cells["path"].tolist(), cells["label"].tolist(), seen, card.temperature)
     frame = frame.iloc[np.argsort(used)].reset_index(drop=True)  # an archive may be read in another order than the manifest's
     metrics = frame_metrics(frame)
-    return {**metrics, "split": split, "rejected": rejected}, frame.rename(columns={"sha256": "path"})
+    told = [{"path": one.path, "reason": one.reason, "detail": one.detail} for one in rejected]
+    return {**metrics, "split": split, "rejected": told}, frame.rename(columns={"sha256": "path"})

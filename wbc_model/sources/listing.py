@@ -1,21 +1,20 @@
 """The rows of an archive: from a manifest inside, from small files beside the images, or from folders per class."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Protocol
 
 from wbc_model.cells.manifest import (
     IMAGE_SUFFIXES,
-    NO_NAMES,
-    SPLITS,
     ManifestRow,
     folder_label,
     group_name,
+    row_of_file,
     sheet_rows,
+    split_of,
     visible_name,
 )
-from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
 from wbc_model.core.written import Sheet, decode_written, parse_sheet
 from wbc_model.sources.members import IN_ARCHIVE, LEADS_OUT, Member
@@ -24,7 +23,6 @@ MANIFESTS: Final = ("manifest.csv", "manifest.tsv", "metadata.csv", "metadata.js
 BESIDE: Final = (".cls", ".json")  # what a sample of a WebDataset shard tells its label by
 COLUMNS: Final = ("path", "label", "split", "group")
 FILE_NAME: Final = "file_name"  # as Hugging Face calls the path
-Tree = dict[str, Any]  # a folder: names to trees, and to None for a file
 
 
 class Listed(Protocol):
@@ -88,16 +86,17 @@ def _sheet(archive: Listed, name: str) -> Sheet:
 
 def _is_high(name: str, members: Mapping[str, Member]) -> bool:
     folders = list(PurePosixPath(name).parts[:-1])
-    if folders and folders[-1].casefold() in SPLITS:
+    if folders and split_of(folders[-1]):
         folders.pop()
-    return not folders or (len(folders) == 1 and list(_tree(members)) == folders)
+    top = {one.split("/")[0] for one in members if all(map(visible_name, one.split("/")))}
+    return not folders or (len(folders) == 1 and top == set(folders))
 
 
 def _manifest_rows(name: str, sheet: Sheet, folders: Mapping[str, str], names: Mapping[str, str]) -> Iterator[ManifestRow]:
     """The rows of one manifest, with paths from the archive's top. Where it does not tell them, the folder it is in tells the
     split; that of an image, where the manifest has no labels, the label."""
     folder = PurePosixPath(name).parent
-    split_here, unlabelled = SPLITS.get(folder.name.casefold(), ""), "label" not in sheet.header
+    split_here, unlabelled = split_of(folder.name) or "", "label" not in sheet.header
     for path, label, split, group in sheet_rows(sheet, names):
         whole = path if str(folder) == "." else f"{folder}/{path}"
         yield whole, folders.get(whole, "") if unlabelled else label, split or split_here, group
@@ -158,7 +157,7 @@ def _sample_rows(archive: Listed, samples: Mapping[str, list[str]], names: Mappi
                 told |= _json_object(archive.text(name), place)
         by_folder, split_here = folders.get(image, ("", ""))
         said = text_of(told.get("label", told.get("cls")))
-        split = SPLITS.get(text_of(told.get("split")).strip().casefold())
+        split = split_of(text_of(told.get("split")))
         if split is None:
             raise WbcError(f"{archive.shown}/{image}: its split {told['split']!r} is not one of train, val, test")
         yield image, folder_label(said, names) if said else by_folder, split or split_here, group_name(text_of(told.get("group")))
@@ -167,69 +166,7 @@ def _sample_rows(archive: Listed, samples: Mapping[str, list[str]], names: Mappi
 # --- folders per class ---------------------------------------------------------------------------------------------------
 
 
-def folder_rows(files: Mapping[str, object], names: Mapping[str, str]) -> list[ManifestRow]:
-    """The rows of files by their names, by the rules for a folder (`read_manifest`): images, folders per class, or these under
-    folders named for the split; a folder around all of it is passed through."""
-    prefix, top = _unwrapped(_tree(files), names)
-    folders = [name for name, inside in top.items() if inside is not None]
-    by_split = any(_is_split(name) for name in folders) and all(_is_split(name) or _waits(name) for name in folders)
-    rows: list[ManifestRow] = []
-    for name, inside in sorted(top.items()):
-        if by_split and inside is not None and _is_split(name):
-            split, parts = (
-                SPLITS[name.casefold()],
-                [(f"{prefix}{name}/{one}", one, below) for one, below in sorted(inside.items())],
-            )
-        else:
-            split, parts = "", [(f"{prefix}{name}", name, inside)]
-        for path, one, below in parts:
-            if below is not None:
-                label = folder_label(one, names)
-                rows += ((file, label, split, "") for file in _below(f"{path}/", below))
-            elif PurePosixPath(one).suffix.casefold() in IMAGE_SUFFIXES:
-                rows.append((path, "", split, ""))
-    return rows
-
-
-def _is_split(name: str) -> bool:
-    return name.casefold() in SPLITS
-
-
-def _waits(name: str) -> bool:
-    return folder_label(name, NO_NAMES) == ""
-
-
-def _tree(files: Mapping[str, object]) -> Tree:
-    tree: Tree = {}
-    for name in files:
-        *folders, file = name.split("/")
-        folder = tree
-        for part in folders:
-            if not visible_name(part):
-                break
-            folder[part] = folder.get(part) or {}
-            folder = folder[part]
-        else:
-            if visible_name(file):
-                folder.setdefault(file, None)
-    return tree
-
-
-def _unwrapped(tree: Tree, names: Mapping[str, str]) -> tuple[str, Tree]:
-    """The only folder at the top, where nothing else is there and it has the folders that are looked for; else the top."""
-    if len(tree) != 1:
-        return "", tree
-    ((name, inside),) = tree.items()
-    if inside is None or _is_split(name) or folder_label(name, names) in (*CLASSES, ""):
-        return "", tree
-    folders = [one for one, below in inside.items() if below is not None]
-    known = any(_is_split(one) or folder_label(one, names) in CLASSES for one in folders)
-    return (f"{name}/", inside) if known else ("", tree)
-
-
-def _below(prefix: str, tree: Tree) -> Iterator[str]:
-    """The files below a folder, its own first."""
-    yield from (f"{prefix}{name}" for name, inside in sorted(tree.items()) if inside is None)
-    for name, inside in sorted(tree.items()):
-        if inside is not None:
-            yield from _below(f"{prefix}{name}/", inside)
+def folder_rows(files: Iterable[str], names: Mapping[str, str]) -> list[ManifestRow]:
+    """The rows of files by their names, by the rules for a folder (`read_manifest`)."""
+    seen = (name for name in sorted(files) if all(map(visible_name, name.split("/"))))
+    return [row for name in seen if (row := row_of_file(name, names)) is not None]
