@@ -21,6 +21,7 @@ from serving.contract.differential import (
     count_differential,
     flag,
     foreign_site,
+    printed,
     true_shares,
 )
 from serving.contract.site import Critical, CriticalLimits, Range, Reference, read_site
@@ -107,6 +108,7 @@ def test_the_flags_of_a_neutropenic_specimen() -> None:
     neutrophil, lymphocyte = answer.classes["Neutrophil"], answer.classes["Lymphocyte"]
     assert neutrophil.absolute is not None
     assert (neutrophil.flag, neutrophil.absolute.value, neutrophil.absolute.flag) == ("low", 0.1, "critical_low")
+    assert neutrophil.absolute.printed == printed(0.1, 2, Range(low=2.0, high=7.0), "critical_low") == "0.10"
     assert lymphocyte.absolute is not None
     assert (lymphocyte.flag, lymphocyte.absolute.flag) == ("high", "normal")
 
@@ -376,6 +378,17 @@ def test_the_digit_that_decides_is_printed_and_no_more() -> None:
     assert (
         count_differential(["Eosinophil"] * 30 + ["Neutrophil"] * 470, None, read_site()).classes["Eosinophil"].printed == "6.0"
     )
+
+
+def test_the_digit_that_tells_a_critical_value_is_printed() -> None:
+    """Of 66.667 % one digit would be 66.7, which is not below 66.68."""
+    site = read_site()
+    ranges = {**site.reference.percent, "Monocyte": Range(low=80.0, high=90.0)}
+    critical = CriticalLimits(source="x", percent={"Monocyte": Critical(low=66.68)}, absolute={})
+    reference = site.reference.model_copy(update={"percent": ranges})
+    changed = site.model_copy(update={"minimum_cells": 1, "reference": reference, "critical": critical})
+    share = count_differential(["Monocyte"] * 2 + ["Neutrophil"], None, changed).classes["Monocyte"]
+    assert (share.flag, share.printed) == ("critical_low", "66.67")
 
 
 def test_a_differential_that_was_kept_before_is_printed_so_too() -> None:
