@@ -38,8 +38,8 @@ def test_a_batch_belongs_to_seed_and_update():
 
 
 def test_hard_weights_by_hand():
-    """Class 0 has 4 cells, half of them hard: the two with the highest loss. Class 1 has 1 cell, class 2 has 2. Rarity 1/2: 1/2, 1
-    and the root of 1/2."""
+    """Class 0 has 4 cells, half of them hard: the two with the highest loss. Class 1 has 1 cell, class 2 has 2.
+    Rarity 1/2: 1/2, 1, the root of 1/2."""
     losses = torch.tensor([0.1, 0.9, 0.5, float("nan"), 0.2, 0.7, 0.3])
     labels = torch.tensor([0, 0, 0, 0, 1, 2, 2])
     weights = hard_sample_weights(losses, labels, fraction=0.5, rarity=0.5)
