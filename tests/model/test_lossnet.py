@@ -58,6 +58,19 @@ def test_ranking_accuracy_by_hand():
     assert math.isnan(ranking_accuracy(torch.zeros(2), torch.ones(2)))
 
 
+def test_lossnet_by_hand_and_to_the_same_digit_under_autocast():
+    """Means 2.001 and -1 + 4, each through a ReLU: 2 · 2.001 + 3 · 3 + 1/2; of the second image -2 counts as 0."""
+    lossnet = LossNet((1, 2), hidden=1)
+    for parameter in lossnet.parameters():
+        torch.nn.init.ones_(parameter) if parameter.ndim > 1 else torch.nn.init.zeros_(parameter)
+    lossnet.head.weight.data, lossnet.head.bias.data = torch.tensor([[2.0, 3.0]]), torch.tensor([0.5])
+    features = [torch.tensor([[[[1.0, 3.002]]], [[[-1.0, -3.0]]]]), torch.tensor([[[[-1.0]], [[4.0]]]]).repeat(2, 1, 1, 1)]
+    plain = lossnet(features)
+    torch.testing.assert_close(plain, torch.tensor([13.502, 9.5]))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(lossnet(features), plain)
+
+
 def test_lossnet_takes_any_image_size():
     lossnet = LossNet()
     for side in (2, 7):
