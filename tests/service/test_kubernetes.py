@@ -95,6 +95,14 @@ def test_every_variable_is_one_that_the_service_reads() -> None:
     assert {item["name"] for item in CONTAINER["env"]} - {"POD_NAME"} <= documented
 
 
+def test_a_variable_is_there_before_another_one_names_it() -> None:
+    """Kubernetes puts in the values of variables above. It leaves any other reference as it is, the same in each pod."""
+    above: set[str] = set()
+    for item in CONTAINER["env"]:
+        assert set(re.findall(r"\$\((\w+)\)", item.get("value", ""))) <= above, item
+        above.add(item["name"])
+
+
 def test_the_probes_ask_what_the_service_answers_at_the_port_it_listens_on() -> None:
     command = one("CMD").words()
     [port] = CONTAINER["ports"]
