@@ -253,6 +253,10 @@ class Tracker:
         path = Path(self._place(run).removeprefix("file://")) / name
         return path if path.is_dir() else None
 
+    def sizes(self, run: str, folder: str) -> list[int]:
+        """Bytes of each file in a folder among the files of a run, wherever they are kept; empty where there is none."""
+        return [int(file.file_size or 0) for file in self._repository(run).list_artifacts(folder) if not file.is_dir]
+
     def put(self, run: str, path: Path, folder: str | None = None) -> None:
         """Copy a file, or what is in a folder, to the files of a run; what DVC's cache has too is stored once."""
         from flows.artifacts import share

@@ -40,12 +40,14 @@ _RUNS: Final = ".dvc/cache/runs"
 
 @dataclass
 class Plan:
-    """What would be deleted: registered `versions`, the model files of MLflow's `runs`, `objects` of DVC's cache with the `notes`
-    of the runs that made them; `lines` says it in words, `frees` is how many bytes that gives back."""
+    """What would be deleted: registered `versions`, the model files of MLflow's `runs`, of which so many bytes lie `elsewhere`,
+    `objects` of DVC's cache with the `notes` of the runs that made them; `lines` says it in words, `frees` is how many bytes that
+    gives back."""
 
     versions: list[str] = field(default_factory=list)
     runs: list[str] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
+    elsewhere: int = 0
     objects: list[Path] = field(default_factory=list)
     notes: list[Path] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
@@ -57,7 +59,7 @@ class Plan:
         stats = [path.stat() for path in files]
         names = Counter((one.st_dev, one.st_ino) for one in stats)
         sizes = {(one.st_dev, one.st_ino): one.st_size for one in stats if names[one.st_dev, one.st_ino] == one.st_nlink}
-        return sum(sizes.values())
+        return sum(sizes.values()) + self.elsewhere
 
 
 def collect(workspace: Path, last: int = LAST, champions: int | None = None, delete: bool = False) -> dict[str, Any]:
@@ -90,10 +92,16 @@ def _plan_registry(plan: Plan, tracker: "Tracker", last: int, champions: int | N
     sources = {str(version.run_id) for version in found if str(version.version) in kept}
     orphans = {str(version.run_id): None for version in found if str(version.version) not in kept}
     for run in dict.fromkeys([*orphans, *tracker.runs_with_models(last)]):
-        if run not in sources and (folder := tracker.folder(run, "model")) is not None:
-            plan.runs.append(run)
+        if run in sources:
+            continue
+        if (folder := tracker.folder(run, "model")) is not None:
             plan.folders.append(folder)
-            plan.lines.append(f"model files of MLflow's run {run}")
+        elif sizes := tracker.sizes(run, "model"):  # at an MLflow server, which may keep them in a bucket
+            plan.elsewhere += sum(sizes)
+        else:
+            continue
+        plan.runs.append(run)
+        plan.lines.append(f"model files of MLflow's run {run}")
 
 
 def _kept(tracker: "Tracker", found: "list[ModelVersion]", last: int, champions: int | None) -> set[str]:

@@ -732,7 +732,11 @@ def pool_of(site: Site, name: str) -> tuple[list[str], list[str]]:
 
 
 @pytest.mark.slow
-def test_old_models_go_from_the_registry_and_those_that_count_stay(site: Site) -> None:
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_old_models_go_from_the_registry_and_those_that_count_stay(
+    site: Site, elsewhere: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where files are at an MLflow server (`elsewhere`), no folder of this machine is theirs."""
     for seed in range(1, 5):
         site.candidate(seed)
         site.ask()
@@ -741,6 +745,8 @@ def test_old_models_go_from_the_registry_and_those_that_count_stay(site: Site) -
         site.candidate(seed)
         assert not site.ask().promoted
     site.tracker.tag_version("5", {"wbc.keep": "for the paper"})
+    if elsewhere:
+        monkeypatch.setattr(Tracker, "folder", lambda self, run, name: None)
     said = collect(site.workspace, last=1)
     assert said["versions"] == ["6"], "1 to 4 were champion, 5 is tagged, 7 is the last"
     assert said["frees"] > (site.workspace / "models/candidate/weights.safetensors").stat().st_size
