@@ -565,6 +565,7 @@ def open_tracker(workspace: Path, params: Params) -> Tracker:
     """Connect to the MLflow store of params.yaml, with the experiment made where it is missing; raises WbcError."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # where a command's JSON is, and nothing else
     bound_waiting()
     import mlflow
     from mlflow import MlflowClient

@@ -40,9 +40,9 @@ _RUNS: Final = ".dvc/cache/runs"
 
 @dataclass
 class Plan:
-    """What would be deleted: registered `versions`, the model files of MLflow's `runs`, of which so many bytes lie `elsewhere`,
-    `objects` of DVC's cache with the `notes` of the runs that made them; `lines` says it in words, `frees` is how many bytes that
-    gives back."""
+    """What would be deleted: registered `versions`, the model files of MLflow's `runs`, and `objects` of DVC's cache with the
+    `notes` of the runs that made them. So many bytes of the runs' files lie `elsewhere`. `lines` says it in words, `frees` is how
+    many bytes it gives back."""
 
     versions: list[str] = field(default_factory=list)
     runs: list[str] = field(default_factory=list)

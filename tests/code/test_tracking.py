@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest.mock import MagicMock
 
 import pandas as pd
 import pytest
@@ -139,6 +140,17 @@ def test_a_retraining_under_which_params_yaml_was_changed_ends(made: Path, tmp_p
     set_params(tmp_path, {"presets.small.updates": 7})
     with pytest.raises(WbcError, match="changed while retraining k ran, which ends here: its labels stay"):
         retrain._check_params(cast(retrain.Context, ctx))
+
+
+def test_a_server_of_mlflow_puts_no_line_between_the_json(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from mlflow.store.tracking.rest_store import RestStore
+    from mlflow.tracking._tracking_service.client import TrackingServiceClient
+
+    open_tracker(made, read_params(made / "params.yaml"))
+    told = MagicMock(tracking_uri="http://127.0.0.1:1")
+    told.store = MagicMock(spec=RestStore)
+    TrackingServiceClient._log_url(told, "0123")  # at the end of each run
+    assert capsys.readouterr().out == ""
 
 
 # --- the learning curve ---------------------------------------------------------------------------------------------------
