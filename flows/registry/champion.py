@@ -113,7 +113,7 @@ def roll_back(workspace: Path, reason: str, by: str = "", steps: int = 1) -> dic
     count as no step. Raises WbcError, before anything changes, where there are not so many.
 
     All that it leaves behind is withdrawn. The words come before the alias: the same command again finishes what a kill cut off.
-    Where it is the first champion, there is none again.
+    Where no champion before it is left, there is none then.
     """
     with hold_lock(workspace):
         tracker = _tracker(workspace)
@@ -122,7 +122,7 @@ def roll_back(workspace: Path, reason: str, by: str = "", steps: int = 1) -> dic
             raise WbcError("there is no champion to go back from")
         finished = _said_by_a_killed_one(tracker, present, reason, by)
         earlier = _earlier(tracker, present, finished)
-        if steps == 1 and BEFORE not in tracker.version_tags(present):
+        if steps == 1 and not earlier:
             _take_away(workspace, tracker, present, reason, by if present not in finished else None)
             change: dict[str, Any] = {"from": present, "to": None, "model": "", "withdrawn": [present]}
             return {**champions(workspace), "rolled_back": change, "wrote": []}
@@ -145,7 +145,7 @@ def rolled_back_text(change: dict[str, Any]) -> list[str]:
     behind, last = change["withdrawn"], change["withdrawn"][0]
     if change["to"] is None:
         return [
-            f"version {last} was withdrawn, and there was no champion before it: there is none now",
+            f"version {last} was withdrawn, and no champion before it is left: there is none now",
             "changed: the alias champion in MLflow, and models/champion is gone; a running service keeps the model until it ends",
             f"no retraining brings it back; `wbc champion --promote {last} --reason TEXT` does",
         ]
@@ -238,12 +238,12 @@ def _enough(tracker: "Tracker", present: str, earlier: list[str], steps: int) ->
     """Raises WbcError, with what there is, where so many steps back lead nowhere."""
     if 1 <= steps <= len(earlier):
         return
-    if BEFORE not in tracker.version_tags(present):
-        none = "`wbc champion --rollback --reason TEXT` takes it back, and there is none then"
-        raise WbcError(f"version {present} was the first champion: there is none before it; {none}")
     another = "`wbc champion --promote VERSION --reason TEXT` takes another"
     if not earlier:
-        raise WbcError(f"every champion before version {present} was withdrawn or deleted: {another}")
+        first = BEFORE not in tracker.version_tags(present)
+        why = "was the first champion" if first else "is the last: those before it were withdrawn or deleted"
+        none = "`wbc champion --rollback --reason TEXT` takes it back, and there is none then"
+        raise WbcError(f"version {present} {why}; {none}; {another}")
     listed = ", ".join(f"{number} leads to version {version}" for number, version in enumerate(earlier, 1))
     raise WbcError(f"{steps} steps back from version {present} lead nowhere: {listed}; {another}")
 

@@ -332,9 +332,17 @@ def test_a_rollback_passes_over_what_was_withdrawn(site: Site) -> None:
     champion.roll_back(site.workspace, "so is four")
     champion.roll_back(site.workspace, "and two")
     assert site.version() == "1"
-    with pytest.raises(WbcError, match="version 1 was the first champion: there is none before it; `wbc champion --rollback"):
+    with pytest.raises(WbcError, match="version 1 was the first champion; `wbc champion --rollback"):
         champion.roll_back(site.workspace, "and one", steps=2)
     assert champion.roll_back(site.workspace, "and one")["rolled_back"]["to"] is None
+    assert not (site.workspace / "models/champion").exists()
+    champion.promote(site.workspace, "2", "better than none")
+    site.tracker.tag_version("2", {"wbc.gate.before": "1"})
+    with pytest.raises(
+        WbcError, match="version 2 is the last: those before it were withdrawn or deleted; `wbc champion --rollback"
+    ):
+        champion.roll_back(site.workspace, "two again", steps=2)
+    assert champion.roll_back(site.workspace, "two again")["rolled_back"]["withdrawn"] == ["2"]
 
 
 class Opened:

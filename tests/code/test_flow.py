@@ -396,7 +396,7 @@ def test_the_champion_before_comes_back_from_the_registry(whole: Whole, tmp_path
     word = {version["version"]: version["word"] for version in json.loads(answer.stdout)["versions"]}[later]
     assert (word["word"], word["reason"], word["by"]) == ("withdrawn", "it is another's", "Ada")
     again = wbc("2", "--reason", "once more")
-    assert str(again.exception).startswith(f"version {before} was the first champion: there is none before it; `wbc champion")
+    assert str(again.exception).startswith(f"version {before} was the first champion; `wbc champion --rollback")
 
 
 @pytest.mark.slow
