@@ -11,6 +11,7 @@ import typer.main
 import yaml
 
 from flows.cli import app
+from serving.http.app import create_app
 
 ROOT = Path(__file__).parents[2]
 COLUMNS, WORDS = 130, 25
@@ -131,6 +132,21 @@ def test_every_file_that_is_named_is_there(path: Path) -> None:
     named = re.findall(r"(?<![\w./])((?:wbc_model|flows|serving|studies|tests|docs|deploy)/[\w./-]*\w)", code)
     named = [name for name in named if "NAME" not in name]
     assert [name for name in named if not ((ROOT / name).exists() or (ROOT / f"{name}.py").exists())] == []
+
+
+def test_the_index_has_every_page_and_every_decision_by_its_title() -> None:
+    index = " ".join((ROOT / "docs/index.md").read_text().split())
+    titles = {path.name: path.read_text().splitlines()[0].removeprefix("# ") for path in DECISIONS}
+    lines = [f"[{title}](decisions/{name})" for name, title in titles.items()]
+    pages = [f"({path.name})" for path in sorted((ROOT / "docs").glob("*.md")) if path.stem != "index"]
+    assert [line for line in [*lines, *pages] if line not in index] == []
+
+
+def test_every_call_of_the_service_is_in_the_documents() -> None:
+    text = "".join((ROOT / f"docs/{name}.md").read_text() for name in ("http", "reports"))
+    described = {re.sub(r"\{\w+\}|\$[A-Z]+\b", "{}", path) for path in re.findall(r"/v1/[\w/{}$.]*[\w}]", text)}
+    calls = {re.sub(r"\{\w+\}", "{}", path) for path in create_app().openapi()["paths"]}
+    assert sorted(calls - described) == []
 
 
 def test_the_readme_shows_results_within_one_screen() -> None:
