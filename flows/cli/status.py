@@ -33,7 +33,8 @@ PARTS: Final = {
 def status(workspace: Path) -> dict[str, Any]:
     """Pools, what waits, the last run and failures since, the champion, disk, and the next command. Raises WbcError where a file
     is damaged."""
-    notes = follow_notes(workspace)
+    wrong = _refusal(lambda: _read(workspace))
+    notes = [] if wrong else follow_notes(workspace)
     state = last_retraining(workspace)
     there = Pools.exist(workspace / "data/pools")
     return {
@@ -46,13 +47,15 @@ def status(workspace: Path) -> dict[str, Any]:
         "champion": _champion(workspace),
         "notes": notes,
         "disk": {name: sum(_size(workspace / path) for path in paths) for name, paths in PARTS.items()},
-        "parameters": gone_line(workspace),
+        "parameters": wrong or gone_line(workspace),
         "next": next_command(workspace),
     }
 
 
 def next_command(workspace: Path) -> str:
     """What a person would do next here, as a command with its reason; empty where there is nothing to do."""
+    if _refusal(lambda: _read(workspace)):
+        return "put params.yaml right: no command runs until then"
     if not Pools.exist(workspace / "data/pools"):
         begin = "`wbc ingest DATA` takes images in; `wbc retrain` alone begins with what data.source in params.yaml names"
         return _refusal(lambda: check_present(workspace / "data")) or begin
@@ -92,6 +95,11 @@ def next_command(workspace: Path) -> str:
     if state is None and not any(Pools.read(workspace / "data/pools", check=False).counts().values()):
         return "`wbc ingest DATA` takes cells in: the pools have none (data/rejected.csv says what was refused, and why)"
     return _to_a_champion(workspace) if state else "`wbc retrain` trains the first model"
+
+
+def _read(workspace: Path) -> None:
+    """Raises WbcError where params.yaml is wrong: every other command stops at that, and this one tells it."""
+    read_params(workspace / "params.yaml")
 
 
 def _refusal(check: Callable[[], None]) -> str:

@@ -54,6 +54,18 @@ def run(status: str) -> State:
     return State("20260101-000000-000", "hash", "2026-01-01T00:00:00+00:00", 0, False, status=status, rows=[row])
 
 
+@pytest.mark.parametrize(("line", "said"), [("seed: zero", "seed: Input should be"), ("seed: [", "line")])
+def test_a_mistake_in_the_parameters_is_told_once_and_with_the_rest(marked: Path, line: str, said: str) -> None:
+    fill(marked)
+    path = marked / "params.yaml"
+    path.write_text(path.read_text().replace("seed: 0", line))
+    result = status(marked)
+    assert f"parameters: {path}" in (text := status_text(result))
+    assert text.count(said) == 1
+    assert "labelled 3" in text
+    assert result["next"] == "put params.yaml right: no command runs until then"
+
+
 def test_a_clone_without_its_data_is_told_how_to_get_them(marked: Path) -> None:
     (marked / "data").mkdir()
     (marked / "data/pools.dvc").write_text("outs:\n- md5: 0.dir\n  nfiles: 4\n  path: pools\n")
