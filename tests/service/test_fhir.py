@@ -56,6 +56,8 @@ def test_one_report_and_an_observation_a_class() -> None:
     assert (made["type"], made["entry"][0]["resource"], len(observations)) == ("collection", report, 5)
     assert report["code"]["coding"] == [{"system": "http://loinc.org", "code": "69738-3"}]
     assert (report["status"], report["issued"]) == ("preliminary", "2026-11-23T04:05:06.000+00:00")
+    kind = {"system": "http://terminology.hl7.org/CodeSystem/v2-0074", "code": "HM", "display": "Hematology"}
+    assert report["category"] == [{"coding": [kind]}]
     assert "3 of them to be looked at by a person" in report["conclusion"]
     for name, observation in zip(CLASSES, observations, strict=True):
         assert observation["code"]["coding"] == [{"system": "http://loinc.org", "code": SITE.loinc.percent[name]}]
@@ -154,6 +156,17 @@ def stored(differential: Differential, **changes: Any) -> dict[str, dict[str, An
     assert {entry["request"]["method"] for entry in made["entry"]} == {"PUT"}
     assert set(references(made)) <= set(resources), "what is referred to is where the server has it"
     return resources
+
+
+def test_a_transaction_says_what_the_bundle_says() -> None:
+    model = ModelName(name="wbc", version="7")
+    of = Reported(model=model, specimen_id="S-1", issued=ISSUED, status="final", report_id="r-1", performer="Dr A")
+    made, sent = bundle(counted(), of, SITE), transaction(counted(), of, SITE)
+    text = json.dumps([entry["resource"] for entry in made["entry"]])
+    for entry, put in zip(made["entry"], sent["entry"], strict=True):
+        text = text.replace(f'"{entry["fullUrl"]}"', f'"{put["request"]["url"]}"')
+    said = [{name: value for name, value in put["resource"].items() if name != "id"} for put in sent["entry"]]
+    assert said == json.loads(text)
 
 
 def test_a_transaction_puts_each_resource_where_the_next_one_does() -> None:
