@@ -80,7 +80,7 @@ def test_every_bad_row_is_named_and_the_rest_goes_in(tmp_path: Path, cell: Cell,
     cell("good4.png", 4)
     (source / "sub").mkdir()
     rows = [(path, "Basophil") for path in [*bad, *good]]
-    rows.append((cell("blast.png", 50), "Basofil"))
+    rows.append((cell("blast.png", 50), "Basophill"))
     manifest = write_manifest(source, rows)
     report = ingest(manifest, tmp_path / "w" / "data", params)
     assert reasons(report) == bad | {"blast.png": "unknown_label"}

@@ -93,6 +93,13 @@ def test_a_path_is_found_however_it_is_written(tmp_path: Path, cell: Cell, writt
     assert read_cell(written.format(root=tmp_path / "source"), tmp_path / "source") == b"cell"
 
 
+def test_a_path_that_leads_nowhere_says_where_it_begins(tmp_path: Path, cell: Cell) -> None:
+    """A list of bare names beside a folder of images is common."""
+    cell("img/a.png", b"cell")
+    with pytest.raises(ImageRejected, match=r"no such file; a path begins in the folder of the manifest"):
+        read_cell("a.png", tmp_path / "source")
+
+
 def test_a_path_is_found_in_either_normal_form(tmp_path: Path, cell: Cell) -> None:
     one, other = (unicodedata.normalize(form, "größe/é.png") for form in ("NFC", "NFD"))
     cell(one, b"cell")

@@ -429,7 +429,7 @@ def read_cell(path: str, root: Path, folders: dict[str, str] | None = None) -> b
             raise ImageRejected("too_large", f"{status.st_size:,} bytes, at most {MAX_BYTES:,} are accepted")
         return file.read_bytes()
     except FileNotFoundError:
-        raise ImageRejected("missing", "there is no such file") from None
+        raise ImageRejected("missing", "there is no such file; a path begins in the folder of the manifest") from None
     except OSError as error:
         raise ImageRejected("missing", f"it cannot be read: {error.strerror}") from None
 
