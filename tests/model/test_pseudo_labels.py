@@ -54,6 +54,20 @@ def test_pseudo_labels_by_hand():
     assert chosen.weights.tolist() == pytest.approx([half, 0, half, 0, 1.0, 0])
     assert choose(probabilities, 0.9, 0.0).weights.tolist() == [1, 0, 1, 0, 1, 0]
     assert not choose(probabilities * 0.5, 1.0, 0.5).weights.isnan().any()
+    same = choose(probabilities, 0.9, 0.5, by_class=False)  # the unsure class gets none: 0.65 is below 0.9
+    assert same.weights.tolist() == pytest.approx([half, 0, half, 0, 0, 0])
+
+
+def test_at_a_new_site_one_threshold_serves_all_classes(monkeypatch: pytest.MonkeyPatch):
+    """Three cells are sure to be of class 0. The fourth is of class 1 by 0.73: over that class's own threshold, under 0.9."""
+    logits = np.array([[9.0, 0, 0, 0, 0]] * 3 + [[0, 2.4, 0, 0, 0]], np.float32)
+    seen = Predictions(logits, np.zeros(4, np.float32), np.empty((4, 0), np.float32))
+    monkeypatch.setattr(pseudo_labels, "predict", lambda network, batches, autocast: seen)
+    cells, even = UnlabelledCells(("a", "b", "c", "d"), lambda wanted: np.empty(0, np.uint8)), torch.zeros(5)
+    by_class, at_a_site = (PseudoLabelling(cells, tiny_params(**POOL), by_class=by_class) for by_class in (True, False))
+    network = torch.nn.Identity()
+    assert by_class.choose(network, even, 50).weights[3] == 1  # type: ignore[arg-type]
+    assert at_a_site.choose(network, even, 50).weights[3] == 0  # type: ignore[arg-type]
 
 
 def test_pseudo_labels_are_chosen_with_half_of_the_labelled_pools_shares(monkeypatch: pytest.MonkeyPatch):

@@ -6,7 +6,7 @@ answer for the image strongly augmented. This module differs in two points, for 
 - Pseudo-labels are chosen at each validation step, by the averaged weights. They are chosen for the whole pool at once, not from
   64 cells at a time. Class shares are then known, and an update is spared the forward pass of the weak view.
 - Each class has its own threshold, lower where the network is still unsure (FreeMatch, Wang et al. 2023). Of the cells over it
-  the rarer classes are drawn more often, as hard samples are.
+  the rarer classes are drawn more often, as hard samples are. At a new site one threshold serves all classes (decision 015).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -70,15 +70,16 @@ def class_thresholds(confidence: Tensor, guess: Tensor, classes: int, threshold:
     return (threshold * mean / mean.max()).to(confidence.dtype)
 
 
-def choose(probabilities: Tensor, threshold: float = THRESHOLD, rarity: float = RARITY) -> PseudoLabels:
+def choose(probabilities: Tensor, threshold: float = THRESHOLD, rarity: float = RARITY, *, by_class: bool = True) -> PseudoLabels:
     """Pseudo-labels from the network's probabilities (N, classes).
 
-    A cell is taken where its highest probability reaches its class's threshold. A cell of a class of which n are taken has
-    weight n ** -rarity: 0 draws the classes as they come, 1 all alike.
+    A cell is taken where its highest probability reaches its class's threshold, or without `by_class` the `threshold` itself. A
+    cell of a class of which n are taken has weight n ** -rarity: 0 draws the classes as they come, 1 all alike.
     """
     confidence, guess = probabilities.max(1)
     classes = probabilities.shape[1]
-    taken = confidence >= class_thresholds(confidence, guess, classes, threshold)[guess]
+    least = class_thresholds(confidence, guess, classes, threshold)[guess] if by_class else threshold
+    taken = confidence >= least
     count = torch.bincount(guess[taken], minlength=classes).clamp_min(1)
     return PseudoLabels(guess, torch.where(taken, count[guess].float() ** -rarity, torch.zeros(())))
 
@@ -99,10 +100,13 @@ class PseudoLabelling:
         params: Params,
         start_share: float | None = None,
         prepared: Callable[[AttentionResNet18], AttentionResNet18] = lambda network: network,
+        *,
+        by_class: bool = True,
     ) -> None:
         """`start_share` of the updates come before the first pseudo-label, usually START_SHARE. The network that chooses is
-        `prepared` for the pool first: at a new site it is given that site's batch-norm statistics."""
-        self.cells, self.params, self.prepared = cells, params, prepared
+        `prepared` for the pool first: at a new site it is given that site's batch-norm statistics. `by_class` is whether a class
+        of which it is unsure has a lower threshold."""
+        self.cells, self.params, self.prepared, self.by_class = cells, params, prepared, by_class
         self.first = (START_SHARE if start_share is None else start_share) * params.size.updates
         share, devices = params.train.unlabelled_ratio * params.size.batch_size, params.train.devices
         self.count = devices * round(share / devices)  # images of a batch, of all devices
@@ -135,5 +139,7 @@ class PseudoLabelling:
         autocast = self.params.size.precision == "bf16-mixed"
         seen = predict(self.prepared(network), self.cells.batches(index), autocast=autocast)
         probabilities = softmax(seen.logits + PRIOR_SHARE * labelled_prior.cpu().numpy())
-        chosen.labels[index], chosen.weights[index] = choose(torch.from_numpy(probabilities), THRESHOLD, RARITY)
+        chosen.labels[index], chosen.weights[index] = choose(
+            torch.from_numpy(probabilities), THRESHOLD, RARITY, by_class=self.by_class
+        )
         return chosen

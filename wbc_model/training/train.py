@@ -329,7 +329,7 @@ def training_key(
     digest = hashlib.sha256()
     parts: list[Any] = [torch.__version__, params.seed, params.size.model_dump(), params.model.model_dump()]
     parts += [params.train.model_dump(), batches.facts(), list(validation.sha256s), validation.labels.tolist()]
-    parts.append([] if pseudo is None else [pseudo.first, list(pseudo.cells.sha256s)])
+    parts.append([] if pseudo is None else [pseudo.first, pseudo.by_class, list(pseudo.cells.sha256s)])
     parts.append(list(fixed))
     for name, value in sorted((start or {}).items()):
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
