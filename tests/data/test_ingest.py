@@ -1,8 +1,10 @@
 import contextlib
+import gc
 import hashlib
 import os
 import unicodedata
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -17,7 +19,7 @@ from tests.pools import ingest
 from wbc_model.cells import merge
 from wbc_model.cells.conflicts import open_conflicts
 from wbc_model.cells.ingest import IngestReport
-from wbc_model.cells.manifest import group_name, read_manifest
+from wbc_model.cells.manifest import Plain, group_name, read_manifest
 from wbc_model.cells.pools import Pools, update
 from wbc_model.cells.rejections import quarantined
 from wbc_model.cells.split import choose_sides, reveal
@@ -127,6 +129,34 @@ def test_ingesting_again_changes_nothing(tmp_path: Path, cell: Cell, params: Par
     assert set(second.added.values()) == {0}
     write_manifest(tmp_path / "source", rows[::-1], ("path", "label", "split", "group"))
     assert ingest(manifest, data, params).pools == first.pools
+
+
+def test_a_manifest_and_its_rows_are_let_go_before_the_pools_have_them(
+    tmp_path: Path, cell: Cell, params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a million rows each form takes hundreds of megabytes."""
+    manifests: list[weakref.ref[pd.DataFrame]] = []
+    left: list[object] = []
+
+    class Watched(Plain):
+        def manifest(self, names: Mapping[str, str]) -> pd.DataFrame:
+            frame = super().manifest(names)
+            manifests.append(weakref.ref(frame))
+            return frame
+
+    def plus(pools: Pools, rows: Mapping[str, pd.DataFrame]) -> Pools:
+        gc.collect()
+        left.extend(one for one in gc.get_objects() if type(one) is merge.Row and one.path.startswith("let-go"))
+        left.extend(frame for manifest in manifests if (frame := manifest()) is not None)
+        return real(pools, rows)
+
+    real = Pools.plus
+    monkeypatch.setattr(Pools, "plus", plus)
+    rows = [(cell(f"let-go{number}.png", number), CLASSES[number % 5]) for number in range(30)]
+    report = ingest(Watched(write_manifest(tmp_path / "source", rows)), tmp_path / "data", params)
+    assert len(manifests) == 1
+    assert not left
+    assert sum(report.added.values()) == 30
 
 
 def test_copies_conflicts_and_leaks(tmp_path: Path, cell: Cell, params: Params) -> None:

@@ -7,6 +7,7 @@ pieces, one for each part of the rows, in a folder that all reach. The store is 
 
 import functools
 import hashlib
+import itertools
 import os
 import shutil
 import tempfile
@@ -47,12 +48,13 @@ class Examination:
     def images(self, manifest: pd.DataFrame, rows: Examined) -> Iterator[StoredImage]:
         """Read, hash and decode each row's file. The accepted images are given out as they come; all rows go to `rows` in the
         manifest's order. At most a few images are in memory."""
-        paths, labels, groups, splits = (manifest[name].tolist() for name in ("path", "label", "group", "split"))
+        columns = (manifest[name] for name in ("path", "label", "group", "split"))
         listed = [
             Row(str(path), "", str(label), str(group), _SIDE_OF_SPLIT[str(split)])
-            for path, label, group, split in zip(paths, labels, groups, splits, strict=True)
+            for path, label, group, split in zip(*columns, strict=True)
         ]
-        accepted: list[int] = []
+        del manifest, columns  # a million rows of it take as much memory again
+        accepted = bytearray(len(listed))
         shutil.rmtree(self.pieces, ignore_errors=True)  # of a process that was killed
         judged = self._elsewhere(listed) if is_spread() else _judged(self.origin, listed, self.store.index(), self.source)
         for place, found in tqdm(judged, total=len(listed), desc="ingest", unit="cell", disable=None):
@@ -60,9 +62,9 @@ class Examination:
                 rows.rejections.append(found)
                 continue
             listed[place].path, listed[place].sha256 = found.path, found.sha256
-            accepted.append(place)
+            accepted[place] = True
             yield found
-        rows.accepted += [listed[place] for place in sorted(accepted)]
+        rows.accepted += itertools.compress(listed, accepted)
 
     def _elsewhere(self, listed: list[Row]) -> Iterator[tuple[int, Judged]]:
         """Each row's position and what was found, by the runner of shards: in the order in which this process would find it."""

@@ -106,24 +106,30 @@ def ingest(
     check_present(workspace_data)
     reading = compare_first(manifest, origin, workspace_data, terms)
     store, rows = ImageStore(workspace_data / "images"), Examined()
-    state = workspace_data.absolute().parent / ".wbc"  # the same folder for processes that stand in others
-    shards = store.add(Examination(origin, store, terms.source, state / "ingest").images(manifest, rows))
+    pieces = workspace_data.absolute().parent / ".wbc/ingest"  # the same folder for processes that stand in others
+    report = functools.partial(IngestReport, rows=len(manifest), read_as=str(manifest.attrs["read_as"]))
+    images = Examination(origin, store, terms.source, pieces).images(manifest, rows)
+    del manifest  # its rows become objects, and their texts are let go with these
+    shards = store.add(images)
     decoded = DecodedCells(store, workspace_data.parent / ".wbc/decoded", params.size.image_size, params.model.view)
-    if reveal_labels and params.data.initial == "colours" and params.data.initial_share < 1:
-        # not while the pools are locked; training needs it too
-        decoded.prepare([row.sha256 for row in rows.accepted if row.label and row.side in ("", "train")])
+    if reveal_labels:
+        _prepare_first(decoded, rows, params)
     merge = Merge(workspace_data, params, terms, rows, functools.partial(first_query, decoded))
     pools = transaction(workspace_data / "pools", merge, reading)
-    return IngestReport(
-        rows=len(manifest),
+    return report(
         added=merge.added,
         pools=pools.counts(),
         known=merge.known,
         rejections=sorted(rows.rejections),
         shards=shards,
         conflicts=sorted(one for one in merge.conflicts if not one.settled_at),
-        read_as=str(manifest.attrs["read_as"]),
         answered=merge.answered,
         grouped=len(merge.groups),
         split_groups=merge.split_groups,
     )
+
+
+def _prepare_first(decoded: DecodedCells, rows: Examined, params: Params) -> None:
+    """Decode what the first labels are chosen among: not while the pools are locked, and training needs it too."""
+    if params.data.initial == "colours" and params.data.initial_share < 1:
+        decoded.prepare([row.sha256 for row in rows.accepted if row.label and row.side in ("", "train")])

@@ -242,6 +242,8 @@ def all_differ(columns: "Iterable[Sequence[str] | pd.Series[str]]") -> bool:
 
 def among(names: "pd.Series[str]", wanted: "Collection[str] | pd.Series[str]") -> NDArray[np.bool_]:
     """Which of these names are wanted, (n,): as `isin`, which makes an object of each."""
+    if not len(names) or not len(wanted):
+        return np.zeros(len(names), bool)
     texts = wanted if isinstance(wanted, pd.Series) else pd.Series(list(wanted), dtype=str)
     known = _joined(_texts(texts.to_frame("name"))["name"])
     return np.asarray(pc.is_in(_texts(names.to_frame("name"))["name"], value_set=known))
