@@ -45,7 +45,8 @@ def draw(workspace: Path, count: int) -> dict[str, Any]:
             else:
                 larger.append(units[place])
         if larger and len(drawn) < count:
-            drawn.extend(min(larger, key=len))  # each of them is more than what is lacking
+            smallest = min(larger, key=len)  # each of them is more than what is lacking
+            drawn.extend(smallest)
         if len(drawn) < count:
             raise WbcError(
                 f"only {len(drawn)} of the {count} cells that you ask for can go to the test pool: the others are in the queue, "

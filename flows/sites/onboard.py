@@ -444,9 +444,11 @@ def _adapt(ctx: Onboarding, asked: int) -> None:
     params = adaptation_params(ctx.params, card, len(site.labels), asked)
     bf16 = params.size.precision == "bf16-mixed"
     batches = SiteBatches(home, site, params, SITE_SHARE)
-    start_share = PSEUDO_START_SHARE if len(site.labels) else 0.0  # without a label they are all there is of the site
+    # Without a label pseudo-labels are all there is of the site: they begin at once, and each must be sure (decision 015).
+    known = len(site.labels) > 0
+    start_share = PSEUDO_START_SHARE if known else 0.0
     prepared = at_site_of(unlabelled, params.seed, bf16)
-    pseudo = PseudoLabelling(unlabelled, params, start_share, prepared, by_class=False) if unlabelled.sha256s else None
+    pseudo = PseudoLabelling(unlabelled, params, start_share, prepared, by_class=known) if unlabelled.sha256s else None
     training = Training(params, batches, _some(validation), checkpoint, pseudo, start=weights, keep=the_last, fixed=FIXED)
     views = home.images[some_cells(len(home.labels), ctx.params.seed)]
     network = training.fit(*_said(ctx, len(site.labels), asked, params.size.updates))
