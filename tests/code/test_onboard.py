@@ -224,8 +224,8 @@ def test_without_labels_it_asks_people_and_goes_on_with_their_answers(home: Path
 
 def test_a_wrong_answer_is_refused_in_one_line_and_nothing_is_taken_in(home: Path, workspace: Path, tmp_path: Path):
     wrong = tmp_path / "wrong.csv"
-    wrong.write_text(f"sha256,label\n{'0' * 64},Neutrofil\n")
-    with pytest.raises(WbcError, match=r"^[^\n]*line 2: 'Neutrofil' is not one of[^\n]*nothing was taken in$"):
+    wrong.write_text(f"sha256,label\n{'0' * 64},Neutrolyt\n")
+    with pytest.raises(WbcError, match=r"^[^\n]*line 2: 'Neutrolyt' is not one of[^\n]*nothing was taken in$"):
         here(workspace, site_data(home), "--answers", str(wrong))
     assert Pools.read(workspace / "sites/manifest/data/pools").frames["labelled"].empty
 
