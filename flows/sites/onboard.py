@@ -69,6 +69,7 @@ SHIFT_CELLS = 1000  # of home that the shift is measured against
 LATER_STRATEGY: Final[Acquisition] = "badge"  # of the rounds after the first, by the adapted model
 SITE_SHARE: Final = 0.3  # of each batch drawn again from the site's labelled cells
 PSEUDO_START_SHARE: Final = 0.25  # of the updates before the first pseudo-label
+BY_CLASS: Final = "pseudo_thresholds_by_class"  # in an adapted model's card
 ASKING_SHARE: Final = 0.5  # of the updates, for a model that only asks: 200 of 400 cost no points (studies/onboard)
 PROGRESS_CELLS: Final = 256  # of home that are looked at while the network learns; what is kept is measured on all
 LOOK_CELLS: Final = 512  # of home that its statistics are measured on in a look in between; those that are kept on all of them
@@ -262,12 +263,15 @@ def _share_of_updates(labels: int, asked: int) -> float:
 
 
 def _is_adapted(ctx: Onboarding, asked: int) -> bool:
-    """Whether the adapted model is of these labels and this champion, and has learned for as long as one that is kept."""
+    """Whether the adapted model is of these labels and this champion, and has learned for as long as one that is kept. One without
+    a label that took less sure guesses is made again."""
     if not ctx.adapted.is_dir():
         return False
     card, labels = read_card(ctx.adapted), len(ctx.pools().frames["labelled"])
     wanted = adaptation_params(ctx.params, read_card(ctx.champion), labels, asked).size.updates
-    return card.pool_version == _made_from(ctx) and card.parameters.get("size", {}).get("updates", wanted) >= wanted
+    by_class = card.parameters.get("adaptation", {}).get(BY_CLASS, True)  # as all were that do not say it
+    long_enough = card.parameters.get("size", {}).get("updates", wanted) >= wanted
+    return card.pool_version == _made_from(ctx) and long_enough and by_class == (labels > 0)
 
 
 def _waits(ctx: Onboarding) -> dict[str, Any]:
@@ -457,7 +461,7 @@ def _adapt(ctx: Onboarding, asked: int) -> None:
     home_model, site_model = at_site(adapted, views), at_site(adapted, _views_of_site(ctx, card))
     shown = decoded_cells(ctx.workspace, card.input_size, card.view).appearance(validation.sha256s)
     new = calibrated_card(home_model, validation, params, shown)
-    new.parameters["adaptation"] = {"site_share": SITE_SHARE, "pseudo_start_share": start_share}
+    new.parameters["adaptation"] = {"site_share": SITE_SHARE, "pseudo_start_share": start_share, BY_CLASS: known}
     source = f"{card.data_source}, {counted(len(site.labels), 'labelled cell')} of {ctx.site.name}"
     facts: dict[str, Any] = {
         "pool_version": _made_from(ctx),
