@@ -263,8 +263,8 @@ def _share_of_updates(labels: int, asked: int) -> float:
 
 
 def _is_adapted(ctx: Onboarding, asked: int) -> bool:
-    """Whether the adapted model is of these labels and this champion, and has learned for as long as one that is kept. One without
-    a label that took less sure guesses is made again."""
+    """Whether the adapted model is of these labels and this champion, and has learned for as long as one that is kept. One
+    without a label that took less sure guesses is made again."""
     if not ctx.adapted.is_dir():
         return False
     card, labels = read_card(ctx.adapted), len(ctx.pools().frames["labelled"])
