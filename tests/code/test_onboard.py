@@ -22,6 +22,7 @@ from flows.registry.champion import champions, roll_back
 from flows.site import site_of
 from flows.sites import onboard
 from flows.sites.onboard import (
+    BY_CLASS,
     SHIFT_CELLS,
     Onboarding,
     _is_adapted,
@@ -154,6 +155,9 @@ def test_what_was_onboarded_is_taken_as_it_is_and_what_is_stale_is_made_again(
         patch.setattr(onboard, "_shift", lambda ctx: {"far": 1.0})
         assert onboard._known_shift(ctx) == {"far": 1.0}
     assert _is_adapted(ctx, 8)
+    less_sure = {**adapted.parameters, "adaptation": {BY_CLASS: False}}  # not as a model with labels learns
+    write_card(site / "models/adapted", adapted.model_copy(update={"parameters": less_sure}))
+    assert not _is_adapted(ctx, 8)
     short = {**adapted.parameters, "size": {**adapted.parameters["size"], "updates": 2}}
     write_card(site / "models/adapted", adapted.model_copy(update={"parameters": short}))
     assert not _is_adapted(ctx, 8)
