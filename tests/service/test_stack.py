@@ -261,7 +261,10 @@ def _a_backup_that_comes_back(stack: Stack) -> None:
     with psycopg.connect(url) as connection:
         connection.execute("DROP SCHEMA public CASCADE")
         connection.execute("CREATE SCHEMA public")
-    assert "1 report as of" in stack.run("worker", brought)
+    with pytest.raises(AssertionError, match=r"audit log's record \d+ is not in it\. Say --replace"):
+        stack.run("worker", brought)  # the service's stop is in the log, and in no backup
+    assert "1 report as of" in stack.run("worker", f"{brought} --replace")
+    assert (stack.places("worker")["/tmp"] / "2026-11-29.before-1/audit.jsonl").is_file()  # noqa: S108
     with psycopg.connect(url) as connection:
         assert connection.execute("SELECT specimen_id FROM reports").fetchall() == [("S-1",)]
     stack.up("service")
