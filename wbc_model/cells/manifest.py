@@ -10,10 +10,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 from urllib.parse import unquote
 
 import pandas as pd
@@ -107,6 +107,7 @@ def _in_full(plain: str) -> str:
     return meant.pop() if len(meant) == 1 else ""
 
 
+@cache
 def split_of(text: str) -> str | None:
     """train, val or test, as a folder or a row says it (`TestA`, `training_set`); empty for an empty text, None for another."""
     found = _SPLIT_NAME.fullmatch(_plain(text))
@@ -265,6 +266,7 @@ def sheet_rows(sheet: Sheet, names: Mapping[str, str]) -> list[ManifestRow]:
 
 def _csv_rows(sheet: Sheet, names: Mapping[str, str]) -> Iterator[ManifestRow]:
     places = _columns(sheet)
+    label_of = cache(partial(folder_label, names=names))  # a million rows have a few labels
     for line, row in _with_label_column(sheet, names):
         if len(row) > len(sheet.header):
             fields = counted(len(row), "field")
@@ -274,7 +276,7 @@ def _csv_rows(sheet: Sheet, names: Mapping[str, str]) -> Iterator[ManifestRow]:
         split = split_of(cell.get("split", ""))
         if split is None:
             raise WbcError(f"{sheet.path} line {line}: split {cell['split']!r} is not one of train, val, test")
-        yield cell["path"], folder_label(cell.get("label", ""), names), split, group_name(cell.get("group", ""))
+        yield cell["path"], label_of(cell.get("label", "")), split, group_name(cell.get("group", ""))
 
 
 def group_name(text: str) -> str:
@@ -337,6 +339,14 @@ def _with_label_column(sheet: Sheet, names: Mapping[str, str]) -> Iterator[tuple
     return itertools.chain(head, sheet.rows)
 
 
+class Told(NamedTuple):
+    """What the folders on the way to a file tell: label, split, and whether they say that it is a cell whatever its name."""
+
+    label: str
+    split: str
+    meant: bool
+
+
 def told_by_folders(folders: Sequence[str], names: Mapping[str, str]) -> tuple[str, str]:
     """Label and split of an image by the names of the folders that it lies in, the outermost first.
 
@@ -355,19 +365,31 @@ def told_by_folders(folders: Sequence[str], names: Mapping[str, str]) -> tuple[s
     return "/".join(others), split
 
 
-def row_of_file(path: str, names: Mapping[str, str]) -> ManifestRow | None:
-    """The row of a file that no manifest names, by its path in its folder or archive; None where it is none of the images: by
-    its folders' names it is not meant for one, and by its own neither."""
-    *folders, file = path.split("/")
-    label, split = told_by_folders(folders, names)
-    meant = label in CLASSES or any(_plain(folder) in UNLABELLED for folder in folders)
+def row_of_file(path: str, told: Callable[[str], Told]) -> ManifestRow | None:
+    """The row of a file that no manifest names, by what is `told` of its folder (`by_folders`); None where it is none of the
+    images: by its folders' names it is not meant for one, and by its own neither."""
+    folder, _, file = path.rpartition("/")
+    label, split, meant = told(folder)
     return (path, label, split, "") if meant or PurePosixPath(file).suffix.casefold() in IMAGE_SUFFIXES else None
+
+
+def by_folders(names: Mapping[str, str]) -> Callable[[str], Told]:
+    """What the path of a folder tells of the images in it. Each folder is looked at once: a million images may lie in ten."""
+
+    @cache
+    def told(folder: str) -> Told:
+        folders = folder.split("/") if folder else []
+        label, split = told_by_folders(folders, names)
+        return Told(label, split, label in CLASSES or any(_plain(one) in UNLABELLED for one in folders))
+
+    return told
 
 
 def _folder_rows(root: Path, names: Mapping[str, str]) -> Iterator[ManifestRow]:
     """The images of a folder, by the folders that they lie in."""
+    told = by_folders(names)
     for path, is_link in _files(root, root, ()):
-        row = row_of_file(path, names)
+        row = row_of_file(path, told)
         if row is None and is_link:
             row = (path, *told_by_folders(path.split("/"), names), "")
         if row is not None:

@@ -8,6 +8,7 @@ from typing import Any, Final, Protocol
 from wbc_model.cells.manifest import (
     IMAGE_SUFFIXES,
     ManifestRow,
+    by_folders,
     folder_label,
     group_name,
     row_of_file,
@@ -168,5 +169,6 @@ def _sample_rows(archive: Listed, samples: Mapping[str, list[str]], names: Mappi
 
 def folder_rows(files: Iterable[str], names: Mapping[str, str]) -> list[ManifestRow]:
     """The rows of files by their names, by the rules for a folder (`read_manifest`)."""
+    told = by_folders(names)
     seen = (name for name in sorted(files) if all(map(visible_name, name.split("/"))))
-    return [row for name in seen if (row := row_of_file(name, names)) is not None]
+    return [row for name in seen if (row := row_of_file(name, told)) is not None]
