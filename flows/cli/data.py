@@ -2,14 +2,17 @@
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 if TYPE_CHECKING:
     from wbc_model.cells.conflicts import Conflict
+    from wbc_model.cells.rejections import Rejection
 from flows.cli.command import DATA_FORMS, Json, app, emit, here, writing_here
 from wbc_model.core.errors import counted
+
+MOST_ROWS: Final = 10  # that are named one by one where they are refused
 
 
 @app.command("init")
@@ -75,7 +78,7 @@ def ingest_command(
         *([f"{counted(report.grouped, 'cell')} of the pools got the group that was missing"] * bool(report.grouped)),
         *_set_aside(workspace),
         *_split_groups(report.split_groups),
-        *(f"  {entry.reason}: {entry.path}{f' ({entry.detail})' if entry.detail else ''}" for entry in report.rejections),
+        *_refused(report.rejections),
         *conflict_lines(report.conflicts),
         "not in use: " + (", ".join(f"{count} {reason}" for reason, count in report.reasons.items()) or "none"),
         f"wrote {', '.join(wrote)}",
@@ -83,6 +86,15 @@ def ingest_command(
     emit({**report.to_dict(), "wrote": wrote}, json_, "\n".join(lines), workspace)
     if report.refused:
         raise typer.Exit(3)
+
+
+def _refused(rejections: "list[Rejection]") -> list[str]:
+    """The rows that are not in use, or what is wrong with so many of them: nobody reads ten thousand lines."""
+    from wbc_model.cells.rejections import not_used_lines
+
+    if len(rejections) > MOST_ROWS:
+        return [*not_used_lines(rejections), "data/rejected.csv names every row"]
+    return [f"  {entry.reason}: {entry.path}{f' ({entry.detail})' if entry.detail else ''}" for entry in rejections]
 
 
 def _split_groups(count: int) -> list[str]:

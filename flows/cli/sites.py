@@ -21,6 +21,7 @@ def calibrate_command(
 ) -> None:
     """Calibrate a model for a site: temperature, prediction sets, out-of-distribution scores, confusion."""
     from flows.sites.calibration import calibrate
+    from wbc_model.cells.rejections import Rejection, not_used_lines
     from wbc_model.sources.opened import open_source
 
     follow(model)
@@ -28,12 +29,11 @@ def calibrate_command(
         result = calibrate(model, origin, out)
     coverage, size = result["coverage"], result["classes_in_a_set"]
     cells = counted(result["cells"], "cell")
-    evaluated = f"`{shlex.join(['wbc', 'evaluate', '--model', str(model), '--data', data])}`"
     text = (
         rows_used(result["split"], result["cells"]) + "\n"
         f"{cells}: prediction sets stated at {coverage['stated']:.0%} held {coverage['before']:.1%} of the "
         f"labels (classes in a set {size['before']:.2f}), now {coverage['after']:.1%} ({size['after']:.2f})\n"
-        + (f"{counted(result['rejected'], 'row is', 'rows are')} not used: {evaluated} says why\n" if result["rejected"] else "")
+        + "".join(f"{line}\n" for line in not_used_lines(Rejection(sha256="", **one) for one in result["rejections"]))
         + (f"no cell of {', '.join(result['without'])}: how the model errs there is not known\n" if result["without"] else "")
         + ("" if result["knows_the_site"] else "too few nuclei were found to know the site by its cells\n")
         + "".join(f"{line}\n" for line in result["seen_before"]["warnings"])

@@ -96,7 +96,7 @@ def evaluate_command(
         with open_source(data) as origin:
             result = evaluate_model(model, origin, plots, statistics == "data")
         lines = [rows_used(result["split"], result["n"]), scores_text(result), *result["seen_before"]["warnings"]]
-        lines += not_used_lines(Rejection(one["path"], "", one["reason"], one["detail"]) for one in result["rejected"])
+        lines += not_used_lines(Rejection(sha256="", **one) for one in result["rejected"])
         emit(result, json_, "\n".join([*lines, *([f"wrote {plots}"] if plots else [])]))
         return
 

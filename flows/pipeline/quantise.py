@@ -176,7 +176,7 @@ def labelled_views(origin: Source, split: str, size: int, view: View, most: int 
     rows = manifest[(manifest["split"] == split) & manifest["label"].isin(CLASSES)]
     if most is not None:
         rows = rows.iloc[spread(len(rows), most)]
-    views, _, labels = labelled_looks(rows, origin, size, view)
+    views, _, labels, _ = labelled_looks(rows, origin, size, view)
     if not len(views):
         raise WbcError(f"{origin.shown}: no usable labelled cell in the split {split!r}")
     return views, labels

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from flows.pipeline.stages import seen_before
 from flows.workspace import label_names
 from wbc_model.cells.manifest import Source, source_of
+from wbc_model.cells.rejections import Rejection, not_used_lines
 from wbc_model.core.cell_filter import CellFilter
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError, counted
@@ -49,8 +50,8 @@ def calibrate(model: Path, data: Path | Source, out: Path) -> dict[str, Any]:
     origin = source_of(data)
     manifest = origin.manifest(label_names())
     rows = manifest[manifest["split"] == "val"] if (manifest["split"] == "val").any() else manifest
-    views, appearance, labels = labelled_looks(rows, origin, card.input_size, card.view)
-    _check(labels, origin, len(rows) - len(labels))
+    views, appearance, labels, rejected = labelled_looks(rows, origin, card.input_size, card.view)
+    _check(labels, origin, rejected)
     seen = predict(network, [views[start : start + BATCH] for start in range(0, len(views), BATCH)], embeddings=True)
     new = _calibrated(card, seen, labels, appearance, origin)
     used = digests(rows[rows["label"].isin(CLASSES)], origin)
@@ -70,7 +71,8 @@ def calibrate(model: Path, data: Path | Source, out: Path) -> dict[str, Any]:
         "version": new.version,
         "cells": len(labels),
         "without": [name for place, name in enumerate(CLASSES) if not (labels == place).any()],
-        "rejected": len(rows) - len(labels),
+        "rejected": len(rejected),
+        "rejections": [one.told for one in rejected],
         "split": "val" if (rows["split"] == "val").all() else "all",
         "seen_before": seen_before(card, used["sha256"].tolist()),
         "temperature": {"before": card.temperature, "after": new.temperature},
@@ -84,9 +86,9 @@ def calibrate(model: Path, data: Path | Source, out: Path) -> dict[str, Any]:
     }
 
 
-def _check(labels: Labels, origin: Source, rejected: int) -> None:
+def _check(labels: Labels, origin: Source, rejected: list[Rejection]) -> None:
     if len(labels) < MIN_CELLS:
-        more = f"; `wbc evaluate` says why {counted(rejected, 'row is', 'rows are')} not used" if rejected else ""
+        more = "".join(f"; {line}" for line in not_used_lines(rejected))
         few = counted(len(labels), "usable labelled cell is", "usable labelled cells are")
         raise WbcError(f"{origin.shown}: {few} too few to calibrate on; {MIN_CELLS} are needed{more}")
     if len(present := np.unique(labels)) < 2:

@@ -105,6 +105,23 @@ def test_too_few_cells_are_refused_and_nothing_is_written(model: Path, cells: Pa
     assert calibrate(model, tmp_path / "split.csv", tmp_path / "out")["cells"] == 60
 
 
+def test_rows_that_are_not_used_are_told_with_why_and_those_of_other_splits_are_none(
+    model: Path, cells: Path, tmp_path: Path
+) -> None:
+    table = pd.read_csv(cells).assign(path=lambda rows: [str(cells.parent / path) for path in rows["path"]])
+    table = table.assign(split=["val"] * 60 + ["test"] * 60)
+    table.loc[[0, 1, 60], "label"] = ["Blast", "", "Promyelocyte"]
+    table.loc[2, "path"] = "gone.png"
+    table.to_csv(tmp_path / "split.csv", index=False)
+    asked = ["calibrate", "--model", str(model), "--data", str(tmp_path / "split.csv"), "--out", str(tmp_path / "out")]
+    said = CliRunner().invoke(app, asked, catch_exceptions=False).output
+    told = [line.partition(".png: ")[2][:20] for line in said.splitlines() if " not used " in line]
+    assert told == ["'Blast' is not one o", "it has no label: a c", "there is no such fil"]
+    table.head(52).to_csv(tmp_path / "few.csv", index=False)
+    with pytest.raises(WbcError, match=r"49 usable [^;]*; 50 are needed; 1 row is not used \(unknown_label\), \S*: 'Blast'"):
+        calibrate(model, tmp_path / "few.csv", tmp_path / "other")
+
+
 def test_nothing_but_a_model_directory_is_replaced(model: Path, cells: Path, tmp_path: Path) -> None:
     (tmp_path / "models/mine").mkdir(parents=True)
     (tmp_path / "models/notes.txt").write_text("mine")

@@ -6,12 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from flows.cli import app
+from flows.cli.data import MOST_ROWS
+from flows.workspace import init_workspace
 from tests.data.conftest import blobs, encoded
 from tests.pools import ingest
 from wbc_model.cells import manifest
 from wbc_model.cells.manifest import known_label, read_cell, read_manifest, unknown_label
 from wbc_model.cells.pools import Pools
+from wbc_model.cells.rejections import MOST_LINES, Rejection, not_used_lines
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import ImageRejected, WbcError
 from wbc_model.params import Params
@@ -299,3 +304,28 @@ def test_a_sites_names_are_those_of_its_params(tmp_path: Path, cell: Cell, param
     assert ingest(tmp_path / "source", tmp_path / "v/data", params).reasons == {"unknown_label": 1}
     report = ingest(tmp_path / "source", tmp_path / "w/data", named)
     assert not report.refused
+
+
+def test_of_many_refused_rows_each_cause_is_told_once(tmp_path: Path, cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten thousand lines were printed for ten thousand rows. data/rejected.csv has them."""
+    monkeypatch.chdir(init_workspace(tmp_path / "site").workspace)
+    for number in range(MOST_ROWS):
+        cell(f"folder/Blast/{number}.png", number)
+    source = tmp_path / "source/folder"
+
+    def said() -> list[str]:
+        return [line for line in CliRunner().invoke(app, ["ingest", str(source)]).stdout.splitlines() if "Blast" in line]
+
+    assert len(said()) == MOST_ROWS
+    cell("folder/Blast/more.png", 99)
+    [line] = said()
+    assert line.startswith(f"{MOST_ROWS + 1} rows are not used (unknown_label), Blast/0.png for one: 'Blast' is not one of")
+    assert "data/rejected.csv names every row" in CliRunner().invoke(app, ["ingest", str(source)]).stdout
+
+
+def test_causes_beyond_the_first_are_counted_by_their_reason() -> None:
+    rows = [Rejection(f"{n}.png", "", "missing", "no file") for n in range(3)]
+    rows += [Rejection(f"copy-{n}.png", "", "duplicate", f"{n}.png") for n in range(MOST_LINES + 1)]
+    lines = not_used_lines(rows)
+    assert lines[0] == "3 rows are not used (missing), 0.png for one: no file"
+    assert lines[MOST_LINES:] == ["and 2 further rows: 2 duplicate"], "of pairs each is a cause of its own, and no other reason"

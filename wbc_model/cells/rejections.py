@@ -27,18 +27,27 @@ class Rejection:
     reason: str
     detail: str
 
+    @property
+    def told(self) -> dict[str, str]:
+        """For `--json`, of data that are in no pool."""
+        return {"path": self.path, "reason": self.reason, "detail": self.detail}
+
 
 def not_used_lines(rejected: Iterable[Rejection]) -> list[str]:
-    """Why rows are not used, each reason once with how many there are and the first of them, the most frequent first."""
+    """Why rows are not used, each cause once with how many there are and the first of them, the most frequent first. What is
+    beyond MOST_LINES is counted: of a pair each names another row."""
     rows = list(rejected)
     first = {(one.reason, one.detail): one.path for one in reversed(rows)}
-    counts = Counter((one.reason, one.detail) for one in rows).most_common()
+    causes = Counter((one.reason, one.detail) for one in rows).most_common()
     lines = [
-        f"{counted(count, 'row is', 'rows are')} not used ({reason}), {first[reason, detail]} for one: {detail}"
-        for (reason, detail), count in counts[:MOST_LINES]
+        f"{counted(count, 'row is', 'rows are')} not used ({reason}), {first[reason, detail]}{' for one' * (count > 1)}: {detail}"
+        for (reason, detail), count in causes[:MOST_LINES]
     ]
-    others = sum(count for _, count in counts[MOST_LINES:])
-    return lines + [f"{counted(others, 'further row is', 'further rows are')} not used for other reasons"] * bool(others)
+    others = Counter[str]()
+    for (reason, _), count in causes[MOST_LINES:]:
+        others[reason] += count
+    more = ", ".join(f"{count} {reason}" for reason, count in others.most_common())
+    return [*lines, *([f"and {counted(others.total(), 'further row', 'further rows')}: {more}"] if others else [])]
 
 
 def read_rejections(path: Path) -> set[Rejection]:

@@ -73,22 +73,33 @@ def plot_frame(frame: pd.DataFrame, metrics: dict[str, Any], directory: Path, ti
 
 def labelled_looks(
     rows: pd.DataFrame, origin: Source, size: int, view: images.View
-) -> tuple[Pixels, NDArray[np.float64], NDArray[np.int64]]:
-    """Views (N, S, S, 3), appearances (N, 7) and class indices (N,) of a manifest's labelled rows, without those that cannot be
+) -> tuple[Pixels, NDArray[np.float64], NDArray[np.int64], list[Rejection]]:
+    """Views (N, S, S, 3), appearances (N, 7) and class indices (N,) of a manifest's labelled rows, and the rows that cannot be
     used; N may be 0."""
     known = rows[rows["label"].isin(CLASSES)]
 
-    def one(_place: int, load: Load) -> tuple[Pixels, NDArray[np.float64]] | None:
+    def one(_place: int, load: Load) -> tuple[Pixels, NDArray[np.float64]] | ImageRejected:
         try:
             return images.look(load(), size, view)
-        except ImageRejected:
-            return None
+        except ImageRejected as error:
+            return error
 
     found = dict(each_file(origin, known["path"].tolist(), one))
-    good = [(seen, label) for place, label in enumerate(known["label"]) if (seen := found[place]) is not None]
-    views = np.array([seen[0] for seen, _ in good], np.uint8).reshape(-1, size, size, 3)
-    shown = np.array([seen[1] for seen, _ in good], np.float64).reshape(-1, len(images.APPEARANCE))
-    return views, shown, label_indices([label for _, label in good])
+    rejected, good = _without_class(rows), []
+    for place, (path, label) in enumerate(known[["path", "label"]].to_numpy()):
+        if isinstance(seen := found[place], ImageRejected):
+            rejected.append(Rejection(path, "", seen.reason, seen.detail))
+        else:
+            good.append((*seen, label))
+    views = np.array([view for view, *_ in good], np.uint8).reshape(-1, size, size, 3)
+    shown = np.array([appearance for _, appearance, _ in good], np.float64).reshape(-1, len(images.APPEARANCE))
+    return views, shown, label_indices([label for *_, label in good]), rejected
+
+
+def _without_class(rows: pd.DataFrame) -> list[Rejection]:
+    """The rows of a manifest that say no class."""
+    said = rows.loc[~rows["label"].isin(CLASSES), ["path", "label"]].to_numpy()
+    return [Rejection(path, "", "unknown_label", unknown_label(label) if label else NO_LABEL) for path, label in said]
 
 
 @dataclass(frozen=True)
@@ -152,14 +163,10 @@ def evaluate_data(
     manifest = origin.manifest(names)
     split = "test" if (manifest["split"] == "test").any() else "all"
     rows = manifest[(manifest["split"] == "test") | (split == "all")]
-    known = rows["label"].isin(CLASSES)
-    labelled = rows[known]
+    labelled = rows[rows["label"].isin(CLASSES)]
     files = Files(origin, labelled["path"].tolist(), card.input_size, card.view)
     seen, used = files.predictions(files.with_their_statistics(network) if own_statistics else network)
-    rejected = [
-        Rejection(path, "", "unknown_label", unknown_label(label) if label else NO_LABEL)
-        for path, label in rows.loc[~known, ["path", "label"]].to_numpy()
-    ]
+    rejected = _without_class(rows)
     rejected += [Rejection(files.paths[at], "", why.reason, why.detail) for at, why in sorted(files.rejected.items())]
     if not used:
         raise WbcError(f"{origin.shown}: no usable labelled image: {'; '.join(not_used_lines(rejected))}")
@@ -167,5 +174,4 @@ def evaluate_data(
     frame = prediction_frame(cells["path"].tolist(), cells["label"].tolist(), seen, card.temperature)
     frame = frame.iloc[np.argsort(used)].reset_index(drop=True)  # an archive may be read in another order than the manifest's
     metrics = frame_metrics(frame)
-    told = [{"path": one.path, "reason": one.reason, "detail": one.detail} for one in rejected]
-    return {**metrics, "split": split, "rejected": told}, frame.rename(columns={"sha256": "path"})
+    return {**metrics, "split": split, "rejected": [one.told for one in rejected]}, frame.rename(columns={"sha256": "path"})
