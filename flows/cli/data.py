@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 from flows.cli.command import DATA_FORMS, Json, app, emit, here, writing_here
 from wbc_model.core.errors import counted
 
+SPLIT_OF: Final = {"validation": "val", "test": "test"}
 MOST_ROWS: Final = 10  # that are named one by one where they are refused
 
 
@@ -77,6 +78,7 @@ def ingest_command(
         *([f"{counted(report.answered, 'cell')} of the pools got the label that was missing"] * bool(report.answered)),
         *([f"{counted(report.grouped, 'cell')} of the pools got the group that was missing"] * bool(report.grouped)),
         *_set_aside(workspace),
+        *_lacking(report.pools),
         *_split_groups(report.split_groups),
         *_refused(report.rejections),
         *conflict_lines(report.conflicts),
@@ -102,6 +104,15 @@ def _split_groups(count: int) -> list[str]:
     there = counted(count, "group has", "groups have")
     way = "no row of them is taken; `Groups that come later` in docs/labelling.md names the way on"
     return [f"{there} cells in the pools on more than one side: {way}"] if count else []
+
+
+def _lacking(pools: dict[str, int]) -> list[str]:
+    """What a training stops at later, as after a delivery that has train and test only: nothing that is in a pool leaves it."""
+    empty = [name for name in ("validation", "test") if not pools[name]]
+    if not empty or not pools["labelled"]:
+        return []
+    way = f"ingest labelled cells with the split {' or '.join(SPLIT_OF[name] for name in empty)}, or with none"
+    return [f"no cell is for {' or '.join(empty)}, and no model is trained without: {way}"]
 
 
 def _set_aside(workspace: Path) -> list[str]:

@@ -498,6 +498,19 @@ def test_what_lies_behind_a_file_system_is_taken_in_as_what_lies_here(tmp_path: 
     memory.rm("/bucket", recursive=True)
 
 
+def test_columns_by_other_names_are_read_wherever_the_manifest_is(tmp_path: Path) -> None:
+    """What a folder's manifest was read by was refused in a ZIP and in a bucket."""
+    import fsspec
+
+    text, cell = b"Filename;cell type\na.png;EOS\n", next(iter(cells().values()))
+    archive = written(tmp_path, "cells.zip", in_zip({"MANIFEST.csv": text, "a.png": cell}))
+    system = fsspec.filesystem("memory")
+    system.pipe({"/other-names/cells.csv": text, "/other-names/a.png": cell})
+    for data in (written(tmp_path, "cells.csv", text), archive, "memory://other-names/cells.csv"):
+        with open_source(data) as origin:
+            assert origin.manifest({})[["path", "label"]].to_numpy().tolist() == [["a.png", "Eosinophil"]], data
+
+
 def test_how_long_a_bucket_is_waited_for_is_the_user_s_to_say(monkeypatch: pytest.MonkeyPatch) -> None:
     import fsspec
 

@@ -292,6 +292,25 @@ def test_columns_by_other_names(tmp_path: Path, header: str) -> None:
     assert "as path" in read_manifest(tmp_path / "m.csv").attrs["read_as"]
 
 
+def test_what_is_not_read_as_it_may_be_meant_is_said(tmp_path: Path, cell: Cell) -> None:
+    manifest = tmp_path / "m.csv"
+    manifest.write_text("path,label,set\na.png,EOS,test\n")
+    assert "without a column split: if 'set' says train, val or test, name it split" in read_manifest(manifest).attrs["read_as"]
+    manifest.write_text("path,label,set,split\na.png,EOS,A,test\n")
+    assert "split" not in read_manifest(manifest).attrs["read_as"]
+    manifest.write_text("path,Basophil,EOS,stain\na.png,0,1,x\n")
+    with pytest.raises(
+        WbcError, match=r"m\.csv: the column 'label' is missing; 'basophil' and 'eos' are columns of one class each"
+    ):
+        rows(manifest)
+    cell("images/slide 1/a.png", 1), cell("images/slide 2/a.png", 2)
+    said = read_manifest(tmp_path / "source").attrs["read_as"]
+    assert said == "no folder names a class: move them below one that is called unlabelled, and they wait for labels"
+    assert read_manifest(tmp_path / "source/images/slide 1").attrs["read_as"] == "", "in no folder they wait anyway"
+    cell("Monocyte/b.png", 3)
+    assert read_manifest(tmp_path / "source").attrs["read_as"] == ""
+
+
 def test_a_column_that_may_be_meant_is_not_guessed(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("image,filename,label\na,a.png,EOS\n")
     with pytest.raises(WbcError, match=r"the column 'path' is missing; it has 'image', 'filename', 'label'"):
@@ -329,3 +348,16 @@ def test_causes_beyond_the_first_are_counted_by_their_reason() -> None:
     lines = not_used_lines(rows)
     assert lines[0] == "3 rows are not used (missing), 0.png for one: no file"
     assert lines[MOST_LINES:] == ["and 2 further rows: 2 duplicate"], "of pairs each is a cause of its own, and no other reason"
+
+
+def test_a_delivery_without_validation_cells_is_told_at_once(tmp_path: Path, cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As most public data sets are: a training would stop at it later."""
+    monkeypatch.chdir(init_workspace(tmp_path / "site").workspace)
+    for number in range(12):
+        cell(f"Train/Basophil/{number}.png", number)
+    cell("TestA/Basophil/t.png", 99)
+    said = CliRunner().invoke(app, ["ingest", str(tmp_path / "source")]).stdout
+    way = "ingest labelled cells with the split val, or with none"
+    assert f"no cell is for validation, and no model is trained without: {way}" in said
+    cell("val/Basophil/v.png", 98)
+    assert "no cell is for" not in CliRunner().invoke(app, ["ingest", str(tmp_path / "source")]).stdout

@@ -72,6 +72,7 @@ _FILES_AT_A_TIME: Final = 4  # of a thread: to wake it for each takes longer tha
 NO_NAMES: Final[Mapping[str, str]] = MappingProxyType({})
 _PEEKED: Final = 50  # rows in which a column of labels under another name is looked for
 _SLIP_OF_A_CLASS: Final = 0.79  # as SLIP, but diseases are named after classes: neutropenia is no slip of neutrophil
+_LIKE_A_SPLIT: Final = ("set", "subset", "fold", "partition", "usage")  # as tables call a column of splits
 _LIKE_A_GROUP: Final = ("patient", "slide", "smear", "specimen", "subject")  # as a column of slides or patients begins
 _SLIP_OF_A_COLUMN: Final = 0.7  # `lables` is meant for label: a column that is missed leaves all cells without a label
 
@@ -230,13 +231,14 @@ def read_manifest(data: Path, names: Mapping[str, str] = NO_NAMES) -> pd.DataFra
         if not rows:
             raise WbcError(f"{data} has no images: expected images, or a subfolder per class ({', '.join(CLASSES)})")
         read_as = table_not_read(rows, [entry.name for entry in _entries(data)], "name it in place of the folder")
+        read_as = read_as or _all_refused(rows)
     elif data.is_file():
         sheet = read_sheet(data, COLUMNS)
         taken = as_manifest(sheet)
         rows = sheet_rows(sheet, names)
         read_as = f"read as separated by {sheet.said}" + "".join(f", {name!r} as {column}" for name, column in taken.items())
         read_as += "" if "label" in sheet.header else ", without a column label"
-        read_as += _instead_of_group(sheet.header)
+        read_as += _instead_of_split(sheet.header) + _instead_of_group(sheet.header)
     else:
         raise WbcError(f"{data} does not exist: name a manifest CSV, a folder of images or an archive")
     return manifest_frame(rows, read_as)
@@ -247,6 +249,12 @@ def table_not_read(rows: Sequence[ManifestRow], files: Iterable[str], way: str) 
     table = next((name for name in sorted(files) if name.casefold().endswith((".csv", ".tsv"))), "")
     known = not table or any(label in CLASSES for _, label, *_ in rows)
     return "" if known else f"no folder tells a class, and {table} is not read: {way}"
+
+
+def _all_refused(rows: Sequence[ManifestRow]) -> str:
+    """Where each image of a folder lies in one that names no class: how they are taken in without labels."""
+    some = any(label in (*CLASSES, "") for _, label, *_ in rows)
+    return "" if some else "no folder names a class: move them below one that is called unlabelled, and they wait for labels"
 
 
 def manifest_frame(rows: Sequence[ManifestRow], read_as: str = "") -> pd.DataFrame:
@@ -315,6 +323,14 @@ def _columns(sheet: Sheet) -> dict[str, int]:
     return {name: header.index(name) for name in (*REQUIRED, *OPTIONAL) if name in header}
 
 
+def _instead_of_split(header: list[str]) -> str:
+    """Says that there is no column of splits, where one of another name seems to be it: who is tested is no guess."""
+    meant = [name for name in header if _plain(name) in _LIKE_A_SPLIT]
+    if "split" in header or not meant:
+        return ""
+    return f", without a column split: if {meant[0]!r} says train, val or test, name it split"
+
+
 def _instead_of_group(header: list[str]) -> str:
     """Says that there is no column of groups, where one of another name seems to be it."""
     if "group" in header:
@@ -327,6 +343,12 @@ def _with_label_column(sheet: Sheet, names: Mapping[str, str]) -> Iterator[tuple
     """The rows; raises WbcError where labels seem to stand in a column of another name, which would be taken for none."""
     if "label" in sheet.header:
         return sheet.rows
+    of_classes = [repr(name) for name in sheet.header if known_label(name, names) in CLASSES]
+    if len(of_classes) > 1:
+        raise WbcError(
+            f"{sheet.path}: the column 'label' is missing; {' and '.join(of_classes[:2])} are columns of one class each: write "
+            "each row's class into one column, and name it label"
+        )
     head = list(itertools.islice(sheet.rows, _PEEKED))
     for place, name in enumerate(sheet.header):
         values = [row[place] for _, row in head if place < len(row) and row[place].strip()]

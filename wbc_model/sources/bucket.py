@@ -9,12 +9,12 @@ from posixpath import normpath
 from typing import Any, Final, Self
 from unicodedata import normalize
 
-from wbc_model.cells.manifest import Load, ManifestRow, sheet_rows
+from wbc_model.cells.manifest import COLUMNS, Load, ManifestRow, as_manifest, sheet_rows
 from wbc_model.core.errors import ImageRejected, WbcError
 from wbc_model.core.images import MAX_BYTES
 from wbc_model.core.written import decode_written, parse_sheet
 from wbc_model.sources.limits import MOST_TEXT, refuse_many, too_large
-from wbc_model.sources.listing import COLUMNS, rows_of
+from wbc_model.sources.listing import rows_of
 from wbc_model.sources.members import NO_FILE, Member, Members, plain_name
 
 PROTOCOLS: Final = ("s3", "s3a", "gs", "gcs", "az", "abfs", "file", "memory")
@@ -133,6 +133,7 @@ class Manifest(Folder):
         with answering(shown):
             text = decode_written(bytes(system.cat_file(path)), Path(shown))
         self.sheet = parse_sheet(text, Path(shown), COLUMNS)
+        as_manifest(self.sheet)
 
     def rows(self, names: Mapping[str, str]) -> list[ManifestRow]:
         """The manifest's rows."""

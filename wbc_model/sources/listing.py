@@ -6,8 +6,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final, Protocol
 
 from wbc_model.cells.manifest import (
+    COLUMNS,
     IMAGE_SUFFIXES,
+    OPTIONAL,
+    REQUIRED,
     ManifestRow,
+    as_manifest,
     by_folders,
     folder_label,
     group_name,
@@ -22,7 +26,6 @@ from wbc_model.sources.members import IN_ARCHIVE, LEADS_OUT, Member
 
 MANIFESTS: Final = ("manifest.csv", "manifest.tsv", "metadata.csv", "metadata.jsonl")
 BESIDE: Final = (".cls", ".json")  # what a sample of a WebDataset shard tells its label by
-COLUMNS: Final = ("path", "label", "split", "group")
 FILE_NAME: Final = "file_name"  # as Hugging Face calls the path
 
 
@@ -73,13 +76,21 @@ def _manifests(archive: Listed) -> dict[str, Sheet]:
     only where it names files."""
     found = sorted(name for name in archive.members if PurePosixPath(name).name.casefold() in MANIFESTS)
     sheets = {name: _sheet(archive, name) for name in found if _is_high(name, archive.members)}
-    return {name: sheet for name, sheet in sheets.items() if "path" in sheet.header or PurePosixPath(name).stem == "manifest"}
+    return {name: sheet for name, sheet in sheets.items() if "path" in sheet.header or _is_manifest(name)}
+
+
+def _is_manifest(name: str) -> bool:
+    return PurePosixPath(name).stem.casefold() == "manifest"
 
 
 def _sheet(archive: Listed, name: str) -> Sheet:
+    """A table of an archive, its columns called as a manifest's are. A manifest is meant for us, and its columns may have any
+    name that a manifest's may have; other metadata are one where they tell `file_name`."""
     place = Path(f"{archive.shown}/{name}")
     text = decode_written(archive.text(name), place)
     sheet = _json_lines(text, place) if name.casefold().endswith(".jsonl") else parse_sheet(text, place, (*COLUMNS, FILE_NAME))
+    if _is_manifest(name):
+        as_manifest(sheet)
     if "path" in sheet.header:
         return sheet
     return Sheet(place, sheet.separator, ["path" if one == FILE_NAME else one for one in sheet.header], sheet.rows)
@@ -106,7 +117,7 @@ def _manifest_rows(name: str, sheet: Sheet, folders: Mapping[str, str], names: M
 def _json_lines(text: str, place: Path) -> Sheet:
     """A metadata.jsonl as a table of what rows have."""
     rows = [(line, _json_object(one, f"{place} line {line}")) for line, one in enumerate(text.splitlines(), 1) if one.strip()]
-    header = [name for name in (*COLUMNS, FILE_NAME) if any(name in row for _, row in rows)]
+    header = [name for name in (*REQUIRED, *OPTIONAL, FILE_NAME) if any(name in row for _, row in rows)]
     return Sheet(place, ",", header, ((line, [text_of(row.get(name)) for name in header]) for line, row in rows))
 
 
