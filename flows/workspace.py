@@ -44,6 +44,21 @@ GITIGNORE: Final = """\
 # the service's keys (digests only) and its audit log
 /data/service.keys
 /data/audit.jsonl*
+# what DVC keeps: it takes nothing that git has
+/data/images
+/data/pools
+/data/labels.csv
+/data/none_of_five.csv
+/data/oracle.csv
+/data/rejected.csv
+/data/conflicts.csv
+/data/quarantine.csv
+/data/queue.csv
+/data/docs
+/models/candidate
+/models/history.csv
+/models/predictions.csv
+/plots
 """
 DVCIGNORE: Final = """\
 # what DVC need not look through
@@ -203,7 +218,7 @@ def ensure_dvc(workspace: Path, created: Created | None = None) -> None:
     local = workspace / ".dvc/config.local"
     if not (workspace / ".dvc").is_dir():
         top = in_git and (workspace / ".git").exists()
-        _dvc(workspace, "init", "--quiet", *([] if top else ["--subdir"] if in_git else ["--no-scm"]))
+        _dvc(workspace, "init", *([] if top else ["--subdir"] if in_git else ["--no-scm"]))
         _keep_dvc_silent(workspace / ".dvc/config")
         if created:
             created.wrote.append(".dvc/")

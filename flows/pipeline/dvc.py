@@ -185,7 +185,7 @@ def version_pools(workspace: Path, locks: Sequence[int] = ()) -> PoolsVersion:
     """
     ensure_dvc(workspace)
     pools = Pools.read(workspace / "data/pools")
-    run_dvc(workspace, ["add", "--quiet", *(path for path in TRACKED if (workspace / path).exists())], locks=locks)
+    run_dvc(workspace, ["add", *(path for path in TRACKED if (workspace / path).exists())], locks=locks)
     version, rows, site = pools.version(), _versions(workspace), _site_name(workspace)
     taken = _tagged(workspace, site)
     if rows and rows[-1].version == version and taken.get(rows[-1].number, version) == version:
@@ -246,6 +246,24 @@ def check_git(workspace: Path, commit: bool) -> None:
         rule, _, path = line.partition("\t")
         if not rule.split(":", 2)[2].startswith("!"):
             raise WbcError(f"git ignores {path}, by {rule}: the history of the data lives there; take that line out")
+    if held := _held_by_git(workspace):
+        raise WbcError(f"git has {held[0]}, which DVC keeps, and DVC takes nothing that git has: `git rm -r -q --cached "
+                       f"{' '.join(held)}` leaves the files, `git commit`, and run this again")  # fmt: skip
+
+
+def _held_by_git(workspace: Path) -> list[str]:
+    """What DVC is to keep and git tracks, as after `git add -A` where .gitignore does not name it."""
+    kept = kept_by_dvc(workspace)
+    tracked = [Path(line) for line in _git(workspace, "ls-files", "--", *kept).splitlines()]
+    return [name for name in kept if any(path.is_relative_to(name) for path in tracked)]
+
+
+def kept_by_dvc(workspace: Path) -> list[str]:
+    """What lies in DVC's cache and not in git: the data, and what the stages of dvc.yaml make."""
+    pipeline = workspace / "dvc.yaml"
+    stages = (parse_yaml(pipeline.read_text(encoding="utf-8"), pipeline).get("stages") or {}).values()
+    made = [(out, {}) if isinstance(out, str) else next(iter(out.items())) for stage in stages for out in stage.get("outs", [])]
+    return [*TRACKED, *(path for path, flags in made if flags.get("cache", True))]
 
 
 def commit_all(workspace: Path, message: str) -> None:

@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,18 @@ import pytest
 from flows.cli.status import next_command
 from flows.guard import FLOW, alive, flow_token
 from flows.labels import check_known, check_replayed
-from flows.pipeline.dvc import StageFailed, check_git, commit_all, commit_of_model, heal, repro, run_dvc, tag, version_pools
+from flows.pipeline.dvc import (
+    StageFailed,
+    check_git,
+    commit_all,
+    commit_of_model,
+    heal,
+    kept_by_dvc,
+    repro,
+    run_dvc,
+    tag,
+    version_pools,
+)
 from flows.state import (
     Busy,
     State,
@@ -36,7 +48,7 @@ from flows.state import (
     read_state,
     writing,
 )
-from flows.workspace import set_params, template
+from flows.workspace import GITIGNORE, set_params, template
 from wbc_model.cells.pools import COLUMNS, Pools
 from wbc_model.core.errors import WbcError
 
@@ -443,6 +455,24 @@ def test_an_ignored_folder_is_named_with_the_line_that_ignores_it(repository: Pa
             check_git(repository, commit)
     (repository / ".gitignore").write_text("data/*\n!data/*.dvc\n")
     check_git(repository, commit=True)
+
+
+def test_what_dvc_keeps_never_comes_into_git(repository: Path) -> None:
+    """By `git add -A`; and where it did, the line brings it out again."""
+    shutil.copyfile(template("dvc.yaml"), repository / "dvc.yaml")
+    kept = kept_by_dvc(repository)
+    (repository / ".gitignore").write_text(GITIGNORE)
+    ignored = subprocess.run(["git", "-C", str(repository), "check-ignore", *kept], capture_output=True, text=True, check=False)
+    assert ignored.stdout.split() == kept
+    (repository / ".gitignore").write_text("")
+    pools_of(repository, 3)
+    (repository / "data/queue.csv").write_text("sha256\n")
+    git(repository, "add", "-A")
+    with pytest.raises(WbcError, match=r"git has data/pools, .* `git rm -r -q --cached data/pools data/queue\.csv`") as refused:
+        check_git(repository, commit=False)
+    git(repository, *str(refused.value).split("`")[1].split()[1:])
+    check_git(repository, commit=False)
+    assert version_pools(repository).number == 1
 
 
 def test_an_unfinished_merge_stops_before_anything_is_done(repository: Path) -> None:
