@@ -55,7 +55,7 @@ def worth_of(workspace: Path, params: Params, queue: pd.DataFrame) -> Worth:
     A gain that the gate would not even notice as a loss (`gate.max_accuracy_drop`) is not worth a batch.
     """
     cycles = read_cycles(workspace)
-    points = [_point(row) for row in _models(cycles) if _comparable(row, cycles[-1])]
+    points = [_point(row) for row in _models([row for row in cycles if _comparable(row, cycles[-1])])]
     known = [float(text) for text in queue["probability"] if text]
     return Worth(expected_gain(points, len(queue)), expected_wrong(known), params.gate.max_accuracy_drop)
 

@@ -147,8 +147,8 @@ def _watch_failed(flow: Any, flow_run: Any, state: Any) -> None:
     told = workspace / _WATCH_TOLD
     if told.exists() and time.time() - told.stat().st_mtime < _A_DAY and told.read_text(encoding="utf-8") == why:
         return
-    write_atomic(told, why)
     tell_failure(workspace, why, WATCH_FAILED)
+    write_atomic(told, why)  # last: a full disk may be the very thing that is told
 
 
 def _watch_went_well(flow: Any, flow_run: Any, state: Any) -> None:

@@ -219,6 +219,11 @@ def test_rounds_of_another_preset_are_no_points_of_the_curve_that_the_expected_g
             note_cycle(tmp_path, f"20261129-{night:02}0000-000", cycle(number, f"pools-v{number}", **scores))
     gain = worth_of(tmp_path, params, asked).gain
     assert (gain.points, gain.expected) == (2, None)
+    scores = {"accuracy": 0.6, "metrics": {**SCORES, "accuracy": 0.6}}  # as the first of the small ones, by chance
+    note_cycle(tmp_path, "20261129-030000-000", cycle(0, "pools-v0", **scores, **{SIZE: {"preset": "standard"}}))
+    scores = {"accuracy": 0.81, "metrics": {**SCORES, "accuracy": 0.81}}
+    note_cycle(tmp_path, "20261129-040000-000", cycle(3, "pools-v3", **scores, **{SIZE: {"preset": "small"}}))
+    assert worth_of(tmp_path, params, asked).gain.points == 4
 
 
 def test_the_curve_of_an_earlier_version_is_read_from_its_tags_and_its_state(tmp_path: Path) -> None:

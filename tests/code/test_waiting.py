@@ -1,5 +1,7 @@
 """A retraining that waits for people on a worker: what the watch does, and what the deployments of prefect.yaml are."""
 
+import contextlib
+import errno
 import importlib
 import inspect
 import json
@@ -10,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import yaml
@@ -94,6 +97,16 @@ def test_a_watch_that_fails_each_minute_says_so_once(tmp_path: Path) -> None:
     os.utime(tmp_path / ".wbc/watch-told", (0, 0))
     assert ends(failed, "row 7") == 4, "`wbc status` shows a line for a day"
     assert f"{notify.WATCH_FAILED}: row 7" in (tmp_path / notify.LOG).read_text()
+
+
+def test_a_watch_that_fails_as_the_disk_is_full_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That it was told cannot be noted then."""
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    monkeypatch.setattr(deployed, "write_atomic", MagicMock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+    [failed], run = deployed.label_watch_flow.on_failure_hooks, SimpleNamespace(parameters={"workspace": str(tmp_path)})
+    with contextlib.suppress(OSError):
+        failed(None, run, SimpleNamespace(message="the disk is full", name="Failed"))
+    assert "the disk is full" in (tmp_path / notify.LOG).read_text()
 
 
 ENOUGH, TOO_FEW = Wait(20, 17, 17), Wait(20, 16, 17)
