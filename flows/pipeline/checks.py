@@ -41,6 +41,10 @@ GX_PAGES = ".wbc/great_expectations"  # its own pages of the last run; they need
 CHECKED_AT_A_TIME = 250_000  # rows that are in Great Expectations' hands: it copies them, and takes its time for each part
 HELD_OUT = ("validation", "test")
 TO_LEARN_FROM = ("labelled", "unlabelled")
+_SPELT_APART = (
+    "the groups {} seem to be one, and have cells on several sides: the figures of the test may flatter; `Cells that must go` in "
+    "docs/labelling.md tells how a new workspace is made"
+)
 USUAL_SHARE = (0.005, 0.95)  # of a class in a held-out pool; outside it the Data Docs show a warning
 
 
@@ -90,6 +94,7 @@ def validate(workspace: Path, params: Params) -> ValidationReport:
     counts, newest = pools.counts(), _newest_label(pools)
     columns = set.intersection(*(set(map(str, frame)) for frame in pools.frames.values()))
     cells = rows_of(pools)
+    spelt_apart = [Line(_SPELT_APART.format(" and ".join(map(repr, names)))) for names in pools.groups_spelt_apart()]
     del pools  # what is looked at of it is in the table now
     cache = workspace / ".wbc" / "cache"
     store = ImageStore(data / "images")
@@ -103,6 +108,7 @@ def validate(workspace: Path, params: Params) -> ValidationReport:
     kept = cells.loc[~cells["quarantined"], "pool"].value_counts()
     usable = {name: int(kept.get(name, 0)) for name in POOLS}
     critical, noted, checked = _expect(cells, columns, params.checks, workspace / GX_PAGES)
+    noted += spelt_apart
     found_here = Findings(cells, quarantine, critical, noted, checked, newest)
     docs = data / "docs"
     building = docs.with_name(".docs.new")

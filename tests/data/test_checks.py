@@ -212,6 +212,16 @@ def test_damaged_images_stop(clean: Site, workspace: Path) -> None:
         validate(workspace, clean.params)
 
 
+def test_a_group_that_an_earlier_version_kept_under_two_names_is_a_warning(clean: Site, workspace: Path) -> None:
+    pools = Pools.read(workspace / "data/pools")
+    pools.frames["labelled"].loc[[0, 1], "group"] = ["7.0", "8.0"]
+    pools.frames["unlabelled"].loc[0, "group"] = "8"
+    pools.frames["test"].loc[0, "group"] = "7"
+    pools.write(workspace / "data/pools")
+    [line] = [line for line in validate(workspace, clean.params).warnings if "groups" in line]
+    assert line.startswith("the groups '7' and '7.0' seem to be one, and have cells on several sides")
+
+
 def test_too_little_to_train_or_test_on_stops(clean: Site, workspace: Path) -> None:
     edit(workspace, "test", lambda frame: frame[frame["label"] != "Eosinophil"])
     edit(workspace, "labelled", lambda frame: frame.head(0))

@@ -14,6 +14,7 @@ from typing import Final, Self
 import pandas as pd
 
 from wbc_model.cells.journal import Content, is_unfinished, is_untidy, pools_lock, roll_forward, write_together
+from wbc_model.cells.manifest import group_name
 from wbc_model.cells.tables import (
     all_differ,
     among,
@@ -215,6 +216,20 @@ class Pools:
 
     def split_groups(self) -> set[str]:
         """The groups that are on more than one side (training, validation, test)."""
+        return set.union(*(one & other for one, other in itertools.combinations(self._groups().values(), 2))) - {""}
+
+    def groups_spelt_apart(self) -> list[list[str]]:
+        """Groups that are one by `group_name`, and lie on several sides under several spellings: earlier versions kept them as
+        they came, as `7` and `7.0`."""
+        spelt: dict[str, dict[str, set[str]]] = {}
+        for side, groups in self._groups().items():
+            for group in groups - {""}:
+                spelt.setdefault(group_name(group), {}).setdefault(group, set()).add(side)
+        apart = (found for found in spelt.values() if len(found) > 1 and len(set.union(*found.values())) > 1)
+        return sorted(sorted(found) for found in apart)
+
+    def _groups(self) -> dict[str, set[str]]:
+        """The groups of each side; of cells without one the empty name."""
         groups: dict[str, set[str]] = {side: set() for side in SIDES.values()}
         for name, frame in self.frames.items():
             found = frame["group"]
@@ -224,7 +239,7 @@ class Pools:
                     groups[str(side)].update(moved.unique())
                 found = found[~apart]
             groups[SIDES[name]].update(found.unique())
-        return set.union(*(one & other for one, other in itertools.combinations(groups.values(), 2))) - {""}
+        return groups
 
     def cells(self, sha256s: Collection[str]) -> pd.DataFrame:
         """The rows of `table` of these cells only."""
