@@ -1,7 +1,9 @@
 """What an alarm asks of people: labels of the site's cells since then, by `wbc onboard`."""
 
 import csv
+import shlex
 import shutil
+import sys
 from datetime import UTC, datetime, time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -12,30 +14,43 @@ from flows.progress import Progress
 from wbc_model.core.errors import WbcError, counted
 
 if TYPE_CHECKING:
+    from serving.contract.site import KeepImages
     from serving.reports.store import Store
 
 LABELS: Final = 25
 LEAST: Final = 60  # cells with an image that an onboarding needs to choose from
 MOST: Final = 1000
+COPIES: Final = ".wbc/watched"  # a folder for each alarm
 
 
 def ask_for_labels(workspace: Path, site: str, day: str) -> str:
     """Take a site's cells since a day out of the store and onboard them; returns what people are asked, in a line.
 
+    Each alarm is a site of its own for `wbc onboard`: the labels that an earlier one has are of cells as they were then.
     Raises WbcError where too few of the cells have an image.
     """
     from flows.sites.onboard import onboard
 
+    folder = workspace / COPIES / f"{_name(site)}-{day}"
     with meeting_store(workspace) as store:
-        data = _cells(store, workspace / ".wbc/watched" / _name(site), day)
+        data = _cells(store, folder, day)
     result = onboard(workspace, data, LABELS, None, None, Progress())
-    line = (
-        f"site {site}: {counted(result['awaited'], 'cell waits', 'cells wait')} for a label in {result['queue']}"
-        if result["status"] == "waiting"
-        else (f"site {site}: the champion was adapted, as {result['model']}")
-    )
-    announce(workspace, line)
-    return line
+    if result["status"] == "waiting":
+        again = shlex.join(["wbc", "onboard", str(data.relative_to(workspace)), "--answers", result["queue"]])
+        line = f"{counted(result['awaited'], 'cell waits', 'cells wait')} for a label in {result['queue']}; `{again}` takes them"
+    else:
+        line = f"the champion was adapted, as {result['model']}"
+        shutil.rmtree(folder)  # nobody asks for its images again
+    announce(workspace, f"site {site}: {line}")
+    return f"site {site}: {line}"
+
+
+def let_copies_go(workspace: Path, keep: "KeepImages | None") -> None:
+    """Delete the images that were taken out of the store for an alarm, once the store itself would not keep them any longer."""
+    kept_since = datetime.now(UTC).timestamp() - 86_400 * (0 if keep is None else keep.days or sys.maxsize)
+    for folder in (workspace / COPIES).glob("*/"):
+        if folder.stat().st_mtime < kept_since:
+            shutil.rmtree(folder)
 
 
 def _name(site: str) -> str:
@@ -66,6 +81,7 @@ def _cells(store: "Store", folder: Path, day: str) -> Path:
                 (folder / name).write_bytes(data)
                 rows.append([name, "", report])
     if len(rows) < LEAST:
+        shutil.rmtree(folder)
         found = counted(len(rows), "cell has", "cells have")
         raise WbcError(f"{found} an image since {day}, {LEAST} are needed: see keep_images in the site's file")
     manifest = folder / f"{folder.name}.csv"

@@ -12,6 +12,7 @@ from flows.away import one_try
 from flows.labelling.store import has_store, meeting_store
 from flows.monitoring import in_use, served
 from flows.monitoring.alarms import DRIFT, Alarm, tell_what_is_new
+from flows.monitoring.ask import let_copies_go
 from flows.monitoring.drift import Verdict, judge
 from flows.monitoring.measures import NAMES, Cells
 from flows.monitoring.pictures import days_as_svg
@@ -68,7 +69,7 @@ def watch(workspace: Path, today: date | None = None) -> Watched:
     with meeting_store(workspace) as store:
         for stream in served.streams(store):
             _watch_stream(store, stream, str(today), trained, found)
-        _in_use(workspace, store, found)
+        _by_the_site(workspace, store, found)
         found.sites += _how_they_stand(store)
         found.alarms = tell_what_is_new(workspace, store)
     return found
@@ -167,10 +168,11 @@ def _how_they_stand(store: "Store") -> list[str]:
     return lines
 
 
-def _in_use(workspace: Path, store: "Store", found: Watched) -> None:
-    """Draw cells for readers where the site wants that, and measure by what they said."""
+def _by_the_site(workspace: Path, store: "Store", found: Watched) -> None:
+    """Draw cells for readers where the site wants that, measure by what they said, and let old copies of images go."""
     from serving.contract.site import site_from_environment
 
     site, floors = site_from_environment(), read_params(workspace / "params.yaml").gate.recall_floor
     found.drawn = in_use.draw(store, site)
     in_use.measure(store, site.name, floors)
+    let_copies_go(workspace, site.keep_images)

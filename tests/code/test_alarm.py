@@ -1,5 +1,6 @@
 """What an alarm begins, at a real Prefect server: the event of a watch, the automation that waits for it, the run it starts."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -13,12 +14,13 @@ import pandas as pd
 import pytest
 
 from flows.labelling.store import meeting_store
-from flows.monitoring.ask import LEAST, ask_for_labels
+from flows.monitoring.ask import LEAST, ask_for_labels, let_copies_go
 from flows.monitoring.watch import watch
 from flows.pipeline.stages import train
 from flows.retraining.prefect_api import prefect_api
 from flows.retraining.schedule import _deployment
 from flows.workspace import environment, init_workspace, set_params
+from serving.contract.site import KeepImages
 from serving.reports.store import Store, sqlite_url
 from serving.reports.tables import WatchedCells
 from tests.code.test_drift import cells
@@ -123,14 +125,28 @@ def test_what_people_are_asked_about_are_the_cells_since_the_alarm(
     store = Store.open(sqlite_url(tmp_path / "service.db"))
     first = reported(store, FILES[:20], SAID[:20])
     today = f"{datetime.now(UTC):%Y-%m-%d}"
-    with pytest.raises(WbcError, match=f"20 cells since {today} have an image, 30 are needed"):
+    with pytest.raises(WbcError, match=f"20 cells have an image since {today}, 30 are needed"):
         ask_for_labels(workspace, "St. Anna", today)
     reported(store, FILES[20:], SAID[20:])
-    assert ask_for_labels(workspace, "St. Anna", today) == "site St. Anna: 25 cells wait for a label in answers-1.csv"
-    assert (asked["data"].name, asked["labels"]) == ("St--Anna.csv", 25)
+    site = f"St--Anna-{today}"
+    assert not (workspace / ".wbc/watched" / site).exists(), "no copy is left where nothing comes of it"
+    said = "25 cells wait for a label in answers-1.csv; `wbc onboard .wbc/watched/{0}/{0}.csv --answers answers-1.csv` takes them"
+    assert ask_for_labels(workspace, "St. Anna", today) == f"site St. Anna: {said.format(site)}"
+    assert (asked["data"].name, asked["labels"]) == (f"{site}.csv", 25), "the next alarm is another site for `wbc onboard`"
     assert len(asked["rows"]) == 41
     assert sum(row.endswith(first) for row in asked["rows"]) == 20, "cells of one report stay together"
     assert LEAST > 50
+    folder = asked["data"].parent
+    let_copies_go(workspace, KeepImages(days=90))
+    assert len(list(folder.glob("*.png"))) == 40
+    os.utime(folder, (0, 0))
+    let_copies_go(workspace, KeepImages(days=None))
+    assert folder.exists(), "as long as the reports"
+    watch(workspace)
+    assert not folder.exists(), "the store itself would have deleted these images by now"
+    monkeypatch.setattr("flows.sites.onboard.onboard", lambda *_: {"status": "adapted", "model": "m"})
+    assert "was adapted" in ask_for_labels(workspace, "St. Anna", today)
+    assert not folder.exists(), "nobody asks for them again"
     store.close()
 
 
@@ -170,7 +186,7 @@ def test_an_alarm_has_labels_asked_for_by_a_process_of_its_own(serving: Path) ->
             process.terminate()
             process.wait(SECONDS)
     assert run.state.is_completed(), (run.state.message, log.read_text())
-    site = serving / "sites/St--Anna"
+    site = serving / "sites/St--Anna-2026-11-04"
     assert Pools.read(site / "data/pools").counts()["unlabelled"] == LEAST + 4
     queue = pd.read_csv(site / "answers-1.csv")
     assert len(queue) == 13, "the first of two rounds for 25 labels"
