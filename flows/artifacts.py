@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Final
 
 from wbc_model.core.errors import WbcError
+from wbc_model.core.files import make_folder, write_atomic_by
+from wbc_model.core.lock import locked_folder
 
 FOLDER: Final = "mlartifacts"
+_SQLITE: Final = "sqlite:///"
 _PLACES: Final = (
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
@@ -27,8 +30,25 @@ _SECONDS: Final = 60  # to wait for another process that writes
 
 def database_of(uri: str, workspace: Path) -> Path | None:
     """The file of an SQLite tracking URI, where it lies in the workspace; else None."""
-    path = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+    path = Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
     return path if path is not None and path.resolve().is_relative_to(workspace.resolve()) else None
+
+
+def make_database(uri: str) -> None:
+    """Make the file of an SQLite tracking URI where it is missing, whole. MLflow makes its tables one by one, and takes no file
+    in which a kill has left some of them. Raises MlflowException."""
+    if not uri.startswith(_SQLITE) or "?" in uri:
+        return
+    from mlflow import MlflowClient
+
+    database = Path(uri.removeprefix(_SQLITE))
+    make_folder(database.parent)
+    with locked_folder(database.parent):
+        if database.exists() and database.stat().st_size:
+            return
+        for leftover in database.parent.glob(f".{database.name}.????????*"):
+            leftover.unlink()
+        write_atomic_by(database, lambda temporary: MlflowClient(f"{_SQLITE}{temporary}").search_experiments(max_results=1))
 
 
 def make_relative(database: Path) -> bool:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pandas as pd
 
-from flows.artifacts import FOLDER, database_of, located, make_relative
+from flows.artifacts import FOLDER, database_of, located, make_database, make_relative
 from flows.away import bound_waiting, one_try
 from flows.descriptions import EXPERIMENT_KIND, NOTE, REGISTERED_MODEL, mlmodel, model_note, source_tags
 from flows.identity import check_own_names, workspace_name
@@ -581,6 +581,7 @@ def open_tracker(workspace: Path, params: Params) -> Tracker:
     mlflow.set_tracking_uri(uri)
     mlflow.set_system_metrics_sampling_interval(_SYSTEM_SECONDS)  # type: ignore[no-untyped-call]
     try:
+        make_database(uri)
         client = MlflowClient(uri, uri)
         experiment = client.get_experiment_by_name(params.tracking.experiment)
         local = not uri.startswith(("http://", "https://", "databricks"))
@@ -593,5 +594,6 @@ def open_tracker(workspace: Path, params: Params) -> Tracker:
     except MlflowException as error:
         raise WbcError(f"MLflow at {uri} does not answer: {str(error).splitlines()[0]}") from None
     except DatabaseError as error:
-        raise WbcError(f"MLflow's database {uri.removeprefix('sqlite:///')} cannot be used: {error.orig}") from None
+        raise WbcError(f"MLflow's database {uri.removeprefix('sqlite:///')} cannot be used: {error.orig}; "
+                       "bring back a backup, or move it away; it holds runs and models") from None  # fmt: skip
     return Tracker(client, str(number), params.tracking.model_name, workspace, uri)

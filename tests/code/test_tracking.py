@@ -51,6 +51,21 @@ def cycle(number: int, pools: str, **more: Any) -> dict[str, Any]:
     return {**row, "seconds": 1.0, "labelled": 10, "at": 0, "metrics": SCORES, "scored": None, **more}
 
 
+def test_a_kill_while_mlflow_makes_its_tables_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow takes no database that has some of them: every later retraining would be refused."""
+    for name in ("params.yaml", "dvc.yaml"):
+        (tmp_path / name).write_bytes(template(name).read_bytes())
+    params = read_params(tmp_path / "params.yaml")
+    with monkeypatch.context() as killed:
+        killed.setattr("mlflow.store.db.utils._upgrade_db", lambda engine: (_ for _ in ()).throw(KeyboardInterrupt))
+        killed.setattr("os.unlink", lambda name: None)  # nobody puts away what a kill leaves
+        with pytest.raises(KeyboardInterrupt):
+            open_tracker(tmp_path, params)
+    assert not (tmp_path / "mlflow.db").exists()
+    assert open_tracker(tmp_path, params).versions() == []
+    assert [path.name for path in tmp_path.glob("*mlflow*")] == ["mlflow.db"]
+
+
 # --- runs in MLflow -------------------------------------------------------------------------------------------------------
 
 
