@@ -82,7 +82,7 @@ def reports_remove_command(
 
     Stop the service first, or ask it: DELETE /v1/reports/ID with a key of the scopes review and admin.
     """
-    from serving.upkeep.removal import cells_of, remove_here, reports_of
+    from serving.upkeep.removal import cells_of, remove_here, reports_of, unsent_of
 
     if (report is None) == (specimen is None):
         raise WbcError("give either a report's id or --specimen NUMBER")
@@ -90,14 +90,17 @@ def reports_remove_command(
     names = [str(report)] if specimen is None else reports_of(store, specimen)
     if not names:
         raise WbcError("there is no report of this specimen number")
-    learned = _in_the_pools(cells_of(store, names))
+    learned, unsent = _in_the_pools(cells_of(store, names)), unsent_of(store, names)
     removed = remove_here(store, audit_log(None), names, by, reason)
     found = [{"report_id": one.report_id, "by": one.by, "reason": one.reason, "at": one.at.isoformat()} for one in removed]
     lines = [*(f"removed {one.report_id}" for one in removed), "backups made before this still hold it"]
     if learned:
         which = f"{learned} of its cells are in the pools of this workspace"
         lines.append(f"{which}: data/images and models learned from them are as they were, and so is their history")
-    emit({"removed": found, "in_pools": learned}, json_, "\n".join(lines))
+    if unsent:
+        waited = counted(unsent, "message that waited is", "messages that waited are")
+        lines.append(f"{waited} never sent: where the hospital's system was told what is wrong, tell those who run it")
+    emit({"removed": found, "in_pools": learned, "unsent": unsent}, json_, "\n".join(lines))
 
 
 def _in_the_pools(cells: set[str]) -> int:

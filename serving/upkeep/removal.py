@@ -11,14 +11,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from serving.contract.names import NAME, trimmed
 from serving.reports.errors import NoSuchReport
 from serving.reports.kept_images import let_cells_leave
 from serving.reports.store import Store
-from serving.reports.tables import Base, Cell, Deed, Removal, Report
+from serving.reports.tables import Base, Cell, Deed, Message, Removal, Report
 from serving.security.audit import AuditLog, InUse, outcome
 from serving.upkeep.deeds import complete
 from wbc_model.core.errors import WbcError
@@ -39,6 +39,13 @@ def cells_of(store: Store, reports: Sequence[str]) -> set[str]:
     """The SHA-256 of all images of these reports."""
     with store.reading() as session:
         return set(session.scalars(select(Cell.sha256).where(Cell.report_id.in_(reports))))
+
+
+def unsent_of(store: Store, reports: Sequence[str]) -> int:
+    """How many messages of these reports have not reached the hospital's system: they go with the reports."""
+    with store.reading() as session:
+        waits = Message.report_id.in_(reports) & Message.state.in_(["pending", "failed"])
+        return session.scalar(select(func.count()).select_from(Message).where(waits)) or 0
 
 
 def remove(store: Store, report_id: str, by: str, reason: str) -> Removal:

@@ -1,6 +1,7 @@
 """Corrections of signed reports, and cells that the service was unsure of, come into the pools where the site allows it."""
 
 import hashlib
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
@@ -11,11 +12,12 @@ from flows.cli import app as command_line
 from flows.labelling.from_reports import SOURCE, take_from_reports
 from flows.labels import read_log
 from flows.retraining import people
-from serving.contract.schemas import Result, Review
+from serving.contract.schemas import Delivery, Result, Review
 from serving.labelling.queue import AskedCell, Notice, given_up, publish
 from serving.reports.labelling_tables import AskedImage
 from serving.reports.review import Action, sign
 from serving.reports.store import Store, sqlite_url
+from serving.reports.tables import Message
 from tests.code.test_export import ADA, KEPT, decide, png, reported, said
 from tests.pools import ingest
 from wbc_model.cells.pools import Pools
@@ -143,10 +145,16 @@ def test_a_removal_says_what_it_leaves_in_the_pools_and_takes_the_cells_off_the_
     (workspace / "dvc.yaml").write_text((ROOT / "dvc.yaml").read_text())
     monkeypatch.chdir(workspace)
     monkeypatch.setenv("WBC_STORE_URL", sqlite_url(tmp_path / "service.db"))
+    now = datetime.now(UTC)
+    with store.writing() as session:
+        states: list[Delivery] = ["pending", "failed", "delivered"]
+        for state in states:
+            session.add(Message(report_id=report, control_id=state, text="x", state=state, not_before=now, created_at=now))
     words = ["reports", "remove", report, "--by", "Dr. Ada", "--reason", "asked for"]
     done = CliRunner().invoke(command_line, words, catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert "1 of its cells are in the pools of this workspace" in done.output
+    assert "2 messages that waited are never sent" in done.output
     assert given_up(store, "site") == {cell.sha256}
     with store.reading() as session:
         assert session.get(AskedImage, ("0123456789ab", cell.sha256)) is None
