@@ -28,7 +28,7 @@ from flows.retraining.prefect_api import (
     suspended_runs,
 )
 from flows.retraining.run import check_before
-from flows.state import Busy, State, hold_lock, is_locked, new_labels, read_state
+from flows.state import RETRAINING, Busy, State, at_work, hold_lock, is_locked, new_labels, read_state
 from wbc_model.cells.pools import Pools
 from wbc_model.core.errors import WbcError
 from wbc_model.core.files import write_atomic
@@ -39,16 +39,18 @@ if TYPE_CHECKING:
 
 _WATCH_TOLD: Final = ".wbc/watch-told"  # why the watch for labels failed, as it was told
 _A_DAY: Final = 86_400  # seconds
+_PATIENCE: Final = 6 * 3600  # seconds for which an ingest or a stage is waited for
 
 
 def retraining(workspace: Path, commit: bool) -> Any:
-    """The body of a scheduled run: one retraining, or nothing where one is running already; returns the run's state. Where it
-    waits for people the run suspends."""
+    """The body of a scheduled run: one retraining, or nothing where one is running already; returns the run's state. An ingest or
+    a stage is waited for. Where it waits for people the run suspends."""
     from prefect.states import Cancelled
 
     from flows.retraining import flow as retrain
 
     watch_flow()
+    _wait_for_others(workspace)
     try:
         with hold_lock(workspace):
             check_before(workspace, commit=commit)
@@ -56,6 +58,16 @@ def retraining(workspace: Path, commit: bool) -> Any:
     except Busy as busy:
         return Cancelled(name="Skipped", message=str(busy))
     return _suspended(outcome) if outcome.status == "waiting" else retrain.run_state(outcome)
+
+
+def _wait_for_others(workspace: Path) -> None:
+    """Wait while something other than a retraining has the workspace: a run that is skipped for an ingest comes a night later."""
+    deadline, said = time.monotonic() + _PATIENCE, ""
+    while (busy := at_work(workspace)) and not busy.startswith(RETRAINING) and time.monotonic() < deadline:
+        if busy != said:
+            get_run_logger().info(f"waiting for {busy}")
+        said = busy
+        time.sleep(2)
 
 
 def _resumed() -> bool:

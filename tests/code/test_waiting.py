@@ -109,6 +109,23 @@ def test_a_watch_that_fails_as_the_disk_is_full_says_so(tmp_path: Path, monkeypa
     assert "the disk is full" in (tmp_path / notify.LOG).read_text()
 
 
+@pytest.mark.parametrize(("busy", "waits"), [("`wbc ingest` (pid 7)", True), ("a retraining (pid 7)", False)])
+def test_a_night_waits_for_an_ingest_and_not_for_another_retraining(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, busy: str, waits: bool
+) -> None:
+    """It was skipped until the next night."""
+    looks, begun = iter([busy, busy, None]), []
+    monkeypatch.setattr(deployed, "at_work", lambda workspace: next(looks))
+    monkeypatch.setattr(deployed, "get_run_logger", MagicMock())
+    monkeypatch.setattr(deployed, "watch_flow", lambda: None)
+    monkeypatch.setattr(deployed.time, "sleep", lambda seconds: begun.append("slept"))
+    monkeypatch.setattr(deployed, "check_before", lambda workspace, commit: begun.append("began"))
+    monkeypatch.setattr("flows.retraining.flow.retraining", MagicMock(side_effect=WbcError("as far as this test goes")))
+    with pytest.raises(WbcError, match="as far as this test goes"):
+        deployed.retraining(tmp_path, commit=False)
+    assert begun == (["slept"] * 2 if waits else []) + ["began"]
+
+
 ENOUGH, TOO_FEW = Wait(20, 17, 17), Wait(20, 16, 17)
 
 
