@@ -22,7 +22,7 @@ from flows.guard import FLOW, flow_token
 from flows.site import OF_A_SITE, site_of
 from flows.workspace import RETRAINING_FILE, ensure_dvc, environment, has_identity, is_git_repository
 from wbc_model.cells.pools import Pools
-from wbc_model.core.errors import WbcError
+from wbc_model.core.errors import WbcError, counted
 from wbc_model.core.files import write_atomic
 from wbc_model.core.written import parse_yaml
 
@@ -50,6 +50,8 @@ COMMITTED: Final = (
     *(f"{path}.dvc" for path in TRACKED),
 )
 ERROR_FILE: Final = "WBC_ERROR_FILE"  # where a stage leaves the line that its user must read
+
+_AFTERWARDS: Final = "Run this again before any `dvc checkout`: it says how your labels are added to theirs"
 
 
 class StageFailed(WbcError):
@@ -233,11 +235,9 @@ def check_git(workspace: Path, commit: bool) -> None:
         return
     if commit and not has_identity(workspace):
         raise WbcError("git does not know who commits: set user.name and user.email with `git config`, or leave out --commit")
-    unmerged = _git(workspace, "diff", "--name-only", "--diff-filter=U", "--relative").split("\n")[0]
-    if unmerged:
-        raise WbcError(f"{unmerged} is in conflict by a merge: settle it (`git checkout --ours` or `--theirs` {unmerged}, then "
-                       "`git add` and `git commit`), bring its data with `dvc checkout`, and run this again")  # fmt: skip
     folder = Path(_git(workspace, "rev-parse", "--absolute-git-dir").strip())
+    if unmerged := _git(workspace, "diff", "--name-only", "--diff-filter=U", "--relative").split("\n")[:-1]:
+        raise WbcError(_settling(unmerged, (folder / "rebase-merge").exists()))
     for name, word in (("MERGE_HEAD", "merge"), ("CHERRY_PICK_HEAD", "cherry-pick"), ("rebase-merge", "rebase")):
         if commit and (folder / name).exists():
             raise WbcError(f"a {word} is not finished in {workspace}: finish it, or leave out --commit")
@@ -249,6 +249,17 @@ def check_git(workspace: Path, commit: bool) -> None:
     if held := _held_by_git(workspace):
         raise WbcError(f"git has {held[0]}, which DVC keeps, and DVC takes nothing that git has: `git rm -r -q --cached "
                        f"{' '.join(held)}` leaves the files, `git commit`, and run this again")  # fmt: skip
+
+
+def _settling(unmerged: Sequence[str], rebased: bool) -> str:
+    """The way out of a conflict that loses nobody's labels: the others' notes are taken, and `check_known` says then how the
+    labels that lie here are added to them."""
+    side, on = ("--ours", "git rebase --continue") if rebased else ("--theirs", "git commit --no-edit")
+    return (
+        f"{counted(len(unmerged), 'file is', 'files are')} in conflict by a {'rebase' if rebased else 'merge'}: "
+        f"`git checkout {side} {' '.join(unmerged)}` takes theirs, `git add` of the same files and `{on}` settle it. "
+        f"{_AFTERWARDS}"
+    )
 
 
 def _held_by_git(workspace: Path) -> list[str]:
@@ -343,8 +354,7 @@ def heal(workspace: Path) -> list[str]:
         done.append("removed DVC's damaged .dvc/tmp/rwlock")
     for path in [workspace / "dvc.lock", *(workspace / f"{name}.dvc" for name in TRACKED)]:
         if path.exists() and _in_conflict(path):
-            raise WbcError(f"{path} holds the conflict of a merge: settle it (`git checkout --ours` or `--theirs` {path.name}), "
-                           "bring its data with `dvc checkout`, and run this again")  # fmt: skip
+            raise WbcError(f"{path} holds the conflict of a merge: keep the others' lines, without the marks. {_AFTERWARDS}")
         if path.exists() and not _readable(path, yaml.safe_load):
             path.unlink()
             done.append(f"removed the damaged {path.relative_to(workspace)}; it is made again")

@@ -51,6 +51,7 @@ from flows.state import (
 from flows.workspace import GITIGNORE, set_params, template
 from wbc_model.cells.pools import COLUMNS, Pools
 from wbc_model.core.errors import WbcError
+from wbc_model.core.written import read_yaml
 
 STAGES = """
 stages:
@@ -491,16 +492,32 @@ def test_an_unfinished_merge_stops_before_anything_is_done(repository: Path) -> 
     text = path.read_text()
     assert "<<<<<<<" in text
     for commit in (True, False):
-        with pytest.raises(WbcError, match=r"^data/pools\.dvc is in conflict by a merge: settle it"):
+        with pytest.raises(WbcError, match=r"^1 file is in conflict by a merge: .*`git commit --no-edit`"):
             check_git(repository, commit)
     with pytest.raises(WbcError, match=r"data/pools\.dvc holds the conflict of a merge"):
         heal(repository)
+    with pytest.raises(WbcError, match=r"data/pools\.dvc holds the conflict of a merge: settle it; `git status`"):
+        read_yaml(path)
     assert path.read_text() == text
-    path.write_text("outs:\n- md5: b\n  path: pools\n")
+    take_theirs(repository)
+    assert "md5: a" in path.read_text(), "what lies here is added to it: what they know would be lost for the other way round"
     git(repository, "add", "-A")
     with pytest.raises(WbcError, match="a merge is not finished"):
         check_git(repository, commit=True)
     check_git(repository, commit=False)
+    git(repository, "reset", "-q", "--hard", "theirs")
+    subprocess.run(["git", "-C", str(repository), "rebase", "ours"], capture_output=True, check=False)
+    with pytest.raises(WbcError, match=r"^1 file is in conflict by a rebase: .*`git rebase --continue`"):
+        check_git(repository, commit=True)
+    take_theirs(repository)
+    assert "md5: a" in path.read_text()
+
+
+def take_theirs(repository: Path) -> None:
+    """Do what the line about a conflict says."""
+    with pytest.raises(WbcError) as refused:
+        check_git(repository, commit=True)
+    git(repository, *str(refused.value).split("`")[1].split()[1:])
 
 
 def test_the_commit_of_a_model_is_the_one_that_has_it_though_the_tag_is_on_another_of_the_same_pools(repository: Path) -> None:

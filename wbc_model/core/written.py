@@ -197,6 +197,10 @@ def parse_yaml(text: str, path: Path) -> dict[str, Any]:
         except yaml.YAMLError:  # said by the one whose words are known
             document = yaml.load(text, _Strict)  # noqa: S506 - a SafeLoader
     except yaml.MarkedYAMLError as error:
+        if re.search(r"^<{7}( |$)", text, re.MULTILINE):
+            raise WbcError(
+                f"{path} holds the conflict of a merge: settle it; `git status` lists what else is in conflict"
+            ) from None
         mark = error.problem_mark or error.context_mark
         where = f" line {mark.line + 1}" if mark else ""
         raise WbcError(f"{path}{where}: {' '.join((error.problem or str(error)).split())}") from None
