@@ -5,6 +5,7 @@ Each run is a process of its own that acts on the workspace it was scheduled for
 
 import asyncio
 import os
+import warnings
 import zoneinfo
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -119,6 +120,8 @@ def schedule(
             for one in served:
                 one.apply()  # an automation names a deployment by its id
             beside.automate(workspace)
+        # Prefect's runner forgets to wait for its own end when it is told to stop, and ends all the same.
+        warnings.filterwarnings("ignore", r"coroutine 'Runner\.astop' was never awaited", RuntimeWarning)
         # The label watch may look, and the night may come, while a retraining runs.
         serve(*served, print_starting_message=False, pause_on_shutdown=False, limit=3)
 

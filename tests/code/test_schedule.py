@@ -362,6 +362,7 @@ def scheduled(workspace: Path, url: str) -> Iterator["subprocess.Popen[str]"]:
     finally:
         process.terminate()
         process.wait(60)
+    assert "never awaited" not in log.read_text()[before:]
 
 
 @pytest.mark.slow
