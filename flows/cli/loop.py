@@ -112,7 +112,7 @@ def _watching(on_alarm: AlarmChoice) -> "Nightly":
 @app.command("watch")
 def watch_command(
     usual: Annotated[
-        str | None, typer.Option(metavar="SITE", help="What this site's cells are from --since on is its usual state.")
+        str | None, typer.Option(metavar="SITE", help="From --since on, this site's cells are its usual state.")
     ] = None,
     undo: Annotated[str | None, typer.Option(metavar="SITE", help="Take back the last --usual of this site.")] = None,
     since: Annotated[str | None, typer.Option(metavar="DAY", help="With --usual: the first day, as 2026-11-29.")] = None,
