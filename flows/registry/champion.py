@@ -40,7 +40,11 @@ def champions(workspace: Path) -> dict[str, Any]:
         moved = _follow_at_rest(workspace, tracker)
     except WbcError as refusal:  # a list must show what there is to decide on
         moved = str(refusal)
-    notes = [*([moved] if moved else []), *(scores.mark(workspace) if Pools.exist(workspace / "data/pools") else [])]
+    notes = [
+        *([moved] if moved else []),
+        *_elsewhere(workspace, tracker),
+        *(scores.mark(workspace) if Pools.exist(workspace / "data/pools") else []),
+    ]
     aliases = {name: tracker.alias(name) for name in (CHAMPION, CHALLENGER)}
     said = verdicts.verdicts(tracker)
     versions = [
@@ -119,7 +123,7 @@ def roll_back(workspace: Path, reason: str, by: str = "", steps: int = 1) -> dic
         tracker = _tracker(workspace)
         present = tracker.alias(CHAMPION)
         if present is None:
-            raise WbcError("there is no champion to go back from")
+            raise WbcError("; ".join(["there is no champion to go back from", *_elsewhere(workspace, tracker)]))
         finished = _said_by_a_killed_one(tracker, present, reason, by)
         earlier = _earlier(tracker, present, finished)
         if steps == 1 and not earlier:
@@ -334,6 +338,18 @@ def _without_alias(workspace: Path, tracker: "Tracker", here: ModelCard | None) 
             f"the registry has no champion, but models/champion holds version {version}: somebody took MLflow's alias away. "
             f"`wbc champion --promote {version} --reason TEXT` makes it champion again; remove models/champion to have none"
         )
+
+
+def _elsewhere(workspace: Path, tracker: "Tracker") -> list[str]:
+    """That the champion which is served came from another registry, where it did."""
+    folder = workspace / FOLDER
+    here = read_card(folder, verify=False) if (folder / CARD).exists() else None
+    if here is None or tracker.alias(CHAMPION) is not None or _version_of(tracker, here) is not None:
+        return []
+    return [
+        f"models/champion holds model {here.version}, which the registry of tracking.uri in params.yaml does not have, as "
+        "after a change of it: service and gate go on with that model; with the tracking.uri of before it can be rolled back"
+    ]
 
 
 def _version_of(tracker: "Tracker", card: ModelCard | None) -> str | None:

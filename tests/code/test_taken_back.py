@@ -1,6 +1,7 @@
 """A person's decision on the champion, taken back: what stands in its place is as it was."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -14,7 +15,7 @@ from flows.registry import champion
 from flows.registry.verdicts import objection
 from flows.retraining import gate
 from flows.tracking import Tracker, open_tracker
-from flows.workspace import template
+from flows.workspace import set_params, template
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
 from wbc_model.core.files import file_sha256
@@ -110,3 +111,17 @@ def test_a_rollback_to_none_that_was_killed_is_finished_by_the_same_command(
             champion.roll_back(workspace, "the gate was right", "ada")
     assert tracker.alias("champion") == version
     assert champion.roll_back(workspace, "the gate was right", "ada")["champion"] is None
+
+
+def test_a_champion_of_another_registry_is_named(tracker: Tracker) -> None:
+    workspace, version = tracker.workspace, registered(tracker, 0.125)
+    champion.promote(workspace, version, "for the course", "ada")
+    set_params(workspace, {"tracking.uri": "sqlite:///other.db"})
+    said = (
+        f"models/champion holds model {tracker.card(version).version}, which the registry of tracking.uri in params.yaml does not"
+    )
+    assert said in "\n".join(champion.champions(workspace)["notes"])
+    with pytest.raises(WbcError, match=re.escape(said)):
+        champion.roll_back(workspace, "the gate was right", "ada")
+    set_params(workspace, {"tracking.uri": "sqlite:///mlflow.db"})
+    assert champion.champions(workspace)["notes"] == []
