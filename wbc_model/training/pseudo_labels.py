@@ -6,8 +6,8 @@ answer for the image strongly augmented. This module differs in two points, for 
 - Pseudo-labels are chosen at each validation step, by the averaged weights. They are chosen for the whole pool at once, not from
   64 cells at a time. Class shares are then known, and an update is spared the forward pass of the weak view.
 - Each class has its own threshold, lower where the network is still unsure (FreeMatch, Wang et al. 2023). Of the cells over it
-  the rarer classes are drawn more often, as hard samples are. Where nobody has labelled a
-  cell of a new site, one threshold serves all classes (decision 015).
+  the rarer classes are drawn more often, as hard samples are. Where nobody has labelled a cell of a new site, one threshold
+  serves all classes (decision 015).
 """
 
 from collections.abc import Callable, Iterator, Sequence
