@@ -511,6 +511,17 @@ def test_columns_by_other_names_are_read_wherever_the_manifest_is(tmp_path: Path
             assert origin.manifest({})[["path", "label"]].to_numpy().tolist() == [["a.png", "Eosinophil"]], data
 
 
+@pytest.mark.parametrize(("folder", "label"), [("images", ""), ("Monocyte", "Monocyte")])
+def test_a_manifest_without_labels_has_those_of_folders_that_are_named_for_classes(
+    tmp_path: Path, folder: str, label: str
+) -> None:
+    """Images in `images/` were refused, which the same manifest beside them has as images without a label."""
+    cell = next(iter(cells().values()))
+    text = f"path,group\n{folder}/a.png,7\n".encode()
+    with open_source(written(tmp_path, "cells.zip", in_zip({"manifest.csv": text, f"{folder}/a.png": cell}))) as origin:
+        assert origin.manifest({})["label"].tolist() == [label]
+
+
 def test_how_long_a_bucket_is_waited_for_is_the_user_s_to_say(monkeypatch: pytest.MonkeyPatch) -> None:
     import fsspec
 

@@ -20,6 +20,7 @@ from wbc_model.cells.manifest import (
     split_of,
     visible_name,
 )
+from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
 from wbc_model.core.written import Sheet, decode_written, parse_sheet
 from wbc_model.sources.members import IN_ARCHIVE, LEADS_OUT, Member
@@ -68,6 +69,8 @@ def rows_by_manifest(archive: Listed, names: Mapping[str, str]) -> list[Manifest
     """The rows of the manifests inside; none where there is no manifest. Raises WbcError."""
     manifests = _manifests(archive)
     folders = {path: label for path, label, *_ in folder_rows(archive.members, names)} if manifests else {}
+    if not any(label in CLASSES for label in folders.values()):
+        folders = {}  # they are `images` or patients: no label is meant
     return [row for name, sheet in manifests.items() for row in _manifest_rows(name, sheet, folders, names)]
 
 
