@@ -172,5 +172,5 @@ def test_too_little_to_learn_from(validation: LabelledCells):
     with pytest.raises(WbcError, match="fewer than two classes"):
         check_trainable(one_class, validation)
     empty = LabelledCells(validation.images[:0], validation.labels[:0], ())
-    with pytest.raises(WbcError, match="validation pool is empty"):
+    with pytest.raises(WbcError, match=r"validation pool is empty, .*: ingest labelled cells with the split val"):
         check_trainable(rendered_set(20, 3), empty)

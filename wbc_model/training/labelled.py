@@ -46,4 +46,7 @@ def check_trainable(labelled: LabelledCells, validation: LabelledCells) -> None:
         few = f"the labelled pool has {counted(len(labelled.labels), 'cell')} of fewer than two classes"
         raise WbcError(f"{few}: label more cells first (before there is a model, `wbc query --count 30` says which)")
     if len(validation.labels) == 0:
-        raise WbcError("the validation pool is empty: training needs it to choose the best weights and to calibrate")
+        raise WbcError(
+            "the validation pool is empty, and training needs it to choose the best weights and to calibrate: ingest labelled "
+            "cells with the split val"
+        )
