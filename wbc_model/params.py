@@ -171,7 +171,7 @@ class ModelParams(Section):
 class TrainParams(Section):
     pretraining: Pretraining
     pretraining_updates: Annotated[int, Field(ge=1)]
-    augmentation: Literal["mild", "sites"]
+    augmentation: Literal["mild", "sites", "both"]
     learning_rate: Annotated[float, Field(gt=0)]
     eval_every: Annotated[int, Field(ge=1)]
     lossnet_gradient_share: Share

@@ -1,5 +1,6 @@
 """Training: deterministic, resumable to the same bits, learns, and says when there is too little."""
 
+import copy
 import itertools
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from wbc_model.core.model_card import ModelCard
 from wbc_model.network.resnet import AttentionResNet18
 from wbc_model.params import Params
 from wbc_model.training import train as training_module
+from wbc_model.training.augment import MILD, SITES, Strength, augment
 from wbc_model.training.labelled import LabelledCells, check_trainable
 from wbc_model.training.schedule import learning_rate
 from wbc_model.training.train import Training
@@ -156,6 +158,37 @@ def test_stops_early_and_keeps_the_best(
         training.progress.update - training.progress.best_update == 12
     )  # 2 % of 600, a multiple of the 3 between two validation steps
     assert training.progress.best_loss == min(row["validation_loss"] for row in training.progress.history)
+
+
+def test_half_of_a_batch_is_shown_as_other_sites_would_show_it_and_leaves_the_statistics_alone(
+    labelled: LabelledCells, validation: LabelledCells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The other half, hard samples and pseudo-labelled cells make the running statistics alone."""
+    shown: list[tuple[int, Strength]] = []
+
+    def noted(images: torch.Tensor, strong: torch.Tensor, generator: torch.Generator, strength: Strength) -> torch.Tensor:
+        shown.append((len(images), strength))
+        return augment(images, strong, generator, strength)
+
+    monkeypatch.setattr("wbc_model.training.train.augment", noted)
+    drawn = {}
+    for kind in ("mild", "both", "sites"):
+        training = Training.of_pools(tiny_params(augmentation=kind), labelled, validation, tmp_path / kind)
+        images, _, index = training.labelled_batch(0)
+        drawn[kind] = (images, index, [part.tolist() for part in training.batches.normalised_apart(index, 3)])
+    assert shown == [(16, MILD), (8, SITES), (8, MILD), (16, SITES)]
+    assert [parts for *_, parts in drawn.values()] == [[[*range(19)]], [[*range(8, 19)], [*range(8)]], [[*range(19)]]]
+
+    training = Training.of_pools(tiny_params(augmentation="both"), labelled, validation, tmp_path / "c")
+    alone = copy.deepcopy(training.network).train()
+    images, index = drawn["both"][:2]
+    training.network.train()
+    out = training.forward(images, training.batches.normalised_apart(index, 0), 0)
+    home, elsewhere = alone(images[8:]), copy.deepcopy(training.network).train()(images[:8])
+    torch.testing.assert_close(out.logits, torch.cat([elsewhere.logits, home.logits]))
+    statistics = [{k: v for k, v in one.state_dict().items() if "running" in k} for one in (training.network, alone)]
+    torch.testing.assert_close(*statistics)
+    assert {norm.momentum for norm in training.network.modules() if isinstance(norm, torch.nn.BatchNorm2d)} == {0.1}
 
 
 def test_learning_rate_rises_and_falls():

@@ -29,7 +29,9 @@ Rows = list[dict[str, Any]]
 
 
 def set_devices(workspace: Path, devices: int) -> None:
-    document = tiny_params(devices=devices, eval_every=4, learning_rate=0.001, ema=0.5, unlabelled_ratio=1.0).model_dump()
+    document = tiny_params(
+        devices=devices, eval_every=4, learning_rate=0.001, ema=0.5, unlabelled_ratio=1.0, augmentation="both"
+    ).model_dump()
     document["presets"]["small"]["updates"] = 20
     document["data"]["initial_share"] = 0.6
     document["few_labels"]["below"] = 0

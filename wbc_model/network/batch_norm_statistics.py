@@ -5,6 +5,8 @@ stay as they are. The images should have the site's classes in something like th
 """
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import numpy as np
@@ -30,6 +32,19 @@ def takes_statistics(network: AttentionResNet18) -> bool:
     """Whether a network can be given a site's statistics: one that normalises by groups has none, and one with frozen statistics
     has learned by these and no others."""
     return network.norm == "batch"
+
+
+@contextmanager
+def statistics_kept(network: nn.Module) -> Iterator[None]:
+    """Within it batch normalisation in training mode goes by each batch's own statistics and adds nothing to the running ones."""
+    momentum = {norm: norm.momentum for norm in network.modules() if isinstance(norm, nn.BatchNorm2d)}
+    for norm in momentum:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, value in momentum.items():
+            norm.momentum = value
 
 
 def with_statistics_of(network: AttentionResNet18, images: NDArray[np.uint8], autocast: bool = False) -> AttentionResNet18:

@@ -102,7 +102,6 @@ STRONG: Final = Strength(
     frame=0.3,
     erase=0.4,
 )
-REGULAR: Final = {"mild": MILD, "sites": SITES}
 SWITCH_ON: Final = 0.6  # probability with which a strong sample receives each transform
 SHARP: Final = 0.3  # a blur with a standard deviation of fewer pixels than this changes nothing that is worth its time
 

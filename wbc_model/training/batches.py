@@ -83,7 +83,7 @@ class Batches:
         """`again_share` of a batch is drawn again from update `again_from` on; every device gets an equal part of that."""
         size, devices = params.size, params.train.devices
         self.cells, self.labels = cells, torch.from_numpy(cells.labels)
-        self.seed, self.strong_share = params.seed, params.train.strong_share
+        self.seed, self.strong_share, self.augmentation = params.seed, params.train.strong_share, params.train.augmentation
         again = devices * round(again_share * size.batch_size / devices)
         self.plan = BatchPlan(len(cells.labels), size.batch_size, again, max(again_from, 1), params.seed)
         self.losses = torch.full((len(cells.labels),), torch.nan)  # of each cell, when it was last drawn
@@ -104,10 +104,16 @@ class Batches:
     def choose_again(self) -> None:
         """Called at each validation step: choose anew what is drawn again. Here `weights` stay as they are."""
 
+    def shown_elsewhere(self, cells: int) -> int:
+        """How many of the `cells` of a device, the first ones, are augmented as other sites would show them."""
+        return {"mild": 0, "both": cells // 2, "sites": cells}[self.augmentation]
+
     def normalised_apart(self, index: Tensor, pseudo: int) -> list[Tensor]:
         """The parts of a batch that batch normalisation must not mix, as positions in it: the labelled cells at `index`, then
-        `pseudo` pseudo-labelled ones. Here the batch is one part."""
-        return [torch.arange(len(index) + pseudo)]
+        `pseudo` pseudo-labelled ones. The running statistics are the first part's. Here the batch is one part, or two where home
+        is shown as other sites would show it beside home as it is (as AdvProp has it: Xie et al., CVPR 2020)."""
+        elsewhere, everything = self.shown_elsewhere(len(index)), torch.arange(len(index) + pseudo)
+        return [everything[elsewhere:], everything[:elsewhere]] if 2 <= elsewhere < len(index) else [everything]
 
     def facts(self) -> list[Any]:
         """What the batches are made of, for the key of a checkpoint."""

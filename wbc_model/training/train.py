@@ -25,11 +25,12 @@ from tqdm import tqdm
 
 from wbc_model.code_version import code_version
 from wbc_model.core.errors import WbcError
+from wbc_model.network.batch_norm_statistics import statistics_kept
 from wbc_model.network.lossnet import ranking_loss
 from wbc_model.network.predict import predict
 from wbc_model.network.resnet import AttentionResNet18, Output, begin_with, load_imagenet
 from wbc_model.params import Params
-from wbc_model.training.augment import REGULAR, augment
+from wbc_model.training.augment import MILD, SITES, augment
 from wbc_model.training.batches import Batches, HardSampleBatches, labelled_prior, seeded
 from wbc_model.training.checkpoint import (
     CHECKPOINT_SECONDS,
@@ -186,8 +187,10 @@ class Training:
         index, strong = self.batches.draw(update).of_rank(rank, self.fabric.world_size)
         images = self.images[index.to(self.images.device)].to(device)
         generator = seeded(self.params.seed, 3, update, rank)
-        images = augment(images, strong, generator, REGULAR[self.params.train.augmentation])
-        return images, self.batches.labels[index].to(device), index
+        elsewhere = self.batches.shown_elsewhere(len(index))
+        parts = [(slice(elsewhere), SITES), (slice(elsewhere, None), MILD)]
+        shown = [augment(images[part], strong[part], generator, strength) for part, strength in parts if len(index[part])]
+        return torch.cat(shown), self.batches.labels[index].to(device), index
 
     def pseudo_batch(self, update: int) -> tuple[Tensor, Tensor]:
         """This device's unlabelled images, strongly augmented, and their pseudo-labels; none while there are none."""
@@ -201,13 +204,15 @@ class Training:
         return images, self.pseudo.chosen.labels[index].to(device)
 
     def forward(self, images: Tensor, parts: list[Tensor], update: int) -> Output:
-        """The network's output for a batch, each of its `parts` by itself."""
+        """The network's output for a batch, each of its `parts` by itself. The first one's statistics are the network's."""
         gradient = update < self.params.train.lossnet_gradient_share * self.params.size.updates
         images = images.contiguous(memory_format=torch.channels_last)
         if len(parts) == 1:
             whole: Output = self.module(images, lossnet_gradient=gradient)
             return whole
-        outputs = [self.module(images[part.to(images.device)], lossnet_gradient=gradient) for part in parts]
+        outputs = [self.module(images[parts[0].to(images.device)], lossnet_gradient=gradient)]
+        with statistics_kept(self.network):
+            outputs += [self.module(images[part.to(images.device)], lossnet_gradient=gradient) for part in parts[1:]]
         back = torch.argsort(torch.cat(parts)).to(images.device)
         return Output(*(torch.cat(column)[back] for column in zip(*outputs, strict=True)))
 
