@@ -69,7 +69,7 @@ def looks(data: Path, split: str | None, view: str, most: int | None = None, see
     manifest = read_manifest(data)
     rows = manifest if split is None else manifest[manifest["split"] == split]
     rows = rows.sample(min(most or len(rows), len(rows)), random_state=seed)
-    return Looks(*labelled_looks(rows, Plain(data), SIZE, view))  # type: ignore[arg-type]
+    return Looks(*labelled_looks(rows, Plain(data), SIZE, view)[:3])  # type: ignore[arg-type]
 
 
 def labelled(cells: Looks, rows: slice) -> LabelledCells:

@@ -56,7 +56,7 @@ FIRST = ("code/test_flow", "code/test_champion")
 PAGES = ("advisories", "api", "differential_call", "hosts", "page", "page_decisions", "page_report", "page_upload")
 PAGES += ("page_people", "label_page", "label_agreement", "page_speed", "promotion", "repeats")
 STORES = ("backup", "clock", "connections", "deeds", "further_kinds", "kept_images", "labelling_load", "labelling_over_queues")
-STORES += ("labelling_store", "outbox", "reports", "stack", "store", "watch", "way_back", "worklist")
+STORES += ("labelling_store", "outbox", "reports", "signing", "stack", "store", "watch", "way_back", "worklist")
 GROUP = {f"tests/{name}.py": "" for name in FIRST}
 GROUP |= {f"tests/service/test_{name}.py": group for group, names in (("pages", PAGES), ("stores", STORES)) for name in names}
 

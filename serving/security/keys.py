@@ -139,7 +139,8 @@ def _write_keyring(path: Path, keys: Sequence[Key]) -> None:
 def _line(key: Key, people: bool) -> str:
     scopes = ",".join(scope for scope in SCOPES if scope in key.scopes)
     fields = [key.name, scopes, key.digest.hex(), key.created]
-    return " ".join([*fields, quote(key.person, safe="") or NOBODY] if people else fields)
+    person = quote(key.person, safe="") or NOBODY if key.person != NOBODY else f"%{ord(NOBODY):X}"
+    return " ".join([*fields, person] if people else fields)
 
 
 def _read(path: Path) -> str:

@@ -163,12 +163,15 @@ def test_the_core_loads_without_torch() -> None:
     assert answer.stdout.strip() == "[]"
 
 
-def test_a_training_loads_no_library_that_it_does_not_use() -> None:
-    """Each of them takes a second or more, in every stage `train`."""
-    unused = ("torchvision", "torchmetrics", "scipy.signal", "scipy.stats", "matplotlib", "sklearn", "mlflow", "prefect")
-    code = f"import sys, wbc_model.training.train; print([m for m in {unused} if m in sys.modules])"
+def test_a_training_and_an_evaluation_load_no_library_that_they_do_not_use() -> None:
+    """Each of them takes a second or more, in every stage `train` or `evaluate`."""
+    unused = ["torchvision", "torchmetrics", "scipy.signal", "scipy.stats", "sklearn", "mlflow", "prefect"]
+    code = (
+        f"import sys, wbc_model.training.train; print([m for m in {[*unused, 'matplotlib']} if m in sys.modules])\n"
+        f"import wbc_model.evaluation.evaluate; print([m for m in {unused} if m in sys.modules])"
+    )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert answer.stdout.strip() == "[]"
+    assert answer.stdout.split() == ["[]", "[]"]
 
 
 @pytest.mark.parametrize("command", ["retrain", "schedule"])

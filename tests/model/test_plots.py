@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from scipy.stats import binomtest
 
 from wbc_model.core.classes import CLASSES
 from wbc_model.evaluation import plots
@@ -92,9 +93,7 @@ def test_reliability_has_counts_and_wilson_intervals(tmp_path: Path, drawn: list
     plots.plot_reliability(confident, labels, 0.045, tmp_path / "reliability.png", "Test pool, model ab12")
     above, below = drawn[0].axes
     low, high = above.collections[0].get_segments()[0][:, 1]
-    z, n, share = 1.959964, 8, 7 / 8  # Wilson's formula by hand
-    centre, half = share + z**2 / (2 * n), z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    assert [low, high] == pytest.approx([(centre - half) / (1 + z**2 / n), (centre + half) / (1 + z**2 / n)], abs=1e-6)
+    assert [low, high] == pytest.approx(list(binomtest(7, 8).proportion_ci(0.95, method="wilson")), abs=1e-12)
     assert [text.get_text() for text in below.texts] == [*[""] * (ECE_BINS - 2), "8", ""]
     assert (above.get_ylabel(), below.get_ylabel(), below.get_xlabel()) == ("accuracy", "cells", "confidence")
     assert "8 cells, expected calibration error 4.5 %" in drawn[0].get_suptitle()

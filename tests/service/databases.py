@@ -66,12 +66,12 @@ class PostgresMachine:
 
 @contextmanager
 def postgres_machine(options: str = KEEPING) -> Iterator[PostgresMachine]:
-    """A server that was started, in a temporary folder."""
+    """A server that was started, in a temporary folder: where pytest's are, in memory if there is room."""
     missing = [name for name in PROGRAMS if shutil.which(name) is None]
     if missing:
         pytest.skip(f"{' and '.join(missing)} of PostgreSQL not found: the store is tested on SQLite only")
     account, password = _account(), secrets.token_hex(8)
-    with tempfile.TemporaryDirectory(prefix="wbc-pg-") as name:
+    with tempfile.TemporaryDirectory(prefix="wbc-pg-", dir=os.environ.get("PYTEST_DEBUG_TEMPROOT")) as name:
         folder = Path(name)
         (folder / "password").write_text(password)
         if account:

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi.testclient import TestClient
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from specimens import site
 from test_outbox import eventually
@@ -73,6 +73,7 @@ def test_a_keyring_says_whose_a_key_is_and_stays_as_it_was_without_people(tmp_pa
     assert (found.name, found.person, found.scopes) == ("ada", ADA, {"label", "review"})
 
 
+@example("-")  # as a keyring says that a key is nobody's
 @given(st.from_regex(NAME, fullmatch=True).map(trimmed).filter(lambda name: 0 < len(name) <= 100))
 def test_every_name_comes_back_as_it_was_written(person: str) -> None:
     key = Key("a", frozenset(["label"]), bytes(32), "2026", person)
