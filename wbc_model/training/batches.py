@@ -110,8 +110,8 @@ class Batches:
 
     def normalised_apart(self, index: Tensor, pseudo: int) -> list[Tensor]:
         """The parts of a batch that batch normalisation must not mix, as positions in it: the labelled cells at `index`, then
-        `pseudo` pseudo-labelled ones. The running statistics are the first part's. Here the batch is one part, or two where home
-        is shown as other sites would show it beside home as it is (as AdvProp has it: Xie et al., CVPR 2020)."""
+        `pseudo` pseudo-labelled ones. The running statistics are the first part's. Here the batch is one part. Where half of it
+        is augmented as other sites would show it, that half is another one (as in AdvProp: Xie et al., CVPR 2020)."""
         elsewhere, everything = self.shown_elsewhere(len(index)), torch.arange(len(index) + pseudo)
         return [everything[elsewhere:], everything[:elsewhere]] if 2 <= elsewhere < len(index) else [everything]
 
