@@ -121,6 +121,18 @@ def new_labels(workspace: Path) -> int:
     return int((~candidate.knows(cells) | candidate.relabelled(cells, names)).sum())
 
 
+def taken_back(workspace: Path) -> int:
+    """How many cells the last training has learned from that have no label any more. A person has called them none of the five
+    classes since, say."""
+    path = workspace / _LEARNED
+    if not path.exists() or not Pools.exist(workspace / "data/pools"):
+        return 0
+    labelled = set(Pools.read(workspace / "data/pools").frames["labelled"]["sha256"])
+    gone = [cell for cell in read_table(path, ["sha256", "label"])["sha256"] if cell not in labelled]
+    candidate = _learned_by_candidate(workspace, here=True)
+    return len(gone) if candidate is None or not gone else int(candidate.knows(gone).sum())
+
+
 def _learned_by_candidate(workspace: Path, here: bool) -> CellFilter | None:
     """The cells that the candidate has learned from. With `here` only of one that a retraining has made: the gate was asked about
     no other, and its labels wait for that."""

@@ -13,7 +13,7 @@ from flows.complaints import FOLDER
 from flows.registry.champion import follow_notes
 from flows.retraining import fresh_cells
 from flows.site import site_of
-from flows.state import State, at_work, last_retraining, new_labels
+from flows.state import State, at_work, last_retraining, new_labels, taken_back
 from flows.workspace import gone_line
 from wbc_model.cells.pools import Pools, check_present
 from wbc_model.core.errors import WbcError, counted
@@ -85,6 +85,9 @@ def next_command(workspace: Path) -> str:
         return f"`wbc onboard` with this site's data learns the {new} since the last adaptation"
     if waits["new_labels"]:
         return f"`wbc retrain` learns the {new} since the last training"
+    if waits["taken_back"] and site_of(workspace) is None:
+        back = counted(waits["taken_back"], "cell that has", "cells that have")
+        return f"`wbc retrain` trains without the {back} no label any more since the last training"
     if waits["test_cells"]:
         cells = counted(waits["test_cells"], "test cell that awaits", "test cells that await")
         return f"`wbc labels test --export FILE.csv` writes {cells} a label"
@@ -135,6 +138,7 @@ def _waits(workspace: Path, state: State | None) -> dict[str, int]:
         "conflicts": len(labels.conflicts(workspace)),
         "put_off": labels.waiting(workspace),
         "new_labels": new_labels(workspace),
+        "taken_back": taken_back(workspace),
     }
 
 
@@ -242,6 +246,7 @@ def _waiting_lines(waits: dict[str, int]) -> list[str]:
         "conflicts": ("conflict", "for a person's decision"),
         "put_off": ("label", "for whoever is at work"),
         "new_labels": ("new label", "for the next training"),
+        "taken_back": ("label taken back", "for a training without it"),
     }
     return [f"{counted(waits[name], one)} {what}" for name, (one, what) in words.items() if waits.get(name)]
 

@@ -28,7 +28,7 @@ from flows.retraining.prefect_api import (
     suspended_runs,
 )
 from flows.retraining.run import check_before
-from flows.state import RETRAINING, Busy, State, at_work, hold_lock, is_locked, new_labels, read_state
+from flows.state import RETRAINING, Busy, State, at_work, hold_lock, is_locked, new_labels, read_state, taken_back
 from wbc_model.cells.pools import Pools
 from wbc_model.core.errors import WbcError
 from wbc_model.core.files import write_atomic
@@ -93,13 +93,13 @@ def _suspended(outcome: "Outcome") -> Any:
 
 
 def label_watch(workspace: Path, deployment: str = "") -> int:
-    """The body of the label trigger: takes in what people agreed on, and has a retraining go on or begin when that is enough;
-    returns how many new labels there are. `deployment` is that of the retraining; by default the one of `wbc schedule`."""
+    """The body of the label trigger. It takes in what people agreed on, and has a retraining go on or begin when that is enough.
+    Returns how many labels are new or were taken back. `deployment` is the retraining's; by default that of `wbc schedule`."""
     watch_flow()
     deployment = deployment or f"{retraining_flow(workspace)}/{BY_SCHEDULE}"
     take_waiting(workspace)
     waits = _look(workspace)
-    count, state = new_labels(workspace), read_state(workspace)
+    count, state = new_labels(workspace) + taken_back(workspace), read_state(workspace)
     if is_locked(workspace):
         return count
     suspended = suspended_runs(deployment)

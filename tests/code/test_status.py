@@ -301,3 +301,17 @@ def test_a_label_in_quarantine_is_none_to_learn(marked: Path) -> None:
     assert status(marked)["waits"]["new_labels"] == 0
     (marked / "data/quarantine.csv").unlink()
     assert status(marked)["waits"]["new_labels"] == 1, "it has come out of quarantine, and nothing has learned it"
+
+
+def test_a_label_that_was_taken_back_is_one_to_train_without(marked: Path) -> None:
+    pools = fill(marked)
+    note_learned(marked, pools)
+    cell = pools.frames["labelled"]["sha256"][0]
+    out = pd.DataFrame([{"sha256": cell, "label": "Smudge", "labelled_by": "ada", "labelled_at": "2026-11-30T12:00:00Z"}])
+    pools.take_out(out).write(marked / "data/pools")
+    result = status(marked)
+    assert (result["waits"]["new_labels"], result["waits"]["taken_back"]) == (0, 1)
+    assert "waits: 1 label taken back for a training without it" in status_text(result)
+    assert next_command(marked) == "`wbc retrain` trains without the 1 cell that has no label any more since the last training"
+    note_learned(marked, pools.take_out(out))
+    assert status(marked)["waits"]["taken_back"] == 0
