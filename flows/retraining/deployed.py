@@ -157,7 +157,8 @@ def _watch_failed(flow: Any, flow_run: Any, state: Any) -> None:
     """Tell of a failed watch, but not again each minute: the same failure is told once a day until a watch goes well."""
     workspace, why = Path(flow_run.parameters["workspace"]), state.message or state.name
     told = workspace / _WATCH_TOLD
-    if told.exists() and time.time() - told.stat().st_mtime < _A_DAY and told.read_text(encoding="utf-8") == why:
+    # `abs`: a clock that was put back since makes it a time to come.
+    if told.exists() and abs(time.time() - told.stat().st_mtime) < _A_DAY and told.read_text(encoding="utf-8") == why:
         return
     tell_failure(workspace, why, WATCH_FAILED)
     write_atomic(told, why)  # last: a full disk may be the very thing that is told

@@ -96,6 +96,8 @@ def test_a_watch_that_fails_each_minute_says_so_once(tmp_path: Path) -> None:
     assert [ends(well), ends(failed, "row 7"), ends(failed, "row 7")] == [2, 3, 3], "it had gone well in between"
     os.utime(tmp_path / ".wbc/watch-told", (0, 0))
     assert ends(failed, "row 7") == 4, "`wbc status` shows a line for a day"
+    os.utime(tmp_path / ".wbc/watch-told", (2**32, 2**32))
+    assert [ends(failed, "row 7"), ends(failed, "row 7")] == [5, 5], "a clock that was years ahead silences nothing"
     assert f"{notify.WATCH_FAILED}: row 7" in (tmp_path / notify.LOG).read_text()
 
 
