@@ -174,8 +174,13 @@ def test_a_share_of_the_labelled_samples_is_augmented_strongly(
     labelled: LabelledCells, validation: LabelledCells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     training = Training.of_pools(tiny_params(strong_share=0.5, hard_share=0.0), labelled, validation, tmp_path / "checkpoint")
-    marked = []
-    monkeypatch.setattr(training_module, "augment", lambda images, strong, *rest: marked.append(strong))
+    marked: list[torch.Tensor] = []
+
+    def noted(images: torch.Tensor, strong: torch.Tensor, *rest: object) -> torch.Tensor:
+        marked.append(strong)
+        return images
+
+    monkeypatch.setattr(training_module, "augment", noted)
     for update in range(40):
         training.labelled_batch(update)
     assert torch.cat(marked).float().mean().item() == pytest.approx(0.5, abs=0.1)  # of 640, five standard deviations
