@@ -171,8 +171,11 @@ def test_an_alarm_has_labels_asked_for_by_a_process_of_its_own(serving: Path) ->
     log = serving.parent / "schedule.txt"
     command = [sys.executable, "-m", "flows.cli", "schedule", "--on-alarm", "ask", "--every", "86400", "--watch", "86400"]
     with prefect_api(serving, scheduling=True), log.open("w") as output:
+        from prefect.context import refresh_global_settings_context
+
         from flows.monitoring.deployed import Nightly
 
+        refresh_global_settings_context()  # the server of the test before, in this process, had another address
         asking = f"{Nightly('ask').flow_names(serving)[1]}/ask-for-labels"
         process = subprocess.Popen(command, cwd=serving, env=environment(), stdout=output, stderr=output)
         try:
