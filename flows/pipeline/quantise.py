@@ -39,7 +39,7 @@ from wbc_model.core.files import file_sha256, replace_directory
 from wbc_model.core.images import View
 from wbc_model.core.model_card import INT8, ONNX, read_card
 from wbc_model.evaluation.evaluate import labelled_looks
-from wbc_model.network.model_directory import write_card
+from wbc_model.network.card_page import write_card
 from wbc_model.sources.opened import open_source
 
 ACCURACY_POINTS: Final = 0.2

@@ -22,7 +22,6 @@ from wbc_model.core.files import write_atomic
 from wbc_model.core.images import View
 from wbc_model.core.model_card import ModelCard, PoolName, read_card
 from wbc_model.evaluation.leakage import digests, leakage
-from wbc_model.network.model_directory import save_model
 from wbc_model.params import Params, check_paths, read_params
 
 
@@ -52,6 +51,7 @@ def _newest_label(pools: Pools) -> str:
 def train(workspace: Path) -> dict[str, Any]:
     """Train on the labelled pool, calibrate on the validation pool: `models/candidate`, `models/history.csv`."""
     from wbc_model.evaluation.reference import measured_reference
+    from wbc_model.network.model_directory import save_model
     from wbc_model.training.labelled import LabelledCells, check_trainable
     from wbc_model.training.pretrain import pretrained
     from wbc_model.training.pseudo_labels import UnlabelledCells

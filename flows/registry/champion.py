@@ -184,7 +184,7 @@ def _fetch(workspace: Path, tracker: "Tracker", version: str) -> ModelCard:
     the test scores, the cells that they are from, and the commit that has its pools."""
 
     def finish(folder: Path) -> None:
-        from wbc_model.network.model_directory import write_card
+        from wbc_model.network.card_page import write_card
 
         card, found = read_card(folder, verify=False), tracker.scores(version)
         if "test" in card.metrics or found is None:

@@ -20,7 +20,7 @@ from wbc_model.cells.pools import Pools
 from wbc_model.core.errors import counted
 from wbc_model.core.files import building
 from wbc_model.core.model_card import CARD, ModelCard, PoolName, read_card
-from wbc_model.network.model_directory import load_model, write_card
+from wbc_model.network.card_page import write_card
 from wbc_model.params import Params, read_params
 
 if TYPE_CHECKING:
@@ -151,6 +151,7 @@ def _recalibrated(workspace: Path, directory: Path, card: ModelCard) -> ModelCar
     from wbc_model.core.probabilities import softmax
     from wbc_model.evaluation.calibrate import calibrated_temperature, conformal_threshold, fit_out_of_distribution
     from wbc_model.evaluation.metrics import classification_metrics
+    from wbc_model.network.model_directory import load_model
     from wbc_model.network.predict import predict
     from wbc_model.training.labelled import LabelledCells
 

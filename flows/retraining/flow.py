@@ -389,7 +389,6 @@ def ask_gate(ctx: Context, run: str) -> gate.Decision:
 def _decide(ctx: Context, version: str, before: str | None, last: gate.Decision | None) -> gate.Decision:
     """Ask the test pool, unless this very question was answered: then it need not be worn out again."""
     from flows.pipeline.stages import decoded_cells, usable_pools
-    from wbc_model.evaluation.evaluate import predict_directory
 
     workspace = ctx.workspace
     candidate, champion = workspace / "models/candidate", workspace / "models/champion"
@@ -419,6 +418,8 @@ def _decide(ctx: Context, version: str, before: str | None, last: gate.Decision 
         return gate.Decision(**{**vars(last), **names, "asked": False})
 
     def predictions(model: Path) -> pd.DataFrame:
+        from wbc_model.evaluation.evaluate import predict_directory  # brings PyTorch, needed for a comparison alone
+
         card = read_card(model)
         return predict_directory(model, decoded_cells(workspace, card.input_size, card.view), test)
 

@@ -223,7 +223,7 @@ def promote(
     Its card gets the test metrics, the `test` cells that they are from, and the `commit` that has its pools.
     """
     from wbc_model.core.model_card import read_card
-    from wbc_model.network.model_directory import write_card
+    from wbc_model.network.card_page import write_card
 
     card = read_card(packaged)
     cells = {**card.cells, "test": test} if test is not None else card.cells

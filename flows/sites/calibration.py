@@ -28,7 +28,8 @@ from wbc_model.evaluation.evaluate import BATCH, labelled_looks
 from wbc_model.evaluation.leakage import digests
 from wbc_model.evaluation.metrics import classification_metrics
 from wbc_model.evaluation.reference import reference_of
-from wbc_model.network.model_directory import load_model, with_reference, write_card
+from wbc_model.network.card_page import write_card
+from wbc_model.network.model_directory import load_model, with_reference
 from wbc_model.network.predict import Predictions, predict
 
 Labels = NDArray[np.int64]

@@ -19,7 +19,8 @@ from wbc_model.core.images import preprocess
 from wbc_model.core.model_card import REFERENCE, Architecture, ModelCard, Normalisation, read_card
 from wbc_model.evaluation.calibrate import fit_temperature
 from wbc_model.evaluation.evaluate import label_indices
-from wbc_model.network.model_directory import load_model, render_readme, save_model, write_card
+from wbc_model.network.card_page import render_readme, write_card
+from wbc_model.network.model_directory import load_model, save_model
 from wbc_model.network.predict import Predictions, predict
 from wbc_model.network.resnet import MEAN, STD, AttentionResNet18
 from wbc_model.params import read_params

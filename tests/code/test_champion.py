@@ -37,7 +37,7 @@ from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
 from wbc_model.core.files import file_sha256
 from wbc_model.core.model_card import ONNX, WEIGHTS, Architecture, ModelCard, Normalisation, read_card
-from wbc_model.network.model_directory import write_card
+from wbc_model.network.card_page import write_card
 from wbc_model.network.resnet import AttentionResNet18
 from wbc_model.params import Params, read_params
 from wbc_model.rendering.cells import write_cells

@@ -34,7 +34,7 @@ from wbc_model.cells.pools import Pools
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.files import file_sha256
 from wbc_model.core.model_card import read_card
-from wbc_model.network.model_directory import write_card
+from wbc_model.network.card_page import write_card
 from wbc_model.params import read_params
 from wbc_model.rendering.cells import write_cells
 

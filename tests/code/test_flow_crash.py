@@ -45,7 +45,7 @@ from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
 from wbc_model.core.files import write_atomic
 from wbc_model.core.model_card import INT8, Architecture, ModelCard, Normalisation, read_card
-from wbc_model.network.model_directory import write_card
+from wbc_model.network.card_page import write_card
 from wbc_model.params import read_params
 
 ROOT = Path(__file__).parents[2]

@@ -206,3 +206,13 @@ def test_who_starts_the_worker_of_the_service_loads_neither_routes_nor_database(
     code = f"import sys, serving.run, serving.service; print([m for m in {unused} if m in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert answer.stdout.strip() == "[]"
+
+
+def test_the_flow_of_a_retraining_leaves_pytorch_to_the_stages() -> None:
+    """Each stage is a process of its own. What the flow loads, it holds for the whole night."""
+    modules = (
+        "flows.retraining.flow, flows.retraining.gate, flows.registry.scores, flows.pipeline.package, wbc_model.network.card_page"
+    )
+    code = f"import sys, {modules}; print([m for m in ('torch', 'onnx', 'matplotlib', 'scipy') if m in sys.modules])"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert answer.stdout.strip() == "[]"

@@ -33,7 +33,7 @@ from serving.security.chain import verify
 from serving.security.keys import add_key, list_keys
 from wbc_model.cells.pools import Pools
 from wbc_model.core.model_card import Architecture, ModelCard, Normalisation
-from wbc_model.network.model_directory import write_card
+from wbc_model.network.card_page import write_card
 from wbc_model.params import read_params
 
 COMMIT = "336762a"

@@ -43,7 +43,7 @@ from wbc_model.cells.pools import COLUMNS, Pools
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
 from wbc_model.core.model_card import read_card
-from wbc_model.network.model_directory import write_card
+from wbc_model.network.card_page import write_card
 from wbc_model.params import read_params
 from wbc_model.rendering.cells import write_cells
 

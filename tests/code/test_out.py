@@ -20,7 +20,7 @@ from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
 from wbc_model.core.model_card import Architecture, ModelCard, Normalisation
 from wbc_model.evaluation.evaluate import frame_metrics
-from wbc_model.network.model_directory import write_card
+from wbc_model.network.card_page import write_card
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from wbc_model.core.errors import WbcError
 from wbc_model.core.files import file_sha256
 from wbc_model.core.model_card import ONNX, REFERENCE, WEIGHTS, Architecture, ModelCard, Normalisation, read_card
 from wbc_model.core.reference import WIDTH, Axes, Reference
-from wbc_model.network.model_directory import write_card
+from wbc_model.network.card_page import write_card
 from wbc_model.params import read_params
 
 FOLDER = "models/champion"

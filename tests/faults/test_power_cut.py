@@ -23,7 +23,7 @@ from wbc_model.cells.store import ImageStore
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.files import file_sha256, write_atomic
 from wbc_model.core.model_card import Architecture, ModelCard, Normalisation, read_card
-from wbc_model.network.model_directory import write_card
+from wbc_model.network.card_page import write_card
 from wbc_model.params import read_params
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,8 @@ from tests.conftest import NARROW
 from wbc_model.core.errors import WbcError
 from wbc_model.core.model_card import CARD, ONNX, README, WEIGHTS, Architecture, ModelCard, Normalisation, read_card
 from wbc_model.core.out_of_distribution import Normal, OutOfDistribution
-from wbc_model.network.model_directory import load_model, render_readme, save_model
+from wbc_model.network.card_page import render_readme
+from wbc_model.network.model_directory import load_model, save_model
 from wbc_model.network.predict import predict
 from wbc_model.network.resnet import MEAN, STD, AttentionResNet18
 

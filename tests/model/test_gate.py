@@ -14,7 +14,7 @@ from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
 from wbc_model.core.files import file_sha256
 from wbc_model.core.model_card import Architecture, ModelCard, Normalisation, read_card
-from wbc_model.network.model_directory import write_card
+from wbc_model.network.card_page import write_card
 from wbc_model.params import GateParams
 
 RULES = GateParams(recall_floor=dict.fromkeys(CLASSES, 0.5), max_recall_drop=0.1, max_accuracy_drop=0.02, alpha=0.05)

@@ -20,7 +20,8 @@ from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
 from wbc_model.core.model_card import Architecture, ModelCard, Normalisation, read_card
 from wbc_model.evaluation.evaluate import evaluate_data
-from wbc_model.network.model_directory import save_model, write_card
+from wbc_model.network.card_page import write_card
+from wbc_model.network.model_directory import save_model
 from wbc_model.network.resnet import MEAN, STD, AttentionResNet18
 from wbc_model.rendering.cells import write_cells
 from wbc_model.sources.opened import open_source

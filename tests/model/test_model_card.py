@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flows.tracking import packaged_digest
 from wbc_model.core.model_card import CARD, ModelCard, read_card
-from wbc_model.network.model_directory import write_card
+from wbc_model.network.card_page import write_card
 
 # As `wbc train` wrote it when the out-of-distribution scores were called `doubt`, with two of its numbers.
 BEFORE = """{

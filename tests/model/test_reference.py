@@ -13,7 +13,8 @@ from wbc_model.core.files import file_sha256
 from wbc_model.core.model_card import REFERENCE, read_card
 from wbc_model.core.reference import AXES, MEASURES, WIDTH, read_reference, sharpness, stain
 from wbc_model.evaluation.reference import measured_reference, principal_axes
-from wbc_model.network.model_directory import save_model, with_reference, write_card
+from wbc_model.network.card_page import write_card
+from wbc_model.network.model_directory import save_model, with_reference
 from wbc_model.network.resnet import AttentionResNet18
 from wbc_model.rendering.cells import render_cells
 

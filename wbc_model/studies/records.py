@@ -9,7 +9,7 @@ from typing import Any
 from wbc_model.core.files import append_durably, building, file_sha256
 from wbc_model.core.lock import locked
 from wbc_model.core.model_card import WEIGHTS, ModelCard
-from wbc_model.network.model_directory import write_card
+from wbc_model.network.card_page import write_card
 from wbc_model.network.resnet import AttentionResNet18
 
 
