@@ -85,9 +85,10 @@ def next_command(workspace: Path) -> str:
         return f"`wbc onboard` with this site's data learns the {new} since the last adaptation"
     if waits["new_labels"]:
         return f"`wbc retrain` learns the {new} since the last training"
-    if waits["taken_back"] and site_of(workspace) is None:
+    if waits["taken_back"]:
         back = counted(waits["taken_back"], "cell that has", "cells that have")
-        return f"`wbc retrain` trains without the {back} no label any more since the last training"
+        again = "`wbc onboard` with this site's data adapts" if site_of(workspace) is not None else "`wbc retrain` trains"
+        return f"{again} without the {back} no label any more since the last training"
     if waits["test_cells"]:
         cells = counted(waits["test_cells"], "test cell that awaits", "test cells that await")
         return f"`wbc labels test --export FILE.csv` writes {cells} a label"

@@ -208,6 +208,10 @@ def test_a_site_that_was_only_onboarded_has_no_retraining_to_go_on_with(marked: 
     dataclasses.replace(run("running"), rows=[], cycle=4).write(marked)
     (marked / "parent.yaml").write_text("name: ward\nparent: ..\n")
     assert next_command(marked).startswith("`wbc onboard` with this site's data learns the 3 labels")
+    note_learned(marked, pools)
+    pools.without(set(pools.frames["labelled"]["sha256"].head(1))).write(marked / "data/pools")
+    assert next_command(marked).startswith("`wbc onboard` with this site's data adapts without the 1 cell that has no label")
+    pools.write(marked / "data/pools")
     assert status(marked)["last_run"] == {}
     assert label_cycle(marked) == 1, "that of the onboarding"
     cell = pools.frames["unlabelled"].head(1).assign(label=CLASSES[0], labelled_by="ada")
