@@ -498,6 +498,18 @@ def test_a_chosen_split_keeps_groups_whole_and_ignores_the_order(rows: list[tupl
     assert again.to_dict() == sides.to_dict()
 
 
+def test_a_seed_chooses_what_it_chose_in_earlier_versions() -> None:
+    """Else two clones of different releases would train on each other's test cells."""
+    groups = [""] * 11 + ["a", "a", "b", "c", "c"]
+    frame = pd.DataFrame(
+        [(f"{n:064x}", CLASSES[n % 2], group) for n, group in enumerate(groups)], columns=["sha256", "label", "group"]
+    )
+    sides = pd.Series(choose_sides(frame, 0.2, 0.2, seed=7))
+    chosen = {side: sides.index[sides == side].tolist() for side in ("validation", "test")}
+    assert chosen == {"validation": [0, 2, 7, 9], "test": [1, 5, 8, 10]}
+    assert sorted(int(cell, 16) for cell in reveal(frame["sha256"].tolist(), 4, seed=7)) == [8, 10, 13, 15]
+
+
 def test_a_chosen_split_is_stratified() -> None:
     rows = [(f"{n:064x}", CLASSES[0] if n < 20 else CLASSES[4], "" if n % 2 else f"g{n // 10}") for n in range(1000)]
     frame = pd.DataFrame(rows, columns=["sha256", "label", "group"])
