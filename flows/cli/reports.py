@@ -82,7 +82,7 @@ def reports_remove_command(
 
     Stop the service first, or ask it: DELETE /v1/reports/ID with a key of the scopes review and admin.
     """
-    from serving.upkeep.removal import cells_of, remove_here, reports_of, unsent_of
+    from serving.upkeep.removal import cells_of, remove_here, reports_of
 
     if (report is None) == (specimen is None):
         raise WbcError("give either a report's id or --specimen NUMBER")
@@ -90,10 +90,11 @@ def reports_remove_command(
     names = [str(report)] if specimen is None else reports_of(store, specimen)
     if not names:
         raise WbcError("there is no report of this specimen number")
-    learned, unsent = _in_the_pools(cells_of(store, names)), unsent_of(store, names)
+    learned = _in_the_pools(cells_of(store, names))
     removed = remove_here(store, audit_log(None), names, by, reason)
-    found = [{"report_id": one.report_id, "by": one.by, "reason": one.reason, "at": one.at.isoformat()} for one in removed]
-    lines = [*(f"removed {one.report_id}" for one in removed), "backups made before this still hold it"]
+    unsent, records = sum(one.unsent for one in removed), [one.record for one in removed]
+    found = [{"report_id": one.report_id, "by": one.by, "reason": one.reason, "at": one.at.isoformat()} for one in records]
+    lines = [*(f"removed {one.report_id}" for one in records), "backups made before this still hold it"]
     if learned:
         which = f"{learned} of its cells are in the pools of this workspace"
         lines.append(f"{which}: data/images and models learned from them are as they were, and so is their history")

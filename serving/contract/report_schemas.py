@@ -96,6 +96,7 @@ class ReportRemoval(BaseModel):
     reason: str
     by: str
     at: datetime
+    unsent: int = Field(description="messages to the hospital's system that waited, and are never sent")
 
 
 class SignatureRequest(_Request):

@@ -313,8 +313,11 @@ async def remove_report(request: Request, report_id: ReportId) -> Response:
     by = who(request, asked.by)
 
     def work() -> Done:
-        removal = remove(kept.store, checked(report_id), by, asked.reason)
-        answer = ReportRemoval.model_validate(removal, from_attributes=True)
+        removed = remove(kept.store, checked(report_id), by, asked.reason)
+        record = removed.record
+        answer = ReportRemoval(
+            report_id=record.report_id, reason=record.reason, by=record.by, at=record.at, unsent=removed.unsent
+        )
         said = {"by": by, "reason": asked.reason}  # the report, whose record would say it, is gone
         return Done(Response(answer.model_dump_json(), media_type="application/json"), said=said)
 

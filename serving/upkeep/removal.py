@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
@@ -41,16 +41,16 @@ def cells_of(store: Store, reports: Sequence[str]) -> set[str]:
         return set(session.scalars(select(Cell.sha256).where(Cell.report_id.in_(reports))))
 
 
-def unsent_of(store: Store, reports: Sequence[str]) -> int:
-    """How many messages of these reports have not reached the hospital's system: they go with the reports."""
-    with store.reading() as session:
-        waits = Message.report_id.in_(reports) & Message.state.in_(["pending", "failed"])
-        return session.scalar(select(func.count()).select_from(Message).where(waits)) or 0
+class Removed(NamedTuple):
+    """The record of a removal, and how many messages of the report went with it that had not reached the hospital's system."""
+
+    record: Removal
+    unsent: int
 
 
-def remove(store: Store, report_id: str, by: str, reason: str) -> Removal:
-    """Remove a report with its cells, images, signatures and messages, in one transaction; returns the record of it. Its cells
-    leave the queues that readers are asked from, and their images with them.
+def remove(store: Store, report_id: str, by: str, reason: str) -> Removed:
+    """Remove a report with its cells, images, signatures and messages, in one transaction. Its cells leave the queues that
+    readers are asked from, and their images with them.
 
     Answers that were kept for a repetition of a call and that speak of the report are GONE. Raises NoSuchReport.
     """
@@ -63,6 +63,7 @@ def remove(store: Store, report_id: str, by: str, reason: str) -> Removal:
             session.connection().exec_driver_sql("PRAGMA secure_delete = ON")  # what is deleted is overwritten with zeros
         removal = Removal(report_id=report_id, reason=reason, by=by, at=datetime.now(UTC))
         session.add(removal)
+        unsent = _unsent(session, report_id)
         let_cells_leave(session, report)
         session.flush()  # the database deletes what people did only after this
         for table in reversed(Base.metadata.sorted_tables):
@@ -70,10 +71,15 @@ def remove(store: Store, report_id: str, by: str, reason: str) -> Removal:
                 session.execute(delete(table).where(table.c.report_id == report_id))
         session.execute(delete(Report).where(Report.id == report_id))
         _forget_answers(session, report_id)
-    return removal
+    return Removed(removal, unsent)
 
 
-def remove_here(store: Store, log: Path, reports: Sequence[str], by: str, reason: str) -> list[Removal]:
+def _unsent(session: Session, report_id: str) -> int:
+    waits = (Message.report_id == report_id) & Message.state.in_(["pending", "failed"])
+    return session.scalar(select(func.count()).select_from(Message).where(waits)) or 0
+
+
+def remove_here(store: Store, log: Path, reports: Sequence[str], by: str, reason: str) -> list[Removed]:
     """Remove reports while no service runs, each with its lines in the audit log: the intention first, then the deed, then the
     outcome with who and why.
 
@@ -96,19 +102,19 @@ def remove_here(store: Store, log: Path, reports: Sequence[str], by: str, reason
         store.close_for_good()  # nothing of it stays in SQLite's write-ahead log either
 
 
-async def _audited(store: Store, audit: AuditLog, report: str, by: str, reason: str) -> Removal:
+async def _audited(store: Store, audit: AuditLog, report: str, by: str, reason: str) -> Removed:
     call = f"DELETE /v1/reports/{report}"
     intention = await audit.intend(OPERATOR, call)
     record = outcome(OPERATOR, call, None, (), None, None)
     try:
         with store.writing() as session:
-            removal = remove(store, report, by, reason)
+            removed = remove(store, report, by, reason)
             done = {**outcome(OPERATOR, call, 200, (), None, None), "by": by, "reason": reason}
             session.add(_deed(intention, done))
         record = done
     finally:
         await audit.conclude(intention, record)
-    return removal
+    return removed
 
 
 def _deed(intention: str, record: dict[str, Any]) -> Deed:

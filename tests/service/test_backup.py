@@ -256,7 +256,7 @@ def test_a_removed_report_leaves_the_record_of_its_removal_and_nothing_else(plac
     first, second = reports_of(store, SPECIMEN)
     correct(store, Action(first, PERSON, amend=True), 0, "Basophil", site())
     others = whole(find(store, second), site())
-    [removal] = remove_here(store, log_of(places), [first], "Dr. Ada", "the patient asked for it")
+    [(removal, _)] = remove_here(store, log_of(places), [first], "Dr. Ada", "the patient asked for it")
     assert (removal.report_id, removal.by, removal.reason) == (first, "Dr. Ada", "the patient asked for it")
     rows = everything(places.store)
     assert [row["id"] for row in rows["reports"]] == [second]

@@ -40,6 +40,7 @@ from serving.reports.review import Action, correct, put_right, reinstate, sign, 
 from serving.reports.signing import say_rendered
 from serving.reports.store import Store, sqlite_url
 from serving.reports.tables import Message
+from serving.upkeep.removal import remove
 
 LISTENER = Path(__file__).with_name("mllp_listener.py")
 
@@ -300,6 +301,14 @@ def test_a_withdrawal_reaches_whoever_was_told(store: Store, listener: Listener)
         line.split("|")[:6] for line in result.split("\r") if line.startswith("OBX")
     ]
     assert [one.state for one in outbox(store)] == ["delivered", "retired", "delivered"]
+
+
+def test_a_removal_says_how_many_messages_went_with_it(store: Store, listener: Listener) -> None:
+    receiver = listener.receiver()
+    told, untold = signed(store, "S-1", receiver), signed(store, "S-2", receiver)
+    listener.start()
+    assert deliver_one(store, receiver)
+    assert [remove(store, report, "Dr. Ada", "asked for").unsent for report in (told, untold)] == [0, 1]
 
 
 def test_after_a_withdrawal_that_was_taken_back_the_new_signature_is_the_last_word(store: Store, listener: Listener) -> None:

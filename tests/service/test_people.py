@@ -164,6 +164,7 @@ def test_the_audit_log_says_who_removed_a_report_and_why(
     admin = {"X-API-Key": add_key(tmp_path / "keys", "admin", ["review", "admin"])}
     body = {"by": "Dr. Bo", "reason": "asked for by the patient"}
     eventually(lambda: client.get("/v1/me", headers=admin).status_code == 200)
-    assert client.request("DELETE", f"/v1/reports/{report}", json=body, headers=admin).status_code == 200
+    removed = client.request("DELETE", f"/v1/reports/{report}", json=body, headers=admin)
+    assert (removed.status_code, removed.json()["unsent"]) == (200, 0)
     last = records(log)[-1]
     assert (last["call"], last["by"], last["reason"]) == (f"DELETE /v1/reports/{report}", body["by"], body["reason"])
