@@ -1,17 +1,20 @@
 """The `wbc` command: what all of its files share, and its entry.
 
 Results go to stdout (with `--json` nothing but JSON), progress and logs to stderr. Exit codes: 0 is done. With 1, one clear line
-on stderr says why not. 2 is wrong usage. With 3, `wbc ingest` took in what it could, and some rows were unusable.
+on stderr says why not. 2 is wrong usage. With 3, `wbc ingest` took in what it could, and some rows were unusable. Ctrl-C is 130,
+and SIGTERM, which is obeyed in the same way, 143.
 """
 
 import contextlib
 import gc
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from types import FrameType
+from typing import Annotated, Any, Final, NoReturn
 
 import typer
 
@@ -52,7 +55,8 @@ def _whole(
     """What is said before a command."""
 
 
-INTERRUPTED = 130  # exit code after Ctrl-C, as of a shell
+INTERRUPTED: Final = 130  # exit code after Ctrl-C, as of a shell
+ENDED: Final = 143  # and after SIGTERM
 # What any command takes cells from (wbc_model/sources).
 DATA_FORMS = "A manifest CSV, a folder per class, an archive (ZIP, tar, WebDataset, Parquet), or one of these at s3://BUCKET."
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, to stdout.")]
@@ -62,19 +66,36 @@ def main() -> None:
     """Entry point of the `wbc` command."""
     gc.set_threshold(100_000)  # a tenth of a command's start was a search for garbage among modules just loaded
     bypass_proxies()
+    ended = _obey_sigterm()
     try:
         app()
     except SystemExit as end:
         if end.code == INTERRUPTED:  # Typer says nothing of Ctrl-C
-            _interrupted()
+            _interrupted(ENDED if ended else INTERRUPTED)
         raise
     except Exception as error:  # noqa: BLE001 - the one place where whatever it was becomes a line
         if _after_ctrl_c(error):
-            _interrupted()
+            _interrupted(ENDED if ended else INTERRUPTED)
         from flows.complaints import FULL, line_of
 
         line = line_of(error, _workspace_or_none())
         _complain(line, final=isinstance(error, WbcError) or line == FULL)
+
+
+def _obey_sigterm() -> list[int]:
+    """Have SIGTERM, as of a machine that shuts down, obeyed as Ctrl-C is: what was begun is cleaned up, and one line says how it
+    goes on. Returns a list that is empty until one came."""
+    came, process = [], os.getpid()
+
+    def end(number: int, _: FrameType | None) -> None:
+        if os.getpid() != process:  # a fork of this one, which has nothing to clean up
+            os._exit(ENDED)
+        came.append(number)
+        raise KeyboardInterrupt
+
+    with contextlib.suppress(ValueError):  # in a test's thread
+        signal.signal(signal.SIGTERM, end)
+    return came
 
 
 def _after_ctrl_c(error: BaseException | None) -> bool:
@@ -86,9 +107,9 @@ def _after_ctrl_c(error: BaseException | None) -> bool:
     return False
 
 
-def _interrupted() -> NoReturn:
+def _interrupted(code: int) -> NoReturn:
     print("wbc: interrupted; finished work is kept, and the same command continues", file=sys.stderr)
-    raise SystemExit(INTERRUPTED) from None
+    raise SystemExit(code) from None
 
 
 def _workspace_or_none() -> Path | None:

@@ -310,6 +310,26 @@ def test_what_goes_wrong_while_ctrl_c_is_obeyed_is_no_news(
     assert capsys.readouterr().err == "wbc: interrupted; finished work is kept, and the same command continues\n"
 
 
+def test_sigterm_is_obeyed_as_ctrl_c_is(tmp_path: Path) -> None:
+    """What was begun is cleaned up, a line says how it goes on, and the exit code is that of a shell. A fork only ends."""
+    script = (
+        "import os, signal; from pathlib import Path\n"
+        "from flows.cli import command; from wbc_model.core.files import write_atomic_by\n"
+        "def killed(file):\n"
+        "    if not (child := os.fork()):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143\n"
+        "    file.write_text('half'); os.kill(os.getpid(), signal.SIGTERM)\n"
+        "@command.app.command('half')\n"
+        "def half(): write_atomic_by(Path('file'), killed)\n"
+        "command.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", script, "half"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 143
+    assert done.stderr == "wbc: interrupted; finished work is kept, and the same command continues\n"
+    assert not list(tmp_path.iterdir())
+
+
 def failing(error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
     """What the command line says of an error that nobody caught."""
 
