@@ -269,14 +269,17 @@ def followed_for(model: Path) -> str | None:
 
 
 def follow_notes(workspace: Path) -> list[str]:
-    """`followed`, for a command that only tells: what it says, or why the workspace does not follow."""
+    """`followed`, for a command that only tells: what it says, why the workspace does not follow, or that the champion is of
+    another registry than the one which params.yaml names."""
+    params = read_params(workspace / "params.yaml")
     try:
-        line = followed(workspace)
+        tracker = open_tracker(workspace, params) if registry_exists(workspace, params) else None
+        line = _follow_at_rest(workspace, tracker) if tracker is not None else None
+        return [line] if line else _elsewhere(workspace, tracker)
     except WbcError as refusal:
-        line = str(refusal)
+        return [str(refusal)]
     except PermissionError:  # who may only read here sees the champion as it is
-        line = None
-    return [line] if line else []
+        return []
 
 
 def registered_cards(workspace: Path, models: Container[str]) -> Iterator[ModelCard]:
@@ -340,11 +343,13 @@ def _without_alias(workspace: Path, tracker: "Tracker", here: ModelCard | None) 
         )
 
 
-def _elsewhere(workspace: Path, tracker: "Tracker") -> list[str]:
-    """That the champion which is served came from another registry, where it did."""
+def _elsewhere(workspace: Path, tracker: "Tracker | None") -> list[str]:
+    """That the champion which is served came from another registry, where it did; None is one that nobody has made yet."""
     folder = workspace / FOLDER
     here = read_card(folder, verify=False) if (folder / CARD).exists() else None
-    if here is None or tracker.alias(CHAMPION) is not None or _version_of(tracker, here) is not None:
+    if here is None:
+        return []
+    if tracker is not None and (tracker.alias(CHAMPION) is not None or _version_of(tracker, here) is not None):
         return []
     return [
         f"models/champion holds model {here.version}, which the registry of tracking.uri in params.yaml does not have, as "

@@ -572,6 +572,20 @@ def test_status_says_why_the_workspace_does_not_follow(site: Site) -> None:
     assert f"champion: {note}\n" in status_text(status(site.workspace))
 
 
+def test_status_says_that_the_champion_is_of_another_registry(site: Site) -> None:
+    site.candidate(1)
+    site.ask()
+    assert status(site.workspace)["notes"] == []
+    set_params(site.workspace, {"tracking.uri": "sqlite:///other.db"})
+    (unmade,) = status(site.workspace)["notes"]
+    assert "which the registry of tracking.uri in params.yaml does not have" in unmade
+    assert not (site.workspace / "other.db").exists(), "who only tells makes no registry"
+    open_tracker(site.workspace, site.params)
+    assert status(site.workspace)["notes"] == [unmade]
+    set_params(site.workspace, {"tracking.uri": "sqlite:///mlflow.db"})
+    assert status(site.workspace)["notes"] == []
+
+
 def test_the_workspace_does_not_follow_to_a_withdrawn_version_and_says_why(site: Site) -> None:
     for seed in (1, 2):
         site.candidate(seed)
