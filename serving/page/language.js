@@ -91,8 +91,11 @@ export function share(value, marks = [0, 1]) {
 /** Day and time of a moment. */
 export const moment = (iso) => new Date(iso).toLocaleString(region, { dateStyle: "medium", timeStyle: "short" });
 
-/** The day of a moment. */
+/** The day of a moment, here. */
 export const day = (iso) => new Date(iso).toLocaleDateString(region, { dateStyle: "medium" });
+
+/** A day of UTC, such as "2026-11-29". As a moment it would be the day before, west of Greenwich. */
+export const dayOfUtc = (iso) => new Date(iso).toLocaleDateString(region, { dateStyle: "medium", timeZone: "UTC" });
 
 /** "a, b or c". */
 export const listed = (names) => new Intl.ListFormat(region, { type: "disjunction" }).format(names);

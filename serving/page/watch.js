@@ -1,7 +1,7 @@
 /** The page `/watch`: whether the cells of each site are still as usual, and how right the model is in use. */
 
 import * as dialogs from "./dialogs.js";
-import { day, kind, number, offer, percent, share, t, translate } from "./language.js";
+import { dayOfUtc, kind, number, offer, percent, share, t, translate } from "./language.js";
 import { guarded, say } from "./notices.js";
 import * as service from "./service.js";
 
@@ -75,7 +75,8 @@ function verdict({ measures, usual_since: since }) {
   if (!judged.length) return made("p", t("watch.few", { cells: measures[0].cells }), "verdict open");
   const last = judged.map((one) => one.day).sort().at(-1);
   const [alarms, differs, usual] = ["alarm", "differs", "usual"].map((state) => judged.filter((one) => one.state === state));
-  const words = since ? t("watch.judged", { day: day(last), since: day(since) }) : t("watch.judged_alone", { day: day(last) });
+  const shown = { day: dayOfUtc(last), ...(since && { since: dayOfUtc(since) }) };
+  const words = t(since ? "watch.judged" : "watch.judged_alone", shown);
   if (alarms.length) return made("p", [...alarms.map(sinceWhen), t("watch.what_to_do"), words].join(" "), "verdict alarm");
   if (differs.length) return made("p", `${t("watch.not_made_for", { measures: differs.map(name).join(", ") })} ${words}`, "verdict attention");
   if (!usual.length) return made("p", `${t("watch.unknown")} ${words}`, "verdict open");
@@ -84,12 +85,12 @@ function verdict({ measures, usual_since: since }) {
 
 const name = ({ measure }) => t(`watch.measure.${measure}`);
 
-const sinceWhen = (one) => t("watch.since", { measure: name(one), day: day(one.since) });
+const sinceWhen = (one) => t("watch.since", { measure: name(one), day: dayOfUtc(one.since) });
 
 function state(one) {
   const word = STATES.includes(one.state) ? t(`watch.state.${one.state}`) : one.state;
   const cell = made("td", word, one.state === "alarm" ? "alarm" : undefined);
-  if (one.differed) cell.append(made("span", t("watch.differed", { day: day(one.differed) }), "small"));
+  if (one.differed) cell.append(made("span", t("watch.differed", { day: dayOfUtc(one.differed) }), "small"));
   return cell;
 }
 

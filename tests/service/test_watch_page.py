@@ -52,11 +52,15 @@ def watched(linear_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @pytest.mark.parametrize(
     ("language", "state", "since"),
-    [("en", "not as usual", "Stain: not as usual since"), ("de", "nicht wie gewohnt", "Färbung: nicht")],
+    [
+        ("en", "not as usual", "Stain: not as usual since Nov 6, 2026"),
+        ("de", "nicht wie gewohnt", "Färbung: nicht wie gewohnt seit dem 06.11.2026"),
+    ],
 )
 def test_an_alarm_is_seen_in_words_and_pictures(watched: Server, browser: Browser, language: str, state: str, since: str) -> None:
     for scheme in ("light", "dark"):
-        page = browser.new_page(color_scheme=scheme)  # type: ignore[arg-type]
+        # West of Greenwich, where the midnight of UTC is still the day before: the watch's days are UTC's everywhere.
+        page = browser.new_page(color_scheme=scheme, timezone_id="America/New_York")  # type: ignore[arg-type]
         errors: list[str] = []
         page.on("pageerror", lambda error, errors=errors: errors.append(str(error)))
         page.goto(f"{watched.url}/watch?lang={language}#key={KEY}")
