@@ -46,10 +46,31 @@ _START_SECONDS: Final = 60
 def demo(directory: Path | None) -> dict[str, Any]:
     """Run the demo in `directory` (a new temporary folder by default); returns the outcome, the service's answer, the folder of
     sample cells and the pictures that were made. It says each step on stderr."""
+    progress = Progress()
+    folder = (directory or Path(tempfile.mkdtemp(prefix="wbc-demo-"))).resolve()
+    _refuse_cells_of_others(folder)
+    try:
+        return _run(folder, progress)
+    except KeyboardInterrupt:
+        if directory is None:  # the same command would begin in another temporary folder
+            progress.say(f"`wbc demo {shlex.quote(str(folder))}` goes on with this one")
+        raise
+
+
+def _refuse_cells_of_others(folder: Path) -> None:
+    """Raises WbcError where the pools have cells that nobody drew: the demo would train on them, and call them drawn."""
+    pools = folder / "data/pools"
+    if Pools.exist(pools) and not Pools.read(pools).table()["source"].str.contains("rendered").all():
+        raise WbcError(
+            f"{folder} has cells that are not drawn, and the demo is of drawn ones: `wbc retrain` there learns from them; "
+            "give the demo a new folder"
+        )
+
+
+def _run(folder: Path, progress: Progress) -> dict[str, Any]:
     from flows.retraining.run import retrain
 
-    progress, start = Progress(), time.monotonic()
-    folder = (directory or Path(tempfile.mkdtemp(prefix="wbc-demo-"))).resolve()
+    start = time.monotonic()
     progress.say(f"1 of {_STEPS}: a workspace with git and DVC in {folder}")
     workspace = init_workspace(folder).workspace
     if not Pools.exist(workspace / "data/pools"):

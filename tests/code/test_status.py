@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from flows import labels, notify
-from flows.cli import app
+from flows.cli import app, demo
 from flows.cli.status import next_command, status, status_text
 from flows.monitoring.audit import audit
 from flows.retraining import people
@@ -142,6 +142,26 @@ def test_a_line_of_the_log_that_a_full_disk_tore_hides_no_other(marked: Path) ->
     (marked / notify.LOG).parent.mkdir(parents=True)
     (marked / notify.LOG).write_text("2026-11-30 16:00:00Z one\n2026-11-3\n2026-11-32026-11-30 16:01:00Z two\n")
     assert [line[-3:] for line in status(marked)["failures"]] == ["one", "two"]
+
+
+def test_the_demo_takes_no_cells_for_drawn_that_are_not_and_goes_on_where_it_was(
+    marked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(marked)
+    before = (marked / "params.yaml").read_bytes()
+    with pytest.raises(WbcError, match=r"has cells that are not drawn.*give the demo a new folder"):
+        demo.demo(marked)
+    assert (marked / "params.yaml").read_bytes() == before
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "init_workspace", interrupted)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        demo.demo(None)
+    (folder,) = tmp_path.glob("wbc-demo-*")
+    assert capsys.readouterr().err.endswith(f"`wbc demo {folder}` goes on with this one\n")
 
 
 def test_the_next_command_follows_what_happened(marked: Path) -> None:
