@@ -4,9 +4,11 @@ One row or task that cannot be used refuses itself and spoils no other. Several 
 the answer is of them all; where they do not, nobody's is taken.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Final
 
 import pandas as pd
 
@@ -94,11 +96,14 @@ def _checked(said: Said, words: Vocabulary) -> Said:
     return Answer(said.place, said.sha256.casefold(), label, by, at, said.why)
 
 
+_NO_DAY: Final = re.compile(r"\d{4}[-/. ]?Q?\d{0,2}")
+
+
 def _moment(text: str) -> str:
     """A time as ISO 8601 in UTC, to the microsecond, and never later than now, or no later label could follow it; empty where it
-    is none."""
+    is none. A year, quarter or month alone is none: its first day might come before a label that it follows."""
     try:
-        moment = pd.Timestamp(text) if text[:4].isdigit() else pd.NaT
+        moment = pd.Timestamp(text) if text[:4].isdigit() and not _NO_DAY.fullmatch(text.strip()) else pd.NaT
     except (ValueError, OverflowError):
         return ""
     if not isinstance(moment, pd.Timestamp):

@@ -55,6 +55,14 @@ def test_a_later_annotation_of_the_same_person_counts_even_within_a_second(tmp_p
     assert read(tmp_path, annotation("Monocyte", None), annotation("Basophil", None, changed["updated_at"])).refused
 
 
+@pytest.mark.parametrize("at", ["2026", "2026-11", "2026Q4", "2026-02-30"])
+def test_a_time_without_its_day_is_refused(tmp_path: Path, at: str) -> None:
+    """Taken as the first day of that year, it would come before a label that it follows."""
+    (refused,) = read(tmp_path, annotation("Monocyte", at=at)).refused
+    assert refused.reason.startswith(f"{at!r} is no time: write it as ")
+    assert one(read(tmp_path, annotation("Monocyte", at="20261122")))[2] == "2026-11-22T00:00:00Z"
+
+
 def test_the_unsure_ask_on_and_stand_in_nobody_s_way(tmp_path: Path) -> None:
     alone = read(tmp_path, annotation("unsure"))
     assert (alone.answers, alone.refused, alone.unsure) == ([], [], 1)
