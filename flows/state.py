@@ -7,6 +7,7 @@ are gone. Whoever holds it works on one version of the pools: what comes meanwhi
 
 import contextlib
 import csv
+import hashlib
 import json
 import os
 import time
@@ -29,11 +30,13 @@ from wbc_model.core.files import file_sha256, make_folder, write_atomic
 from wbc_model.core.lock import locked, take
 from wbc_model.core.model_card import CARD, read_card
 from wbc_model.core.written import read_yaml
+from wbc_model.params import Params
 
 _ORPHAN_SECONDS: Final = 60  # for the children of a killed flow to end by themselves
 TURNSTILE: Final = ".wbc/incoming.lock"  # between asking whether somebody works on the pools, and changing them
 RETRAINING: Final = "a retraining"
 _LEARNED: Final = ".wbc/learned.csv"
+_SCHEME: Final = "2-"  # of the name of a retraining's parameters
 _held: dict[Path, int] = {}
 
 
@@ -68,8 +71,19 @@ class State:
         """The number that labels of the present round carry."""
         return self.after_cycle + self.cycle + 1
 
+    def goes_on_with(self, params: Params) -> bool:
+        """Whether it has these parameters, so that an unfinished one goes on. One that an earlier version began goes on, too: its
+        parameters are named in the way of that version."""
+        return not self.params.startswith(_SCHEME) or self.params == params_name(params)
+
     def write(self, workspace: Path) -> None:
         write_atomic(_path(workspace), json.dumps(asdict(self), indent=1) + "\n")
+
+
+def params_name(params: Params) -> str:
+    """A name of the parameters that make a retraining what it is; when one is started, and where it works, is not among them."""
+    apart: Any = {"schedule": True, "retrain": {"runner"}}
+    return _SCHEME + hashlib.sha256(params.model_dump_json(exclude=apart).encode()).hexdigest()[:16]
 
 
 def _path(workspace: Path) -> Path:

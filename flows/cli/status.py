@@ -70,6 +70,8 @@ def next_command(workspace: Path) -> str:
     if waits["conflicts"]:
         rows = counted(waits["conflicts"], "row that disagrees", "rows that disagree")
         return f"`wbc labels decide` lists {rows} with the pools"
+    if state is not None and state.status != "done" and not state.goes_on_with(read_params(workspace / "params.yaml")):
+        return "`wbc retrain` begins a new retraining with what params.yaml says now; the unfinished one ends, its labels stay"
     if state is not None and state.status == "running":
         return "`wbc retrain` goes on with the retraining that was interrupted"
     if waits["people"]:

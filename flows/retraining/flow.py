@@ -8,14 +8,13 @@ flows.retraining.run.
 """
 
 import contextlib
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast
 
 import pandas as pd
 from prefect import flow, get_run_logger, tags, task
@@ -50,7 +49,7 @@ from flows.retraining.prefect_api import (
     run_name,
 )
 from flows.shards.prefect_tasks import spread_in_flow
-from flows.state import State, hold_lock, last_cycle, note_learned, read_state
+from flows.state import State, hold_lock, last_cycle, note_learned, params_name, read_state
 from flows.tracking import BEFORE, COMMIT, packaged_digest
 from flows.workspace import gone_line, narrow_query, note_after_cycle, set_params
 from wbc_model.cells.pools import Pools, check_present
@@ -70,7 +69,6 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 GATE_NOTE = "models/gate.json"
-_SCHEME: Final = "2-"  # of the name of a retraining's parameters
 
 
 @dataclass
@@ -550,7 +548,7 @@ def _begin(workspace: Path, commit: bool, progress: Progress) -> State:
         old.answers, old.cycle = None, old.cycle + 1
         old.write(workspace)
     labels.check_replayed(workspace)
-    if old is not None and old.status != "done" and _goes_on(old, params):
+    if old is not None and old.status != "done" and old.goes_on_with(params):
         progress.say(f"going on with retraining {old.key}, cycle {old.after_cycle + old.cycle}")
         for row in old.rows:
             if old.status == "waiting" or row["cycle"] < old.after_cycle + old.cycle:  # what comes now has its line later
@@ -568,31 +566,19 @@ def _begin(workspace: Path, commit: bool, progress: Progress) -> State:
     moment = datetime.now(UTC)
     params = read_params(workspace / "params.yaml")
     key = f"{moment:%Y%m%d-%H%M%S}-{moment.microsecond // 1000:03}"  # what is decided is kept by it: no two may be the same
-    state = State(key, _digest(params), moment.isoformat(timespec="seconds"), after, commit)
+    state = State(key, params_name(params), moment.isoformat(timespec="seconds"), after, commit)
     state.write(workspace)
     return state
-
-
-def _digest(params: Params) -> str:
-    """A name of the parameters that make a retraining what it is; when one is started, and where it works, is not among them."""
-    apart: Any = {"schedule": True, "retrain": {"runner"}}
-    return _SCHEME + hashlib.sha256(params.model_dump_json(exclude=apart).encode()).hexdigest()[:16]
 
 
 def _check_params(ctx: Context) -> None:
     """Raises WbcError where params.yaml is not what the retraining began with: its next stages would take the new values, and the
     records would name the old ones."""
-    if _digest(read_params(ctx.workspace / "params.yaml")) != _digest(ctx.params):
+    if params_name(read_params(ctx.workspace / "params.yaml")) != params_name(ctx.params):
         raise WbcError(
             f"params.yaml was changed while retraining {ctx.state.key} ran, which ends here: its labels stay, and the next "
             "`wbc retrain` begins a new one with what params.yaml says now"
         )
-
-
-def _goes_on(old: State, params: Params) -> bool:
-    """Whether an unfinished retraining has these parameters. Those that an earlier version began are named in its way, by all of
-    params.yaml as that version knew it: they go on."""
-    return not old.params.startswith(_SCHEME) or old.params == _digest(params)
 
 
 def _go_on(ctx: Context, scheduled: bool) -> bool:

@@ -17,13 +17,14 @@ from flows.cli import app, demo
 from flows.cli.status import next_command, status, status_text
 from flows.monitoring.audit import audit
 from flows.retraining import people
-from flows.state import State, hold_lock, label_cycle, note_learned
+from flows.state import State, hold_lock, label_cycle, note_learned, params_name
 from flows.workspace import template
 from tests.model.test_export import card
 from wbc_model.cells.pools import COLUMNS, Pools
 from wbc_model.core.cell_filter import CellFilter
 from wbc_model.core.classes import CLASSES
 from wbc_model.core.errors import WbcError
+from wbc_model.params import read_params
 
 
 @pytest.fixture
@@ -173,6 +174,10 @@ def test_the_next_command_follows_what_happened(marked: Path) -> None:
     note_learned(marked, pools)
     run("running").write(marked)
     assert next_command(marked) == "`wbc retrain` goes on with the retraining that was interrupted"
+    changed = params_name(read_params(marked / "params.yaml").model_copy(update={"seed": 7}))
+    for how in ("running", "waiting"):
+        dataclasses.replace(run(how), params=changed).write(marked)
+        assert next_command(marked).startswith("`wbc retrain` begins a new retraining with what params.yaml says now")
     run("waiting").write(marked)
     ask(marked, pools, 2)
     assert next_command(marked).startswith("`wbc labels export FILE.csv` writes the 2 cells that await a label")

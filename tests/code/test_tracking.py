@@ -17,7 +17,7 @@ from flows.registry.curve import CURVE_CSV, CYCLES, SIZE, begin_record, note_cyc
 from flows.retraining import flow as retrain
 from flows.retraining.artifacts import gate_page
 from flows.retraining.gate import Decision
-from flows.state import State
+from flows.state import State, params_name
 from flows.tracking import Tracker, open_tracker
 from flows.workspace import params_with, set_params, template
 from wbc_model.core.classes import CLASSES
@@ -139,12 +139,12 @@ def test_a_training_s_curve_is_logged_while_it_trains_and_each_step_once(tracker
 
 def test_another_schedule_abandons_no_waiting_retraining(made: Path) -> None:
     params = read_params(made / "params.yaml")
-    state = State("k", retrain._digest(params), "2026-11-29T00:00:00+00:00", 0, False, status="waiting")
+    state = State("k", params_name(params), "2026-11-29T00:00:00+00:00", 0, False, status="waiting")
     changes = {"schedule.cron": "0 5 * * 1", "schedule.timezone": "Asia/Tokyo", "schedule.min_new_labels": 7}
-    assert retrain._goes_on(state, params_with(made, changes))
-    assert not retrain._goes_on(state, params_with(made, {"retrain.until": 0.5}))
+    assert state.goes_on_with(params_with(made, changes))
+    assert not state.goes_on_with(params_with(made, {"retrain.until": 0.5}))
     state.params = "0123456789abcdef"  # as an earlier version named its parameters
-    assert retrain._goes_on(state, params)
+    assert state.goes_on_with(params)
 
 
 def test_a_retraining_under_which_params_yaml_was_changed_ends(made: Path, tmp_path: Path) -> None:
