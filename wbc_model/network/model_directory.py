@@ -30,7 +30,7 @@ class _Served(nn.Module):
 
 def export_onnx(network: AttentionResNet18, size: int, path: Path) -> None:
     """Write the network as ONNX with a dynamic batch: `images` uint8 to `logits`, `predicted_loss` and `embedding` float32."""
-    import onnx  # who reads a model directory needs it not
+    import onnx  # only writing needs it
 
     outputs = ["logits", "predicted_loss", "embedding"]
     served = _Served(network).eval()
